@@ -1,0 +1,144 @@
+"""The record of one growth. It says what changes where; it holds no tensors and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+VERSION = 1
+
+Insertions = tuple[tuple[int, int], ...]
+"""Pairs of a position before the edit and the number of positions inserted there."""
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What an edit does to one layer.
+
+    Attributes:
+        name: The layer's module path.
+        kind: The name of its stock type, such as ``Conv2d``.
+        in_width: The number of input channels before and after.
+        width: The number of output channels before and after.
+        ins: Where new input channels land.
+        outs: Where new output channels land.
+        blocks: The blocks that are added, in order: "helper", "new".
+        parameters: The number of parameters that they add.
+    """
+
+    name: str
+    kind: str
+    in_width: tuple[int, int]
+    width: tuple[int, int]
+    ins: Insertions
+    outs: Insertions
+    blocks: tuple[str, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The frozen record of one growth: which layers, which axes, how many units, where they sit.
+
+    Attributes:
+        index: The number of the edit in the model's history, from 1.
+        generation: The generation that its blocks belong to.
+        closes: The generation that it closes first; None if it closes none.
+        request: What was asked for: units by layer name.
+        growth: The units that each group of channels gains, by the group's number.
+        changes: What happens to each layer, in order of execution.
+        initializer: How new blocks get their values.
+    """
+
+    index: int
+    generation: int
+    closes: int | None
+    request: Mapping[str, int]
+    growth: Mapping[int, int]
+    changes: tuple[LayerChange, ...]
+    initializer: str = "zero"
+    version: int = field(default=VERSION)
+
+    def __post_init__(self) -> None:
+        for name in ("request", "growth"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _edit_from_fields, (self._fields(),)
+
+    def _fields(self) -> dict[str, Any]:
+        names = ("index", "generation", "closes", "changes", "initializer", "version")
+        fields = {name: getattr(self, name) for name in names}
+        return {**fields, "request": dict(self.request), "growth": dict(self.growth)}
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters that the edit adds."""
+        return sum(change.parameters for change in self.changes)
+
+    def to_json(self) -> str:
+        """The edit as JSON."""
+        fields = self._fields()
+        return json.dumps({**fields, "changes": [asdict(change) for change in self.changes]})
+
+    @classmethod
+    def from_json(cls, text: str) -> Edit:
+        """An edit from its JSON.
+
+        Raises:
+            ValueError: If the text is of another version, or not an edit.
+        """
+        fields = json.loads(text)
+        if not isinstance(fields, dict) or fields.get("version") != VERSION:
+            raise ValueError(f"not an edit of version {VERSION}: {text[:80]!r}")
+        try:
+            changes = tuple(_change_from_json(change) for change in fields.pop("changes"))
+            growth = {int(group): units for group, units in fields.pop("growth").items()}
+            return cls(changes=changes, growth=growth, **fields)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not an edit of version {VERSION}: {error}") from None
+
+    def __str__(self) -> str:
+        asked = ", ".join(f"{name} +{units}" for name, units in self.request.items())
+        closes = "" if self.closes is None else f", closes generation {self.closes}"
+        lines = [
+            f"Edit {self.index} (generation {self.generation}{closes}): {asked}",
+            f"adds {self.parameters:,} parameters to {len(self.changes)} layers",
+        ]
+        table = [("layer", "type", "inputs", "units", "blocks", "parameters")]
+        for change in self.changes:
+            table.append(
+                (
+                    change.name,
+                    change.kind,
+                    _arrow(change.in_width),
+                    _arrow(change.width),
+                    " + ".join(change.blocks),
+                    f"+{change.parameters:,}",
+                )
+            )
+        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+        for row in table:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append("  " + "  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+
+def _arrow(sizes: tuple[int, int]) -> str:
+    return f"{sizes[0]} -> {sizes[1]}" if sizes[0] != sizes[1] else str(sizes[0])
+
+
+def _edit_from_fields(fields: dict[str, Any]) -> Edit:
+    return Edit(**fields)
+
+
+def _change_from_json(fields: dict[str, Any]) -> LayerChange:
+    fields = dict(fields)
+    for name in ("in_width", "width", "blocks"):
+        fields[name] = tuple(fields[name])
+    for name in ("ins", "outs"):
+        fields[name] = tuple((position, count) for position, count in fields[name])
+    return LayerChange(**fields)

@@ -1,0 +1,42 @@
+"""The errors that splitgrow raises for what a model does not allow.
+
+Misuse of an argument is a ``ValueError`` or a ``TypeError`` instead.
+"""
+
+from __future__ import annotations
+
+
+class SplitGrowError(Exception):
+    """The model, or its state, does not allow what was asked."""
+
+
+class TraceError(SplitGrowError):
+    """The model's forward could not be followed, so nothing is known of its channels."""
+
+
+class UnsupportedLayerError(SplitGrowError):
+    """The named module is of a kind that cannot grow."""
+
+
+class UnsupportedModelError(SplitGrowError):
+    """The model as a whole cannot be made growable: wrapped, lazy or scripted."""
+
+
+class FixedWidthError(SplitGrowError):
+    """A layer's width is tied to something that cannot change."""
+
+
+class StructureChangedError(SplitGrowError):
+    """The model was changed by hand since it was analysed."""
+
+
+class GenerationError(SplitGrowError):
+    """A generation that is still open, or no longer exact, was asked for."""
+
+
+class OptimizerError(SplitGrowError):
+    """The optimizer cannot take over the new parameters."""
+
+
+class FusionError(SplitGrowError):
+    """The fused network does not equal the model it was made from."""

@@ -1,0 +1,49 @@
+"""How grown layers run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, get_args
+
+Mode = Literal["auto", "blockwise", "merged"]
+
+_MODE: ContextVar[Mode] = ContextVar("splitgrow_execution", default="auto")
+
+
+@contextmanager
+def execution(mode: Mode) -> Iterator[None]:
+    """Chooses how grown layers run inside a ``with`` block.
+
+    All modes compute the same function. Today every mode runs block by block; "merged" and "auto"
+    are accepted so that code which asks for them is ready.
+
+    Args:
+        mode: "blockwise" runs each block and joins the results; "merged" assembles one weight and
+            runs one layer; "auto" chooses by shape.
+
+    Raises:
+        ValueError: If there is no such mode.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> model = splitgrow.growable(model, torch.ones(1, 2))
+        >>> edit = model.expand_layer("0", 2)
+        >>> with splitgrow.execution("blockwise"):
+        ...     model(torch.ones(1, 2)).shape
+        torch.Size([1, 1])
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"no execution mode {mode!r}; there are {', '.join(get_args(Mode))}")
+    token = _MODE.set(mode)
+    try:
+        yield
+    finally:
+        _MODE.reset(token)
+
+
+def execution_mode() -> Mode:
+    """The mode that is chosen now."""
+    return _MODE.get()

@@ -1,0 +1,119 @@
+"""Fusing a grown model for deployment: plain layers, norms folded, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from splitgrow.errors import FusionError
+from splitgrow.handle import handle, history_of
+from splitgrow.merging import merge
+from splitgrow.passes import PASSES
+from splitgrow.tracing import trace_mode
+
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
+_COARSE = 5e-2  # half precision
+"""Above these a fusion is wrong; below, it is the rounding of its dtype through a deep network."""
+
+
+def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True) -> fx.GraphModule:
+    """The network for deployment: a torch.fx.GraphModule of stock layers, in evaluation mode.
+
+    Grown layers are single layers again, batch norms are folded into the layers before them, and
+    dropouts are gone. Folding is done in float64. The model itself is untouched.
+
+    Args:
+        model: A growable model, grown or not.
+        generation: The generation to recover; default: the network of today.
+        check: Whether to run both on the example inputs and compare. The largest difference,
+            relative to the largest output, is then in ``fused.meta["largest_difference"]``.
+
+    Raises:
+        FusionError: If the outputs differ by more than rounding.
+        TypeError: If an argument is of another type.
+        ValueError: If there is no such generation.
+        GenerationError: If the generation is no longer exact because of `unfreeze`.
+        SplitGrowError: If the model was never made growable.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+        >>> net = splitgrow.growable(net, torch.randn(1, 3, 8, 8))
+        >>> edit = net.expand_layer("0", 4)
+        >>> [type(layer).__name__ for layer in splitgrow.fuse(net).children()]
+        ['Conv2d', 'Conv2d']
+    """
+    history = history_of(model)
+    plain = merge(model, generation).eval()
+    inputs = _fitting(model, history.inputs)
+    graph = trace_mode(plain, inputs, training=False)
+    fused = fx.GraphModule(plain, graph, class_name=type(model).__name__)
+    for simplify in PASSES:
+        simplify(fused)
+    fused.graph.eliminate_dead_code()
+    for node in fused.graph.nodes:
+        node.meta.pop("example", None)
+    fused.graph.lint()
+    fused.delete_all_unused_submodules()
+    fused.recompile()
+    fused.eval()
+    if check:
+        fused.meta["largest_difference"] = _checked(model, fused, inputs, generation)
+    return fused
+
+
+def _fitting(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The example inputs on the device, and in the floating dtype, that the model has today."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return inputs
+
+    def fit(tensor: Tensor) -> Tensor:
+        dtype = parameter.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(parameter.device, dtype)
+
+    return pytree.tree_map_only(Tensor, fit, inputs)  # type: ignore[no-any-return]
+
+
+def _checked(
+    model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], generation: int | None
+) -> float:
+    shown = handle(model).at(generation) if generation is not None else nullcontext()
+    with torch.no_grad(), evaluating(model), shown:
+        expected = [t for t in pytree.tree_leaves(model(*inputs)) if isinstance(t, Tensor)]
+        actual = [t for t in pytree.tree_leaves(fused(*inputs)) if isinstance(t, Tensor)]
+    worst = 0.0
+    for ours, theirs in zip(actual, expected, strict=True):
+        if ours.shape != theirs.shape:
+            raise FusionError(f"outputs have shapes {ours.shape} and {theirs.shape}")
+        if not ours.numel():
+            continue
+        largest = max(theirs.abs().max().item(), torch.finfo(torch.float32).tiny)
+        difference = (ours.double() - theirs.double()).abs().max().item() / largest
+        tolerance = _TOLERANCES.get(theirs.dtype, _COARSE)
+        if not difference <= tolerance:
+            raise FusionError(
+                f"the fused network differs from the model by {difference:.1e} of its largest "
+                f"output, which is more than rounding ({tolerance:.0e}); please report this"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode inside a ``with`` block, each module's flag kept."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training

@@ -1,0 +1,84 @@
+"""The channel graph: which layers' widths belong together, and what cannot grow and why.
+
+The graph outlives growth: when a group gains units, every axis on which it lies gets longer, and
+nothing else changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from splitgrow.axes import Axis, Groups, groups_of
+
+
+@dataclass(frozen=True)
+class LayerNode:
+    """A layer with channels of its own, as the graph knows it.
+
+    Attributes:
+        name: Its module path.
+        kind: The name of its stock type, such as ``Conv2d``.
+        sized: Whether its width can be asked for.
+        ins: The axis of its input channels.
+        outs: The axis of its output channels.
+        followed: Whether the axes are its own; otherwise they are placeholders that never grow.
+    """
+
+    name: str
+    kind: str
+    sized: bool
+    ins: Axis
+    outs: Axis
+    followed: bool = True
+
+
+@dataclass
+class ChannelGraph:
+    """All layers of a model with the groups that their channels belong to."""
+
+    groups: Groups = field(default_factory=Groups)
+    nodes: dict[str, LayerNode] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def sized(self) -> list[LayerNode]:
+        """The layers whose width can be asked for, in order of execution."""
+        return [node for node in self.nodes.values() if node.sized]
+
+    def growing_groups(self, axis: Axis) -> list[int]:
+        """The groups on an axis that can grow, the one at its end first."""
+        groups = groups_of(self.groups.resolve(axis))
+        return [group for group in groups if not self.groups.is_fixed(group)][::-1]
+
+    def multiplicity(self, axis: Axis, group: int) -> int:
+        """How many positions an axis gains for each unit that a group gains."""
+        runs = self.groups.resolve(axis)
+        return sum(run.repeat for run in runs if run.group == group)
+
+    def step(self, node: LayerNode) -> int:
+        """The smallest number of units that a layer can grow by; 0 if it cannot grow."""
+        growing = self.growing_groups(node.outs)
+        return min((self.multiplicity(node.outs, group) for group in growing), default=0)
+
+    def tied(self, node: LayerNode) -> list[str]:
+        """The other layers whose width grows with this one's."""
+        growing = set(self.growing_groups(node.outs))
+        return [
+            other.name
+            for other in self.sized()
+            if other is not node and growing & set(self.growing_groups(other.outs))
+        ]
+
+    def readers(self, node: LayerNode) -> list[str]:
+        """The layers that read this layer's units, and so get helpers when it grows."""
+        own = set(groups_of(self.groups.resolve(node.outs)))
+        return [
+            other.name
+            for other in self.nodes.values()
+            if own & set(groups_of(self.groups.resolve(other.ins))) and other.sized
+        ]
+
+    def reason(self, node: LayerNode) -> str:
+        """Why a layer cannot grow; empty if it can."""
+        if self.growing_groups(node.outs):
+            return ""
+        return "; ".join(self.groups.reasons(node.outs)) or "its channels are of a constant number"

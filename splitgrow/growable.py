@@ -1,0 +1,177 @@
+"""Making a model growable: the methods that it gains, on a class of its own."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis import analyse
+from splitgrow.errors import UnsupportedModelError
+from splitgrow.growth import History, structure
+from splitgrow.handle import HISTORY, Handle
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_ORIGINAL_CLASS = "_splitgrow_class"
+_TAKEN = "_splitgrow_taken"
+
+
+def growable(self) -> bool:
+    """Whether it can grow."""
+    return not self.reason
+
+
+def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
+    """Makes a model growable, in place, and returns it.
+
+    The model's layers are analysed once, and nothing is replaced yet: module paths, state_dict,
+    flags, buffers, hooks and random state are as before. It stays an instance of its class and
+    gains `layers`, `expand_layer`, `expand`, `plan`, `generation`, `next_generation`, `at`,
+    `generation_parameters` and `unfreeze`. A name that the model uses itself is left alone, with a
+    warning; `splitgrow.handle(model)` then has it.
+
+    Analysing again is harmless, and is the way on after the model was changed by hand.
+
+    Args:
+        model: Any module whose forward torch.fx can follow.
+        example_inputs: A tensor, or a tuple of the positional arguments of an example call.
+
+    Raises:
+        TypeError: If the arguments are of other types.
+        ValueError: If the model does not run on the example inputs.
+        TraceError: If the model's forward cannot be followed.
+        UnsupportedModelError: If the model is wrapped, compiled, scripted or uninitialised.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> net = splitgrow.growable(net, torch.randn(1, 3, 8, 8))
+        >>> [(layer.name, layer.width, layer.growable) for layer in net.layers]
+        [('0', 8, True), ('2', 4, True)]
+        >>> net.expand_layer("0", 4).parameters
+        256
+        >>> net.layers[0].width
+        12
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _refuse_unsupported(model)
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(inputs, tuple):
+        raise TypeError(f"example_inputs must be a tensor or a tuple, got {type(inputs).__name__}")
+    graph = analyse(model, inputs)
+    old: History | None = vars(model).get(HISTORY)
+    history = History(graph, inputs, structure(model))
+    if old is not None:
+        history.edits, history.generation = old.edits, old.generation
+        history.exact_from, history.frozen = old.exact_from, old.frozen
+        if history.modules != old.modules:
+            # Closed generations held modules that are gone.
+            history.exact_from = history.generation
+    vars(model)[HISTORY] = history
+    if old is None:
+        taken = frozenset(name for name in _METHODS if hasattr(model, name))
+        if taken:
+            warnings.warn(
+                f"{type(model).__name__} has its own {', '.join(sorted(taken))}; use "
+                f"splitgrow.handle(model) for splitgrow's",
+                stacklevel=2,
+            )
+        model.__class__ = _growable_class(type(model), taken)  # type: ignore[assignment]
+    return model
+
+
+def _refuse_unsupported(model: nn.Module) -> None:
+    kind = type(model).__name__
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UnsupportedModelError(
+            f"the model is wrapped in {kind}; make the module inside growable "
+            f"(splitgrow.growable(model.module, ...)) and wrap it again after each growth"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError("the model is a ScriptModule; grow it before scripting")
+    if "_orig_mod" in model._modules:  # noqa: SLF001
+        raise UnsupportedModelError(
+            "the model is compiled; make the original growable and compile it after each growth"
+        )
+    lazy = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params()  # type: ignore[misc]
+    ]
+    if lazy:
+        raise UnsupportedModelError(
+            f"{', '.join(lazy)} {'is' if len(lazy) == 1 else 'are'} not initialised yet; run the "
+            f"model once on example inputs first"
+        )
+
+
+_METHODS = tuple(name for name in vars(Handle) if not name.startswith("_") and name != "edits")
+
+
+def _delegate(name: str) -> Any:
+    member = vars(Handle)[name]
+    if isinstance(member, property):
+        return property(lambda self: getattr(Handle(self), name), doc=member.__doc__)
+
+    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return getattr(Handle(self), name)(*args, **kwargs)
+
+    method.__name__ = name
+    method.__qualname__ = f"Handle.{name}"
+    method.__doc__ = member.__doc__
+    method.__wrapped__ = member  # type: ignore[attr-defined]
+    return method
+
+
+def _reduce(self: nn.Module, protocol: Any) -> Any:
+    """Pickles the instance by its own class, which can be imported, not by the one made here."""
+    cls = type(self)
+    reduced: Any = super(cls, self).__reduce_ex__(protocol)
+    rebuild, args, *rest = reduced
+    if args and args[0] is cls:
+        original, taken = getattr(cls, _ORIGINAL_CLASS), getattr(cls, _TAKEN)
+        return (_new_growable, (original, taken, rebuild, args[1:]), *rest)
+    return (rebuild, args, *rest)
+
+
+def _new_growable(
+    original: type[nn.Module], taken: frozenset[str], rebuild: Any, args: tuple[Any, ...]
+) -> Any:
+    return rebuild(_growable_class(original, taken), *args)
+
+
+_CLASSES: dict[tuple[Any, frozenset[str]], type[nn.Module]] = {}
+
+
+def _growable_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
+    """A subclass of the model's class, of the same name, with the methods that are not taken."""
+    if (original, taken) not in _CLASSES:
+        _CLASSES[original, taken] = _made_class(original, taken)
+    return _CLASSES[original, taken]
+
+
+def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
+    members = {name: _delegate(name) for name in _METHODS if name not in taken}
+    return type(
+        original.__name__,
+        (original,),
+        {
+            **members,
+            "__module__": original.__module__,
+            "__qualname__": original.__qualname__,
+            "__doc__": original.__doc__,
+            "__reduce_ex__": _reduce,
+            _ORIGINAL_CLASS: original,
+            _TAKEN: taken,
+        },
+    )
+
+
+def original_class(model: nn.Module) -> type[nn.Module]:
+    """The class that a growable model was written as."""
+    return getattr(type(model), _ORIGINAL_CLASS, type(model))

@@ -1,0 +1,276 @@
+"""Growing a model: its history, and the carrying out of a planned edit, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitgrow.edits import Edit, LayerChange
+from splitgrow.errors import GenerationError, StructureChangedError
+from splitgrow.generations import freeze_, unfreeze_
+from splitgrow.graph import ChannelGraph
+from splitgrow.initializers import Initializer, initializer_of
+from splitgrow.layouts import Layout
+from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
+from splitgrow.planning import (
+    build_block,
+    check_request,
+    layer_kind,
+    make_plan,
+    planned_blocks,
+    stock,
+)
+from splitgrow.split import Block, SplitLayer
+from splitgrow.undo import Undo
+
+
+@dataclass
+class History:
+    """What splitgrow knows of a model: its graph, its edits and its generations.
+
+    Attributes:
+        graph: The channel graph.
+        inputs: The example inputs.
+        modules: The modules by path, every path of each, as they were after the last edit.
+        edits: The edits so far.
+        generation: The open generation.
+        exact_from: The first generation whose closed state can still be recovered.
+        frozen: The parameters that closing generations froze.
+        viewing: Whether an earlier generation is being shown.
+    """
+
+    graph: ChannelGraph
+    inputs: tuple[Any, ...]
+    modules: dict[str, nn.Module]
+    edits: list[Edit] = field(default_factory=list)
+    generation: int = 0
+    exact_from: int = 0
+    frozen: list[nn.Parameter] = field(default_factory=list)
+    viewing: bool = False
+
+    def last_edit(self, generation: int) -> int:
+        """The number of the last edit of a generation or of those before it; 0 if none."""
+        return max((e.index for e in self.edits if e.generation <= generation), default=0)
+
+    def view_of(self, generation: int | None) -> int | None:
+        """The edit up to which blocks are seen in a generation; None for all of them.
+
+        Raises:
+            TypeError: If `generation` is not an int.
+            ValueError: If there is no such generation.
+            GenerationError: If it was closed but can no longer be recovered.
+        """
+        if generation is None:
+            return None
+        if isinstance(generation, bool) or not isinstance(generation, int):
+            raise TypeError(f"generation must be an int, got {generation!r}")
+        if not 0 <= generation <= self.generation:
+            raise ValueError(f"no generation {generation}: the open one is {self.generation}")
+        if generation < self.exact_from:
+            raise GenerationError(
+                f"generation {generation} is no longer exact: `unfreeze` or a change by hand has "
+                f"set its parameters free since it was closed"
+            )
+        return None if generation == self.generation else self.last_edit(generation)
+
+
+def structure(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules of a model by path, every path of each."""
+    return dict(model.named_modules(remove_duplicate=False))
+
+
+def check_structure(model: nn.Module, history: History) -> None:
+    """Makes sure that the model is still the one that was analysed.
+
+    Raises:
+        StructureChangedError: If modules came, went or were replaced, or a layer's tensors have
+            other shapes.
+    """
+    now, then = structure(model), history.modules
+    changed = [name for name in {**then, **now} if now.get(name) is not then.get(name)]
+    for node in history.graph.nodes.values():
+        module = now.get(node.name)
+        if module is None or isinstance(module, SplitLayer) or not node.followed:
+            continue
+        if node.name in changed:
+            continue
+        lengths = {
+            "in": history.graph.groups.length(node.ins),
+            "out": history.graph.groups.length(node.outs),
+        }
+        for name, axes in layer_kind(module).tensors(module).items():
+            tensor = getattr(module, name)
+            for dim, along in axes.items():
+                expected = lengths[along.side] // along.sections
+                if tensor is not None and tensor.shape[dim] != expected:
+                    changed.append(f"{node.name}.{name}")
+    if changed:
+        raise StructureChangedError(
+            f"the model has changed since it was analysed ({', '.join(sorted(changed)[:5])}); call "
+            f"splitgrow.growable(model, example_inputs) again"
+        )
+
+
+def plan(
+    model: nn.Module, history: History, request: Mapping[int | str, int], *, freeze: bool
+) -> Edit:
+    """The edit that a request leads to, not applied."""
+    check_structure(model, history)
+    closes = 0 if freeze and history.generation == 0 else None
+    generation = 1 if closes == 0 else history.generation
+    checked = check_request(history.graph, request)
+    return make_plan(history.graph, history.modules, checked, history.edits, (generation, closes))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A layer's change with everything that it needs, made but not yet put in place."""
+
+    change: LayerChange
+    split: SplitLayer
+    modules: list[nn.Module]
+    blocks: list[Block]
+    ins: Layout
+    outs: Layout
+
+
+def apply_(
+    model: nn.Module, history: History, edit: Edit, *, initializer: str, optimizer: object
+) -> Edit:
+    """Carries out a planned edit on its model.
+
+    Everything that can fail on account of the request or for want of memory is done before the
+    first change; what then follows is taken back if it is interrupted.
+    """
+    edit = replace(edit, initializer=initializer)
+    initialise, optimizers = initializer_of(initializer), listed(optimizer)
+    random_state = torch.get_rng_state()
+    try:
+        prepared = [_prepare(history, edit, change, initialise) for change in edit.changes]
+        joining = plan_joining(optimizers, _new_parameters(prepared))
+    except BaseException:
+        torch.set_rng_state(random_state)
+        raise
+    with Undo() as undo:
+        undo.on_failure(lambda: torch.set_rng_state(random_state))
+        if edit.closes is not None:
+            _close(model, history, undo)
+        for item in prepared:
+            _place_(history, item, undo)
+        join_(joining, undo)
+        backwards = {group: -units for group, units in edit.growth.items()}
+        undo.on_failure(lambda: history.graph.groups.grow(backwards))
+        history.graph.groups.grow(edit.growth)
+        before = (history.modules, history.generation)
+        undo.on_failure(lambda: _restore(history, *before))
+        history.modules = structure(model)
+        history.generation = edit.generation
+        history.edits.append(edit)
+    return edit
+
+
+def _restore(history: History, modules: dict[str, nn.Module], generation: int) -> None:
+    history.modules, history.generation = modules, generation
+
+
+def _prepare(
+    history: History, edit: Edit, change: LayerChange, initialise: Initializer
+) -> _Prepared:
+    module = history.modules[change.name]
+    split = module if isinstance(module, SplitLayer) else SplitLayer(module)
+    split.training = module.training
+    before = (change.in_width[0], change.width[0])
+    gain = (change.in_width[1] - before[0], change.width[1] - before[1])
+    modules, blocks = list(split), list(split.blocks)
+    for kind, sizes in planned_blocks(split.kind, split.original, before, gain).items():
+        block = build_block(module, kind, sizes)
+        initialise(block, kind)
+        _match_memory_format(block, split.original)
+        modules.append(block.train(stock(module).training))
+        blocks.append(Block("helper" if kind == "helper" else "new", edit.index))
+    return _Prepared(
+        change,
+        split,
+        modules,
+        blocks,
+        split.ins.inserted(change.ins, edit.index),
+        split.outs.inserted(change.outs, edit.index),
+    )
+
+
+def _match_memory_format(block: nn.Module, original: nn.Module) -> None:
+    """Keeps a model channels-last that is."""
+    weight = getattr(original, "weight", None)
+    if weight is None or weight.dim() != 4 or weight.is_contiguous():
+        return
+    if weight.is_contiguous(memory_format=torch.channels_last):
+        block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _new_parameters(prepared: list[_Prepared]) -> Iterator[NewParameter]:
+    for item in prepared:
+        for index in range(len(item.split), len(item.modules)):
+            for name, parameter in item.modules[index].named_parameters():
+                original = getattr(item.split.original, name)
+                yield NewParameter(f"{item.change.name}.{index}.{name}", parameter, original)
+
+
+def _close(model: nn.Module, history: History, undo: Undo) -> None:
+    length = len(history.frozen)
+    undo.on_failure(lambda: history.frozen.__delitem__(slice(length, None)))
+    history.frozen.extend(freeze_(model, undo))
+
+
+def _place_(history: History, item: _Prepared, undo: Undo) -> None:
+    """Puts a layer's new blocks in place, and a split layer where there was a stock layer."""
+    split = item.split
+    before = (list(split), split.blocks, split.ins, split.outs)
+
+    def take_back() -> None:
+        split.set_blocks(*before[:2])
+        split.ins, split.outs = before[2:]
+
+    undo.on_failure(take_back)
+    split.ins, split.outs = item.ins, item.outs
+    split.set_blocks(item.modules, item.blocks)
+    replaced = history.modules[item.change.name]
+    if replaced is split:
+        return
+    for path in [path for path, module in history.modules.items() if module is replaced]:
+        parent_path, _, name = path.rpartition(".")
+        children = history.modules[parent_path]._modules  # noqa: SLF001
+        undo.on_failure(lambda c=children, n=name: c.__setitem__(n, replaced))  # type: ignore[misc]
+        children[name] = split
+
+
+def next_generation_(model: nn.Module, history: History) -> int:
+    """Closes the open generation and opens the next; returns its number."""
+    with Undo() as undo:
+        _close(model, history, undo)
+        before = history.generation
+        undo.on_failure(lambda: setattr(history, "generation", before))
+        history.generation += 1
+    return history.generation
+
+
+def unfreeze_all_(model: nn.Module, history: History) -> None:
+    """Sets free everything that closing generations froze."""
+    unfreeze_(model, history.frozen)
+    history.frozen.clear()
+    history.exact_from = history.generation
+
+
+def parameters_of(model: nn.Module, history: History, generation: int) -> list[nn.Parameter]:
+    """The parameters that were born in a generation, in the model's order."""
+    later: dict[int, int] = {}
+    for module in model.modules():
+        if isinstance(module, SplitLayer):
+            for block, purpose in zip(module, module.blocks, strict=True):
+                if purpose.edit:
+                    born = history.edits[purpose.edit - 1].generation
+                    later.update((id(parameter), born) for parameter in block.parameters())
+    return [p for p in model.parameters() if later.get(id(p), 0) == generation]

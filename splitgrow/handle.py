@@ -1,0 +1,256 @@
+"""What can be done with one growable model: the methods that it gains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from splitgrow.edits import Edit
+from splitgrow.errors import SplitGrowError
+from splitgrow.growth import (
+    History,
+    apply_,
+    next_generation_,
+    parameters_of,
+    plan,
+    unfreeze_all_,
+)
+from splitgrow.split import SplitLayer
+
+HISTORY = "_splitgrow_history"
+"""The attribute of a growable model that holds its history."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose width can be asked for.
+
+    Attributes:
+        index: Its place in the order of execution.
+        name: Its module path.
+        kind: The name of its stock type, such as ``Conv2d``.
+        width: Its number of units.
+        step: The smallest number of units that it can grow by; 0 if it cannot grow.
+        group: The other layers that grow with it.
+        readers: The layers that read its units, and get helpers when it grows.
+        growable: Whether it can grow.
+        reason: Why it cannot; empty if it can.
+    """
+
+    index: int
+    name: str
+    kind: str
+    width: int
+    step: int
+    group: tuple[str, ...]
+    readers: tuple[str, ...]
+    reason: str
+
+    @property
+    def history_of(model: nn.Module) -> History:
+    """The history of a growable model.
+
+    Raises:
+        TypeError: If `model` is not a module.
+        SplitGrowError: If the model was never made growable.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    history: History | None = vars(model).get(HISTORY)
+    if history is None:
+        raise SplitGrowError(
+            f"{type(model).__name__} is not growable yet; call splitgrow.growable(model, "
+            f"example_inputs) first"
+        )
+    return history
+
+
+class Handle:
+    """Everything that splitgrow does with one growable model.
+
+    The same names are methods of the model itself, unless it has its own of that name.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))
+        >>> splitgrow.handle(net).layers[0].readers
+        ('1',)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._history = history_of(model)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers whose width can be asked for, in order of execution."""
+        graph = self._history.graph
+        return tuple(
+            Layer(
+                index=index,
+                name=node.name,
+                kind=node.kind,
+                width=_width(self._model, self._history, node.name),
+                step=graph.step(node),
+                group=tuple(graph.tied(node)),
+                readers=tuple(graph.readers(node)),
+                reason=graph.reason(node),
+            )
+            for index, node in enumerate(graph.sized())
+        )
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The growths so far."""
+        return tuple(self._history.edits)
+
+    @property
+    def generation(self) -> int:
+        """The open generation; 0 before the first growth."""
+        return self._history.generation
+
+    def expand_layer(
+        self,
+        layer: int | str,
+        n: int,
+        *,
+        initializer: str = "zero",
+        freeze: bool = True,
+        optimizer: object = None,
+    ) -> Edit:
+        """Adds units to a layer and to all that is tied to it, and helpers to all that read it.
+
+        The old outputs are unchanged. If the layer makes the model's output, the old outputs lead.
+
+        Args:
+            layer: Its index or name in `layers`.
+            n: The number of units that it gains.
+            initializer: How new blocks get their values: "zero" sets helpers to zero and new units
+                as torch initialises a layer of their shape.
+            freeze: Whether the first growth closes generation 0, which freezes every parameter and
+                running statistic that exists.
+            optimizer: One or several optimizers. New parameters join the param group of the
+                original weight (or bias) of their layer; state that exists is kept.
+
+        Returns:
+            The record of what was done.
+
+        Raises:
+            TypeError: If an argument is of another type.
+            ValueError: If there is no such layer, or n is not positive or does not fit; the nearest
+                widths that do are named.
+            UnsupportedLayerError: If the module has no width of its own.
+            FixedWidthError: If the layer is tied to something that cannot grow.
+            OptimizerError: If the optimizer does not train the layer.
+            StructureChangedError: If the model was changed by hand since it was analysed.
+
+        In all these cases model and optimizer are as before.
+        """
+        return self.expand({layer: n}, initializer=initializer, freeze=freeze, optimizer=optimizer)
+
+    def expand(
+        self,
+        request: Mapping[int | str, int],
+        *,
+        initializer: str = "zero",
+        freeze: bool = True,
+        optimizer: object = None,
+    ) -> Edit:
+        """Adds units to several layers in one edit; otherwise as `expand_layer`.
+
+        Layers that are tied to each other grow once, by what each of them asks for.
+        """
+        self._refuse_while_viewing("grow")
+        edit = plan(self._model, self._history, request, freeze=freeze)
+        return apply_(
+            self._model, self._history, edit, initializer=initializer, optimizer=optimizer
+        )
+
+    def plan(self, request: Mapping[int | str, int], *, freeze: bool = True) -> Edit:
+        """The edit that `expand` would carry out, not applied; print it to see what it changes."""
+        return plan(self._model, self._history, request, freeze=freeze)
+
+    def next_generation(self) -> int:
+        """Closes the open generation: freezes its parameters and running statistics.
+
+        Returns:
+            The number of the generation that is open now.
+        """
+        self._refuse_while_viewing("close a generation")
+        return next_generation_(self._model, self._history)
+
+    def generation_parameters(self, generation: int | None = None) -> list[nn.Parameter]:
+        """The parameters that were born in a generation (default: the open one).
+
+        Raises:
+            TypeError: If `generation` is not an int.
+            ValueError: If there is no such generation.
+        """
+        chosen = self._history.generation if generation is None else generation
+        if isinstance(chosen, bool) or not isinstance(chosen, int):
+            raise TypeError(f"generation must be an int, got {chosen!r}")
+        if not 0 <= chosen <= self._history.generation:
+            raise ValueError(f"no generation {chosen}: the open one is {self._history.generation}")
+        return parameters_of(self._model, self._history, chosen)
+
+    def unfreeze(self) -> None:
+        """Lets everything train again. Closed generations are no longer exact from here on."""
+        unfreeze_all_(self._model, self._history)
+
+    @contextmanager
+    def at(self, generation: int) -> Iterator[nn.Module]:
+        """The network exactly as it was when a generation was closed, inside a ``with`` block.
+
+        In evaluation mode its outputs are bit for bit those of that time.
+
+        Raises:
+            TypeError: If `generation` is not an int.
+            ValueError: If there is no such generation.
+            GenerationError: If it is no longer exact because of `unfreeze`.
+        """
+        view = self._history.view_of(generation)
+        splits = [m for m in self._model.modules() if isinstance(m, SplitLayer)]
+        before = [split.view for split in splits], self._history.viewing
+        try:
+            self._history.viewing = True
+            for split in splits:
+                split.view = view
+            yield self._model
+        finally:
+            for split, old in zip(splits, before[0], strict=True):
+                split.view = old
+            self._history.viewing = before[1]
+
+    def _refuse_while_viewing(self, what: str) -> None:
+        if self._history.viewing:
+            raise SplitGrowError(f"cannot {what} inside `with model.at(...)`: leave it first")
+
+
+def _width(model: nn.Module, history: History, name: str) -> int:
+    node = history.graph.nodes[name]
+    if node.followed:
+        return history.graph.groups.length(node.outs)
+    module: Any = model.get_submodule(name)
+    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
+
+
+def handle(model: nn.Module) -> Handle:
+    """What splitgrow does with a growable model, under names that never clash with the model's own.
+
+    Raises:
+        SplitGrowError: If the model was never made growable.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> net = splitgrow.growable(torch.nn.Sequential(torch.nn.Linear(2, 3)), torch.ones(1, 2))
+        >>> splitgrow.handle(net).generation
+        0
+    """
+    return Handle(model)
+
+

@@ -1,0 +1,71 @@
+"""Making a grown model plain again: stock layers at the same paths, in the user's own class."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from splitgrow.generations import release_
+from splitgrow.growable import original_class
+from splitgrow.handle import history_of
+from splitgrow.split import SplitLayer
+
+
+def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
+    """A new, plain model of the same class that computes the same; the model is untouched.
+
+    Every grown layer is one stock layer again, at the same path, and nothing of splitgrow is left.
+    What splitgrow froze trains again.
+
+    Args:
+        model: A growable model, grown or not.
+        generation: The generation to recover: the network as it was when that was closed. Default:
+            the network of today.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If there is no such generation.
+        GenerationError: If the generation is no longer exact because of `unfreeze`.
+        SplitGrowError: If the model was never made growable.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))
+        >>> edit = net.expand_layer("0", 2)
+        >>> splitgrow.merge(net)
+        Sequential(
+          (0): Linear(in_features=2, out_features=5, bias=True)
+          (1): Linear(in_features=5, out_features=1, bias=True)
+        )
+        >>> splitgrow.merge(net, generation=0)[0]
+        Linear(in_features=2, out_features=3, bias=True)
+    """
+    history = history_of(model)
+    view = history.view_of(generation)
+    frozen = {id(parameter) for parameter in history.frozen}
+    # The copy takes these in place of what it would have made itself.
+    memo: dict[int, Any] = {id(history): None}
+    for module in model.modules():
+        if isinstance(module, SplitLayer):
+            memo[id(module)] = _plain(module, view, frozen)
+    plain = copy.deepcopy(model, memo)
+    vars(plain).pop(next(name for name, value in vars(model).items() if value is history))
+    plain.__class__ = original_class(model)
+    for module in plain.modules():
+        release_(module)
+    for parameter in history.frozen:
+        if id(parameter) in memo:
+            memo[id(parameter)].requires_grad_(True)
+    return plain
+
+
+def _plain(split: SplitLayer, view: int | None, frozen: set[int]) -> nn.Module:
+    plain = split.plain(view)
+    for name, parameter in plain.named_parameters():
+        parts = [getattr(block, name, None) for block in split]
+        trains = any(p is not None and (p.requires_grad or id(p) in frozen) for p in parts)
+        parameter.requires_grad_(trains)
+    return plain

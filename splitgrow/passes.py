@@ -1,0 +1,117 @@
+"""Passes that make a traced plain network smaller without changing what it computes in evaluation.
+
+Each takes a graph module and changes it in place. `PASSES` lists them in the order they run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from splitgrow.folding import norm_scale_and_shift, scale_outputs
+from splitgrow.kinds import kind_of
+
+_IDENTITIES = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def drop_identities(network: fx.GraphModule) -> None:
+    """Removes what passes its input on in evaluation mode: identities and dropouts."""
+    for node in list(network.graph.nodes):
+        if _passes_on(network, node):
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
+
+
+def _passes_on(network: fx.GraphModule, node: fx.Node) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        return type(network.get_submodule(str(node.target))) in _IDENTITIES
+    if node.op != "call_function":
+        return False
+    if node.target in _DROPOUTS:
+        training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+        return training is False
+    if getattr(node.target, "__name__", "") == "stochastic_depth":
+        training = node.kwargs.get("training", node.args[3] if len(node.args) > 3 else True)
+        return training is False
+    return False
+
+
+def fold_norms(network: fx.GraphModule) -> None:
+    """Folds each batch norm into the convolution or Linear before it, where that is exact.
+
+    It is where the layer runs once and only the norm reads it. A layer that is called twice keeps
+    its norms: folding one of them would change the other call.
+    """
+    calls = Counter(n.target for n in network.graph.nodes if n.op == "call_module")
+    for node in list(network.graph.nodes):
+        if node.op != "call_module" or calls[node.target] != 1:
+            continue
+        norm = network.get_submodule(str(node.target))
+        before = node.args[0] if node.args else None
+        if not isinstance(norm, _NORMS) or norm.running_mean is None:
+            continue
+        if not isinstance(before, fx.Node) or not _can_take_a_norm(network, before, norm, calls):
+            continue
+        _fold(network.get_submodule(str(before.target)), norm)
+        node.replace_all_uses_with(before)
+        network.graph.erase_node(node)
+
+
+def _can_take_a_norm(
+    network: fx.GraphModule, node: fx.Node, norm: nn.Module, calls: Counter[Any]
+) -> bool:
+    if node.op != "call_module" or calls[node.target] != 1 or len(node.users) != 1:
+        return False
+    layer = network.get_submodule(str(node.target))
+    kind = kind_of(layer)
+    if kind is None or not kind.sized:
+        return False
+    # The two must mean the same dimension by "channels": a Linear works on the last one.
+    ndim = node.meta["example"].dim()
+    return kind.channel_dim(layer) % ndim == 1 and kind.sizes(layer)[1] == norm.num_features
+
+
+def _fold(layer: Any, norm: Any) -> None:
+    scale, shift = norm_scale_and_shift(
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
+    weight: nn.Parameter = layer.weight
+    bias: nn.Parameter | None = layer.bias
+    groups = int(getattr(layer, "groups", 1))
+    dim = int("Transpose" in type(layer).__name__)
+    with torch.no_grad():
+        scaled = scale_outputs(weight, scale, dim, groups).to(weight.dtype)
+        shifted = shift if bias is None else bias.double() * scale + shift
+        layer.weight = nn.Parameter(
+            scaled.contiguous(memory_format=_memory_format(weight)), weight.requires_grad
+        )
+        layer.bias = nn.Parameter(shifted.to(weight.dtype), weight.requires_grad)
+
+
+def _memory_format(weight: torch.Tensor) -> torch.memory_format:
+    channels_last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    plain = weight.is_contiguous()
+    return torch.channels_last if channels_last and not plain else torch.contiguous_format
+
+
+PASSES = (drop_identities, fold_norms)

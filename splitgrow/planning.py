@@ -1,0 +1,222 @@
+"""From a request to an edit: what would grow, and every reason why it cannot. Changes nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from splitgrow.edits import Edit, LayerChange
+from splitgrow.errors import FixedWidthError, UnsupportedLayerError
+from splitgrow.graph import ChannelGraph, LayerNode
+from splitgrow.kinds import LayerKind, kind_of
+from splitgrow.split import SplitLayer
+
+
+def stock(module: nn.Module) -> nn.Module:
+    """The stock layer that stands for a module: a split layer's original, or the module."""
+    return module.original if isinstance(module, SplitLayer) else module
+
+
+def layer_kind(module: nn.Module) -> LayerKind:
+    """The entry of a layer of the graph, split or not."""
+    kind = kind_of(stock(module))
+    assert kind is not None, type(module)
+    return kind
+
+
+def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
+    """The layer of an index or a name.
+
+    Raises:
+        TypeError: If `layer` is neither.
+        ValueError: If there is no such layer.
+        UnsupportedLayerError: If there is such a module, but its width cannot be asked for.
+    """
+    sized = graph.sized()
+    if isinstance(layer, bool) or not isinstance(layer, (int, str)):
+        raise TypeError(f"a layer is an index or a name, got {layer!r}")
+    if isinstance(layer, int):
+        if not 0 <= layer < len(sized):
+            raise ValueError(f"no layer {layer}: the model has layers 0 to {len(sized) - 1}")
+        return sized[layer]
+    name = graph.aliases.get(layer)
+    if name in graph.nodes and graph.nodes[name].sized:
+        return graph.nodes[name]
+    if name is not None:
+        raise UnsupportedLayerError(
+            f"`{layer}` has no width that could be asked for: only convolutions and Linear layers "
+            f"have; norms and activations follow the layer that they read"
+        )
+    close = difflib.get_close_matches(layer, [node.name for node in sized], n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see `model.layers`"
+    raise ValueError(f"no layer {layer!r}; {hint}")
+
+
+def find_growth(graph: ChannelGraph, request: Mapping[str, int]) -> dict[int, int]:
+    """The units that each group of channels must gain to give each layer what it asks for.
+
+    Raises:
+        FixedWidthError: If layers cannot grow; all of them are named.
+        ValueError: If numbers do not fit; all of them are named, with the widths that do.
+    """
+    nodes = {name: graph.nodes[name] for name in request}
+    fixed = [
+        f"`{name}` cannot grow: {graph.reason(node)}"
+        for name, node in nodes.items()
+        if graph.reason(node)
+    ]
+    if fixed:
+        raise FixedWidthError("; ".join(fixed))
+    growth: dict[int, int] = {}
+    misfits = []
+    # A layer with fewer groups has fewer ways to grow, so it chooses first.
+    for name in sorted(request, key=lambda name: len(graph.growing_groups(nodes[name].outs))):
+        missing = request[name] - _gain(graph, nodes[name], growth)
+        for group in graph.growing_groups(nodes[name].outs):
+            step = graph.multiplicity(nodes[name].outs, group)
+            if missing > 0 and missing % step == 0 and group not in growth:
+                growth[group] = missing // step
+                break
+        else:
+            if missing:
+                misfits.append(_misfit(graph, nodes[name], request, growth))
+    for name, node in nodes.items():
+        if not misfits and _gain(graph, node, growth) != request[name]:
+            misfits.append(_misfit(graph, node, request, growth))
+    if misfits:
+        raise ValueError("; ".join(misfits))
+    return growth
+
+
+def _gain(graph: ChannelGraph, node: LayerNode, growth: Mapping[int, int]) -> int:
+    return sum(count for _, count in graph.groups.insertions(node.outs, growth))
+
+
+def _misfit(
+    graph: ChannelGraph, node: LayerNode, request: Mapping[str, int], growth: Mapping[int, int]
+) -> str:
+    n, step = request[node.name], graph.step(node)
+    gained = _gain(graph, node, growth)
+    if gained:
+        tied = [name for name in graph.tied(node) if name in request]
+        return (
+            f"n (={n}) for `{node.name}` contradicts what is asked for {', '.join(tied)}: they are "
+            f"tied, and that gives it {gained}"
+        )
+    width = graph.groups.length(node.outs)
+    lower = n // step * step
+    fitting = [width + lower + step * i for i in range(3) if lower + step * i > 0][:2]
+    return (
+        f"n (={n}) does not fit `{node.name}`: its {width} units grow in steps of {step}, so the "
+        f"nearest widths are {' and '.join(map(str, fitting))}"
+    )
+
+
+def plan_changes(
+    graph: ChannelGraph, modules: Mapping[str, nn.Module], growth: Mapping[int, int]
+) -> tuple[LayerChange, ...]:
+    """What each layer that a growth touches must change."""
+    changes = []
+    for node in graph.nodes.values():
+        ins = graph.groups.insertions(node.ins, growth)
+        outs = graph.groups.insertions(node.outs, growth)
+        if ins or outs:
+            before = (graph.groups.length(node.ins), graph.groups.length(node.outs))
+            gain = (sum(count for _, count in ins), sum(count for _, count in outs))
+            module = modules[node.name]
+            blocks = planned_blocks(layer_kind(module), stock(module), before, gain)
+            changes.append(
+                LayerChange(
+                    name=node.name,
+                    kind=node.kind,
+                    in_width=(before[0], before[0] + gain[0]),
+                    width=(before[1], before[1] + gain[1]),
+                    ins=ins,
+                    outs=outs,
+                    blocks=tuple(blocks),
+                    parameters=_count_parameters(module, blocks),
+                )
+            )
+    return tuple(changes)
+
+
+def planned_blocks(
+    kind: LayerKind, module: nn.Module, before: tuple[int, int], gain: tuple[int, int]
+) -> dict[str, tuple[int, int]]:
+    """The blocks that a layer gets, with their numbers of inputs and outputs, in order.
+
+    A helper comes first: it reads the new inputs for the outputs that exist. Then a new block reads
+    all inputs for the new outputs, so that the two fill the grown weight's two strips.
+    """
+    if kind.diagonal(module):
+        return {"new": gain}
+    blocks = {}
+    if gain[0]:
+        blocks["helper"] = (gain[0], before[1])
+    if gain[1]:
+        blocks["new"] = (before[0] + gain[0], gain[1])
+    return blocks
+
+
+def build_block(module: nn.Module, kind: str, sizes: tuple[int, int], **options: str) -> nn.Module:
+    """A block for a layer; helpers have no bias, since the outputs they add to have theirs."""
+    layer = layer_kind(module)
+    if kind == "helper":
+        return layer.build(stock(module), sizes, bias=False, **options)
+    return layer.build(stock(module), sizes, **options)
+
+
+def _count_parameters(module: nn.Module, blocks: Mapping[str, tuple[int, int]]) -> int:
+    built = [build_block(module, kind, sizes, device="meta") for kind, sizes in blocks.items()]
+    return sum(parameter.numel() for block in built for parameter in block.parameters())
+
+
+def check_request(graph: ChannelGraph, request: Mapping[int | str, int]) -> dict[str, int]:
+    """A request by layer names, checked as far as that goes without looking at the groups.
+
+    Raises:
+        TypeError: If a layer is neither index nor name, or a number of units is not an int.
+        ValueError: If a layer does not exist or is named twice, or a number is not positive.
+    """
+    if not isinstance(request, Mapping) or not request:
+        raise ValueError(f"a request maps layers to numbers of units, got {request!r}")
+    checked: dict[str, int] = {}
+    for layer, n in request.items():
+        name = find_node(graph, layer).name
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise TypeError(f"n (={n!r}) for `{name}` must be an int, the number of units to add")
+        if n < 1:
+            raise ValueError(f"n (={n}) for `{name}` must be at least 1: layers only grow")
+        if name in checked:
+            raise ValueError(f"`{name}` is asked for twice")
+        checked[name] = n
+    return checked
+
+
+def make_plan(
+    graph: ChannelGraph,
+    modules: Mapping[str, nn.Module],
+    request: Mapping[str, int],
+    edits: Sequence[Edit],
+    generation: tuple[int, int | None],
+) -> Edit:
+    """The edit that gives each layer what it asks for.
+
+    Args:
+        graph: The model's channel graph.
+        modules: The model's modules by path.
+        request: Units by layer name.
+        edits: The model's history.
+        generation: The generation of the new blocks, and the one that is closed first, if any.
+    """
+    growth = find_growth(graph, request)
+    return Edit(
+        index=len(edits) + 1,
+        generation=generation[0],
+        closes=generation[1],
+        request=request,
+        growth=growth,
+        changes=plan_changes(graph, modules, growth),
+    )

@@ -1,0 +1,17 @@
+"""The rules of the ops: what each does to channel axes."""
+
+from splitgrow.rules import elementwise, joins, reshaping, spatial
+from splitgrow.rules.registry import Op, Shaped, Unknown, register_op, result_of, rule_of
+
+__all__ = [
+    "Op",
+    "Shaped",
+    "Unknown",
+    "elementwise",
+    "joins",
+    "register_op",
+    "reshaping",
+    "result_of",
+    "rule_of",
+    "spatial",
+]

@@ -1,0 +1,211 @@
+"""Ops that put tensors side by side or take them apart along a dimension."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from splitgrow.axes import Axis, Size, constant
+from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, register_op
+
+
+def dimension(op: Op, shaped: Shaped, dim: Any, *, extra: int = 0) -> int:
+    """A dimension counted from the front, from one counted from either end."""
+    ndim = len(shaped.axes) + extra
+    if not isinstance(dim, int) or not -ndim <= dim < ndim:
+        raise Unknown(f"is given the dimension {dim!r}")
+    del op
+    return dim % ndim
+
+
+def with_axis(shaped: Shaped, dim: int, *axes: Axis) -> Shaped:
+    """The tensor with one of its axes replaced by others."""
+    return Shaped(shaped.axes[:dim] + axes + shaped.axes[dim + 1 :])
+
+
+def _tensors(op: Op) -> list[Shaped]:
+    tensors = op.argument(0, "tensors")
+    if not isinstance(tensors, Sequence) or not all(isinstance(t, Shaped) for t in tensors):
+        raise Unknown("joins something else than a list of tensors")
+    return list(tensors)
+
+
+@register_op(torch.cat, torch.concat, torch.concatenate)
+def cat(op: Op) -> Any:
+    """The axes one after the other along one dimension; the others meet."""
+    tensors = _tensors(op)
+    dim = dimension(op, tensors[0], op.argument(1, "dim", 0))
+    reason = op.reason("ties it to a size that does not change")
+    axes = []
+    for index, axis in enumerate(tensors[0].axes):
+        for other in tensors[1:]:
+            if index != dim:
+                op.groups.tie(axis, other.axes[index], reason)
+        axes.append(sum((t.axes[dim] for t in tensors), ()) if index == dim else axis)
+    return Shaped(tuple(axes))
+
+
+@register_op(torch.stack)
+def stack(op: Op) -> Any:
+    """A new dimension; all others meet."""
+    first, *others = _tensors(op)
+    dim = dimension(op, first, op.argument(1, "dim", 0), extra=1)
+    for other in others:
+        for mine, theirs in zip(first.axes, other.axes, strict=True):
+            op.groups.tie(mine, theirs, op.reason("ties it to a size that does not change"))
+    return Shaped((*first.axes[:dim], constant(1 + len(others)), *first.axes[dim:]))
+
+
+@register_op(torch.chunk, "chunk", torch.tensor_split, "tensor_split")
+def chunk(op: Op) -> Any:
+    """Equal parts, which grow alike."""
+    dim = dimension(op, op.x, op.argument(2, "dim", 0))
+    count = op.argument(1, "chunks", op.argument(1, "sections"))
+    axis = op.x.axes[dim]
+    if not isinstance(count, int):
+        raise Unknown(f"splits at {count!r}")
+    if op.groups.length(axis) % count:
+        op.fix(axis, f"cuts it into {count} unequal parts")
+        sizes = (int(part.shape[dim]) for part in op.example)
+        return tuple(with_axis(op.x, dim, op.given_up([axis], size)) for size in sizes)
+    part = op.groups.sections(axis, count, op.reason(f"cuts it into {count} parts"))
+    return tuple(with_axis(op.x, dim, part) for _ in range(count))
+
+
+@register_op(nn.GLU, F.glu)
+def glu(op: Op) -> Any:
+    """Two halves that grow alike, one the gate of the other."""
+    dim = dimension(op, op.x, op.argument(1, "dim", -1))
+    half = op.groups.sections(op.x.axes[dim], 2, op.reason("cuts it into halves"))
+    return with_axis(op.x, dim, half)
+
+
+@register_op(torch.split, "split")
+def split(op: Op) -> Any:
+    """Parts of given sizes. Sizes that are written down stay, so what they measure is fixed."""
+    dim = dimension(op, op.x, op.argument(2, "dim", 0))
+    sizes = op.argument(1, "split_size_or_sections", op.argument(1, "split_size"))
+    axis = op.x.axes[dim]
+    length = op.groups.length(axis)
+    if not isinstance(sizes, (tuple, list)):
+        step = as_size(sizes)
+        if step.slope and length % step.value == 0:
+            sizes = [step] * (length // step.value)
+        else:
+            sizes = [min(step.value, length - start) for start in range(0, length, step.value)]
+    return tuple(with_axis(op.x, dim, part) for part in parts(op, axis, sizes))
+
+
+def parts(op: Op, axis: Axis, sizes: Sequence[Any]) -> list[Axis]:
+    """An axis cut into consecutive parts of the given sizes, which must cover it at any width."""
+    reason = op.reason("cuts it at a position that is written down")
+    found = []
+    rest = axis
+    for number in sizes:
+        size = as_size(number)
+        part, rest = op.groups.cut_at(rest, size, reason)
+        if not op.groups.same_size(op.groups.size(part), size):
+            op.groups.fix(part, reason)
+            op.groups.fix_size(size, reason)
+        found.append(part)
+    return [op.groups.resolve(part) for part in found]
+
+
+@register_op(torch.unbind, "unbind")
+def unbind(op: Op) -> Any:
+    """One tensor for each position of a dimension, which can therefore not grow."""
+    dim = dimension(op, op.x, op.argument(1, "dim", 0))
+    op.fix(op.x.axes[dim], "takes its positions apart one by one")
+    return tuple(with_axis(op.x, dim) for _ in op.example)
+
+
+@register_op(torch.narrow, "narrow")
+def narrow(op: Op) -> Any:
+    """A stretch of a dimension."""
+    dim = dimension(op, op.x, op.argument(1, "dim"))
+    start, length = as_size(op.argument(2, "start")), as_size(op.argument(3, "length"))
+    if start.value < 0:
+        raise Unknown("starts at a negative position")
+    return with_axis(op.x, dim, stretch(op, op.x.axes[dim], start, start + length))
+
+
+@register_op(torch.select, "select")
+def select(op: Op) -> Any:
+    """One position of a dimension, which can therefore not grow before it."""
+    dim = dimension(op, op.x, op.argument(1, "dim"))
+    _fix_position(op, op.x.axes[dim], as_size(op.argument(2, "index")))
+    return with_axis(op.x, dim)
+
+
+def _fix_position(op: Op, axis: Axis, index: Size) -> None:
+    """Fixes an axis around one position that is picked out by number."""
+    if index.value < 0:
+        index = op.groups.size(axis) + index
+    stretch(op, axis, index, index + Size(1))
+
+
+def stretch(op: Op, axis: Axis, start: Size, stop: Size) -> Axis:
+    """The part of an axis from one position to another; what would shift them is fixed."""
+    reason = op.reason("cuts it at a position that is written down")
+    whole = op.groups.size(axis)
+    if stop.value > whole.value:
+        # A slice that ends behind the end takes all there is, but would not after growth.
+        op.groups.fix(axis, reason)
+        stop = Size(whole.value)
+    head, _ = op.groups.cut_at(axis, stop, reason)
+    if not op.groups.same_size(op.groups.size(head), stop):
+        op.groups.fix(axis, reason)
+    if not op.groups.same_size(whole, op.groups.size(head)) and stop.value == whole.value:
+        op.groups.fix(axis, reason)
+    _, part = op.groups.cut_at(head, start, reason)
+    return op.groups.resolve(part)
+
+
+@register_op(operator.getitem)
+def getitem(op: Op) -> Any:
+    """Items of tuples, and slices, ellipses and new dimensions of tensors."""
+    source, index = op.args
+    if not isinstance(source, Shaped):
+        if isinstance(index, slice):
+            bounds = (index.start, index.stop, index.step)
+            index = slice(*(b.value if isinstance(b, Size) else b for b in bounds))
+        return source[index]
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(isinstance(item, (Shaped, list)) for item in items):
+        raise Unknown("picks positions by a list or a tensor of indices")
+    used = sum(item is not None and item is not Ellipsis for item in items)
+    rest = [slice(None)] * (len(source.axes) - used)
+    at = items.index(Ellipsis) if Ellipsis in items else len(items)
+    items[at : at + 1] = rest
+    axes: list[Axis] = []
+    remaining = iter(source.axes)
+    for item in items:
+        if item is None:
+            axes.append(constant(1))
+        elif isinstance(item, slice):
+            axes.append(_sliced(op, next(remaining), item))
+        else:
+            _fix_position(op, next(remaining), as_size(item))
+    return Shaped(tuple(axes))
+
+
+def _sliced(op: Op, axis: Axis, item: slice) -> Axis:
+    if item == slice(None):
+        return axis
+    whole = op.groups.size(axis)
+    if item.step not in (None, 1):
+        op.fix(axis, "takes every so many positions of it")
+        step = as_size(item.step).value
+        raw = (item.start, item.stop)
+        start, stop = (b.value if isinstance(b, Size) else b for b in raw)
+        return op.given_up([axis], len(range(whole.value)[slice(start, stop, step)]))
+    bounds = []
+    for bound, default in ((item.start, Size(0)), (item.stop, whole)):
+        size = default if bound is None else as_size(bound)
+        bounds.append(whole + size if size.value < 0 else size)
+    return stretch(op, axis, *bounds)

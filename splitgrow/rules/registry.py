@@ -1,0 +1,216 @@
+"""What an op does to channel axes: one rule for each kind of op, found by the op's target.
+
+A rule gets an `Op` and returns the axes of its result. It states what must hold of the axes through
+`Op.groups`; it never looks at a graph, a tracer or a layer. To teach splitgrow an op, write a rule
+and register it for the module types, functions and method names that run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from splitgrow.axes import Axis, Groups, Size, constant, groups_of
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A tensor on its way through the network: one axis for each of its dimensions."""
+
+    axes: tuple[Axis, ...]
+
+
+class Unknown(Exception):  # noqa: N818 - raised by a rule to say that it cannot tell
+    """The rule cannot say what happens to the channels: they become fixed, for this reason."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op of a traced network, as its rule sees it.
+
+    Attributes:
+        name: What the user would call it: ``add``, ``Conv2d``.
+        place: The line of the user's source that runs it.
+        target: The function, the module's type or the method's name.
+        args: Positional arguments; tensors are `Shaped`, numbers from shapes are `Size`.
+        kwargs: Named arguments, likewise.
+        example: An example result, of fake tensors and plain numbers.
+        groups: The store to state in what must hold.
+        module: The module, if the op is a module call.
+    """
+
+    name: str
+    place: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    example: Any
+    groups: Groups
+    module: nn.Module | None = field(default=None)
+
+    def argument(self, index: int, name: str, default: Any = None) -> Any:
+        """An argument given by position or by name; of a module, one of its attributes."""
+        if self.module is not None and index > 0:
+            return getattr(self.module, name, default)
+        return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
+
+    @property
+    def x(self) -> Shaped:
+        """The first argument, which must be a tensor."""
+        x = self.args[0] if self.args else self.kwargs.get("input", self.kwargs.get("x"))
+        if not isinstance(x, Shaped):
+            raise Unknown("is given something else than a tensor")
+        return x
+
+    def reason(self, text: str) -> str:
+        """A reason for fixing an axis, naming the op and its place: "`add` at model.py:12 ..."."""
+        return f"`{self.name}` at {self.place} {text}"
+
+    def shaped(self) -> Iterator[Shaped]:
+        """All tensors among the arguments."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)), is_leaf=_is_value)
+        return (leaf for leaf in leaves if isinstance(leaf, Shaped))
+
+    def sizes(self) -> Iterator[Size]:
+        """All numbers among the arguments that come from shapes."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)), is_leaf=_is_value)
+        return (leaf for leaf in leaves if isinstance(leaf, Size))
+
+    def fix(self, axis: Axis, text: str) -> None:
+        """Fixes an axis, for a reason that names the op."""
+        self.groups.fix(axis, self.reason(text))
+
+    def constants(self, text: str) -> Any:
+        """A result like the example's whose tensors have no channels that could grow."""
+        reason = self.reason(text)
+        return pytree.tree_map(lambda leaf: constant_like(leaf, reason), self.example)
+
+    def given_up(self, axes: Iterable[Axis], length: int) -> Axis:
+        """A constant axis made of others, which remembers why those are fixed."""
+        reasons = (reason for axis in axes for reason in self.groups.reasons(axis))
+        return constant(length, next(reasons, ""))
+
+
+def constant_like(example: Any, reason: str) -> Any:
+    """A tensor with constant axes of the example's shape; anything but a tensor as it is."""
+    if isinstance(example, Tensor):
+        return Shaped(tuple(constant(int(size), reason) for size in example.shape))
+    return example
+
+
+def _is_value(node: Any) -> bool:
+    return isinstance(node, (Shaped, Size))
+
+
+Rule = Callable[[Op], Any]
+
+_RULES: dict[Any, Rule] = {}
+
+
+def register_op(*targets: Any) -> Callable[[Rule], Rule]:
+    """Registers a rule for module types, functions, method names, or functions by dotted name.
+
+    Args:
+        targets: What the op is found by. A dotted name such as
+            ``"torchvision.ops.stochastic_depth.stochastic_depth"`` stands for a function of a
+            library that need not be installed.
+
+    Raises:
+        ValueError: If one of the targets has a rule already.
+    """
+
+    def register(rule: Rule) -> Rule:
+        for target in targets:
+            if target in _RULES:
+                raise ValueError(f"{target!r} has a rule already: {_RULES[target].__name__}")
+            _RULES[target] = rule
+        return rule
+
+    return register
+
+
+def rule_of(target: Any) -> Rule | None:
+    """The rule for a target, or None."""
+    if target in _RULES:
+        return _RULES[target]
+    if isinstance(target, type) and issubclass(target, tuple):
+        return _named_tuple
+    name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+    return _RULES.get(name)
+
+
+def _named_tuple(op: Op) -> Any:
+    """The making of a named tuple: its fields as they are."""
+    return (*op.args, *op.kwargs.values())
+
+
+def result_of(op: Op) -> Any:
+    """What an op makes of its axes: by its rule, or by fixing them where there is none.
+
+    The rule's answer is held against the example: a rule that does not explain the result's shape
+    is not believed.
+    """
+    rule = rule_of(op.target)
+    try:
+        if rule is None:
+            raise Unknown("is not an op that splitgrow knows")
+        result = rule(op)
+        if not _explains(result, op):
+            raise Unknown("changes shapes in a way that its rule does not explain")
+    except Unknown as unknown:
+        fix_arguments(op, str(unknown))
+        return op.constants(str(unknown))
+    return result
+
+
+def fix_arguments(op: Op, text: str) -> None:
+    """Fixes every axis and number that an op is given."""
+    for shaped in op.shaped():
+        for axis in shaped.axes:
+            op.fix(axis, text)
+    for size in op.sizes():
+        op.groups.fix_size(size, op.reason(text))
+
+
+def _explains(result: Any, op: Op) -> bool:
+    examples, spec = pytree.tree_flatten(op.example)
+    results, result_spec = pytree.tree_flatten(result, is_leaf=_is_value)
+    if len(examples) != len(results):
+        return False
+    del spec, result_spec  # a tuple for a torch.Size or a named tuple is as good
+    for example, answer in zip(examples, results, strict=True):
+        if isinstance(example, Tensor) != isinstance(answer, Shaped):
+            return False
+        if isinstance(answer, Shaped):
+            lengths = tuple(op.groups.length(axis) for axis in answer.axes)
+            if lengths != tuple(example.shape):
+                return False
+        elif isinstance(answer, Size) and answer.value != example:
+            return False
+    return True
+
+
+def as_size(number: Any) -> Size:
+    """A number of a shape, whether written down or taken from a tensor."""
+    if isinstance(number, Size):
+        return number
+    if isinstance(number, int) and not isinstance(number, bool):
+        return Size(number)
+    raise Unknown(f"is given {number!r} where a whole number was expected")
+
+
+def live(groups: Groups, axis: Axis) -> bool:
+    """Whether an axis has any group on it that is free to grow today."""
+    return any(not groups.is_fixed(group) for group in groups_of(groups.resolve(axis)))
+
+
+def each(names: str, *owners: Any) -> list[Any]:
+    """The functions of these names that the owners have."""
+    found = [
+        getattr(owner, name) for owner in owners for name in names.split() if hasattr(owner, name)
+    ]
+    return list({id(function): function for function in found}.values())
