@@ -19,11 +19,6 @@ _ORIGINAL_CLASS = "_splitgrow_class"
 _TAKEN = "_splitgrow_taken"
 
 
-def growable(self) -> bool:
-    """Whether it can grow."""
-    return not self.reason
-
-
 def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     """Makes a model growable, in place, and returns it.
 

@@ -51,7 +51,12 @@ class Layer:
     reason: str
 
     @property
-    def history_of(model: nn.Module) -> History:
+    def growable(self) -> bool:
+        """Whether it can grow."""
+        return not self.reason
+
+
+def history_of(model: nn.Module) -> History:
     """The history of a growable model.
 
     Raises:
@@ -252,5 +257,3 @@ def handle(model: nn.Module) -> Handle:
         0
     """
     return Handle(model)
-
-
