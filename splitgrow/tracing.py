@@ -218,7 +218,8 @@ def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
         done = [node for node in graph.nodes if "example" in node.meta]
         failed = next((node for node in graph.nodes if "example" not in node.meta), done[-1])
         shapes = pytree.tree_map_only(Tensor, lambda t: tuple(t.shape), values)
+        message = str(error).replace("FakeTensor", "Tensor")
         raise ValueError(
             f"{type(model).__name__} does not run on example_inputs of shapes {shapes}: "
-            f"`{failed.target}` at {failed.meta['place']}: {error}"
+            f"`{failed.target}` at {failed.meta['place']}: {message}"
         ) from error

@@ -1,0 +1,302 @@
+"""The laws of growth, each over the whole table of models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case
+from helpers import (
+    assert_equal,
+    assert_identical,
+    largest_difference,
+    leading,
+    randomise,
+    randomise_new_blocks,
+    split_layers,
+    tensors_of,
+    train_steps,
+)
+from torch import Tensor, nn
+
+import splitgrow
+
+case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def everything(model: Any, steps: int = 1) -> dict[str, int]:
+    """A request that makes every layer grow that can: one layer of those that are tied asks."""
+    request: dict[str, int] = {}
+    for layer in model.layers:
+        if layer.growable and not set(layer.group) & set(request):
+            request[layer.name] = steps * layer.step
+    return request
+
+
+def grow_at_once(model: Any) -> None:
+    widths = {layer.name: layer.width for layer in model.layers if layer.growable}
+    model.expand(everything(model, steps=2))
+    assert all(layer.width > widths[layer.name] for layer in model.layers if layer.growable)
+
+
+def grow_front_to_back(model: Any) -> None:
+    for layer in model.layers:
+        if layer.growable:
+            model.expand_layer(layer.index, layer.step)
+
+
+def grow_back_to_front(model: Any) -> None:
+    for layer in model.layers[::-1]:
+        if layer.growable:
+            model.expand_layer(layer.name, layer.step)
+
+
+def grow_each_five_times(model: Any) -> None:
+    for layer in model.layers:
+        for _ in range(5 if layer.growable else 0):
+            model.expand_layer(layer.name, layer.step)
+
+
+ORDERS = (grow_at_once, grow_front_to_back, grow_back_to_front, grow_each_five_times)
+order = pytest.mark.parametrize("grow", ORDERS, ids=lambda grow: grow.__name__)
+Grow = Callable[[Any], None]
+
+
+def growable_case(case: Case, dtype: torch.dtype = torch.float64) -> tuple[Any, tuple[Tensor, ...]]:
+    model = randomise(case.model()).to(dtype)
+    inputs = tuple(tensor.to(dtype) for tensor in case.inputs())
+    return splitgrow.growable(model, inputs), inputs
+
+
+def batch_norms(model: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+
+@case
+def test_just_the_layers_that_should_grow_can(case: Case) -> None:
+    model, _ = growable_case(case)
+    assert {layer.name for layer in model.layers if not layer.growable} == case.fixed
+    assert all(bool(layer.reason) == (layer.name in case.fixed) for layer in model.layers)
+    assert any(layer.growable for layer in model.layers)
+
+
+@case
+@order
+def test_1_growth_leaves_the_old_outputs_as_they_were(case: Case, grow: Grow) -> None:
+    model, inputs = growable_case(case)
+    before = model(*inputs)
+    grow(model)
+    assert_equal(leading(model(*inputs), before), before)
+
+
+@case
+def test_1_also_in_training_mode_when_nothing_is_frozen(case: Case) -> None:
+    model, inputs = growable_case(case)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    before = model(*inputs)
+    model.expand(everything(model), freeze=False)
+    assert_equal(leading(model(*inputs), before), before)
+
+
+@case
+def test_1_control_helpers_that_are_not_zero_change_the_outputs(case: Case) -> None:
+    model, inputs = growable_case(case)
+    before = model(*inputs)
+    grow_at_once(model)
+    randomise_new_blocks(model)
+    assert largest_difference(leading(model(*inputs), before), before) > 1e-3
+
+
+@case
+def test_2_what_existed_does_not_move_by_a_bit(case: Case) -> None:
+    model, inputs = growable_case(case)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=1e-2)
+    train_steps(model, inputs, optimizer)
+    old = {id(p): (p, p.detach().clone()) for p in model.parameters()}
+    statistics = {
+        id(b): (b, b.clone()) for m in batch_norms(model) for b in m.buffers(recurse=False)
+    }
+    grow_at_once_with(model, optimizer)
+    train_steps(model, inputs, optimizer)
+    assert all(torch.equal(now, then) for now, then in old.values())
+    assert all(torch.equal(now, then) for now, then in statistics.values())
+    assert not any(now.requires_grad for now, _ in old.values())
+    new = model.generation_parameters()
+    assert new
+    assert {id(p) for p in new} == {id(p) for p in model.parameters()} - set(old)
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in new)
+
+
+def grow_at_once_with(model: Any, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+    model.expand(everything(model), optimizer=optimizer, **options)
+
+
+@case
+def test_2_control_without_freezing_the_old_parameters_move(case: Case) -> None:
+    model, inputs = growable_case(case)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    old = [(p, p.detach().clone()) for p in model.parameters()]
+    grow_at_once_with(model, optimizer, freeze=False)
+    assert model.generation == 0
+    train_steps(model, inputs, optimizer)
+    assert any(not torch.equal(now, then) for now, then in old)
+
+
+@case
+def test_3_closed_generations_come_back_bit_for_bit(case: Case) -> None:
+    model, inputs = growable_case(case)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
+    train_steps(model, inputs, optimizer)
+    closed = []
+    for _ in range(3):
+        closed.append(model(*inputs))
+        grow_at_once_with(model, optimizer)
+        randomise_new_blocks_of_the_open_generation(model)
+        train_steps(model, inputs, optimizer)
+        closed.append(model(*inputs)) if model.generation == 3 else model.next_generation()
+    del closed[-1]
+    now = model(*inputs)
+    for generation, outputs in enumerate(closed):
+        with model.at(generation):
+            assert_identical(model(*inputs), outputs)
+    assert_identical(model(*inputs), now)
+    with model.at(0):  # the control: the generations do differ
+        assert largest_difference(leading(now, model(*inputs)), model(*inputs)) > 1e-6
+
+
+@torch.no_grad()
+def randomise_new_blocks_of_the_open_generation(model: Any) -> None:
+    young = {id(p) for p in model.generation_parameters()}
+    for split in split_layers(model):
+        for block in split:
+            if any(id(p) in young for p in block.parameters()):
+                randomise(block)
+
+
+@case
+@order
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_4_merged_and_fused_networks_equal_the_model(
+    case: Case, grow: Grow, dtype: torch.dtype
+) -> None:
+    model, inputs = growable_case(case, dtype)
+    grow(model)
+    randomise_new_blocks(model)
+    expected = model(*inputs)
+    merged, fused = splitgrow.merge(model), splitgrow.fuse(model)
+    assert type(merged) is type(case.model())
+    assert not list(split_layers(merged))
+    fresh = case.model()
+    assert [name for name, _ in merged.named_modules()] == [n for n, _ in fresh.named_modules()]
+    assert list(merged.state_dict()) == list(fresh.state_dict())
+    assert_equal(merged(*inputs), expected)
+    assert_equal(fused(*inputs), expected)
+    assert isinstance(fused, torch.fx.GraphModule)
+    # GraphModule keeps the paths of its layers by plain modules without a forward of their own.
+    inner = (type(m) for name, m in fused.named_modules() if name)
+    assert all(t is nn.Module or t.__module__.startswith("torch.nn.modules") for t in inner)
+
+
+@case
+def test_4_also_in_training_mode_when_nothing_is_frozen(case: Case) -> None:
+    model, inputs = growable_case(case)
+    model.expand(everything(model), freeze=False)
+    randomise_new_blocks(model)
+    merged = splitgrow.merge(model)
+    for network in (model, merged):
+        network.train()
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    assert_equal(merged(*inputs), model(*inputs))
+    # and the statistics that they then hold are the same
+    model.eval()
+    assert_equal(splitgrow.merge(model)(*inputs), merged.eval()(*inputs))
+
+
+@case
+def test_4_an_earlier_generation_merges_and_fuses_too(case: Case) -> None:
+    model, inputs = growable_case(case)
+    grow_at_once(model)
+    randomise_new_blocks(model)
+    expected = model(*inputs)
+    model.next_generation()
+    grow_at_once(model)
+    randomise_new_blocks_of_the_open_generation(model)
+    assert_equal(splitgrow.merge(model, generation=1)(*inputs), expected)
+    assert_equal(splitgrow.fuse(model, generation=1)(*inputs), expected)
+    first = splitgrow.merge(model, generation=0)
+    assert_equal(first(*inputs), randomise(case.model())(*inputs))
+    assert {n: t.shape for n, t in first.state_dict().items()} == {
+        n: t.shape for n, t in case.model().state_dict().items()
+    }
+
+
+@case
+def test_4_control_a_wrong_weight_is_seen(case: Case) -> None:
+    model, inputs = growable_case(case)
+    grow_at_once(model)
+    randomise_new_blocks(model)
+    merged = splitgrow.merge(model)
+    new = next(block for split in split_layers(model) for block in list(split)[1:])
+    with torch.no_grad():
+        next(new.parameters()).add_(0.1)
+    assert largest_difference(merged(*inputs), model(*inputs)) > 1e-6
+
+
+@case
+def test_merging_and_fusing_leave_the_model_untouched(case: Case) -> None:
+    model, inputs = growable_case(case)
+    grow_at_once(model)
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    flags = [(m, m.training) for m in model.modules()]
+    splitgrow.merge(model)
+    splitgrow.fuse(model)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(module.training == training for module, training in flags)
+
+
+@case
+@order
+def test_8_gradients_equal_those_of_the_plain_network(case: Case, grow: Grow) -> None:
+    model, inputs = growable_case(case)
+    grow(model)
+    model.unfreeze()
+    randomise_new_blocks(model)
+    merged = splitgrow.merge(model)
+    inputs_twice = [tuple(x.clone().requires_grad_() for x in inputs) for _ in range(2)]
+    for network, own in zip((model, merged), inputs_twice, strict=True):
+        sum((y * y.detach().cos()).sum() for y in tensors_of(network(*own))).backward()
+    assert_equal([x.grad for x in inputs_twice[0]], [x.grad for x in inputs_twice[1]])
+    with_gradients = copy.deepcopy(model)
+    with torch.no_grad():
+        for mine, theirs in zip(with_gradients.parameters(), model.parameters(), strict=True):
+            mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
+    # The plain network whose weights are the grown one's gradients, sliced as its weights are.
+    arranged = dict(splitgrow.merge(with_gradients).named_parameters())
+    expected = {n: p.grad for n, p in merged.named_parameters() if p.grad is not None}
+    assert expected
+    scale = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (arranged[name] - gradient).abs().max().item() <= 1e-12 * scale
+
+
+def test_the_comparison_fails_on_a_wrong_answer() -> None:
+    right = torch.ones(3, dtype=torch.float64)
+    wrong = right + torch.tensor([0.0, 0.0, 1e-11], dtype=torch.float64)
+    assert_equal(right, right.clone())
+    with pytest.raises(AssertionError):
+        assert_equal(wrong, right)
+    with pytest.raises(AssertionError):
+        assert_identical(wrong, right)
+    with pytest.raises(AssertionError):
+        assert_equal(right[:2], right)
