@@ -56,8 +56,8 @@ class Edit:
     index: int
     generation: int
     closes: int | None
-    request: Mapping[str, int]
-    growth: Mapping[int, int]
+    request: Mapping[str, int] = field(hash=False)
+    growth: Mapping[int, int] = field(hash=False)
     changes: tuple[LayerChange, ...]
     initializer: str = "zero"
     version: int = field(default=VERSION)

@@ -14,7 +14,7 @@ from splitgrow.errors import FusionError
 from splitgrow.handle import handle, history_of
 from splitgrow.merging import merge
 from splitgrow.passes import PASSES
-from splitgrow.tracing import trace_mode
+from splitgrow.tracing import follow
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 5e-2  # half precision
@@ -52,11 +52,10 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
     history = history_of(model)
     plain = merge(model, generation).eval()
     inputs = _fitting(model, history.inputs)
-    graph = trace_mode(plain, inputs, training=False)
+    graph = follow(plain, inputs)
     fused = fx.GraphModule(plain, graph, class_name=type(model).__name__)
     for simplify in PASSES:
         simplify(fused)
-    fused.graph.eliminate_dead_code()
     for node in fused.graph.nodes:
         node.meta.pop("example", None)
     fused.graph.lint()

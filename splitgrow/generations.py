@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from splitgrow.undo import Undo
@@ -25,14 +27,29 @@ def held(module: nn.Module) -> bool:
     return hold_statistics in module._forward_pre_hooks.values()  # noqa: SLF001
 
 
-def freeze_(model: nn.Module, undo: Undo) -> list[nn.Parameter]:
+Owned = tuple[nn.Module, str]
+"""A parameter, as the module that has it and its name there."""
+
+
+def parameters_in(owned: Iterable[Owned]) -> list[nn.Parameter]:
+    """The parameters that are there today."""
+    found = (module._parameters.get(name) for module, name in owned)  # noqa: SLF001
+    return [parameter for parameter in found if parameter is not None]
+
+
+def freeze_(model: nn.Module, undo: Undo) -> list[Owned]:
     """Freezes all parameters and running statistics of a model.
 
     Returns:
         The parameters that it froze: those that were to be trained.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
+    trained = [
+        (module, name)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
+    for parameter in parameters_in(trained):
         _freeze_parameter(parameter, undo)
     for module in model.modules():
         if module._buffers.get("running_mean") is not None and not held(module):  # noqa: SLF001
@@ -54,6 +71,24 @@ def _freeze_parameter(parameter: nn.Parameter, undo: Undo) -> None:
     parameter.grad = None
 
 
+@contextmanager
+def as_trained(owned: Iterable[Owned]) -> Iterator[None]:
+    """Shows frozen parameters as they were before they were frozen, without recording gradients.
+
+    For a few ops torch picks its kernel by whether the weight requires a gradient, even where none
+    is recorded, and the kernels differ in the last bit.
+    """
+    parameters = parameters_in(owned)
+    with torch.no_grad():
+        try:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+
+
 def release_(module: nn.Module) -> None:
     """Lets a module's running statistics move again."""
     hooks = module._forward_pre_hooks  # noqa: SLF001
@@ -61,9 +96,9 @@ def release_(module: nn.Module) -> None:
         del hooks[key]
 
 
-def unfreeze_(model: nn.Module, frozen: Iterable[nn.Parameter]) -> None:
+def unfreeze_(model: nn.Module, frozen: Iterable[Owned]) -> None:
     """Takes back what `freeze_` did to these parameters and to all running statistics."""
-    for parameter in frozen:
+    for parameter in parameters_in(frozen):
         parameter.requires_grad_(True)
     for module in model.modules():
         if held(module):

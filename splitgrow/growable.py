@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from splitgrow.analysis import analyse
 from splitgrow.errors import UnsupportedModelError
@@ -58,26 +59,36 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     if not isinstance(inputs, tuple):
         raise TypeError(f"example_inputs must be a tensor or a tuple, got {type(inputs).__name__}")
-    graph = analyse(model, inputs)
     old: History | None = vars(model).get(HISTORY)
-    history = History(graph, inputs, structure(model))
     if old is not None:
-        history.edits, history.generation = old.edits, old.generation
-        history.exact_from, history.frozen = old.exact_from, old.frozen
-        if history.modules != old.modules:
-            # Closed generations held modules that are gone.
-            history.exact_from = history.generation
-    vars(model)[HISTORY] = history
+        old.refuse_while_viewing("analyse the model")
+    # A copy of the model copies them too, which it could not do with results of autograd.
+    inputs = pytree.tree_map_only(Tensor, Tensor.detach, inputs)
+    history = History(analyse(model, inputs), inputs, structure(model))
     if old is None:
-        taken = frozenset(name for name in _METHODS if hasattr(model, name))
-        if taken:
-            warnings.warn(
-                f"{type(model).__name__} has its own {', '.join(sorted(taken))}; use "
-                f"splitgrow.handle(model) for splitgrow's",
-                stacklevel=2,
-            )
-        model.__class__ = _growable_class(type(model), taken)  # type: ignore[assignment]
+        cls = _growable_class(type(model), _taken_names(model))
+        vars(model)[HISTORY] = history
+        model.__class__ = cls  # type: ignore[assignment]
+        return model
+    history.edits, history.generation = old.edits, old.generation
+    history.exact_from, history.frozen = old.exact_from, old.frozen
+    if history.modules != old.modules:
+        # Closed generations held modules that are gone.
+        history.exact_from = history.generation
+    vars(model)[HISTORY] = history
     return model
+
+
+def _taken_names(model: nn.Module) -> frozenset[str]:
+    """The names of methods that the model has already, for something else."""
+    taken = frozenset(name for name in _METHODS if hasattr(model, name))
+    if taken:
+        warnings.warn(
+            f"{type(model).__name__} has its own {', '.join(sorted(taken))}; use "
+            f"splitgrow.handle(model) for splitgrow's",
+            stacklevel=3,
+        )
+    return taken
 
 
 def _refuse_unsupported(model: nn.Module) -> None:
@@ -108,10 +119,20 @@ def _refuse_unsupported(model: nn.Module) -> None:
 _METHODS = tuple(name for name in vars(Handle) if not name.startswith("_") and name != "edits")
 
 
+class _Property:
+    """A property that gives way to an attribute of its name which the model sets later on."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.__doc__ = name, vars(Handle)[name].__doc__
+
+    def __get__(self, model: nn.Module | None, cls: type[nn.Module]) -> Any:
+        return self if model is None else getattr(Handle(model), self.name)
+
+
 def _delegate(name: str) -> Any:
     member = vars(Handle)[name]
     if isinstance(member, property):
-        return property(lambda self: getattr(Handle(self), name), doc=member.__doc__)
+        return _Property(name)
 
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return getattr(Handle(self), name)(*args, **kwargs)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
 from splitgrow.edits import Edit, LayerChange
-from splitgrow.errors import GenerationError, StructureChangedError
-from splitgrow.generations import freeze_, unfreeze_
+from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
+from splitgrow.generations import Owned, freeze_, unfreeze_
 from splitgrow.graph import ChannelGraph
 from splitgrow.initializers import Initializer, initializer_of
 from splitgrow.layouts import Layout
@@ -39,7 +41,8 @@ class History:
         edits: The edits so far.
         generation: The open generation.
         exact_from: The first generation whose closed state can still be recovered.
-        frozen: The parameters that closing generations froze.
+        frozen: The parameters that closing generations froze, as (module, name): a parameter
+            object may be replaced, by ``load_state_dict(assign=True)`` for one.
         viewing: Whether an earlier generation is being shown.
     """
 
@@ -49,8 +52,12 @@ class History:
     edits: list[Edit] = field(default_factory=list)
     generation: int = 0
     exact_from: int = 0
-    frozen: list[nn.Parameter] = field(default_factory=list)
+    frozen: dict[int, list[Owned]] = field(default_factory=dict)
     viewing: bool = False
+
+    def frozen_parameters(self) -> Iterator[Owned]:
+        """All parameters that closing generations froze."""
+        return chain.from_iterable(self.frozen.values())
 
     def last_edit(self, generation: int) -> int:
         """The number of the last edit of a generation or of those before it; 0 if none."""
@@ -76,6 +83,15 @@ class History:
                 f"set its parameters free since it was closed"
             )
         return None if generation == self.generation else self.last_edit(generation)
+
+    def refuse_while_viewing(self, what: str) -> None:
+        """Makes sure that the whole network is being shown.
+
+        Raises:
+            SplitGrowError: If it is an earlier generation.
+        """
+        if self.viewing:
+            raise SplitGrowError(f"cannot {what} inside `with model.at(...)`: leave it first")
 
 
 def structure(model: nn.Module) -> dict[str, nn.Module]:
@@ -148,33 +164,38 @@ def apply_(
     """
     edit = replace(edit, initializer=initializer)
     initialise, optimizers = initializer_of(initializer), listed(optimizer)
-    random_state = torch.get_rng_state()
-    try:
-        prepared = [_prepare(history, edit, change, initialise) for change in edit.changes]
-        joining = plan_joining(optimizers, _new_parameters(prepared))
-    except BaseException:
-        torch.set_rng_state(random_state)
-        raise
     with Undo() as undo:
-        undo.on_failure(lambda: torch.set_rng_state(random_state))
+        _keep_random_states(model, undo)
+        with torch.inference_mode(mode=False):  # blocks made there could never train
+            prepared = [_prepare(history, edit, change, initialise) for change in edit.changes]
+        joining = plan_joining(optimizers, _new_parameters(prepared))
+        _keep(history, undo)
         if edit.closes is not None:
             _close(model, history, undo)
         for item in prepared:
             _place_(history, item, undo)
         join_(joining, undo)
-        backwards = {group: -units for group, units in edit.growth.items()}
-        undo.on_failure(lambda: history.graph.groups.grow(backwards))
-        history.graph.groups.grow(edit.growth)
-        before = (history.modules, history.generation)
-        undo.on_failure(lambda: _restore(history, *before))
+        groups = copy.deepcopy(history.graph.groups)
+        groups.grow(edit.growth)
+        history.graph = replace(history.graph, groups=groups)
         history.modules = structure(model)
         history.generation = edit.generation
-        history.edits.append(edit)
+        history.edits = [*history.edits, edit]
     return edit
 
 
-def _restore(history: History, modules: dict[str, nn.Module], generation: int) -> None:
-    history.modules, history.generation = modules, generation
+def _keep(history: History, undo: Undo) -> None:
+    """Has the history put back on failure. Its lists are replaced from here on, never changed."""
+    before = dict(vars(history))
+    undo.on_failure(lambda: vars(history).update(before))
+
+
+def _keep_random_states(model: nn.Module, undo: Undo) -> None:
+    state = torch.get_rng_state()
+    undo.on_failure(lambda: torch.set_rng_state(state))
+    for device in {p.device for p in model.parameters() if p.device.type == "cuda"}:
+        on_device = torch.cuda.get_rng_state(device)
+        undo.on_failure(lambda d=device, s=on_device: torch.cuda.set_rng_state(s, d))  # type: ignore[misc]
 
 
 def _prepare(
@@ -220,9 +241,7 @@ def _new_parameters(prepared: list[_Prepared]) -> Iterator[NewParameter]:
 
 
 def _close(model: nn.Module, history: History, undo: Undo) -> None:
-    length = len(history.frozen)
-    undo.on_failure(lambda: history.frozen.__delitem__(slice(length, None)))
-    history.frozen.extend(freeze_(model, undo))
+    history.frozen = {**history.frozen, history.generation: freeze_(model, undo)}
 
 
 def _place_(history: History, item: _Prepared, undo: Undo) -> None:
@@ -250,17 +269,16 @@ def _place_(history: History, item: _Prepared, undo: Undo) -> None:
 def next_generation_(model: nn.Module, history: History) -> int:
     """Closes the open generation and opens the next; returns its number."""
     with Undo() as undo:
+        _keep(history, undo)
         _close(model, history, undo)
-        before = history.generation
-        undo.on_failure(lambda: setattr(history, "generation", before))
         history.generation += 1
     return history.generation
 
 
 def unfreeze_all_(model: nn.Module, history: History) -> None:
     """Sets free everything that closing generations froze."""
-    unfreeze_(model, history.frozen)
-    history.frozen.clear()
+    unfreeze_(model, history.frozen_parameters())
+    history.frozen = {}
     history.exact_from = history.generation
 
 

@@ -11,9 +11,11 @@ from torch import nn
 
 from splitgrow.edits import Edit
 from splitgrow.errors import SplitGrowError
+from splitgrow.generations import as_trained
 from splitgrow.growth import (
     History,
     apply_,
+    check_structure,
     next_generation_,
     parameters_of,
     plan,
@@ -170,7 +172,7 @@ class Handle:
 
         Layers that are tied to each other grow once, by what each of them asks for.
         """
-        self._refuse_while_viewing("grow")
+        self._history.refuse_while_viewing("grow")
         edit = plan(self._model, self._history, request, freeze=freeze)
         return apply_(
             self._model, self._history, edit, initializer=initializer, optimizer=optimizer
@@ -186,7 +188,7 @@ class Handle:
         Returns:
             The number of the generation that is open now.
         """
-        self._refuse_while_viewing("close a generation")
+        self._history.refuse_while_viewing("close a generation")
         return next_generation_(self._model, self._history)
 
     def generation_parameters(self, generation: int | None = None) -> list[nn.Parameter]:
@@ -211,29 +213,30 @@ class Handle:
     def at(self, generation: int) -> Iterator[nn.Module]:
         """The network exactly as it was when a generation was closed, inside a ``with`` block.
 
-        In evaluation mode its outputs are bit for bit those of that time.
+        In evaluation mode its outputs are bit for bit those of that time. No gradients are recorded
+        inside.
 
         Raises:
             TypeError: If `generation` is not an int.
             ValueError: If there is no such generation.
             GenerationError: If it is no longer exact because of `unfreeze`.
+            StructureChangedError: If the model was changed by hand since it was closed.
         """
         view = self._history.view_of(generation)
+        if view is not None:
+            check_structure(self._model, self._history)
         splits = [m for m in self._model.modules() if isinstance(m, SplitLayer)]
         before = [split.view for split in splits], self._history.viewing
         try:
             self._history.viewing = True
             for split in splits:
                 split.view = view
-            yield self._model
+            with as_trained(self._history.frozen.get(generation, ())):
+                yield self._model
         finally:
             for split, old in zip(splits, before[0], strict=True):
                 split.view = old
             self._history.viewing = before[1]
-
-    def _refuse_while_viewing(self, what: str) -> None:
-        if self._history.viewing:
-            raise SplitGrowError(f"cannot {what} inside `with model.at(...)`: leave it first")
 
 
 def _width(model: nn.Module, history: History, name: str) -> int:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.generations import release_
+from splitgrow.generations import parameters_in, release_
 from splitgrow.growable import original_class
+from splitgrow.growth import check_structure
 from splitgrow.handle import history_of
 from splitgrow.split import SplitLayer
 
@@ -28,6 +29,7 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
         TypeError: If an argument is of another type.
         ValueError: If there is no such generation.
         GenerationError: If the generation is no longer exact because of `unfreeze`.
+        StructureChangedError: If the model was changed by hand since the generation was closed.
         SplitGrowError: If the model was never made growable.
 
     Example:
@@ -45,7 +47,9 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
     """
     history = history_of(model)
     view = history.view_of(generation)
-    frozen = {id(parameter) for parameter in history.frozen}
+    if view is not None:
+        check_structure(model, history)
+    frozen = {id(parameter) for parameter in parameters_in(history.frozen_parameters())}
     # The copy takes these in place of what it would have made itself.
     memo: dict[int, Any] = {id(history): None}
     for module in model.modules():
@@ -56,9 +60,8 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
     plain.__class__ = original_class(model)
     for module in plain.modules():
         release_(module)
-    for parameter in history.frozen:
-        if id(parameter) in memo:
-            memo[id(parameter)].requires_grad_(True)
+    for key in frozen & memo.keys():
+        memo[key].requires_grad_(True)
     return plain
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
-from torch.optim import LBFGS, Adagrad, Optimizer
+from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 
 from splitgrow.errors import OptimizerError
 from splitgrow.undo import Undo
@@ -91,8 +92,7 @@ def join_(joining: Iterable[Joining], undo: Undo) -> None:
         _append(parameters, item.new.parameter, undo)
         if "param_names" in item.group:
             _append(item.group["param_names"], item.new.name, undo)
-        if isinstance(item.optimizer, Adagrad):
-            _give_state(item, undo)
+        _give_state(item, undo)
 
 
 def _append(items: list[Any], item: Any, undo: Undo) -> None:
@@ -102,8 +102,35 @@ def _append(items: list[Any], item: Any, undo: Undo) -> None:
 
 
 def _give_state(item: Joining, undo: Undo) -> None:
-    """Adagrad makes its state when it is constructed, not at the first step as the others do."""
     state, parameter = item.optimizer.state, item.new.parameter
+    for kind, first_state in _FIRST_STATES.items():
+        if isinstance(item.optimizer, kind):
+            first = first_state(item)
+            if first:
+                undo.on_failure(lambda: state.pop(parameter, None))
+                state[parameter] = first
+
+
+def _first_state_of_adagrad(item: Joining) -> dict[str, Any]:
     options = {name: item.group[name] for name in item.optimizer.defaults}
-    undo.on_failure(lambda: state.pop(parameter, None))
-    state[parameter] = Adagrad([parameter], **options).state[parameter]
+    return dict(Adagrad([item.new.parameter], **options).state[item.new.parameter])
+
+
+def _first_state_of_sgd(item: Joining) -> dict[str, Any]:
+    """Fused momentum takes a group whose parameters all have a momentum, or none of them."""
+    state = item.optimizer.state
+    begun = any(
+        state[other].get("momentum_buffer") is not None
+        for other in item.group["params"]
+        if other in state
+    )
+    if item.group.get("fused") and begun:
+        return {"momentum_buffer": torch.zeros_like(item.new.parameter.detach())}
+    return {}
+
+
+_FIRST_STATES: dict[type[Optimizer], Callable[[Joining], dict[str, Any]]] = {
+    Adagrad: _first_state_of_adagrad,
+    SGD: _first_state_of_sgd,
+}
+"""For optimizers that make a parameter's state at another time than at its first step."""

@@ -177,22 +177,39 @@ def check_request(graph: ChannelGraph, request: Mapping[int | str, int]) -> dict
     """A request by layer names, checked as far as that goes without looking at the groups.
 
     Raises:
-        TypeError: If a layer is neither index nor name, or a number of units is not an int.
-        ValueError: If a layer does not exist or is named twice, or a number is not positive.
+        TypeError: If it is no mapping, a layer is neither index nor name, or a number of units is
+            not an int.
+        ValueError: If it is empty, a layer does not exist or is named twice, or a number is not
+            positive.
+        UnsupportedLayerError: If a module has no width that could be asked for.
+
+    All that is wrong is named, in an error of the first one's type.
     """
-    if not isinstance(request, Mapping) or not request:
-        raise ValueError(f"a request maps layers to numbers of units, got {request!r}")
+    if not isinstance(request, Mapping):
+        raise TypeError(f"a request maps layers to numbers of units, got {request!r}")
+    if not request:
+        raise ValueError("a request maps layers to numbers of units, got none")
     checked: dict[str, int] = {}
+    problems: list[Exception] = []
     for layer, n in request.items():
-        name = find_node(graph, layer).name
-        if isinstance(n, bool) or not isinstance(n, int):
-            raise TypeError(f"n (={n!r}) for `{name}` must be an int, the number of units to add")
-        if n < 1:
-            raise ValueError(f"n (={n}) for `{name}` must be at least 1: layers only grow")
-        if name in checked:
-            raise ValueError(f"`{name}` is asked for twice")
-        checked[name] = n
+        try:
+            name = find_node(graph, layer).name
+            if name in checked:
+                raise ValueError(f"`{name}` is asked for twice")
+            checked[name] = _checked_units(name, n)
+        except (TypeError, ValueError, UnsupportedLayerError) as problem:
+            problems.append(problem)
+    if problems:
+        raise type(problems[0])("; ".join(map(str, problems)))
     return checked
+
+
+def _checked_units(name: str, n: object) -> int:
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"n (={n!r}) for `{name}` must be an int, the number of units to add")
+    if n < 1:
+        raise ValueError(f"n (={n}) for `{name}` must be at least 1: layers only grow")
+    return n
 
 
 def make_plan(

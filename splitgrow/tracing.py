@@ -11,11 +11,11 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, fx, nn
@@ -60,6 +60,9 @@ class GrowthTracer(fx.Tracer):
             return m.forward(*inputs, **named)
 
         del forward
+        if all(m is not known for known in self.root.modules()) and not list(m.parameters()):
+            # Made inside forward, such as ``nn.ReLU()(x)``: there is no path to name it by.
+            return forward_without_hooks(*args, **kwargs)
         return super().call_module(m, forward_without_hooks, args, kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -151,32 +154,48 @@ def trace(model: nn.Module, inputs: tuple[Any, ...]) -> list[fx.Graph]:
         TraceError: If forward cannot be followed.
         ValueError: If the inputs do not fit.
     """
-    graph = trace_mode(model, inputs, training=False)
-    with_training = trace_mode(model, inputs, training=True, unlike=graph)
-    return [graph, with_training] if with_training is not graph else [graph]
+    graphs: list[fx.Graph] = []
+    for training in (False, True):
+        with _undisturbed(model):
+            for module in model.modules():
+                module.training = training
+            graph = follow(model, inputs, unlike=graphs)
+            if graph is not None:
+                graphs.append(graph)
+    return graphs
 
 
-def trace_mode(
-    model: nn.Module, inputs: tuple[Any, ...], *, training: bool, unlike: fx.Graph | None = None
-) -> fx.Graph:
-    """The ops of the model's forward in one mode; `unlike` itself if they are the same as there."""
+@overload
+def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph: ...
+
+
+@overload
+def follow(
+    model: nn.Module, inputs: tuple[Any, ...], unlike: Sequence[fx.Graph]
+) -> fx.Graph | None: ...
+
+
+def follow(
+    model: nn.Module, inputs: tuple[Any, ...], unlike: Sequence[fx.Graph] = ()
+) -> fx.Graph | None:
+    """The ops of the model's forward in the mode that it is in; None if as in an earlier graph.
+
+    A tensor that forward makes becomes an attribute of the model, as torch.fx has it.
+    """
     given, defaults = bind_inputs(model, inputs)
-    with _undisturbed(model):
-        for module in model.modules():
-            module.training = training
-        graph = _traced(model, defaults, training=training)
-        if unlike is not None and _outline(graph) == _outline(unlike):
-            return unlike
-        _evaluate(model, graph, given)
+    graph = _traced(model, defaults)
+    if any(_outline(graph) == _outline(earlier) for earlier in unlike):
+        return None
+    _evaluate(model, graph, given)
     return graph
 
 
-def _traced(model: nn.Module, defaults: dict[str, Any], *, training: bool) -> fx.Graph:
+def _traced(model: nn.Module, defaults: dict[str, Any]) -> fx.Graph:
     try:
         return GrowthTracer().trace(model, concrete_args=defaults or None)
     except Exception as error:  # whatever the user's forward raises
         place = _place_of_error(error.__traceback__)
-        mode = "training" if training else "evaluation"
+        mode = "training" if model.training else "evaluation"
         raise TraceError(
             f"{type(model).__name__}.forward cannot be followed in {mode} mode: {place}: "
             f"{type(error).__name__}: {error}. Control flow that depends on the values or shapes "

@@ -46,6 +46,15 @@ def assert_identical(actual: Any, expected: Any) -> None:
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
+@torch.no_grad()
+def outputs_of(model: nn.Module, *inputs: Tensor) -> Any:
+    """What the model computes, without recording gradients.
+
+    Torch picks other kernels for a few ops when it records gradients, which differ in the last bit.
+    """
+    return model(*inputs)
+
+
 def leading(grown: Any, old: Any) -> Any:
     """The leading part of each grown output, of the shape that it had before."""
     parts = []

@@ -139,7 +139,7 @@ def attribute(op: Op) -> Any:
     """Shapes as numbers that follow growth; other attributes as they are."""
     name = "shape" if op.target == "size" else op.args[1]
     if not isinstance(op.args[0], Shaped):
-        return op.example
+        return getattr(op.args[0], name, op.example)
     if name == "shape":
         sizes = tuple(op.groups.size(axis) for axis in op.x.axes)
         dim = op.argument(1, "dim") if op.target == "size" else None

@@ -1,0 +1,225 @@
+"""What is stated of channel axes stays true under every growth that is then allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from splitgrow.axes import Axis, Groups, Run, Size, constant, groups_of, scaled
+
+
+def positions(groups: Groups, axis: Axis) -> list[tuple[Any, ...]]:
+    """Every position of an axis as (group, unit, copy): the independent picture of its runs."""
+    found: list[tuple[Any, ...]] = []
+    for run in groups.resolve(axis):
+        if run.group is None:
+            found.extend(("constant",) for _ in range(run.repeat))
+        else:
+            units = range(groups.width(run.group))
+            found.extend((run.group, unit, copy) for unit in units for copy in range(run.repeat))
+    return found
+
+
+def units(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return [position[:2] for position in found]
+
+
+def grow_everything(groups: Groups, axes: list[Axis], step: int) -> dict[int, int]:
+    """Grows each group that can by a number of its own."""
+    free = {g for axis in axes for g in groups_of(groups.resolve(axis)) if not groups.is_fixed(g)}
+    growth = {group: step + index for index, group in enumerate(sorted(free))}
+    groups.grow(growth)
+    return growth
+
+
+class Statements:
+    """Random statements on random axes, each with a check that does not use the algebra."""
+
+    def __init__(self, draw: Callable[[Any], Any]) -> None:
+        self.draw = draw
+        self.groups = Groups()
+        self.axes = [self.groups.new(draw(st.integers(1, 12))) for _ in range(3)]
+        self.checks: list[Callable[[], bool]] = []
+
+    def axis(self) -> Axis:
+        axis: Axis = ()
+        for _ in range(self.draw(st.integers(1, 3))):
+            one = self.draw(st.sampled_from(self.axes))
+            kind = self.draw(st.sampled_from(["plain", "plain", "scaled", "tiled", "constant"]))
+            forms = {"plain": one, "scaled": scaled(one, 2), "tiled": one + one}
+            axis += forms.get(kind, constant(2))
+        return axis
+
+    def state(self) -> None:
+        getattr(self, self.draw(st.sampled_from(["tie", "sections", "bundle", "cut", "fix"])))()
+
+    def tie(self) -> None:
+        one, other, groups = self.axis(), self.axis(), self.groups
+        short, long = sorted((one, other), key=groups.length)
+        missing = groups.length(long) - groups.length(short)
+        short += self.groups.new(missing) if missing else ()
+        self.axes.append(short)
+        groups.tie(short, long, "tie")
+        self.checks.append(lambda: positions(groups, short) == positions(groups, long))
+
+    def sections(self) -> None:
+        axis, groups = self.axis(), self.groups
+        count = self.draw(st.sampled_from(divisors(groups.length(axis))))
+        groups.sections(axis, count, "sections")
+
+        def check() -> bool:
+            found = positions(groups, axis)
+            size, rest = divmod(len(found), count)
+            parts = [found[i * size : (i + 1) * size] for i in range(count)]
+            return rest == 0 and all(part == parts[0] for part in parts)
+
+        self.checks.append(check)
+
+    def bundle(self) -> None:
+        axis, groups = self.axis(), self.groups
+        size = self.draw(st.sampled_from(divisors(groups.length(axis))))
+        bundles = groups.bundle(axis, size, "bundle")
+
+        def check() -> bool:
+            found = units(positions(groups, axis))
+            parts = [found[i : i + size] for i in range(0, len(found), size)]
+            whole = all(len(set(part)) == 1 and len(part) == size for part in parts)
+            return whole and groups.length(bundles) == len(parts)
+
+        self.checks.append(check)
+
+    def cut(self) -> None:
+        axis, groups = self.axis(), self.groups
+        whole = groups.size(axis)
+        at = self.draw(st.integers(0, whole.value))
+        kind = self.draw(st.sampled_from(["written down", "from the end", "share", "other axis"]))
+        position = Size(at)
+        if kind == "from the end":
+            position = whole + Size(at - whole.value)
+        elif kind == "share":
+            count = self.draw(st.sampled_from(divisors(whole.value)))
+            position = whole.scaled(Fraction(1, count))
+        elif kind == "other axis":
+            position = groups.size(axis[:1])
+        before, behind = groups.cut_at(axis, position, "cut")
+        self.axes.append(axis)
+
+        def check() -> bool:
+            found = positions(groups, axis)
+            left, right = positions(groups, before), positions(groups, behind)
+            value = position.value + sum(
+                change * self.grown.get(group, 0)
+                for group, change in groups.slope(position).items()
+            )
+            return left + right == found and len(left) == value
+
+        self.checks.append(check)
+
+    def fix(self) -> None:
+        axis, groups = self.draw(st.sampled_from(self.axes)), self.groups
+        groups.fix(axis, "fix")
+        length = groups.length(axis)
+        self.checks.append(lambda: groups.length(axis) == length)
+
+    grown: dict[int, int]
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data(), st.integers(1, 3))
+def test_statements_stay_true_under_any_growth(data: Any, step: int) -> None:
+    statements = Statements(data.draw)
+    for _ in range(data.draw(st.integers(1, 5))):
+        statements.state()
+    groups, axes = statements.groups, statements.axes
+    before = [positions(groups, axis) for axis in axes]
+    statements.grown = {}
+    assert all(check() for check in statements.checks)
+    statements.grown = grow_everything(groups, axes, step)
+    event("something grew" if statements.grown else "nothing could grow")
+    assert all(check() for check in statements.checks)
+    for axis, old in zip(axes, before, strict=True):
+        # What was there is still there, in the same order.
+        now = positions(groups, axis)
+        kept = iter(now)
+        assert all(position in kept for position in old)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(1, 3))
+def test_insertions_say_where_growth_lands(data: Any, step: int) -> None:
+    statements = Statements(data.draw)
+    for _ in range(data.draw(st.integers(0, 3))):
+        statements.state()
+    axis, groups = statements.axis(), statements.groups
+    old = positions(groups, axis)
+    free = [g for g in groups_of(groups.resolve(axis)) if not groups.is_fixed(g)]
+    growth = {group: step + index for index, group in enumerate(free)}
+    landed = groups.insertions(axis, growth)
+    groups.grow(growth)
+    expected: list[Any] = list(old)
+    for position, count in landed[::-1]:
+        expected[position:position] = ["new"] * count
+    known = set(old)
+    assert [p if p in known else "new" for p in positions(groups, axis)] == expected
+
+
+def test_half_an_axis_grows_as_its_other_half() -> None:
+    groups = Groups()
+    conv = groups.new(8)
+    half = groups.sections(conv, 2, "chunk")
+    assert groups.resolve(conv) == half + half
+    groups.grow({half[0].group: 1})
+    assert (groups.length(conv), groups.length(half)) == (10, 5)
+
+
+def test_a_group_that_meets_a_constant_is_fixed_and_says_why() -> None:
+    groups = Groups()
+    conv = groups.new(3)
+    groups.tie(conv, constant(3, "the input has 3 channels"), "the add needs it")
+    assert not groups.can_grow(conv)
+    assert groups.reasons(conv) == ("the input has 3 channels",)
+
+
+def test_reasons_travel_through_ties() -> None:
+    groups = Groups()
+    one, other, third = groups.new(4), groups.new(4), groups.new(2)
+    groups.fix(one, "first")
+    groups.tie(other, one, "tied")
+    groups.tie(other, third + third, "chunked")
+    assert groups.reasons(third) == groups.reasons(other) == ("first",)
+
+
+def test_interleaved_against_side_by_side_cannot_grow() -> None:
+    groups = Groups()
+    conv = groups.new(6)
+    groups.tie(scaled(conv, 2), conv + conv, "shuffled twice")
+    assert not groups.can_grow(conv)
+    assert groups.reasons(conv) == ("shuffled twice",)
+
+
+def test_axes_of_other_lengths_cannot_be_tied() -> None:
+    groups = Groups()
+    with pytest.raises(AssertionError):
+        groups.tie(groups.new(3), groups.new(4), "wrong")
+
+
+def test_a_number_knows_how_it_follows_growth() -> None:
+    groups = Groups()
+    conv = groups.new(6)
+    half = groups.size(conv).scaled(Fraction(1, 2))
+    part = groups.sections(conv, 2, "halves")
+    assert groups.same_size(half, groups.size(part))
+    assert not groups.same_size(half, Size(3))
+    assert not groups.slope(Size(3))
+    with pytest.raises(ArithmeticError):
+        groups.size(conv).scaled(Fraction(1, 4))
+    assert Run(None, 2, "one reason") == Run(None, 2, "another")

@@ -1,0 +1,93 @@
+"""Layouts find the channels of every birth again, however often the axis grew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitgrow.layouts import Layout, Piece, Segment
+
+
+@st.composite
+def grown_axes(draw: Any) -> tuple[Layout, list[list[int]]]:
+    """A layout after some edits, and after each edit the birth of every position, kept by hand."""
+    length = draw(st.integers(1, 6))
+    layout, births = Layout.original(length), [0] * length
+    history = [list(births)]
+    for birth in range(1, draw(st.integers(1, 4)) + 1):
+        places = draw(st.sets(st.integers(0, len(births)), max_size=3))
+        insertions = [(place, draw(st.integers(1, 3))) for place in sorted(places)]
+        layout = layout.inserted(insertions, birth)
+        for place, count in insertions[::-1]:
+            births[place:place] = [birth] * count
+        history.append(list(births))
+    return layout, history
+
+
+def written_out(layout: Layout) -> list[int]:
+    return [s.birth for s in layout.segments for _ in range(s.length)]
+
+
+@given(grown_axes())
+def test_inserting_puts_new_positions_where_they_were_asked_for(axis: Any) -> None:
+    layout, history = axis
+    assert written_out(layout) == history[-1]
+    assert layout.length == len(history[-1])
+
+
+@given(grown_axes())
+def test_every_earlier_axis_comes_back_when_later_births_are_left_out(axis: Any) -> None:
+    layout, history = axis
+    for birth, births in enumerate(history):
+        assert written_out(layout.until(birth)) == births
+
+
+@given(grown_axes(), st.sets(st.integers(0, 4)))
+def test_spans_cover_just_the_chosen_births(axis: Any, chosen: set[int]) -> None:
+    layout, history = axis
+    spans = layout.spans(chosen.__contains__)
+    covered = [p for start, length in spans for p in range(start, start + length)]
+    assert covered == [p for p, birth in enumerate(history[-1]) if birth in chosen]
+
+
+@given(grown_axes())
+def test_pieces_put_the_axis_together_from_old_and_new(axis: Any) -> None:
+    layout, history = axis
+    for birth, births in enumerate(history[1:], 1):
+        before = history[birth - 1]
+        parts = {False: before, True: [birth] * (len(births) - len(before))}
+        joined = [
+            b
+            for piece in layout.pieces(birth)
+            for b in parts[piece.new][piece.start : piece.start + piece.length]
+        ]
+        assert joined == births
+
+
+def test_equal_sections_share_one_layout() -> None:
+    layout = Layout.original(4).inserted([(2, 1), (4, 1)], 1)
+    assert layout.section(2) == Layout((Segment(0, 2), Segment(1, 1)))
+    assert layout.section(1) is layout
+    assert layout.pieces(1)[1] == Piece(new=True, start=0, length=1)
+
+
+@pytest.mark.parametrize("insertions", [[(1, 1), (4, 1)], [(4, 2)]])
+def test_sections_that_differ_are_refused(insertions: list[tuple[int, int]]) -> None:
+    with pytest.raises(ValueError, match="differ"):
+        Layout.original(4).inserted(insertions, 1).section(2)
+
+
+@pytest.mark.parametrize(
+    "segments", [(Segment(0, 0),), (Segment(-1, 2),), (Segment(0, 1), Segment(0, 1))]
+)
+def test_malformed_layouts_are_refused(segments: tuple[Segment, ...]) -> None:
+    with pytest.raises(ValueError, match="segments"):
+        Layout(segments)
+
+
+def test_an_odd_length_makes_no_sections() -> None:
+    with pytest.raises(ValueError, match="equal sections"):
+        Layout.original(5).section(2)

@@ -1,0 +1,79 @@
+"""The laws of growth over random networks and random sequences of growths."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from helpers import (
+    assert_equal,
+    assert_identical,
+    leading,
+    outputs_of,
+    randomise,
+    randomise_new_blocks,
+)
+from hypothesis import HealthCheck, event, given, settings
+from networks import growths, networks
+from torch import Tensor, nn
+
+import splitgrow
+
+NETWORKS = 500
+
+
+@settings(
+    max_examples=NETWORKS,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+@given(networks(), growths())
+def test_the_laws_hold_for_any_network_and_any_sequence_of_growths(
+    network: tuple[nn.Module, Tensor], sequence: list[tuple[int, int, bool]]
+) -> None:
+    plain, x = network
+    model: Any = splitgrow.growable(randomise(plain), x)
+    growable = [layer.name for layer in model.layers if layer.growable]
+    event(f"{10 * round(10 * len(growable) / len(model.layers))} % of the layers can grow")
+    closed = [outputs_of(model, x)]
+    for index, steps, closes in sequence:
+        if closes and model.generation:
+            closed.append(outputs_of(model, x))
+            model.next_generation()
+        layer = model.layers[index % len(model.layers)]
+        if not layer.growable:  # the head always can
+            layer = model.layers[-1]
+        before = model(x)
+        model.expand_layer(layer.name, steps * layer.step)
+        assert model.layers[layer.index].width == layer.width + steps * layer.step
+        assert_equal(leading(model(x), before), before)  # law 1
+        with torch.no_grad():
+            for parameter in model.generation_parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    _assert_merged_networks_equal(model, x)
+    for generation, outputs in enumerate(closed):  # law 3
+        with model.at(generation):
+            assert_identical(outputs_of(model, x), outputs)
+
+
+def _assert_merged_networks_equal(model: Any, x: Tensor) -> None:
+    expected = model(x)
+    merged = splitgrow.merge(model)
+    assert_equal(merged(x), expected)  # law 4
+    assert_equal(splitgrow.fuse(model)(x), expected)
+    model = copy.deepcopy(model)
+    model.unfreeze()
+    randomise_new_blocks(model)
+    merged = splitgrow.merge(model)
+    for network in (model, merged):
+        network(x).square().sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0 if parameter.grad is None else parameter.grad)
+    arranged = dict(splitgrow.merge(model).named_parameters())
+    gradients = {n: p.grad for n, p in merged.named_parameters() if p.grad is not None}
+    scale = max(gradient.abs().max().item() for gradient in gradients.values())
+    for name, gradient in gradients.items():  # law 8
+        assert (arranged[name] - gradient).abs().max().item() <= 1e-12 * scale

@@ -1,0 +1,315 @@
+"""Each op on the way of a growing layer, in each form that users write it in."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_equal, leading, randomise, randomise_new_blocks
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import splitgrow
+
+Op = Callable[[Tensor], Tensor]
+
+
+class Around(nn.Module):
+    """A convolution of eight channels, an op, and a layer that reads what the op makes."""
+
+    def __init__(self, op: Any) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.op = copy.deepcopy(op)
+        with torch.no_grad():
+            y = self.op(self.first(torch.randn(2, 3, 4, 4)))
+        self.head = _head(y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.op(self.first(x)))
+
+
+def _head(y: Tensor) -> nn.Module:
+    if y.dim() == 2:
+        return nn.Linear(y.shape[1], 2)
+    return {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[y.dim()](y.shape[1], 2, 1)
+
+
+def sizes(x: Tensor) -> Tensor:
+    b, c, h, w = x.size()
+    return x.reshape(b, c, h * w)
+
+
+def squeeze_by_size(x: Tensor) -> Tensor:
+    return F.adaptive_max_pool2d(x, 1).view(x.shape[0], x.shape[1])
+
+
+def halves(x: Tensor) -> Tensor:
+    half = x.size(1) // 2
+    return torch.cat([x[:, half:], x[:, :half]], 1)
+
+
+def quarters(x: Tensor) -> Tensor:
+    one, two, three, four = torch.chunk(x, 4, 1)
+    return one * two + three.mul(four)
+
+
+def split_by_size(x: Tensor) -> Tensor:
+    left, right = x.split(x.shape[1] // 2, dim=1)
+    return torch.maximum(left, right)
+
+
+def split_by_sizes(x: Tensor) -> Tensor:
+    left, right = torch.split(x, [x.shape[1] // 4, x.shape[1] - x.shape[1] // 4], 1)
+    return torch.cat((right, left), 1)
+
+
+def stacked(x: Tensor) -> Tensor:
+    return torch.stack([x, x.neg()], dim=2)
+
+
+def max_of_pool(x: Tensor) -> Tensor:
+    values, indices = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(values, indices, 2)
+
+
+def in_place(x: Tensor) -> Tensor:
+    y = x.clone()
+    y += 1
+    y *= x
+    y.clamp_(-1, 1)
+    return torch.relu_(y)
+
+
+def moved_in_space(x: Tensor) -> Tensor:
+    moves = torch.arange(256.0, dtype=x.dtype).reshape(1, 16, 16).expand(2, 16, 16)
+    return torch.bmm(x.flatten(2), moves.sin())
+
+
+def keep_a_dim(x: Tensor) -> Tensor:
+    return x - x.mean(dim=(2, 3), keepdim=True) / (x.std(dim=(2, 3), keepdim=True) + 1)
+
+
+def expanded(x: Tensor) -> Tensor:
+    gate = F.adaptive_avg_pool2d(x, 1)
+    return x * gate.expand(-1, -1, 4, 4) + gate.expand(x.shape)
+
+
+KEEPING: dict[str, Op] = {
+    "relu module": nn.ReLU(),
+    "relu function": torch.relu,
+    "relu method": lambda x: x.relu(),
+    "F.relu": F.relu,
+    "F.relu in place": lambda x: F.relu(x, inplace=True),
+    "gelu": F.gelu,
+    "silu module": nn.SiLU(),
+    "hardswish": F.hardswish,
+    "softplus": F.softplus,
+    "leaky relu": nn.LeakyReLU(0.2),
+    "prelu with one value": nn.PReLU(),
+    "sigmoid method": lambda x: x.sigmoid(),
+    "exp and log": lambda x: x.abs().add(1).log().exp(),
+    "in place": in_place,
+    "arithmetic": lambda x: 2 * x + x**2 / 3 - x // 2,
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "dropout": lambda x: F.dropout(x, 0.5, training=False),
+    "dropout module": nn.Dropout2d(0.5),
+    "identity": nn.Identity(),
+    "copies": lambda x: x.contiguous().clone().to(x.dtype).type_as(x),
+    "pads space": lambda x: F.pad(x, (1, 1, 2, 0)),
+    "pad module": nn.ReflectionPad2d(1),
+    "zero pad": nn.ZeroPad2d((1, 0, 0, 1)),
+    "max pool": nn.MaxPool2d(2),
+    "F.max_pool2d": lambda x: F.max_pool2d(x, kernel_size=2, stride=1),
+    "torch.max_pool2d": lambda x: torch.max_pool2d(x, 2),
+    "avg pool": nn.AvgPool2d(2),
+    "lp pool": nn.LPPool2d(2, 2),
+    "adaptive pool": nn.AdaptiveAvgPool2d((1, 2)),
+    "adaptive max pool": nn.AdaptiveMaxPool2d(2),
+    "max pool with indices": max_of_pool,
+    "upsample": nn.Upsample(scale_factor=2),
+    "interpolate to size": lambda x: F.interpolate(x, size=(7, 5), mode="bilinear"),
+    "interpolate like": lambda x: F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]),
+    "mean over space": lambda x: x.mean([2, 3]),
+    "mean twice": lambda x: x.mean(-1).mean(-1),
+    "torch.mean": lambda x: torch.mean(x, dim=(-2, -1)),
+    "sum": lambda x: x.sum(dim=(2, 3)),
+    "amax": lambda x: torch.amax(x, (2, 3)),
+    "max over space": lambda x: x.flatten(2).max(dim=2).values,
+    "statistics": keep_a_dim,
+    "flatten": lambda x: x.flatten(1),
+    "flatten module": nn.Flatten(),
+    "torch.flatten": lambda x: torch.flatten(x, start_dim=1, end_dim=-1),
+    "flatten space": lambda x: x.flatten(start_dim=2),
+    "view with -1": lambda x: x.view(x.size(0), -1),
+    "view of batch": lambda x: x.view(2, -1),
+    "reshape by sizes": sizes,
+    "view by sizes": squeeze_by_size,
+    "squeeze": lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(3 - 1),
+    "unsqueeze": lambda x: x.unsqueeze(2),
+    "none index": lambda x: x[:, :, None],
+    "slices of space": lambda x: x[..., 1:3, ::2],
+    "one row": lambda x: x[:, :, 0],
+    "select": lambda x: x.select(2, 1),
+    "narrow space": lambda x: x.narrow(3, 1, 2),
+    "halves": halves,
+    "quarters": quarters,
+    "split by size": split_by_size,
+    "split by sizes": split_by_sizes,
+    "glu": nn.GLU(1),
+    "F.glu": lambda x: F.glu(x, dim=1),
+    "cat": lambda x: torch.cat([x, x.relu(), x], dim=1),
+    "concat of space": lambda x: torch.concat((x, x), -1),
+    "stack": stacked,
+    "permute and back": lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2),
+    "transpose": lambda x: x.transpose(1, 2).transpose(2, 1),
+    "movedim": lambda x: x.movedim(1, -1).movedim(-1, 1),
+    "channels last, flat": lambda x: x.permute(0, 2, 3, 1).flatten(1),
+    "channels last, by words": lambda x: torch.reshape(torch.permute(x, (0, 2, 3, 1)), (2, -1)),
+    "tokens": lambda x: x.flatten(2).transpose(1, 2).softmax(dim=1).transpose(-1, -2),
+    "swapaxes": lambda x: x.swapaxes(2, 3),
+    "pixel shuffle": nn.PixelShuffle(2),
+    "F.pixel_shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "pixel unshuffle": nn.PixelUnshuffle(2),
+    "channel shuffle": nn.ChannelShuffle(2),
+    "unfold": lambda x: F.unfold(x, 3, padding=1),
+    "unflatten": lambda x: x.flatten(2).unflatten(2, (4, 4)),
+    "unflatten module": nn.Sequential(nn.Flatten(2), nn.Unflatten(2, (2, 8))),
+    "softmax over space": lambda x: x.flatten(2).softmax(-1),
+    "normalize over space": lambda x: F.normalize(x.flatten(2), dim=2),
+    "batch norm": nn.BatchNorm2d(8).eval(),
+    "group norm": nn.GroupNorm(4, 8),
+    "instance norm": nn.InstanceNorm2d(8, affine=True),
+    "bmm over space": moved_in_space,
+    "expand": expanded,
+    "repeat": lambda x: x.repeat(1, 2, 1, 1),
+    "repeat_interleave": lambda x: torch.repeat_interleave(x, 2, dim=1),
+    "zeros_like": lambda x: x + torch.zeros_like(x),
+    "cumsum over space": lambda x: x.cumsum(dim=-1),
+    "flip space": lambda x: x.flip(2, 3),
+    "roll space": lambda x: torch.roll(x, shifts=(1, 1), dims=(2, 3)),
+    "operator.add": lambda x: operator.add(x, x),
+    "module made in forward": lambda x: nn.Hardtanh()(x),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("grow", ["first", "head"])
+def test_growth_passes_the_op_exactly(name: str, grow: str) -> None:
+    torch.manual_seed(0)
+    model: Any = randomise(Around(KEEPING[name])).double().eval()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    splitgrow.growable(model, x)
+    before = model(x)
+    layer = next(layer for layer in model.layers if layer.name == grow)
+    assert not layer.reason
+    for _ in range(2):
+        model.expand_layer(grow, layer.step)
+        assert_equal(leading(model(x), before), before)
+    randomise_new_blocks(model)
+    assert_equal(splitgrow.merge(model)(x), model(x))
+    assert_equal(splitgrow.fuse(model)(x), model(x))
+
+
+def by_width(x: Tensor) -> Tensor:
+    return x / math.e / x.shape[1]
+
+
+def by_root(x: Tensor) -> Tensor:
+    return x / x.size(1) ** 0.5
+
+
+def cut(x: Tensor) -> Tensor:
+    left, right = x.split([3, 5], dim=1)
+    return torch.cat((right, left), 1)
+
+
+def attention(x: Tensor) -> Tensor:
+    y = x.flatten(2).transpose(1, 2)
+    return (y @ y.transpose(1, 2)).softmax(-1)
+
+
+def made_from_width(x: Tensor) -> Tensor:
+    return x + x.new_ones((x.shape[1], 1, 1))
+
+
+def unequal(x: Tensor) -> Tensor:
+    one, two, three = x.chunk(3, dim=1)
+    return torch.cat([three, two, one], 1)
+
+
+FIXING: dict[str, tuple[Op, str]] = {
+    "softmax": (lambda x: x.softmax(1), "softmax"),
+    "softmax module": (nn.Softmax(dim=1), "Softmax"),
+    "softmax 2d": (nn.Softmax2d(), "Softmax2d"),
+    "normalize": (lambda x: F.normalize(x), "normalize"),
+    "mean over channels": (lambda x: x.mean(1, keepdim=True), "mean"),
+    "max over channels": (lambda x: x.max(dim=1, keepdim=True)[0], "max"),
+    "norm": (lambda x: x / x.norm(dim=1, keepdim=True), "norm"),
+    "local response norm": (nn.LocalResponseNorm(3), "LocalResponseNorm"),
+    "layer norm": (nn.LayerNorm([8, 4, 4]), "LayerNorm"),
+    "literal view": (lambda x: x.view(2, 128), "view"),
+    "literal channels": (lambda x: x.view(-1, 8, 16), "view"),
+    "literal slice and rest": (lambda x: torch.cat([x[:, 8 - 2 :], x[:, :6]], 1)[:, :8], "getitem"),
+    "every other channel": (lambda x: x[:, ::2], "getitem"),
+    "picked channels": (lambda x: x[:, [0, 2]], "getitem"),
+    "one channel": (lambda x: x[:, 7], "getitem"),
+    "index_select": (lambda x: x.index_select(1, torch.tensor([1, 0])), "index_select"),
+    "flip": (lambda x: x.flip(1), "flip"),
+    "cumsum": (lambda x: x.cumsum(1), "cumsum"),
+    "unbind": (lambda x: torch.stack(x.unbind(1)[:8], 1), "unbind"),
+    "unequal chunks": (unequal, "chunk"),
+    "pads channels": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 1)), "pad"),
+    "dot products": (attention, "matmul"),
+    "divided by the width": (by_width, "truediv"),
+    "divided by its root": (by_root, "pow"),
+    "a tensor made from the width": (made_from_width, "new_ones"),
+    "einsum": (lambda x: torch.einsum("bchw->bhwc", x).movedim(-1, 1), "einsum"),
+    "an unknown function": (lambda x: torch.fft.fft(x, dim=1).real, "fft_fft"),
+    "an unknown method": (lambda x: x.diff(dim=1), "diff"),
+    "numel": (lambda x: x * (x.numel() > 0), "numel"),
+}
+
+
+@pytest.mark.parametrize("name", FIXING)
+def test_an_op_that_growth_cannot_pass_is_named_with_its_place(name: str) -> None:
+    op, word = FIXING[name]
+    model: Any = Around(op).double().eval()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    splitgrow.growable(model, x)
+    first, head = model.layers
+    assert not first.growable
+    assert f"`{word}`" in first.reason
+    assert "test_rules.py:" in first.reason
+    with pytest.raises(splitgrow.FixedWidthError, match=r"`first` cannot grow"):
+        model.expand_layer("first", 8)
+    before = model(x)
+    model.expand_layer(head.name, head.step)  # what lies elsewhere grows all the same
+    assert_equal(leading(model(x), before), before)
+
+
+@pytest.mark.parametrize("name", [n for n in FIXING if "literal" not in n and "numel" not in n])
+def test_the_ops_that_fix_would_indeed_change_the_old_function(name: str) -> None:
+    """The control: eight channels with eight more behind them give another result, or none."""
+    op = FIXING[name][0]
+    torch.manual_seed(0)
+    x = torch.rand(2, 8, 4, 4, dtype=torch.float64)
+    wider = torch.cat([x, torch.rand(2, 8, 4, 4, dtype=torch.float64)], 1)
+    if isinstance(op, nn.Module):
+        op = copy.deepcopy(op).double()
+    before = op(x)
+    try:
+        after = op(wider)
+    except (RuntimeError, ValueError):
+        return
+    overlap = after[tuple(slice(n) for n in before.shape)]
+    known_to_be_harmless = {"every other channel", "picked channels", "one channel", "einsum"}
+    known_to_be_harmless |= {"index_select", "unbind", "cumsum", "an unknown method"}
+    known_to_be_harmless |= {"a tensor made from the width"}
+    same = overlap.shape == before.shape and torch.equal(overlap, before)
+    assert same == (name in known_to_be_harmless)
