@@ -213,8 +213,8 @@ class Handle:
     def at(self, generation: int) -> Iterator[nn.Module]:
         """The network exactly as it was when a generation was closed, inside a ``with`` block.
 
-        In evaluation mode its outputs are bit for bit those of that time. No gradients are recorded
-        inside.
+        In evaluation mode its outputs are bit for bit those that it gave before it was closed. No
+        gradients are recorded inside.
 
         Raises:
             TypeError: If `generation` is not an int.

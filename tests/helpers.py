@@ -48,10 +48,7 @@ def assert_identical(actual: Any, expected: Any) -> None:
 
 @torch.no_grad()
 def outputs_of(model: nn.Module, *inputs: Tensor) -> Any:
-    """What the model computes, without recording gradients.
-
-    Torch picks other kernels for a few ops when it records gradients, which differ in the last bit.
-    """
+    """What the model computes, without recording gradients."""
     return model(*inputs)
 
 

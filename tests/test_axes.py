@@ -112,10 +112,8 @@ class Statements:
         def check() -> bool:
             found = positions(groups, axis)
             left, right = positions(groups, before), positions(groups, behind)
-            value = position.value + sum(
-                change * self.grown.get(group, 0)
-                for group, change in groups.slope(position).items()
-            )
+            moved = groups.slope(position).items()
+            value = position.value + sum(by * self.grown.get(group, 0) for group, by in moved)
             return left + right == found and len(left) == value
 
         self.checks.append(check)

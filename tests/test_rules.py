@@ -194,7 +194,7 @@ KEEPING: dict[str, Op] = {
     "flip space": lambda x: x.flip(2, 3),
     "roll space": lambda x: torch.roll(x, shifts=(1, 1), dims=(2, 3)),
     "operator.add": lambda x: operator.add(x, x),
-    "module made in forward": lambda x: nn.Hardtanh()(x),
+    "module made in forward": lambda x: nn.Hardtanh(-1 if x is not None else 0, 2)(x),
 }
 
 
@@ -247,7 +247,7 @@ FIXING: dict[str, tuple[Op, str]] = {
     "softmax": (lambda x: x.softmax(1), "softmax"),
     "softmax module": (nn.Softmax(dim=1), "Softmax"),
     "softmax 2d": (nn.Softmax2d(), "Softmax2d"),
-    "normalize": (lambda x: F.normalize(x), "normalize"),
+    "normalize": (F.normalize, "normalize"),
     "mean over channels": (lambda x: x.mean(1, keepdim=True), "mean"),
     "max over channels": (lambda x: x.max(dim=1, keepdim=True)[0], "max"),
     "norm": (lambda x: x / x.norm(dim=1, keepdim=True), "norm"),
