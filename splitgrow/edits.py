@@ -91,15 +91,17 @@ class Edit:
         Raises:
             ValueError: If the text is of another version, or not an edit.
         """
-        fields = json.loads(text)
-        if not isinstance(fields, dict) or fields.get("version") != VERSION:
-            raise ValueError(f"not an edit of version {VERSION}: {text[:80]!r}")
         try:
+            fields = json.loads(text)
+            if fields["version"] != VERSION:
+                raise ValueError(f"it is of version {fields['version']}")
             changes = tuple(_change_from_json(change) for change in fields.pop("changes"))
             growth = {int(group): units for group, units in fields.pop("growth").items()}
             return cls(changes=changes, growth=growth, **fields)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not an edit of version {VERSION}: {error}") from None
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"not an edit of version {VERSION}: {type(error).__name__}: {error}"
+            ) from None
 
     def __str__(self) -> str:
         asked = ", ".join(f"{name} +{units}" for name, units in self.request.items())

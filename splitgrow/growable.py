@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any, TypeVar
 
@@ -65,30 +66,20 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     # A copy of the model copies them too, which it could not do with results of autograd.
     inputs = pytree.tree_map_only(Tensor, Tensor.detach, inputs)
     history = History(analyse(model, inputs), inputs, structure(model))
-    if old is None:
-        cls = _growable_class(type(model), _taken_names(model))
-        vars(model)[HISTORY] = history
-        model.__class__ = cls  # type: ignore[assignment]
-        return model
+    if old is not None:
+        _carry_on(history, old)
+    cls = _class_for(model)
+    vars(model)[HISTORY] = history
+    model.__class__ = cls  # type: ignore[assignment]
+    return model
+
+
+def _carry_on(history: History, old: History) -> None:
     history.edits, history.generation = old.edits, old.generation
     history.exact_from, history.frozen = old.exact_from, old.frozen
     if history.modules != old.modules:
         # Closed generations held modules that are gone.
         history.exact_from = history.generation
-    vars(model)[HISTORY] = history
-    return model
-
-
-def _taken_names(model: nn.Module) -> frozenset[str]:
-    """The names of methods that the model has already, for something else."""
-    taken = frozenset(name for name in _METHODS if hasattr(model, name))
-    if taken:
-        warnings.warn(
-            f"{type(model).__name__} has its own {', '.join(sorted(taken))}; use "
-            f"splitgrow.handle(model) for splitgrow's",
-            stacklevel=3,
-        )
-    return taken
 
 
 def _refuse_unsupported(model: nn.Module) -> None:
@@ -145,14 +136,21 @@ def _delegate(name: str) -> Any:
 
 
 def _reduce(self: nn.Module, protocol: Any) -> Any:
-    """Pickles the instance by its own class, which can be imported, not by the one made here."""
+    """Pickles the instance by its own class, which can be imported, not by the one made here.
+
+    Raises:
+        TypeError: If the class has a way of its own to do it, which knows nothing of the history.
+    """
     cls = type(self)
     reduced: Any = super(cls, self).__reduce_ex__(protocol)
     rebuild, args, *rest = reduced
-    if args and args[0] is cls:
-        original, taken = getattr(cls, _ORIGINAL_CLASS), getattr(cls, _TAKEN)
-        return (_new_growable, (original, taken, rebuild, args[1:]), *rest)
-    return (rebuild, args, *rest)
+    if not args or args[0] is not cls:
+        raise TypeError(
+            f"{cls.__name__} is pickled in a way of its own (__reduce__), which would lose what "
+            f"splitgrow knows of it; save its state_dict instead"
+        )
+    original, taken = getattr(cls, _ORIGINAL_CLASS), getattr(cls, _TAKEN)
+    return (_new_growable, (original, taken, rebuild, args[1:]), *rest)
 
 
 def _new_growable(
@@ -161,7 +159,38 @@ def _new_growable(
     return rebuild(_growable_class(original, taken), *args)
 
 
+def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copies as the class does it in its own way, and brings along the history if that did not."""
+    cls: Any = type(self)
+    copied: nn.Module = super(cls, self).__deepcopy__(memo)
+    memo[id(self)] = copied
+    history = copy.deepcopy(vars(self)[HISTORY], memo)
+    if history is not None and HISTORY not in vars(copied):
+        history.modules = structure(copied)
+        vars(copied)[HISTORY] = history
+        copied.__class__ = _class_for(copied, getattr(cls, _TAKEN))
+    return copied
+
+
 _CLASSES: dict[tuple[Any, frozenset[str]], type[nn.Module]] = {}
+
+
+def _class_for(model: nn.Module, taken: frozenset[str] | None = None) -> type[nn.Module]:
+    if _ORIGINAL_CLASS in vars(type(model)):
+        return type(model)
+    return _growable_class(type(model), _taken_names(model) if taken is None else taken)
+
+
+def _taken_names(model: nn.Module) -> frozenset[str]:
+    """The names of methods that the model has already, for something else."""
+    taken = frozenset(name for name in _METHODS if hasattr(model, name))
+    if taken:
+        warnings.warn(
+            f"{type(model).__name__} has its own {', '.join(sorted(taken))}; use "
+            f"splitgrow.handle(model) for splitgrow's",
+            stacklevel=4,
+        )
+    return taken
 
 
 def _growable_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
@@ -173,6 +202,8 @@ def _growable_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn
 
 def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
     members = {name: _delegate(name) for name in _METHODS if name not in taken}
+    if hasattr(original, "__deepcopy__"):
+        members["__deepcopy__"] = _deepcopy
     return type(
         original.__name__,
         (original,),

@@ -10,7 +10,7 @@ from torch import nn
 from splitgrow.generations import parameters_in, release_
 from splitgrow.growable import original_class
 from splitgrow.growth import check_structure
-from splitgrow.handle import history_of
+from splitgrow.handle import HISTORY, history_of
 from splitgrow.split import SplitLayer
 
 
@@ -56,8 +56,8 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
         if isinstance(module, SplitLayer):
             memo[id(module)] = _plain(module, view, frozen)
     plain = copy.deepcopy(model, memo)
-    vars(plain).pop(next(name for name, value in vars(model).items() if value is history))
-    plain.__class__ = original_class(model)
+    vars(plain).pop(HISTORY, None)
+    plain.__class__ = original_class(plain)
     for module in plain.modules():
         release_(module)
     for key in frozen & memo.keys():

@@ -95,26 +95,34 @@ def _place_of_error(trace: TracebackType | None) -> str:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Puts the model and the random number generators back as they were."""
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Puts every attribute of every module back: forward may set some, and sets them to proxies."""
     stores = ("_parameters", "_buffers", "_modules")
     kept = [
         (module, dict(module.__dict__), {name: dict(module.__dict__[name]) for name in stores})
         for module in model.modules()
     ]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        yield
+    finally:
+        for module, attributes, contents in kept:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for name in stores:
+                module.__dict__[name].clear()
+                module.__dict__[name].update(contents[name])
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Puts the model and the random number generators back as they were."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     python_state = random.getstate()
-    with torch.random.fork_rng(devices=sorted(device.index for device in devices)):
+    with torch.random.fork_rng(devices=sorted(devices)), _attributes_kept(model):
         try:
             yield
         finally:
             random.setstate(python_state)
-            for module, attributes, contents in kept:
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
-                for name in stores:
-                    module.__dict__[name].clear()
-                    module.__dict__[name].update(contents[name])
 
 
 def bind_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -192,7 +200,11 @@ def follow(
 
 def _traced(model: nn.Module, defaults: dict[str, Any]) -> fx.Graph:
     try:
-        return GrowthTracer().trace(model, concrete_args=defaults or None)
+        with _attributes_kept(model):
+            graph = GrowthTracer().trace(model, concrete_args=defaults or None)
+            made = {name: value for name, value in vars(model).items() if _made_by_tracing(name)}
+        vars(model).update(made)
+        return graph
     except Exception as error:  # whatever the user's forward raises
         place = _place_of_error(error.__traceback__)
         mode = "training" if model.training else "evaluation"
@@ -202,6 +214,11 @@ def _traced(model: nn.Module, defaults: dict[str, Any]) -> fx.Graph:
             f"of tensors stops torch.fx; move it out of forward, or wrap the function that "
             f"holds it with torch.fx.wrap."
         ) from error
+
+
+def _made_by_tracing(attribute: str) -> bool:
+    """Whether torch.fx made an attribute, to hold a tensor that forward makes."""
+    return attribute.startswith("_tensor_constant")
 
 
 def _outline(graph: fx.Graph) -> list[str]:
@@ -222,11 +239,13 @@ class _Evaluator(fx.Interpreter):
 
 def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    node = None
-    values = []
+    values: list[Any] = []
     for node in graph.find_nodes(op="placeholder"):
-        name = str(node.target).lstrip("*")
-        values.append(given.get(name, node.args[0] if node.args else None))
+        name = str(node.target)
+        if name.startswith("*") and not name.startswith("**"):
+            values.extend(given.get(name[1:], ()))
+        else:
+            values.append(given.get(name, node.args[0] if node.args else None))
     fakes = pytree.tree_map_only(Tensor, mode.from_tensor, values)
     evaluator = _Evaluator(model, graph=graph)
     evaluator.extra_traceback = False
