@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from splitgrow.analysis import analyse
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.growth import History, structure
+from splitgrow.growth import History, grown_elsewhere, structure
 from splitgrow.handle import HISTORY, Handle
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -40,7 +40,8 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
         TypeError: If the arguments are of other types.
         ValueError: If the model does not run on the example inputs.
         TraceError: If the model's forward cannot be followed.
-        UnsupportedModelError: If the model is wrapped, compiled, scripted or uninitialised.
+        UnsupportedModelError: If the model is wrapped, compiled, scripted or uninitialised, or has
+            layers that grew as part of another model.
 
     Example:
         >>> import torch, splitgrow
@@ -63,6 +64,12 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     old: History | None = vars(model).get(HISTORY)
     if old is not None:
         old.refuse_while_viewing("analyse the model")
+    foreign = grown_elsewhere(model, old.edits if old is not None else ())
+    if foreign:
+        raise UnsupportedModelError(
+            f"{', '.join(foreign)} did not grow here, as part of this model; build it from the "
+            f"parts of splitgrow.merge(the model in which they grew)"
+        )
     # A copy of the model copies them too, which it could not do with results of autograd.
     inputs = pytree.tree_map_only(Tensor, Tensor.detach, inputs)
     history = History(analyse(model, inputs), inputs, structure(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -16,6 +16,7 @@ from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedEr
 from splitgrow.generations import Owned, freeze_, unfreeze_
 from splitgrow.graph import ChannelGraph
 from splitgrow.initializers import Initializer, initializer_of
+from splitgrow.kinds import LayerKind
 from splitgrow.layouts import Layout
 from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
 from splitgrow.planning import (
@@ -108,27 +109,53 @@ def check_structure(model: nn.Module, history: History) -> None:
     """
     now, then = structure(model), history.modules
     changed = [name for name in {**then, **now} if now.get(name) is not then.get(name)]
+    groups = history.graph.groups
     for node in history.graph.nodes.values():
         module = now.get(node.name)
-        if module is None or isinstance(module, SplitLayer) or not node.followed:
+        if module is None or not node.followed or node.name in changed:
             continue
-        if node.name in changed:
-            continue
-        lengths = {
-            "in": history.graph.groups.length(node.ins),
-            "out": history.graph.groups.length(node.outs),
-        }
-        for name, axes in layer_kind(module).tensors(module).items():
-            tensor = getattr(module, name)
-            for dim, along in axes.items():
-                expected = lengths[along.side] // along.sections
-                if tensor is not None and tensor.shape[dim] != expected:
-                    changed.append(f"{node.name}.{name}")
+        kind = layer_kind(module)
+        if isinstance(module, SplitLayer):
+            for index, block in enumerate(module):
+                changed.extend(_misshapen(f"{node.name}.{index}", block, kind, kind.sizes(block)))
+        else:
+            sizes = groups.length(node.ins), groups.length(node.outs)
+            changed.extend(_misshapen(node.name, module, kind, sizes))
     if changed:
         raise StructureChangedError(
             f"the model has changed since it was analysed ({', '.join(sorted(changed)[:5])}); call "
             f"splitgrow.growable(model, example_inputs) again"
         )
+
+
+def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
+    """The layers that have grown by other edits than these: those of a model they came from."""
+    known = {(change.name, edit.index) for edit in edits for change in edit.changes}
+    paths: dict[SplitLayer, list[str]] = {}
+    for path, module in structure(model).items():
+        if isinstance(module, SplitLayer):
+            paths.setdefault(module, []).append(path)
+    return [
+        names[0]
+        for split, names in paths.items()
+        if not all(
+            any((name, block.edit) in known for name in names)
+            for block in split.blocks
+            if block.kind != "original"
+        )
+    ]
+
+
+def _misshapen(
+    name: str, layer: nn.Module, kind: LayerKind, sizes: tuple[int, int]
+) -> Iterator[str]:
+    """The tensors of a stock layer that do not have the shapes that go with its sizes."""
+    for key, axes in kind.tensors(layer).items():
+        tensor = getattr(layer, key)
+        for dim, along in axes.items():
+            expected = sizes[along.side == "out"] // along.sections
+            if tensor is not None and tensor.shape[dim] != expected:
+                yield f"{name}.{key}"
 
 
 def plan(
@@ -284,6 +311,7 @@ def unfreeze_all_(model: nn.Module, history: History) -> None:
 
 def parameters_of(model: nn.Module, history: History, generation: int) -> list[nn.Parameter]:
     """The parameters that were born in a generation, in the model's order."""
+    check_structure(model, history)
     later: dict[int, int] = {}
     for module in model.modules():
         if isinstance(module, SplitLayer):

@@ -197,6 +197,7 @@ class Handle:
         Raises:
             TypeError: If `generation` is not an int.
             ValueError: If there is no such generation.
+            StructureChangedError: If the model was changed by hand since it was analysed.
         """
         chosen = self._history.generation if generation is None else generation
         if isinstance(chosen, bool) or not isinstance(chosen, int):
@@ -207,6 +208,7 @@ class Handle:
 
     def unfreeze(self) -> None:
         """Lets everything train again. Closed generations are no longer exact from here on."""
+        self._history.refuse_while_viewing("unfreeze")
         unfreeze_all_(self._model, self._history)
 
     @contextmanager

@@ -1,0 +1,56 @@
+"""The README's code runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import outputs_of, train_steps
+from zoo import torchvision
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+@pytest.mark.zoo
+@pytest.mark.slow
+def test_the_first_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision())
+    x = torch.randn(2, 3, 64, 64)
+    seen: list[Any] = []
+
+    def train(model: Any, optimizer: torch.optim.Optimizer) -> None:
+        if model.generation == 0:
+            train_steps(model, (x,), optimizer, steps=1)
+            seen.append(outputs_of(model.eval(), x))
+        else:
+            assert torch.allclose(outputs_of(model, x), seen[0], atol=1e-5)
+            train_steps(model, (x,), optimizer, steps=2)
+            assert not torch.equal(outputs_of(model, x), seen[0])
+
+    def evaluate(model: Any) -> None:
+        seen.append(outputs_of(model, x))
+
+    names: dict[str, Any] = {"train": train, "evaluate": evaluate}
+    exec(code, names)
+    assert torch.equal(seen[1], seen[0])
+    assert names["model"].layers[1].width == 80
+    assert isinstance(names["deploy"], torch.fx.GraphModule)
+
+
+def test_both_commands_pin_what_they_install_and_end_in_what_they_run() -> None:
+    commands = re.findall(r"```bash\n(python3 .*)\n```", README)
+    assert [command.rsplit("&& ", 1)[1] for command in commands] == ["splitgrow demo", "pytest"]
+    assert all("pip install -c constraints.txt" in command for command in commands)
+
+
+def test_the_model_counts_are_those_that_are_tested() -> None:
+    counts = re.findall(r"(\w+) (\d+) of (?:\d+ layers|(\d+))", README)
+    stated = {name: int(count) for name, count, _ in counts}
+    source = (Path(__file__).parent / "test_zoo.py").read_text()
+    tested = dict(re.findall(r'"(\w+)": \((\d+), \d+\)', source))
+    assert stated == {name: int(count) for name, count in tested.items()}
