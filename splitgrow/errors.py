@@ -31,7 +31,7 @@ class StructureChangedError(SplitGrowError):
 
 
 class GenerationError(SplitGrowError):
-    """A generation that is still open, or no longer exact, was asked for."""
+    """A generation that is no longer exact was asked for."""
 
 
 class OptimizerError(SplitGrowError):

@@ -89,8 +89,10 @@ def as_trained(owned: Iterable[Owned]) -> Iterator[None]:
                 parameter.requires_grad_(False)
 
 
-def release_(module: nn.Module) -> None:
-    """Lets a module's running statistics move again."""
+def release_(module: nn.Module, *, training: bool | None = None) -> None:
+    """Lets a module's running statistics move again, in the given mode."""
+    if training is not None:
+        module.training = training
     hooks = module._forward_pre_hooks  # noqa: SLF001
     for key in [key for key, hook in hooks.items() if hook is hold_statistics]:
         del hooks[key]
@@ -102,5 +104,4 @@ def unfreeze_(model: nn.Module, frozen: Iterable[Owned]) -> None:
         parameter.requires_grad_(True)
     for module in model.modules():
         if held(module):
-            release_(module)
-            module.training = model.training
+            release_(module, training=model.training)

@@ -149,6 +149,9 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
         TypeError: If the class has a way of its own to do it, which knows nothing of the history.
     """
     cls = type(self)
+    history: History | None = vars(self).get(HISTORY)
+    if history is not None:
+        history.refuse_while_viewing("copy or pickle the model")
     reduced: Any = super(cls, self).__reduce_ex__(protocol)
     rebuild, args, *rest = reduced
     if not args or args[0] is not cls:

@@ -13,7 +13,7 @@ from torch import nn
 
 from splitgrow.edits import Edit, LayerChange
 from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
-from splitgrow.generations import Owned, freeze_, unfreeze_
+from splitgrow.generations import Owned, freeze_, held, unfreeze_
 from splitgrow.graph import ChannelGraph
 from splitgrow.initializers import Initializer, initializer_of
 from splitgrow.kinds import LayerKind
@@ -25,7 +25,6 @@ from splitgrow.planning import (
     layer_kind,
     make_plan,
     planned_blocks,
-    stock,
 )
 from splitgrow.split import Block, SplitLayer
 from splitgrow.undo import Undo
@@ -230,7 +229,10 @@ def _prepare(
 ) -> _Prepared:
     module = history.modules[change.name]
     split = module if isinstance(module, SplitLayer) else SplitLayer(module)
-    split.training = module.training
+    if split is not module:
+        # A norm that is held is in evaluation whatever the mode; what is new must not be.
+        parent = history.modules[change.name.rpartition(".")[0]]
+        split.training = parent.training if held(module) else module.training
     before = (change.in_width[0], change.width[0])
     gain = (change.in_width[1] - before[0], change.width[1] - before[1])
     modules, blocks = list(split), list(split.blocks)
@@ -238,7 +240,7 @@ def _prepare(
         block = build_block(module, kind, sizes)
         initialise(block, kind)
         _match_memory_format(block, split.original)
-        modules.append(block.train(stock(module).training))
+        modules.append(block.train(split.training))
         blocks.append(Block("helper" if kind == "helper" else "new", edit.index))
     return _Prepared(
         change,
@@ -263,8 +265,9 @@ def _new_parameters(prepared: list[_Prepared]) -> Iterator[NewParameter]:
     for item in prepared:
         for index in range(len(item.split), len(item.modules)):
             for name, parameter in item.modules[index].named_parameters():
-                original = getattr(item.split.original, name)
-                yield NewParameter(f"{item.change.name}.{index}.{name}", parameter, original)
+                older = [getattr(block, name, None) for block in item.split]
+                known = tuple(p for p in older if p is not None)
+                yield NewParameter(f"{item.change.name}.{index}.{name}", parameter, known)
 
 
 def _close(model: nn.Module, history: History, undo: Undo) -> None:

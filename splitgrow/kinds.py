@@ -84,8 +84,19 @@ class LayerKind(ABC):
         """Whether the module has channels of its own at all."""
         return True
 
-    def refusal(self, module: Stock) -> str:  # noqa: ARG002
-        """Why this one module cannot grow; empty if it can."""
+    def refusal(self, module: Stock) -> str:
+        """Why this one module cannot grow; empty if it can.
+
+        `torch.nn.utils.weight_norm`, `spectral_norm` and `prune` take a parameter away and leave
+        a tensor in its place that they compute anew before each forward.
+        """
+        own = dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+        for name in self.tensors(module):
+            if name not in own and getattr(module, name, None) is not None:
+                return (
+                    f"its `{name}` is computed from other tensors before each call (weight norm, "
+                    f"spectral norm or pruning); remove that first, grow, and apply it again"
+                )
         return ""
 
 
@@ -142,20 +153,6 @@ def _without_missing(built: nn.Module, module: Stock) -> nn.Module:
     return built
 
 
-def _missing_parameter(module: Stock, name: str) -> str:
-    """Why a layer whose own parameter is not its own cannot grow; empty if it is.
-
-    `torch.nn.utils.weight_norm`, `spectral_norm` and `prune` take the parameter away and compute it
-    anew before each forward.
-    """
-    if name in dict(module.named_parameters(recurse=False)):
-        return ""
-    return (
-        f"its `{name}` is computed from other tensors before each call (weight norm, spectral norm "
-        f"or pruning); remove that first, grow, and apply it again"
-    )
-
-
 class _Linear(LayerKind):
     layers = (nn.Linear,)
     sized = True
@@ -176,9 +173,6 @@ class _Linear(LayerKind):
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         bias = options.get("bias", module.bias is not None)
         return nn.Linear(*sizes, bias=bias, **_placement(module, options))
-
-    def refusal(self, module: Stock) -> str:
-        return _missing_parameter(module, "weight")
 
 
 _CONVS: dict[type[nn.Module], tuple[int, bool]] = {
@@ -230,9 +224,6 @@ class _Conv(LayerKind):
         layer: type[nn.Module] = type(module)
         return layer(*sizes, groups=groups, bias=bias, **arguments, **_placement(module, options))
 
-    def refusal(self, module: Stock) -> str:
-        return _missing_parameter(module, "weight")
-
 
 class _Norm(LayerKind):
     """The norms that treat every channel by itself."""
@@ -266,9 +257,6 @@ class _Norm(LayerKind):
         built = type(module)(sizes[1], **arguments, **_placement(module, options))
         return _without_missing(built, module)
 
-    def refusal(self, module: Stock) -> str:
-        return _missing_parameter(module, "weight") if module.weight is not None else ""
-
 
 class _GroupNorm(LayerKind):
     layers = (nn.GroupNorm,)
@@ -291,9 +279,6 @@ class _GroupNorm(LayerKind):
         built = nn.GroupNorm(groups, sizes[1], **arguments, **_placement(module, options))
         return _without_missing(built, module)
 
-    def refusal(self, module: Stock) -> str:
-        return _missing_parameter(module, "weight") if module.weight is not None else ""
-
 
 class _PReLU(LayerKind):
     layers = (nn.PReLU,)
@@ -313,9 +298,6 @@ class _PReLU(LayerKind):
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         return nn.PReLU(sizes[1], init=module.init, **_placement(module, options))
-
-    def refusal(self, module: Stock) -> str:
-        return _missing_parameter(module, "weight")
 
 
 for _kind in (_Linear(), _Conv(), _Norm(), _GroupNorm(), _PReLU()):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.generations import parameters_in, release_
+from splitgrow.generations import held, parameters_in, release_
 from splitgrow.growable import original_class
 from splitgrow.growth import check_structure
 from splitgrow.handle import HISTORY, history_of
@@ -46,6 +46,7 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
         Linear(in_features=2, out_features=3, bias=True)
     """
     history = history_of(model)
+    history.refuse_while_viewing("merge")
     view = history.view_of(generation)
     if view is not None:
         check_structure(model, history)
@@ -59,7 +60,8 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
     vars(plain).pop(HISTORY, None)
     plain.__class__ = original_class(plain)
     for module in plain.modules():
-        release_(module)
+        if held(module):
+            release_(module, training=plain.training)
     for key in frozen & memo.keys():
         memo[key].requires_grad_(True)
     return plain

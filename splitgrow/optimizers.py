@@ -16,11 +16,17 @@ from splitgrow.undo import Undo
 
 @dataclass(frozen=True)
 class NewParameter:
-    """A parameter of a new block, with the one of the original block whose group it joins."""
+    """A parameter of a new block, with those of the older blocks whose group it joins.
+
+    Attributes:
+        name: Its path in the model.
+        parameter: The parameter.
+        older: Those of the same name in the layer's older blocks, that of the original first.
+    """
 
     name: str
     parameter: nn.Parameter
-    original: nn.Parameter
+    older: tuple[nn.Parameter, ...]
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,11 @@ def listed(optimizer: object) -> list[Optimizer]:
 def plan_joining(optimizers: list[Optimizer], new: Iterable[NewParameter]) -> list[Joining]:
     """Where each new parameter goes: the group of the original weight (or bias) of its layer.
 
+    An optimizer that was made for a later generation does not have that one; then it is the group
+    of the oldest block that it trains.
+
     Raises:
-        OptimizerError: If original parameters are in no group; all of them are named.
+        OptimizerError: If none of a layer's blocks is in a group; all such layers are named.
     """
     if not optimizers:
         return []
@@ -72,7 +81,7 @@ def plan_joining(optimizers: list[Optimizer], new: Iterable[NewParameter]) -> li
     joining: list[Joining] = []
     homeless: list[str] = []
     for item in new:
-        found = places.get(id(item.original), [])
+        found = next((places[id(p)] for p in item.older if id(p) in places), [])
         joining.extend(Joining(optimizer, group, item) for optimizer, group in found)
         if not found:
             homeless.append(item.name)

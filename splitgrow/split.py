@@ -82,8 +82,7 @@ class SplitLayer(nn.ModuleList):
         """Replaces all modules but the original, and what they are for."""
         kept = {"0": self.original}
         kept.update((str(index), module) for index, module in enumerate(modules[1:], 1))
-        self._modules.clear()
-        self._modules.update(kept)
+        self._modules = kept  # in one step, so that an interruption finds all of them or the old
         self.blocks = tuple(blocks)
         self._schedules = {}
 
@@ -160,6 +159,10 @@ class SplitLayer(nn.ModuleList):
             value = value.detach().clone(memory_format=torch.preserve_format)
             setattr(plain, name, nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value)
         return plain.train(self.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over: not the view, which belongs to a ``with`` block."""
+        return {**self.__dict__, "view": None, "_schedules": {}}
 
     def __getattr__(self, name: str) -> Any:
         """Answers for a stock layer of the present size.

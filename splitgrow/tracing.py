@@ -11,6 +11,8 @@ import os
 import random
 import sys
 import traceback
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,16 +56,10 @@ class GrowthTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Follows a submodule without running the hooks that the user has put on it."""
-
-        def forward_without_hooks(*inputs: Any, **named: Any) -> Any:
-            return m.forward(*inputs, **named)
-
-        del forward
+        """Follows a submodule, also one that forward makes on the spot, as in ``nn.ReLU()(x)``."""
         if all(m is not known for known in self.root.modules()) and not list(m.parameters()):
-            # Made inside forward, such as ``nn.ReLU()(x)``: there is no path to name it by.
-            return forward_without_hooks(*args, **kwargs)
-        return super().call_module(m, forward_without_hooks, args, kwargs)
+            return forward(*args, **kwargs)  # there is no path to name it by
+        return super().call_module(m, forward, args, kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Makes a node that knows the user's line it came from."""
@@ -191,20 +187,35 @@ def follow(
     A tensor that forward makes becomes an attribute of the model, as torch.fx has it.
     """
     given, defaults = bind_inputs(model, inputs)
-    graph = _traced(model, defaults)
-    if any(_outline(graph) == _outline(earlier) for earlier in unlike):
-        return None
-    _evaluate(model, graph, given)
+    with _attributes_kept(model):
+        _silence_hooks(model)
+        graph, made = _traced(model, defaults)
+        if any(_outline(graph) == _outline(earlier) for earlier in unlike):
+            return None
+        vars(model).update(made)
+        _evaluate(model, graph, given)
+    vars(model).update(made)
     return graph
 
 
-def _traced(model: nn.Module, defaults: dict[str, Any]) -> fx.Graph:
+def _silence_hooks(model: nn.Module) -> None:
+    """Takes the user's hooks off, until the attributes are put back."""
+    for module in model.modules():
+        for name in ("_forward_hooks", "_forward_pre_hooks"):
+            module.__dict__[name] = OrderedDict()
+
+
+def _traced(model: nn.Module, defaults: dict[str, Any]) -> tuple[fx.Graph, dict[str, Any]]:
+    """The graph, and the attributes that torch.fx made for it.
+
+    Raises:
+        TraceError: If the model's forward cannot be followed.
+    """
     try:
         with _attributes_kept(model):
             graph = GrowthTracer().trace(model, concrete_args=defaults or None)
             made = {name: value for name, value in vars(model).items() if _made_by_tracing(name)}
-        vars(model).update(made)
-        return graph
+        return graph, made
     except Exception as error:  # whatever the user's forward raises
         place = _place_of_error(error.__traceback__)
         mode = "training" if model.training else "evaluation"
@@ -233,9 +244,6 @@ class _Evaluator(fx.Interpreter):
         n.meta["example"] = result
         return result
 
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.fetch_attr(target).forward(*args, **kwargs)  # no hooks
-
 
 def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -250,7 +258,9 @@ def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
     evaluator = _Evaluator(model, graph=graph)
     evaluator.extra_traceback = False
     try:
-        with mode, torch.no_grad():
+        with mode, torch.no_grad(), warnings.catch_warnings():
+            # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not")
             evaluator.run(*fakes, enable_io_processing=False)
     except Exception as error:
         done = [node for node in graph.nodes if "example" in node.meta]

@@ -559,16 +559,10 @@ def test_an_odd_layer_is_refused_with_its_reason_and_the_others_still_grow(make,
         assert grew(model, name, 3, x)
 
 
-@pytest.mark.xfail(
-    reason="torch hides this warning of its own by a way that does not work where it is an error",
-)
 def test_a_pruned_layer_does_not_warn():
     splitgrow.growable(triple(_pruned("weight")), torch.ones(1, 2))
 
 
-@pytest.mark.xfail(
-    reason="the kinds look at `weight` alone: a layer whose bias is pruned passes as a stock one",
-)
 def test_a_layer_with_a_pruned_bias_is_refused():
     model: Any = splitgrow.growable(triple(_pruned("bias")), torch.ones(1, 2))
     with pytest.raises(FixedWidthError, match="`bias` is computed from other tensors"):
@@ -981,10 +975,6 @@ def _small_model(*, grown: bool) -> tuple[Any, torch.optim.Optimizer]:
     return model, optimizer
 
 
-@pytest.mark.xfail(
-    reason="SplitLayer.set_blocks empties itself before it fills itself again",
-    raises=KeyError,
-)
 @pytest.mark.parametrize(
     ("error", "grown"), [(KeyboardInterrupt, False), (MemoryError, True), (Fault, False)]
 )

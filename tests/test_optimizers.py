@@ -580,3 +580,23 @@ def test_a_refused_optimizer_among_several_leaves_the_others_alone():
     train(model, good, range(2))
     with unchanged(model, good, bad), pytest.raises(splitgrow.OptimizerError):
         grow(model, [good, bad])
+
+
+def test_an_optimizer_made_for_the_open_generation_takes_in_later_growth():
+    model = make_net()
+    model.expand_layer("stem", 2)
+    body = model.get_submodule("body")
+    optimizer = torch.optim.Adam(
+        [
+            {"params": model.generation_parameters(), "lr": 0.01},
+            {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.5},
+        ]
+    )
+    known = set(identities(members(optimizer)))
+    model.expand_layer("stem", 2, optimizer=optimizer)
+    joined = [p for p in optimizer.param_groups[0]["params"] if id(p) not in known]
+    assert identities(joined) == [
+        i for i in identities(model.generation_parameters()) if i not in known
+    ]
+    assert len(optimizer.param_groups[1]["params"]) == 1
+    assert len(body) == 5  # the original, and two helpers with two new blocks
