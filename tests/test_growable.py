@@ -458,7 +458,7 @@ def test_a_copy_of_a_copy_of_a_pickle_is_still_growable():
 def test_nothing_is_made_of_a_model_while_an_earlier_generation_is_shown(use):
     model = grown()
     expected = outputs_of(model, X)
-    with model.at(0), pytest.raises(splitgrow.SplitGrowError, match="inside `with model.at"):
+    with model.at(0), pytest.raises(splitgrow.SplitGrowError, match=r"inside `with model.at"):
         use(model)
     assert_identical(outputs_of(model, X), expected)
     use(model)

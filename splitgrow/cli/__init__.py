@@ -1,0 +1,1 @@
+"""The `splitgrow` command: `splitgrow demo` and `splitgrow inspect`."""

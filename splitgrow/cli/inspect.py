@@ -1,0 +1,88 @@
+"""`splitgrow inspect`: the layers of a model, and what of it can grow."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict
+
+import click
+import torch
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+
+import splitgrow
+from splitgrow.cli import consoles
+from splitgrow.cli.shapes import Shape
+from splitgrow.cli.targets import attempt, load_model
+
+
+def inspect(module: str, factory: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
+    """Prints what can grow in the model that `module:factory` names, as a table or as JSON."""
+    with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the result
+        model = load_model(module, factory)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    layers = splitgrow.handle(_growable(model, inputs)).layers
+    console = consoles.results()
+    if as_json:
+        document = {
+            "version": 1,
+            "model": type(model).__name__,
+            "inputs": [str(shape) for shape in inputs],
+            "parameters": parameters,
+            "layers": [{**asdict(layer), "growable": layer.growable} for layer in layers],
+        }
+        click.echo(json.dumps(document, indent=1))
+        return
+    console.print(_table(type(model).__name__, layers))
+    able = sum(layer.growable for layer in layers)
+    console.print(f"{able} of {len(layers)} layers can grow; {parameters:,} parameters.")
+
+
+def _growable(model: nn.Module, inputs: Sequence[Shape]) -> nn.Module:
+    """The model, analysed on example inputs of those shapes.
+
+    Raises:
+        click.ClickException: if an input cannot be made, or the model does not run on them.
+    """
+    text = " ".join(str(shape) for shape in inputs)
+    examples = attempt(f"cannot make inputs {text}", lambda: tuple(map(_example, inputs)))
+    try:
+        return splitgrow.growable(model, examples)
+    except (TypeError, ValueError) as error:  # a SplitGrowError needs no more words
+        raise click.ClickException(f"with inputs {text}: {error}") from error
+
+
+def _example(shape: Shape) -> Tensor:
+    dtype: torch.dtype = getattr(torch, shape.dtype)
+    if dtype.is_floating_point:
+        return torch.rand(shape.sizes, dtype=dtype)
+    return torch.zeros(shape.sizes, dtype=dtype)  # valid as indices of an embedding too
+
+
+def _table(title: str, layers: Sequence[splitgrow.Layer]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("layer", overflow="fold")
+    table.add_column("type", no_wrap=True)
+    table.add_column("width", justify="right")
+    table.add_column("step", justify="right")
+    table.add_column("grows with", overflow="fold")
+    table.add_column("read by", overflow="fold")
+    table.add_column("can grow", overflow="fold")
+    for layer in layers:
+        table.add_row(
+            str(layer.index),
+            layer.name,
+            layer.kind,
+            str(layer.width),
+            str(layer.step) if layer.growable else "-",
+            ", ".join(layer.group),
+            ", ".join(layer.readers),
+            "yes" if layer.growable else f"no: {layer.reason}",
+            style=None if layer.growable else "dim",
+        )
+    return table

@@ -1,0 +1,245 @@
+"""The `splitgrow` command: reads the arguments and leaves the work to modules loaded on demand.
+
+Nothing here needs torch, so that `--help` and a mistyped option are answered at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from splitgrow.cli.settings import DemoSettings
+from splitgrow.cli.shapes import Shape, parse_shape
+from splitgrow.errors import SplitGrowError
+
+# What `splitgrow[demo]` installs, by the names that fail to import without it.
+_DEMO_PACKAGES = frozenset(("PIL", "matplotlib", "numpy", "sklearn"))
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_POSITIVE = click.IntRange(min=1)
+_SMALL = click.IntRange(1, 1024)
+_SEED = click.IntRange(0, 2**32 - 1)
+
+# In a help text, \b keeps the lines of the paragraph that follows as they are.
+_HELP = """
+Grow PyTorch models while they train, and make them plain again to deploy.
+
+\b
+Examples:
+  splitgrow demo
+  splitgrow demo --data cifar10.zip --width 16 --epochs 3
+  splitgrow inspect mymodels.resnet:make --input 1,3,224,224
+"""
+
+_DEMO_HELP = """
+Train a small residual CNN, grow it twice while it trains, and fuse it.
+
+Shows that the old networks are still inside, bit for bit, and writes a report with pictures.
+Each growth is followed by a phase of training in which only the new blocks learn.
+
+\b
+PATH is one of:
+  data.npz      with x_train, y_train, x_test, y_test
+  folder, .zip  with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
+  folder        with train-images-idx3-ubyte.gz and the other three
+
+\b
+Examples:
+  splitgrow demo
+  splitgrow demo --seed 7 --grow 0.25 --out runs/quarter
+  splitgrow demo --data fashion-mnist --width 8 --epochs 1
+  splitgrow demo --data cifar10.zip --limit 5000
+"""
+
+_INSPECT_HELP = """
+List the layers of a model: which can grow, by what step, and what grows along.
+
+MODULE is importable from here, or the path of a .py file; FACTORY is a function without
+arguments that makes the model, a class, or a model itself.
+
+\b
+Examples:
+  splitgrow inspect torchvision.models:resnet18 --input 1,3,224,224
+  splitgrow inspect nets/unet.py:make --input 1,1,64,64 --json
+  splitgrow inspect mytext:Encoder --input 1,16:int64
+  splitgrow inspect mypair:Siamese --input 1,3,32,32 --input 1,3,32,32
+"""
+
+
+class _PositiveFloat(click.FloatRange):
+    """A positive number up to a largest one; click's own range lets "nan" through."""
+
+    def __init__(self, largest: float) -> None:
+        super().__init__(min=0, min_open=True, max=largest)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
+class _Commands(click.Group):
+    """A group whose commands end with one line on stderr and an exit code, whatever happens."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SplitGrowError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt as interrupt:
+            kept = str(interrupt)  # the work says there what it could keep
+            click.echo(f"Interrupted: {kept}." if kept else "Interrupted.", err=True)
+            ctx.exit(_INTERRUPTED)
+
+
+def _version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001  # click's order
+    if not asked or ctx.resilient_parsing:
+        return
+    try:
+        version = importlib.metadata.version("splitgrow")
+    except importlib.metadata.PackageNotFoundError:
+        version = "(not installed)"
+    click.echo(f"splitgrow {version}")
+    ctx.exit()
+
+
+def _setting(flag: str, **options: Any) -> Callable[[_Function], _Function]:
+    """An option for one of the `DemoSettings`, with the default that it has there."""
+    default = getattr(DemoSettings, flag.removeprefix("--").replace("-", "_"))
+    return click.option(flag, default=default, show_default=True, **options)
+
+
+def _shapes(
+    _ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[Shape, ...]:
+    """The shapes that the texts stand for.
+
+    Raises:
+        click.BadParameter: if one is not a shape.
+    """
+    try:
+        return tuple(parse_shape(text) for text in texts)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.group(cls=_Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_version,
+    help="Show the version and exit.",
+)
+def main() -> None:
+    """Runs a command."""
+
+
+@main.command(help=_DEMO_HELP, short_help="Train, grow and fuse a small network.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="An .npz file, a folder or .zip of pictures, or a folder of idx files.  "
+    "[default: the digits of scikit-learn]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    default=Path("splitgrow-demo"),
+    show_default=True,
+    help="Where the report, its pictures and results.json go.",
+)
+@click.option(
+    "--epochs",
+    type=_POSITIVE,
+    metavar="N",
+    help="Epochs in each of the three phases.  [default: by the number of images, 14 for digits]",
+)
+@_setting("--batch-size", type=_POSITIVE, metavar="N", help="Images in a training step.")
+@click.option(
+    "--width",
+    type=_SMALL,
+    metavar="N",
+    help="Channels of the network's first stage.  [default: by the images' size, 4 for digits]",
+)
+@_setting("--grow", type=_PositiveFloat(100), metavar="FRACTION", help="Growth of every width.")
+@_setting(
+    "--learning-rate", type=_PositiveFloat(10), metavar="X", help="Peak of the one-cycle schedule."
+)
+@_setting(
+    "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="For data, weights and order."
+)
+@click.option(
+    "--limit", type=_POSITIVE, metavar="N", help="Keep only so many training images, for a trial."
+)
+@click.option("--size", type=_POSITIVE, metavar="N", help="Resize picture files to N x N pixels.")
+@click.option(
+    "--threads",
+    type=_SMALL,
+    metavar="N",
+    help="CPU threads.  [default: 1 for small images, else all cores]",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print only the final results.")
+def demo(**options: Any) -> None:
+    """Loads what the demo needs, and runs it."""
+    _load("splitgrow.cli.presentation").demo(**options)
+
+
+@main.command(help=_INSPECT_HELP, short_help="List what can grow in a model.")
+@click.argument("target", metavar="MODULE:FACTORY")
+@click.option(
+    "--input",
+    "inputs",
+    callback=_shapes,
+    multiple=True,
+    required=True,
+    metavar="SHAPE",
+    help="Shape of an example input, with its dtype if it is not float32; once for each input.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:
+    """Loads what the inspection needs, and runs it.
+
+    Raises:
+        click.BadParameter: if `target` does not name a module and something in it.
+    """
+    module, colon, factory = target.rpartition(":")
+    if not (colon and module and factory):
+        raise click.BadParameter(
+            f"{target!r} has no MODULE:FACTORY form, such as mymodels.resnet:make",
+            param_hint="MODULE:FACTORY",
+        )
+    _load("splitgrow.cli.inspect").inspect(module, factory, inputs, as_json=as_json)
+
+
+def _load(name: str) -> Any:
+    """The module that does a command's work, imported now that it is needed.
+
+    Raises:
+        click.ClickException: if it needs a package that only the extra `demo` installs.
+        ModuleNotFoundError: if anything else is missing, which is a bug.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package not in _DEMO_PACKAGES:
+            raise
+        raise click.ClickException(
+            f"the demo needs {package}, which is not installed: "
+            'pip install "splitgrow[demo]" installs it'
+        ) from error

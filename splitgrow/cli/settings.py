@@ -1,0 +1,51 @@
+"""What the user of `splitgrow demo` can choose.
+
+Free of torch, so that the command can show its defaults without loading it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+TINY = 16  # pixels, below which an image asks for less of everything
+_IMAGES_A_PHASE = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """How the demo trains and grows its network."""
+
+    epochs: int  # in each of the three phases
+    width: int
+    batch_size: int = 64
+    grow: float = 0.5
+    learning_rate: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("grow", "learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, not {value}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, not {self.seed}")
+
+    @classmethod
+    def suited_to(
+        cls, images: int, side: int, *, epochs: int | None, width: int | None, **chosen: Any
+    ) -> DemoSettings:
+        """Settings with which some number of images of side x side pixels take minutes at most.
+
+        >>> DemoSettings.suited_to(1437, 8, epochs=None, width=None)
+        DemoSettings(epochs=14, width=4, batch_size=64, grow=0.5, learning_rate=0.01, seed=0)
+        """
+        return cls(
+            epochs=epochs or min(20, max(1, round(_IMAGES_A_PHASE / images))),
+            width=width or (4 if side < TINY else 8),
+            **chosen,
+        )
