@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -96,6 +97,17 @@ def growth_request(layers: Iterable[splitgrow.Layer], fraction: float) -> dict[i
     return request
 
 
+def one_cycle(step: int, steps: int) -> float:
+    """The share of the peak learning rate at a step: linearly up, then down along a cosine.
+
+    Reference: Smith and Topin, Super-Convergence (the shape of the cycle).
+    """
+    rise = max(1, round(0.3 * steps))
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
+
+
 class _Trainer:
     """The model, its optimizer and schedule, and what was seen so far."""
 
@@ -114,11 +126,11 @@ class _Trainer:
         self._optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate)
         batches = -(-len(dataset.x_train) // settings.batch_size)
         self._steps = settings.epochs * batches  # of one phase
-        # One cycle over the whole run: it goes on through every growth, as a schedule should.
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer,
-            max_lr=settings.learning_rate,
-            total_steps=(GENERATIONS + 1) * self._steps,
+        # One schedule for the whole run, which goes on through every growth. It rises anew in each
+        # phase: Adam's first steps on new parameters are as long as the rate, whatever their
+        # gradients, so a growth at the full rate would make the loss jump.
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: one_cycle(step % self._steps, self._steps)
         )
 
     def train(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 import splitgrow
 from splitgrow.cli import datasets, presentation
-from splitgrow.cli.demo import growth_request, run
+from splitgrow.cli.demo import growth_request, one_cycle, run
 from splitgrow.cli.main import main
 from splitgrow.cli.networks import ResidualNet, stages_for
 from splitgrow.cli.results import Evaluation, Event, Growth, Phase, Result, Step
@@ -196,6 +196,16 @@ def test_a_growth_request_is_made_of_whole_steps() -> None:
     assert request
     assert all(units == steps[name] for name, units in request.items())
     assert splitgrow.handle(net).expand(request).parameters > 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
+def test_the_learning_rate_rises_and_falls_within_a_phase(steps: int) -> None:
+    rates = [one_cycle(step, steps) for step in range(steps)]
+    peak = rates.index(max(rates))
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert steps < 10 or rates[0] < 0.3 * max(rates) > rates[-1]
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, (8, 8)), (3, (32, 20)), (1, (1, 1))])
