@@ -150,13 +150,15 @@ class SplitLayer(nn.ModuleList):
         """A stock layer that computes the same, with tensors of its own."""
         plain = self.kind.build(self.original, self.sizes(view), device="meta")
         latest = self[self._seen(view)[-1]]
+        own = {id(tensor) for tensor in (*self.parameters(), *self.buffers())}
         for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):
             if name in self.kind.tensors(self.original):
                 value = self.assembled(name, view)
             else:  # a counter, such as a batch norm's num_batches_tracked
                 value = getattr(latest, name)
             assert value is not None, f"the plain layer has a tensor `{name}`, the blocks do not"
-            value = value.detach().clone(memory_format=torch.preserve_format)
+            # What was put together is new already; what was taken over whole is not.
+            value = value.detach().clone() if id(value) in own else value.detach()
             setattr(plain, name, nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value)
         return plain.train(self.training)
 

@@ -171,6 +171,28 @@ def test_3_closed_generations_come_back_bit_for_bit(case: Case) -> None:
         assert largest_difference(leading(now, model(*inputs)), model(*inputs)) > 1e-6
 
 
+@case
+def test_3_also_where_most_layers_and_their_norms_never_grew(case: Case) -> None:
+    model, inputs = growable_case(case)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=1e-2)
+    train_steps(model, inputs, optimizer)
+    before = outputs_of(model, *inputs)
+    statistics = [(b, b.clone()) for m in batch_norms(model) for b in m.buffers(recurse=False)]
+    layer = next(layer for layer in model.layers if layer.growable)
+    model.expand_layer(layer.name, layer.step, optimizer=optimizer)
+    assert any(type(m) in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear) for m in model.modules())
+    randomise_new_blocks(model)
+    train_steps(model, inputs, optimizer, steps=5)
+    for norm in batch_norms(model):
+        norm.train()  # a norm that the user sets in motion by itself is held as well
+    train_steps(model, inputs, optimizer)
+    assert all(torch.equal(now, then) for now, then in statistics)
+    model.eval()
+    assert largest_difference(leading(outputs_of(model, *inputs), before), before) > 1e-9
+    with model.at(0):
+        assert_identical(outputs_of(model, *inputs), before)
+
+
 @torch.no_grad()
 def randomise_new_blocks_of_the_open_generation(model: Any) -> None:
     young = {id(p) for p in model.generation_parameters()}

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import outputs_of, train_steps
-from zoo import torchvision
+
+from benchmarks.vision import torchvision
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

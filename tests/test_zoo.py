@@ -19,9 +19,9 @@ from helpers import (
     train_steps,
 )
 from PIL import Image
-from zoo import torchvision
 
 import splitgrow
+from benchmarks.vision import torchvision
 
 pytestmark = [
     pytest.mark.zoo,

@@ -53,7 +53,7 @@ def learning(result: Result, theme: Theme) -> bytes:
         _plain(axes, theme)
         for growth in result.growths:
             axes.axvline(growth.step, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _zoom(accuracy, [evaluation.accuracy for evaluation in result.evaluations])
     loss.set_ylim(bottom=0, top=1.1 * max(evaluation.loss for evaluation in result.evaluations))
     loss.set_xlabel("training step", color=theme.ink)
