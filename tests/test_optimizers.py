@@ -600,3 +600,15 @@ def test_an_optimizer_made_for_the_open_generation_takes_in_later_growth():
     ]
     assert len(optimizer.param_groups[1]["params"]) == 1
     assert len(body) == 5  # the original, and two helpers with two new blocks
+
+
+@pytest.mark.parametrize("make", [OPTIMIZERS["SGD momentum"], OPTIMIZERS["Adam"]])
+def test_a_closing_growth_between_backward_and_step_takes_the_old_parameters_out_of_it(make):
+    model = make_net()
+    optimizer = make(model.parameters())
+    train(model, optimizer, range(3))
+    loss_of(model, 5).backward()
+    old = [(p, p.detach().clone()) for p in model.parameters()]
+    grow(model, optimizer)
+    optimizer.step()
+    assert all(torch.equal(now, then) for now, then in old)

@@ -313,3 +313,23 @@ def test_the_ops_that_fix_would_indeed_change_the_old_function(name: str) -> Non
     known_to_be_harmless |= {"a tensor made from the width"}
     same = overlap.shape == before.shape and torch.equal(overlap, before)
     assert same == (name in known_to_be_harmless)
+
+
+class OtherWidth(nn.Module):
+    """Reshapes by the width of another layer, which happens to be the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.head = nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.first(x).reshape(2, self.second(x).size(1), 16))
+
+
+def test_a_reshape_by_the_width_of_another_layer_fixes_both() -> None:
+    model: Any = splitgrow.growable(OtherWidth(), torch.randn(2, 3, 4, 4))
+    first, second, head = model.layers
+    assert (first.growable, second.growable, head.growable) == (False, False, True)
+    assert "`reshape` at " in first.reason
+    assert "test_rules.py:" in first.reason
