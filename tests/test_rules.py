@@ -333,3 +333,36 @@ def test_a_reshape_by_the_width_of_another_layer_fixes_both() -> None:
     assert (first.growable, second.growable, head.growable) == (False, False, True)
     assert "`reshape` at " in first.reason
     assert "test_rules.py:" in first.reason
+
+
+class TwoHeads(nn.Module):
+    """Two heads side by side in one output, and one of them also on its own."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), last
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first, second = self.first(x), self.second(x)
+        return torch.cat([first, second], 1), second, self.last(second)
+
+
+def test_what_lies_before_other_outputs_cannot_grow_and_what_lies_last_can() -> None:
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    model: Any = TwoHeads(nn.Conv2d(4, 4, 1)).double().eval()
+    splitgrow.growable(model, x)
+    before = model(x)
+    first, *others = model.layers
+    assert "before other channels of the model's output" in first.reason
+    for layer in others:
+        model.expand_layer(layer.name, 2)
+    randomise_new_blocks(model)
+    grown = model(x)
+    assert [y.shape[1] for y in grown] == [10, 6, 6]
+    assert_equal(leading(grown, before), before)
+
+
+def test_a_grouped_convolution_that_makes_the_output_cannot_grow() -> None:
+    grouped = TwoHeads(nn.Conv2d(4, 6, 1, groups=2))
+    model: Any = splitgrow.growable(grouped, torch.randn(2, 3, 4, 4))
+    assert "before other channels of the model's output" in model.layers[2].reason
