@@ -256,6 +256,7 @@ FIXING: dict[str, tuple[Op, str]] = {
     "literal view": (lambda x: x.view(2, 128), "view"),
     "literal channels": (lambda x: x.view(-1, 8, 16), "view"),
     "literal slice and rest": (lambda x: torch.cat([x[:, 8 - 2 :], x[:, :6]], 1)[:, :8], "getitem"),
+    "slice past the end": (lambda x: x[:, :100], "getitem"),
     "every other channel": (lambda x: x[:, ::2], "getitem"),
     "picked channels": (lambda x: x[:, [0, 2]], "getitem"),
     "one channel": (lambda x: x[:, 7], "getitem"),
@@ -309,10 +310,51 @@ def test_the_ops_that_fix_would_indeed_change_the_old_function(name: str) -> Non
         return
     overlap = after[tuple(slice(n) for n in before.shape)]
     known_to_be_harmless = {"every other channel", "picked channels", "one channel", "einsum"}
+    known_to_be_harmless |= {"slice past the end"}
     known_to_be_harmless |= {"index_select", "unbind", "cumsum", "an unknown method"}
     known_to_be_harmless |= {"a tensor made from the width"}
     same = overlap.shape == before.shape and torch.equal(overlap, before)
     assert same == (name in known_to_be_harmless)
+
+
+class FeaturesAsSpace(nn.Module):
+    """Convolves over tokens, with the features of a Linear where space would be."""
+
+    def __init__(self, over: nn.Module) -> None:
+        super().__init__()
+        self.features, self.over, self.head = nn.Linear(4, 6), over, nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.over(self.features(x)))
+
+
+@pytest.mark.parametrize(
+    "over", [nn.Conv1d(5, 7, 3, padding=1), nn.BatchNorm1d(5), nn.MaxPool1d(3, 1, 1)]
+)
+def test_what_is_mixed_along_as_if_it_were_space_cannot_grow(over: nn.Module) -> None:
+    model: Any = splitgrow.growable(FeaturesAsSpace(over), torch.randn(2, 5, 4))
+    layers = {layer.name: layer for layer in model.layers}
+    assert "as if it were space" in layers["features"].reason
+    assert layers["head"].growable
+
+
+class SpreadGate(nn.Module):
+    """One channel, spread over all those of another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.gate = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 1, 1)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x) * self.gate(x).sigmoid())
+
+
+def test_a_channel_that_is_spread_over_others_stays_one() -> None:
+    model: Any = splitgrow.growable(SpreadGate(), torch.randn(2, 3, 4, 4))
+    body, gate, head = model.layers
+    assert (body.growable, gate.growable, head.growable) == (True, False, True)
+    assert "spreads its one channel" in gate.reason
 
 
 class OtherWidth(nn.Module):

@@ -107,11 +107,7 @@ def parts(op: Op, axis: Axis, sizes: Sequence[Any]) -> list[Axis]:
     found = []
     rest = axis
     for number in sizes:
-        size = as_size(number)
-        part, rest = op.groups.cut_at(rest, size, reason)
-        if not op.groups.same_size(op.groups.size(part), size):
-            op.groups.fix(part, reason)
-            op.groups.fix_size(size, reason)
+        part, rest = op.groups.cut_at(rest, as_size(number), reason)
         found.append(part)
     return [op.groups.resolve(part) for part in found]
 
@@ -152,16 +148,11 @@ def _fix_position(op: Op, axis: Axis, index: Size) -> None:
 def stretch(op: Op, axis: Axis, start: Size, stop: Size) -> Axis:
     """The part of an axis from one position to another; what would shift them is fixed."""
     reason = op.reason("cuts it at a position that is written down")
-    whole = op.groups.size(axis)
-    if stop.value > whole.value:
-        # A slice that ends behind the end takes all there is, but would not after growth.
-        op.groups.fix(axis, reason)
-        stop = Size(whole.value)
+    length = op.groups.length(axis)
+    if stop.value > length:
+        # It takes all there is, but would not if the axis outgrew the number.
+        stop = Size(length)
     head, _ = op.groups.cut_at(axis, stop, reason)
-    if not op.groups.same_size(op.groups.size(head), stop):
-        op.groups.fix(axis, reason)
-    if not op.groups.same_size(whole, op.groups.size(head)) and stop.value == whole.value:
-        op.groups.fix(axis, reason)
     _, part = op.groups.cut_at(head, start, reason)
     return op.groups.resolve(part)
 
