@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-import torch
+from torch import library
 
 _LIBRARIES = []
 
@@ -19,10 +19,10 @@ def torchvision() -> ModuleType:
     try:
         import torchvision  # noqa: PLC0415
     except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
+        schemas = library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(library)  # the schemas live as long as it
+            schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARIES.append(schemas)  # they live as long as it
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
         import torchvision  # noqa: PLC0415

@@ -185,11 +185,6 @@ class SplitLayer(nn.ModuleList):
             return getattr(self.kind.build(self.original, self.sizes(), device="meta"), name)
         return value
 
-    def extra_repr(self) -> str:
-        """The layer in words, shown by `print(model)`."""
-        inputs, outputs = self.sizes()
-        return f"{inputs} -> {outputs}"
-
 
 def _growing_dim(axes: Any, side: str) -> tuple[int, Along]:
     """The dimension along which a block's tensor joins the others."""

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from splitgrow.axes import Axis, Groups, Size, constant, groups_of
+from splitgrow.axes import Axis, Groups, Size, constant
 
 
 @dataclass(frozen=True)
@@ -201,11 +201,6 @@ def as_size(number: Any) -> Size:
     if isinstance(number, int) and not isinstance(number, bool):
         return Size(number)
     raise Unknown(f"is given {number!r} where a whole number was expected")
-
-
-def live(groups: Groups, axis: Axis) -> bool:
-    """Whether an axis has any group on it that is free to grow today."""
-    return any(not groups.is_fixed(group) for group in groups_of(groups.resolve(axis)))
 
 
 def each(names: str, *owners: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from splitgrow.axes import Axis, Size, constant, scaled
 from splitgrow.rules.joins import dimension, with_axis
-from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, live, register_op
+from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, register_op
 
 
 @register_op(torch.permute, "permute")
@@ -215,7 +215,7 @@ def merge(op: Op, axes: tuple[Axis, ...]) -> Axis:
     """Several dimensions as one: outer ones repeat the whole axis, inner ones each position."""
     if len(axes) == 1:
         return axes[0]
-    growing = [index for index, axis in enumerate(axes) if live(op.groups, axis)]
+    growing = [index for index, axis in enumerate(axes) if op.groups.can_grow(axis)]
     if len(growing) > 1:
         for index in growing:
             op.fix(axes[index], "merges it with another dimension that could grow")
@@ -236,7 +236,7 @@ def divide(
         known = math.prod(size.value for size in sizes if size.value != -1)
         left = op.groups.length(axis) // max(known, 1)
         shape = [left if size.value == -1 else size.value for size in sizes]
-    if not live(op.groups, axis):
+    if not op.groups.can_grow(axis):
         for size in sizes:
             op.groups.fix_size(size, op.reason("reshapes by a width"))
         return [axis] if len(shape) == 1 else [op.given_up([axis], size) for size in shape]
