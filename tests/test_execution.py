@@ -16,10 +16,19 @@ from splitgrow.execution import Mode, execution_mode
 def test_the_mode_holds_inside_the_block_and_is_put_back_after_it() -> None:
     assert execution_mode() == "auto"
     with splitgrow.execution("merged"):
-        with pytest.raises(RuntimeError), splitgrow.execution("blockwise"):
+        with splitgrow.execution("blockwise"):
             assert execution_mode() == "blockwise"
-            raise RuntimeError
         assert execution_mode() == "merged"
+    assert execution_mode() == "auto"
+
+
+def test_the_mode_is_put_back_after_an_error_too() -> None:
+    def fail() -> None:
+        with splitgrow.execution("merged"):
+            raise RuntimeError(execution_mode())
+
+    with pytest.raises(RuntimeError, match="merged"):
+        fail()
     assert execution_mode() == "auto"
 
 
