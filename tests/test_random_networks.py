@@ -56,6 +56,17 @@ def test_the_laws_hold_for_any_network_and_any_sequence_of_growths(
     for generation, outputs in enumerate(closed):  # law 3
         with model.at(generation):
             assert_identical(outputs_of(model, x), outputs)
+    _assert_single_precision_suffices(model.float(), x.float())
+
+
+def _assert_single_precision_suffices(model: Any, x: Tensor) -> None:
+    expected = model(x)
+    assert_equal(splitgrow.merge(model)(x), expected)
+    assert_equal(splitgrow.fuse(model)(x), expected)
+    model.expand_layer(model.layers[-1].name, 1)
+    layer = next(layer for layer in model.layers if layer.growable)
+    model.expand_layer(layer.name, layer.step)
+    assert_equal(leading(model(x), expected), expected)
 
 
 def _assert_merged_networks_equal(model: Any, x: Tensor) -> None:
