@@ -18,7 +18,7 @@ from splitgrow.graph import ChannelGraph, LayerNode
 from splitgrow.kinds import LayerKind, kind_of, sized_layers
 from splitgrow.rules import Op, Shaped, result_of
 from splitgrow.rules.registry import constant_like, fix_arguments
-from splitgrow.split import SplitLayer
+from splitgrow.split import SplitLayer, stock
 from splitgrow.tracing import trace
 
 
@@ -70,15 +70,15 @@ class _Analysis:
             self._output(args[0])
             return None
         module = self.modules[str(node.target)] if node.op == "call_module" else None
-        stock = module.original if isinstance(module, SplitLayer) else module
-        target = type(stock) if stock is not None else node.target
+        layer = stock(module) if module is not None else None
+        target = type(layer) if layer is not None else node.target
         name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
         place = node.meta["place"]
-        op = Op(name, place, target, args, kwargs, example, self.groups, stock)
-        if module is None or stock is None:
+        op = Op(name, place, target, args, kwargs, example, self.groups, layer)
+        if layer is None:
             return result_of(op)
-        kind = kind_of(stock)
-        if kind is None and not isinstance(stock, sized_layers()):
+        kind = kind_of(layer)
+        if kind is None and not isinstance(layer, sized_layers()):
             return result_of(op)
         return self._layer(op, str(node.target), kind)
 
@@ -163,9 +163,9 @@ class _Analysis:
         return node
 
     def _add(self, name: str, module: nn.Module, ins: Axis, outs: Axis) -> LayerNode:
-        stock = module.original if isinstance(module, SplitLayer) else module
-        sized = isinstance(stock, sized_layers())
-        self.graph.nodes[name] = LayerNode(name, type(stock).__name__, sized, ins, outs)
+        layer = stock(module)
+        sized = isinstance(layer, sized_layers())
+        self.graph.nodes[name] = LayerNode(name, type(layer).__name__, sized, ins, outs)
         return self.graph.nodes[name]
 
     def _add_unfollowed(self, name: str, module: nn.Module, reason: str) -> None:
@@ -174,16 +174,15 @@ class _Analysis:
 
     def finish(self) -> ChannelGraph:
         """Adds the layers that forward did not call, which cannot grow."""
-        inside = tuple(
-            (name, module)
+        whole = tuple(
+            f"{name}."
             for name, module in self.modules.items()
             if isinstance(module, SplitLayer) or name in self.graph.nodes
         )
         for name, module in self.modules.items():
-            stock = module.original if isinstance(module, SplitLayer) else module
-            if name in self.graph.nodes or not isinstance(stock, sized_layers()):
+            if name in self.graph.nodes or not isinstance(stock(module), sized_layers()):
                 continue
-            if any(name.startswith(f"{outer}.") for outer, _ in inside):
+            if name.startswith(whole):
                 continue  # a block of a split layer
             reason = self.refusals.get(name) or (
                 "forward does not call it as a layer of its own on the example inputs"

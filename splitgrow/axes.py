@@ -15,6 +15,7 @@ raises it, so a statement that was made once stays true.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -364,6 +365,13 @@ class Groups:
             assert group not in self._becomes
             assert not self.is_fixed(group)
             self._widths[group] += units
+
+    def grown(self, growth: Mapping[int, int]) -> Groups:
+        """The store after growth; this one stays as it is. Only the widths are copied."""
+        grown = copy.copy(self)
+        grown._widths = list(self._widths)  # noqa: SLF001 - of this same class
+        grown.grow(growth)
+        return grown
 
     def insertions(self, axis: Axis, growth: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
         """Where growth lands on an axis: (position before growth, number of new positions)."""

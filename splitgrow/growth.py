@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -201,8 +200,7 @@ def apply_(
         for item in prepared:
             _place_(history, item, undo)
         join_(joining, undo)
-        groups = copy.deepcopy(history.graph.groups)
-        groups.grow(edit.growth)
+        groups = history.graph.groups.grown(edit.growth)
         history.graph = replace(history.graph, groups=groups)
         history.modules = structure(model)
         history.generation = edit.generation

@@ -11,12 +11,7 @@ from splitgrow.edits import Edit, LayerChange
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.graph import ChannelGraph, LayerNode
 from splitgrow.kinds import LayerKind, kind_of
-from splitgrow.split import SplitLayer
-
-
-def stock(module: nn.Module) -> nn.Module:
-    """The stock layer that stands for a module: a split layer's original, or the module."""
-    return module.original if isinstance(module, SplitLayer) else module
+from splitgrow.split import stock
 
 
 def layer_kind(module: nn.Module) -> LayerKind:

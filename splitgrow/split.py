@@ -186,6 +186,11 @@ class SplitLayer(nn.ModuleList):
         return value
 
 
+def stock(module: nn.Module) -> nn.Module:
+    """The stock layer that stands for a module: a split layer's original, or the module."""
+    return module.original if isinstance(module, SplitLayer) else module
+
+
 def _growing_dim(axes: Any, side: str) -> tuple[int, Along]:
     """The dimension along which a block's tensor joins the others."""
     for dim, along in axes.items():

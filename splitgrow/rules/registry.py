@@ -177,11 +177,11 @@ def fix_arguments(op: Op, text: str) -> None:
 
 
 def _explains(result: Any, op: Op) -> bool:
-    examples, spec = pytree.tree_flatten(op.example)
-    results, result_spec = pytree.tree_flatten(result, is_leaf=_is_value)
+    # Leaves only: a tuple for a torch.Size or a named tuple is as good.
+    examples = pytree.tree_leaves(op.example)
+    results = pytree.tree_leaves(result, is_leaf=_is_value)
     if len(examples) != len(results):
         return False
-    del spec, result_spec  # a tuple for a torch.Size or a named tuple is as good
     for example, answer in zip(examples, results, strict=True):
         if isinstance(example, Tensor) != isinstance(answer, Shaped):
             return False
