@@ -1,6 +1,6 @@
 """Grow any PyTorch model while it trains, and make it plain again to deploy."""
 
-from splitgrow.edits import Edit, LayerChange
+from splitgrow.edits import Edit, LayerChange, NumberChange
 from splitgrow.errors import (
     FixedWidthError,
     FusionError,
@@ -16,7 +16,9 @@ from splitgrow.execution import execution
 from splitgrow.fusion import fuse
 from splitgrow.growable import growable
 from splitgrow.handle import Handle, Layer, handle
+from splitgrow.kinds import register_layer
 from splitgrow.merging import merge
+from splitgrow.rules import register_op
 
 __all__ = [
     "Edit",
@@ -26,6 +28,7 @@ __all__ = [
     "Handle",
     "Layer",
     "LayerChange",
+    "NumberChange",
     "OptimizerError",
     "SplitGrowError",
     "StructureChangedError",
@@ -37,4 +40,6 @@ __all__ = [
     "growable",
     "handle",
     "merge",
+    "register_layer",
+    "register_op",
 ]

@@ -6,120 +6,174 @@ directly, or computed by something else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.axes import Axis, constant, scaled
-from splitgrow.graph import ChannelGraph, LayerNode
+from splitgrow.errors import TraceError
+from splitgrow.graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.kinds import LayerKind, kind_of, sized_layers
+from splitgrow.recording import Ref, Source, Step, mapped, record
 from splitgrow.rules import Op, Shaped, result_of
 from splitgrow.rules.registry import constant_like, fix_arguments
 from splitgrow.split import SplitLayer, stock
-from splitgrow.tracing import trace
 
 
 def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
     """The channel graph of a model.
 
     Args:
-        model: Any module that torch.fx can follow. It is not changed.
+        model: Any module. It is not changed.
         inputs: The positional arguments of an example call.
 
     Raises:
         TraceError: If the model's forward cannot be followed.
-        ValueError: If the inputs do not fit.
+        ValueError: If the model does not run on the inputs.
     """
-    analysis = _Analysis(model)
-    for graph in trace(model, inputs):
-        analysis.run(graph)
-    return analysis.finish()
+    runs = [record(model, inputs, training=False)]
+    try:
+        runs.append(record(model, inputs, training=True))
+    except (TraceError, ValueError) as error:
+        warnings.warn(
+            f"only evaluation mode was analysed, since {error}; what runs in training alone does "
+            f"not grow along",
+            stacklevel=4,
+        )
+    first = _Analysis(model).run(runs)
+    if not first.choices:
+        return first.graph
+    other = _Analysis(model, outermost=False).run(runs)
+    growing = [sum(not a.graph.reason(n) for n in a.graph.sized()) for a in (first, other)]
+    return first.graph if growing[0] >= growing[1] else other.graph
 
 
 class _Analysis:
-    """One pass over a model's traced forwards."""
+    """One pass over the recorded runs of a model's forward."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, *, outermost: bool = True) -> None:
         self.modules = dict(model.named_modules())
         self.graph = ChannelGraph()
         self.groups = self.graph.groups
         self.refusals = _refusals(model)
+        self.outermost = outermost
+        self.choices: list[str] = []
+        self.numbers: dict[tuple[str, str], Axis] = {}
+        self.seen: list[Axis] = []
+        self.tensors: dict[int, str] = {}
         names = {id(module): name for name, module in self.modules.items()}
         for name, module in model.named_modules(remove_duplicate=False):
             self.graph.aliases[name] = names[id(module)]
 
-    def run(self, graph: fx.Graph) -> None:
-        """Follows the channels through one traced forward."""
-        values: dict[fx.Node, Any] = {}
-        for node in graph.nodes:
-            values[node] = self._value(node, values)
+    def run(self, runs: Sequence[Sequence[Step]]) -> _Analysis:
+        """Follows the channels through all of the runs."""
+        for steps in runs:
+            values: list[Any] = []
+            self.tensors = {}
+            for index, step in enumerate(steps):
+                if step.target is Source.TENSOR:
+                    self.tensors[index] = step.args[0]
+                values.append(self._value(step, values))
+                self.seen.extend(_axes_in(values[-1]))
+        self._add_uncalled()
+        self.graph.numbers = tuple(
+            HeldNumber(module, attribute, axis)
+            for (module, attribute), axis in self.numbers.items()
+            if self._follows_a_width(axis)
+        )
+        return self
 
-    def _value(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        example = node.meta["example"]
-        if node.op == "placeholder":
-            return self._outside(example, f"it is tied to the model's input `{node.target}`")
-        if node.op == "get_attr":
-            return self._attribute(node, example)
-        args = fx.map_arg(node.args, values.__getitem__)
-        kwargs = fx.map_arg(node.kwargs, values.__getitem__)
-        if node.op == "output":
+    def _follows_a_width(self, axis: Axis) -> bool:
+        return self.groups.can_grow(axis) and not self.groups.is_free(self.groups.size(axis))
+
+    def _value(self, step: Step, values: Sequence[Any]) -> Any:
+        if isinstance(step.target, Source) and step.target is not Source.OUTPUT:
+            return self._source(step)
+
+        def looked_up(leaf: Any) -> Any:
+            if not isinstance(leaf, Ref):
+                return leaf
+            if leaf.step in self.tensors:
+                self._note_direct_use(self.tensors[leaf.step], step)
+            value = values[leaf.step]
+            for index in leaf.path:
+                value = value[index]
+            return value
+
+        args, kwargs = mapped(step.args, looked_up), mapped(step.kwargs, looked_up)
+        if step.target is Source.OUTPUT:
             self._output(args[0])
             return None
-        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        module = None if step.module is None else self.modules[step.module]
         layer = stock(module) if module is not None else None
-        target = type(layer) if layer is not None else node.target
-        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-        place = node.meta["place"]
-        op = Op(name, place, target, args, kwargs, example, self.groups, layer)
-        if layer is None:
-            return result_of(op)
-        kind = kind_of(layer)
-        if kind is None and not isinstance(layer, sized_layers()):
-            return result_of(op)
-        return self._layer(op, str(node.target), kind)
+        op = Op(
+            step.name,
+            step.place,
+            type(layer) if layer is not None else step.target,
+            args,
+            kwargs,
+            step.example,
+            self.groups,
+            layer,
+            self.outermost,
+            self.choices,
+        )
+        kind = kind_of(layer) if layer is not None else None
+        return result_of(op) if kind is None else self._layer(op, str(step.module), kind)
 
-    def _outside(self, example: Any, reason: str) -> Any:
-        """Tensors that come from outside, whose sizes are given."""
-        return pytree.tree_map(lambda leaf: constant_like(leaf, reason), example)
+    def _source(self, step: Step) -> Any:
+        if step.target is Source.INPUT:
+            reason = f"it is tied to the model's input `{step.args[0]}`"
+            return constant_like(step.example, reason)
+        if step.target is Source.NUMBER:
+            name, key = step.args
+            if (name, key) not in self.numbers:
+                self.numbers[name, key] = self.groups.new_number(step.example)
+            return self.groups.size(self.numbers[name, key])
+        if step.target is Source.UNSEEN:
+            reason = f"something that splitgrow cannot see made a tensor before {step.place}"
+            for axis in self.seen:
+                self.groups.fix(axis, reason)
+            return constant_like(step.example, reason)
+        (path,) = step.args
+        name, parametrization, _ = path.partition(".parametrizations.")
+        owner = self.modules.get(name if parametrization else path.rpartition(".")[0])
+        if isinstance(owner, sized_layers()) and kind_of(owner) is None:
+            return constant_like(step.example, _subclass_refusal(owner))
+        what = f"the tensor `{path}`" if path else "a tensor that is not the model's"
+        return constant_like(step.example, f"it is tied to {what}, which does not grow")
 
-    def _attribute(self, node: fx.Node, example: Any) -> Any:
-        path = str(node.target)
+    def _note_direct_use(self, path: str, step: Step) -> None:
+        """Refuses a layer whose tensor forward uses outside of the layer's own call."""
         owner, _, name = path.rpartition(".")
-        facts = ("dtype", "device", "ndim", "requires_grad")
-        harmless = all(user.target is getattr and user.args[1] in facts for user in node.users)
-        if not harmless and owner in self.modules:
-            reason = f"forward uses its `{name}` directly, at {node.meta['place']}"
-            self.refusals.setdefault(owner, reason)
+        while isinstance(self.modules.get(owner.rpartition(".")[0]), SplitLayer):
+            owner = owner.rpartition(".")[0]
+        reason = f"forward uses its `{name}` directly, at {step.place}"
+        known = kind_of(stock(self.modules[owner])) if owner in self.modules else None
+        if known is not None and owner not in self.refusals:
+            self.refusals[owner] = reason
             if owner in self.graph.nodes:
                 self._fix_node(self.graph.nodes[owner], reason)
-        return self._outside(example, f"it is tied to the tensor `{path}`, which does not grow")
 
     def _fix_node(self, node: LayerNode, reason: str) -> None:
         self.groups.fix(node.ins, reason)
         self.groups.fix(node.outs, reason)
 
     def _output(self, value: Any) -> None:
-        is_value = lambda leaf: isinstance(leaf, Shaped)  # noqa: E731
-        for leaf in pytree.tree_leaves(value, is_leaf=is_value):
-            if isinstance(leaf, Shaped):
-                for axis in leaf.axes:
-                    self.groups.fix(
-                        self.groups.resolve(axis)[:-1],
-                        "it lies before other channels of the model's output, which would move",
-                    )
+        for leaf in value:
+            for axis in leaf.axes:
+                self.groups.fix(
+                    self.groups.resolve(axis)[:-1],
+                    "it lies before other channels of the model's output, which would move",
+                )
 
-    def _layer(self, op: Op, name: str, kind: LayerKind | None) -> Any:
-        module = self.modules[name]
-        if kind is None:
-            base = next(layer for layer in sized_layers() if isinstance(module, layer))
-            self.refusals.setdefault(name, _subclass_refusal(module, base))
-            fix_arguments(op, self.refusals[name])
-            self._add_unfollowed(name, module, self.refusals[name])
-            return op.constants(self.refusals[name])
+    def _layer(self, op: Op, name: str, kind: LayerKind) -> Any:
+        if not kind.reads_channels:
+            return self._source_layer(op, name, kind)
         dim = kind.channel_dim(op.module) if op.module is not None else 0
         if not -len(op.x.axes) <= dim < len(op.x.axes):
             text = "is given a tensor of too few dimensions"
@@ -143,6 +197,13 @@ class _Analysis:
         axes[dim] = self.groups.resolve(node.outs)
         return Shaped(tuple(axes))
 
+    def _source_layer(self, op: Op, name: str, kind: LayerKind) -> Any:
+        """A layer that looks its channels up: indices in, channels out."""
+        if name not in self.graph.nodes:
+            self._new_node(op, name, kind, ())
+        kept = (constant(int(size)) for size in op.example.shape[:-1])
+        return Shaped((*kept, self.groups.resolve(self.graph.nodes[name].outs)))
+
     def _new_node(self, op: Op, name: str, kind: LayerKind, axis: Axis) -> LayerNode:
         module, groups = op.module, self.groups
         owner = self.modules[name]
@@ -164,7 +225,8 @@ class _Analysis:
 
     def _add(self, name: str, module: nn.Module, ins: Axis, outs: Axis) -> LayerNode:
         layer = stock(module)
-        sized = isinstance(layer, sized_layers())
+        kind = kind_of(layer)
+        sized = kind.sized if kind is not None else isinstance(layer, sized_layers())
         self.graph.nodes[name] = LayerNode(name, type(layer).__name__, sized, ins, outs)
         return self.graph.nodes[name]
 
@@ -172,7 +234,7 @@ class _Analysis:
         outs = constant(1, f"`{name}`: {reason}")
         self.graph.nodes[name] = replace(self._add(name, module, constant(1), outs), followed=False)
 
-    def finish(self) -> ChannelGraph:
+    def _add_uncalled(self) -> None:
         """Adds the layers that forward did not call, which cannot grow."""
         whole = tuple(
             f"{name}."
@@ -180,24 +242,39 @@ class _Analysis:
             if isinstance(module, SplitLayer) or name in self.graph.nodes
         )
         for name, module in self.modules.items():
-            if name in self.graph.nodes or not isinstance(stock(module), sized_layers()):
+            layer = stock(module)
+            kind = kind_of(layer)
+            sized = kind.sized if kind is not None else isinstance(layer, sized_layers())
+            if name in self.graph.nodes or not sized:
                 continue
             if name.startswith(whole):
                 continue  # a block of a split layer
-            reason = self.refusals.get(name) or (
-                "forward does not call it as a layer of its own on the example inputs"
+            reason = self.refusals.get(name, "")
+            if not reason and kind_of(stock(module)) is None:
+                reason = _subclass_refusal(module)
+            reason = (
+                reason or "forward does not call it as a layer of its own on the example inputs"
             )
             self._add_unfollowed(name, module, reason)
-        return self.graph
 
 
-def _subclass_refusal(module: nn.Module, base: type[nn.Module]) -> str:
+def _axes_in(value: Any) -> Iterator[Axis]:
+    for leaf in pytree.tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, Shaped)):
+        if isinstance(leaf, Shaped):
+            yield from leaf.axes
+
+
+def _subclass_refusal(module: nn.Module) -> str:
+    base = next(layer for layer in sized_layers() if isinstance(module, layer))
     if "Parametrized" in type(module).__name__:
         return (
             "it is parametrized; remove the parametrization "
             "(torch.nn.utils.parametrize.remove_parametrizations), grow, and apply it again"
         )
-    return f"{type(module).__name__} is a subclass of {base.__name__} that splitgrow does not know"
+    return (
+        f"{type(module).__name__} is a subclass of {base.__name__} that splitgrow does not know; "
+        f"teach it with splitgrow.register_layer"
+    )
 
 
 def _refusals(model: nn.Module) -> dict[str, str]:

@@ -40,6 +40,21 @@ class LayerChange:
 
 
 @dataclass(frozen=True)
+class NumberChange:
+    """What an edit does to a number that a module holds, such as a number of heads.
+
+    Attributes:
+        module: The module's path.
+        attribute: The attribute's name, with an index in brackets if it is a list or tuple.
+        value: The number before and after.
+    """
+
+    module: str
+    attribute: str
+    value: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Edit:
     """The frozen record of one growth: which layers, which axes, how many units, where they sit.
 
@@ -50,6 +65,7 @@ class Edit:
         request: What was asked for: units by layer name.
         growth: The units that each group of channels gains, by the group's number.
         changes: What happens to each layer, in order of execution.
+        numbers: What happens to numbers that modules hold.
         initializer: How new blocks get their values.
     """
 
@@ -59,6 +75,7 @@ class Edit:
     request: Mapping[str, int] = field(hash=False)
     growth: Mapping[int, int] = field(hash=False)
     changes: tuple[LayerChange, ...]
+    numbers: tuple[NumberChange, ...] = ()
     initializer: str = "zero"
     version: int = field(default=VERSION)
 
@@ -70,7 +87,7 @@ class Edit:
         return _edit_from_fields, (self._fields(),)
 
     def _fields(self) -> dict[str, Any]:
-        names = ("index", "generation", "closes", "changes", "initializer", "version")
+        names = ("index", "generation", "closes", "changes", "numbers", "initializer", "version")
         fields = {name: getattr(self, name) for name in names}
         return {**fields, "request": dict(self.request), "growth": dict(self.growth)}
 
@@ -82,7 +99,9 @@ class Edit:
     def to_json(self) -> str:
         """The edit as JSON."""
         fields = self._fields()
-        return json.dumps({**fields, "changes": [asdict(change) for change in self.changes]})
+        for name in ("changes", "numbers"):
+            fields[name] = [asdict(change) for change in fields[name]]
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> Edit:
@@ -96,8 +115,9 @@ class Edit:
             if fields["version"] != VERSION:
                 raise ValueError(f"it is of version {fields['version']}")
             changes = tuple(_change_from_json(change) for change in fields.pop("changes"))
+            numbers = tuple(_number_from_json(change) for change in fields.pop("numbers"))
             growth = {int(group): units for group, units in fields.pop("growth").items()}
-            return cls(changes=changes, growth=growth, **fields)
+            return cls(changes=changes, numbers=numbers, growth=growth, **fields)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"not an edit of version {VERSION}: {type(error).__name__}: {error}"
@@ -126,6 +146,9 @@ class Edit:
         for row in table:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             lines.append("  " + "  ".join(cells).rstrip())
+        for number in self.numbers:
+            path = f"{number.module}.{number.attribute}".removeprefix(".")
+            lines.append(f"  {path}: {_arrow(number.value)}")
         return "\n".join(lines)
 
 
@@ -135,6 +158,11 @@ def _arrow(sizes: tuple[int, int]) -> str:
 
 def _edit_from_fields(fields: dict[str, Any]) -> Edit:
     return Edit(**fields)
+
+
+def _number_from_json(fields: dict[str, Any]) -> NumberChange:
+    before, after = fields["value"]
+    return NumberChange(**{**fields, "value": (before, after)})
 
 
 def _change_from_json(fields: dict[str, Any]) -> LayerChange:

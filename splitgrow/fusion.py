@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from splitgrow.errors import FusionError
+from splitgrow.errors import FusionError, TraceError
 from splitgrow.handle import handle, history_of
 from splitgrow.merging import merge
 from splitgrow.passes import PASSES
@@ -21,11 +22,15 @@ _COARSE = 5e-2  # half precision
 """Above these a fusion is wrong; below, it is the rounding of its dtype through a deep network."""
 
 
-def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True) -> fx.GraphModule:
+def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True) -> Any:
     """The network for deployment: a torch.fx.GraphModule of stock layers, in evaluation mode.
 
     Grown layers are single layers again, batch norms are folded into the layers before them, and
     dropouts are gone. Folding is done in float64. The model itself is untouched.
+
+    Where torch.fx cannot trace the model, because its forward decides by values or shapes, the
+    answer is `splitgrow.merge(model)` in evaluation mode, with a warning that says what is in the
+    way: grown layers are single layers there too, but norms are not folded.
 
     Args:
         model: A growable model, grown or not.
@@ -52,7 +57,11 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
     history = history_of(model)
     plain = merge(model, generation).eval()
     inputs = _fitting(model, history.inputs)
-    graph = follow(plain, inputs)
+    try:
+        graph = follow(plain, inputs)
+    except TraceError as error:
+        warnings.warn(f"the model is merged, not fused: {error}", stacklevel=2)
+        return plain
     fused = fx.GraphModule(plain, graph, class_name=type(model).__name__)
     for simplify in PASSES:
         simplify(fused)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from splitgrow.axes import Axis, Groups, groups_of
+from splitgrow.axes import Axis, groups_of
+from splitgrow.groups import Groups
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,21 @@ class LayerNode:
     followed: bool = True
 
 
+@dataclass(frozen=True)
+class HeldNumber:
+    """A number in a module's attribute that follows a width, such as a number of heads.
+
+    Attributes:
+        module: The module's path.
+        attribute: The attribute's name, with an index in brackets if it is a list or tuple.
+        axis: An axis of that length.
+    """
+
+    module: str
+    attribute: str
+    axis: Axis
+
+
 @dataclass
 class ChannelGraph:
     """All layers of a model with the groups that their channels belong to."""
@@ -39,6 +55,7 @@ class ChannelGraph:
     groups: Groups = field(default_factory=Groups)
     nodes: dict[str, LayerNode] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+    numbers: tuple[HeldNumber, ...] = ()
 
     def sized(self) -> list[LayerNode]:
         """The layers whose width can be asked for, in order of execution."""

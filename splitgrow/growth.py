@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitgrow.edits import Edit, LayerChange
+from splitgrow.attributes import held_number, hold_
+from splitgrow.edits import Edit, LayerChange, NumberChange
 from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
 from splitgrow.generations import Owned, freeze_, held, unfreeze_
 from splitgrow.graph import ChannelGraph
@@ -119,6 +120,10 @@ def check_structure(model: nn.Module, history: History) -> None:
         else:
             sizes = groups.length(node.ins), groups.length(node.outs)
             changed.extend(_misshapen(node.name, module, kind, sizes))
+    for number in history.graph.numbers if not history.viewing else ():
+        held = held_number(now[number.module], number.attribute) if number.module in now else None
+        if held != groups.length(number.axis) and number.module not in changed:
+            changed.append(f"{number.module}.{number.attribute}".removeprefix("."))
     if changed:
         raise StructureChangedError(
             f"the model has changed since it was analysed ({', '.join(sorted(changed)[:5])}); call "
@@ -199,6 +204,8 @@ def apply_(
             _close(model, history, undo)
         for item in prepared:
             _place_(history, item, undo)
+        for number in edit.numbers:
+            _hold_(history.modules[number.module], number, undo)
         join_(joining, undo)
         groups = history.graph.groups.grown(edit.growth)
         history.graph = replace(history.graph, groups=groups)
@@ -292,6 +299,11 @@ def _place_(history: History, item: _Prepared, undo: Undo) -> None:
         children = history.modules[parent_path]._modules  # noqa: SLF001
         undo.on_failure(lambda c=children, n=name: c.__setitem__(n, replaced))  # type: ignore[misc]
         children[name] = split
+
+
+def _hold_(module: nn.Module, number: NumberChange, undo: Undo) -> None:
+    undo.on_failure(lambda: hold_(module, number.attribute, number.value[0]))
+    hold_(module, number.attribute, number.value[1])
 
 
 def next_generation_(model: nn.Module, history: History) -> int:

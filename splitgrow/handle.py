@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from splitgrow.attributes import numbers_at, showing
 from splitgrow.edits import Edit
 from splitgrow.errors import SplitGrowError
 from splitgrow.generations import as_trained
@@ -233,7 +234,11 @@ class Handle:
             self._history.viewing = True
             for split in splits:
                 split.view = view
-            with as_trained(self._history.frozen.get(generation, ())):
+            numbers = numbers_at(self._history.edits, view)
+            with (
+                showing(self._history.modules, numbers),
+                as_trained(self._history.frozen.get(generation, ())),
+            ):
                 yield self._model
         finally:
             for split, old in zip(splits, before[0], strict=True):

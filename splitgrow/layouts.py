@@ -45,7 +45,7 @@ class Layout:
     @classmethod
     def original(cls, length: int) -> Layout:
         """The layout of an axis that has not grown."""
-        return cls((Segment(0, length),))
+        return cls((Segment(0, length),) if length else ())
 
     @property
     def length(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from splitgrow.attributes import hold_, numbers_at
 from splitgrow.generations import held, parameters_in, release_
 from splitgrow.growable import original_class
 from splitgrow.growth import check_structure
@@ -59,6 +60,8 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
     plain = copy.deepcopy(model, memo)
     vars(plain).pop(HISTORY, None)
     plain.__class__ = original_class(plain)
+    for (name, attribute), number in numbers_at(history.edits, view).items():
+        hold_(plain.get_submodule(name), attribute, number)
     for module in plain.modules():
         if held(module):
             release_(module, training=plain.training)

@@ -28,6 +28,33 @@ _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+def make_stock(network: fx.GraphModule) -> None:
+    """Puts stock layers in place of layers of other libraries that they can stand for."""
+    for node in list(network.graph.nodes):
+        if node.op != "call_module":
+            continue
+        path = str(node.target)
+        layer = network.get_submodule(path)
+        kind = kind_of(layer)
+        parts = kind.stock_parts(layer) if kind is not None else []
+        if len(parts) == 1:
+            network.set_submodule(path, parts[0])
+        elif parts:
+            _chain(network, node, parts)
+
+
+def _chain(network: fx.GraphModule, node: fx.Node, parts: list[nn.Module]) -> None:
+    """Runs several modules one after the other where there was one."""
+    network.set_submodule(str(node.target), nn.Sequential(*parts))
+    value: Any = node.args[0]
+    with network.graph.inserting_before(node):
+        for index in range(len(parts)):
+            value = network.graph.call_module(f"{node.target}.{index}", (value,))
+            value.meta.update(node.meta)
+    node.replace_all_uses_with(value)
+    network.graph.erase_node(node)
+
+
 def drop_identities(network: fx.GraphModule) -> None:
     """Removes what passes its input on in evaluation mode: identities and dropouts."""
     for node in list(network.graph.nodes):
@@ -80,7 +107,7 @@ def _can_take_a_norm(
         return False
     layer = network.get_submodule(str(node.target))
     kind = kind_of(layer)
-    if kind is None or not kind.sized:
+    if kind is None or not kind.sized or kind.computes_weight:
         return False
     # The two must mean the same dimension by "channels": a Linear works on the last one.
     ndim = node.meta["example"].dim()
@@ -114,4 +141,4 @@ def _memory_format(weight: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last and not plain else torch.contiguous_format
 
 
-PASSES = (drop_identities, fold_norms)
+PASSES = (make_stock, drop_identities, fold_norms)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from splitgrow.edits import Edit, LayerChange
+from splitgrow.edits import Edit, LayerChange, NumberChange
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.graph import ChannelGraph, LayerNode
 from splitgrow.kinds import LayerKind, kind_of
@@ -137,6 +137,18 @@ def plan_changes(
     return tuple(changes)
 
 
+def plan_numbers(graph: ChannelGraph, growth: Mapping[int, int]) -> tuple[NumberChange, ...]:
+    """What becomes of the numbers that modules hold."""
+    changes = []
+    for number in graph.numbers:
+        before = graph.groups.length(number.axis)
+        gained = sum(count for _, count in graph.groups.insertions(number.axis, growth))
+        if gained:
+            value = (before, before + gained)
+            changes.append(NumberChange(number.module, number.attribute, value))
+    return tuple(changes)
+
+
 def planned_blocks(
     kind: LayerKind, module: nn.Module, before: tuple[int, int], gain: tuple[int, int]
 ) -> dict[str, tuple[int, int]]:
@@ -156,11 +168,10 @@ def planned_blocks(
 
 
 def build_block(module: nn.Module, kind: str, sizes: tuple[int, int], **options: str) -> nn.Module:
-    """A block for a layer; helpers have no bias, since the outputs they add to have theirs."""
+    """A block for a layer."""
     layer = layer_kind(module)
-    if kind == "helper":
-        return layer.build(stock(module), sizes, bias=False, **options)
-    return layer.build(stock(module), sizes, **options)
+    build = layer.build_helper if kind == "helper" else layer.build
+    return build(stock(module), sizes, **options)
 
 
 def _count_parameters(module: nn.Module, blocks: Mapping[str, tuple[int, int]]) -> int:
@@ -231,4 +242,5 @@ def make_plan(
         request=request,
         growth=growth,
         changes=plan_changes(graph, modules, growth),
+        numbers=plan_numbers(graph, growth),
     )

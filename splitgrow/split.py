@@ -127,11 +127,11 @@ class SplitLayer(nn.ModuleList):
             The tensor, differentiable with respect to the blocks' own; None if the layer has none.
         """
         axes = self.kind.tensors(self.original)[name]
-        whole: Tensor | None = getattr(self.original, name)
+        whole = self.kind.value(self.original, name)
         if whole is None:
             return None
         for index in self._seen(view)[1:]:
-            part = getattr(self[index], name)
+            part = self.kind.value(self[index], name)
             if part is not None:
                 block = self.blocks[index]
                 dim, along = _growing_dim(axes, "in" if block.kind == "helper" else "out")
@@ -148,7 +148,7 @@ class SplitLayer(nn.ModuleList):
 
     def plain(self, view: int | None = None) -> nn.Module:
         """A stock layer that computes the same, with tensors of its own."""
-        plain = self.kind.build(self.original, self.sizes(view), device="meta")
+        plain = self.kind.build_merged(self.original, self.sizes(view), device="meta")
         latest = self[self._seen(view)[-1]]
         own = {id(tensor) for tensor in (*self.parameters(), *self.buffers())}
         for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):

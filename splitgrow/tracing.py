@@ -1,23 +1,11 @@
-"""Following a model's forward: the ops that it runs, with example results and their places.
-
-Pure: the model's flags, attributes, buffers, hooks and the random number generators are afterwards
-as they were.
-"""
+"""Tracing a plain network into a torch.fx graph, which is what a deployed network is made from."""
 
 from __future__ import annotations
 
 import inspect
-import os
-import random
-import sys
-import traceback
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
-from typing import Any, overload
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,18 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from splitgrow.errors import TraceError
-from splitgrow.kinds import sized_layers
-from splitgrow.split import SplitLayer
-
-_NOT_THE_USERS = tuple(
-    str(Path(module.__file__).parent) + os.sep
-    for module in (torch, sys.modules["splitgrow.errors"])
-    if module.__file__
-)
+from splitgrow.kinds import kind_of
+from splitgrow.places import place_of_caller, place_of_error
+from splitgrow.undisturbed import undisturbed
 
 
-class GrowthTracer(fx.Tracer):
-    """Traces down to stock layers and split layers, and remembers each op's place in the source."""
+class _Tracer(fx.Tracer):
+    """Traces down to stock layers and other known ones, and remembers each op's place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,10 +27,8 @@ class GrowthTracer(fx.Tracer):
         self.proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Stock modules, split layers, and subclasses of layers with weights stay whole."""
-        if isinstance(m, (SplitLayer, *sized_layers())):
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
+        """Stock modules and layers of a known kind stay whole."""
+        return kind_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -64,176 +45,44 @@ class GrowthTracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Makes a node that knows the user's line it came from."""
         node = super().create_node(*args, **kwargs)
-        node.meta["place"] = _place_of_caller()
+        node.meta["place"] = place_of_caller()
         return node
 
 
-def _place_of_caller() -> str:
-    frame = sys._getframe(1)  # noqa: SLF001
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
-        frame = frame.f_back
-    return _place(frame.f_code.co_filename, frame.f_lineno)
+def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
+    """The ops of a model's forward, each node with an example result in ``meta["example"]``.
 
-
-def _place(filename: str, line: int) -> str:
-    here = str(Path.cwd()) + os.sep
-    return f"{filename.removeprefix(here)}:{line}"
-
-
-def _place_of_error(trace: TracebackType | None) -> str:
-    """The innermost line of the user's that an error passed through."""
-    places = [
-        _place(frame.filename, frame.lineno or 0)
-        for frame in traceback.extract_tb(trace)
-        if not frame.filename.startswith(_NOT_THE_USERS)
-    ]
-    return places[-1] if places else "an unknown place"
-
-
-@contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Puts every attribute of every module back: forward may set some, and sets them to proxies."""
-    stores = ("_parameters", "_buffers", "_modules")
-    kept = [
-        (module, dict(module.__dict__), {name: dict(module.__dict__[name]) for name in stores})
-        for module in model.modules()
-    ]
-    try:
-        yield
-    finally:
-        for module, attributes, contents in kept:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for name in stores:
-                module.__dict__[name].clear()
-                module.__dict__[name].update(contents[name])
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Puts the model and the random number generators back as they were."""
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    python_state = random.getstate()
-    with torch.random.fork_rng(devices=sorted(devices)), _attributes_kept(model):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-
-
-def bind_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of a call ``model(*inputs)`` by name, and the defaults of the others.
+    A tensor that forward makes becomes an attribute of the model, as torch.fx has it; otherwise
+    the model is as before.
 
     Raises:
-        ValueError: If the inputs do not fit forward's signature.
+        TraceError: If torch.fx cannot trace the forward.
     """
     signature = inspect.signature(model.forward)
-    try:
-        bound = signature.bind(*inputs)
-    except TypeError as error:
-        raise ValueError(
-            f"example_inputs do not fit {type(model).__name__}.forward{signature}: {error}"
-        ) from None
-    given = dict(bound.arguments)
+    given = signature.bind(*inputs).arguments
     defaults = {
         name: parameter.default
         for name, parameter in signature.parameters.items()
         if name not in given and parameter.default is not inspect.Parameter.empty
     }
-    return given, defaults
-
-
-def trace(model: nn.Module, inputs: tuple[Any, ...]) -> list[fx.Graph]:
-    """The ops of the model's forward in evaluation and, where they differ, in training.
-
-    Args:
-        model: Any module. It is not changed.
-        inputs: The positional arguments of an example call.
-
-    Returns:
-        One or two graphs. Each node has ``meta["example"]``, its result as fake tensors and
-        numbers, and ``meta["place"]``, the line of the user's source that it came from.
-
-    Raises:
-        TraceError: If forward cannot be followed.
-        ValueError: If the inputs do not fit.
-    """
-    graphs: list[fx.Graph] = []
-    for training in (False, True):
-        with _undisturbed(model):
-            for module in model.modules():
-                module.training = training
-            graph = follow(model, inputs, unlike=graphs)
-            if graph is not None:
-                graphs.append(graph)
-    return graphs
-
-
-@overload
-def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph: ...
-
-
-@overload
-def follow(
-    model: nn.Module, inputs: tuple[Any, ...], unlike: Sequence[fx.Graph]
-) -> fx.Graph | None: ...
-
-
-def follow(
-    model: nn.Module, inputs: tuple[Any, ...], unlike: Sequence[fx.Graph] = ()
-) -> fx.Graph | None:
-    """The ops of the model's forward in the mode that it is in; None if as in an earlier graph.
-
-    A tensor that forward makes becomes an attribute of the model, as torch.fx has it.
-    """
-    given, defaults = bind_inputs(model, inputs)
-    with _attributes_kept(model):
-        _silence_hooks(model)
-        graph, made = _traced(model, defaults)
-        if any(_outline(graph) == _outline(earlier) for earlier in unlike):
-            return None
-        vars(model).update(made)
-        _evaluate(model, graph, given)
+    with undisturbed(model):
+        try:
+            graph = _Tracer().trace(model, concrete_args=defaults or None)
+        except Exception as error:  # whatever the user's forward raises
+            raise TraceError(
+                f"torch.fx cannot trace {type(model).__name__}.forward: "
+                f"{place_of_error(error.__traceback__)}: {type(error).__name__}: {error}"
+            ) from error
+        made = {key: value for key, value in vars(model).items() if _made_by_tracing(key)}
     vars(model).update(made)
+    with undisturbed(model):
+        _evaluate(model, graph, given)
     return graph
-
-
-def _silence_hooks(model: nn.Module) -> None:
-    """Takes the user's hooks off, until the attributes are put back."""
-    for module in model.modules():
-        for name in ("_forward_hooks", "_forward_pre_hooks"):
-            module.__dict__[name] = OrderedDict()
-
-
-def _traced(model: nn.Module, defaults: dict[str, Any]) -> tuple[fx.Graph, dict[str, Any]]:
-    """The graph, and the attributes that torch.fx made for it.
-
-    Raises:
-        TraceError: If the model's forward cannot be followed.
-    """
-    try:
-        with _attributes_kept(model):
-            graph = GrowthTracer().trace(model, concrete_args=defaults or None)
-            made = {name: value for name, value in vars(model).items() if _made_by_tracing(name)}
-        return graph, made
-    except Exception as error:  # whatever the user's forward raises
-        place = _place_of_error(error.__traceback__)
-        mode = "training" if model.training else "evaluation"
-        raise TraceError(
-            f"{type(model).__name__}.forward cannot be followed in {mode} mode: {place}: "
-            f"{type(error).__name__}: {error}. Control flow that depends on the values or shapes "
-            f"of tensors stops torch.fx; move it out of forward, or wrap the function that "
-            f"holds it with torch.fx.wrap."
-        ) from error
 
 
 def _made_by_tracing(attribute: str) -> bool:
     """Whether torch.fx made an attribute, to hold a tensor that forward makes."""
     return attribute.startswith("_tensor_constant")
-
-
-def _outline(graph: fx.Graph) -> list[str]:
-    return [node.format_node() or str(node.args) for node in graph.nodes]
 
 
 class _Evaluator(fx.Interpreter):
@@ -246,6 +95,11 @@ class _Evaluator(fx.Interpreter):
 
 
 def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
+    """Gives every node an example of its result.
+
+    Raises:
+        TraceError: If the graph does not run, so that it cannot be what the model does.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     values: list[Any] = []
     for node in graph.find_nodes(op="placeholder"):
@@ -265,9 +119,7 @@ def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
     except Exception as error:
         done = [node for node in graph.nodes if "example" in node.meta]
         failed = next((node for node in graph.nodes if "example" not in node.meta), done[-1])
-        shapes = pytree.tree_map_only(Tensor, lambda t: tuple(t.shape), values)
-        message = str(error).replace("FakeTensor", "Tensor")
-        raise ValueError(
-            f"{type(model).__name__} does not run on example_inputs of shapes {shapes}: "
-            f"`{failed.target}` at {failed.meta['place']}: {message}"
+        raise TraceError(
+            f"what torch.fx makes of {type(model).__name__} does not run: "
+            f"`{failed.target}` at {failed.meta['place']}: {type(error).__name__}: {error}"
         ) from error

@@ -11,10 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "splitgrow"
 FLOORS = (
-    {"errors"},
-    {"axes", "layouts", "edits", "kinds", "initializers", "folding", "execution", "undo"},
-    {"split", "rules", "graph", "generations", "optimizers", "passes"},
-    {"tracing", "planning"},
+    {"errors", "axes"},
+    {"groups", "layouts", "edits", "kinds", "initializers", "folding", "execution", "undo"}
+    | {"places", "tracked", "undisturbed"},
+    {"split", "rules", "graph", "attributes", "generations", "optimizers", "passes", "tracing"},
+    {"recording", "planning"},
     {"analysis", "growth"},
     {"handle"},
     {"growable", "reporting"},

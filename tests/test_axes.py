@@ -10,7 +10,8 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from splitgrow.axes import Axis, Groups, Run, Size, constant, groups_of, scaled
+from splitgrow.axes import Axis, Run, Size, constant, groups_of, scaled
+from splitgrow.groups import Groups
 
 
 def positions(groups: Groups, axis: Axis) -> list[tuple[Any, ...]]:

@@ -1,6 +1,6 @@
 """The rules of the ops: what each does to channel axes."""
 
-from splitgrow.rules import elementwise, joins, reshaping, spatial
+from splitgrow.rules import elementwise, functional, joins, products, reshaping, sizes, spatial
 from splitgrow.rules.registry import Op, Shaped, Unknown, register_op, result_of, rule_of
 
 __all__ = [
@@ -8,10 +8,13 @@ __all__ = [
     "Shaped",
     "Unknown",
     "elementwise",
+    "functional",
     "joins",
+    "products",
     "register_op",
     "reshaping",
     "result_of",
     "rule_of",
+    "sizes",
     "spatial",
 ]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import operator
-from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from splitgrow.axes import Axis, Size
-from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, each, register_op
+from splitgrow.axes import Axis
+from splitgrow.rules.registry import Op, Shaped, each, register_op
 
 _ACTIVATIONS = """
     relu relu6 elu selu celu leaky_relu rrelu gelu silu mish hardswish hardsigmoid hardtanh
@@ -34,8 +32,9 @@ _COPIES = """
 """
 _DROPOUTS = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"
 _INFIX = """
-    add sub mul truediv floordiv pow mod neg pos abs iadd isub imul itruediv eq ne lt le gt ge and_
-    or_ xor invert iand ior
+    radd rsub rmul div rdiv truediv rtruediv idiv floordiv rfloordiv pow rpow ipow mod rmod and rand
+    iand or ror ior xor rxor ixor invert lshift rshift neg pos abs eq ne lt le gt ge iadd isub imul
+    itruediv ifloordiv imod
 """
 _MODULES = """
     ReLU ReLU6 ELU SELU CELU LeakyReLU RReLU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh
@@ -47,7 +46,8 @@ _MODULES = """
 def _methods() -> list[str]:
     names = f"{_ACTIVATIONS} {_ARITHMETIC} {_FUNCTIONS} {_COPIES}".split()
     in_place = [f"{name}_" for name in names if not name.endswith("_")]
-    return [name for name in dict.fromkeys(names + in_place) if hasattr(Tensor, name)]
+    infix = [f"__{name}__" for name in _INFIX.split()]
+    return [name for name in dict.fromkeys(names + in_place + infix) if hasattr(Tensor, name)]
 
 
 def _functions() -> list[Any]:
@@ -56,7 +56,6 @@ def _functions() -> list[Any]:
     found = [
         *each(f"{names} {in_place}", torch),
         *each(f"{_ACTIVATIONS} {in_place} {_DROPOUTS}", F),
-        *each(_INFIX, operator),
     ]
     return list({id(function): function for function in found}.values())
 
@@ -65,13 +64,7 @@ def _functions() -> list[Any]:
 @register_op("torchvision.ops.stochastic_depth.stochastic_depth")
 def elementwise(op: Op) -> Any:
     """Ties what meets position by position; a dimension of size one is spread over the other's."""
-    tensors = list(op.shaped())
-    if not tensors:
-        return arithmetic(op)
-    for size in op.sizes():
-        # x / math.sqrt(C): the values themselves would change with the width.
-        op.groups.fix_size(size, op.reason("computes with the width itself"))
-    return Shaped(broadcast(op, [tensor.axes for tensor in tensors]))
+    return Shaped(broadcast(op, [tensor.axes for tensor in op.shaped()]))
 
 
 def broadcast(op: Op, tensors: list[tuple[Axis, ...]]) -> tuple[Axis, ...]:
@@ -89,83 +82,3 @@ def broadcast(op: Op, tensors: list[tuple[Axis, ...]]) -> tuple[Axis, ...]:
             op.groups.tie(first, other, op.reason("ties it to a size that does not change"))
         axes.append(op.groups.resolve(first))
     return tuple(axes)
-
-
-def arithmetic(op: Op) -> Any:
-    """Sums, products and quotients of numbers taken from shapes."""
-    left, right = (*op.args, None, None)[:2]
-    if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)):
-        if op.target is operator.add:
-            return (*left, *right)
-    elif isinstance(op.example, int) and not isinstance(op.example, bool) and right is not None:
-        answer = _whole(op.target, left, right)
-        if answer is not None:
-            return answer
-    for size in op.sizes():
-        op.groups.fix_size(size, op.reason("computes with the width in a way that cannot grow"))
-    return op.example
-
-
-def _whole(target: Any, left: Any, right: Any) -> Size | None:
-    """A whole number that changes evenly with its operands, or None."""
-    one, other = as_size(left), as_size(right)
-    try:
-        if target in (operator.add, operator.iadd):
-            return one + other
-        if target in (operator.sub, operator.isub):
-            return one + other.scaled(Fraction(-1))
-        if target in (operator.mul, operator.imul):
-            if not other.slope:
-                return one.scaled(Fraction(other.value))
-            return other.scaled(Fraction(one.value)) if not one.slope else None
-        if target is operator.floordiv and not other.slope and one.slope:
-            return one.scaled(Fraction(1, other.value))
-    except (ArithmeticError, Unknown):
-        return None
-    return None
-
-
-@register_op("new_zeros", "new_ones", "new_empty", "new_full", torch.zeros, torch.ones, torch.full)
-@register_op(torch.rand, torch.randn, torch.empty, torch.arange)
-def creation(op: Op) -> Any:
-    """A tensor of a given shape: where that follows a width, the width cannot grow."""
-    for size in op.sizes():
-        op.groups.fix_size(size, op.reason("makes a tensor of a size taken from the width"))
-    return op.constants("makes a tensor of its own")
-
-
-@register_op("size", getattr)
-def attribute(op: Op) -> Any:
-    """Shapes as numbers that follow growth; other attributes as they are."""
-    name = "shape" if op.target == "size" else op.args[1]
-    if not isinstance(op.args[0], Shaped):
-        return getattr(op.args[0], name, op.example)
-    if name == "shape":
-        sizes = tuple(op.groups.size(axis) for axis in op.x.axes)
-        dim = op.argument(1, "dim") if op.target == "size" else None
-        return sizes if dim is None else sizes[dim]
-    if name in ("T", "mT", "H", "mH"):
-        keep = len(op.x.axes) - 2 if name.startswith("m") else 0
-        return Shaped(op.x.axes[:keep] + op.x.axes[keep:][::-1])
-    if name in ("data", "real"):
-        return op.x
-    if name in ("dtype", "device", "ndim", "is_cuda", "requires_grad", "layout", "itemsize"):
-        return op.example
-    raise Unknown(f"reads `.{name}`, which splitgrow does not know")
-
-
-@register_op("dim", "ndimension", "get_device", "is_floating_point", torch.is_floating_point)
-def properties(op: Op) -> Any:
-    """Facts about a tensor that no growth changes."""
-    return op.example
-
-
-@register_op("numel", torch.numel, len)
-def counts(op: Op) -> Any:
-    """Numbers of elements: fixed where they would change."""
-    if isinstance(op.args[0], (tuple, list)):
-        return op.example
-    axes = op.x.axes[:1] if op.target is len else op.x.axes
-    for axis in axes:
-        op.fix(axis, "counts its positions")
-    return op.example

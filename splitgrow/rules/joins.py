@@ -17,9 +17,9 @@ from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, register_op
 def dimension(op: Op, shaped: Shaped, dim: Any, *, extra: int = 0) -> int:
     """A dimension counted from the front, from one counted from either end."""
     ndim = len(shaped.axes) + extra
+    dim = op.plain(dim)
     if not isinstance(dim, int) or not -ndim <= dim < ndim:
         raise Unknown(f"is given the dimension {dim!r}")
-    del op
     return dim % ndim
 
 
@@ -85,7 +85,7 @@ def glu(op: Op) -> Any:
     return with_axis(op.x, dim, half)
 
 
-@register_op(torch.split, "split")
+@register_op(torch.split, "split", follows_sizes=True)
 def split(op: Op) -> Any:
     """Parts of given sizes. Sizes that are written down stay, so what they measure is fixed."""
     dim = dimension(op, op.x, op.argument(2, "dim", 0))
@@ -94,9 +94,10 @@ def split(op: Op) -> Any:
     length = op.groups.length(axis)
     if not isinstance(sizes, (tuple, list)):
         step = as_size(sizes)
-        if step.slope and length % step.value == 0:
+        if op.groups.slope(step) and length % step.value == 0:
             sizes = [step] * (length // step.value)
         else:
+            op.plain(step)
             sizes = [min(step.value, length - start) for start in range(0, length, step.value)]
     return tuple(with_axis(op.x, dim, part) for part in parts(op, axis, sizes))
 
@@ -120,7 +121,7 @@ def unbind(op: Op) -> Any:
     return tuple(with_axis(op.x, dim) for _ in op.example)
 
 
-@register_op(torch.narrow, "narrow")
+@register_op(torch.narrow, "narrow", follows_sizes=True)
 def narrow(op: Op) -> Any:
     """A stretch of a dimension."""
     dim = dimension(op, op.x, op.argument(1, "dim"))
@@ -130,7 +131,7 @@ def narrow(op: Op) -> Any:
     return with_axis(op.x, dim, stretch(op, op.x.axes[dim], start, start + length))
 
 
-@register_op(torch.select, "select")
+@register_op(torch.select, "select", follows_sizes=True)
 def select(op: Op) -> Any:
     """One position of a dimension, which can therefore not grow before it."""
     dim = dimension(op, op.x, op.argument(1, "dim"))
@@ -157,15 +158,10 @@ def stretch(op: Op, axis: Axis, start: Size, stop: Size) -> Axis:
     return op.groups.resolve(part)
 
 
-@register_op(operator.getitem)
+@register_op(operator.getitem, follows_sizes=True)
 def getitem(op: Op) -> Any:
     """Items of tuples, and slices, ellipses and new dimensions of tensors."""
-    source, index = op.args
-    if not isinstance(source, Shaped):
-        if isinstance(index, slice):
-            bounds = (index.start, index.stop, index.step)
-            index = slice(*(b.value if isinstance(b, Size) else b for b in bounds))
-        return source[index]
+    source, index = op.x, op.args[1]
     items = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(item, (Shaped, list)) for item in items):
         raise Unknown("picks positions by a list or a tensor of indices")

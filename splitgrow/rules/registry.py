@@ -8,13 +8,14 @@ and register it for the module types, functions and method names that run it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from splitgrow.axes import Axis, Groups, Size, constant
+from splitgrow.axes import Axis, Size, constant
+from splitgrow.groups import Groups
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Op:
         example: An example result, of fake tensors and plain numbers.
         groups: The store to state in what must hold.
         module: The module, if the op is a module call.
+        outermost: Which of several numbers that could follow a dimension is taken to: the
+            outermost, or the -1 among them.
+        choices: Where there was such a choice.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Op:
     example: Any
     groups: Groups
     module: nn.Module | None = field(default=None)
+    outermost: bool = True
+    choices: list[str] = field(default_factory=list)
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
         """An argument given by position or by name; of a module, one of its attributes."""
@@ -84,6 +90,19 @@ class Op:
         """Fixes an axis, for a reason that names the op."""
         self.groups.fix(axis, self.reason(text))
 
+    def plain(self, value: Any) -> Any:
+        """A value whose numbers are plain ones; those that could have grown no longer can."""
+        if isinstance(value, Size):
+            self.groups.fix_size(value, self.reason("uses the number as it is"))
+            return value.value
+        if isinstance(value, (tuple, list)):
+            return type(value)(self.plain(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self.plain(item) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(self.plain(value.start), self.plain(value.stop), self.plain(value.step))
+        return value
+
     def constants(self, text: str) -> Any:
         """A result like the example's whose tensors have no channels that could grow."""
         reason = self.reason(text)
@@ -109,15 +128,18 @@ def _is_value(node: Any) -> bool:
 Rule = Callable[[Op], Any]
 
 _RULES: dict[Any, Rule] = {}
+_SIZED: set[Rule] = set()
 
 
-def register_op(*targets: Any) -> Callable[[Rule], Rule]:
+def register_op(*targets: Any, follows_sizes: bool = False) -> Callable[[Rule], Rule]:
     """Registers a rule for module types, functions, method names, or functions by dotted name.
 
     Args:
         targets: What the op is found by. A dotted name such as
-            ``"torchvision.ops.stochastic_depth.stochastic_depth"`` stands for a function of a
-            library that need not be installed.
+            ``"torchvision.ops.stochastic_depth.stochastic_depth"`` stands for a function or module
+            type of a library that need not be installed.
+        follows_sizes: Whether the rule says what becomes of numbers that follow a width, which it
+            is then given as `Size`. Other rules are given plain numbers, which can then not grow.
 
     Raises:
         ValueError: If one of the targets has a rule already.
@@ -128,6 +150,8 @@ def register_op(*targets: Any) -> Callable[[Rule], Rule]:
             if target in _RULES:
                 raise ValueError(f"{target!r} has a rule already: {_RULES[target].__name__}")
             _RULES[target] = rule
+        if follows_sizes:
+            _SIZED.add(rule)
         return rule
 
     return register
@@ -155,9 +179,14 @@ def result_of(op: Op) -> Any:
     is not believed.
     """
     rule = rule_of(op.target)
+    if rule is None and not _could_grow(op):
+        # What lies off the way of every channel need not be understood.
+        return pytree.tree_map(lambda leaf: constant_like(leaf, _known_reason(op)), op.example)
     try:
         if rule is None:
             raise Unknown("is not an op that splitgrow knows")
+        if rule not in _SIZED and any(op.sizes()):
+            op = replace(op, args=op.plain(op.args), kwargs=op.plain(op.kwargs))
         result = rule(op)
         if not _explains(result, op):
             raise Unknown("changes shapes in a way that its rule does not explain")
@@ -165,6 +194,16 @@ def result_of(op: Op) -> Any:
         fix_arguments(op, str(unknown))
         return op.constants(str(unknown))
     return result
+
+
+def _could_grow(op: Op) -> bool:
+    axes = (axis for shaped in op.shaped() for axis in shaped.axes)
+    return any(map(op.groups.can_grow, axes)) or any(map(op.groups.slope, op.sizes()))
+
+
+def _known_reason(op: Op) -> str:
+    axes = (axis for shaped in op.shaped() for axis in shaped.axes)
+    return next((reason for axis in axes for reason in op.groups.reasons(axis)), "")
 
 
 def fix_arguments(op: Op, text: str) -> None:

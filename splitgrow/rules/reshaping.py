@@ -87,7 +87,7 @@ def unsqueeze(op: Op) -> Any:
     return Shaped((*op.x.axes[:dim], constant(1), *op.x.axes[dim:]))
 
 
-@register_op("expand", "expand_as", torch.broadcast_to, "broadcast_to")
+@register_op("expand", "expand_as", torch.broadcast_to, "broadcast_to", follows_sizes=True)
 def expand(op: Op) -> Any:
     """Dimensions of size one spread out; those of other sizes keep theirs."""
     if op.name == "expand_as":
@@ -102,18 +102,22 @@ def expand(op: Op) -> Any:
             op.fix(axis, "spreads its one channel")
             op.groups.fix_size(size, op.reason("makes a tensor of a size taken from the width"))
             axis = op.given_up([axis], size.value)
-        elif size.value != -1 and not op.groups.same_size(op.groups.size(axis), size):
+        elif size.value != -1 and not op.groups.equate(
+            axis, size, op.reason("spreads it to a size that does not change")
+        ):
             _refuse_literal(op, axis, size)
         axes.append(axis)
     return Shaped(tuple(axes))
 
 
-@register_op("repeat", torch.tile, "tile")
+@register_op("repeat", torch.tile, "tile", follows_sizes=True)
 def repeat(op: Op) -> Any:
     """Dimensions laid out several times, one whole copy behind the other."""
     counts = [as_size(n) for n in _several(op, "repeats" if op.name == "repeat" else "dims")]
-    if any(count.slope for count in counts) or len(counts) < len(op.x.axes):
-        raise Unknown("repeats by a number that follows a width")
+    for count in counts:
+        op.plain(count)
+    if len(counts) < len(op.x.axes):
+        raise Unknown("repeats by too few numbers")
     missing = len(counts) - len(op.x.axes)
     axes = (constant(1),) * missing + op.x.axes
     return Shaped(tuple(axis * count.value for axis, count in zip(axes, counts, strict=True)))
@@ -164,7 +168,7 @@ def flatten(op: Op) -> Any:
     return Shaped((*op.x.axes[:start], merged, *op.x.axes[end + 1 :]))
 
 
-@register_op(nn.Unflatten, torch.unflatten, "unflatten")
+@register_op(nn.Unflatten, torch.unflatten, "unflatten", follows_sizes=True)
 def unflatten(op: Op) -> Any:
     """One dimension as several."""
     dim = dimension(op, op.x, op.argument(1, "dim"))
@@ -173,7 +177,7 @@ def unflatten(op: Op) -> Any:
     return Shaped((*op.x.axes[:dim], *divide(op, op.x.axes[dim], sizes), *op.x.axes[dim + 1 :]))
 
 
-@register_op(torch.reshape, "reshape", "view")
+@register_op(torch.reshape, "reshape", "view", follows_sizes=True)
 def reshape(op: Op) -> Any:
     """Dimensions merged and divided, where the new shape follows the widths as they grow."""
     numbers = list(_several(op, "shape"))
@@ -240,19 +244,37 @@ def divide(
         for size in sizes:
             op.groups.fix_size(size, op.reason("reshapes by a width"))
         return [axis] if len(shape) == 1 else [op.given_up([axis], size) for size in shape]
-    moving = [i for i, size in enumerate(sizes) if op.groups.slope(size)]
-    moving = moving or [i for i, size in enumerate(sizes) if size.value == -1]
-    if len(moving) != 1:
+    index = _moving(op, sizes)
+    if index is None:
         _refuse_literal(op, axis, *sizes)
         return [op.given_up([axis], length) for length in shape]
-    (index,) = moving
+    for other in (*sizes[:index], *sizes[index + 1 :]):
+        op.groups.fix_size(other, op.reason("divides it by this number"))
     outer, inner = math.prod(shape[:index]), math.prod(shape[index + 1 :])
     reason = op.reason("divides it")
     section = op.groups.sections(axis, outer, reason)
     part = op.groups.bundle(section, inner, reason)
-    if sizes[index].value != -1 and not op.groups.same_size(op.groups.size(part), sizes[index]):
+    if sizes[index].value != -1 and not op.groups.equate(part, sizes[index], reason):
         _refuse_literal(op, axis, *sizes)
     return [part if i == index else constant(length) for i, length in enumerate(shape)]
+
+
+def _moving(op: Op, sizes: Sequence[Size]) -> int | None:
+    """Which of the sizes grows with the dimension that they divide.
+
+    One that measures a width does. Otherwise it is one that nothing holds yet: the number in a
+    module's attribute, such as its heads, or the -1 that takes what is left.
+    """
+    moving = [i for i, size in enumerate(sizes) if op.groups.slope(size)]
+    measured = [i for i in moving if not op.groups.is_free(sizes[i])]
+    if measured:
+        return measured[0] if len(measured) == 1 else None
+    free = [i for i, size in enumerate(sizes) if i in moving or size.value == -1]
+    rest = [i for i in free if sizes[i].value == -1]
+    if rest and rest[0] != free[0]:
+        op.choices.append(op.place)
+        return free[0] if op.outermost else rest[0]
+    return free[0] if free else None
 
 
 def _refuse_literal(op: Op, axis: Axis, *sizes: Size) -> None:

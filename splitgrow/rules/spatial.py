@@ -165,27 +165,3 @@ def trailing_norm(op: Op) -> Any:
     for axis in op.x.axes[len(op.x.axes) - len(shape) :]:
         op.fix(axis, "takes its statistics over all its channels")
     return op.x
-
-
-@register_op(torch.matmul, torch.bmm, "matmul", "bmm", "__matmul__")
-def matmul(op: Op) -> Any:
-    """Products of activations: what is summed over cannot grow, the rest passes."""
-    left, right = op.argument(0, "input"), op.argument(1, "other", op.argument(1, "mat2"))
-    both = isinstance(left, Shaped) and isinstance(right, Shaped)
-    if not both or min(len(left.axes), len(right.axes)) < 2 or len(left.axes) != len(right.axes):
-        raise Unknown("multiplies tensors of different numbers of dimensions")
-    for axis in (left.axes[-1], right.axes[-2]):
-        op.fix(axis, "sums over it, so that new channels would change the old result")
-    batch = []
-    for mine, theirs in zip(left.axes[:-2], right.axes[:-2], strict=True):
-        if op.groups.length(mine) != op.groups.length(theirs):
-            raise Unknown("spreads one tensor over another")
-        op.groups.tie(mine, theirs, op.reason("ties it to a size that does not change"))
-        batch.append(mine)
-    return Shaped((*batch, left.axes[-2], right.axes[-1]))
-
-
-@register_op(torch._assert)  # noqa: SLF001 - what torch.fx records for an assertion
-def assertion(op: Op) -> Any:
-    """Checks that the user wrote; their operands are fixed where they were computed."""
-    return op.example

@@ -1,0 +1,186 @@
+"""Which entry a module has: its type's own, or that of a type that it computes like."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from splitgrow.kinds.registry import (
+    FOUND,
+    KINDS,
+    LayerKind,
+    Stock,
+    TensorAxes,
+    add_kind,
+    name_of,
+)
+
+
+def kind_of(module: Stock) -> LayerKind | None:
+    """The entry for a module's type, or None.
+
+    A subclass is only matched where it changes nothing of how its base computes: of one with a
+    `forward` of its own nothing can be known.
+
+    Example:
+        >>> conv = nn.Conv2d(3, 8, 3)
+        >>> kind_of(conv).sizes(conv)
+        (3, 8)
+        >>> kind_of(nn.LSTM(3, 8)) is None
+        True
+    """
+    layer = type(module)
+    if layer not in FOUND:
+        FOUND[layer] = _found(layer)
+    kind = FOUND[layer]
+    return kind if kind is not None and kind.covers(module) else None
+
+
+def _found(layer: type[nn.Module]) -> LayerKind | None:
+    exact = KINDS.get(layer) or KINDS.get(name_of(layer))
+    if exact is not None:
+        return exact
+    for base in layer.__mro__[1:]:
+        if base in KINDS:
+            plain = all(_computes_as(base, part) for part in _between(layer, base))
+            return Same(KINDS[base]) if plain else None
+    return None
+
+
+def _between(layer: type, base: type) -> list[type]:
+    return [part for part in layer.__mro__ if part not in base.__mro__]
+
+
+_HARMLESS = frozenset(
+    ("__init__", "reset_parameters", "extra_repr", "__repr__", "__constants__", "_get_name")
+)
+
+
+def _computes_as(base: type, part: type) -> bool:
+    """Whether a class adds nothing to a base class that could change what it computes."""
+    for name, value in vars(part).items():
+        changes = hasattr(base, name) and not name.startswith(("__doc__", "__module__"))
+        harmless = name in _HARMLESS or name in {"__dict__", "__weakref__", "__annotations__"}
+        harmless = harmless or (name.startswith("__") and not callable(value))
+        if (changes and not harmless) or isinstance(value, property):
+            return False
+    return "__getattr__" not in vars(part) and "__call__" not in vars(part)
+
+
+class Alike(LayerKind):
+    """A subclass of a known layer type that has the same tensors, which mean the same.
+
+    A block is made as a copy of the module with tensors and numbers of other sizes; the class's
+    constructor is not called.
+    """
+
+    def __init__(self, base: LayerKind, layers: tuple[type[nn.Module] | str, ...] = ()) -> None:
+        self.base, self.layers = base, layers
+        self.sized, self.mixes = base.sized, base.mixes
+        self.reads_channels = base.reads_channels
+
+    def channel_dim(self, module: Stock) -> int:
+        """As its base has it."""
+        return self.base.channel_dim(module)
+
+    def sizes(self, module: Stock) -> tuple[int, int]:
+        """As its base has it."""
+        return self.base.sizes(module)
+
+    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:
+        """As its base has it."""
+        return self.base.tensors(module)
+
+    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """A copy of the module with tensors and numbers of other sizes."""
+        plain = self.base.build(module, sizes, **options)
+        built: nn.Module = object.__new__(type(module))
+        built.__dict__.update(module.__dict__)
+        built.__dict__.update(plain.__dict__)
+        for name, child in module.named_children():
+            built.add_module(name, copy.deepcopy(child))
+        return built
+
+    def diagonal(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.diagonal(module)
+
+    def sections(self, module: Stock) -> int:
+        """As its base has it."""
+        return self.base.sections(module)
+
+    def bundle(self, module: Stock) -> int:
+        """As its base has it."""
+        return self.base.bundle(module)
+
+    def covers(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.covers(module)
+
+    def refusal(self, module: Stock) -> str:
+        """As its base has it."""
+        return super().refusal(module) or self.base.refusal(module)
+
+
+class Same(Alike):
+    """A subclass that computes what its base computes, which can therefore stand for it."""
+
+    def stock_parts(self, module: Stock) -> list[nn.Module]:
+        """One layer of the base type, with the same tensors."""
+        plain = self.base.build(module, self.sizes(module), device="meta")
+        for name in self.tensors(module):
+            if getattr(plain, name) is not None:
+                setattr(plain, name, getattr(module, name))
+        return [plain.train(module.training)]
+
+
+def register_layer(
+    layer: type[nn.Module] | str | LayerKind, *, like: type[nn.Module] | None = None
+) -> None:
+    """Teaches splitgrow a layer type.
+
+    Args:
+        layer: A layer type, by itself or by its dotted name; or a whole `LayerKind`.
+        like: The stock type that it is a form of: it has the same tensors under the same names, its
+            outputs are computed from the same inputs, and adding up what it makes of two parts of
+            its input channels gives what it makes of all. Needed unless `layer` is a `LayerKind`.
+
+    Raises:
+        TypeError: If `layer` is neither, or `like` is not a type that can grow.
+        ValueError: If the type is registered already.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import nn
+        >>> class Padded(nn.Conv1d):  # looks at the past only
+        ...     def forward(self, x):
+        ...         return super().forward(nn.functional.pad(x, (self.kernel_size[0] - 1, 0)))
+        >>> splitgrow.register_layer(Padded, like=nn.Conv1d)
+        >>> net = nn.Sequential(Padded(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 1, 1))
+        >>> net = splitgrow.growable(net, torch.randn(1, 2, 8))
+        >>> net.layers[0].growable
+        True
+    """
+    if isinstance(layer, LayerKind):
+        if like is not None:
+            raise TypeError("a LayerKind says all there is to say; leave `like` out")
+        add_kind(layer)
+        return
+    if not isinstance(layer, str) and not (
+        isinstance(layer, type) and issubclass(layer, nn.Module)
+    ):
+        raise TypeError(f"layer must be a module type, its dotted name or a LayerKind: {layer!r}")
+    base = KINDS.get(like) if like is not None else None
+    if base is None:
+        raise TypeError(f"like must be a layer type that can grow, such as nn.Conv2d, got {like!r}")
+    add_kind(Alike(base, (layer,)))
+
+
+def sized_layers() -> tuple[type[nn.Module], ...]:
+    """The stock layer types whose width can be asked for."""
+    return tuple(
+        layer for layer, kind in KINDS.items() if kind.sized and not isinstance(layer, str)
+    )

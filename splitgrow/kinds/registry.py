@@ -1,0 +1,156 @@
+"""The layer types that can grow: one entry says all that the rest of the library needs of a type.
+
+A kind knows on which dimension its channels lie, which of its tensors run along outputs and inputs,
+and how to make a block of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """What a tensor's dimension runs along: the layer's outputs or inputs, or a section of them.
+
+    With `sections` of 4 the dimension covers one of four equal sections, as the input dimension of
+    a convolution with four groups does.
+    """
+
+    side: Literal["out", "in"]
+    sections: int = 1
+
+
+TensorAxes = Mapping[int, Along]
+
+Stock: TypeAlias = Any
+"""A stock layer: a module with the attributes of its own type."""
+
+
+class LayerKind(ABC):
+    """What splitgrow knows of one layer type."""
+
+    layers: tuple[type[nn.Module] | str, ...] = ()
+    """The layer types that the entry is for, by exact type; of a library that need not be installed
+    by dotted name."""
+
+    sized: bool = False
+    """Whether its width can be asked for; the others follow the layer that they read."""
+
+    mixes: bool = True
+    """Whether it also mixes along dimensions other than the channels', such as space or batch."""
+
+    reads_channels: bool = True
+    """Whether its input has channels; an embedding's has none."""
+
+    computes_weight: bool = False
+    """Whether its weight is made from its parameters at each call, so that `value` is not the
+    parameter itself."""
+
+    @abstractmethod
+    def channel_dim(self, module: Stock) -> int:
+        """The dimension of input and output on which the channels lie."""
+
+    @abstractmethod
+    def sizes(self, module: Stock) -> tuple[int, int]:
+        """The numbers of input and output channels."""
+
+    @abstractmethod
+    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:
+        """Which dimensions of its parameters and buffers run along its channels."""
+
+    @abstractmethod
+    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """A layer like `module` with other numbers of (input, output) channels.
+
+        Args:
+            module: The layer to take everything else from.
+            sizes: The numbers of input and output channels.
+            options: `bias` to say whether it has one (default: as `module`), `device` and `dtype`
+                (default: those of `module`).
+        """
+
+    def build_helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """A block that reads new inputs, without bias: what it adds to has one."""
+        return self.build(module, sizes, bias=False, **options)
+
+    def build_merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """The layer that a grown one becomes again when its blocks are put together."""
+        return self.build(module, sizes, **options)
+
+    def value(self, block: Stock, name: str) -> Tensor | None:
+        """One of a block's tensors as the merged layer has it."""
+        tensor: Tensor | None = getattr(block, name)
+        return tensor
+
+    def stock_parts(self, module: Stock) -> list[nn.Module]:  # noqa: ARG002
+        """Stock torch.nn layers that one after the other compute the same, for deployment.
+
+        Empty if it is a stock layer itself, or there are none.
+        """
+        return []
+
+    def diagonal(self, module: Stock) -> bool:  # noqa: ARG002
+        """Whether each output reads its own input channel only, so that a block adds no helper."""
+        return True
+
+    def sections(self, module: Stock) -> int:  # noqa: ARG002
+        """In how many equal sections its inputs and outputs are computed apart from each other."""
+        return 1
+
+    def bundle(self, module: Stock) -> int:  # noqa: ARG002
+        """How many neighbouring channels are computed together and can only be added whole."""
+        return 1
+
+    def covers(self, module: Stock) -> bool:  # noqa: ARG002
+        """Whether the module has channels of its own at all."""
+        return True
+
+    def refusal(self, module: Stock) -> str:
+        """Why this one module cannot grow; empty if it can.
+
+        `torch.nn.utils.weight_norm`, `spectral_norm` and `prune` take a parameter away and leave
+        a tensor in its place that they compute anew before each forward.
+        """
+        own = dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+        for name in self.tensors(module):
+            if name not in own and getattr(module, name, None) is not None:
+                return (
+                    f"its `{name}` is computed from other tensors before each call (weight norm, "
+                    f"spectral norm or pruning); remove that first, grow, and apply it again"
+                )
+        extra = own.keys() - self.tensors(module).keys() - {"num_batches_tracked"}
+        if extra:
+            return f"it has tensors that its kind does not know: {', '.join(sorted(extra))}"
+        if any(True for child in module.children() for _ in child.parameters()):
+            return "it has layers with parameters inside"
+        return ""
+
+
+KINDS: dict[type[nn.Module] | str, LayerKind] = {}
+FOUND: dict[type[nn.Module], LayerKind | None] = {}
+"""What was found for each type that was asked for."""
+
+
+def add_kind(kind: LayerKind) -> LayerKind:
+    """Adds an entry for its layer types.
+
+    Raises:
+        ValueError: If one of the types has an entry already.
+    """
+    for layer in kind.layers:
+        if layer in KINDS:
+            raise ValueError(f"{name_of(layer)} is registered already, by {KINDS[layer]}")
+    KINDS.update(dict.fromkeys(kind.layers, kind))
+    FOUND.clear()
+    return kind
+
+
+def name_of(layer: type[nn.Module] | str) -> str:
+    """The dotted name of a layer type."""
+    return layer if isinstance(layer, str) else f"{layer.__module__}.{layer.__qualname__}"

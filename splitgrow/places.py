@@ -1,0 +1,40 @@
+"""Where in the user's source something happens."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+_NOT_THE_USERS = tuple(
+    str(Path(module.__file__).parent) + os.sep
+    for module in (torch, sys.modules["splitgrow"])
+    if module.__file__
+)
+
+
+def place_of_caller() -> str:
+    """The innermost line on the stack that is neither torch's nor splitgrow's: ``model.py:12``."""
+    frame = sys._getframe(1)  # noqa: SLF001
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame = frame.f_back
+    return _place(frame.f_code.co_filename, frame.f_lineno)
+
+
+def place_of_error(trace: TracebackType | None) -> str:
+    """The innermost line of the user's that an error passed through."""
+    places = [
+        _place(frame.filename, frame.lineno or 0)
+        for frame in traceback.extract_tb(trace)
+        if not frame.filename.startswith(_NOT_THE_USERS)
+    ]
+    return places[-1] if places else "an unknown place"
+
+
+def _place(filename: str, line: int) -> str:
+    here = str(Path.cwd()) + os.sep
+    return f"{filename.removeprefix(here)}:{line}"

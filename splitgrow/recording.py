@@ -1,0 +1,364 @@
+"""Recording one run of a model's forward: the ops that it runs, in order, with their places.
+
+The model runs on the example inputs as it is, with fake tensors that have shapes but no values, so
+control flow on shapes is simply followed. Where forward asks for values, it runs on real ones. The
+record names every op, every tensor and every number taken from a shape or an attribute.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils.weak import TensorWeakRef
+
+from splitgrow.errors import TraceError
+from splitgrow.kinds import kind_of
+from splitgrow.places import place_of_caller, place_of_error
+from splitgrow.rules import rule_of
+from splitgrow.rules.targets import target_of
+from splitgrow.split import SplitLayer
+from splitgrow.tracked import Tracked
+from splitgrow.undisturbed import undisturbed
+
+
+class Source(Enum):
+    """What a step is that no op made."""
+
+    INPUT = "an input of the model"
+    TENSOR = "a tensor of the model, or one that was there before"
+    NUMBER = "a number that a module holds in an attribute"
+    UNSEEN = "a tensor that came out of something that could not be recorded"
+    OUTPUT = "what the model returns"
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for what a step results in, or for a part of it.
+
+    Attributes:
+        step: The number of the step.
+        path: The indices that lead to the part.
+    """
+
+    step: int
+    path: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One op of a recorded run.
+
+    Attributes:
+        name: What the user would call it: ``add``, ``Conv2d``.
+        target: The function, the module's type, the method's name, or a `Source`.
+        args: Positional arguments, with a `Ref` for each tensor and tracked number.
+        kwargs: Named arguments, likewise.
+        example: Its result; of tensors only the shapes count.
+        place: The line of the user's source that ran it.
+        module: The path of the module that it called; None if it called none.
+    """
+
+    name: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    example: Any
+    place: str
+    module: str | None = None
+
+
+def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> list[Step]:
+    """The ops of one run of the model's forward on the example inputs.
+
+    Pure: the model, its buffers and hooks and the random number generators are afterwards as they
+    were.
+
+    Args:
+        model: Any module.
+        inputs: The positional arguments of an example call.
+        training: Whether to run in training mode.
+
+    Raises:
+        ValueError: If the model does not run on the inputs.
+        TraceError: If it does not run on tensors without values, and there are no others.
+    """
+    _check_signature(model, inputs)
+    recorder = _Recorder(model)
+    try:
+        return _run(model, inputs, recorder, training=training, fake=True)
+    except Exception as error:  # forward asks for values, or is wrong: a real run will tell
+        tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
+        if any(isinstance(t, Tensor) and t.is_meta for t in tensors):
+            message = _failure(model, inputs, error, recorder.inside, training=training)
+            raise TraceError(f"{message} (tensors on the meta device have no values)") from error
+    recorder = _Recorder(model)
+    try:
+        return _run(model, inputs, recorder, training=training, fake=False)
+    except Exception as error:
+        message = _failure(model, inputs, error, recorder.inside, training=training)
+        raise ValueError(message) from error
+
+
+def _check_signature(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    signature = inspect.signature(model.forward)
+    try:
+        return signature.bind(*inputs).arguments
+    except TypeError as error:
+        raise ValueError(
+            f"example_inputs do not fit {type(model).__name__}.forward{signature}: {error}"
+        ) from None
+
+
+def _failure(
+    model: nn.Module, inputs: tuple[Any, ...], error: Exception, layer: str, *, training: bool
+) -> str:
+    shapes = pytree.tree_map_only(Tensor, lambda t: tuple(t.shape), inputs)
+    mode = "training" if training else "evaluation"
+    message = str(error).replace("FakeTensor", "Tensor")
+    within = f"in `{layer}`, " if layer else ""
+    return (
+        f"{type(model).__name__} does not run on example_inputs of shapes {shapes} in {mode} mode: "
+        f"{within}{place_of_error(error.__traceback__)}: {type(error).__name__}: {message}"
+    )
+
+
+def _run(
+    model: nn.Module, inputs: tuple[Any, ...], recorder: _Recorder, *, training: bool, fake: bool
+) -> list[Step]:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with undisturbed(model), torch.no_grad(), warnings.catch_warnings():
+        # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not")
+        for module in model.modules():
+            module.training = training
+        if fake:
+            inputs = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
+        _use_copies(model, recorder, mode.from_tensor if fake else None)
+        recorder.given(_check_signature(model, inputs))
+        recorder.prepare(model)
+        with mode if fake else nullcontext(), recorder:
+            output = model(*inputs)
+        recorder.finish(output)
+    return recorder.steps
+
+
+def _use_copies(
+    model: nn.Module, recorder: _Recorder, copied: Callable[[Tensor], Tensor] | None
+) -> None:
+    """Lets forward write into copies; the originals are put back with the other attributes."""
+    for name, module in model.named_modules():
+        for key, buffer in module._buffers.items():  # noqa: SLF001
+            if buffer is not None:
+                copy = copied(buffer) if copied is not None else buffer.clone()
+                module._buffers[key] = copy  # noqa: SLF001
+                recorder.owners[id(copy)] = f"{name}.{key}"
+        for key, parameter in module._parameters.items():  # noqa: SLF001
+            if parameter is not None and copied is not None:
+                copy = copied(parameter)
+                module._parameters[key] = copy  # noqa: SLF001
+                recorder.owners.setdefault(id(copy), f"{name}.{key}")
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is taken down as one op, not looked into."""
+    known = kind_of(module) is not None or rule_of(type(module)) is not None
+    return isinstance(module, SplitLayer) or known
+
+
+class _Recorder(TorchFunctionMode):
+    """Takes down every op that runs while it is active."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.steps: list[Step] = []
+        self.owners: dict[int, str] = {}
+        """The paths of the model's own tensors."""
+        self._known: dict[int, tuple[TensorWeakRef, Ref]] = {}
+        self.inside = ""
+        """The path of the leaf module that is running."""
+        self._active = True
+        for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+            self.owners.setdefault(id(tensor), path)
+
+    # -- before and after ------------------------------------------------------------------------
+
+    def given(self, inputs: Mapping[str, Any]) -> None:
+        """Takes down the inputs, by the names of forward's arguments, as the first steps."""
+        for name, value in inputs.items():
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor):
+                    self._note(leaf, self._add("input", Source.INPUT, (name,), {}, leaf))
+
+    def prepare(self, model: nn.Module) -> None:
+        """Puts itself between the model and its leaf modules, and behind every number it holds.
+
+        The attributes of the model must be put back afterwards.
+        """
+        below_a_leaf: set[nn.Module] = set()
+        for name, module in model.named_modules():
+            if module in below_a_leaf:
+                continue
+            if name and is_leaf(module):
+                below_a_leaf.update(module.modules())
+                module.__dict__["forward"] = self._recorded_forward(name, module)
+            else:
+                for key, value in list(vars(module).items()):
+                    if type(value) in (int, list, tuple):
+                        module.__dict__[key] = self._tracked_attribute(name, key, value)
+
+    def _recorded_forward(self, name: str, module: nn.Module) -> Callable[..., Any]:
+        forward = module.forward
+        parts = list(module.modules())
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = _untracked(args), _untracked(kwargs)
+            training = [part.training for part in parts]
+            self.inside = name
+            try:
+                for part in parts:  # only shapes count, and statistics must not be updated
+                    part.training = False
+                result = forward(*args, **kwargs)
+                self.inside = ""
+            finally:
+                for part, flag in zip(parts, training, strict=True):
+                    part.training = flag
+            kind = type(module)
+            return self._record(kind.__name__, kind, args, kwargs, result, name)
+
+        return run
+
+    def _tracked_attribute(self, name: str, key: str, value: Any) -> Any:
+        if type(value) is int:
+            return Tracked.of(value, self, (name, key)) if value > 0 else value
+        if not value or any(type(item) is not int for item in value):
+            return value
+        items = [
+            Tracked.of(item, self, (name, f"{key}[{index}]")) if item > 0 else item
+            for index, item in enumerate(value)
+        ]
+        return type(value)(items)
+
+    def finish(self, output: Any) -> None:
+        """Takes down what the model returns, and lets go of everything."""
+        tensors = [self._ref(tensor) for tensor in _tensors_in(output, set())]
+        self._add("output", Source.OUTPUT, (tensors,), {}, None)
+        self._active = False
+        self._known = {}
+
+    # -- in between ------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if self.inside:
+            return func(*args, **kwargs)
+        name, target, seen = target_of(func, args)
+        result = func(*_untracked(args), **_untracked(kwargs))
+        if target is None:
+            return result
+        return self._record(name, target, seen, kwargs, result)
+
+    def number(self, target: Any, args: tuple[Any, ...], value: Any, name: str = "") -> Any:
+        """Takes down what is computed with tracked numbers."""
+        if not self._active or self.inside:
+            return value
+        return self._record(name or target.__name__, target, args, {}, value)
+
+    def _record(
+        self, name: str, target: Any, args: Any, kwargs: Any, result: Any, module: str | None = None
+    ) -> Any:
+        refs, named = mapped(args, self._ref), mapped(kwargs, self._ref)
+        return self._note(result, self._add(name, target, refs, named, result, module))
+
+    def _add(
+        self, name: str, target: Any, args: Any, kwargs: Any, result: Any, module: str | None = None
+    ) -> Ref:
+        example = pytree.tree_map_only(Tensor, _shape_only, result)
+        place = place_of_caller()
+        self.steps.append(Step(name, target, tuple(args), kwargs, example, place, module))
+        return Ref(len(self.steps) - 1)
+
+    def _note(self, value: Any, ref: Ref) -> Any:
+        """Remembers what the tensors of a result are; its numbers come back tracked."""
+        if isinstance(value, Tensor):
+            self._known[id(value)] = (TensorWeakRef(value), ref)
+        elif type(value) is int:
+            return Tracked.of(value, self, ref)
+        elif isinstance(value, (tuple, list)):
+            parts = [
+                self._note(part, Ref(ref.step, (*ref.path, i))) for i, part in enumerate(value)
+            ]
+            if isinstance(value, torch.Size):
+                return torch.Size(parts)
+        return value
+
+    def _ref(self, leaf: Any) -> Any:
+        """What stands for a value in the record."""
+        if isinstance(leaf, Tracked):
+            if leaf.keeper is not self:
+                return int.__int__(leaf)
+            if not isinstance(leaf.origin, Ref):
+                value = int.__int__(leaf)
+                leaf.origin = self._add("attribute", Source.NUMBER, leaf.origin, {}, value)
+            return leaf.origin
+        if not isinstance(leaf, Tensor):
+            return leaf
+        known = self._known.get(id(leaf))
+        if known is not None and known[0]() is leaf:
+            return known[1]
+        path = self.owners.get(id(leaf), "")
+        unseen = not path and isinstance(leaf, FakeTensor)
+        source = Source.UNSEEN if unseen else Source.TENSOR
+        self._note(leaf, self._add("tensor", source, (path,), {}, leaf))
+        return self._known[id(leaf)][1]
+
+
+def _shape_only(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, FakeTensor) else tensor.detach().to("meta")
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A value with every leaf of its tuples, lists, dicts and slices changed."""
+    if isinstance(value, (tuple, list)):
+        items = [mapped(item, change) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict):
+        return {key: mapped(item, change) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(mapped(bound, change) for bound in (value.start, value.stop, value.step)))
+    return change(value)
+
+
+def _untracked(value: Any) -> Any:
+    """The same value with plain numbers in place of tracked ones."""
+    return mapped(value, lambda leaf: int.__int__(leaf) if isinstance(leaf, Tracked) else leaf)
+
+
+def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """All tensors in whatever a model returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif id(value) not in seen and not isinstance(value, (nn.Module, type)):
+        seen.add(id(value))
+        parts: Any = ()
+        if isinstance(value, Mapping):
+            parts = value.values()
+        elif isinstance(value, (tuple, list, set)):
+            parts = value
+        elif is_dataclass(value):
+            parts = [getattr(value, field.name, None) for field in fields(value)]
+        elif hasattr(value, "__dict__"):
+            parts = vars(value).values()
+        for part in parts:
+            yield from _tensors_in(part, seen)

@@ -1,0 +1,75 @@
+"""Layers that forward computes by hand, with a weight that is no layer's own.
+
+What they read is fixed: the weight cannot grow, since nothing knows that it must.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from splitgrow.axes import Axis, constant
+from splitgrow.rules.registry import Op, Shaped, Unknown, register_op
+
+
+def _reason(op: Op, weight: Any) -> str:
+    """Why the weight does not grow, if that is known."""
+    known: list[str] = []
+    if isinstance(weight, Shaped):
+        known = [reason for axis in weight.axes for reason in op.groups.reasons(axis)]
+    return next(iter(known), op.reason("reads it with a weight that is no layer's own"))
+
+
+def _fixed(op: Op, x: Shaped, dims: set[int], weight: Any) -> Any:
+    """The axes of the input, of which those that meet the weight are fixed."""
+    reason = _reason(op, weight)
+    axes: list[Axis] = []
+    for index, length in enumerate(op.example.shape):
+        if index in dims or index >= len(x.axes):
+            if index < len(x.axes):
+                op.groups.fix(x.axes[index], reason)
+            axes.append(constant(int(length), reason))
+        else:
+            axes.append(x.axes[index])
+    return Shaped(tuple(axes))
+
+
+@register_op(F.linear)
+def linear(op: Op) -> Any:
+    """(..., in) to (..., out)."""
+    return _fixed(op, op.x, {len(op.x.axes) - 1}, op.argument(1, "weight"))
+
+
+@register_op(torch.addmm, "addmm", torch.baddbmm, "baddbmm")
+def addmm(op: Op) -> Any:
+    """A product of matrices added to a tensor."""
+    x, weight = op.argument(1, "mat1"), op.argument(2, "mat2")
+    if not isinstance(x, Shaped) or len(x.axes) != op.example.dim():
+        raise Unknown("is given something else than tensors")
+    return _fixed(op, x, {len(x.axes) - 1}, weight)
+
+
+@register_op(F.conv1d, F.conv2d, F.conv3d)
+@register_op(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def convolution(op: Op) -> Any:
+    """(N, in, *space) to (N, out, *space)."""
+    weight = op.argument(1, "weight")
+    if not isinstance(weight, Shaped):
+        raise Unknown("is given something else than tensors")
+    unbatched = len(op.x.axes) < len(weight.axes)
+    return _fixed(op, op.x, set(range(0 if unbatched else 1, len(op.x.axes))), weight)
+
+
+@register_op(F.batch_norm, F.instance_norm, torch.batch_norm)
+def norm(op: Op) -> Any:
+    """Scales and shifts channels by tensors that do not grow."""
+    weight = op.kwargs.get("running_mean", op.args[1] if len(op.args) > 1 else None)
+    return _fixed(op, op.x, set(range(1, len(op.x.axes))), weight)
+
+
+@register_op(F.group_norm, torch.group_norm)
+def group_norm(op: Op) -> Any:
+    """Takes its statistics over several channels and space."""
+    return _fixed(op, op.x, set(range(1, len(op.x.axes))), op.argument(2, "weight"))

@@ -1,0 +1,143 @@
+"""Numbers taken from shapes and attributes: computed with, compared, made tensors of."""
+
+from __future__ import annotations
+
+import operator
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from splitgrow.axes import Axis, Size, constant
+from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, register_op
+from splitgrow.tracked import plain_value
+
+
+@register_op(
+    *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.neg),
+    follows_sizes=True,
+)
+def arithmetic(op: Op) -> Any:
+    """Sums, products and quotients of numbers, as far as they change evenly with growth."""
+    answer = _whole(op)
+    return answer if answer is not None else used(op)
+
+
+def _whole(op: Op) -> Size | None:
+    """A whole number that changes evenly with its operands, or None."""
+    one = as_size(op.args[0])
+    if op.target is operator.neg:
+        return one.scaled(Fraction(-1))
+    other = as_size(op.args[1])
+    one_moves, other_moves = bool(op.groups.slope(one)), bool(op.groups.slope(other))
+    try:
+        if op.target is operator.add:
+            return one + other
+        if op.target is operator.sub:
+            return one + other.scaled(Fraction(-1))
+        if op.target is operator.mul and not other_moves:
+            return _settled(op, one, other).scaled(Fraction(other.value))
+        if op.target is operator.mul and not one_moves:
+            return _settled(op, other, one).scaled(Fraction(one.value))
+        if op.target is operator.floordiv and one_moves and not other_moves:
+            return _settled(op, one, other).scaled(Fraction(1, other.value))
+    except ArithmeticError:
+        return None
+    return None
+
+
+def _settled(op: Op, moving: Size, factor: Size) -> Size:
+    """The moving number, once its factor is known to stay as it is."""
+    op.groups.fix_size(factor, op.reason("multiplies or divides by it"))
+    return moving
+
+
+@register_op(
+    *(operator.mod, operator.truediv, operator.pow, operator.lshift, operator.rshift),
+    *(operator.and_, operator.or_, operator.xor, operator.invert, divmod, plain_value),
+    follows_sizes=True,
+)
+def used(op: Op) -> Any:
+    """A number used as a mere value: it can then not change."""
+    for size in op.sizes():
+        op.groups.fix_size(size, op.reason("computes with the width in a way that cannot grow"))
+    return op.example
+
+
+@register_op(
+    *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
+    follows_sizes=True,
+)
+def comparison(op: Op) -> Any:
+    """What forward decides by must come out the same after growth."""
+    one, other = (as_size(number) for number in op.args)
+    op.groups.settle(one, other, op.reason("compares it with a number that does not grow with it"))
+    return op.example
+
+
+@register_op(operator.truth, follows_sizes=True)
+def truth(op: Op) -> Any:
+    """A width is never zero, and no growth makes it so."""
+    size = as_size(op.args[0])
+    if size.value <= 0 or any(change < 0 for change in op.groups.slope(size).values()):
+        return used(op)
+    return op.example
+
+
+@register_op("new_zeros", "new_ones", "new_empty", "new_full", follows_sizes=True)
+@register_op(torch.zeros, torch.ones, torch.full, torch.empty, follows_sizes=True)
+@register_op(torch.rand, torch.randn, follows_sizes=True)
+def uniform_creation(op: Op) -> Any:
+    """A tensor that is alike everywhere may have as many channels as it will."""
+    first = 1 if isinstance(op.args[:1] and op.args[0], Shaped) else 0
+    given = op.kwargs.get("size", op.args[first:])
+    if len(given) and isinstance(given[0], (tuple, list)):
+        given = given[0]
+    if len(given) != op.example.dim():
+        return creation(op)
+    axes = []
+    for number in given:
+        size = as_size(number)
+        axes.append(_axis_of_length(op, size))
+    return Shaped(tuple(axes))
+
+
+def _axis_of_length(op: Op, size: Size) -> Axis:
+    axis = op.groups.axis_of(size) if op.groups.slope(size) else constant(size.value)
+    if axis is None:
+        op.groups.fix_size(size, op.reason("makes a tensor of a size taken from the width"))
+        return constant(size.value)
+    return axis
+
+
+@register_op(torch.arange, torch.linspace, torch.tensor, torch.eye, follows_sizes=True)
+@register_op("new_tensor", torch.randint, torch.randperm, follows_sizes=True)
+def creation(op: Op) -> Any:
+    """A tensor made of numbers: where those follow a width, the width cannot grow."""
+    for size in op.sizes():
+        op.groups.fix_size(size, op.reason("makes a tensor of a size taken from the width"))
+    return op.constants("makes a tensor of its own")
+
+
+@register_op("size", getattr, follows_sizes=True)
+def attribute(op: Op) -> Any:
+    """Shapes as numbers that follow growth; other attributes as they are."""
+    name = "shape" if op.target == "size" else op.args[1]
+    if name == "shape":
+        sizes = tuple(op.groups.size(axis) for axis in op.x.axes)
+        dim = op.plain(op.argument(1, "dim")) if op.target == "size" else None
+        return sizes if dim is None else sizes[dim]
+    if name in ("T", "mT", "H", "mH"):
+        keep = len(op.x.axes) - 2 if name.startswith("m") else 0
+        return Shaped(op.x.axes[:keep] + op.x.axes[keep:][::-1])
+    if name in ("data", "real", "imag"):
+        return op.x
+    raise Unknown(f"reads `.{name}`, which splitgrow does not know")
+
+
+@register_op("numel", "nelement", torch.numel, len)
+def counts(op: Op) -> Any:
+    """Numbers of elements: fixed where they would change."""
+    for axis in op.x.axes[:1] if op.target is len else op.x.axes:
+        op.fix(axis, "counts its positions")
+    return op.example
