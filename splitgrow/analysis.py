@@ -18,6 +18,7 @@ from splitgrow.axes import Axis, constant, scaled
 from splitgrow.errors import TraceError
 from splitgrow.graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.kinds import LayerKind, kind_of, sized_layers
+from splitgrow.namesakes import unread_numbers
 from splitgrow.recording import Ref, Source, Step, mapped, record
 from splitgrow.rules import Op, Shaped, result_of
 from splitgrow.rules.registry import constant_like, fix_arguments
@@ -80,11 +81,13 @@ class _Analysis:
                 values.append(self._value(step, values))
                 self.seen.extend(_axes_in(values[-1]))
         self._add_uncalled()
-        self.graph.numbers = tuple(
+        read = (
             HeldNumber(module, attribute, axis)
             for (module, attribute), axis in self.numbers.items()
             if self._follows_a_width(axis)
         )
+        unread = unread_numbers(self.graph, self.modules, self.numbers)
+        self.graph.numbers = (*read, *unread)
         return self
 
     def _follows_a_width(self, axis: Axis) -> bool:

@@ -298,17 +298,17 @@ class Groups:
             if self.same_size(self.size(before), position):
                 return before, behind
         whole = self.size(axis)
-        if self.is_free(position):
-            before, behind = self.cut(axis, position.value, reason)
-            if not self.equate(before, position, reason):
-                self.fix(before, reason)
-                self.fix_size(position, reason)
-        elif not self.slope(position):
+        if not self.slope(position):
             before, behind = self.cut(axis, position.value, reason)
             self.fix(before, reason)
         elif self.slope(position) == self.slope(whole):
             before, behind = self.cut(axis, position.value, reason)
             self.fix(behind, reason)
+        elif self.axis_of(position) is not None:
+            before, behind = self.cut(axis, position.value, reason)
+            if not self.equate(before, position, reason):
+                self.fix(before, reason)
+                self.fix_size(position, reason)
         else:
             self.sections(axis, whole.value // math.gcd(whole.value, position.value), reason)
             before, behind = self.cut(axis, position.value, reason)

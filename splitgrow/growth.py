@@ -25,6 +25,7 @@ from splitgrow.planning import (
     layer_kind,
     make_plan,
     planned_blocks,
+    rounded_up,
 )
 from splitgrow.split import Block, SplitLayer
 from splitgrow.undo import Undo
@@ -162,13 +163,19 @@ def _misshapen(
 
 
 def plan(
-    model: nn.Module, history: History, request: Mapping[int | str, int], *, freeze: bool
+    model: nn.Module,
+    history: History,
+    request: Mapping[int | str, int],
+    *,
+    freeze: bool,
+    round_to: int = 1,
 ) -> Edit:
     """The edit that a request leads to, not applied."""
     check_structure(model, history)
     closes = 0 if freeze and history.generation == 0 else None
     generation = 1 if closes == 0 else history.generation
     checked = check_request(history.graph, request)
+    checked = rounded_up(history.graph, checked, round_to)
     return make_plan(history.graph, history.modules, checked, history.edits, (generation, closes))
 
 

@@ -127,6 +127,7 @@ class Handle:
         layer: int | str,
         n: int,
         *,
+        round_to: int = 1,
         initializer: str = "zero",
         freeze: bool = True,
         optimizer: object = None,
@@ -137,7 +138,10 @@ class Handle:
 
         Args:
             layer: Its index or name in `layers`.
-            n: The number of units that it gains.
+            n: The number of units that it gains. What is tied to it may gain another number, such
+                as three times as many where it holds queries, keys and values: the edit tells.
+            round_to: Raises n until the layer's new width is a multiple of this and fits what is
+                tied to it, such as 8 for tensor cores.
             initializer: How new blocks get their values: "zero" sets helpers to zero and new units
                 as torch initialises a layer of their shape.
             freeze: Whether the first growth closes generation 0, which freezes every parameter and
@@ -159,12 +163,19 @@ class Handle:
 
         In all these cases model and optimizer are as before.
         """
-        return self.expand({layer: n}, initializer=initializer, freeze=freeze, optimizer=optimizer)
+        return self.expand(
+            {layer: n},
+            round_to=round_to,
+            initializer=initializer,
+            freeze=freeze,
+            optimizer=optimizer,
+        )
 
     def expand(
         self,
         request: Mapping[int | str, int],
         *,
+        round_to: int = 1,
         initializer: str = "zero",
         freeze: bool = True,
         optimizer: object = None,
@@ -174,14 +185,16 @@ class Handle:
         Layers that are tied to each other grow once, by what each of them asks for.
         """
         self._history.refuse_while_viewing("grow")
-        edit = plan(self._model, self._history, request, freeze=freeze)
+        edit = plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
         return apply_(
             self._model, self._history, edit, initializer=initializer, optimizer=optimizer
         )
 
-    def plan(self, request: Mapping[int | str, int], *, freeze: bool = True) -> Edit:
+    def plan(
+        self, request: Mapping[int | str, int], *, round_to: int = 1, freeze: bool = True
+    ) -> Edit:
         """The edit that `expand` would carry out, not applied; print it to see what it changes."""
-        return plan(self._model, self._history, request, freeze=freeze)
+        return plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
 
     def next_generation(self) -> int:
         """Closes the open generation: freezes its parameters and running statistics.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -69,20 +70,85 @@ def find_growth(graph: ChannelGraph, request: Mapping[str, int]) -> dict[int, in
     # A layer with fewer groups has fewer ways to grow, so it chooses first.
     for name in sorted(request, key=lambda name: len(graph.growing_groups(nodes[name].outs))):
         missing = request[name] - _gain(graph, nodes[name], growth)
-        for group in graph.growing_groups(nodes[name].outs):
-            step = graph.multiplicity(nodes[name].outs, group)
-            if missing > 0 and missing % step == 0 and group not in growth:
-                growth[group] = missing // step
-                break
+        steps = {
+            group: graph.multiplicity(nodes[name].outs, group)
+            for group in graph.growing_groups(nodes[name].outs)
+            if group not in growth
+        }
+        shares = _shares(steps, missing)
+        if shares is None:
+            misfits.append(_misfit(graph, nodes[name], request, growth))
         else:
-            if missing:
-                misfits.append(_misfit(graph, nodes[name], request, growth))
+            growth.update(shares)
     for name, node in nodes.items():
         if not misfits and _gain(graph, node, growth) != request[name]:
             misfits.append(_misfit(graph, node, request, growth))
     if misfits:
         raise ValueError("; ".join(misfits))
     return growth
+
+
+def _shares(steps: Mapping[int, int], total: int) -> dict[int, int] | None:
+    """How many units each group gains so that the layer gains `total`; None if nothing fits.
+
+    Args:
+        steps: By how much the layer grows for each unit of a group, the preferred group first.
+        total: By how much it is to grow.
+    """
+    if total == 0:
+        return {}
+    if total < 0 or not steps or total % math.gcd(*steps.values()):
+        return None
+    for group, step in steps.items():
+        if total % step == 0:
+            return {group: total // step}
+    # reached[t]: the group whose unit leads to t, when smaller totals are reached already
+    reached: dict[int, int] = {}
+    for part in range(1, total + 1):
+        for group, step in steps.items():
+            if part == step or part - step in reached:
+                reached[part] = group
+                break
+    shares: dict[int, int] = {}
+    while total in reached:
+        group = reached[total]
+        shares[group] = shares.get(group, 0) + 1
+        total -= steps[group]
+    return shares or None
+
+
+def rounded_up(graph: ChannelGraph, request: Mapping[str, int], round_to: int) -> dict[str, int]:
+    """The request with each number raised until the layer's new width is a multiple of `round_to`.
+
+    With `round_to` 1, nothing is raised: a number that does not fit is refused.
+
+    Raises:
+        TypeError: If `round_to` is not an int.
+        ValueError: If it is not positive, or a layer has no such width.
+    """
+    if isinstance(round_to, bool) or not isinstance(round_to, int):
+        raise TypeError(f"round_to must be an int, got {round_to!r}")
+    if round_to < 1:
+        raise ValueError(f"round_to (={round_to}) must be at least 1")
+    return {
+        name: n if round_to == 1 else _rounded_up(graph, graph.nodes[name], n, round_to)
+        for name, n in request.items()
+    }
+
+
+def _rounded_up(graph: ChannelGraph, node: LayerNode, n: int, round_to: int) -> int:
+    steps = {g: graph.multiplicity(node.outs, g) for g in graph.growing_groups(node.outs)}
+    if not steps:
+        return n  # it cannot grow at all, which is said elsewhere
+    width = graph.groups.length(node.outs)
+    # The widths that fit come round again after this many units.
+    for raised in range(n, n + math.lcm(round_to, *steps.values()) + 1):
+        if (width + raised) % round_to == 0 and _shares(steps, raised) is not None:
+            return raised
+    raise ValueError(
+        f"`{node.name}` has no width that is a multiple of {round_to}: its {width} units grow in "
+        f"steps of {graph.step(node)}"
+    )
 
 
 def _gain(graph: ChannelGraph, node: LayerNode, growth: Mapping[int, int]) -> int:

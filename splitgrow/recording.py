@@ -162,12 +162,12 @@ def _use_copies(
             if buffer is not None:
                 copy = copied(buffer) if copied is not None else buffer.clone()
                 module._buffers[key] = copy  # noqa: SLF001
-                recorder.owners[id(copy)] = f"{name}.{key}"
+                recorder.owners[id(copy)] = f"{name}.{key}".removeprefix(".")
         for key, parameter in module._parameters.items():  # noqa: SLF001
             if parameter is not None and copied is not None:
                 copy = copied(parameter)
                 module._parameters[key] = copy  # noqa: SLF001
-                recorder.owners.setdefault(id(copy), f"{name}.{key}")
+                recorder.owners.setdefault(id(copy), f"{name}.{key}".removeprefix("."))
 
 
 def is_leaf(module: nn.Module) -> bool:

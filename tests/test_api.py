@@ -24,6 +24,7 @@ def test_the_public_names_are_these() -> None:
         "Handle",
         "Layer",
         "LayerChange",
+        "NumberChange",
         "OptimizerError",
         "SplitGrowError",
         "StructureChangedError",
@@ -35,6 +36,8 @@ def test_the_public_names_are_these() -> None:
         "growable",
         "handle",
         "merge",
+        "register_layer",
+        "register_op",
     ]
 
 

@@ -15,7 +15,7 @@ FLOORS = (
     {"groups", "layouts", "edits", "kinds", "initializers", "folding", "execution", "undo"}
     | {"places", "tracked", "undisturbed"},
     {"split", "rules", "graph", "attributes", "generations", "optimizers", "passes", "tracing"},
-    {"recording", "planning"},
+    {"recording", "planning", "namesakes"},
     {"analysis", "growth"},
     {"handle"},
     {"growable", "reporting"},

@@ -270,7 +270,7 @@ FIXING: dict[str, tuple[Op, str]] = {
     "divided by the width": (by_width, "div"),
     "divided by its root": (by_root, "pow"),
     "a tensor made from the width": (made_from_width, "arange"),
-    "einsum": (lambda x: torch.einsum("bchw,bchw->bhw", x, x)[:, None], "einsum"),
+    "einsum": (lambda x: torch.einsum("bchw,bdhw->bcd", x, x)[..., None], "einsum"),
     "an unknown function": (lambda x: torch.fft.fft(x, dim=1).real, "fft_fft"),
     "an unknown method": (lambda x: x.diff(dim=1), "diff"),
     "numel": (lambda x: x * (x.numel() > 0), "numel"),

@@ -120,9 +120,9 @@ class Alike(LayerKind):
         """As its base has it."""
         return self.base.covers(module)
 
-    def refusal(self, module: Stock) -> str:
+    def limits(self, module: Stock) -> str:
         """As its base has it."""
-        return super().refusal(module) or self.base.refusal(module)
+        return self.base.limits(module)
 
 
 class Same(Alike):

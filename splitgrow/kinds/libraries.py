@@ -70,10 +70,10 @@ class _TransposedLinear(LayerKind):
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         if options.get("bias") is False:
             raise NotImplementedError("it always has a bias")
-        like = module.weight
-        with torch.device(options.get("device", like.device)):
+        dtype: torch.dtype = module.weight.dtype
+        with torch.device(options.get("device", module.weight.device)):
             built: nn.Module = type(module)(sizes[1], sizes[0])
-            return built.to(like.dtype)
+        return built.to(dtype)
 
     def build_helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         like = module.weight
@@ -111,12 +111,13 @@ class _StandardisedConv(Alike):
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         built: Any = super().build(module, sizes, **options)
         if hasattr(module, "gain"):
-            like = options.get("device", module.gain.device)
-            built.gain = nn.Parameter(torch.empty(sizes[1], 1, 1, 1, device=like).to(module.gain))
-            nn.init.constant_(built.gain, module.gain_init)
+            device = options.get("device", module.gain.device)
+            gain = module.gain.new_full((sizes[1], 1, 1, 1), module.gain_init, device=device)
+            built.gain = nn.Parameter(gain)
             # It divides by the root of the number of inputs.
             built.scale = module.scale * (module.weight[0].numel() / built.weight[0].numel()) ** 0.5
-        return built
+        answer: nn.Module = built
+        return answer
 
     def build_helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         return self.build_merged(module, sizes, bias=False, **options)
@@ -144,10 +145,10 @@ class _StandardisedConv(Alike):
         plain.weight, plain.bias = nn.Parameter(weight.detach()), module.bias
         return [plain.train(module.training)]
 
-    def refusal(self, module: Stock) -> str:
+    def limits(self, module: Stock) -> str:
         if getattr(module, "pad", None) is not None:
             return "it pads its input in a way that no plain convolution does"
-        return super().refusal(module)
+        return ""
 
 
 _CONV, _LINEAR = KINDS[nn.Conv2d], KINDS[nn.Linear]

@@ -129,6 +129,10 @@ class LayerKind(ABC):
             return f"it has tensors that its kind does not know: {', '.join(sorted(extra))}"
         if any(True for child in module.children() for _ in child.parameters()):
             return "it has layers with parameters inside"
+        return self.limits(module)
+
+    def limits(self, module: Stock) -> str:  # noqa: ARG002
+        """What this kind of layer, as it is set up here, cannot do; empty if it can grow."""
         return ""
 
 

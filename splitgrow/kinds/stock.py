@@ -216,10 +216,10 @@ class _Embedding(LayerKind):
         placement = _placement(module, options)
         return layer(module.num_embeddings, sizes[1], **arguments, **placement)
 
-    def refusal(self, module: Stock) -> str:
+    def limits(self, module: Stock) -> str:
         if module.max_norm is not None:
             return "its max_norm rescales whole rows, whose norms would change with their width"
-        return super().refusal(module)
+        return ""
 
 
 for _kind in (_Linear(), _Conv(), _Norm(), _GroupNorm(), _PReLU(), _Embedding()):

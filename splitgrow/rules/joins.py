@@ -38,7 +38,10 @@ def _tensors(op: Op) -> list[Shaped]:
 @register_op(torch.cat, torch.concat, torch.concatenate)
 def cat(op: Op) -> Any:
     """The axes one after the other along one dimension; the others meet."""
-    tensors = _tensors(op)
+    # Torch passes over empty vectors, whatever the other tensors are.
+    tensors = [t for t in _tensors(op) if len(t.axes) != 1 or op.groups.length(t.axes[0])]
+    if not tensors:
+        return op.constants("joins nothing")
     dim = dimension(op, tensors[0], op.argument(1, "dim", 0))
     reason = op.reason("ties it to a size that does not change")
     axes = []

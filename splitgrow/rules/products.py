@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from splitgrow.axes import Axis
+from splitgrow.axes import Axis, scaled
 from splitgrow.rules.elementwise import broadcast
 from splitgrow.rules.registry import Op, Shaped, Unknown, register_op
 
@@ -43,11 +43,18 @@ def attention(op: Op) -> Any:
         op.fix(axis, _SUMS)
     mask = op.argument(3, "attn_mask")
     if op.kwargs.get("enable_gqa"):
-        raise Unknown("spreads heads over others inside")
+        key, value = (_repeated(op, tensor, query.axes[-3]) for tensor in (key, value))
     scores = [tensor.axes[:-2] for tensor in (query, key, value)]
     scores += [mask.axes[:-2]] if isinstance(mask, Shaped) else []
     batch = broadcast(op, [axes for axes in scores if axes])
     return Shaped((*batch, query.axes[-2], value.axes[-1]))
+
+
+def _repeated(op: Op, tensor: Shaped, heads: Axis) -> Shaped:
+    """Keys or values whose heads each serve several neighbouring heads of the queries."""
+    own = tensor.axes[-3]
+    count = op.groups.length(heads) // op.groups.length(own)
+    return Shaped((*tensor.axes[:-3], scaled(own, count), *tensor.axes[-2:]))
 
 
 @register_op(torch.einsum)

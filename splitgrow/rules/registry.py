@@ -216,6 +216,8 @@ def fix_arguments(op: Op, text: str) -> None:
 
 
 def _explains(result: Any, op: Op) -> bool:
+    if isinstance(op.example, (tuple, list)) != isinstance(result, (tuple, list)):
+        return False
     # Leaves only: a tuple for a torch.Size or a named tuple is as good.
     examples = pytree.tree_leaves(op.example)
     results = pytree.tree_leaves(result, is_leaf=_is_value)
