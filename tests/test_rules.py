@@ -270,7 +270,7 @@ FIXING: dict[str, tuple[Op, str]] = {
     "divided by the width": (by_width, "div"),
     "divided by its root": (by_root, "pow"),
     "a tensor made from the width": (made_from_width, "arange"),
-    "einsum": (lambda x: torch.einsum("bchw,bdhw->bcd", x, x)[..., None], "einsum"),
+    "einsum": (lambda x: torch.einsum("bchw,bchw->bhw", x, x)[:, None], "einsum"),
     "an unknown function": (lambda x: torch.fft.fft(x, dim=1).real, "fft_fft"),
     "an unknown method": (lambda x: x.diff(dim=1), "diff"),
     "numel": (lambda x: x * (x.numel() > 0), "numel"),
@@ -309,7 +309,7 @@ def test_the_ops_that_fix_would_indeed_change_the_old_function(name: str) -> Non
     except (RuntimeError, ValueError):
         return
     overlap = after[tuple(slice(n) for n in before.shape)]
-    known_to_be_harmless = {"every other channel", "picked channels", "one channel", "einsum"}
+    known_to_be_harmless = {"every other channel", "picked channels", "one channel"}
     known_to_be_harmless |= {"slice past the end"}
     known_to_be_harmless |= {"index_select", "unbind", "cumsum", "an unknown method"}
     known_to_be_harmless |= {"a tensor made from the width"}
