@@ -7,6 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from attention_cases import (
+    Causal,
+    CausalConv1d,
+    Deciding,
+    GroupedQueries,
+    Tokens,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,19 +28,28 @@ class Case:
         build: Makes the model.
         shape: The shape of its input.
         fixed: The layers that cannot grow.
+        vocabulary: If its inputs are whole numbers, how many there are; 0 if they are not.
+        traceable: Whether torch.fx can trace it; `fuse` merges the others and warns.
+        own_layers: Layer types of its own, which no stock layer can stand for.
     """
 
     name: str
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
     fixed: frozenset[str] = frozenset()
+    vocabulary: int = 0
+    traceable: bool = True
+    own_layers: tuple[type[nn.Module], ...] = ()
 
     def model(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         return self.build().double().eval()
 
     def inputs(self, seed: int = 1) -> tuple[Tensor, ...]:
-        return (torch.randn(self.shape, generator=torch.manual_seed(seed), dtype=torch.float64),)
+        generator = torch.manual_seed(seed)
+        if self.vocabulary:
+            return (torch.randint(self.vocabulary, self.shape, generator=generator),)
+        return (torch.randn(self.shape, generator=generator, dtype=torch.float64),)
 
 
 class ThreeConvs(nn.Module):
@@ -326,4 +343,16 @@ CASES = (
         (2, 3, 4, 4),
         frozenset({"tied", "attend", "scaled"}),
     ),
+    Case(
+        "vision transformer",
+        VisionTransformer,
+        (2, 3, 4, 4),
+        frozenset(
+            {"patches", *(f"blocks.{i}.{name}" for i in (0, 1) for name in ("attn.proj", "fc2"))}
+        ),
+    ),
+    Case("grouped queries", GroupedQueries, (2, 3, 5), traceable=False),
+    Case("tokens", Tokens, (3, 7), vocabulary=11),
+    Case("deciding", Deciding, (4, 3), traceable=False),
+    Case("causal", Causal, (3, 2, 9), own_layers=(CausalConv1d,)),
 )
