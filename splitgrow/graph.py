@@ -6,7 +6,9 @@ nothing else changes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from splitgrow.axes import Axis, groups_of
 from splitgrow.groups import Groups
@@ -78,21 +80,29 @@ class ChannelGraph:
 
     def tied(self, node: LayerNode) -> list[str]:
         """The other layers whose width grows with this one's."""
-        growing = set(self.growing_groups(node.outs))
-        return [
-            other.name
-            for other in self.sized()
-            if other is not node and growing & set(self.growing_groups(other.outs))
-        ]
+        found = self._by_group("outs", self.growing_groups(node.outs))
+        return [name for name in found if name != node.name]
 
     def readers(self, node: LayerNode) -> list[str]:
         """The layers that read this layer's units, and so get helpers when it grows."""
-        own = set(groups_of(self.groups.resolve(node.outs)))
-        return [
-            other.name
-            for other in self.nodes.values()
-            if own & set(groups_of(self.groups.resolve(other.ins))) and other.sized
-        ]
+        return self._by_group("ins", groups_of(self.groups.resolve(node.outs)))
+
+    def _by_group(self, side: str, groups: Iterable[int]) -> list[str]:
+        """The layers on whose inputs or outputs one of the groups lies, in order of execution."""
+        order = {node.name: index for index, node in enumerate(self.sized())}
+        found = {name for group in groups for name in self._index[side].get(group, ())}
+        return sorted(found, key=order.__getitem__)
+
+    @cached_property
+    def _index(self) -> dict[str, dict[int, list[str]]]:
+        """For each group the layers that read it, and those that grow with it."""
+        index: dict[str, dict[int, list[str]]] = {"ins": {}, "outs": {}}
+        for node in self.sized():
+            for group in groups_of(self.groups.resolve(node.ins)):
+                index["ins"].setdefault(group, []).append(node.name)
+            for group in self.growing_groups(node.outs):
+                index["outs"].setdefault(group, []).append(node.name)
+        return index
 
     def reason(self, node: LayerNode) -> str:
         """Why a layer cannot grow; empty if it can."""

@@ -25,7 +25,7 @@ from torch.utils.weak import TensorWeakRef
 from splitgrow.errors import TraceError
 from splitgrow.kinds import kind_of
 from splitgrow.places import place_of_caller, place_of_error
-from splitgrow.rules import rule_of
+from splitgrow.rules import elementwise, rule_of
 from splitgrow.rules.targets import target_of
 from splitgrow.split import SplitLayer
 from splitgrow.tracked import Tracked
@@ -156,15 +156,19 @@ def _run(
 def _use_copies(
     model: nn.Module, recorder: _Recorder, copied: Callable[[Tensor], Tensor] | None
 ) -> None:
-    """Lets forward write into copies; the originals are put back with the other attributes."""
+    """Lets forward write into copies; the originals are put back with the other attributes.
+
+    A leaf is run in evaluation mode if at all, where it writes into nothing of its own.
+    """
     for name, module in model.named_modules():
-        for key, buffer in module._buffers.items():  # noqa: SLF001
+        leaf = bool(name) and is_leaf(module) and copied is not None
+        for key, buffer in () if leaf else module._buffers.items():  # noqa: SLF001
             if buffer is not None:
                 copy = copied(buffer) if copied is not None else buffer.clone()
                 module._buffers[key] = copy  # noqa: SLF001
                 recorder.owners[id(copy)] = f"{name}.{key}".removeprefix(".")
         for key, parameter in module._parameters.items():  # noqa: SLF001
-            if parameter is not None and copied is not None:
+            if parameter is not None and copied is not None and not leaf:
                 copy = copied(parameter)
                 module._parameters[key] = copy  # noqa: SLF001
                 recorder.owners.setdefault(id(copy), f"{name}.{key}".removeprefix("."))
@@ -174,6 +178,22 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether a module is taken down as one op, not looked into."""
     known = kind_of(module) is not None or rule_of(type(module)) is not None
     return isinstance(module, SplitLayer) or known
+
+
+def _result_of_leaf(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
+    """What a leaf module makes of a fake tensor, where its shape is known without running it."""
+    x = args[0] if len(args) == 1 else None
+    if not isinstance(x, FakeTensor) or torch.is_autocast_enabled(x.device.type):
+        return None
+    kind, weight = kind_of(module), getattr(module, "weight", None)
+    if isinstance(module, SplitLayer) or (weight is not None and weight.dtype != x.dtype):
+        return None
+    if kind is not None:
+        shape = kind.output_shape(module, tuple(x.shape))
+        return x.new_empty(shape) if shape is not None else None
+    if rule_of(type(module)) is not elementwise.elementwise or list(module.parameters()):
+        return None
+    return x if getattr(module, "inplace", False) else torch.empty_like(x)
 
 
 class _Recorder(TorchFunctionMode):
@@ -223,12 +243,16 @@ class _Recorder(TorchFunctionMode):
 
         def run(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = _untracked(args), _untracked(kwargs)
+            if self.inside:  # a leaf within a leaf
+                return forward(*args, **kwargs)
             training = [part.training for part in parts]
             self.inside = name
             try:
                 for part in parts:  # only shapes count, and statistics must not be updated
                     part.training = False
-                result = forward(*args, **kwargs)
+                result = None if kwargs else _result_of_leaf(module, args)
+                if result is None:
+                    result = forward(*args, **kwargs)
                 self.inside = ""
             finally:
                 for part, flag in zip(parts, training, strict=True):

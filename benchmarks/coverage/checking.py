@@ -124,9 +124,10 @@ def grow_all(model: nn.Module, found: Findings) -> None:
             request[layer.name] = layer.step
     left_out = _expand(model, request)
     for name, step in left_out.items():
-        if _width(model, name) == widths[name]:
+        if _widths(model)[name] == widths[name]:
             handle.expand({name: step})
-    grown = [name for name, width in widths.items() if _width(model, name) > width]
+    now = _widths(model)
+    grown = [name for name, width in widths.items() if now[name] > width]
     found.grown = len(grown)
     if left_out:
         found.notes.append(f"more than one edit: {tidy(', '.join(left_out))} contradicted others")
@@ -149,8 +150,8 @@ def _expand(model: nn.Module, request: dict[str, int]) -> dict[str, int]:
     return left_out
 
 
-def _width(model: nn.Module, name: str) -> int:
-    return next(layer.width for layer in splitgrow.handle(model).layers if layer.name == name)
+def _widths(model: nn.Module) -> dict[str, int]:
+    return {layer.name: layer.width for layer in splitgrow.handle(model).layers}
 
 
 def _compare_with_past(

@@ -128,6 +128,10 @@ class Alike(LayerKind):
 class Same(Alike):
     """A subclass that computes what its base computes, which can therefore stand for it."""
 
+    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """As its base has it."""
+        return self.base.output_shape(module, shape)
+
     def stock_parts(self, module: Stock) -> list[nn.Module]:
         """One layer of the base type, with the same tensors."""
         plain = self.base.build(module, self.sizes(module), device="meta")

@@ -18,6 +18,9 @@ from splitgrow.kinds.registry import KINDS, Along, LayerKind, Stock, TensorAxes,
 class _WithActivation(Alike):
     """A norm with an activation behind it, in one layer: timm's BatchNormAct2d and its like."""
 
+    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        return self.base.output_shape(module, shape)
+
     def stock_parts(self, module: Stock) -> list[nn.Module]:
         plain = self.base.build(module, self.sizes(module), device="meta")
         for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):

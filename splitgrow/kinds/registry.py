@@ -88,6 +88,14 @@ class LayerKind(ABC):
         tensor: Tensor | None = getattr(block, name)
         return tensor
 
+    def output_shape(
+        self,
+        module: Stock,  # noqa: ARG002
+        shape: tuple[int, ...],  # noqa: ARG002
+    ) -> tuple[int, ...] | None:
+        """The shape of its output for an input of this shape; None to find out by running it."""
+        return None
+
     def stock_parts(self, module: Stock) -> list[nn.Module]:  # noqa: ARG002
         """Stock torch.nn layers that one after the other compute the same, for deployment.
 

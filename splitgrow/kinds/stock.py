@@ -43,6 +43,10 @@ class _Linear(LayerKind):
     def sizes(self, module: Stock) -> tuple[int, int]:
         return module.in_features, module.out_features
 
+    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        fits = shape[-1:] == (module.in_features,)
+        return (*shape[:-1], module.out_features) if fits else None
+
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
         return {"weight": {0: Along("out"), 1: Along("in")}, "bias": {0: Along("out")}}
 
@@ -75,6 +79,26 @@ class _Conv(LayerKind):
 
     def sizes(self, module: Stock) -> tuple[int, int]:
         return module.in_channels, module.out_channels
+
+    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        dims, transposed = _CONVS[_convolution(module)]
+        if len(shape) != dims + 2 or shape[1] != module.in_channels or transposed:
+            return None
+        if not isinstance(module.padding, tuple):
+            return None
+        space = (
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, padding, dilation, kernel, stride in zip(
+                shape[2:],
+                module.padding,
+                module.dilation,
+                module.kernel_size,
+                module.stride,
+                strict=True,
+            )
+        )
+        found = (shape[0], module.out_channels, *space)
+        return found if min(found[2:]) > 0 else None
 
     def diagonal(self, module: Stock) -> bool:
         return bool(1 < module.groups == module.in_channels)
@@ -137,6 +161,10 @@ class _Norm(LayerKind):
     def sizes(self, module: Stock) -> tuple[int, int]:
         return module.num_features, module.num_features
 
+    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        dims = int(_norm(module).__name__[-2])  # BatchNorm2d
+        return shape if len(shape) == dims + 2 and shape[1] == module.num_features else None
+
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
         names = ("weight", "bias", "running_mean", "running_var")
         return {name: {0: Along("out")} for name in names}
@@ -156,6 +184,9 @@ class _GroupNorm(LayerKind):
 
     def sizes(self, module: Stock) -> tuple[int, int]:
         return module.num_channels, module.num_channels
+
+    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        return shape if len(shape) > 2 and shape[1] == module.num_channels else None
 
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
         return {"weight": {0: Along("out")}, "bias": {0: Along("out")}}
