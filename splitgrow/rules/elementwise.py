@@ -26,9 +26,9 @@ _FUNCTIONS = """
     frac sgn nan_to_num isnan isinf isfinite relu_ sigmoid_ tanh_ logit sinc
 """
 _COPIES = """
-    clone contiguous detach detach_ requires_grad_ to type type_as float double half bfloat16 int
-    long bool cpu cuda zeros_like ones_like full_like empty_like rand_like randn_like bernoulli
-    zero_ fill_ copy_ normal_ uniform_ bernoulli_ dropout alpha_dropout
+    clone contiguous detach detach_ requires_grad_ float double half bfloat16 int long bool cpu cuda
+    zeros_like ones_like full_like empty_like rand_like randn_like bernoulli zero_ fill_ copy_
+    normal_ uniform_ bernoulli_ dropout alpha_dropout
 """
 _DROPOUTS = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"
 _INFIX = """
@@ -65,6 +65,12 @@ def _functions() -> list[Any]:
 def elementwise(op: Op) -> Any:
     """Ties what meets position by position; a dimension of size one is spread over the other's."""
     return Shaped(broadcast(op, [tensor.axes for tensor in op.shaped()]))
+
+
+@register_op("to", "type", "type_as")
+def conversion(op: Op) -> Any:
+    """The same values; another tensor among the arguments only tells its dtype and device."""
+    return op.x
 
 
 def broadcast(op: Op, tensors: list[tuple[Axis, ...]]) -> tuple[Axis, ...]:
