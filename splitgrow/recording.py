@@ -180,10 +180,14 @@ def is_leaf(module: nn.Module) -> bool:
     return isinstance(module, SplitLayer) or known
 
 
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _result_of_leaf(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
     """What a leaf module makes of a fake tensor, where its shape is known without running it."""
     x = args[0] if len(args) == 1 else None
-    if not isinstance(x, FakeTensor) or torch.is_autocast_enabled(x.device.type):
+    if not isinstance(x, FakeTensor) or _autocast(x.device.type):
         return None
     kind, weight = kind_of(module), getattr(module, "weight", None)
     if isinstance(module, SplitLayer) or (weight is not None and weight.dtype != x.dtype):

@@ -78,7 +78,8 @@ def _detection_options(name: str) -> dict[str, int]:
 
 def _samples(area: str) -> tuple[Sample, ...]:
     if area == "detection":
-        return (lambda: ([torch.rand(3, 128, 160)],),)
+        # SSD's backbone, asked for its features, needs larger ones.
+        return (lambda: ([torch.rand(3, 128, 160)],), lambda: ([torch.rand(3, 300, 300)],))
     if area == "optical_flow":
         return (lambda: (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)),)
     if area == "video":
