@@ -22,7 +22,8 @@ from splitgrow.growth import (
     plan,
     unfreeze_all_,
 )
-from splitgrow.split import SplitLayer
+from splitgrow.kinds import kind_of
+from splitgrow.split import SplitLayer, stock
 
 HISTORY = "_splitgrow_history"
 """The attribute of a growable model that holds its history."""
@@ -263,8 +264,12 @@ def _width(model: nn.Module, history: History, name: str) -> int:
     node = history.graph.nodes[name]
     if node.followed:
         return history.graph.groups.length(node.outs)
-    module: Any = model.get_submodule(name)
-    return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
+    module: Any = stock(model.get_submodule(name))
+    kind = kind_of(module)
+    if kind is not None:
+        return kind.sizes(module)[1]
+    names = ("out_features", "out_channels", "embedding_dim")  # a subclass of one that is known
+    return next(int(getattr(module, name)) for name in names if hasattr(module, name))
 
 
 def handle(model: nn.Module) -> Handle:

@@ -178,11 +178,13 @@ class SplitLayer(nn.ModuleList):
             if name.startswith("_") or "0" not in self.__dict__.get("_modules", {}):
                 raise
         if name in self.kind.tensors(self.original):
-            return self.assembled(name)
+            return self.assembled(name, self.view)
         value = getattr(self.original, name)
         if isinstance(value, int) and not isinstance(value, bool):
             # A width, a number of groups: as the plain layer of this size has it.
-            return getattr(self.kind.build(self.original, self.sizes(), device="meta"), name)
+            return getattr(
+                self.kind.build(self.original, self.sizes(self.view), device="meta"), name
+            )
         return value
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from splitgrow.axes import Axis, constant
-from splitgrow.rules.registry import Op, Shaped, Unknown, register_op
+from splitgrow.rules.registry import Op, Shaped, Unknown, each, register_op
 
 
 def _reason(op: Op, weight: Any) -> str:
@@ -60,6 +60,24 @@ def convolution(op: Op) -> Any:
         raise Unknown("is given something else than tensors")
     unbatched = len(op.x.axes) < len(weight.axes)
     return _fixed(op, op.x, set(range(0 if unbatched else 1, len(op.x.axes))), weight)
+
+
+@register_op(F.multi_head_attention_forward)
+def multi_head_attention(op: Op) -> Any:  # noqa: ARG001
+    """Torch's own attention, whose inner width is by definition that of what it reads."""
+    raise Unknown(
+        "makes its heads as wide together as the stream that it reads, so they cannot grow alone; "
+        "attention that has Linear layers for queries, keys and values can"
+    )
+
+
+_RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
+
+
+@register_op(*each(_RECURRENT, torch))
+def recurrent(op: Op) -> Any:  # noqa: ARG001
+    """Layers that feed their hidden units back."""
+    raise Unknown("feeds its hidden units back into itself, which splitgrow cannot grow yet")
 
 
 @register_op(F.batch_norm, F.instance_norm, torch.batch_norm)
