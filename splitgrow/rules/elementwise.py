@@ -61,7 +61,6 @@ def _functions() -> list[Any]:
 
 
 @register_op(*each(_MODULES, nn), *_functions(), *_methods())
-@register_op("torchvision.ops.stochastic_depth.stochastic_depth")
 def elementwise(op: Op) -> Any:
     """Ties what meets position by position; a dimension of size one is spread over the other's."""
     return Shaped(broadcast(op, [tensor.axes for tensor in op.shaped()]))

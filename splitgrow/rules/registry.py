@@ -135,14 +135,26 @@ def register_op(*targets: Any, follows_sizes: bool = False) -> Callable[[Rule], 
     """Registers a rule for module types, functions, method names, or functions by dotted name.
 
     Args:
-        targets: What the op is found by. A dotted name such as
-            ``"torchvision.ops.stochastic_depth.stochastic_depth"`` stands for a function or module
-            type of a library that need not be installed.
+        targets: What the op is found by: a torch function, the name of a tensor's method, or a
+            module type, which is then not looked into. A dotted name stands for a function or
+            module type of a library that need not be installed.
         follows_sizes: Whether the rule says what becomes of numbers that follow a width, which it
             is then given as `Size`. Other rules are given plain numbers, which can then not grow.
 
     Raises:
         ValueError: If one of the targets has a rule already.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> @splitgrow.register_op(torch.special.i0)
+        ... def bessel(op):
+        ...     return op.x  # each value by itself, so the axes are as they were
+        >>> class Net(torch.nn.Sequential):
+        ...     def forward(self, x):
+        ...         return self[1](torch.special.i0(self[0](x)))
+        >>> net = Net(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> splitgrow.growable(net, torch.ones(1, 2)).layers[0].growable
+        True
     """
 
     def register(rule: Rule) -> Rule:
