@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -23,23 +24,161 @@ from torch import Tensor, nn
 import splitgrow
 from benchmarks.vision import torchvision
 
-pytestmark = pytest.mark.zoo
+pytestmark = [
+    pytest.mark.zoo,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
-IMAGES = torch.randn(3, 3, 9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-ROWS = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-
-def timm_layers() -> Any:
+def taken(path: str) -> Any:
+    """A layer type of another library, by its dotted name."""
     torchvision()  # timm imports it
-    from timm import layers  # noqa: PLC0415
-
-    return layers
-
-
-def norm(name: str, **options: Any) -> nn.Module:
-    return getattr(timm_layers(), name)(8, **options)
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
-def conv(name: str, **options: Any) -> nn.Module:
-    module = __import__(f"timm.layers.{name}", fromlist=["x"]) if name.islower() else timm_layers()
-    return getattr(module, options.pop("kind", name))(8, 6, 3, **options)
+def timm(path: str, *args: Any, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: taken(f"timm.layers.{path}")(*args, **options)
+
+
+def bit(**options: Any) -> Callable[[], nn.Module]:
+    path = "transformers.models.bit.modeling_bit.WeightStandardizedConv2d"
+    return lambda: taken(path)(8, 6, 3, **options)
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "batch norm with relu": timm("norm_act.BatchNormAct2d", 8),
+    "batch norm with silu": timm("norm_act.BatchNormAct2d", 8, act_layer=nn.SiLU, inplace=False),
+    "batch norm without": timm("norm_act.BatchNormAct2d", 8, apply_act=False),
+    "batch norm with drop": timm("norm_act.BatchNormAct2d", 8, drop_layer=nn.Dropout),
+    "group norm with relu": timm("norm_act.GroupNormAct", 8, num_groups=4),
+    "group norm": timm("norm.GroupNorm", 8, num_groups=4),
+}
+CONVS: dict[str, Callable[[], nn.Module]] = {
+    "same": timm("conv2d_same.Conv2dSame", 8, 6, 3, stride=2),
+    "same with groups": timm("conv2d_same.Conv2dSame", 8, 6, 3, stride=2, groups=2, bias=False),
+    "standardised": timm("std_conv.StdConv2d", 8, 6, 3, bias=True),
+    "standardised with stride": timm("std_conv.StdConv2d", 8, 6, 3, stride=2),
+    "standardised with groups": timm("std_conv.StdConv2d", 8, 6, 3, groups=2),
+    "standardised same": timm("std_conv.StdConv2dSame", 8, 6, 3, stride=2),
+    "scaled": timm("std_conv.ScaledStdConv2d", 8, 6, 3, gamma=1.7),
+    "scaled with groups": timm("std_conv.ScaledStdConv2d", 8, 6, 3, groups=2, bias=False),
+    "scaled same": timm("std_conv.ScaledStdConv2dSame", 8, 6, 3, stride=2),
+    "bit": bit(bias=True, padding=None),
+}
+ROWS: dict[str, Callable[[], nn.Module]] = {
+    "timm linear": timm("linear.Linear", 8, 6),
+    "transposed linear": lambda: taken("transformers.pytorch_utils.Conv1D")(6, 8),
+}
+OWN = {"Conv2dSame", "StdConv2dSame", "ScaledStdConv2dSame", "DynamicPad2d"}
+"""What no stock layer can stand for."""
+
+ALL = {**NORMS, **CONVS, **ROWS}
+
+
+def between(name: str) -> tuple[Any, tuple[Tensor, ...]]:
+    """The layer, from eight channels, between two plain ones, and an input."""
+    torch.manual_seed(0)
+    width = 8 if name in NORMS else 6
+    if name in ROWS:
+        ends, shape = (nn.Linear(3, 8), nn.Linear(width, 4)), (3, 5, 3)
+    else:
+        ends, shape = (nn.Conv2d(3, 8, 1), nn.Conv2d(width, 4, 1)), (3, 3, 9, 9)
+    model = nn.Sequential(ends[0], ALL[name](), ends[1]).double()
+    x = torch.randn(shape, generator=torch.manual_seed(1), dtype=torch.float64)
+    return splitgrow.growable(randomise(model).eval(), (x,)), (x,)
+
+
+def grow_twice(model: Any, order: int) -> None:
+    for _ in range(2):
+        for layer in model.layers[:-1][::order]:
+            model.expand_layer(layer.name, layer.step)
+
+
+layer = pytest.mark.parametrize("name", ALL)
+order = pytest.mark.parametrize("order", [1, -1], ids=["front to back", "back to front"])
+
+
+@layer
+def test_the_layers_around_it_and_it_itself_can_grow(name: str) -> None:
+    model, _ = between(name)
+    assert [layer.name for layer in model.layers] == (["0", "2"] if name in NORMS else list("012"))
+    assert not any(layer.reason for layer in model.layers)
+
+
+@layer
+@order
+def test_1_growth_leaves_the_old_outputs_as_they_were(name: str, order: int) -> None:
+    model, inputs = between(name)
+    before = outputs_of(model, *inputs)
+    grow_twice(model, order)
+    assert len(list(split_layers(model))) == 3
+    assert_equal(leading(outputs_of(model, *inputs), before), before)
+    randomise_new_blocks(model)  # the control
+    assert largest_difference(leading(outputs_of(model, *inputs), before), before) > 1e-3
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_1_also_in_training_mode_when_nothing_is_frozen(name: str) -> None:
+    model, inputs = between(name)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    before = model(*inputs)
+    model.expand_layer("0", model.layers[0].step, freeze=False)
+    assert_equal(leading(model(*inputs), before), before)
+
+
+@layer
+@order
+def test_3_generation_0_comes_back_bit_for_bit_after_training(name: str, order: int) -> None:
+    model, inputs = between(name)
+    before = outputs_of(model, *inputs)
+    grow_twice(model, order)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=1e-2)
+    train_steps(model, inputs, optimizer)
+    assert largest_difference(outputs_of(model, *inputs), before) > 1e-6
+    with model.at(0):
+        assert_identical(outputs_of(model, *inputs), before)
+
+
+@layer
+@order
+def test_4_merged_and_fused_networks_equal_the_model(name: str, order: int) -> None:
+    model, inputs = between(name)
+    first = outputs_of(model, *inputs)
+    grow_twice(model, order)
+    model.unfreeze()
+    randomise_new_blocks(model)
+    (x,) = (tensor.requires_grad_() for tensor in inputs)
+    merged, fused = splitgrow.merge(model), splitgrow.fuse(model)
+    assert not list(split_layers(merged))
+    gradients = []
+    for network in (model, merged, fused):
+        y = network(x)
+        assert_equal(y, outputs_of(model, x))
+        gradients.append(torch.autograd.grad((y * y.detach().cos()).sum(), x))
+    for gradient in gradients[1:]:
+        assert_equal(gradient, gradients[0])
+    inner = {type(module) for path, module in fused.named_modules() if path} - {nn.Module}
+    strangers = {t for t in inner if not t.__module__.startswith(("torch.nn", "timm.layers.c"))}
+    assert {t.__name__ for t in strangers} <= OWN
+    assert first.shape[0] == x.shape[0]
+
+
+@layer
+def test_4_the_first_generation_merges_and_fuses_too(name: str) -> None:
+    model, inputs = between(name)
+    before = outputs_of(model, *inputs)
+    grow_twice(model, 1)
+    randomise_new_blocks(model)
+    assert_equal(outputs_of(splitgrow.merge(model, generation=0), *inputs), before)
+    assert_equal(outputs_of(splitgrow.fuse(model, generation=0), *inputs), before)
+
+
+@layer
+def test_4_a_model_that_never_grew_fuses_too(name: str) -> None:
+    model, inputs = between(name)
+    assert_equal(outputs_of(splitgrow.fuse(model), *inputs), outputs_of(model, *inputs))
