@@ -10,9 +10,6 @@ EXACT = 1e-10
 """Largest relative difference that rounding may make in double precision."""
 ROUNDED = 1e-5
 """The same, where the model itself turns its values into single precision on the way."""
-MAGNIFIED = 1e-8
-"""The most that is allowed in double precision to models that magnify rounding, such as by sharp
-attention: ten times what changing every weight in its last place does to the outputs."""
 LOOSEST = 1e-3
 """The most that is ever allowed, to models that run in single precision only and magnify rounding.
 

@@ -31,6 +31,14 @@ def randomise_little(model: nn.Module) -> None:
     randomise_statistics(model)
 
 
+@torch.no_grad()
+def soften(model: nn.Module, keep: Collection[int] = ()) -> None:
+    """Makes all parameters a tenth as large, except those whose id is in `keep`."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in keep:
+            parameter.mul_(0.1)
+
+
 def randomise_statistics(model: nn.Module, keep: Collection[int] = ()) -> None:
     """Gives running means and variances random values, except those whose id is in `keep`."""
     for path, buffer in model.named_buffers():
