@@ -22,6 +22,7 @@ from splitgrow.namesakes import unread_numbers
 from splitgrow.recording import Ref, Source, Step, mapped, record
 from splitgrow.rules import Op, Shaped, result_of
 from splitgrow.rules.registry import constant_like, fix_arguments
+from splitgrow.silence import Silence
 from splitgrow.split import SplitLayer, stock
 
 
@@ -63,6 +64,7 @@ class _Analysis:
         self.refusals = _refusals(model)
         self.outermost = outermost
         self.choices: list[str] = []
+        self.silence = Silence(self.groups)
         self.numbers: dict[tuple[str, str], Axis] = {}
         self.seen: list[Axis] = []
         self.tensors: dict[int, str] = {}
@@ -80,6 +82,7 @@ class _Analysis:
                     self.tensors[index] = step.args[0]
                 values.append(self._value(step, values))
                 self.seen.extend(_axes_in(values[-1]))
+        self.graph.silent = self.silence.settle()
         self._add_uncalled()
         read = (
             HeldNumber(module, attribute, axis)
@@ -124,6 +127,7 @@ class _Analysis:
             layer,
             self.outermost,
             self.choices,
+            self.silence,
         )
         kind = kind_of(layer) if layer is not None else None
         return result_of(op) if kind is None else self._layer(op, str(step.module), kind)
@@ -213,6 +217,8 @@ class _Analysis:
         sizes = owner.sizes() if isinstance(owner, SplitLayer) else kind.sizes(module)
         assert module is not None
         refusal = self.refusals.get(name, "") or kind.refusal(module)
+        if kind.couples:
+            self.silence.need(axis)
         if kind.diagonal(module):
             reason = op.reason("treats channels in whole groups")
             groups.bundle(axis, kind.bundle(module), reason)

@@ -25,6 +25,8 @@ class LayerChange:
         width: The number of output channels before and after.
         ins: Where new input channels land.
         outs: Where new output channels land.
+        silent_ins: For each insertion of inputs, whether they are zero until they learn.
+        silent_outs: For each insertion of outputs, whether they must be zero until they learn.
         blocks: The blocks that are added, in order: "helper", "new".
         parameters: The number of parameters that they add.
     """
@@ -35,6 +37,8 @@ class LayerChange:
     width: tuple[int, int]
     ins: Insertions
     outs: Insertions
+    silent_ins: tuple[bool, ...]
+    silent_outs: tuple[bool, ...]
     blocks: tuple[str, ...]
     parameters: int
 
@@ -167,7 +171,7 @@ def _number_from_json(fields: dict[str, Any]) -> NumberChange:
 
 def _change_from_json(fields: dict[str, Any]) -> LayerChange:
     fields = dict(fields)
-    for name in ("in_width", "width", "blocks"):
+    for name in ("in_width", "width", "silent_ins", "silent_outs", "blocks"):
         fields[name] = tuple(fields[name])
     for name in ("ins", "outs"):
         fields[name] = tuple((position, count) for position, count in fields[name])

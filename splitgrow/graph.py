@@ -6,7 +6,7 @@ nothing else changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -52,12 +52,21 @@ class HeldNumber:
 
 @dataclass
 class ChannelGraph:
-    """All layers of a model with the groups that their channels belong to."""
+    """All layers of a model with the groups that their channels belong to.
+
+    Attributes:
+        groups: The store of groups.
+        nodes: The layers by module path, in order of execution.
+        aliases: For every path of a module the one that it goes by.
+        numbers: The numbers that modules hold and that follow widths.
+        silent: The groups whose new units start as zeros.
+    """
 
     groups: Groups = field(default_factory=Groups)
     nodes: dict[str, LayerNode] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     numbers: tuple[HeldNumber, ...] = ()
+    silent: frozenset[int] = frozenset()
 
     def sized(self) -> list[LayerNode]:
         """The layers whose width can be asked for, in order of execution."""
@@ -67,6 +76,11 @@ class ChannelGraph:
         """The groups on an axis that can grow, the one at its end first."""
         groups = groups_of(self.groups.resolve(axis))
         return [group for group in groups if not self.groups.is_fixed(group)][::-1]
+
+    def silent_insertions(self, axis: Axis, growth: Mapping[int, int]) -> tuple[bool, ...]:
+        """For each insertion that growth makes on an axis, whether it must start as zeros."""
+        runs = self.groups.resolve(axis)
+        return tuple(run.group in self.silent for run in runs if run.group in growth)
 
     def multiplicity(self, axis: Axis, group: int) -> int:
         """How many positions an axis gains for each unit that a group gains."""

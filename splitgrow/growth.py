@@ -15,7 +15,7 @@ from splitgrow.edits import Edit, LayerChange, NumberChange
 from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
 from splitgrow.generations import Owned, freeze_, held, unfreeze_
 from splitgrow.graph import ChannelGraph
-from splitgrow.initializers import Initializer, initializer_of
+from splitgrow.initializers import Initializer, initializer_of, silent_channels
 from splitgrow.kinds import LayerKind
 from splitgrow.layouts import Layout
 from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
@@ -250,7 +250,7 @@ def _prepare(
     modules, blocks = list(split), list(split.blocks)
     for kind, sizes in planned_blocks(split.kind, split.original, before, gain).items():
         block = build_block(module, kind, sizes)
-        initialise(block, kind)
+        initialise(block, kind, silent_channels(change, kind))
         _match_memory_format(block, split.original)
         modules.append(block.train(split.training))
         blocks.append(Block("helper" if kind == "helper" else "new", edit.index))

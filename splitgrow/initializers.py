@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-Initializer = Callable[[nn.Module, str], None]
-"""Sets a block's values in place, given the block and what it is for ("new" or "helper")."""
+from splitgrow.edits import LayerChange
+from splitgrow.kinds import kind_of_type
+
+Initializer = Callable[[nn.Module, str, Sequence[bool]], None]
+"""Sets a block's values in place, given the block, what it is for ("new" or "helper"), and for each
+of the channels that it adds (outputs or inputs) whether that is silent at birth."""
 
 
-def zero(block: nn.Module, kind: str) -> None:
+def silent_channels(change: LayerChange, kind: str) -> list[bool]:
+    """For each channel that a block adds, whether it is zero until it learns."""
+    insertions = change.ins if kind == "helper" else change.outs
+    silent = change.silent_ins if kind == "helper" else change.silent_outs
+    pairs = zip(insertions, silent, strict=True)
+    return [flag for (_, count), flag in pairs for _ in range(count)]
+
+
+def zero(block: nn.Module, kind: str, silent: Sequence[bool]) -> None:
     """Helpers zero, new units as torch initialises a layer of their shape.
 
     The old outputs are unchanged, since helpers add nothing yet. Helpers learn from the first step
-    and new units from the second; were both zero, neither would ever learn.
+    and new units from the second; were both zero, neither would ever learn. Where units must be
+    silent at birth it is the other way round: they are zero, and helpers that read them are not.
     """
-    if kind == "helper":
-        with torch.no_grad():
-            for parameter in block.parameters():
-                parameter.zero_()
+    layer = kind_of_type(type(block))
+    assert layer is not None, type(block)
+    side = "in" if kind == "helper" else "out"
+    with torch.no_grad():
+        for name, axes in layer.tensors(block).items():
+            tensor = getattr(block, name)
+            if not isinstance(tensor, nn.Parameter):
+                continue
+            if kind != "helper" and layer.diagonal(block) and name != "bias":
+                continue  # it makes zeros of zeros whatever its weight is
+            _zero_channels(tensor, axes, side, [flag == (kind != "helper") for flag in silent])
+
+
+def _zero_channels(tensor: nn.Parameter, axes: object, side: str, chosen: Sequence[bool]) -> None:
+    """Sets the slices of a tensor to zero that belong to the chosen channels."""
+    if all(chosen):
+        tensor.zero_()
+        return
+    assert isinstance(axes, dict)
+    for dim, along in axes.items():
+        if along.side == side and any(chosen):
+            mask = torch.tensor(chosen, device=tensor.device)
+            # One of several equal sections stands for all of them.
+            section = mask.reshape(along.sections, -1).any(0)
+            tensor.index_fill_(dim, section.nonzero().flatten(), 0)
 
 
 _INITIALIZERS: dict[str, Initializer] = {"zero": zero}

@@ -196,6 +196,8 @@ def plan_changes(
                     width=(before[1], before[1] + gain[1]),
                     ins=ins,
                     outs=outs,
+                    silent_ins=graph.silent_insertions(node.ins, growth),
+                    silent_outs=graph.silent_insertions(node.outs, growth),
                     blocks=tuple(blocks),
                     parameters=_count_parameters(module, blocks),
                 )

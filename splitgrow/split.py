@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from splitgrow.kinds import Along, LayerKind, kind_of
 from splitgrow.layouts import Layout, Piece
@@ -88,6 +89,8 @@ class SplitLayer(nn.ModuleList):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output at its present size, or at that of the edit in `view`."""
+        if self.kind.couples and len(self._seen(self.view)) > 1:
+            return self._as_one(x, *args, **kwargs)
         if self.view not in self._schedules:
             self._schedules[self.view] = self._schedule(self.view)
         dim = self.kind.channel_dim(self.original)
@@ -97,6 +100,15 @@ class SplitLayer(nn.ModuleList):
             part = self[step.block](_select(x, step.reads, dim), *args, **kwargs)
             y = _arranged(y, part, step.pieces, dim) if step.pieces else y + part
         return y
+
+    def _as_one(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The output of the plain layer that has the blocks' tensors put together."""
+        sizes = self.sizes(self.view)
+        plain = self.kind.build_merged(self.original, sizes, device="meta").train(self.training)
+        values = {name: self.assembled(name, self.view) for name in self.kind.tensors(plain)}
+        tensors = {name: value for name, value in values.items() if value is not None}
+        output: Tensor = functional_call(plain, tensors, args, kwargs)
+        return output
 
     def _seen(self, view: int | None) -> list[int]:
         return [i for i, block in enumerate(self.blocks) if view is None or block.edit <= view]
@@ -130,15 +142,21 @@ class SplitLayer(nn.ModuleList):
         whole = self.kind.value(self.original, name)
         if whole is None:
             return None
+        whole = self._carried_over(name, whole, 0, view)
         for index in self._seen(view)[1:]:
             part = self.kind.value(self[index], name)
             if part is not None:
                 block = self.blocks[index]
+                part = self._carried_over(name, part, block.edit, view)
                 dim, along = _growing_dim(axes, "in" if block.kind == "helper" else "out")
                 layout = (self.ins if along.side == "in" else self.outs).until(block.edit)
                 pieces = layout.section(along.sections).pieces(block.edit)
                 whole = _arranged(whole, part, pieces, dim)
         return whole
+
+    def _carried_over(self, name: str, tensor: Tensor, edit: int, view: int | None) -> Tensor:
+        born, now = self.outs.until(edit).length, self.sizes(view)[1]
+        return tensor if born == now else self.kind.carried_over(name, tensor, born, now)
 
     def sizes(self, view: int | None = None) -> tuple[int, int]:
         """The numbers of input and output channels, now or after an edit."""

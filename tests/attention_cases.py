@@ -173,3 +173,22 @@ class Causal(nn.Module):
         x = self.norm1(self.conv1(x)).relu()
         x = x + self.conv2(x).tanh()
         return self.out(F.gelu(self.conv3(x)))
+
+
+class Decoder(nn.Module):
+    """A stream that only RMS norms read over all its channels: it grows, in silence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 8)
+        self.norms = nn.ModuleList([nn.RMSNorm(8, eps=1e-2), nn.RMSNorm(8), nn.RMSNorm(8)])
+        self.attention = GroupedQueryAttention(8, 4, 2, 3)
+        self.up, self.gate = nn.Linear(8, 10), nn.Linear(8, 10)
+        self.down, self.head = nn.Linear(10, 8, bias=False), nn.Linear(8, 5)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.words(words)
+        x = x + self.attention(self.norms[0](x))[0]
+        y = self.norms[1](x)
+        x = x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return self.head(self.norms[2](x))

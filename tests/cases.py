@@ -11,6 +11,7 @@ from attention_cases import (
     Causal,
     CausalConv1d,
     Deciding,
+    Decoder,
     GroupedQueries,
     Tokens,
     VisionTransformer,
@@ -353,6 +354,7 @@ CASES = (
     ),
     Case("grouped queries", GroupedQueries, (2, 3, 5), traceable=False),
     Case("tokens", Tokens, (3, 7), vocabulary=11),
+    Case("decoder", Decoder, (2, 6), vocabulary=11, traceable=False),
     Case("deciding", Deciding, (4, 3), traceable=False),
     Case("causal", Causal, (3, 2, 9), own_layers=(CausalConv1d,)),
 )

@@ -12,9 +12,11 @@ import pytest
 ROOT = Path(__file__).parent.parent / "splitgrow"
 FLOORS = (
     {"errors", "axes"},
-    {"groups", "layouts", "edits", "kinds", "initializers", "folding", "execution", "undo"}
+    {"groups"},
+    {"silence", "layouts", "edits", "kinds", "folding", "execution", "undo"}
     | {"places", "tracked", "undisturbed"},
-    {"split", "rules", "graph", "attributes", "generations", "optimizers", "passes", "tracing"},
+    {"split", "rules", "graph", "tracing", "passes"}
+    | {"initializers", "attributes", "generations", "optimizers"},
     {"recording", "planning", "namesakes"},
     {"analysis", "growth"},
     {"handle"},

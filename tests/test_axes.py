@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from splitgrow.axes import Axis, Run, Size, constant, groups_of, scaled
@@ -56,8 +56,60 @@ class Statements:
             axis += forms.get(kind, constant(2))
         return axis
 
+    def number(self) -> tuple[Size, Callable[[], Fraction]]:
+        """A number, and how to read it off the positions at any time."""
+        kind = self.draw(st.sampled_from(["written down", "axis", "held", "sum", "part"]))
+        if kind == "written down":
+            value = self.draw(st.integers(1, 12))
+            return Size(value), lambda: Fraction(value)
+        if kind == "sum":
+            (one, mine), (other, theirs) = self.number(), self.number()
+            sign = self.draw(st.sampled_from([1, -1]))
+            return one + other.scaled(Fraction(sign)), lambda: mine() + sign * theirs()
+        if kind == "part":
+            whole, value_of = self.number()
+            share = Fraction(1, self.draw(st.sampled_from(divisors(abs(whole.value) or 1))))
+            return whole.scaled(share), lambda: share * value_of()
+        axis, groups = self.axis(), self.groups
+        if kind == "held":
+            axis = groups.new_number(self.draw(st.sampled_from([groups.length(axis), 2, 5])))
+            self.axes.append(axis)
+        return groups.size(axis), lambda: Fraction(len(positions(groups, axis)))
+
     def state(self) -> None:
-        getattr(self, self.draw(st.sampled_from(["tie", "sections", "bundle", "cut", "fix"])))()
+        kinds = ["tie", "sections", "bundle", "cut", "fix", "equate", "settle", "cut_at_number"]
+        getattr(self, self.draw(st.sampled_from(kinds)))()
+
+    def equate(self) -> None:
+        axis, groups = self.axis(), self.groups
+        number, value_of = self.number()
+        if self.draw(st.booleans()):  # one that fits, as a number that a module holds does
+            held = groups.new_number(groups.length(axis))
+            self.axes.append(held)
+            number, value_of = groups.size(held), lambda: Fraction(len(positions(groups, held)))
+        stated = groups.equate(axis, number, "equate")
+        event(f"equal: {stated}")
+        self.checks.append(lambda: not stated or len(positions(groups, axis)) == value_of())
+
+    def settle(self) -> None:
+        (one, mine), (other, theirs) = self.number(), self.number()
+        self.groups.settle(one, other, "settle")
+        sign = compared(mine(), theirs())
+        self.checks.append(lambda: compared(mine(), theirs()) == sign)
+
+    def cut_at_number(self) -> None:
+        axis, groups = self.axis(), self.groups
+        number, value_of = self.number()
+        if not 0 <= number.value <= groups.length(axis):
+            return
+        before, behind = groups.cut_at(axis, number, "cut")
+        self.axes.append(axis)
+
+        def check() -> bool:
+            left, right = positions(groups, before), positions(groups, behind)
+            return left + right == positions(groups, axis) and len(left) == value_of()
+
+        self.checks.append(check)
 
     def tie(self) -> None:
         one, other, groups = self.axis(), self.axis(), self.groups
@@ -128,13 +180,15 @@ class Statements:
     grown: dict[int, int]
 
 
+def compared(one: Fraction, other: Fraction) -> int:
+    return (one > other) - (one < other)
+
+
 def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.data(), st.integers(1, 3))
-def test_statements_stay_true_under_any_growth(data: Any, step: int) -> None:
+def stay_true(data: Any, step: int) -> None:
     statements = Statements(data.draw)
     for _ in range(data.draw(st.integers(1, 5))):
         statements.state()
@@ -150,6 +204,37 @@ def test_statements_stay_true_under_any_growth(data: Any, step: int) -> None:
         now = positions(groups, axis)
         kept = iter(now)
         assert all(position in kept for position in old)
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.data(), st.integers(1, 3))
+def test_statements_stay_true_under_any_growth(data: Any, step: int) -> None:
+    stay_true(data, step)
+
+
+UNSTATED = {
+    "equate": lambda groups, axis, size, reason: True,
+    "settle": lambda groups, one, other, reason: None,
+    "tie": lambda groups, one, other, reason: None,
+    "cut_at": lambda groups, axis, position, reason: groups.cut(axis, position.value, reason),
+}
+
+
+@pytest.mark.parametrize("name", UNSTATED)
+def test_control_what_is_not_stated_does_not_stay_true(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(Groups, name, UNSTATED[name])
+    search = settings(
+        max_examples=600,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    with pytest.raises(AssertionError):
+        search(given(st.data(), st.integers(1, 3))(stay_true))()
 
 
 @settings(max_examples=200, deadline=None)
@@ -222,3 +307,94 @@ def test_a_number_knows_how_it_follows_growth() -> None:
     with pytest.raises(ArithmeticError):
         groups.size(conv).scaled(Fraction(1, 4))
     assert Run(None, 2, "one reason") == Run(None, 2, "another")
+
+
+def test_a_number_that_is_held_follows_the_width_it_turns_out_to_measure() -> None:
+    groups = Groups()
+    conv, held = groups.new(6), groups.new_number(6)
+    number = groups.size(held)
+    assert groups.is_free(number)
+    assert not groups.is_free(groups.size(conv))
+    assert groups.equate(conv, number, "view")
+    assert not groups.is_free(number)
+    groups.grow(dict.fromkeys(groups_of(groups.resolve(conv)), 2))
+    assert groups.length(held) == groups.length(conv) == 8
+
+
+def test_a_number_of_heads_follows_three_sections_of_them() -> None:
+    groups = Groups()
+    linear, heads = groups.new(18), groups.new_number(2)
+    bundles = groups.bundle(groups.sections(linear, 3, "qkv"), 3, "head size")
+    assert groups.equate(bundles, groups.size(heads), "view")
+    (group,) = groups_of(groups.resolve(heads))
+    groups.grow({group: 1})
+    assert (groups.length(linear), groups.length(heads)) == (27, 3)
+
+
+def test_a_number_that_is_split_or_bundled_is_still_one_that_is_held() -> None:
+    groups = Groups()
+    held = groups.new_number(12)
+    groups.cut(held, 4, "cut")
+    assert groups.is_free(groups.size(held))
+    groups.bundle(held, 2, "bundle")
+    assert groups.is_free(groups.size(held))
+    groups.tie(held, groups.new_number(12), "tie")
+    assert groups.is_free(groups.size(held))
+    groups.tie(held, groups.new(12), "tie")
+    assert not groups.is_free(groups.size(held))
+
+
+def test_equating_with_a_number_that_is_written_down_or_does_not_fit_states_nothing() -> None:
+    groups = Groups()
+    conv, held = groups.new(6), groups.new_number(5)
+    for number in (Size(6), groups.size(held), groups.size(conv) + Size(1)):
+        assert not groups.equate(conv, number, "view")
+    assert groups.can_grow(conv)
+    assert groups.can_grow(held)
+
+
+@pytest.mark.parametrize(
+    ("apart", "grows"), [(-1, True), (-6, True), (0, False), (1, False), (100, False)]
+)
+def test_settling_a_width_against_a_written_number_fixes_it_where_it_could_be_passed(
+    apart: int, grows: bool
+) -> None:
+    groups = Groups()
+    conv = groups.new(6)
+    groups.settle(groups.size(conv), Size(6 + apart), "compared")
+    assert groups.can_grow(conv) == grows
+    assert groups.reasons(conv) == (() if grows else ("compared",))
+
+
+def test_settling_two_equal_widths_ties_them_and_two_unequal_ones_fixes_them() -> None:
+    groups = Groups()
+    one, other, third = groups.new(6), groups.new(6), groups.new(4)
+    groups.settle(groups.size(one), groups.size(other), "compared")
+    assert groups.resolve(one) == groups.resolve(other)
+    assert groups.can_grow(one)
+    groups.settle(groups.size(one), groups.size(third), "compared")
+    assert not groups.can_grow(one)
+    assert not groups.can_grow(third)
+
+
+def test_the_axis_of_a_number_is_one_of_its_length() -> None:
+    groups = Groups()
+    conv = groups.new(6)
+    size = groups.size(conv)
+    assert groups.axis_of(size) == conv
+    assert groups.axis_of(Size(12, {conv[0].group: Fraction(2)})) == scaled(conv, 2)
+    assert groups.axis_of(Size(3, {conv[0].group: Fraction(1, 2)})) is None
+    assert groups.axis_of(size + Size(1)) is None
+    assert groups.axis_of(Size(6)) is None
+    assert groups.axis_of(size + groups.size(groups.new(2))) is None
+
+
+def test_an_axis_is_cut_at_a_number_that_a_module_holds() -> None:
+    groups = Groups()
+    conv, held = groups.new(8), groups.new_number(3)
+    before, behind = groups.cut_at(conv, groups.size(held), "split")
+    assert groups.can_grow(before)
+    assert groups.can_grow(behind)
+    (group,) = groups_of(groups.resolve(held))
+    groups.grow({group: 2})
+    assert [groups.length(axis) for axis in (before, behind, held, conv)] == [5, 5, 5, 10]

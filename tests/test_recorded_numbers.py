@@ -35,6 +35,7 @@ STAYS_TRUE: dict[str, Use] = {
     "twice as many": lambda y: 2 * y.shape[-1] > y.shape[-1] + 1,
     "half of them": lambda y: y.shape[-1] // 2 >= 3,
     "itself": lambda y: y.shape[-1] == y.shape[-1],
+    "the same sum": lambda y: y.shape[-1] + 1 == 1 + y.shape[-1],
     "its own shape": lambda y: y.shape == y.tanh().shape,
     "other dimensions": lambda y: y.shape[0] == 2 and y.shape[:2] == (2, 4),
     "the rank": lambda y: len(y.shape) == 3,

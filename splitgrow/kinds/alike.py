@@ -32,11 +32,15 @@ def kind_of(module: Stock) -> LayerKind | None:
         >>> kind_of(nn.LSTM(3, 8)) is None
         True
     """
-    layer = type(module)
+    kind = kind_of_type(type(module))
+    return kind if kind is not None and kind.covers(module) else None
+
+
+def kind_of_type(layer: type[nn.Module]) -> LayerKind | None:
+    """The entry for a type, or None, whether or not it covers a module as it is set up."""
     if layer not in FOUND:
         FOUND[layer] = _found(layer)
-    kind = FOUND[layer]
-    return kind if kind is not None and kind.covers(module) else None
+    return FOUND[layer]
 
 
 def _found(layer: type[nn.Module]) -> LayerKind | None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import splitgrow.kinds.stock  # noqa: F401 - the kinds that these are forms of
 from splitgrow.kinds.alike import Alike, Same
 from splitgrow.kinds.registry import KINDS, Along, LayerKind, Stock, TensorAxes, add_kind
+from splitgrow.kinds.stock import RootMeanSquareNorm
 
 
 class _WithActivation(Alike):
@@ -154,6 +155,21 @@ class _StandardisedConv(Alike):
         return ""
 
 
+class _LibraryRMSNorm(RootMeanSquareNorm):
+    """The RMS norms of transformers' models that are written as Llama's is."""
+
+    eps_name = "variance_epsilon"
+    layers = tuple(
+        f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}RMSNorm"
+        for name in ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Phi3", "Granite")
+    )
+
+    def limits(self, module: Stock) -> str:
+        if module.weight.dtype == torch.float64:
+            return "it computes in single precision whatever it is given, which is not exact here"
+        return ""
+
+
 _CONV, _LINEAR = KINDS[nn.Conv2d], KINDS[nn.Linear]
 _BATCH_NORM, _GROUP_NORM = KINDS[nn.BatchNorm2d], KINDS[nn.GroupNorm]
 _TIMM = "timm.layers"
@@ -177,6 +193,7 @@ for _made in (
         ),
     ),
     _FrozenNorm(),
+    _LibraryRMSNorm(),
     _TransposedLinear(),
 ):
     add_kind(_made)

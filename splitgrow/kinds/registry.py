@@ -48,6 +48,10 @@ class LayerKind(ABC):
     reads_channels: bool = True
     """Whether its input has channels; an embedding's has none."""
 
+    couples: bool = False
+    """Whether all channels share a statistic, so that its blocks can only run as one, and new
+    channels must be silent at birth."""
+
     computes_weight: bool = False
     """Whether its weight is made from its parameters at each call, so that `value` is not the
     parameter itself."""
@@ -86,6 +90,17 @@ class LayerKind(ABC):
     def value(self, block: Stock, name: str) -> Tensor | None:
         """One of a block's tensors as the merged layer has it."""
         tensor: Tensor | None = getattr(block, name)
+        return tensor
+
+    def carried_over(self, name: str, tensor: Tensor, born: int, now: int) -> Tensor:  # noqa: ARG002
+        """A tensor of a block as it counts in a layer that has become wider since.
+
+        Args:
+            name: The tensor's name.
+            tensor: Its value.
+            born: The number of outputs of the whole layer when the block was made.
+            now: The number of outputs of the whole layer.
+        """
         return tensor
 
     def output_shape(

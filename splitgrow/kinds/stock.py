@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from splitgrow.kinds.registry import Along, LayerKind, Stock, TensorAxes, add_kind
 
@@ -201,6 +203,64 @@ class _GroupNorm(LayerKind):
         return _without_missing(built, module)
 
 
+class RootMeanSquareNorm(LayerKind):
+    """An RMS norm: each channel divided by the root of the mean square of all, times its weight.
+
+    Channels that join as zeros leave the sum of squares as it is and divide it by more: by
+    ``now / born``. Weights smaller by the root of that, and an eps smaller by that, give what was
+    (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467, equation 4, solved for the old width).
+    """
+
+    couples = True
+    mixes = False
+    eps_name = "eps"
+
+    def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
+        """The last dimension."""
+        return -1
+
+    def sizes(self, module: Stock) -> tuple[int, int]:
+        """The width, twice."""
+        return module.weight.shape[0], module.weight.shape[0]
+
+    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
+        """Its weight runs along its outputs."""
+        return {"weight": {0: Along("out")}}
+
+    def made(self, module: Stock, width: int, eps: float) -> nn.Module:
+        """A norm like `module` of another width and eps."""
+        return type(module)(width, eps=eps)  # type: ignore[no-any-return]
+
+    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """A norm of another width."""
+        eps = getattr(module, self.eps_name)
+        eps = torch.finfo(module.weight.dtype).eps if eps is None else eps
+        narrower = self.sizes(module)[1] / sizes[1] if options.get("merged") else 1
+        weight: torch.Tensor = module.weight
+        with torch.device(options.get("device", weight.device)):
+            built = self.made(module, sizes[1], eps * narrower)
+        return built.to(weight.dtype)
+
+    def build_merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """The norm that a grown one becomes: its eps is smaller."""
+        return self.build(module, sizes, merged=True, **options)
+
+    def carried_over(self, name: str, tensor: Tensor, born: int, now: int) -> Tensor:  # noqa: ARG002
+        """Weights count less the wider the norm has become."""
+        return tensor * math.sqrt(born / now)
+
+    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """As its input."""
+        return shape if shape[-1:] == tuple(module.weight.shape) else None
+
+
+class _RMSNorm(RootMeanSquareNorm):
+    layers = (nn.RMSNorm,)
+
+    def covers(self, module: Stock) -> bool:
+        return len(module.normalized_shape) == 1 and module.weight is not None
+
+
 class _PReLU(LayerKind):
     layers = (nn.PReLU,)
     mixes = False
@@ -253,5 +313,5 @@ class _Embedding(LayerKind):
         return ""
 
 
-for _kind in (_Linear(), _Conv(), _Norm(), _GroupNorm(), _PReLU(), _Embedding()):
+for _kind in (_Linear(), _Conv(), _Norm(), _GroupNorm(), _PReLU(), _Embedding(), _RMSNorm()):
     add_kind(_kind)

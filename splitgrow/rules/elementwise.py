@@ -60,13 +60,26 @@ def _functions() -> list[Any]:
     return list({id(function): function for function in found}.values())
 
 
-@register_op(*each(_MODULES, nn), *_functions(), *_methods())
+_ZEROS_STAY = """
+    add iadd radd sub isub subtract mul imul rmul multiply neg abs square relu relu_ gelu silu tanh
+    hardswish mish elu leaky_relu dropout clone contiguous detach float double half bfloat16 cpu
+    cuda zeros_like ReLU GELU SiLU Tanh Hardswish Mish ELU LeakyReLU Dropout Identity
+"""
+_KEEP_ZEROS = frozenset(_ZEROS_STAY.split())
+
+
+@register_op(*each(_MODULES, nn), *_functions(), *_methods(), keeps_zeros=True)
 def elementwise(op: Op) -> Any:
     """Ties what meets position by position; a dimension of size one is spread over the other's."""
-    return Shaped(broadcast(op, [tensor.axes for tensor in op.shaped()]))
+    axes = broadcast(op, [tensor.axes for tensor in op.shaped()])
+    numbers = [leaf for leaf in op.args if isinstance(leaf, (int, float))]
+    added = "mul" not in op.name and any(numbers)
+    if added or op.name not in _KEEP_ZEROS:
+        op.hear(Shaped(axes))
+    return Shaped(axes)
 
 
-@register_op("to", "type", "type_as")
+@register_op("to", "type", "type_as", keeps_zeros=True)
 def conversion(op: Op) -> Any:
     """The same values; another tensor among the arguments only tells its dtype and device."""
     return op.x

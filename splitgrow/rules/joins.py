@@ -35,7 +35,7 @@ def _tensors(op: Op) -> list[Shaped]:
     return list(tensors)
 
 
-@register_op(torch.cat, torch.concat, torch.concatenate)
+@register_op(torch.cat, torch.concat, torch.concatenate, keeps_zeros=True)
 def cat(op: Op) -> Any:
     """The axes one after the other along one dimension; the others meet."""
     # Torch passes over empty vectors, whatever the other tensors are.
@@ -53,7 +53,7 @@ def cat(op: Op) -> Any:
     return Shaped(tuple(axes))
 
 
-@register_op(torch.stack)
+@register_op(torch.stack, keeps_zeros=True)
 def stack(op: Op) -> Any:
     """A new dimension; all others meet."""
     first, *others = _tensors(op)
@@ -64,7 +64,7 @@ def stack(op: Op) -> Any:
     return Shaped((*first.axes[:dim], constant(1 + len(others)), *first.axes[dim:]))
 
 
-@register_op(torch.chunk, "chunk", torch.tensor_split, "tensor_split")
+@register_op(torch.chunk, "chunk", torch.tensor_split, "tensor_split", keeps_zeros=True)
 def chunk(op: Op) -> Any:
     """Equal parts, which grow alike."""
     dim = dimension(op, op.x, op.argument(2, "dim", 0))
@@ -80,7 +80,7 @@ def chunk(op: Op) -> Any:
     return tuple(with_axis(op.x, dim, part) for _ in range(count))
 
 
-@register_op(nn.GLU, F.glu)
+@register_op(nn.GLU, F.glu, keeps_zeros=True)
 def glu(op: Op) -> Any:
     """Two halves that grow alike, one the gate of the other."""
     dim = dimension(op, op.x, op.argument(1, "dim", -1))
@@ -88,7 +88,7 @@ def glu(op: Op) -> Any:
     return with_axis(op.x, dim, half)
 
 
-@register_op(torch.split, "split", follows_sizes=True)
+@register_op(torch.split, "split", follows_sizes=True, keeps_zeros=True)
 def split(op: Op) -> Any:
     """Parts of given sizes. Sizes that are written down stay, so what they measure is fixed."""
     dim = dimension(op, op.x, op.argument(2, "dim", 0))
@@ -116,7 +116,7 @@ def parts(op: Op, axis: Axis, sizes: Sequence[Any]) -> list[Axis]:
     return [op.groups.resolve(part) for part in found]
 
 
-@register_op(torch.unbind, "unbind")
+@register_op(torch.unbind, "unbind", keeps_zeros=True)
 def unbind(op: Op) -> Any:
     """One tensor for each position of a dimension, which can therefore not grow."""
     dim = dimension(op, op.x, op.argument(1, "dim", 0))
@@ -124,7 +124,7 @@ def unbind(op: Op) -> Any:
     return tuple(with_axis(op.x, dim) for _ in op.example)
 
 
-@register_op(torch.narrow, "narrow", follows_sizes=True)
+@register_op(torch.narrow, "narrow", follows_sizes=True, keeps_zeros=True)
 def narrow(op: Op) -> Any:
     """A stretch of a dimension."""
     dim = dimension(op, op.x, op.argument(1, "dim"))
@@ -134,7 +134,7 @@ def narrow(op: Op) -> Any:
     return with_axis(op.x, dim, stretch(op, op.x.axes[dim], start, start + length))
 
 
-@register_op(torch.select, "select", follows_sizes=True)
+@register_op(torch.select, "select", follows_sizes=True, keeps_zeros=True)
 def select(op: Op) -> Any:
     """One position of a dimension, which can therefore not grow before it."""
     dim = dimension(op, op.x, op.argument(1, "dim"))
@@ -161,7 +161,7 @@ def stretch(op: Op, axis: Axis, start: Size, stop: Size) -> Axis:
     return op.groups.resolve(part)
 
 
-@register_op(operator.getitem, follows_sizes=True)
+@register_op(operator.getitem, follows_sizes=True, keeps_zeros=True)
 def getitem(op: Op) -> Any:
     """Items of tuples, and slices, ellipses and new dimensions of tensors."""
     source, index = op.x, op.args[1]

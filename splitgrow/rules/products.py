@@ -15,8 +15,10 @@ from splitgrow.rules.registry import Op, Shaped, Unknown, register_op
 _SUMS = "sums over it, so that new channels would change the old result"
 
 
-@register_op(torch.matmul, torch.bmm, "matmul", "bmm", "__matmul__", torch.mm, "mm")
-@register_op("__rmatmul__")
+@register_op(
+    torch.matmul, torch.bmm, "matmul", "bmm", "__matmul__", torch.mm, "mm", keeps_zeros=True
+)
+@register_op("__rmatmul__", keeps_zeros=True)
 def matmul(op: Op) -> Any:
     """What is summed over cannot grow, the rest passes; the dimensions before are broadcast."""
     left, right = op.argument(0, "input"), op.argument(1, "other", op.argument(1, "mat2"))
@@ -33,7 +35,7 @@ def matmul(op: Op) -> Any:
     return Shaped((*batch, left.axes[-2], right.axes[-1]))
 
 
-@register_op(F.scaled_dot_product_attention)
+@register_op(F.scaled_dot_product_attention, keeps_zeros=True)
 def attention(op: Op) -> Any:
     """(..., L, E), (..., S, E), (..., S, V) to (..., L, V): heads pass."""
     query, key, value = (op.argument(i, n) for i, n in enumerate(("query", "key", "value")))
@@ -57,7 +59,7 @@ def _repeated(op: Op, tensor: Shaped, heads: Axis) -> Shaped:
     return Shaped((*tensor.axes[:-3], scaled(own, count), *tensor.axes[-2:]))
 
 
-@register_op(torch.einsum)
+@register_op(torch.einsum, keeps_zeros=True)
 def einsum(op: Op) -> Any:
     """Letters that are summed over cannot grow; the others tie what they name."""
     equation, operands = op.args[0], op.args[1:]

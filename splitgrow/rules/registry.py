@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from splitgrow.axes import Axis, Size, constant
 from splitgrow.groups import Groups
+from splitgrow.silence import Silence
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Op:
         outermost: Which of several numbers that could follow a dimension is taken to: the
             outermost, or the -1 among them.
         choices: Where there was such a choice.
+        silence: Where zeros are needed and where they do not stay.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Op:
     module: nn.Module | None = field(default=None)
     outermost: bool = True
     choices: list[str] = field(default_factory=list)
+    silence: Silence | None = None
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
         """An argument given by position or by name; of a module, one of its attributes."""
@@ -103,6 +106,15 @@ class Op:
             return slice(self.plain(value.start), self.plain(value.stop), self.plain(value.step))
         return value
 
+    def hear(self, result: Any) -> None:
+        """States that channels of the result are not zero where those of the operands are."""
+        if self.silence is None:
+            return
+        for leaf in pytree.tree_leaves(result, is_leaf=_is_value):
+            for axis in leaf.axes if isinstance(leaf, Shaped) else ():
+                reason = self.reason("makes something else than zeros of zeros")
+                self.silence.hear(axis, reason)
+
     def constants(self, text: str) -> Any:
         """A result like the example's whose tensors have no channels that could grow."""
         reason = self.reason(text)
@@ -129,9 +141,12 @@ Rule = Callable[[Op], Any]
 
 _RULES: dict[Any, Rule] = {}
 _SIZED: set[Rule] = set()
+_KEEPS_ZEROS: set[Rule] = set()
 
 
-def register_op(*targets: Any, follows_sizes: bool = False) -> Callable[[Rule], Rule]:
+def register_op(
+    *targets: Any, follows_sizes: bool = False, keeps_zeros: bool = False
+) -> Callable[[Rule], Rule]:
     """Registers a rule for module types, functions, method names, or functions by dotted name.
 
     Args:
@@ -140,6 +155,8 @@ def register_op(*targets: Any, follows_sizes: bool = False) -> Callable[[Rule], 
             module type of a library that need not be installed.
         follows_sizes: Whether the rule says what becomes of numbers that follow a width, which it
             is then given as `Size`. Other rules are given plain numbers, which can then not grow.
+        keeps_zeros: Whether channels that are zero before the op are zero after it, or the rule
+            says by `Op.hear` where not. An RMS norm over all channels asks for that.
 
     Raises:
         ValueError: If one of the targets has a rule already.
@@ -164,6 +181,8 @@ def register_op(*targets: Any, follows_sizes: bool = False) -> Callable[[Rule], 
             _RULES[target] = rule
         if follows_sizes:
             _SIZED.add(rule)
+        if keeps_zeros:
+            _KEEPS_ZEROS.add(rule)
         return rule
 
     return register
@@ -205,6 +224,8 @@ def result_of(op: Op) -> Any:
     except Unknown as unknown:
         fix_arguments(op, str(unknown))
         return op.constants(str(unknown))
+    if rule not in _KEEPS_ZEROS:
+        op.hear(result)
     return result
 
 

@@ -15,7 +15,7 @@ from splitgrow.rules.joins import dimension, with_axis
 from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, register_op
 
 
-@register_op(torch.permute, "permute")
+@register_op(torch.permute, "permute", keeps_zeros=True)
 def permute(op: Op) -> Any:
     """Dimensions in another order."""
     dims = _several(op, "dims")
@@ -24,7 +24,15 @@ def permute(op: Op) -> Any:
     return Shaped(tuple(op.x.axes[dim] for dim in dims))
 
 
-@register_op(torch.transpose, "transpose", torch.swapaxes, "swapaxes", "swapdims", torch.swapdims)
+@register_op(
+    torch.transpose,
+    "transpose",
+    torch.swapaxes,
+    "swapaxes",
+    "swapdims",
+    torch.swapdims,
+    keeps_zeros=True,
+)
 def transpose(op: Op) -> Any:
     """Two dimensions exchanged."""
     names = ("axis0", "axis1") if "axes" in op.name else ("dim0", "dim1")
@@ -34,7 +42,7 @@ def transpose(op: Op) -> Any:
     return Shaped(tuple(axes))
 
 
-@register_op(torch.movedim, "movedim", torch.moveaxis, "moveaxis")
+@register_op(torch.movedim, "movedim", torch.moveaxis, "moveaxis", keeps_zeros=True)
 def movedim(op: Op) -> Any:
     """Dimensions moved to other places."""
     sources, targets = op.argument(1, "source"), op.argument(2, "destination")
@@ -45,7 +53,7 @@ def movedim(op: Op) -> Any:
     return Shaped(tuple(op.x.axes[d] for d in order))
 
 
-@register_op(torch.t, "t")
+@register_op(torch.t, "t", keeps_zeros=True)
 def matrix_transpose(op: Op) -> Any:
     """A matrix with rows and columns exchanged."""
     return Shaped(op.x.axes[::-1])
@@ -63,7 +71,7 @@ def _several(op: Op, name: str) -> Sequence[Any]:
     return (first, *others) if others else _listed(first)
 
 
-@register_op(torch.squeeze, "squeeze")
+@register_op(torch.squeeze, "squeeze", keeps_zeros=True)
 def squeeze(op: Op) -> Any:
     """Without dimensions of size one, which can therefore not grow."""
     dim = op.argument(1, "dim")
@@ -80,14 +88,16 @@ def squeeze(op: Op) -> Any:
     return Shaped(tuple(axes))
 
 
-@register_op(torch.unsqueeze, "unsqueeze")
+@register_op(torch.unsqueeze, "unsqueeze", keeps_zeros=True)
 def unsqueeze(op: Op) -> Any:
     """A new dimension of size one."""
     dim = dimension(op, op.x, op.argument(1, "dim"), extra=1)
     return Shaped((*op.x.axes[:dim], constant(1), *op.x.axes[dim:]))
 
 
-@register_op("expand", "expand_as", torch.broadcast_to, "broadcast_to", follows_sizes=True)
+@register_op(
+    "expand", "expand_as", torch.broadcast_to, "broadcast_to", follows_sizes=True, keeps_zeros=True
+)
 def expand(op: Op) -> Any:
     """Dimensions of size one spread out; those of other sizes keep theirs."""
     if op.name == "expand_as":
@@ -110,7 +120,7 @@ def expand(op: Op) -> Any:
     return Shaped(tuple(axes))
 
 
-@register_op("repeat", torch.tile, "tile", follows_sizes=True)
+@register_op("repeat", torch.tile, "tile", follows_sizes=True, keeps_zeros=True)
 def repeat(op: Op) -> Any:
     """Dimensions laid out several times, one whole copy behind the other."""
     counts = [as_size(n) for n in _several(op, "repeats" if op.name == "repeat" else "dims")]
@@ -123,7 +133,7 @@ def repeat(op: Op) -> Any:
     return Shaped(tuple(axis * count.value for axis, count in zip(axes, counts, strict=True)))
 
 
-@register_op(torch.repeat_interleave, "repeat_interleave")
+@register_op(torch.repeat_interleave, "repeat_interleave", keeps_zeros=True)
 def repeat_interleave(op: Op) -> Any:
     """Each position of a dimension several times in a row."""
     count, dim = op.argument(1, "repeats"), op.argument(2, "dim")
@@ -133,7 +143,7 @@ def repeat_interleave(op: Op) -> Any:
     return with_axis(op.x, dim, scaled(op.x.axes[dim], count))
 
 
-@register_op(nn.PixelShuffle, F.pixel_shuffle)
+@register_op(nn.PixelShuffle, F.pixel_shuffle, keeps_zeros=True)
 def pixel_shuffle(op: Op) -> Any:
     """(..., C * r * r, H, W) to (..., C, H * r, W * r): channels come in bundles of r * r."""
     factor = op.argument(1, "upscale_factor")
@@ -142,7 +152,7 @@ def pixel_shuffle(op: Op) -> Any:
     return Shaped((*op.x.axes[:-3], bundle, *space))
 
 
-@register_op(nn.PixelUnshuffle, F.pixel_unshuffle)
+@register_op(nn.PixelUnshuffle, F.pixel_unshuffle, keeps_zeros=True)
 def pixel_unshuffle(op: Op) -> Any:
     """(..., C, H * r, W * r) to (..., C * r * r, H, W): each channel becomes r * r of them."""
     factor = op.argument(1, "downscale_factor")
@@ -150,7 +160,7 @@ def pixel_unshuffle(op: Op) -> Any:
     return Shaped((*op.x.axes[:-3], scaled(op.x.axes[-3], factor**2), *space))
 
 
-@register_op(nn.ChannelShuffle, F.channel_shuffle)
+@register_op(nn.ChannelShuffle, F.channel_shuffle, keeps_zeros=True)
 def channel_shuffle(op: Op) -> Any:
     """(N, g * C, ...) with the channels of g sections interleaved."""
     groups = op.argument(1, "groups")
@@ -158,7 +168,7 @@ def channel_shuffle(op: Op) -> Any:
     return with_axis(op.x, 1, scaled(section, groups))
 
 
-@register_op(nn.Flatten, torch.flatten, "flatten", torch.ravel, "ravel")
+@register_op(nn.Flatten, torch.flatten, "flatten", torch.ravel, "ravel", keeps_zeros=True)
 def flatten(op: Op) -> Any:
     """Several dimensions as one."""
     start = 1 if op.module is not None else 0
@@ -168,7 +178,7 @@ def flatten(op: Op) -> Any:
     return Shaped((*op.x.axes[:start], merged, *op.x.axes[end + 1 :]))
 
 
-@register_op(nn.Unflatten, torch.unflatten, "unflatten", follows_sizes=True)
+@register_op(nn.Unflatten, torch.unflatten, "unflatten", follows_sizes=True, keeps_zeros=True)
 def unflatten(op: Op) -> Any:
     """One dimension as several."""
     dim = dimension(op, op.x, op.argument(1, "dim"))
@@ -177,7 +187,7 @@ def unflatten(op: Op) -> Any:
     return Shaped((*op.x.axes[:dim], *divide(op, op.x.axes[dim], sizes), *op.x.axes[dim + 1 :]))
 
 
-@register_op(torch.reshape, "reshape", "view", follows_sizes=True)
+@register_op(torch.reshape, "reshape", "view", follows_sizes=True, keeps_zeros=True)
 def reshape(op: Op) -> Any:
     """Dimensions merged and divided, where the new shape follows the widths as they grow."""
     numbers = list(_several(op, "shape"))

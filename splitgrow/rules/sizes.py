@@ -119,7 +119,7 @@ def creation(op: Op) -> Any:
     return op.constants("makes a tensor of its own")
 
 
-@register_op("size", getattr, follows_sizes=True)
+@register_op("size", getattr, follows_sizes=True, keeps_zeros=True)
 def attribute(op: Op) -> Any:
     """Shapes as numbers that follow growth; other attributes as they are."""
     name = "shape" if op.target == "size" else op.args[1]

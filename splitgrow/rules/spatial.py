@@ -34,21 +34,23 @@ def _spatial_dims(op: Op) -> int:
     return next((dims for dims in (1, 2, 3) if f"{dims}d" in name), 0)
 
 
-@register_op(*_pools())
+@register_op(*_pools(), keeps_zeros=True)
 def pool(op: Op) -> Any:
     """Pools space; channels and batch pass."""
     return _space_changed(op, _spatial_dims(op))
 
 
-@register_op(*[getattr(nn, f"{n}{d}d") for n in _PADS.split() for d in (1, 2, 3)])
+@register_op(*[getattr(nn, f"{n}{d}d") for n in _PADS.split() for d in (1, 2, 3)], keeps_zeros=True)
 @register_op(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 def pad_module(op: Op) -> Any:
     """Pads space; channels and batch pass."""
     return _space_changed(op, _spatial_dims(op))
 
 
-@register_op(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate)
-@register_op(F.upsample)
+@register_op(
+    nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate, keeps_zeros=True
+)
+@register_op(F.upsample, keeps_zeros=True)
 def interpolate(op: Op) -> Any:
     """Resizes space; channels and batch pass."""
     return _space_changed(op, len(op.x.axes) - 2)
@@ -85,7 +87,7 @@ def pad(op: Op) -> Any:
     return Shaped(tuple(axes))
 
 
-@register_op(nn.Unfold, F.unfold)
+@register_op(nn.Unfold, F.unfold, keeps_zeros=True)
 def unfold(op: Op) -> Any:
     """(N, C, H, W) to (N, C * window, places): each channel becomes its window's positions."""
     x = op.x
@@ -156,7 +158,7 @@ def channel_mixing(op: Op) -> Any:
     return op.x
 
 
-@register_op(nn.LayerNorm, F.layer_norm, nn.RMSNorm)
+@register_op(nn.LayerNorm, F.layer_norm, nn.RMSNorm, F.rms_norm)
 def trailing_norm(op: Op) -> Any:
     """Normalises over the last dimensions, whose statistics would change with their width."""
     shape = op.argument(1, "normalized_shape")
