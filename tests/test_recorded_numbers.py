@@ -52,6 +52,7 @@ COULD_FLIP: dict[str, Use] = {
     "even": lambda y: y.shape[-1] % 2 == 0,
     "one of some": lambda y: y.shape[-1] in (4, 8),
     "one of a set": lambda y: y.shape[-1] in {4, 8},
+    "one of a set that it is not in yet": lambda y: y.shape[-1] in {16, 101},
     "a whole shape": lambda y: y.shape == (2, 4, 8),
     "all elements": lambda y: y.numel() == 64,
     "as wide as long": lambda y: y.shape[-1] == 2 * y.shape[1],

@@ -290,6 +290,14 @@ def test_where_evaluation_mode_fails_the_model_is_refused() -> None:
         splitgrow.growable(model, X)
 
 
+def test_a_norm_that_cannot_train_on_a_single_sample_does_not_keep_training_from_analysis() -> None:
+    model = written(lambda m, x: m.head(m.norm(m.one(x))), norm=nn.BatchNorm1d(8)).train()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(X[:1, 0])
+    splitgrow.growable(model, X[:1, 0])  # a warning would be an error
+    assert laws_hold(model.eval(), X[:1, 0]) == ["one", "head"]
+
+
 # --- weights that are no layer's own ------------------------------------------------------------
 
 
