@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from splitgrow.axes import Axis, constant, scaled
+from splitgrow.axes import Axis, Size, constant, scaled
 from splitgrow.errors import TraceError
 from splitgrow.graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.kinds import LayerKind, kind_of, sized_layers
@@ -44,7 +44,7 @@ def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
         warnings.warn(
             f"only evaluation mode was analysed, since {error}; what runs in training alone does "
             f"not grow along",
-            stacklevel=4,
+            stacklevel=3,
         )
     first = _Analysis(model).run(runs)
     if not first.choices:
@@ -138,11 +138,13 @@ class _Analysis:
             return constant_like(step.example, reason)
         if step.target is Source.NUMBER:
             name, key = step.args
+            if kind_of(stock(self.modules[name])) is not None:
+                return self._number_of_layer(name, key, step)
             if (name, key) not in self.numbers:
                 self.numbers[name, key] = self.groups.new_number(step.example)
             return self.groups.size(self.numbers[name, key])
         if step.target is Source.UNSEEN:
-            reason = f"something that splitgrow cannot see made a tensor before {step.place}"
+            reason = f"something that splitgrow cannot see made a tensor, before {step.place}"
             for axis in self.seen:
                 self.groups.fix(axis, reason)
             return constant_like(step.example, reason)
@@ -153,6 +155,18 @@ class _Analysis:
             return constant_like(step.example, _subclass_refusal(owner))
         what = f"the tensor `{path}`" if path else "a tensor that is not the model's"
         return constant_like(step.example, f"it is tied to {what}, which does not grow")
+
+    def _number_of_layer(self, name: str, key: str, step: Step) -> Size:
+        """A number that a layer has by its size: known if forward ran the layer before."""
+        node = self.graph.nodes.get(name)
+        if node is not None:
+            for axis, prefix in ((node.ins, "in_"), (node.outs, "")):
+                own = key.startswith(prefix) and "group" not in key
+                if own and self.groups.length(axis) == step.example:
+                    return self.groups.size(axis)
+            self._fix_node(node, f"forward reads its `{key}`, at {step.place}")
+        self.refusals.setdefault(name, f"forward reads its `{key}`, at {step.place}")
+        return Size(step.example)
 
     def _note_direct_use(self, path: str, step: Step) -> None:
         """Refuses a layer whose tensor forward uses outside of the layer's own call."""

@@ -141,8 +141,10 @@ def _rounded_up(graph: ChannelGraph, node: LayerNode, n: int, round_to: int) -> 
     if not steps:
         return n  # it cannot grow at all, which is said elsewhere
     width = graph.groups.length(node.outs)
-    # The widths that fit come round again after this many units.
-    for raised in range(n, n + math.lcm(round_to, *steps.values()) + 1):
+    # From where every common multiple of the steps is reached on, what fits comes round again
+    # after `period` units.
+    period = math.lcm(round_to, *steps.values())
+    for raised in range(n, n + period + max(steps.values()) ** 2 + 1):
         if (width + raised) % round_to == 0 and _shares(steps, raised) is not None:
             return raised
     raise ValueError(
@@ -167,8 +169,10 @@ def _misfit(
             f"tied, and that gives it {gained}"
         )
     width = graph.groups.length(node.outs)
-    lower = n // step * step
-    fitting = [width + lower + step * i for i in range(3) if lower + step * i > 0][:2]
+    steps = {g: graph.multiplicity(node.outs, g) for g in graph.growing_groups(node.outs)}
+    fits = [m for m in range(1, n + 2 * max(steps.values()) + 1) if _shares(steps, m) is not None]
+    below, above = [m for m in fits if m < n], [m for m in fits if m > n]
+    fitting = [width + m for m in (below[-1:] + above[:1] if below else above[:2])]
     return (
         f"n (={n}) does not fit `{node.name}`: its {width} units grow in steps of {step}, so the "
         f"nearest widths are {' and '.join(map(str, fitting))}"

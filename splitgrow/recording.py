@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -20,10 +19,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
 from splitgrow.errors import TraceError
 from splitgrow.kinds import kind_of
+from splitgrow.outputs import OpaqueError, tensors_in
 from splitgrow.places import place_of_caller, place_of_error
 from splitgrow.rules import elementwise, rule_of
 from splitgrow.rules.targets import target_of
@@ -134,44 +135,81 @@ def _failure(
 
 
 def _run(
-    model: nn.Module, inputs: tuple[Any, ...], recorder: _Recorder, *, training: bool, fake: bool
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    recorder: _Recorder,
+    *,
+    training: bool,
+    fake: bool,
 ) -> list[Step]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    copied: Callable[[Tensor], Tensor] = mode.from_tensor if fake else _clone
     with undisturbed(model), torch.no_grad(), warnings.catch_warnings():
         # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not")
         for module in model.modules():
             module.training = training
-        if fake:
-            inputs = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
-        _use_copies(model, recorder, mode.from_tensor if fake else None)
+        inputs = pytree.tree_map_only(Tensor, copied, inputs)
+        _use_copies(model, recorder, copied)
         recorder.given(_check_signature(model, inputs))
         recorder.prepare(model)
-        with mode if fake else nullcontext(), recorder:
+        with mode if fake else recorder.births, recorder:
             output = model(*inputs)
         recorder.finish(output)
     return recorder.steps
 
 
-def _use_copies(
-    model: nn.Module, recorder: _Recorder, copied: Callable[[Tensor], Tensor] | None
-) -> None:
+def _clone(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+
+
+def _use_copies(model: nn.Module, recorder: _Recorder, copied: Callable[[Tensor], Tensor]) -> None:
     """Lets forward write into copies; the originals are put back with the other attributes.
 
     A leaf is run in evaluation mode if at all, where it writes into nothing of its own.
     """
     for name, module in model.named_modules():
-        leaf = bool(name) and is_leaf(module) and copied is not None
-        for key, buffer in () if leaf else module._buffers.items():  # noqa: SLF001
-            if buffer is not None:
-                copy = copied(buffer) if copied is not None else buffer.clone()
-                module._buffers[key] = copy  # noqa: SLF001
-                recorder.owners[id(copy)] = f"{name}.{key}".removeprefix(".")
-        for key, parameter in module._parameters.items():  # noqa: SLF001
-            if parameter is not None and copied is not None and not leaf:
-                copy = copied(parameter)
-                module._parameters[key] = copy  # noqa: SLF001
-                recorder.owners.setdefault(id(copy), f"{name}.{key}".removeprefix("."))
+        if name and is_leaf(module):
+            continue
+        stores: tuple[dict[str, Any], ...] = (
+            module._parameters,  # noqa: SLF001
+            module._buffers,  # noqa: SLF001
+            module.__dict__,
+        )
+        for store in stores:
+            for key, tensor in store.items():
+                if isinstance(tensor, Tensor):
+                    store[key] = copied(tensor)
+                    recorder.owners[id(store[key])] = f"{name}.{key}".removeprefix(".")
+
+
+class _Births(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers the tensors that are made while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._made: dict[int, TensorWeakRef] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._made[id(leaf)] = TensorWeakRef(leaf)
+        return result
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        made = self._made.get(id(tensor))
+        return made is not None and made() is tensor
+
+
+_LEAF_NUMBERS = """
+    in_features out_features in_channels out_channels groups num_groups num_features num_channels
+    num_parameters embedding_dim nf nx
+"""
+LEAF_NUMBERS = frozenset(_LEAF_NUMBERS.split())
+"""The numbers of layers that growth changes."""
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -212,6 +250,8 @@ class _Recorder(TorchFunctionMode):
         self.inside = ""
         """The path of the leaf module that is running."""
         self._active = True
+        self.births = _Births()
+        """The tensors that were made in a run on real values."""
         for path, tensor in (*model.named_parameters(), *model.named_buffers()):
             self.owners.setdefault(id(tensor), path)
 
@@ -236,6 +276,10 @@ class _Recorder(TorchFunctionMode):
             if name and is_leaf(module):
                 below_a_leaf.update(module.modules())
                 module.__dict__["forward"] = self._recorded_forward(name, module)
+                for key in LEAF_NUMBERS & vars(module).keys():
+                    value = vars(module)[key]
+                    if type(value) is int:
+                        module.__dict__[key] = Tracked.of(value, self, (name, key))
             else:
                 for key, value in list(vars(module).items()):
                     if type(value) in (int, list, tuple):
@@ -279,8 +323,11 @@ class _Recorder(TorchFunctionMode):
 
     def finish(self, output: Any) -> None:
         """Takes down what the model returns, and lets go of everything."""
-        tensors = [self._ref(tensor) for tensor in _tensors_in(output, set())]
-        self._add("output", Source.OUTPUT, (tensors,), {}, None)
+        try:
+            tensors = [self._ref(tensor) for tensor in tensors_in(output)]
+            self._add("output", Source.OUTPUT, (tensors,), {}, None)
+        except OpaqueError:
+            self._add("output", Source.UNSEEN, ("",), {}, None)
         self._active = False
         self._known = {}
 
@@ -312,7 +359,9 @@ class _Recorder(TorchFunctionMode):
     def _add(
         self, name: str, target: Any, args: Any, kwargs: Any, result: Any, module: str | None = None
     ) -> Ref:
+        inside, self.inside = self.inside, self.inside or name
         example = pytree.tree_map_only(Tensor, _shape_only, result)
+        self.inside = inside
         place = place_of_caller()
         self.steps.append(Step(name, target, tuple(args), kwargs, example, place, module))
         return Ref(len(self.steps) - 1)
@@ -346,7 +395,7 @@ class _Recorder(TorchFunctionMode):
         if known is not None and known[0]() is leaf:
             return known[1]
         path = self.owners.get(id(leaf), "")
-        unseen = not path and isinstance(leaf, FakeTensor)
+        unseen = not path and (isinstance(leaf, FakeTensor) or leaf in self.births)
         source = Source.UNSEEN if unseen else Source.TENSOR
         self._note(leaf, self._add("tensor", source, (path,), {}, leaf))
         return self._known[id(leaf)][1]
@@ -371,22 +420,3 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 def _untracked(value: Any) -> Any:
     """The same value with plain numbers in place of tracked ones."""
     return mapped(value, lambda leaf: int.__int__(leaf) if isinstance(leaf, Tracked) else leaf)
-
-
-def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """All tensors in whatever a model returns."""
-    if isinstance(value, Tensor):
-        yield value
-    elif id(value) not in seen and not isinstance(value, (nn.Module, type)):
-        seen.add(id(value))
-        parts: Any = ()
-        if isinstance(value, Mapping):
-            parts = value.values()
-        elif isinstance(value, (tuple, list, set)):
-            parts = value
-        elif is_dataclass(value):
-            parts = [getattr(value, field.name, None) for field in fields(value)]
-        elif hasattr(value, "__dict__"):
-            parts = vars(value).values()
-        for part in parts:
-            yield from _tensors_in(part, seen)

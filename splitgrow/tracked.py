@@ -83,7 +83,9 @@ class Tracked(int):
 def _binary(name: str, target: Callable[..., Any], *, swapped: bool = False) -> Any:
     own: Any = getattr(int, name)
 
-    def method(self: Tracked, other: Any) -> Any:
+    def method(self: Tracked, other: Any, *modulus: Any) -> Any:
+        if modulus:
+            return pow(self._used(target.__name__), other, *modulus)
         if isinstance(other, int):
             args = (other, self) if swapped else (self, other)
             return self.keeper.number(target, args, own(self, other))

@@ -14,7 +14,7 @@ FLOORS = (
     {"errors", "axes"},
     {"groups"},
     {"silence", "layouts", "edits", "kinds", "folding", "execution", "undo"}
-    | {"places", "tracked", "undisturbed"},
+    | {"outputs", "places", "tracked", "undisturbed"},
     {"split", "rules", "graph", "tracing", "passes"}
     | {"initializers", "attributes", "generations", "optimizers"},
     {"recording", "planning", "namesakes"},

@@ -154,7 +154,8 @@ def register_layer(
         layer: A layer type, by itself or by its dotted name; or a whole `LayerKind`.
         like: The stock type that it is a form of: it has the same tensors under the same names, its
             outputs are computed from the same inputs, and adding up what it makes of two parts of
-            its input channels gives what it makes of all. Needed unless `layer` is a `LayerKind`.
+            its input channels gives what it makes of all. A block may have no bias where the layer
+            has one, so forward must take None for it. Needed unless `layer` is a `LayerKind`.
 
     Raises:
         TypeError: If `layer` is neither, or `like` is not a type that can grow.

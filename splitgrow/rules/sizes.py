@@ -91,6 +91,10 @@ def uniform_creation(op: Op) -> Any:
     """A tensor that is alike everywhere may have as many channels as it will."""
     first = 1 if isinstance(op.args[:1] and op.args[0], Shaped) else 0
     given = op.kwargs.get("size", op.args[first:])
+    if "full" in op.name:
+        op.plain(op.args[first + 1 :])
+        op.plain(op.kwargs.get("fill_value"))
+        given = op.kwargs.get("size", op.args[first])
     if len(given) and isinstance(given[0], (tuple, list)):
         given = given[0]
     if len(given) != op.example.dim():

@@ -1,0 +1,53 @@
+"""The tensors in whatever a model returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class OpaqueError(Exception):
+    """There is something that cannot be looked into, such as a generator."""
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in whatever a model returns.
+
+    Raises:
+        OpaqueError: If there is something that cannot be looked into.
+    """
+    return list(_tensors_in(value, set()))
+
+
+def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif id(value) not in seen and not isinstance(value, (nn.Module, type)):
+        seen.add(id(value))
+        for part in _parts_of(value):
+            yield from _tensors_in(part, seen)
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
+    if value is None or isinstance(value, (str, bytes, int, float, complex)):
+        return ()
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return value
+    slots = [name for part in type(value).__mro__ for name in _slots(part)]
+    if (
+        (not slots and not hasattr(value, "__dict__"))
+        or callable(value)
+        or isinstance(value, Iterator)
+    ):
+        raise OpaqueError
+    held = [getattr(value, name) for name in slots if hasattr(value, name)]
+    return [*held, *getattr(value, "__dict__", {}).values()]
+
+
+def _slots(part: type) -> tuple[str, ...]:
+    slots = vars(part).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
