@@ -19,11 +19,13 @@ from splitgrow.errors import TraceError
 from splitgrow.graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.kinds import LayerKind, kind_of, sized_layers
 from splitgrow.namesakes import unread_numbers
-from splitgrow.recording import Ref, Source, Step, mapped, record
+from splitgrow.recording import Recording, record
 from splitgrow.rules import Op, Shaped, result_of
 from splitgrow.rules.registry import constant_like, fix_arguments
 from splitgrow.silence import Silence
 from splitgrow.split import SplitLayer, stock
+from splitgrow.steps import Ref, Source, Step, mapped
+from splitgrow.widening import fix_what_widening_breaks
 
 
 def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
@@ -46,12 +48,15 @@ def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
             f"not grow along",
             stacklevel=3,
         )
-    first = _Analysis(model).run(runs)
-    if not first.choices:
-        return first.graph
-    other = _Analysis(model, outermost=False).run(runs)
-    growing = [sum(not a.graph.reason(n) for n in a.graph.sized()) for a in (first, other)]
-    return first.graph if growing[0] >= growing[1] else other.graph
+    best = _Analysis(model).run(runs)
+    if best.choices:
+        other = _Analysis(model, outermost=False).run(runs)
+        best = max(best, other, key=lambda analysis: analysis.growing)
+    if runs[0].fake:
+        # On real values nothing says what another width would decide.
+        run = runs[0].steps, best.values
+        fix_what_widening_breaks(model, inputs, best.graph, best.held, run)
+    return best.finished()
 
 
 class _Analysis:
@@ -65,6 +70,7 @@ class _Analysis:
         self.outermost = outermost
         self.choices: list[str] = []
         self.silence = Silence(self.groups)
+        self.values: list[Any] = []
         self.numbers: dict[tuple[str, str], Axis] = {}
         self.seen: list[Axis] = []
         self.tensors: dict[int, str] = {}
@@ -72,26 +78,40 @@ class _Analysis:
         for name, module in model.named_modules(remove_duplicate=False):
             self.graph.aliases[name] = names[id(module)]
 
-    def run(self, runs: Sequence[Sequence[Step]]) -> _Analysis:
+    def run(self, runs: Sequence[Recording]) -> _Analysis:
         """Follows the channels through all of the runs."""
-        for steps in runs:
+        for recording in runs:
             values: list[Any] = []
             self.tensors = {}
-            for index, step in enumerate(steps):
+            for index, step in enumerate(recording.steps):
                 if step.target is Source.TENSOR:
                     self.tensors[index] = step.args[0]
                 values.append(self._value(step, values))
                 self.seen.extend(_axes_in(values[-1]))
+            self.values = self.values or values
         self.graph.silent = self.silence.settle()
         self._add_uncalled()
-        read = (
+        return self
+
+    @property
+    def growing(self) -> int:
+        """The number of layers that can grow."""
+        return sum(not self.graph.reason(node) for node in self.graph.sized())
+
+    @property
+    def held(self) -> list[HeldNumber]:
+        """The numbers that forward reads from modules and that follow widths."""
+        return [
             HeldNumber(module, attribute, axis)
             for (module, attribute), axis in self.numbers.items()
             if self._follows_a_width(axis)
-        )
+        ]
+
+    def finished(self) -> ChannelGraph:
+        """The graph, with the numbers that follow it."""
         unread = unread_numbers(self.graph, self.modules, self.numbers)
-        self.graph.numbers = (*read, *unread)
-        return self
+        self.graph.numbers = (*self.held, *unread)
+        return self.graph
 
     def _follows_a_width(self, axis: Axis) -> bool:
         return self.groups.can_grow(axis) and not self.groups.is_free(self.groups.size(axis))

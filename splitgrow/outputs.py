@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,13 +39,13 @@ def _parts_of(value: Any) -> Iterable[Any]:
         return value.values()
     if isinstance(value, (tuple, list, set, frozenset)):
         return value
-    slots = [name for part in type(value).__mro__ for name in _slots(part)]
-    if (
-        (not slots and not hasattr(value, "__dict__"))
-        or callable(value)
-        or isinstance(value, Iterator)
-    ):
+    if isinstance(value, Iterator):
         raise OpaqueError
+    if isinstance(value, partial):
+        return [value.args, value.keywords]
+    if isinstance(value, FunctionType):
+        return [cell.cell_contents for cell in value.__closure__ or ()]
+    slots = [name for part in type(value).__mro__ for name in _slots(part)]
     held = [getattr(value, name) for name in slots if hasattr(value, name)]
     return [*held, *getattr(value, "__dict__", {}).values()]
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,63 +22,54 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
 from splitgrow.errors import TraceError
-from splitgrow.kinds import kind_of
+from splitgrow.leaves import (
+    LEAF_NUMBERS,
+    is_leaf,
+    resized,
+    result_of_leaf,
+    run_without_values,
+    shallow,
+)
 from splitgrow.outputs import OpaqueError, tensors_in
 from splitgrow.places import place_of_caller, place_of_error
-from splitgrow.rules import elementwise, rule_of
 from splitgrow.rules.targets import target_of
-from splitgrow.split import SplitLayer
+from splitgrow.steps import Ref, Source, Step, mapped, untracked
 from splitgrow.tracked import Tracked
 from splitgrow.undisturbed import undisturbed
 
 
-class Source(Enum):
-    """What a step is that no op made."""
+@dataclass(frozen=True)
+class Recording:
+    """The ops of one run, and whether it ran on fake tensors."""
 
-    INPUT = "an input of the model"
-    TENSOR = "a tensor of the model, or one that was there before"
-    NUMBER = "a number that a module holds in an attribute"
-    UNSEEN = "a tensor that came out of something that could not be recorded"
-    OUTPUT = "what the model returns"
+    steps: list[Step]
+    fake: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """Stands for what a step results in, or for a part of it.
+@dataclass(frozen=True)
+class Wider:
+    """A model with other widths than it has, to be recorded as if it had them.
 
     Attributes:
-        step: The number of the step.
-        path: The indices that lead to the part.
+        sizes: The numbers of input and output channels of layers, by module path.
+        numbers: The numbers that modules hold, by module path and attribute.
     """
 
-    step: int
-    path: tuple[Any, ...] = ()
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One op of a recorded run.
+def record_wider(model: nn.Module, inputs: tuple[Any, ...], wider: Wider) -> list[Step]:
+    """The ops of a run in evaluation mode, on fake tensors, as if the model had other widths.
 
-    Attributes:
-        name: What the user would call it: ``add``, ``Conv2d``.
-        target: The function, the module's type, the method's name, or a `Source`.
-        args: Positional arguments, with a `Ref` for each tensor and tracked number.
-        kwargs: Named arguments, likewise.
-        example: Its result; of tensors only the shapes count.
-        place: The line of the user's source that ran it.
-        module: The path of the module that it called; None if it called none.
+    Raises:
+        Exception: Whatever forward raises at those widths.
     """
-
-    name: str
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    example: Any
-    place: str
-    module: str | None = None
+    recorder = _Recorder(model, wider)
+    return _run(model, inputs, recorder, training=False, fake=True)
 
 
-def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> list[Step]:
+def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> Recording:
     """The ops of one run of the model's forward on the example inputs.
 
     Pure: the model, its buffers and hooks and the random number generators are afterwards as they
@@ -97,7 +87,7 @@ def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> list
     _check_signature(model, inputs)
     recorder = _Recorder(model)
     try:
-        return _run(model, inputs, recorder, training=training, fake=True)
+        return Recording(_run(model, inputs, recorder, training=training, fake=True), fake=True)
     except Exception as error:  # forward asks for values, or is wrong: a real run will tell
         tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
         if any(isinstance(t, Tensor) and t.is_meta for t in tensors):
@@ -105,7 +95,7 @@ def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> list
             raise TraceError(f"{message} (tensors on the meta device have no values)") from error
     recorder = _Recorder(model)
     try:
-        return _run(model, inputs, recorder, training=training, fake=False)
+        return Recording(_run(model, inputs, recorder, training=training, fake=False), fake=False)
     except Exception as error:
         message = _failure(model, inputs, error, recorder.inside, training=training)
         raise ValueError(message) from error
@@ -204,45 +194,12 @@ class _Births(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made is not None and made() is tensor
 
 
-_LEAF_NUMBERS = """
-    in_features out_features in_channels out_channels groups num_groups num_features num_channels
-    num_parameters embedding_dim nf nx
-"""
-LEAF_NUMBERS = frozenset(_LEAF_NUMBERS.split())
-"""The numbers of layers that growth changes."""
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is taken down as one op, not looked into."""
-    known = kind_of(module) is not None or rule_of(type(module)) is not None
-    return isinstance(module, SplitLayer) or known
-
-
-def _autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def _result_of_leaf(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
-    """What a leaf module makes of a fake tensor, where its shape is known without running it."""
-    x = args[0] if len(args) == 1 else None
-    if not isinstance(x, FakeTensor) or _autocast(x.device.type):
-        return None
-    kind, weight = kind_of(module), getattr(module, "weight", None)
-    if isinstance(module, SplitLayer) or (weight is not None and weight.dtype != x.dtype):
-        return None
-    if kind is not None:
-        shape = kind.output_shape(module, tuple(x.shape))
-        return x.new_empty(shape) if shape is not None else None
-    if rule_of(type(module)) is not elementwise.elementwise or list(module.parameters()):
-        return None
-    return x if getattr(module, "inplace", False) else torch.empty_like(x)
-
-
 class _Recorder(TorchFunctionMode):
     """Takes down every op that runs while it is active."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, wider: Wider | None = None) -> None:
         super().__init__()
+        self._wider = wider or Wider()
         self.steps: list[Step] = []
         self.owners: dict[int, str] = {}
         """The paths of the model's own tensors."""
@@ -275,9 +232,11 @@ class _Recorder(TorchFunctionMode):
                 continue
             if name and is_leaf(module):
                 below_a_leaf.update(module.modules())
-                module.__dict__["forward"] = self._recorded_forward(name, module)
+                as_it_was = shallow(module)
+                shown = self._shown(name, as_it_was)
+                module.__dict__["forward"] = self._recorded_forward(name, as_it_was, shown)
                 for key in LEAF_NUMBERS & vars(module).keys():
-                    value = vars(module)[key]
+                    value = getattr(shown, key)
                     if type(value) is int:
                         module.__dict__[key] = Tracked.of(value, self, (name, key))
             else:
@@ -285,12 +244,19 @@ class _Recorder(TorchFunctionMode):
                     if type(value) in (int, list, tuple):
                         module.__dict__[key] = self._tracked_attribute(name, key, value)
 
-    def _recorded_forward(self, name: str, module: nn.Module) -> Callable[..., Any]:
+    def _shown(self, name: str, module: nn.Module) -> nn.Module:
+        """The layer whose shapes are shown: the module, or one of other sizes."""
+        sizes = self._wider.sizes.get(name)
+        return module if sizes is None else resized(module, sizes)
+
+    def _recorded_forward(
+        self, name: str, module: nn.Module, shown: nn.Module
+    ) -> Callable[..., Any]:
         forward = module.forward
         parts = list(module.modules())
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = _untracked(args), _untracked(kwargs)
+            args, kwargs = untracked(args), untracked(kwargs)
             if self.inside:  # a leaf within a leaf
                 return forward(*args, **kwargs)
             training = [part.training for part in parts]
@@ -298,8 +264,10 @@ class _Recorder(TorchFunctionMode):
             try:
                 for part in parts:  # only shapes count, and statistics must not be updated
                     part.training = False
-                result = None if kwargs else _result_of_leaf(module, args)
-                if result is None:
+                result = None if kwargs else result_of_leaf(shown, args)
+                if result is None and shown is not module:
+                    result = run_without_values(shown, args, kwargs)
+                elif result is None:
                     result = forward(*args, **kwargs)
                 self.inside = ""
             finally:
@@ -311,14 +279,17 @@ class _Recorder(TorchFunctionMode):
         return run
 
     def _tracked_attribute(self, name: str, key: str, value: Any) -> Any:
+        numbers = self._wider.numbers
         if type(value) is int:
+            value = numbers.get((name, key), value)
             return Tracked.of(value, self, (name, key)) if value > 0 else value
         if not value or any(type(item) is not int for item in value):
             return value
-        items = [
-            Tracked.of(item, self, (name, f"{key}[{index}]")) if item > 0 else item
-            for index, item in enumerate(value)
-        ]
+        items = []
+        for index, item in enumerate(value):
+            origin = (name, f"{key}[{index}]")
+            item = numbers.get(origin, item)
+            items.append(Tracked.of(item, self, origin) if item > 0 else item)
         return type(value)(items)
 
     def finish(self, output: Any) -> None:
@@ -339,7 +310,7 @@ class _Recorder(TorchFunctionMode):
         if self.inside:
             return func(*args, **kwargs)
         name, target, seen = target_of(func, args)
-        result = func(*_untracked(args), **_untracked(kwargs))
+        result = func(*untracked(args), **untracked(kwargs))
         if target is None:
             return result
         return self._record(name, target, seen, kwargs, result)
@@ -403,20 +374,3 @@ class _Recorder(TorchFunctionMode):
 
 def _shape_only(tensor: Tensor) -> Tensor:
     return tensor if isinstance(tensor, FakeTensor) else tensor.detach().to("meta")
-
-
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A value with every leaf of its tuples, lists, dicts and slices changed."""
-    if isinstance(value, (tuple, list)):
-        items = [mapped(item, change) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    if isinstance(value, dict):
-        return {key: mapped(item, change) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(mapped(bound, change) for bound in (value.start, value.stop, value.step)))
-    return change(value)
-
-
-def _untracked(value: Any) -> Any:
-    """The same value with plain numbers in place of tracked ones."""
-    return mapped(value, lambda leaf: int.__int__(leaf) if isinstance(leaf, Tracked) else leaf)

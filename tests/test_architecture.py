@@ -15,10 +15,13 @@ FLOORS = (
     {"groups"},
     {"silence", "layouts", "edits", "kinds", "folding", "execution", "undo"}
     | {"outputs", "places", "tracked", "undisturbed"},
+    {"steps"},
     {"split", "rules", "graph", "tracing", "passes"}
     | {"initializers", "attributes", "generations", "optimizers"},
-    {"recording", "planning", "namesakes"},
-    {"analysis", "growth"},
+    {"leaves", "planning", "namesakes"},
+    {"recording"},
+    {"widening", "growth"},
+    {"analysis"},
     {"handle"},
     {"growable", "reporting"},
     {"merging"},

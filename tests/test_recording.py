@@ -161,7 +161,7 @@ def test_a_recorded_run_leaves_no_trace(values: bool, training: bool) -> None:
         module.register_forward_hook(lambda m, args, output: ran.append(m))
     x = X.clone().requires_grad_()
     with unchanged(model):
-        steps = record(model, (x,), training=True)
+        steps = record(model, (x,), training=True).steps
         record(model, (x,), training=False)
     assert ran == []
     assert (x.grad, x.equal(X)) == (None, True)
@@ -182,7 +182,7 @@ def test_the_record_names_ops_modules_and_places() -> None:
     def forward(model: Any, x: Tensor) -> Tensor:
         return model.head(torch.tanh(model.one(x)) + x.shape[0])
 
-    steps = record(written(forward), (X,), training=False)
+    steps = record(written(forward), (X,), training=False).steps
     names = [step.name for step in steps]
     assert names == ["input", "Linear", "tanh", "getattr", "add", "Linear", "output"]
     assert [step.module for step in steps] == [None, "one", None, None, None, "head", None]

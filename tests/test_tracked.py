@@ -196,7 +196,7 @@ def test_after_the_recording_a_number_is_as_a_plain_int_is() -> None:
         kept.append(y.shape[-1])
         return model.head(y)
 
-    steps = record(written(forward), (X,), training=False)
+    steps = record(written(forward), (X,), training=False).steps
     (number,) = kept
     count = len(steps)
     assert isinstance(number, Tracked)
@@ -215,7 +215,7 @@ def test_a_number_of_an_earlier_recording_is_a_plain_one_in_the_next() -> None:
         return model.head(model.one(x).view(2, kept[0], 8))
 
     model = written(forward)
-    first, second = (record(model, (X,), training=training) for training in (False, True))
+    first, second = (record(model, (X,), training=training).steps for training in (False, True))
     (view,) = (step for step in second if step.name == "view")
     assert [type(number) for number in view.args[1:]] == [int, int, int]
     (view,) = (step for step in first if step.name == "view")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import splitgrow.kinds.stock  # noqa: F401 - the kinds that these are forms of
 from splitgrow.kinds.alike import Alike, Same
 from splitgrow.kinds.registry import KINDS, Along, LayerKind, Stock, TensorAxes, add_kind
-from splitgrow.kinds.stock import RootMeanSquareNorm
+from splitgrow.kinds.stock import RootMeanSquareNorm, cast
 
 
 class _WithActivation(Alike):
@@ -46,9 +46,9 @@ class _FrozenNorm(LayerKind):
         return {name: {0: Along("out")} for name in names}
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        built: nn.Module = type(module)(sizes[1], eps=module.eps)
-        like = module.weight
-        return built.to(options.get("device", like.device), like.dtype)
+        with torch.device(options.get("device", module.weight.device)):
+            built: nn.Module = type(module)(sizes[1], eps=module.eps)
+        return cast(built, module.weight.dtype)
 
 
 class _TransposedLinear(LayerKind):
@@ -77,7 +77,7 @@ class _TransposedLinear(LayerKind):
         dtype: torch.dtype = module.weight.dtype
         with torch.device(options.get("device", module.weight.device)):
             built: nn.Module = type(module)(sizes[1], sizes[0])
-        return built.to(dtype)
+        return cast(built, dtype)
 
     def build_helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         like = module.weight

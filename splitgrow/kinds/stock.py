@@ -67,6 +67,15 @@ _CONVS: dict[type[nn.Module], tuple[int, bool]] = {
 }
 
 
+def cast(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A fresh layer in another dtype; unlike ``layer.to(dtype)`` it works on fake tensors too."""
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        setattr(layer, name, nn.Parameter(parameter.detach().to(dtype)))
+    for name, buffer in list(layer.named_buffers(recurse=False)):
+        setattr(layer, name, buffer.to(dtype))
+    return layer
+
+
 def _convolution(module: Stock) -> type[nn.Module]:
     """The stock type of a convolution or of a subclass."""
     return next(layer for layer in _CONVS if isinstance(module, layer))
@@ -239,7 +248,7 @@ class RootMeanSquareNorm(LayerKind):
         weight: torch.Tensor = module.weight
         with torch.device(options.get("device", weight.device)):
             built = self.made(module, sizes[1], eps * narrower)
-        return built.to(weight.dtype)
+        return cast(built, weight.dtype)
 
     def build_merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         """The norm that a grown one becomes: its eps is smaller."""

@@ -1,0 +1,73 @@
+"""The record of one run of a forward: its ops, and what stands for tensors and numbers in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from splitgrow.tracked import Tracked
+
+
+class Source(Enum):
+    """What a step is that no op made."""
+
+    INPUT = "an input of the model"
+    TENSOR = "a tensor of the model, or one that was there before"
+    NUMBER = "a number that a module holds in an attribute"
+    UNSEEN = "a tensor that came out of something that could not be recorded"
+    OUTPUT = "what the model returns"
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Stands for what a step results in, or for a part of it.
+
+    Attributes:
+        step: The number of the step.
+        path: The indices that lead to the part.
+    """
+
+    step: int
+    path: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One op of a recorded run.
+
+    Attributes:
+        name: What the user would call it: ``add``, ``Conv2d``.
+        target: The function, the module's type, the method's name, or a `Source`.
+        args: Positional arguments, with a `Ref` for each tensor and tracked number.
+        kwargs: Named arguments, likewise.
+        example: Its result; of tensors only the shapes count.
+        place: The line of the user's source that ran it.
+        module: The path of the module that it called; None if it called none.
+    """
+
+    name: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    example: Any
+    place: str
+    module: str | None = None
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A value with every leaf of its tuples, lists, dicts and slices changed."""
+    if isinstance(value, (tuple, list)):
+        items = [mapped(item, change) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict):
+        return {key: mapped(item, change) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(mapped(bound, change) for bound in (value.start, value.stop, value.step)))
+    return change(value)
+
+
+def untracked(value: Any) -> Any:
+    """The same value with plain numbers in place of tracked ones."""
+    return mapped(value, lambda leaf: int.__int__(leaf) if isinstance(leaf, Tracked) else leaf)
