@@ -59,11 +59,10 @@ def defaulting_to(dtype: torch.dtype) -> Iterator[None]:
 
 
 def count_parameters(subject: Subject) -> int | None:
-    """How many parameters a model has, without making their values; None if that fails."""
+    """How many parameters a model has; None if it cannot be made."""
     try:
-        with torch.device("meta"):
-            model = subject.build()
-    except Exception:  # noqa: BLE001  whatever it is, the model has to be made for real
+        model = build(subject, None)
+    except Exception:  # noqa: BLE001  preparing it will tell
         return None
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -96,8 +95,11 @@ def build(subject: Subject, dtype: torch.dtype | None) -> nn.Module:
     """A fresh model in evaluation mode: real values of a dtype, or shapes only."""
     torch.manual_seed(0)
     if dtype is None:
-        with torch.device("meta"):
-            return subject.build().eval()
+        try:
+            with torch.device("meta"):
+                return subject.build().eval()
+        except Exception:  # noqa: BLE001  some compute with tensors while they are made
+            return subject.build().eval().to("meta")
     with defaulting_to(dtype):
         return subject.build().eval().to(dtype)
 
