@@ -25,10 +25,10 @@ class LayerChange:
         width: The number of output channels before and after.
         ins: Where new input channels land.
         outs: Where new output channels land.
-        silent_ins: For each insertion of inputs, whether they are zero until they learn.
-        silent_outs: For each insertion of outputs, whether they must be zero until they learn.
         blocks: The blocks that are added, in order: "helper", "new".
         parameters: The number of parameters that they add.
+        silent_ins: For each insertion of inputs, whether they are zero until they learn.
+        silent_outs: For each insertion of outputs, whether they must be zero until they learn.
     """
 
     name: str
@@ -37,10 +37,10 @@ class LayerChange:
     width: tuple[int, int]
     ins: Insertions
     outs: Insertions
-    silent_ins: tuple[bool, ...]
-    silent_outs: tuple[bool, ...]
     blocks: tuple[str, ...]
     parameters: int
+    silent_ins: tuple[bool, ...] = ()
+    silent_outs: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

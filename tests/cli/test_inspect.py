@@ -51,7 +51,7 @@ def make():
     return Net()
 
 def branching():
-    return Branching(3, 3)
+    return Branching(3, 3).to("meta")
 
 def broken():
     raise ValueError("no such weights\\nand more")
@@ -133,7 +133,7 @@ def test_the_table_has_a_row_a_layer_and_a_summary(models: str) -> None:
     assert "Pair" in printed
     for text in ("mix", "Linear", "no: ", "extra", "out", "yes"):
         assert text in printed
-    assert "1 of 2 layers can grow; 98 parameters.\n" in printed
+    assert "2 of 3 layers can grow; 98 parameters.\n" in printed
 
 
 def test_json_is_all_that_goes_to_stdout(models: str) -> None:
