@@ -1,4 +1,4 @@
-"""From a model to its channel graph: each op's rule, run once over the traced forward.
+"""From a model to its channel graph: each op's rule, run over the recorded forward.
 
 Also finds the layers that cannot grow whatever the graph says: those whose weights are shared, used
 directly, or computed by something else.
@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from splitgrow.axes import Axis, Size, constant, scaled
 from splitgrow.errors import TraceError
@@ -21,7 +20,7 @@ from splitgrow.kinds import LayerKind, kind_of, sized_layers
 from splitgrow.namesakes import unread_numbers
 from splitgrow.recording import Recording, record
 from splitgrow.rules import Op, Shaped, result_of
-from splitgrow.rules.registry import constant_like, fix_arguments
+from splitgrow.rules.registry import constant_like, fix_arguments, shaped_in
 from splitgrow.silence import Silence
 from splitgrow.split import SplitLayer, stock
 from splitgrow.steps import Ref, Source, Step, mapped
@@ -72,7 +71,6 @@ class _Analysis:
         self.silence = Silence(self.groups)
         self.values: list[Any] = []
         self.numbers: dict[tuple[str, str], Axis] = {}
-        self.seen: list[Axis] = []
         self.tensors: dict[int, str] = {}
         names = {id(module): name for name, module in self.modules.items()}
         for name, module in model.named_modules(remove_duplicate=False):
@@ -87,7 +85,6 @@ class _Analysis:
                 if step.target is Source.TENSOR:
                     self.tensors[index] = step.args[0]
                 values.append(self._value(step, values))
-                self.seen.extend(_axes_in(values[-1]))
             self.values = self.values or values
         self.graph.silent = self.silence.settle()
         self._add_uncalled()
@@ -118,7 +115,7 @@ class _Analysis:
 
     def _value(self, step: Step, values: Sequence[Any]) -> Any:
         if isinstance(step.target, Source) and step.target is not Source.OUTPUT:
-            return self._source(step)
+            return self._source(step, values)
 
         def looked_up(leaf: Any) -> Any:
             if not isinstance(leaf, Ref):
@@ -152,7 +149,7 @@ class _Analysis:
         kind = kind_of(layer) if layer is not None else None
         return result_of(op) if kind is None else self._layer(op, str(step.module), kind)
 
-    def _source(self, step: Step) -> Any:
+    def _source(self, step: Step, values: Sequence[Any]) -> Any:
         if step.target is Source.INPUT:
             reason = f"it is tied to the model's input `{step.args[0]}`"
             return constant_like(step.example, reason)
@@ -165,8 +162,9 @@ class _Analysis:
             return self.groups.size(self.numbers[name, key])
         if step.target is Source.UNSEEN:
             reason = f"something that splitgrow cannot see made a tensor, before {step.place}"
-            for axis in self.seen:
-                self.groups.fix(axis, reason)
+            for shaped in shaped_in((self.values, values)):
+                for axis in shaped.axes:
+                    self.groups.fix(axis, reason)
             return constant_like(step.example, reason)
         (path,) = step.args
         name, parametrization, _ = path.partition(".parametrizations.")
@@ -268,9 +266,8 @@ class _Analysis:
 
     def _add(self, name: str, module: nn.Module, ins: Axis, outs: Axis) -> LayerNode:
         layer = stock(module)
-        kind = kind_of(layer)
-        sized = kind.sized if kind is not None else isinstance(layer, sized_layers())
-        self.graph.nodes[name] = LayerNode(name, type(layer).__name__, sized, ins, outs)
+        kind = type(layer).__name__
+        self.graph.nodes[name] = LayerNode(name, kind, _is_sized(layer), ins, outs)
         return self.graph.nodes[name]
 
     def _add_unfollowed(self, name: str, module: nn.Module, reason: str) -> None:
@@ -285,10 +282,7 @@ class _Analysis:
             if isinstance(module, SplitLayer) or name in self.graph.nodes
         )
         for name, module in self.modules.items():
-            layer = stock(module)
-            kind = kind_of(layer)
-            sized = kind.sized if kind is not None else isinstance(layer, sized_layers())
-            if name in self.graph.nodes or not sized:
+            if name in self.graph.nodes or not _is_sized(stock(module)):
                 continue
             if name.startswith(whole):
                 continue  # a block of a split layer
@@ -301,10 +295,10 @@ class _Analysis:
             self._add_unfollowed(name, module, reason)
 
 
-def _axes_in(value: Any) -> Iterator[Axis]:
-    for leaf in pytree.tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, Shaped)):
-        if isinstance(leaf, Shaped):
-            yield from leaf.axes
+def _is_sized(layer: nn.Module) -> bool:
+    """Whether a layer's width can be asked for, known or not."""
+    kind = kind_of(layer)
+    return kind.sized if kind is not None else isinstance(layer, sized_layers())
 
 
 def _subclass_refusal(module: nn.Module) -> str:

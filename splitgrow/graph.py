@@ -89,8 +89,12 @@ class ChannelGraph:
 
     def step(self, node: LayerNode) -> int:
         """The smallest number of units that a layer can grow by; 0 if it cannot grow."""
-        growing = self.growing_groups(node.outs)
-        return min((self.multiplicity(node.outs, group) for group in growing), default=0)
+        return min(self.steps(node).values(), default=0)
+
+    def steps(self, node: LayerNode) -> dict[int, int]:
+        """By how much a layer grows for each unit of a group, the group at its end first."""
+        groups = self.growing_groups(node.outs)
+        return {group: self.multiplicity(node.outs, group) for group in groups}
 
     def tied(self, node: LayerNode) -> list[str]:
         """The other layers whose width grows with this one's."""

@@ -33,7 +33,7 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     Analysing again is harmless, and is the way on after the model was changed by hand.
 
     Args:
-        model: Any module whose forward torch.fx can follow.
+        model: Any module that runs on the example inputs.
         example_inputs: A tensor, or a tuple of the positional arguments of an example call.
 
     Raises:

@@ -71,9 +71,7 @@ def find_growth(graph: ChannelGraph, request: Mapping[str, int]) -> dict[int, in
     for name in sorted(request, key=lambda name: len(graph.growing_groups(nodes[name].outs))):
         missing = request[name] - _gain(graph, nodes[name], growth)
         steps = {
-            group: graph.multiplicity(nodes[name].outs, group)
-            for group in graph.growing_groups(nodes[name].outs)
-            if group not in growth
+            group: step for group, step in graph.steps(nodes[name]).items() if group not in growth
         }
         shares = _shares(steps, missing)
         if shares is None:
@@ -137,7 +135,7 @@ def rounded_up(graph: ChannelGraph, request: Mapping[str, int], round_to: int) -
 
 
 def _rounded_up(graph: ChannelGraph, node: LayerNode, n: int, round_to: int) -> int:
-    steps = {g: graph.multiplicity(node.outs, g) for g in graph.growing_groups(node.outs)}
+    steps = graph.steps(node)
     if not steps:
         return n  # it cannot grow at all, which is said elsewhere
     width = graph.groups.length(node.outs)
@@ -169,7 +167,7 @@ def _misfit(
             f"tied, and that gives it {gained}"
         )
     width = graph.groups.length(node.outs)
-    steps = {g: graph.multiplicity(node.outs, g) for g in graph.growing_groups(node.outs)}
+    steps = graph.steps(node)
     fits = [m for m in range(1, n + 2 * max(steps.values()) + 1) if _shares(steps, m) is not None]
     below, above = [m for m in fits if m < n], [m for m in fits if m > n]
     fitting = [width + m for m in (below[-1:] + above[:1] if below else above[:2])]

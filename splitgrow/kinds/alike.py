@@ -108,6 +108,13 @@ class Alike(LayerKind):
             built.add_module(name, copy.deepcopy(child))
         return built
 
+    def as_base(self, module: Stock) -> nn.Module:
+        """A layer of the base type with the module's own tensors."""
+        plain = self.base.build(module, self.sizes(module), device="meta")
+        for name, _ in (*plain.named_parameters(), *plain.named_buffers()):
+            setattr(plain, name, getattr(module, name))
+        return plain.train(module.training)
+
     def diagonal(self, module: Stock) -> bool:
         """As its base has it."""
         return self.base.diagonal(module)
@@ -138,11 +145,7 @@ class Same(Alike):
 
     def stock_parts(self, module: Stock) -> list[nn.Module]:
         """One layer of the base type, with the same tensors."""
-        plain = self.base.build(module, self.sizes(module), device="meta")
-        for name in self.tensors(module):
-            if getattr(plain, name) is not None:
-                setattr(plain, name, getattr(module, name))
-        return [plain.train(module.training)]
+        return [self.as_base(module)]
 
 
 def register_layer(

@@ -23,11 +23,7 @@ class _WithActivation(Alike):
         return self.base.output_shape(module, shape)
 
     def stock_parts(self, module: Stock) -> list[nn.Module]:
-        plain = self.base.build(module, self.sizes(module), device="meta")
-        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-            if getattr(plain, name, None) is not None:
-                setattr(plain, name, getattr(module, name))
-        return [plain.train(module.training), module.drop, module.act]
+        return [self.as_base(module), module.drop, module.act]
 
 
 class _FrozenNorm(LayerKind):

@@ -81,8 +81,7 @@ class Op:
 
     def shaped(self) -> Iterator[Shaped]:
         """All tensors among the arguments."""
-        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)), is_leaf=_is_value)
-        return (leaf for leaf in leaves if isinstance(leaf, Shaped))
+        return shaped_in((self.args, dict(self.kwargs)))
 
     def sizes(self) -> Iterator[Size]:
         """All numbers among the arguments that come from shapes."""
@@ -110,8 +109,8 @@ class Op:
         """States that channels of the result are not zero where those of the operands are."""
         if self.silence is None:
             return
-        for leaf in pytree.tree_leaves(result, is_leaf=_is_value):
-            for axis in leaf.axes if isinstance(leaf, Shaped) else ():
+        for shaped in shaped_in(result):
+            for axis in shaped.axes:
                 reason = self.reason("makes something else than zeros of zeros")
                 self.silence.hear(axis, reason)
 
@@ -131,6 +130,12 @@ def constant_like(example: Any, reason: str) -> Any:
     if isinstance(example, Tensor):
         return Shaped(tuple(constant(int(size), reason) for size in example.shape))
     return example
+
+
+def shaped_in(value: Any) -> Iterator[Shaped]:
+    """All tensors in nested values."""
+    leaves = pytree.tree_leaves(value, is_leaf=_is_value)
+    return (leaf for leaf in leaves if isinstance(leaf, Shaped))
 
 
 def _is_value(node: Any) -> bool:
