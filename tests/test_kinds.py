@@ -329,3 +329,15 @@ def test_a_table_given_sparse_gradients_still_has_them() -> None:
     model.expand_layer("0", 2)
     model(WORDS).sum().backward()
     assert [block.weight.grad.is_sparse for block in list(model[0])[1:]] == [True]
+
+
+class NamedNorm(nn.BatchNorm1d):
+    """A norm by another name."""
+
+
+def test_a_fused_look_alike_has_values_for_all_of_its_tensors() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), NamedNorm(4), nn.Linear(4, 2)).eval()
+    fused: Any = splitgrow.fuse(splitgrow.growable(model, torch.ones(2, 3)))
+    (norm,) = (module for module in fused.modules() if isinstance(module, nn.BatchNorm1d))
+    assert type(norm) is nn.BatchNorm1d
+    assert not any(buffer.is_meta for buffer in norm.buffers())
