@@ -17,7 +17,7 @@ from splitgrow.handle import HISTORY, handle
 from splitgrow.split import SplitLayer
 
 _STORES = ("_parameters", "_buffers", "_modules")
-_CACHES = ("_schedules",)
+_CACHES = ("_runner",)
 
 
 class Same:

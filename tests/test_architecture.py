@@ -11,13 +11,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "splitgrow"
 FLOORS = (
-    {"errors", "axes"},
-    {"groups"},
+    {"errors", "axes", "spans"},
+    {"groups", "kernels", "whole", "partial"},
     {"silence", "layouts", "edits", "kinds", "folding", "execution", "undo"}
     | {"outputs", "places", "tracked", "undisturbed"},
-    {"steps"},
-    {"split", "rules", "graph", "tracing", "passes"}
-    | {"initializers", "attributes", "generations", "optimizers"},
+    {"steps", "composition", "generations"},
+    {"assembly", "blockwise"},
+    {"multiplied", "normalised"},
+    {"merged"},
+    {"running"},
+    {"split", "rules", "graph", "tracing", "passes"} | {"initializers", "attributes", "optimizers"},
     {"leaves", "planning", "namesakes"},
     {"recording"},
     {"widening", "growth"},

@@ -128,7 +128,7 @@ class Squared(nn.Linear):
 def test_control_a_layer_that_is_not_linear_in_its_inputs_must_not_be_registered() -> None:
     register_layer(Squared, like=nn.Linear)
     model = between(Squared(6, 6))
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError), splitgrow.execution("blockwise"):
         laws_hold(model, X, ("0", "1"))
 
 

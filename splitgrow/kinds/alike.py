@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from splitgrow.kernels import Kernel
 from splitgrow.kinds.registry import (
     FOUND,
     KINDS,
@@ -131,6 +132,10 @@ class Alike(LayerKind):
         """As its base has it."""
         return self.base.covers(module)
 
+    def keeps_statistics(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.keeps_statistics(module)
+
     def limits(self, module: Stock) -> str:
         """As its base has it."""
         return self.base.limits(module)
@@ -142,6 +147,14 @@ class Same(Alike):
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """As its base has it."""
         return self.base.output_shape(module, shape)
+
+    def kernel(self, module: Stock) -> Kernel | None:
+        """As its base has it."""
+        return self.base.kernel(module)
+
+    def batch_norm(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.batch_norm(module)
 
     def stock_parts(self, module: Stock) -> list[nn.Module]:
         """One layer of the base type, with the same tensors."""

@@ -22,6 +22,13 @@ class _WithActivation(Alike):
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return self.base.output_shape(module, shape)
 
+    def batch_norm(self, module: Stock) -> bool:
+        return self.base.batch_norm(module)
+
+    def finished(self, module: Stock, y: Tensor) -> Tensor:
+        activated: Tensor = module.act(module.drop(y))
+        return activated
+
     def stock_parts(self, module: Stock) -> list[nn.Module]:
         return [self.as_base(module), module.drop, module.act]
 
@@ -52,6 +59,7 @@ class _TransposedLinear(LayerKind):
 
     layers = ("transformers.pytorch_utils.Conv1D",)
     sized = True
+    side_by_side = False  # a helper's weight lies the other way
     mixes = False
 
     def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
@@ -101,6 +109,7 @@ class _StandardisedConv(Alike):
     """
 
     computes_weight = True
+    side_by_side = False
 
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:
         tensors = dict(self.base.tensors(module))

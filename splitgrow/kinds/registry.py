@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from splitgrow.kernels import Kernel
+
 
 @dataclass(frozen=True, slots=True)
 class Along:
@@ -56,6 +58,9 @@ class LayerKind(ABC):
     """Whether its weight is made from its parameters at each call, so that `value` is not the
     parameter itself."""
 
+    side_by_side: bool = True
+    """Whether the plain layer's tensors are those of the blocks, side by side."""
+
     @abstractmethod
     def channel_dim(self, module: Stock) -> int:
         """The dimension of input and output on which the channels lie."""
@@ -91,6 +96,26 @@ class LayerKind(ABC):
         """One of a block's tensors as the merged layer has it."""
         tensor: Tensor | None = getattr(block, name)
         return tensor
+
+    def kernel(self, module: Stock) -> Kernel | None:  # noqa: ARG002
+        """The layer's arithmetic with its gradients apart; None if torch's autograd has to do."""
+        return None
+
+    def batch_norm(self, module: Stock) -> bool:  # noqa: ARG002
+        """Whether it is a batch norm, some blocks of which may be held while others move."""
+        return False
+
+    def runs_as_one(self, module: Stock) -> bool:  # noqa: ARG002
+        """Whether one layer with the blocks' tensors put together may run in place of them."""
+        return True
+
+    def keeps_statistics(self, module: Stock) -> bool:  # noqa: ARG002
+        """Whether it changes its buffers while it trains."""
+        return False
+
+    def finished(self, module: Stock, y: Tensor) -> Tensor:  # noqa: ARG002
+        """What it makes of the output of its batch norm."""
+        return y
 
     def carried_over(self, name: str, tensor: Tensor, born: int, now: int) -> Tensor:  # noqa: ARG002
         """A tensor of a block as it counts in a layer that has become wider since.

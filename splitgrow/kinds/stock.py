@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from splitgrow.kernels import Convolution, Kernel, Linear
 from splitgrow.kinds.registry import Along, LayerKind, Stock, TensorAxes, add_kind
 
 
@@ -51,6 +52,9 @@ class _Linear(LayerKind):
 
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
         return {"weight": {0: Along("out"), 1: Along("in")}, "bias": {0: Along("out")}}
+
+    def kernel(self, module: Stock) -> Kernel:  # noqa: ARG002
+        return Linear()
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         bias = options.get("bias", module.bias is not None)
@@ -128,6 +132,22 @@ class _Conv(LayerKind):
             return {"weight": {0: Along("in"), 1: Along("out", groups)}, "bias": bias}
         return {"weight": {0: Along("out"), 1: Along("in", groups)}, "bias": bias}
 
+    def kernel(self, module: Stock) -> Kernel:
+        dims, transposed = _CONVS[_convolution(module)]
+        padding, before = module.padding, ()
+        if not transposed and (isinstance(padding, str) or module.padding_mode != "zeros"):
+            padding, before = (0,) * dims, tuple(vars(module)["_reversed_padding_repeated_twice"])
+        return Convolution(
+            stride=module.stride,
+            padding=padding,
+            dilation=module.dilation,
+            output_padding=module.output_padding,
+            transposed=transposed,
+            groups=0 if self.diagonal(module) else module.groups,
+            before=before if any(before) else (),
+            mode="constant" if module.padding_mode == "zeros" else module.padding_mode,
+        )
+
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         arguments: dict[str, Any] = {
             name: getattr(module, name)
@@ -176,6 +196,12 @@ class _Norm(LayerKind):
         dims = int(_norm(module).__name__[-2])  # BatchNorm2d
         return shape if len(shape) == dims + 2 and shape[1] == module.num_features else None
 
+    def batch_norm(self, module: Stock) -> bool:
+        return "Batch" in _norm(module).__name__
+
+    def keeps_statistics(self, module: Stock) -> bool:
+        return module.running_mean is not None
+
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
         names = ("weight", "bias", "running_mean", "running_var")
         return {name: {0: Along("out")} for name in names}
@@ -221,6 +247,7 @@ class RootMeanSquareNorm(LayerKind):
     """
 
     couples = True
+    side_by_side = False
     mixes = False
     eps_name = "eps"
 
@@ -295,6 +322,9 @@ class _Embedding(LayerKind):
     sized = True
     mixes = False
     reads_channels = False
+
+    def runs_as_one(self, module: Stock) -> bool:
+        return not module.sparse  # gradients of a whole table would be dense
 
     def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
         return -1

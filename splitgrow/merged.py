@@ -1,0 +1,74 @@
+"""Running a grown layer as the one plain layer that it equals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from splitgrow.assembly import Assembly
+from splitgrow.composition import Composition
+from splitgrow.multiplied import Multiplied
+from splitgrow.normalised import moves_of, normalised
+from splitgrow.whole import Unfit
+
+
+class Merged:
+    """One grown layer, run as one.
+
+    Args:
+        composition: What the layer is made of.
+        keep: Whether what is put together is kept from call to call.
+    """
+
+    def __init__(self, composition: Composition, *, keep: bool = True) -> None:
+        self._composition = composition
+        self.assembly = Assembly(composition, keep=keep)
+        kernel = composition.kind.kernel(composition.original)
+        self._multiplied = Multiplied(self.assembly, kernel) if kernel is not None else None
+        self._kernel = kernel
+
+    @property
+    def computed(self) -> float | None:
+        """Which share of the weight's gradient the last call will compute, if it does that here."""
+        gradients = self._multiplied.gradients if self._multiplied is not None else None
+        return gradients.worth if gradients is not None else None
+
+    def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output.
+
+        Raises:
+            Unfit: If these blocks, as they are now, cannot run as one.
+        """
+        kind, original = self._composition.kind, self._composition.original
+        if self._multiplied is not None and not args and not kwargs:
+            return self._multiplied.run(x)
+        if kind.batch_norm(original):
+            return kind.finished(original, normalised(self.assembly, x))
+        moves = any(moves_of(self._composition))
+        if (moves and kind.keeps_statistics(original)) or not kind.runs_as_one(original):
+            raise Unfit
+        tensors: dict[str, Tensor | None] = {}
+        if kind.side_by_side:
+            for name, value in self.assembly.values().items():
+                tensors[name] = self.assembly.differentiable(name, value)
+        else:
+            tensors = {name: self._composition.assembled(name) for name in self.assembly.names}
+        output: Tensor = self.assembly.plain(tensors, training=moves)(x, *args, **kwargs)
+        return output
+
+    @property
+    def traceable(self) -> bool:
+        """Whether `run_traced` can run it."""
+        return self._kernel is not None or self._composition.kind.couples
+
+    def run_traced(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output by ops that torch's compiler and transforms know, nothing kept."""
+        composition = self._composition
+        tensors = {name: composition.assembled(name) for name in self.assembly.names}
+        if self._kernel is not None and not args and not kwargs:
+            weight = tensors["weight"]
+            assert weight is not None
+            return self._kernel.output(self._kernel.prepared(x), weight, tensors["bias"])
+        output: Tensor = self.assembly.plain(tensors, training=False)(x, *args, **kwargs)
+        return output

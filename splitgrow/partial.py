@@ -1,0 +1,166 @@
+"""Which part of a weight's gradient has to be computed, and which block gets what of it.
+
+Pure integers. What trains of a grown layer is, wherever its channels lie, a set of whole outputs
+(new blocks) and for the other outputs a set of inputs (helpers): two rectangles, however often the
+layer has grown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from splitgrow.spans import Index, Spans, length_of, repeated, rest, shared, union
+
+_WORTHWHILE = 0.8
+"""Of the whole gradient: above this share, slicing costs more than it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of a weight's two channel dimensions.
+
+    Attributes:
+        dim: The dimension of the weight.
+        sections: In how many equal sections of the activations' channels it is repeated.
+        length: The number of positions of one section.
+    """
+
+    dim: int
+    sections: int
+    length: int
+
+    def channels(self, spans: Spans) -> Spans:
+        """The positions in the activations."""
+        return repeated(spans, self.sections, self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A rectangle of the gradient that is computed in one go.
+
+    Attributes:
+        outs: The channels of the output gradient that it is made of.
+        ins: The channels of the input.
+        lengths: How long the weight's dimensions are; of others, as they are.
+    """
+
+    outs: Spans
+    ins: Spans
+    lengths: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a block's gradient takes from one strip: rectangles there and in the block's own."""
+
+    strip: int
+    rectangles: tuple[tuple[Index, Index], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """The strips to compute, and for each block that trains where its gradient is in them.
+
+    Attributes:
+        strips: At most two.
+        shares: By block.
+        worth: What is computed, as a share of the whole gradient.
+    """
+
+    strips: tuple[Strip, ...]
+    shares: Mapping[int, tuple[Share, ...]]
+    worth: float
+
+
+Places = Mapping[int, Spans]
+"""For each dimension of a weight, the stretches on which a block lies."""
+
+
+def gradients_of(
+    out: Side, into: Side, rows: Mapping[int, Places], columns: Mapping[int, Places]
+) -> Gradients:
+    """What to compute for a weight of two channel dimensions.
+
+    Args:
+        out: The dimension of the outputs.
+        into: The dimension of the inputs.
+        rows: The places of the original and of new blocks that train, by block.
+        columns: Those of helpers that train.
+    """
+    outs = union(places[out.dim] for places in rows.values())
+    ins = union(places[into.dim] for places in columns.values())
+    others = rest(outs, out.length)
+    computed = length_of(outs) * into.length + length_of(others) * length_of(ins)
+    worth = computed / (out.length * into.length)
+    if worth > _WORTHWHILE:
+        outs, others, worth = ((0, out.length),), (), 1.0
+    every = ((0, into.length),)
+    rectangles: list[tuple[Spans, ...]] = [(outs, every)] if outs else []
+    rectangles += [(others, ins)] if others and ins else []
+    strips = tuple(
+        Strip(
+            out.channels(one),
+            into.channels(other),
+            ((out.dim, length_of(one)), (into.dim, length_of(other))),
+        )
+        for one, other in rectangles
+    )
+    shares = {
+        block: _shares({out.dim: 0, into.dim: 1}, places, rectangles)
+        for block, places in {**rows, **columns}.items()
+    }
+    return Gradients(strips, shares, worth)
+
+
+def diagonal_gradients_of(
+    dim: int, length: int, places: Mapping[int, Places], channels: tuple[Spans, Spans]
+) -> Gradients:
+    """What to compute where each output reads its own input only: one strip.
+
+    Args:
+        dim: The weight's only channel dimension.
+        length: How long it is.
+        places: The places of the blocks that train, by block.
+        channels: The output and input channels of these blocks.
+    """
+    chosen = union(own[dim] for own in places.values())
+    strips = (Strip(*channels, ((dim, length_of(chosen)),)),)
+    shares = {block: _shares({dim: 0}, own, [(chosen,)]) for block, own in places.items()}
+    return Gradients(strips, shares, length_of(chosen) / length)
+
+
+def _shares(
+    order: Mapping[int, int], places: Places, rectangles: Sequence[tuple[Spans, ...]]
+) -> tuple[Share, ...]:
+    """What each of the rectangles has of a block.
+
+    Args:
+        order: For each dimension of the weight, its place in a rectangle.
+        places: The block's.
+        rectangles: The strips, in the weight's own positions.
+    """
+    found = []
+    for strip, rectangle in enumerate(rectangles):
+        stretches = [
+            (dim, shared(rectangle[place], places[dim])) for dim, place in sorted(order.items())
+        ]
+        pairs = [
+            (_index(chosen, stretches, 0), _index(chosen, stretches, 1))
+            for chosen in product(*(stretch for _, stretch in stretches))
+        ]
+        if pairs:
+            found.append(Share(strip, tuple(pairs)))
+    return tuple(found)
+
+
+def _index(
+    chosen: Sequence[tuple[int, int, int]],
+    stretches: Sequence[tuple[int, list[tuple[int, int, int]]]],
+    which: int,
+) -> Index:
+    index = [slice(None)] * (1 + max(dim for dim, _ in stretches))
+    for (dim, _), stretch in zip(stretches, chosen, strict=True):
+        index[dim] = slice(stretch[which], stretch[which] + stretch[2])
+    return tuple(index)

@@ -1,0 +1,95 @@
+"""Stretches of positions along a dimension, and the parts of tensors that they cover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Span: TypeAlias = tuple[int, int]
+"""The first position of a stretch, and its length."""
+Spans: TypeAlias = tuple[Span, ...]
+"""Stretches in order of position, with something between each and the next."""
+Index: TypeAlias = tuple[slice, ...]
+
+
+def length_of(spans: Spans) -> int:
+    """How many positions there are."""
+    return sum(length for _, length in spans)
+
+
+def union(parts: Iterable[Spans]) -> Spans:
+    """The positions of any of several, of which no two have one in common."""
+    joined: list[Span] = []
+    for start, length in sorted(span for spans in parts for span in spans):
+        if joined and sum(joined[-1]) == start:
+            first, before = joined.pop()
+            joined.append((first, before + length))
+        else:
+            joined.append((start, length))
+    return tuple(joined)
+
+
+def rest(spans: Spans, length: int) -> Spans:
+    """All other positions of a dimension."""
+    found, end = [], 0
+    for start, count in (*spans, (length, 0)):
+        if start > end:
+            found.append((end, start - end))
+        end = start + count
+    return tuple(found)
+
+
+def shared(one: Spans, other: Spans) -> list[tuple[int, int, int]]:
+    """The stretches that lie on both.
+
+    For each its place among the one's positions, its place among the other's, and its length.
+    """
+    found = []
+    before = 0
+    for first, count in one:
+        passed = 0
+        for start, length in other:
+            low, high = max(first, start), min(first + count, start + length)
+            if low < high:
+                found.append((before + low - first, passed + low - start, high - low))
+            passed += length
+        before += count
+    return found
+
+
+def repeated(spans: Spans, times: int, period: int) -> Spans:
+    """The same positions in each of several equal sections that follow each other."""
+    return union(tuple((start + k * period, n) for start, n in spans) for k in range(times))
+
+
+def take(tensor: Tensor, dim: int, spans: Spans) -> Tensor:
+    """The part of a tensor at these positions: the tensor itself or a view, if it can be."""
+    if spans == ((0, tensor.shape[dim]),):
+        return tensor
+    parts = [tensor.narrow(dim, start, length) for start, length in spans]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def regions(places: Mapping[int, Spans], dims: int) -> Iterator[tuple[Index, Index]]:
+    """The rectangles of a tensor that lies scattered in a larger one.
+
+    Args:
+        places: For each dimension the stretches that it lies on; all where there are none.
+        dims: The number of dimensions.
+
+    Yields:
+        The rectangle in the larger tensor, and in the tensor itself.
+    """
+    choices: list[list[tuple[slice, slice]]] = []
+    for dim in range(dims):
+        pieces, taken = [], 0
+        for start, length in places.get(dim, ()):
+            pieces.append((slice(start, start + length), slice(taken, taken + length)))
+            taken += length
+        choices.append(pieces if dim in places else [(slice(None), slice(None))])
+    for chosen in product(*choices):
+        yield tuple(larger for larger, _ in chosen), tuple(own for _, own in chosen)

@@ -1,0 +1,151 @@
+"""One tensor of a grown layer put together from its blocks', without ever being out of date.
+
+A frozen block's tensor becomes a view of the whole, so that nothing is copied again however it is
+changed in place. A tensor that trains keeps storage of its own, since optimizers with fused kernels
+take every parameter for contiguous, and is copied in at every use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.spans import Spans, regions
+
+
+def memory_format_of(tensor: Tensor) -> torch.memory_format:
+    """Channels last if the strides of a tensor, dense or a part of one, are in that order."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = tensor.dim() in formats and tensor.stride(1) == 1 and tensor.stride(-1) > 1
+    return formats[tensor.dim()] if last else torch.contiguous_format
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor fills its storage's stretch, as against being a part of a larger one."""
+    return tensor.is_contiguous(memory_format=memory_format_of(tensor))
+
+
+def make_dense_(module: nn.Module) -> None:
+    """Gives a module's parameters storage of their own."""
+    for parameter in module._parameters.values():  # noqa: SLF001
+        if parameter is not None and not is_dense(parameter):
+            with torch.inference_mode(mode=False):
+                parameter.data = parameter.data.clone()
+
+
+class Unfit(Exception):  # noqa: N818
+    """The blocks, as they are now, cannot be put together."""
+
+
+class Part:
+    """One block's tensor, and where it lies in the whole.
+
+    Attributes:
+        block: The block's place in the layer.
+        owner: The dictionary that has the tensor, under `name`.
+        regions: The rectangles that it covers: there, and in itself.
+        shape: Its shape.
+        size: Its number of elements.
+    """
+
+    __slots__ = ("block", "name", "owner", "raw", "regions", "shape", "size")
+
+    def __init__(
+        self, block: int, module: nn.Module, name: str, places: Mapping[int, Spans]
+    ) -> None:
+        self.block, self.name = block, name
+        own = module._parameters.get(name) is not None  # noqa: SLF001
+        self.owner: Any = module._parameters if own else module._buffers  # noqa: SLF001
+        self.shape = self.tensor.shape
+        self.size = self.shape.numel()
+        self.regions = list(regions(places, len(self.shape)))
+        self.raw: list[Tensor] = []
+
+    @property
+    def tensor(self) -> Tensor:
+        """The block's tensor today.
+
+        Raises:
+            Unfit: If there is none, or it is none that has values of its own.
+        """
+        found = self.owner.get(self.name)
+        if type(found) not in (nn.Parameter, Tensor):
+            raise Unfit
+        return found  # type: ignore[no-any-return]
+
+    @property
+    def scattered(self) -> bool:
+        """Whether it lies in several pieces, and so cannot be a view of the whole."""
+        return len(self.regions) > 1
+
+    def settle(self, *, views: bool) -> bool:
+        """Copies today's values into the whole, or makes the tensor a view of it.
+
+        Args:
+            views: Whether it may become one.
+
+        Returns:
+            Whether it has become one.
+
+        Raises:
+            Unfit: If the tensor has another dtype, device or shape than the whole was made for.
+        """
+        tensor, only = self.tensor, self.raw[0]
+        there = tensor.data_ptr() == only.data_ptr() and tensor.stride() == only.stride()
+        apart = self.scattered or tensor.requires_grad or not views or _must_stay(tensor)
+        if there and not apart:
+            return True
+        if tensor.dtype != only.dtype or tensor.device != only.device or tensor.shape != self.shape:
+            raise Unfit
+        with torch.inference_mode(mode=False), torch.no_grad():
+            if there:
+                tensor.data = tensor.data.clone()
+            for region, (_, own) in zip(self.raw, self.regions, strict=True):
+                region.copy_(tensor.data[own])
+            if not apart:
+                tensor.data = only
+        return not apart
+
+    def write_back(self) -> None:
+        """Gives the block's own tensor the whole's values, where it is not a view of it."""
+        data = self.tensor.data
+        for region, (_, own) in zip(self.raw, self.regions, strict=True):
+            if data.data_ptr() != region.data_ptr():
+                data[own] = region
+
+
+def _must_stay(tensor: Tensor) -> bool:
+    """Whether a tensor's storage is shared with somebody who would lose sight of it."""
+    return tensor.is_inference() or (tensor.device.type == "cpu" and tensor.is_shared())  # type: ignore[no-untyped-call]
+
+
+class Whole:
+    """One tensor of the plain layer.
+
+    Attributes:
+        parts: The blocks' tensors in it.
+        tensor: Its value, once all parts are settled.
+
+    Args:
+        parts: The blocks' tensors.
+        shape: The shape of the whole.
+    """
+
+    def __init__(self, parts: Sequence[Part], shape: Sequence[int]) -> None:
+        self.parts = parts
+        first = parts[0].tensor
+        with torch.inference_mode(mode=False):
+            self.tensor = torch.empty(
+                *shape,
+                dtype=first.dtype,
+                device=first.device,
+                memory_format=memory_format_of(first),
+            )
+            # Writing through this does not count as a change to what a graph has saved; whether
+            # a block's tensor has changed since is looked at apart.
+            raw = self.tensor.data
+        for part in parts:
+            part.raw = [raw[there] for there, _ in part.regions]
