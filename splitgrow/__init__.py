@@ -19,6 +19,7 @@ from splitgrow.handle import Handle, Layer, handle
 from splitgrow.kinds import register_layer
 from splitgrow.merging import merge
 from splitgrow.rules import register_op
+from splitgrow.running import LayerRun
 
 __all__ = [
     "Edit",
@@ -28,6 +29,7 @@ __all__ = [
     "Handle",
     "Layer",
     "LayerChange",
+    "LayerRun",
     "NumberChange",
     "OptimizerError",
     "SplitGrowError",

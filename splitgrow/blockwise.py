@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitgrow.composition import Composition, arranged
 from splitgrow.layouts import Piece
@@ -14,38 +15,44 @@ from splitgrow.spans import Spans, take
 class Step(NamedTuple):
     """How one block takes part in a forward pass."""
 
-    reads: Spans
+    reads: Spans  # the stretches of the input; empty: all of it
     pieces: tuple[Piece, ...]  # how its output joins what is there; empty: it is added onto it
 
 
-def steps_of(composition: Composition) -> tuple[Step, ...]:
-    """The steps of a grown layer, in the order of its blocks.
+class Blockwise:
+    """The steps of a grown layer, in the order of its blocks' birth.
 
-    Blocks run in the order of their birth. A helper's output is added onto the outputs that existed
-    at its birth; a new block's output is inserted among them. So leaving out the later blocks gives
-    what the layer computed before them, bit for bit.
+    A helper's output is added onto the outputs that existed at its birth; a new block's output is
+    inserted among them. So leaving out the later blocks gives what the layer computed before them,
+    bit for bit.
     """
-    own_inputs_only = composition.kind.diagonal(composition.original)
-    steps = []
-    for kind, edit in ((block.kind, block.edit) for block in composition.blocks):
-        own = kind == "helper" or own_inputs_only
-        reads = composition.ins.spans(edit.__eq__ if own else edit.__ge__)
-        steps.append(Step(reads, composition.outs.pieces(edit) if kind == "new" else ()))
-    return tuple(steps)
 
+    def __init__(self, composition: Composition) -> None:
+        kind, original = composition.kind, composition.original
+        self._dim = kind.channel_dim(original)
+        self._steps = []
+        for block in composition.blocks:
+            own = block.kind == "helper" or kind.diagonal(original)
+            reads = composition.ins.spans(block.edit.__eq__ if own else block.edit.__ge__)
+            everything = reads == ((0, composition.ins.length),)
+            pieces = composition.outs.pieces(block.edit) if block.kind == "new" else ()
+            self._steps.append(Step(() if everything else reads, pieces))
 
-def run(
-    composition: Composition, steps: tuple[Step, ...], x: Tensor, *args: Any, **kwargs: Any
-) -> Tensor:
-    """The output of all blocks together."""
-    kind, original = composition.kind, composition.original
-    dim = kind.channel_dim(original)
-    y: Tensor | None = None
-    for block, step in zip(composition.modules, steps, strict=True):
-        read = take(x, dim, step.reads) if kind.reads_channels and step.reads else x
-        part: Tensor = block(read, *args, **kwargs)
-        if step.pieces and y is not None:
-            part = arranged(y, part, step.pieces, dim)
-        y = part if step.pieces or y is None else y + part
-    assert y is not None
-    return y
+    def run(self, modules: Sequence[nn.Module], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The output of all blocks together.
+
+        Args:
+            modules: The blocks.
+            x: The layer's input, as `args` and `kwargs`.
+            args: More positional arguments, for every block.
+            kwargs: More keyword arguments.
+        """
+        y: Tensor | None = None
+        for block, step in zip(modules, self._steps, strict=True):
+            read = take(x, self._dim, step.reads) if step.reads else x
+            part: Tensor = block(read, *args, **kwargs)
+            if step.pieces and y is not None:
+                part = arranged(y, part, step.pieces, self._dim)
+            y = part if step.pieces or y is None else y + part
+        assert y is not None
+        return y

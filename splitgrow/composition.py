@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -41,24 +40,24 @@ class Composition:
         blocks: What each is for.
         ins: Where the input channels came from.
         outs: Where the output channels came from.
+        kind: The entry for the type of its blocks.
     """
 
     modules: tuple[nn.Module, ...]
     blocks: tuple[Block, ...]
     ins: Layout
     outs: Layout
+    kind: LayerKind = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        kind = kind_of(self.original)
+        assert kind is not None, type(self.original)
+        object.__setattr__(self, "kind", kind)
 
     @property
     def original(self) -> nn.Module:
         """The layer as it was before its first growth."""
         return self.modules[0]
-
-    @cached_property
-    def kind(self) -> LayerKind:
-        """The entry for the type of its blocks."""
-        kind = kind_of(self.original)
-        assert kind is not None, type(self.original)
-        return kind
 
     @property
     def sizes(self) -> tuple[int, int]:

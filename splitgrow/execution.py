@@ -16,12 +16,13 @@ _MODE: ContextVar[Mode] = ContextVar("splitgrow_execution", default="auto")
 def execution(mode: Mode) -> Iterator[None]:
     """Chooses how grown layers run inside a ``with`` block.
 
-    All modes compute the same function. Today every mode runs block by block; "merged" and "auto"
-    are accepted so that code which asks for them is ready.
+    All modes compute the same function, with the same gradients.
 
     Args:
-        mode: "blockwise" runs each block and joins the results; "merged" assembles one weight and
-            runs one layer; "auto" chooses by shape.
+        mode: "blockwise" runs each block and joins the results; "merged" runs the one plain layer
+            that the blocks make together, and computes of its weight's gradient what trains;
+            "auto", the default, chooses by shape what is faster. A layer that cannot run as asked
+            runs the other way; `handle(model).runs` tells how each did, and why.
 
     Raises:
         ValueError: If there is no such mode.

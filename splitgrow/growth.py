@@ -292,8 +292,8 @@ def _place_(history: History, item: _Prepared, undo: Undo) -> None:
     before = (list(split), split.blocks, split.ins, split.outs)
 
     def take_back() -> None:
-        split.set_blocks(*before[:2])
         split.ins, split.outs = before[2:]
+        split.set_blocks(*before[:2])
 
     undo.on_failure(take_back)
     split.ins, split.outs = item.ins, item.outs

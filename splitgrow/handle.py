@@ -23,6 +23,7 @@ from splitgrow.growth import (
     unfreeze_all_,
 )
 from splitgrow.kinds import kind_of
+from splitgrow.running import LayerRun
 from splitgrow.split import SplitLayer, stock
 
 HISTORY = "_splitgrow_history"
@@ -117,6 +118,23 @@ class Handle:
     def edits(self) -> tuple[Edit, ...]:
         """The growths so far."""
         return tuple(self._history.edits)
+
+    @property
+    def runs(self) -> dict[str, LayerRun]:
+        """How each grown layer ran in its last call, by name; those that have run since they grew.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.expand_layer("0", 2)
+            >>> output = net(torch.ones(4, 2))
+            >>> splitgrow.handle(net).runs["0"].way
+            'merged'
+        """
+        named = self._model.named_modules()
+        splits = {name: module for name, module in named if isinstance(module, SplitLayer)}
+        return {name: split.ran for name, split in splits.items() if split.ran is not None}
 
     @property
     def generation(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -23,10 +24,17 @@ class Merged:
 
     def __init__(self, composition: Composition, *, keep: bool = True) -> None:
         self._composition = composition
-        self.assembly = Assembly(composition, keep=keep)
-        kernel = composition.kind.kernel(composition.original)
-        self._multiplied = Multiplied(self.assembly, kernel) if kernel is not None else None
-        self._kernel = kernel
+        self._keep = keep
+        self._kernel = composition.kind.kernel(composition.original)
+
+    @cached_property
+    def assembly(self) -> Assembly:
+        """The layer's tensors put together."""
+        return Assembly(self._composition, keep=self._keep)
+
+    @cached_property
+    def _multiplied(self) -> Multiplied | None:
+        return Multiplied(self.assembly, self._kernel) if self._kernel is not None else None
 
     @property
     def computed(self) -> float | None:
@@ -65,10 +73,10 @@ class Merged:
     def run_traced(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output by ops that torch's compiler and transforms know, nothing kept."""
         composition = self._composition
-        tensors = {name: composition.assembled(name) for name in self.assembly.names}
         if self._kernel is not None and not args and not kwargs:
-            weight = tensors["weight"]
+            weight, bias = composition.assembled("weight"), composition.assembled("bias")
             assert weight is not None
-            return self._kernel.output(self._kernel.prepared(x), weight, tensors["bias"])
+            return self._kernel.output(self._kernel.prepared(x), weight, bias)
+        tensors = {name: composition.assembled(name) for name in self.assembly.names}
         output: Tensor = self.assembly.plain(tensors, training=False)(x, *args, **kwargs)
         return output

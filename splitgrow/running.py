@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from splitgrow import blockwise
+from splitgrow.blockwise import Blockwise
 from splitgrow.composition import Composition
-from splitgrow.execution import Mode
+from splitgrow.execution import Mode, execution_mode
 from splitgrow.generations import hold_statistics
 from splitgrow.merged import Merged
 from splitgrow.whole import Unfit
 
 LARGEST = 128 * 2**20
 """Bytes of a weight: "auto" puts no larger one together, which would take as much memory again."""
-_JOINING = 1.0
-"""Elements of a weight that are copied in the time in which one of an output is joined."""
+_JOINING = (1.0, 4.0)
+"""Elements of a weight that are copied in the time in which one of an output is joined: for a
+product of matrices, and for a convolution over neighbours, which runs less well in small pieces."""
 _PER_BLOCK = 20_000
 """Elements: what the calls that one more block takes cost by themselves, against copying."""
 _UNFIT = "its blocks do not run as one in this state"
@@ -29,8 +30,8 @@ _WHY["blockwise"] = "its channels share a statistic"
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """How a grown layer was executed.
+class LayerRun:
+    """How a grown layer ran in its last call.
 
     Attributes:
         way: "merged": as one plain layer; "blockwise": block by block.
@@ -53,40 +54,48 @@ class Runner:
         ran: How the last call was executed.
     """
 
-    def __init__(
-        self, composition: Composition, view: int | None, modules: tuple[nn.Module, ...]
-    ) -> None:
-        self.view, self.modules = view, modules
-        self.ran: Ran | None = None
-        self._composition = composition
-        self._steps = blockwise.steps_of(composition)
+    def __init__(self, composition: Composition, view: int | None) -> None:
+        self.view, self.modules = view, composition.modules
+        self.ran: LayerRun | None = None
+        self._composition = composition if view is None else composition.until(view)
+        self._blockwise = Blockwise(self._composition)
         self._reasons: dict[Any, str] = {}
-        self._merged = Merged(composition, keep=view is None)
-        self._bytes = _bytes_of(composition)
+        self._merged = Merged(self._composition, keep=view is None)
+        self._bytes = _bytes_of(self._composition)
 
-    def run(self, mode: Mode, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output."""
+    def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output, in the mode that is chosen."""
+        if torch.compiler.is_compiling():
+            return self._run_compiled(x, *args, **kwargs)
+        mode = execution_mode()
         against = self._against_merging(mode, x)
-        traced = not against and not _is_eager(x)
-        if traced and self._merged.traceable:
-            self.ran = Ran("merged", None, "it is being traced")
-            return self._merged.run_traced(x, *args, **kwargs)
-        against = "it is being traced" if traced else against
+        eager = _is_eager(x)
+        if not against and not eager:
+            if self._merged.traceable:
+                self.ran = LayerRun("merged", None, "it is being traced")
+                return self._merged.run_traced(x, *args, **kwargs)
+            against = "it is being traced"
         if not against:
             try:
                 output = self._merged.run(x, *args, **kwargs)
             except Unfit:
                 against = _UNFIT
             else:
-                self.ran = Ran("merged", self._merged.computed, _WHY[mode])
+                self.ran = LayerRun("merged", self._merged.computed, _WHY[mode])
                 return output
-        self.ran = Ran("blockwise", None, against)
+        self.ran = LayerRun("blockwise", None, against)
         composition = self._composition
-        if self.view is None:
+        if eager and self.view is None:
             self._merged.assembly.leave()
-        else:
+        elif eager:
             composition = composition.dense()
-        return blockwise.run(composition, self._steps, x, *args, **kwargs)
+        return self._blockwise.run(composition.modules, x, *args, **kwargs)
+
+    def _run_compiled(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output while torch's compiler follows; the mode is not asked for."""
+        if self._merged.traceable and self._bytes <= LARGEST:
+            return self._merged.run_traced(x, *args, **kwargs)
+        return self._blockwise.run(self._composition.modules, x, *args, **kwargs)
 
     def _against_merging(self, mode: Mode, x: Tensor) -> str:
         """Why not to run as one layer; empty if nothing speaks against it."""
@@ -118,23 +127,21 @@ class Runner:
         ins, outs = composition.sizes
         rows = x.numel() // ins if composition.kind.reads_channels else x.numel()
         copied = self._merged.assembly.copied
-        if copied > more * (_JOINING * rows * outs + _PER_BLOCK):
+        joining = _JOINING[composition.kind.reads_neighbours(composition.original)]
+        if copied > more * (joining * rows * outs + _PER_BLOCK):
             return f"putting it together would copy {copied:,} elements for {rows:,} rows"
         return ""
 
 
 def _bytes_of(composition: Composition) -> int:
     """How large the largest tensor of the plain layer is."""
-    names = composition.kind.tensors(composition.original)
-    found = [(composition.kind.value(composition.original, name), name) for name in names]
-    return max(
-        (
-            math.prod(composition.shape(name)) * value.element_size()
-            for value, name in found
-            if value is not None
-        ),
-        default=0,
-    )
+    largest = 0
+    for name in composition.kind.tensors(composition.original):
+        value = composition.kind.value(composition.original, name)
+        if value is not None:
+            size = math.prod(composition.shape(name)) * value.element_size()
+            largest = max(largest, size)
+    return largest
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -148,8 +155,7 @@ def _is_hooked(module: nn.Module) -> bool:
 def _is_eager(x: Tensor) -> bool:
     """Whether a call computes with plain tensors, as against being traced or transformed."""
     return (
-        not torch.compiler.is_compiling()
-        and type(x) in (Tensor, nn.Parameter)
+        type(x) in (Tensor, nn.Parameter)
         and not x.is_meta
         and not torch._C._are_functorch_transforms_active()  # noqa: SLF001
         and forward_ad._current_level < 0  # noqa: SLF001

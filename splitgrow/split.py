@@ -11,10 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from splitgrow.composition import Block, BlockKind, Composition
-from splitgrow.execution import execution_mode
 from splitgrow.kinds import LayerKind, kind_of
 from splitgrow.layouts import Layout
-from splitgrow.running import Ran, Runner
+from splitgrow.running import LayerRun, Runner
 
 __all__ = ["Block", "BlockKind", "SplitLayer", "stock"]
 
@@ -58,7 +57,7 @@ class SplitLayer(nn.ModuleList):
         return kind
 
     @property
-    def ran(self) -> Ran | None:
+    def ran(self) -> LayerRun | None:
         """How the last call was executed; None before the first."""
         return self._runner.ran if self._runner is not None else None
 
@@ -66,22 +65,26 @@ class SplitLayer(nn.ModuleList):
         """Replaces all modules but the original, and what they are for."""
         kept = {"0": self.original}
         kept.update((str(index), module) for index, module in enumerate(modules[1:], 1))
+        composition = Composition(tuple(kept.values()), tuple(blocks), self.ins, self.outs)
+        runner = Runner(composition, None)
         self._modules = kept  # in one step, so that an interruption finds all of them or the old
-        self.blocks = tuple(blocks)
-        self._runner = None
+        self.blocks = composition.blocks
+        self._runner = runner  # here, since torch's compiler could not follow it in `forward`
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output at its present size, or at that of the edit in `view`."""
         runner = self._runner
-        modules = tuple(self._modules.values())
-        if runner is None or runner.view != self.view or runner.modules != modules:
-            runner = self._runner = Runner(self.composition(), self.view, modules)
-        return runner.run(execution_mode(), x, *args, **kwargs)
+        if (
+            runner is None
+            or runner.view != self.view
+            or runner.modules != (*self._modules.values(),)
+        ):
+            runner = self._runner = Runner(self.composition(), self.view)
+        return runner.run(x, *args, **kwargs)
 
     def composition(self, view: int | None = None) -> Composition:
         """Its blocks and where their channels lie, now or after an edit."""
-        view = self.view if view is None else view
-        whole = Composition(tuple(self), self.blocks, self.ins, self.outs)
+        whole = Composition((*self._modules.values(),), self.blocks, self.ins, self.outs)
         return whole if view is None else whole.until(view)
 
     def sizes(self, view: int | None = None) -> tuple[int, int]:
@@ -98,11 +101,17 @@ class SplitLayer(nn.ModuleList):
         """Moves or converts every block's tensors; what was put together of them goes."""
         self._runner = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._runner = Runner(self.composition(), self.view)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: not the view, which belongs to a ``with`` block."""
         return {**self.__dict__, "view": None, "_runner": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes a copy ready to run."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._runner = Runner(self.composition(), None)
 
     def __getattr__(self, name: str) -> Any:
         """Answers for a stock layer of the present size.
@@ -116,7 +125,7 @@ class SplitLayer(nn.ModuleList):
             if name.startswith("_") or "0" not in self.__dict__.get("_modules", {}):
                 raise
         if name in self.kind.tensors(self.original):
-            return self.composition().assembled(name)
+            return self.composition(self.view).assembled(name)
         value = getattr(self.original, name)
         if isinstance(value, int) and not isinstance(value, bool):
             # A width, a number of groups: as the plain layer of this size has it.

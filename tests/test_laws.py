@@ -28,6 +28,13 @@ import splitgrow
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
+@pytest.fixture(autouse=True, params=["merged", "blockwise"])
+def _execution(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every law holds in both modes."""
+    with splitgrow.execution(request.param):
+        yield
+
+
 def everything(model: Any, steps: int = 1) -> dict[str, int]:
     """A request that makes every layer grow that can: one layer of those that are tied asks."""
     request: dict[str, int] = {}

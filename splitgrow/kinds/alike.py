@@ -132,6 +132,10 @@ class Alike(LayerKind):
         """As its base has it."""
         return self.base.covers(module)
 
+    def reads_neighbours(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.reads_neighbours(module)
+
     def keeps_statistics(self, module: Stock) -> bool:
         """As its base has it."""
         return self.base.keeps_statistics(module)

@@ -105,6 +105,10 @@ class LayerKind(ABC):
         """Whether it is a batch norm, some blocks of which may be held while others move."""
         return False
 
+    def reads_neighbours(self, module: Stock) -> bool:  # noqa: ARG002
+        """Whether an output position reads more than the same position of its input."""
+        return False
+
     def runs_as_one(self, module: Stock) -> bool:  # noqa: ARG002
         """Whether one layer with the blocks' tensors put together may run in place of them."""
         return True
@@ -165,14 +169,15 @@ class LayerKind(ABC):
         `torch.nn.utils.weight_norm`, `spectral_norm` and `prune` take a parameter away and leave
         a tensor in its place that they compute anew before each forward.
         """
-        own = dict([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
+        held = (module._parameters, module._buffers)  # noqa: SLF001
+        own = {name for tensors in held for name, tensor in tensors.items() if tensor is not None}
         for name in self.tensors(module):
             if name not in own and getattr(module, name, None) is not None:
                 return (
                     f"its `{name}` is computed from other tensors before each call (weight norm, "
                     f"spectral norm or pruning); remove that first, grow, and apply it again"
                 )
-        extra = own.keys() - self.tensors(module).keys() - {"num_batches_tracked"}
+        extra = own - self.tensors(module).keys() - {"num_batches_tracked"}
         if extra:
             return f"it has tensors that its kind does not know: {', '.join(sorted(extra))}"
         if any(True for child in module.children() for _ in child.parameters()):

@@ -132,6 +132,9 @@ class _Conv(LayerKind):
             return {"weight": {0: Along("in"), 1: Along("out", groups)}, "bias": bias}
         return {"weight": {0: Along("out"), 1: Along("in", groups)}, "bias": bias}
 
+    def reads_neighbours(self, module: Stock) -> bool:
+        return bool(max(module.kernel_size) > 1)
+
     def kernel(self, module: Stock) -> Kernel:
         dims, transposed = _CONVS[_convolution(module)]
         padding, before = module.padding, ()
