@@ -47,7 +47,8 @@ class Assembly:
             start = len(self.parts)
             for index, module in enumerate(composition.modules):
                 if getattr(module, name, None) is None:
-                    self._missing.append((module, name))
+                    if composition.blocks[index].kind != "helper":
+                        self._missing.append((module, name))
                     continue
                 self.parts.append(Part(index, module, name, composition.places(index, name)))
             self._slots[name] = range(start, len(self.parts))

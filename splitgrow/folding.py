@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_AT_ONCE = 2**15
+"""Elements that are converted at a time: 256 KiB in float64."""
+
 
 def norm_scale_and_shift(
     mean: Tensor, var: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None
@@ -19,20 +22,29 @@ def norm_scale_and_shift(
     return scale, shift
 
 
-def scale_outputs(weight: Tensor, scale: Tensor, dim: int, groups: int) -> Tensor:
-    """A weight whose outputs are scaled, in float64.
+def scale_outputs_(weight: Tensor, scale: Tensor, dim: int, groups: int) -> None:
+    """Scales the outputs of a weight in place, rounding once, from float64.
+
+    A few rows at a time, so that a large weight needs no room beside its own.
 
     Args:
         weight: (out, in // groups, *kernel), or of a transposed convolution
             (in, out // groups, *kernel).
-        scale: (out,).
+        scale: (out,) in float64.
         dim: The dimension that runs along the outputs: 0, or 1 if transposed.
         groups: The number of groups.
     """
-    if dim == 0:
-        return weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    inputs, outputs = weight.shape[:2]
-    # (groups, in // groups, out // groups, *kernel)
-    apart = weight.double().reshape(groups, inputs // groups, outputs, *weight.shape[2:])
-    apart = apart * scale.reshape(groups, 1, outputs, *[1] * (weight.dim() - 2))
-    return apart.reshape(weight.shape)
+    rows = len(weight)
+    step = max(1, _AT_ONCE * rows // max(1, weight.numel()))
+    size = max(_AT_ONCE, weight.numel() // max(1, rows))  # one row at least
+    buffer = torch.empty(size, dtype=torch.float64, device=weight.device)
+    for start in range(0, rows, step):
+        part = weight[start : start + step]
+        if dim == 0:
+            own = scale[start : start + step].reshape(-1, *[1] * (weight.dim() - 1))
+        else:  # the rows are inputs, and those of a group share its outputs' scales
+            of_groups = scale.reshape(groups, -1)
+            which = torch.arange(start, start + len(part), device=scale.device) * groups // rows
+            own = of_groups[which].reshape(len(part), -1, *[1] * (weight.dim() - 2))
+        room = buffer[: part.numel()].view(part.shape)
+        part.copy_(room.copy_(part).mul_(own))

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from splitgrow.folding import norm_scale_and_shift, scale_outputs
+from splitgrow.folding import norm_scale_and_shift, scale_outputs_
 from splitgrow.kinds import kind_of
 
 _IDENTITIES = (
@@ -86,6 +86,11 @@ def fold_norms(network: fx.GraphModule) -> None:
     its norms: folding one of them would change the other call.
     """
     calls = Counter(n.target for n in network.graph.nodes if n.op == "call_module")
+    owners = Counter(
+        id(parameter)
+        for module in network.modules()
+        for parameter in module._parameters.values()  # noqa: SLF001
+    )
     for node in list(network.graph.nodes):
         if node.op != "call_module" or calls[node.target] != 1:
             continue
@@ -95,7 +100,8 @@ def fold_norms(network: fx.GraphModule) -> None:
             continue
         if not isinstance(before, fx.Node) or not _can_take_a_norm(network, before, norm, calls):
             continue
-        _fold(network.get_submodule(str(before.target)), norm)
+        layer: Any = network.get_submodule(str(before.target))
+        _fold(layer, norm, shared=owners[id(layer.weight)] > 1)
         node.replace_all_uses_with(before)
         network.graph.erase_node(node)
 
@@ -114,7 +120,8 @@ def _can_take_a_norm(
     return kind.channel_dim(layer) % ndim == 1 and kind.sizes(layer)[1] == norm.num_features
 
 
-def _fold(layer: Any, norm: Any) -> None:
+def _fold(layer: Any, norm: Any, *, shared: bool) -> None:
+    """Folds a norm into a layer, in place unless the weight belongs to other modules too."""
     scale, shift = norm_scale_and_shift(
         norm.running_mean,
         norm.running_var,
@@ -122,23 +129,16 @@ def _fold(layer: Any, norm: Any) -> None:
         norm.weight,
         norm.bias,
     )
+    if shared:
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
     weight: nn.Parameter = layer.weight
     bias: nn.Parameter | None = layer.bias
     groups = int(getattr(layer, "groups", 1))
     dim = int("Transpose" in type(layer).__name__)
     with torch.no_grad():
-        scaled = scale_outputs(weight, scale, dim, groups).to(weight.dtype)
+        scale_outputs_(weight.data, scale, dim, groups)
         shifted = shift if bias is None else bias.double() * scale + shift
-        layer.weight = nn.Parameter(
-            scaled.contiguous(memory_format=_memory_format(weight)), weight.requires_grad
-        )
         layer.bias = nn.Parameter(shifted.to(weight.dtype), weight.requires_grad)
-
-
-def _memory_format(weight: torch.Tensor) -> torch.memory_format:
-    channels_last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-    plain = weight.is_contiguous()
-    return torch.channels_last if channels_last and not plain else torch.contiguous_format
 
 
 PASSES = (make_stock, drop_identities, fold_norms)

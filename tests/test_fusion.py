@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_equal, randomise, randomise_new_blocks
+from helpers import assert_equal, outputs_of, randomise, randomise_new_blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -211,3 +211,35 @@ def test_the_check_follows_the_models_dtype_and_keeps_its_memory_format() -> Non
     conv = fused.get_submodule("0")
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert splitgrow.fuse(model.bfloat16()).meta["largest_difference"] < 5e-2
+
+
+def test_norms_fold_apart_where_two_layers_share_a_weight():
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+            self.two.weight = self.one.weight
+            self.norm1, self.norm2 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.norm2(self.two(self.norm1(self.one(x))))
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    model = splitgrow.growable(randomise(Twins().double().eval()), x)
+    fused = splitgrow.fuse(model)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in fused.modules())
+    assert_equal(outputs_of(fused, x), outputs_of(model, x))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_large_weight_is_folded_a_few_rows_at_a_time(layer, groups, monkeypatch):
+    monkeypatch.setattr("splitgrow.folding._AT_ONCE", 7)
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    net = nn.Sequential(layer(4, 6, 3, groups=groups), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1))
+    model = splitgrow.growable(randomise(net.double().eval()), x)
+    fused = splitgrow.fuse(model)
+    assert len(list(fused.children())) == 2
+    assert_equal(outputs_of(fused, x), outputs_of(model, x))
