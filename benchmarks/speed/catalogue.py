@@ -1,0 +1,31 @@
+"""All claims, in the order in which they run."""
+
+from __future__ import annotations
+
+from benchmarks.speed.claims import (
+    against_masks,
+    analysis_time,
+    fuse_memory,
+    fused_inference,
+    grown_inference,
+    growth_memory,
+    growth_time,
+    many_growths,
+    training_free,
+    training_frozen,
+    training_memory,
+)
+
+CLAIMS = (
+    fused_inference.CLAIM,
+    grown_inference.CLAIM,
+    *training_frozen.CLAIMS,
+    training_free.CLAIM,
+    against_masks.CLAIM,
+    many_growths.CLAIM,
+    growth_memory.CLAIM,
+    growth_time.CLAIM,
+    analysis_time.CLAIM,
+    fuse_memory.CLAIM,
+    training_memory.CLAIM,
+)
