@@ -13,6 +13,7 @@ from splitgrow.assembly import Assembly
 from splitgrow.kernels import Kernel
 from splitgrow.partial import Gradients, Side, diagonal_gradients_of, gradients_of
 from splitgrow.spans import Spans, shared, take, union
+from splitgrow.whole import Unfit
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Multiplied:
         flags = assembly.flags
         if not torch.is_grad_enabled() or not (x.requires_grad or any(flags)):
             return kernel.output(x, weight, bias)
+        if weight.is_complex():
+            raise Unfit  # its gradients are conjugated, which the kernels do not do
         plan = self._plans.get(flags)
         if plan is None:
             plan = self._plans[flags] = self._plan()

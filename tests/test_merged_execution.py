@@ -587,3 +587,80 @@ def test_a_table_with_sparse_gradients_keeps_them() -> None:
     model.expand_layer("0", 2)
     in_mode("merged", lambda: model(torch.arange(3))).sum().backward()
     assert model[0][1].weight.grad.is_sparse
+
+
+# --- what else layers can be given ----------------------------------------------------------------
+
+
+class Upsampling(nn.Module):
+    """A transposed convolution that is told how large its output is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 3, 2), nn.ConvTranspose2d(4, 4, 3, 2)
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.up(self.down(x), output_size=x.shape[2:]))
+
+
+class Bags(nn.Module):
+    """A table whose rows are added up in bags of different lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = nn.EmbeddingBag(10, 4, mode="sum"), nn.Linear(4, 2)
+
+    def forward(self, words: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+        return self.last(self.table(words, starts, per_sample_weights=weights))
+
+
+class Complex(nn.Module):
+    """Weights whose gradients are conjugated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 4, dtype=torch.complex128)
+        self.two = nn.Linear(4, 2, dtype=torch.complex128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x)).abs()
+
+
+CALLED: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], str]] = {
+    "an output size": (Upsampling, (torch.randn(2, 3, 8, 8).double(),), "up"),
+    "bags": (
+        Bags,
+        (torch.arange(6), torch.tensor([0, 2]), torch.rand(6).double()),
+        "table",
+    ),
+    "complex numbers": (Complex, (torch.randn(3, 4, dtype=torch.complex128),), "one"),
+    "an empty batch": (Upsampling, (torch.empty(0, 3, 8, 8).double(),), "up"),
+    "not contiguous": (network, (inputs().transpose(2, 3),), "0"),
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_layers_called_with(name: str) -> None:
+    build, x, layer = CALLED[name]
+    torch.manual_seed(0)
+    model: Any = build()
+    model = model if name == "complex numbers" else model.double()
+    example = x if x[0].numel() else (inputs(),)
+    model = splitgrow.growable(model.eval(), example)
+    model.expand_layer(layer, 2)
+    with torch.no_grad():
+        for parameter in trained(model):
+            parameter.copy_(torch.randn_like(parameter))
+    expected = in_mode("blockwise", lambda: model(*x))
+    actual = in_mode("merged", lambda: model(*x))
+    assert actual.shape == expected.shape
+    if not actual.numel():
+        step = in_mode("merged", lambda: gradients(model, *x))
+        assert all(not gradient.any() for gradient in step)
+        return
+    assert_equal(actual, expected)
+    assert_all_equal(
+        in_mode("merged", lambda: gradients(model, *x)),
+        in_mode("blockwise", lambda: gradients(model, *x)),
+    )

@@ -18,7 +18,7 @@ def _placement(module: Stock, options: dict[str, Any]) -> dict[str, Any]:
     """The `device` and `dtype` for a new layer like `module`, whether it has tensors or not."""
     placement = {}
     for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() or tensor.is_complex():
             placement = {"device": tensor.device, "dtype": tensor.dtype}
             break
     return placement | {key: options[key] for key in ("device", "dtype") if key in options}
