@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch.fx.experimental.optimization import fuse
-
 import splitgrow
 from benchmarks.speed.networks import grown, networks
 from benchmarks.speed.results import Measurement
@@ -15,6 +13,9 @@ from benchmarks.speed.steps import compared, inference
 
 def run(settings: Settings) -> Iterator[Measurement]:
     """Each network grown by a quarter."""
+    # It warns about itself when it is imported.
+    from torch.fx.experimental.optimization import fuse  # noqa: PLC0415
+
     for one in networks(settings):
         x = one.input(settings)
         model = grown(one, settings, 0.25).eval()
