@@ -7,7 +7,7 @@ directly, or computed by something else.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from splitgrow.axes import Axis, Size, constant, scaled
 from splitgrow.errors import TraceError
 from splitgrow.graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.kinds import LayerKind, kind_of, sized_layers
+from splitgrow.leaves import is_leaf
+from splitgrow.modes import may_ask_for_the_mode
 from splitgrow.namesakes import unread_numbers
 from splitgrow.recording import Recording, record
 from splitgrow.rules import Op, Shaped, result_of
@@ -24,7 +26,7 @@ from splitgrow.rules.registry import constant_like, fix_arguments, shaped_in
 from splitgrow.silence import Silence
 from splitgrow.split import SplitLayer, stock
 from splitgrow.steps import Ref, Source, Step, mapped
-from splitgrow.widening import fix_what_widening_breaks
+from splitgrow.widening import Trial, fix_what_widening_breaks, widens
 
 
 def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
@@ -39,6 +41,10 @@ def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
         ValueError: If the model does not run on the inputs.
     """
     runs = [record(model, inputs, training=False)]
+    if runs[0].fake and not _may_ask_for_the_mode(model):
+        best = _best(model, runs)
+        if widens(model, inputs, best.tried(runs[0]), training=True):
+            return best.finished()
     try:
         runs.append(record(model, inputs, training=True))
     except (TraceError, ValueError) as error:
@@ -47,15 +53,31 @@ def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
             f"not grow along",
             stacklevel=3,
         )
+    best = _best(model, runs)
+    if runs[0].fake:
+        # On real values nothing says what another width would decide.
+        fix_what_widening_breaks(model, inputs, best.tried(runs[0]))
+    return best.finished()
+
+
+def _may_ask_for_the_mode(model: nn.Module) -> bool:
+    """Whether forward could take other steps in training than in evaluation.
+
+    Leaf modules do as they are told by the recording. If nothing else in the model names the mode,
+    one run at other widths in training mode stands for two: were its steps not those of evaluation,
+    it would not agree with the graph.
+    """
+    modules = model.named_modules()
+    return may_ask_for_the_mode(m for name, m in modules if not (name and is_leaf(m)))
+
+
+def _best(model: nn.Module, runs: Sequence[Recording]) -> _Analysis:
+    """What is found in recorded runs, where there was a choice by the one that lets more grow."""
     best = _Analysis(model).run(runs)
     if best.choices:
         other = _Analysis(model, outermost=False).run(runs)
         best = max(best, other, key=lambda analysis: analysis.growing)
-    if runs[0].fake:
-        # On real values nothing says what another width would decide.
-        run = runs[0].steps, best.values
-        fix_what_widening_breaks(model, inputs, best.graph, best.held, run)
-    return best.finished()
+    return best
 
 
 class _Analysis:
@@ -65,7 +87,7 @@ class _Analysis:
         self.modules = dict(model.named_modules())
         self.graph = ChannelGraph()
         self.groups = self.graph.groups
-        self.refusals = _refusals(model)
+        self.refusals = _refusals(self.modules)
         self.outermost = outermost
         self.choices: list[str] = []
         self.silence = Silence(self.groups)
@@ -103,6 +125,10 @@ class _Analysis:
             for (module, attribute), axis in self.numbers.items()
             if self._follows_a_width(axis)
         ]
+
+    def tried(self, run: Recording) -> Trial:
+        """What there is to try out at other widths."""
+        return Trial(self.graph, self.held, run.steps, self.values)
 
     def finished(self) -> ChannelGraph:
         """The graph, with the numbers that follow it."""
@@ -314,35 +340,38 @@ def _subclass_refusal(module: nn.Module) -> str:
     )
 
 
-def _refusals(model: nn.Module) -> dict[str, str]:
+def _refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """Layers that cannot grow whatever the graph says: shared weights, stray references."""
     refusals: dict[str, str] = {}
     owners: dict[int, tuple[str, str]] = {}
-    for name, module in model.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in owners:
-                other, other_key = owners[id(parameter)]
+    for name, module in modules.items():
+        for key, parameter in module._parameters.items():  # noqa: SLF001
+            if parameter is None:
+                continue
+            other, other_key = owners.get(id(parameter), (name, key))
+            if other != name:
                 refusals[name] = f"its `{key}` is tied to `{other}.{other_key}`"
                 refusals[other] = f"its `{other_key}` is tied to `{name}.{key}`"
             owners[id(parameter)] = (name, key)
-    names = {id(module): name for name, module in model.named_modules()}
-    for holder, attribute, module in _stray_references(model):
+    names = {id(module): name for name, module in modules.items()}
+    for holder, attribute, module in _stray_references(modules, names):
         refusals.setdefault(
             names[id(module)],
             f"`{holder or 'the model'}` also holds it in the plain attribute `{attribute}`, where "
             f"growth could not replace it; use nn.ModuleList or nn.ModuleDict there",
         )
-    if kind_of(model) is not None or isinstance(model, sized_layers()):
+    if kind_of(modules[""]) is not None or isinstance(modules[""], sized_layers()):
         refusals[""] = "the model is itself one layer; put it into an nn.Sequential"
     return refusals
 
 
-def _stray_references(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+def _stray_references(
+    modules: Mapping[str, nn.Module], known: Container[int]
+) -> Iterator[tuple[str, str, nn.Module]]:
     """Modules of the model that some module also holds outside its registered children."""
-    known = {id(module) for module in model.modules()}
-    for holder, module in model.named_modules():
+    for holder, module in modules.items():
         for attribute, value in vars(module).items():
-            if attribute.startswith("_") or not isinstance(value, (list, tuple, dict, nn.Module)):
+            if attribute[:1] == "_" or not isinstance(value, (list, tuple, dict, nn.Module)):
                 continue
             items = value.values() if isinstance(value, dict) else value
             for item in (items,) if isinstance(items, nn.Module) else tuple(items):

@@ -33,6 +33,8 @@ class Groups:
 
     def resolve(self, axis: Axis) -> Axis:
         """The same axis in terms of today's groups."""
+        if len(axis) == 1 and axis[0].group not in self._becomes:
+            return axis
         resolved: list[Run] = []
         for run in axis:
             pieces: Axis = (run,)
@@ -53,7 +55,8 @@ class Groups:
 
     def length(self, axis: Axis) -> int:
         """The number of positions on an axis."""
-        return sum(self._run_length(run) for run in self.resolve(axis))
+        axis = self.resolve(axis)
+        return self._run_length(axis[0]) if len(axis) == 1 else sum(map(self._run_length, axis))
 
     def _run_length(self, run: Run) -> int:
         return run.repeat if run.group is None else run.repeat * self._widths[run.group]

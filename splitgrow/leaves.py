@@ -1,4 +1,4 @@
-"""Modules that are taken down as one op, and what they make of tensors without values."""
+"""Modules that are taken down as one op, as they are and as they would be at other sizes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 
 from splitgrow.kinds import kind_of
-from splitgrow.rules import elementwise, rule_of
+from splitgrow.rules import rule_of
 from splitgrow.split import SplitLayer, stock
 
 _LEAF_NUMBERS = """
@@ -42,28 +41,41 @@ def run_without_values(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     return functional_call(layer, tensors, args, kwargs)
 
 
-def _autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def result_of_leaf(module: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
-    """What a leaf module makes of a fake tensor, where its shape is known without running it."""
-    x = args[0] if len(args) == 1 else None
-    if not isinstance(x, FakeTensor) or _autocast(x.device.type):
-        return None
-    kind, weight = kind_of(module), getattr(module, "weight", None)
-    if isinstance(module, SplitLayer) or (weight is not None and weight.dtype != x.dtype):
-        return None
-    if kind is not None:
-        shape = kind.output_shape(module, tuple(x.shape))
-        return x.new_empty(shape) if shape is not None else None
-    if rule_of(type(module)) is not elementwise.elementwise or list(module.parameters()):
-        return None
-    return x if getattr(module, "inplace", False) else torch.empty_like(x)
-
-
 def resized(module: nn.Module, sizes: tuple[int, int]) -> nn.Module:
     """The plain layer, without values, that a layer would be at other sizes."""
     kind = kind_of(stock(module))
     assert kind is not None, type(module)
     return kind.build_merged(stock(module), sizes, device="meta").eval()
+
+
+_SIDES = {
+    "in_features": 0,
+    "in_channels": 0,
+    "out_features": 1,
+    "out_channels": 1,
+    "num_features": 1,
+    "num_channels": 1,
+}
+_NUMBERED = (nn.Linear, nn.GroupNorm, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)  # noqa: SLF001
+
+
+def as_if_resized(module: nn.Module, sizes: tuple[int, int]) -> nn.Module:
+    """What answers for a layer's numbers and tells its results' shapes at other sizes.
+
+    Of torch's own layers it is a look-alike with the tensors that the layer has, since making even
+    a layer without values takes longer than all else that is done with it: it is not to be run.
+    """
+    layer: Any = stock(module)
+    kind = kind_of(layer)
+    assert kind is not None, type(module)
+    torchs_own = type(layer).__module__.startswith("torch.nn.")
+    if not (torchs_own and isinstance(layer, _NUMBERED)):
+        return resized(module, sizes)
+    same = shallow(layer)
+    own = vars(same)
+    own.update({key: sizes[side] for key, side in _SIDES.items() if key in own})
+    if isinstance(layer, nn.GroupNorm):
+        own["num_groups"] = sizes[1] // kind.bundle(layer)
+    elif "groups" in own and kind.diagonal(layer):
+        own["groups"] = sizes[0]
+    return same

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 
@@ -20,7 +21,7 @@ _NOT_THE_USERS = tuple(
 def place_of_caller() -> str:
     """The innermost line on the stack that is neither torch's nor splitgrow's: ``model.py:12``."""
     frame = sys._getframe(1)  # noqa: SLF001
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+    while frame.f_back is not None and not _is_the_users(frame.f_code.co_filename):
         frame = frame.f_back
     return _place(frame.f_code.co_filename, frame.f_lineno)
 
@@ -30,11 +31,16 @@ def place_of_error(trace: TracebackType | None) -> str:
     places = [
         _place(frame.filename, frame.lineno or 0)
         for frame in traceback.extract_tb(trace)
-        if not frame.filename.startswith(_NOT_THE_USERS)
+        if _is_the_users(frame.filename)
     ]
     return places[-1] if places else "an unknown place"
 
 
+@lru_cache(maxsize=4096)
+def _is_the_users(filename: str) -> bool:
+    return not filename.startswith(_NOT_THE_USERS)
+
+
 def _place(filename: str, line: int) -> str:
-    here = str(Path.cwd()) + os.sep
+    here = os.getcwd() + os.sep  # noqa: PTH109 - asked for at every op, and a Path takes its time
     return f"{filename.removeprefix(here)}:{line}"

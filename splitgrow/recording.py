@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,24 +18,28 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
+from splitgrow.births import Births
 from splitgrow.errors import TraceError
 from splitgrow.leaves import (
     LEAF_NUMBERS,
+    as_if_resized,
     is_leaf,
     resized,
-    result_of_leaf,
     run_without_values,
     shallow,
 )
 from splitgrow.outputs import OpaqueError, tensors_in
 from splitgrow.places import place_of_caller, place_of_error
+from splitgrow.results import result_of_function, result_of_leaf
 from splitgrow.rules.targets import target_of
 from splitgrow.steps import Ref, Source, Step, mapped, untracked
 from splitgrow.tracked import Tracked
 from splitgrow.undisturbed import undisturbed
+
+_Modules = Sequence[tuple[str, nn.Module]]
+"""Modules by path."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,16 @@ class Wider:
     numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
-def record_wider(model: nn.Module, inputs: tuple[Any, ...], wider: Wider) -> list[Step]:
-    """The ops of a run in evaluation mode, on fake tensors, as if the model had other widths.
+def record_wider(
+    model: nn.Module, inputs: tuple[Any, ...], wider: Wider, *, training: bool
+) -> list[Step]:
+    """The ops of a run on fake tensors, as if the model had other widths.
 
     Raises:
         Exception: Whatever forward raises at those widths.
     """
-    recorder = _Recorder(model, wider)
-    return _run(model, inputs, recorder, training=False, fake=True)
+    recorder = _Recorder(wider)
+    return _run(model, inputs, recorder, training=training, fake=True)
 
 
 def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> Recording:
@@ -85,7 +91,7 @@ def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> Reco
         TraceError: If it does not run on tensors without values, and there are no others.
     """
     _check_signature(model, inputs)
-    recorder = _Recorder(model)
+    recorder = _Recorder()
     try:
         return Recording(_run(model, inputs, recorder, training=training, fake=True), fake=True)
     except Exception as error:  # forward asks for values, or is wrong: a real run will tell
@@ -93,7 +99,7 @@ def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> Reco
         if any(isinstance(t, Tensor) and t.is_meta for t in tensors):
             message = _failure(model, inputs, error, recorder.inside, training=training)
             raise TraceError(f"{message} (tensors on the meta device have no values)") from error
-    recorder = _Recorder(model)
+    recorder = _Recorder()
     try:
         return Recording(_run(model, inputs, recorder, training=training, fake=False), fake=False)
     except Exception as error:
@@ -137,12 +143,14 @@ def _run(
     with undisturbed(model), torch.no_grad(), warnings.catch_warnings():
         # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not")
-        for module in model.modules():
-            module.training = training
+        modules = list(model.named_modules())
+        for _, module in modules:
+            _set_mode(module, training=training)
         inputs = pytree.tree_map_only(Tensor, copied, inputs)
-        _use_copies(model, recorder, copied)
+        recorder.know(modules)
+        _use_copies(modules, recorder, copied)
         recorder.given(_check_signature(model, inputs))
-        recorder.prepare(model)
+        recorder.prepare(modules)
         with mode if fake else recorder.births, recorder:
             output = model(*inputs)
         recorder.finish(output)
@@ -154,12 +162,20 @@ def _clone(tensor: Tensor) -> Tensor:
     return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
 
 
-def _use_copies(model: nn.Module, recorder: _Recorder, copied: Callable[[Tensor], Tensor]) -> None:
+def _set_mode(module: nn.Module, *, training: bool) -> None:
+    own = module.__dict__
+    if "training" in own:  # what assigning to it comes to, without a search for tensors
+        own["training"] = training
+    else:
+        module.training = training
+
+
+def _use_copies(modules: _Modules, recorder: _Recorder, copied: Callable[[Tensor], Tensor]) -> None:
     """Lets forward write into copies; the originals are put back with the other attributes.
 
     A leaf is run in evaluation mode if at all, where it writes into nothing of its own.
     """
-    for name, module in model.named_modules():
+    for name, module in modules:
         if name and is_leaf(module):
             continue
         stores: tuple[dict[str, Any], ...] = (
@@ -174,30 +190,10 @@ def _use_copies(model: nn.Module, recorder: _Recorder, copied: Callable[[Tensor]
                     recorder.owners[id(store[key])] = f"{name}.{key}".removeprefix(".")
 
 
-class _Births(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Remembers the tensors that are made while it is active."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._made: dict[int, TensorWeakRef] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        result = func(*args, **(kwargs or {}))
-        for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._made[id(leaf)] = TensorWeakRef(leaf)
-        return result
-
-    def __contains__(self, tensor: Tensor) -> bool:
-        made = self._made.get(id(tensor))
-        return made is not None and made() is tensor
-
-
 class _Recorder(TorchFunctionMode):
     """Takes down every op that runs while it is active."""
 
-    def __init__(self, model: nn.Module, wider: Wider | None = None) -> None:
+    def __init__(self, wider: Wider | None = None) -> None:
         super().__init__()
         self._wider = wider or Wider()
         self.steps: list[Step] = []
@@ -207,12 +203,18 @@ class _Recorder(TorchFunctionMode):
         self.inside = ""
         """The path of the leaf module that is running."""
         self._active = True
-        self.births = _Births()
+        self.births = Births()
         """The tensors that were made in a run on real values."""
-        for path, tensor in (*model.named_parameters(), *model.named_buffers()):
-            self.owners.setdefault(id(tensor), path)
 
     # -- before and after ------------------------------------------------------------------------
+
+    def know(self, modules: _Modules) -> None:
+        """Learns the paths of the model's tensors."""
+        for name, module in modules:
+            for store in (module._parameters, module._buffers):  # noqa: SLF001
+                for key, tensor in store.items():
+                    if tensor is not None:
+                        self.owners.setdefault(id(tensor), f"{name}.{key}".removeprefix("."))
 
     def given(self, inputs: Mapping[str, Any]) -> None:
         """Takes down the inputs, by the names of forward's arguments, as the first steps."""
@@ -221,59 +223,49 @@ class _Recorder(TorchFunctionMode):
                 if isinstance(leaf, Tensor):
                     self._note(leaf, self._add("input", Source.INPUT, (name,), {}, leaf))
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, modules: _Modules) -> None:
         """Puts itself between the model and its leaf modules, and behind every number it holds.
 
         The attributes of the model must be put back afterwards.
         """
         below_a_leaf: set[nn.Module] = set()
-        for name, module in model.named_modules():
+        for name, module in modules:
             if module in below_a_leaf:
                 continue
+            own = module.__dict__
             if name and is_leaf(module):
-                below_a_leaf.update(module.modules())
+                if module._modules:  # noqa: SLF001
+                    below_a_leaf.update(module.modules())
                 as_it_was = shallow(module)
-                shown = self._shown(name, as_it_was)
-                module.__dict__["forward"] = self._recorded_forward(name, as_it_was, shown)
-                for key in LEAF_NUMBERS & vars(module).keys():
+                sizes = self._wider.sizes.get(name)
+                shown = as_it_was if sizes is None else as_if_resized(as_it_was, sizes)
+                own["forward"] = self._recorded_forward(name, as_it_was, shown)
+                for key in LEAF_NUMBERS & own.keys():
                     value = getattr(shown, key)
                     if type(value) is int:
-                        module.__dict__[key] = Tracked.of(value, self, (name, key))
+                        own[key] = Tracked.of(value, self, (name, key))
             else:
-                for key, value in list(vars(module).items()):
+                for key, value in list(own.items()):
                     if type(value) in (int, list, tuple):
-                        module.__dict__[key] = self._tracked_attribute(name, key, value)
-
-    def _shown(self, name: str, module: nn.Module) -> nn.Module:
-        """The layer whose shapes are shown: the module, or one of other sizes."""
-        sizes = self._wider.sizes.get(name)
-        return module if sizes is None else resized(module, sizes)
+                        own[key] = self._tracked_attribute(name, key, value)
 
     def _recorded_forward(
         self, name: str, module: nn.Module, shown: nn.Module
     ) -> Callable[..., Any]:
-        forward = module.forward
-        parts = list(module.modules())
+        kind = type(module)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = untracked(args), untracked(kwargs)
+            if kwargs or len(args) != 1 or type(args[0]) is not FakeTensor:
+                args, kwargs = untracked(args), untracked(kwargs)
             if self.inside:  # a leaf within a leaf
-                return forward(*args, **kwargs)
-            training = [part.training for part in parts]
+                return module.forward(*args, **kwargs)
             self.inside = name
-            try:
-                for part in parts:  # only shapes count, and statistics must not be updated
-                    part.training = False
-                result = None if kwargs else result_of_leaf(shown, args)
-                if result is None and shown is not module:
-                    result = run_without_values(shown, args, kwargs)
-                elif result is None:
-                    result = forward(*args, **kwargs)
-                self.inside = ""
-            finally:
-                for part, flag in zip(parts, training, strict=True):
-                    part.training = flag
-            kind = type(module)
+            result = None if kwargs else result_of_leaf(shown, args)
+            if result is None and shown is not module:
+                result = run_without_values(resized(module, self._wider.sizes[name]), args, kwargs)
+            elif result is None:
+                result = _in_evaluation(module, args, kwargs)
+            self.inside = ""
             return self._record(kind.__name__, kind, args, kwargs, result, name)
 
         return run
@@ -310,7 +302,10 @@ class _Recorder(TorchFunctionMode):
         if self.inside:
             return func(*args, **kwargs)
         name, target, seen = target_of(func, args)
-        result = func(*untracked(args), **untracked(kwargs))
+        plain, named = untracked(args), untracked(kwargs)
+        result = result_of_function(func, plain, named)
+        if result is None:
+            result = func(*plain, **named)
         if target is None:
             return result
         return self._record(name, target, seen, kwargs, result)
@@ -330,9 +325,11 @@ class _Recorder(TorchFunctionMode):
     def _add(
         self, name: str, target: Any, args: Any, kwargs: Any, result: Any, module: str | None = None
     ) -> Ref:
-        inside, self.inside = self.inside, self.inside or name
-        example = pytree.tree_map_only(Tensor, _shape_only, result)
-        self.inside = inside
+        example = result
+        if not isinstance(result, FakeTensor):
+            inside, self.inside = self.inside, self.inside or name
+            example = pytree.tree_map_only(Tensor, _shape_only, result)
+            self.inside = inside
         place = place_of_caller()
         self.steps.append(Step(name, target, tuple(args), kwargs, example, place, module))
         return Ref(len(self.steps) - 1)
@@ -370,6 +367,18 @@ class _Recorder(TorchFunctionMode):
         source = Source.UNSEEN if unseen else Source.TENSOR
         self._note(leaf, self._add("tensor", source, (path,), {}, leaf))
         return self._known[id(leaf)][1]
+
+
+def _in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Runs a leaf module: only shapes count, and its statistics must not be updated."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        return module.forward(*args, **kwargs)
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _shape_only(tensor: Tensor) -> Tensor:

@@ -58,16 +58,23 @@ class Step:
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """A value with every leaf of its tuples, lists, dicts and slices changed."""
+    if not isinstance(value, _NESTED):
+        return change(value)
     if isinstance(value, (tuple, list)):
         items = [mapped(item, change) for item in value]
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, dict):
         return {key: mapped(item, change) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(mapped(bound, change) for bound in (value.start, value.stop, value.step)))
-    return change(value)
+    return slice(*(mapped(bound, change) for bound in (value.start, value.stop, value.step)))
+
+
+_NESTED = (tuple, list, dict, slice)
 
 
 def untracked(value: Any) -> Any:
     """The same value with plain numbers in place of tracked ones."""
-    return mapped(value, lambda leaf: int.__int__(leaf) if isinstance(leaf, Tracked) else leaf)
+    return mapped(value, _plain)
+
+
+def _plain(leaf: Any) -> Any:
+    return int.__int__(leaf) if isinstance(leaf, Tracked) else leaf

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,12 +19,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     The values of tensors are not kept: do not let the block write into them.
     """
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    modules = _modules_of(model)
+    own = (p for module in modules for p in module._parameters.values())  # noqa: SLF001
+    devices = {p.device.index for p in own if p is not None and p.device.type == "cuda"}
     python_state = random.getstate()
     numpy: Any = sys.modules.get("numpy")  # only if it is in use
     numpy_state = numpy.random.get_state() if numpy is not None else None
-    with torch.random.fork_rng(devices=sorted(devices)), attributes_kept(model):
-        silence_hooks(model)
+    with torch.random.fork_rng(devices=sorted(devices)), attributes_kept(modules):
+        silence_hooks(modules)
         try:
             yield
         finally:
@@ -34,31 +35,45 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 numpy.random.set_state(numpy_state)
 
 
+def _modules_of(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, each once."""
+    found, seen = [model], {id(model)}
+    for module in found:  # it grows on the way
+        for child in module._modules.values():  # noqa: SLF001
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                found.append(child)
+    return found
+
+
+_STORES = ("_parameters", "_buffers", "_modules")
+_CONTAINERS = (list, dict, set)
+
+
 @contextmanager
-def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Puts every attribute of every module back: forward may set some, and fill containers."""
-    stores = ("_parameters", "_buffers", "_modules")
-    kept = [
-        (module, dict(module.__dict__), {name: dict(module.__dict__[name]) for name in stores})
-        for module in model.modules()
-    ]
-    for module, attributes, _ in kept:
-        for name, value in attributes.items():
-            if type(value) in (list, dict, set) and name not in stores:
-                module.__dict__[name] = copy.copy(value)
+def attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Puts every attribute of the modules back: forward may set some, and fill containers."""
+    kept = []
+    for module in modules:
+        own = module.__dict__
+        stores = [own[name] for name in _STORES]
+        kept.append((own, own.copy(), [(store, store.copy()) for store in stores]))
+        for name, value in own.items():
+            if type(value) in _CONTAINERS and name not in _STORES:
+                own[name] = value.copy()
     try:
         yield
     finally:
-        for module, attributes, contents in kept:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for name in stores:
-                module.__dict__[name].clear()
-                module.__dict__[name].update(contents[name])
+        for own, attributes, contents in kept:
+            own.clear()
+            own.update(attributes)
+            for store, content in contents:
+                store.clear()
+                store.update(content)
 
 
-def silence_hooks(model: nn.Module) -> None:
+def silence_hooks(modules: Sequence[nn.Module]) -> None:
     """Takes the user's hooks off, until the attributes are put back."""
-    for module in model.modules():
+    for module in modules:
         for name in ("_forward_hooks", "_forward_pre_hooks"):
             module.__dict__[name] = OrderedDict()

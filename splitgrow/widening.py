@@ -9,51 +9,84 @@ keeps it from doing so is fixed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from splitgrow.axes import Run
 from splitgrow.graph import ChannelGraph, HeldNumber
 from splitgrow.groups import Groups
 from splitgrow.recording import Wider, record_wider
-from splitgrow.rules import Shaped
+from splitgrow.rules.registry import Shaped, leaves_of
 from splitgrow.steps import Ref, Step
 
 
-def fix_what_widening_breaks(
-    model: nn.Module,
-    inputs: tuple[Any, ...],
-    graph: ChannelGraph,
-    numbers: Sequence[HeldNumber],
-    run: tuple[Sequence[Step], Sequence[Any]],
-) -> None:
+@dataclass(frozen=True)
+class Trial:
+    """A channel graph, and the run in evaluation mode that it has to explain.
+
+    Attributes:
+        graph: The channel graph.
+        numbers: The numbers that modules hold.
+        steps: The steps of the run.
+        values: What the rules made of each step.
+    """
+
+    graph: ChannelGraph
+    numbers: Sequence[HeldNumber]
+    steps: Sequence[Step]
+    values: Sequence[Any]
+
+
+def widens(model: nn.Module, inputs: tuple[Any, ...], trial: Trial, *, training: bool) -> bool:
+    """Whether forward does the same when all that can grow has grown.
+
+    In training mode that is strict: also functions, texts and whatever else the ops are given must
+    be those of the run in evaluation mode.
+    """
+    return not _difference(model, inputs, trial, _growing(trial.graph), training=training)
+
+
+def fix_what_widening_breaks(model: nn.Module, inputs: tuple[Any, ...], trial: Trial) -> None:
     """Fixes the groups that forward would not follow if they grew.
 
     Args:
         model: The model. It is not changed.
         inputs: The positional arguments of the example call.
-        graph: Its channel graph.
-        numbers: The numbers that modules hold.
-        run: The steps of the run in evaluation mode, and what the rules made of each.
+        trial: Its channel graph, and its run in evaluation mode.
     """
 
     def difference(groups: Sequence[int]) -> str:
-        grown = graph.groups.grown(dict.fromkeys(groups, 1))
-        try:
-            steps = record_wider(model, inputs, _wider(graph, grown, numbers))
-        except Exception as error:  # noqa: BLE001 - whatever forward raises at another width
-            return f"forward fails when it is wider: {type(error).__name__}: {error}"
-        place = _first_difference(run, steps, grown)
-        return f"forward does something else when it is wider, at {place}" if place else ""
+        return _difference(model, inputs, trial, groups, training=False)
 
+    graph = trial.graph
     while growing := _growing(graph):
         found = _culprits(growing, difference)
         if not found or difference(()):  # the run is never twice the same, so nothing can be told
             return
         for group, reason in found.items():
             graph.groups.fix((Run(group, 1),), reason)
+
+
+def _difference(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    trial: Trial,
+    groups: Sequence[int],
+    *,
+    training: bool,
+) -> str:
+    """What forward does differently when groups have grown by a unit each; empty if nothing."""
+    grown = trial.graph.groups.grown(dict.fromkeys(groups, 1))
+    try:
+        wider = _wider(trial.graph, grown, trial.numbers)
+        steps = record_wider(model, inputs, wider, training=training)
+    except Exception as error:  # noqa: BLE001 - whatever forward raises at another width
+        return f"forward fails when it is wider: {type(error).__name__}: {error}"
+    place = _first_difference((trial.steps, trial.values), steps, grown, strict=training)
+    return f"forward does something else when it is wider, at {place}" if place else ""
 
 
 def _growing(graph: ChannelGraph) -> list[int]:
@@ -87,36 +120,46 @@ def _wider(graph: ChannelGraph, grown: Groups, numbers: Sequence[HeldNumber]) ->
 
 
 def _first_difference(
-    run: tuple[Sequence[Step], Sequence[Any]], wide: Sequence[Step], grown: Groups
+    run: tuple[Sequence[Step], Sequence[Any]], wide: Sequence[Step], grown: Groups, *, strict: bool
 ) -> str:
     """Where two runs first differ in what they do; empty if they do not."""
     for one, value, other in zip(*run, wide, strict=False):
         same = (one.name, one.module) == (other.name, other.module)
-        alike = same and _alike(one.args, other.args) and _alike(one.kwargs, other.kwargs)
+        same = same and (one.target == other.target or not strict)
+        alike = same and _alike(one.args, other.args, strict=strict)
+        alike = alike and _alike(one.kwargs, other.kwargs, strict=strict)
         if not alike or not _foretold(value, other.example, grown):
             return one.place
     return "" if len(run[0]) == len(wide) else run[0][-1].place
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether arguments stand for the same; only numbers and what stands for tensors can tell."""
+def _alike(one: Any, other: Any, *, strict: bool) -> bool:
+    """Whether arguments stand for the same.
+
+    Only numbers and what stands for tensors can tell if a width is used; strictly, all must agree.
+    """
     if isinstance(one, (Ref, bool, int, float, complex)) or isinstance(other, Ref):
         return type(one) is type(other) and bool(one == other)
     if isinstance(one, (tuple, list)):
         if not isinstance(other, (tuple, list)) or len(one) != len(other):
             return False
-        return all(_alike(*pair) for pair in zip(one, other, strict=True))
+        return all(_alike(*pair, strict=strict) for pair in zip(one, other, strict=True))
     if isinstance(one, slice) and isinstance(other, slice):
-        return _alike((one.start, one.stop, one.step), (other.start, other.stop, other.step))
+        bounds = [(each.start, each.stop, each.step) for each in (one, other)]
+        return _alike(*bounds, strict=strict)
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
-    return True
+        keys = one.keys()
+        return keys == other.keys() and all(_alike(one[k], other[k], strict=strict) for k in keys)
+    return not strict or one is other or (isinstance(one, _VALUES) and bool(one == other))
+
+
+_VALUES = (str, torch.device)
+"""What is the same if it is equal; of other things two that are equal may yet be different."""
 
 
 def _foretold(value: Any, example: Any, grown: Groups) -> bool:
     """Whether tensors have the shapes that the graph gives them."""
-    answers = pytree.tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, Shaped))
-    pairs = zip(answers, pytree.tree_leaves(example), strict=False)
+    pairs = zip(leaves_of(value), leaves_of(example), strict=False)
     return all(
         tuple(map(grown.length, answer.axes)) == tuple(tensor.shape)
         for answer, tensor in pairs

@@ -81,12 +81,11 @@ class Op:
 
     def shaped(self) -> Iterator[Shaped]:
         """All tensors among the arguments."""
-        return shaped_in((self.args, dict(self.kwargs)))
+        return shaped_in((self.args, self.kwargs))
 
     def sizes(self) -> Iterator[Size]:
         """All numbers among the arguments that come from shapes."""
-        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)), is_leaf=_is_value)
-        return (leaf for leaf in leaves if isinstance(leaf, Size))
+        return (leaf for leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Size))
 
     def fix(self, axis: Axis, text: str) -> None:
         """Fixes an axis, for a reason that names the op."""
@@ -134,8 +133,21 @@ def constant_like(example: Any, reason: str) -> Any:
 
 def shaped_in(value: Any) -> Iterator[Shaped]:
     """All tensors in nested values."""
-    leaves = pytree.tree_leaves(value, is_leaf=_is_value)
-    return (leaf for leaf in leaves if isinstance(leaf, Shaped))
+    return (leaf for leaf in leaves_of(value) if isinstance(leaf, Shaped))
+
+
+def leaves_of(value: Any) -> Iterator[Any]:
+    """What pytree finds in nested values, without its detours in the common cases."""
+    if isinstance(value, _LEAVES):
+        yield value
+    elif type(value) in (tuple, list, dict):
+        for item in value.values() if type(value) is dict else value:
+            yield from leaves_of(item)
+    else:
+        yield from pytree.tree_leaves(value, is_leaf=_is_value)
+
+
+_LEAVES = (Shaped, Size, Tensor, int, float, str)
 
 
 def _is_value(node: Any) -> bool:
@@ -257,8 +269,7 @@ def _explains(result: Any, op: Op) -> bool:
     if isinstance(op.example, (tuple, list)) != isinstance(result, (tuple, list)):
         return False
     # Leaves only: a tuple for a torch.Size or a named tuple is as good.
-    examples = pytree.tree_leaves(op.example)
-    results = pytree.tree_leaves(result, is_leaf=_is_value)
+    examples, results = list(leaves_of(op.example)), list(leaves_of(result))
     if len(examples) != len(results):
         return False
     for example, answer in zip(examples, results, strict=True):

@@ -1,0 +1,78 @@
+"""Whether a model's code asks if it is training, as far as that can be read in the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+
+_MODE = "training"
+_METHODS = (FunctionType, MethodType, staticmethod, classmethod, property)
+
+
+def may_ask_for_the_mode(modules: Iterable[nn.Module]) -> bool:
+    """Whether the modules' code, or functions that it calls by name, say `training`.
+
+    It reads Python's own functions only. What is reached in other ways, as a method of an object
+    or compiled, is not read.
+    """
+    for module in modules:
+        cls: Any = type(module)
+        if _class_names_the_mode(cls):
+            return True
+        for name, value in vars(module).items():
+            held = isinstance(value, (FunctionType, MethodType))
+            if (held and _names_the_mode(value)) or (name == "forward" and not held):
+                return True
+    return False
+
+
+@cache
+def _class_names_the_mode(cls: type[nn.Module]) -> bool:
+    parts = (part for part in cls.__mro__ if part not in (nn.Module, object))
+    return any(_names_the_mode(member) for part in parts for member in vars(part).values())
+
+
+def _names_the_mode(member: Any) -> bool:
+    """Whether a function names it, or one that it wraps, holds or finds among its globals."""
+    seen: set[int] = set()
+    pending = [member]
+    while pending:
+        found = pending.pop()
+        if isinstance(found, property):
+            pending += [found.fget, found.fset]
+        elif isinstance(found, (MethodType, staticmethod, classmethod)):
+            pending.append(found.__func__)
+        elif isinstance(found, FunctionType) and id(found) not in seen:
+            seen.add(id(found))
+            names = set(_names_in(found.__code__))
+            if _MODE in names:
+                return True
+            pending += [cell.cell_contents for cell in found.__closure__ or () if _filled(cell)]
+            called = (found.__globals__[name] for name in names & found.__globals__.keys())
+            pending += [function for function in called if not _is_torchs(function)]
+    return False
+
+
+def _names_in(code: CodeType) -> Iterator[Any]:
+    """The names and texts in a function's code, and in that of the functions defined inside."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+        elif isinstance(constant, str):
+            yield constant
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _is_torchs(value: Any) -> bool:
+    return str(getattr(value, "__module__", "")).startswith("torch.")
