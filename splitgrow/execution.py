@@ -24,6 +24,11 @@ def execution(mode: Mode) -> Iterator[None]:
             "auto", the default, chooses by shape what is faster. A layer that cannot run as asked
             runs the other way; `handle(model).runs` tells how each did, and why.
 
+    Where a layer runs as one, its frozen parameters become views of one larger tensor. They stay
+    the same Parameter objects with the same values; but ``parameter.view(-1)``, which takes a
+    tensor for contiguous, needs ``reshape`` then. Running a layer block by block gives each its own
+    storage again.
+
     Raises:
         ValueError: If there is no such mode.
 

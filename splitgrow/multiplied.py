@@ -200,14 +200,14 @@ def _own_gradient(
     gradients: Gradients, block: int, strips: list[Tensor], shape: torch.Size
 ) -> Tensor:
     """A block's gradient, out of the strips."""
-    shares = gradients.shares[block]
-    if len(shares) == 1 and len(shares[0].rectangles) == 1:
-        there, _ = shares[0].rectangles[0]
-        return strips[shares[0].strip][there].contiguous()
-    own = strips[0].new_empty(shape)
-    for share in shares:
-        for there, here in share.rectangles:
-            own[here] = strips[share.strip][there]
+    share = gradients.shares[block]
+    strip = strips[share.strip]
+    if len(share.rectangles) == 1:
+        ((there, _),) = share.rectangles
+        return strip[there].contiguous()
+    own = strip.new_empty(shape)
+    for there, here in share.rectangles:
+        own[here] = strip[there]
     return own
 
 

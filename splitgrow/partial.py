@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from splitgrow.spans import Index, Spans, length_of, repeated, rest, shared, union
+from splitgrow.spans import Index, Spans, length_of, repeated, shared, union
 
 _WORTHWHILE = 0.8
 """Of the whole gradient: above this share, slicing costs more than it saves."""
@@ -53,7 +53,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a block's gradient takes from one strip: rectangles there and in the block's own."""
+    """Where a block's gradient is in a strip: rectangles there, and in the block's own."""
 
     strip: int
     rectangles: tuple[tuple[Index, Index], ...]
@@ -70,7 +70,7 @@ class Gradients:
     """
 
     strips: tuple[Strip, ...]
-    shares: Mapping[int, tuple[Share, ...]]
+    shares: Mapping[int, Share]
     worth: float
 
 
@@ -91,14 +91,14 @@ def gradients_of(
     """
     outs = union(places[out.dim] for places in rows.values())
     ins = union(places[into.dim] for places in columns.values())
-    others = rest(outs, out.length)
-    computed = length_of(outs) * into.length + length_of(others) * length_of(ins)
+    all_outs, all_ins = ((0, out.length),), ((0, into.length),)
+    computed = length_of(outs) * into.length + out.length * length_of(ins)
     worth = computed / (out.length * into.length)
     if worth > _WORTHWHILE:
-        outs, others, worth = ((0, out.length),), (), 1.0
-    every = ((0, into.length),)
-    rectangles: list[tuple[Spans, ...]] = [(outs, every)] if outs else []
-    rectangles += [(others, ins)] if others and ins else []
+        outs, ins, worth = all_outs, (), 1.0
+    rectangles: list[tuple[Spans, ...]] = [(outs, all_ins)] if outs else []
+    # They overlap in a corner; a second one without it would take a copy of most of the outputs.
+    rectangles += [(all_outs, ins)] if ins else []
     strips = tuple(
         Strip(
             out.channels(one),
@@ -107,10 +107,10 @@ def gradients_of(
         )
         for one, other in rectangles
     )
-    shares = {
-        block: _shares({out.dim: 0, into.dim: 1}, places, rectangles)
-        for block, places in {**rows, **columns}.items()
-    }
+    order = {out.dim: 0, into.dim: 1}
+    shares = {block: _share(order, places, rectangles, 0) for block, places in rows.items()}
+    last = len(rectangles) - 1
+    shares |= {block: _share(order, places, rectangles, last) for block, places in columns.items()}
     return Gradients(strips, shares, worth)
 
 
@@ -127,32 +127,29 @@ def diagonal_gradients_of(
     """
     chosen = union(own[dim] for own in places.values())
     strips = (Strip(*channels, ((dim, length_of(chosen)),)),)
-    shares = {block: _shares({dim: 0}, own, [(chosen,)]) for block, own in places.items()}
+    shares = {block: _share({dim: 0}, own, [(chosen,)], 0) for block, own in places.items()}
     return Gradients(strips, shares, length_of(chosen) / length)
 
 
-def _shares(
-    order: Mapping[int, int], places: Places, rectangles: Sequence[tuple[Spans, ...]]
-) -> tuple[Share, ...]:
-    """What each of the rectangles has of a block.
+def _share(
+    order: Mapping[int, int], places: Places, rectangles: Sequence[tuple[Spans, ...]], strip: int
+) -> Share:
+    """Where a block lies in one of the strips.
 
     Args:
         order: For each dimension of the weight, its place in a rectangle.
         places: The block's.
         rectangles: The strips, in the weight's own positions.
+        strip: Which of them.
     """
-    found = []
-    for strip, rectangle in enumerate(rectangles):
-        stretches = [
-            (dim, shared(rectangle[place], places[dim])) for dim, place in sorted(order.items())
-        ]
-        pairs = [
-            (_index(chosen, stretches, 0), _index(chosen, stretches, 1))
-            for chosen in product(*(stretch for _, stretch in stretches))
-        ]
-        if pairs:
-            found.append(Share(strip, tuple(pairs)))
-    return tuple(found)
+    stretches = [
+        (dim, shared(rectangles[strip][place], places[dim])) for dim, place in sorted(order.items())
+    ]
+    pairs = [
+        (_index(chosen, stretches, 0), _index(chosen, stretches, 1))
+        for chosen in product(*(stretch for _, stretch in stretches))
+    ]
+    return Share(strip, tuple(pairs))
 
 
 def _index(

@@ -33,16 +33,6 @@ def union(parts: Iterable[Spans]) -> Spans:
     return tuple(joined)
 
 
-def rest(spans: Spans, length: int) -> Spans:
-    """All other positions of a dimension."""
-    found, end = [], 0
-    for start, count in (*spans, (length, 0)):
-        if start > end:
-            found.append((end, start - end))
-        end = start + count
-    return tuple(found)
-
-
 def shared(one: Spans, other: Spans) -> list[tuple[int, int, int]]:
     """The stretches that lie on both.
 
