@@ -32,13 +32,14 @@ def entry(*values: float, claim: str = "grown-inference", case: str = "a net") -
     [
         (1.0, False, "met"),
         (1.02, False, "in slack"),
+        (1.1, False, "missed"),
         (1.2, False, "BROKEN"),
         (1.2, True, "met"),
         (9.0, True, "BROKEN"),
     ],
 )
 def test_a_median_above_target_and_slack_breaks_the_threshold(value, quick, verdict) -> None:
-    content = {"grown-inference": {"target": 1.0, "slack": 0.03, "quick": 3.0}}
+    content = {"grown-inference": {"target": 1.0, "slack": 0.03, "known": 1.15, "quick": 3.0}}
     thresholds = Thresholds(content)
     found = entry(value - 0.5, value, value + 0.5)
     threshold = thresholds.of("grown-inference", "a net")

@@ -12,7 +12,13 @@ from benchmarks.speed.thresholds import Thresholds
 
 PAGE = Path(__file__).parents[1] / "README.md"
 _START, _END = "<!-- speed table -->", "<!-- end -->"
-_COLOURS: Mapping[str, str] = {"met": "green", "in slack": "yellow", "BROKEN": "bold red", "": ""}
+_COLOURS: Mapping[str, str] = {
+    "met": "green",
+    "in slack": "yellow",
+    "missed": "red",
+    "BROKEN": "bold red",
+    "": "",
+}
 
 
 def terminal_table(entries: Iterable[Entry], thresholds: Thresholds, *, quick: bool) -> Table:
