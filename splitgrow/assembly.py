@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from splitgrow.composition import Composition
-from splitgrow.whole import Part, Unfit, Whole, make_dense_
+from splitgrow.spans import cut_out
+from splitgrow.whole import Part, Unfit, make_dense_, whole_of
 
 
 class Assembly:
@@ -33,7 +34,7 @@ class Assembly:
         self.flags: tuple[bool, ...] = ()
         self._slots: dict[str, range] = {}
         self._missing: list[tuple[nn.Module, str]] = []
-        self._wholes: dict[str, Whole] = {}
+        self._wholes: dict[str, Tensor] = {}
         self._settled: tuple[Any, ...] = ()
         self._copies: list[tuple[Tensor, int, Any]] = []
         self._copied: dict[tuple[bool, ...], int] = {}
@@ -103,7 +104,7 @@ class Assembly:
                         for _, slot, own in self._copies
                     ],
                 )
-        values = {name: whole.tensor for name, whole in self._wholes.items()}
+        values = self._wholes
         if not self._keep:
             self._wholes, self._settled = {}, ()
         return values
@@ -124,7 +125,7 @@ class Assembly:
     def _settle_one(self, name: str, slots: range) -> None:
         parts = [self.parts[slot] for slot in slots]
         if name not in self._wholes:
-            self._wholes[name] = Whole(parts, self.composition.shape(name))
+            self._wholes[name] = whole_of(parts, self.composition.shape(name))
         for slot, part in zip(slots, parts, strict=True):
             if not part.settle(views=self._keep):
                 for region, (_, own) in zip(part.raw, part.regions, strict=True):
@@ -197,10 +198,5 @@ class _Joined(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
-        found = []
-        for places, shape in zip(ctx.places, ctx.shapes, strict=True):
-            own = gradient.new_empty(shape)
-            for there, here in places:
-                own[here] = gradient[there]
-            found.append(own)
-        return None, None, *found
+        parts = zip(ctx.places, ctx.shapes, strict=True)
+        return None, None, *(cut_out(gradient, places, shape) for places, shape in parts)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from splitgrow.kinds import Along, LayerKind, kind_of
 from splitgrow.layouts import Layout, Piece
 from splitgrow.spans import Spans, regions
-from splitgrow.whole import is_dense, memory_format_of
+from splitgrow.whole import is_dense, room_for
 
 BlockKind = Literal["original", "new", "helper"]
 
@@ -118,16 +118,10 @@ class Composition:
 
         Not differentiable. None if the layer has none of that name.
         """
-        if self.kind.value(self.original, name) is None:
-            return None
         first = self.kind.value(self.original, name)
-        assert first is not None
-        whole = torch.empty(
-            self.shape(name),
-            dtype=first.dtype,
-            device=first.device,
-            memory_format=memory_format_of(first),
-        )
+        if first is None:
+            return None
+        whole = room_for(first, self.shape(name))
         for index, part in self.parts(name):
             part = self._carried_over(name, part.detach(), index)
             for there, own in regions(self.places(index, name), part.dim()):

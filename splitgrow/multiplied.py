@@ -12,7 +12,7 @@ from torch.autograd import Function
 from splitgrow.assembly import Assembly
 from splitgrow.kernels import Kernel
 from splitgrow.partial import Gradients, Side, diagonal_gradients_of, gradients_of
-from splitgrow.spans import Spans, shared, take, union
+from splitgrow.spans import Spans, cut_out, shared, take, union
 from splitgrow.whole import Unfit
 
 
@@ -187,28 +187,14 @@ class _Multiplied(Function):
                 like = like.narrow(along, 0, length)
             strips.append(layer.kernel.weight_gradient(outs, ins, like))
             slices[strip.outs] = outs
-        found = [
-            _own_gradient(plan.gradients, block, strips, layer.assembly.parts[slot].shape)
-            for block, slot in zip(plan.of_weight, plan.slots, strict=False)
-        ]
+        found = []
+        for block, slot in zip(plan.of_weight, plan.slots, strict=False):
+            share = plan.gradients.shares[block]
+            shape = layer.assembly.parts[slot].shape
+            found.append(cut_out(strips[share.strip], share.rectangles, shape))
         if plan.of_bias:
             found += _of_biases(plan.of_bias, of_output, slices, dim)
         return None, of_x, None, *found
-
-
-def _own_gradient(
-    gradients: Gradients, block: int, strips: list[Tensor], shape: torch.Size
-) -> Tensor:
-    """A block's gradient, out of the strips."""
-    share = gradients.shares[block]
-    strip = strips[share.strip]
-    if len(share.rectangles) == 1:
-        ((there, _),) = share.rectangles
-        return strip[there].contiguous()
-    own = strip.new_empty(shape)
-    for there, here in share.rectangles:
-        own[here] = strip[there]
-    return own
 
 
 def _of_biases(

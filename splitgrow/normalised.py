@@ -12,7 +12,7 @@ from splitgrow.assembly import Assembly
 from splitgrow.composition import Composition
 from splitgrow.generations import held
 from splitgrow.kernels import MixedBatchNorm
-from splitgrow.spans import regions, take
+from splitgrow.spans import put, take
 from splitgrow.whole import Unfit
 
 
@@ -99,7 +99,6 @@ def _mixed(
     )
     if not alone:
         for name in ("running_mean", "running_var"):
-            for there, here in regions({0: spans}, 1):
-                values[name][there] = own[name][here]
+            put(values[name], 0, spans, own[name])
             assembly.write_back(name)
     return y

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import TypeAlias
 
@@ -62,6 +62,24 @@ def take(tensor: Tensor, dim: int, spans: Spans) -> Tensor:
         return tensor
     parts = [tensor.narrow(dim, start, length) for start, length in spans]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def put(tensor: Tensor, dim: int, spans: Spans, part: Tensor) -> None:
+    """Gives a tensor other values at these positions: what `take` took."""
+    for there, own in regions({dim: spans}, tensor.dim()):
+        tensor[there] = part[own]
+
+
+def cut_out(
+    whole: Tensor, rectangles: Sequence[tuple[Index, Index]], shape: Sequence[int]
+) -> Tensor:
+    """The contiguous tensor of a shape whose rectangles, as of `regions`, lie in a larger one."""
+    if len(rectangles) == 1:
+        return whole[rectangles[0][0]].contiguous()
+    part = whole.new_empty(shape)
+    for there, own in rectangles:
+        part[own] = whole[there]
+    return part
 
 
 def regions(places: Mapping[int, Spans], dims: int) -> Iterator[tuple[Index, Index]]:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from splitgrow.errors import TraceError
 from splitgrow.kinds import kind_of
 from splitgrow.places import place_of_caller, place_of_error
+from splitgrow.results import result_of_leaf
 from splitgrow.undisturbed import undisturbed
 
 
@@ -95,15 +96,8 @@ class _Evaluator(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A layer whose output's shape is known need not run for it, which takes far longer."""
-        layer: Any = self.fetch_attr(target)
-        kind = kind_of(layer)
-        x = args[0] if len(args) == 1 and not kwargs else None
-        weight = getattr(layer, "weight", None)
-        if kind is not None and isinstance(x, Tensor) and isinstance(weight, Tensor):
-            shape = kind.output_shape(layer, tuple(x.shape))
-            if shape is not None and weight.dtype == x.dtype:
-                return x.new_empty(shape)
-        return super().call_module(target, args, kwargs)
+        known = None if kwargs else result_of_leaf(self.fetch_attr(target), args)
+        return super().call_module(target, args, kwargs) if known is None else known
 
 
 def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:

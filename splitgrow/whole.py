@@ -122,30 +122,28 @@ def _must_stay(tensor: Tensor) -> bool:
     return tensor.is_inference() or (tensor.device.type == "cpu" and tensor.is_shared())  # type: ignore[no-untyped-call]
 
 
-class Whole:
-    """One tensor of the plain layer.
+def room_for(first: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor to put others together in, of the type and memory format of the first of them."""
+    return torch.empty(
+        *shape,
+        dtype=first.dtype,
+        device=first.device,
+        memory_format=memory_format_of(first),
+    )
 
-    Attributes:
-        parts: The blocks' tensors in it.
-        tensor: Its value, once all parts are settled.
+
+def whole_of(parts: Sequence[Part], shape: Sequence[int]) -> Tensor:
+    """The tensor that parts make together, once all of them are settled; they learn their places.
 
     Args:
         parts: The blocks' tensors.
         shape: The shape of the whole.
     """
-
-    def __init__(self, parts: Sequence[Part], shape: Sequence[int]) -> None:
-        self.parts = parts
-        first = parts[0].tensor
-        with torch.inference_mode(mode=False):
-            self.tensor = torch.empty(
-                *shape,
-                dtype=first.dtype,
-                device=first.device,
-                memory_format=memory_format_of(first),
-            )
-            # Writing through this does not count as a change to what a graph has saved; whether
-            # a block's tensor has changed since is looked at apart.
-            raw = self.tensor.data
-        for part in parts:
-            part.raw = [raw[there] for there, _ in part.regions]
+    with torch.inference_mode(mode=False):
+        whole = room_for(parts[0].tensor, shape)
+        # Writing through this does not count as a change to what a graph has saved; whether a
+        # block's tensor has changed since is looked at apart.
+        raw = whole.data
+    for part in parts:
+        part.raw = [raw[there] for there, _ in part.regions]
+    return whole

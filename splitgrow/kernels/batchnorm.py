@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from splitgrow.spans import Spans, regions, take
+from splitgrow.spans import put, take
 
 
 class MixedBatchNorm(Function):
@@ -45,7 +45,7 @@ class MixedBatchNorm(Function):
         part, batch_mean, batch_deviation = torch.native_batch_norm(
             moving, weight, bias, own["running_mean"], own["running_var"], True, momentum, eps
         )
-        _put(y, spans, part)
+        put(y, 1, spans, part)
         if ctx.needs_input_grad[0]:
             factor = torch.rsqrt(var + eps)
             ctx.factor = factor if scale is None else factor.mul_(scale)
@@ -68,11 +68,6 @@ class MixedBatchNorm(Function):
         if mask[0]:
             factor = ctx.factor.to(of_output.dtype)
             of_x = of_output * factor.reshape(-1, *[1] * (of_output.dim() - 2))
-            _put(of_x, spans, of_moving)
+            put(of_x, 1, spans, of_moving)
         # Nothing for `moving`: x has it.
         return of_x, None, of_weight if mask[1] else None, of_bias if mask[2] else None, *[None] * 3
-
-
-def _put(whole: Tensor, spans: Spans, part: Tensor) -> None:
-    for there, here in regions({1: spans}, whole.dim()):
-        whole[there] = part[here]
