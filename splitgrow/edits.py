@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -59,6 +59,19 @@ class NumberChange:
 
 
 @dataclass(frozen=True)
+class JoinedBlocks:
+    """What an edit that joins blocks does to one layer.
+
+    Attributes:
+        name: The layer's module path.
+        edits: The edits whose blocks become those of this one.
+    """
+
+    name: str
+    edits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Edit:
     """The frozen record of one growth: which layers, which axes, how many units, where they sit.
 
@@ -70,6 +83,7 @@ class Edit:
         growth: The units that each group of channels gains, by the group's number.
         changes: What happens to each layer, in order of execution.
         numbers: What happens to numbers that modules hold.
+        joined: The layers whose blocks it joins to those of one edit.
         initializer: How new blocks get their values.
     """
 
@@ -80,6 +94,7 @@ class Edit:
     growth: Mapping[int, int] = field(hash=False)
     changes: tuple[LayerChange, ...]
     numbers: tuple[NumberChange, ...] = ()
+    joined: tuple[JoinedBlocks, ...] = ()
     initializer: str = "zero"
     version: int = field(default=VERSION)
 
@@ -91,7 +106,7 @@ class Edit:
         return _edit_from_fields, (self._fields(),)
 
     def _fields(self) -> dict[str, Any]:
-        names = ("index", "generation", "closes", "changes", "numbers", "initializer", "version")
+        names = ("index", "generation", "closes", "initializer", "version", *_LISTS)
         fields = {name: getattr(self, name) for name in names}
         return {**fields, "request": dict(self.request), "growth": dict(self.growth)}
 
@@ -100,10 +115,15 @@ class Edit:
         """The number of parameters that the edit adds."""
         return sum(change.parameters for change in self.changes)
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that it gives blocks."""
+        return (*(change.name for change in self.changes), *(item.name for item in self.joined))
+
     def to_json(self) -> str:
         """The edit as JSON."""
         fields = self._fields()
-        for name in ("changes", "numbers"):
+        for name in _LISTS:
             fields[name] = [asdict(change) for change in fields[name]]
         return json.dumps(fields)
 
@@ -118,10 +138,10 @@ class Edit:
             fields = json.loads(text)
             if fields["version"] != VERSION:
                 raise ValueError(f"it is of version {fields['version']}")
-            changes = tuple(_change_from_json(change) for change in fields.pop("changes"))
-            numbers = tuple(_number_from_json(change) for change in fields.pop("numbers"))
+            for name, read in _LISTS.items():
+                fields[name] = tuple(read(item) for item in fields[name])
             growth = {int(group): units for group, units in fields.pop("growth").items()}
-            return cls(changes=changes, numbers=numbers, growth=growth, **fields)
+            return cls(growth=growth, **fields)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"not an edit of version {VERSION}: {type(error).__name__}: {error}"
@@ -129,6 +149,12 @@ class Edit:
 
     def __str__(self) -> str:
         asked = ", ".join(f"{name} +{units}" for name, units in self.request.items())
+        if self.joined:
+            blocks = len({edit for layer in self.joined for edit in layer.edits})
+            return (
+                f"Edit {self.index} (generation {self.generation}): joins what {blocks} edits "
+                f"added to {len(self.joined)} layers"
+            )
         closes = "" if self.closes is None else f", closes generation {self.closes}"
         lines = [
             f"Edit {self.index} (generation {self.generation}{closes}): {asked}",
@@ -176,3 +202,15 @@ def _change_from_json(fields: dict[str, Any]) -> LayerChange:
     for name in ("ins", "outs"):
         fields[name] = tuple((position, count) for position, count in fields[name])
     return LayerChange(**fields)
+
+
+def _joined_from_json(fields: dict[str, Any]) -> JoinedBlocks:
+    return JoinedBlocks(fields["name"], tuple(fields["edits"]))
+
+
+_LISTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "changes": _change_from_json,
+    "numbers": _number_from_json,
+    "joined": _joined_from_json,
+}
+"""The fields of an edit that are lists of records, and how each record is read from JSON."""

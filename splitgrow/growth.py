@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -134,7 +134,7 @@ def check_structure(model: nn.Module, history: History) -> None:
 
 def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
     """The layers that have grown by other edits than these: those of a model they came from."""
-    known = {(change.name, edit.index) for edit in edits for change in edit.changes}
+    known = {(name, edit.index) for edit in edits for name in edit.layers}
     paths: dict[SplitLayer, list[str]] = {}
     for path, module in structure(model).items():
         if isinstance(module, SplitLayer):
@@ -206,7 +206,7 @@ def apply_(
         with torch.inference_mode(mode=False):  # blocks made there could never train
             prepared = [_prepare(history, edit, change, initialise) for change in edit.changes]
         joining = plan_joining(optimizers, _new_parameters(prepared))
-        _keep(history, undo)
+        keep_(history, undo)
         if edit.closes is not None:
             _close(model, history, undo)
         for item in prepared:
@@ -222,7 +222,7 @@ def apply_(
     return edit
 
 
-def _keep(history: History, undo: Undo) -> None:
+def keep_(history: History, undo: Undo) -> None:
     """Has the history put back on failure. Its lists are replaced from here on, never changed."""
     before = dict(vars(history))
     undo.on_failure(lambda: vars(history).update(before))
@@ -289,15 +289,7 @@ def _close(model: nn.Module, history: History, undo: Undo) -> None:
 def _place_(history: History, item: _Prepared, undo: Undo) -> None:
     """Puts a layer's new blocks in place, and a split layer where there was a stock layer."""
     split = item.split
-    before = (list(split), split.blocks, split.ins, split.outs)
-
-    def take_back() -> None:
-        split.ins, split.outs = before[2:]
-        split.set_blocks(*before[:2])
-
-    undo.on_failure(take_back)
-    split.ins, split.outs = item.ins, item.outs
-    split.set_blocks(item.modules, item.blocks)
+    set_blocks_(split, (item.modules, item.blocks), (item.ins, item.outs), undo)
     replaced = history.modules[item.change.name]
     if replaced is split:
         return
@@ -308,6 +300,31 @@ def _place_(history: History, item: _Prepared, undo: Undo) -> None:
         children[name] = split
 
 
+def set_blocks_(
+    split: SplitLayer,
+    blocks: tuple[Sequence[nn.Module], Sequence[Block]],
+    layouts: tuple[Layout, Layout],
+    undo: Undo,
+) -> None:
+    """Gives a split layer other blocks.
+
+    Args:
+        split: The layer.
+        blocks: The blocks, and what they are for.
+        layouts: Where its inputs and outputs come from.
+        undo: Takes it back.
+    """
+    before = (list(split), split.blocks), (split.ins, split.outs)
+
+    def take_back() -> None:
+        split.ins, split.outs = before[1]
+        split.set_blocks(*before[0])
+
+    undo.on_failure(take_back)
+    split.ins, split.outs = layouts
+    split.set_blocks(*blocks)
+
+
 def _hold_(module: nn.Module, number: NumberChange, undo: Undo) -> None:
     undo.on_failure(lambda: hold_(module, number.attribute, number.value[0]))
     hold_(module, number.attribute, number.value[1])
@@ -316,7 +333,7 @@ def _hold_(module: nn.Module, number: NumberChange, undo: Undo) -> None:
 def next_generation_(model: nn.Module, history: History) -> int:
     """Closes the open generation and opens the next; returns its number."""
     with Undo() as undo:
-        _keep(history, undo)
+        keep_(history, undo)
         _close(model, history, undo)
         history.generation += 1
     return history.generation

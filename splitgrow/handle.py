@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from splitgrow.attributes import numbers_at, showing
+from splitgrow.consolidation import consolidate_
 from splitgrow.edits import Edit
 from splitgrow.errors import SplitGrowError
 from splitgrow.generations import as_trained
@@ -223,6 +224,50 @@ class Handle:
         """
         self._history.refuse_while_viewing("close a generation")
         return next_generation_(self._model, self._history)
+
+    def consolidate(self, *, optimizer: object = None) -> Edit | None:
+        """Joins what several growths added to a layer in the open generation to one block each.
+
+        A layer that grew often has many small parameters, each of which takes time in the optimizer
+        and in autograd at every step. Afterwards it has two, as after one growth: those of a
+        helper and of a new block. What the model computes stays the same, up to rounding. Closed
+        generations keep their blocks, and so do layers some of whose blocks were treated in another
+        way (frozen by hand, given hooks), and types whose blocks cannot be joined, such as
+        convolutions with a standardised weight.
+
+        Other than growth, this replaces Parameters: those of the open generation.
+
+        Args:
+            optimizer: One or several optimizers. The new parameters take the places of the old,
+                with the state of parameters that had been there all along and received no gradient
+                before they were. Leave it out if you make a new optimizer afterwards.
+
+        Returns:
+            The record of what was done; None if there was nothing to join.
+
+        Raises:
+            TypeError: If `optimizer` is something else.
+            OptimizerError: If parts of what would be one parameter are in different param groups,
+                or have state that does not lie as they do (Adafactor's rows and columns).
+            StructureChangedError: If the model was changed by hand since it was analysed.
+
+        In all these cases model and optimizer are as before.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> for _ in range(10):
+            ...     edit = net.expand_layer("0", 1)
+            >>> len(net[0]), len(net[1])
+            (11, 11)
+            >>> print(net.consolidate())
+            Edit 11 (generation 1): joins what 10 edits added to 2 layers
+            >>> len(net[0]), len(net[1])
+            (2, 2)
+        """
+        self._history.refuse_while_viewing("consolidate")
+        return consolidate_(self._model, self._history, optimizer=optimizer)
 
     def generation_parameters(self, generation: int | None = None) -> list[nn.Parameter]:
         """The parameters that were born in a generation (default: the open one).

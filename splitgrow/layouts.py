@@ -8,7 +8,7 @@ that was made then finds its channels again wherever they lie now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -77,6 +77,15 @@ class Layout:
                 start += taken
             segments.append(Segment(birth, count))
         return Layout(_joined((*segments, *pending[::-1])))
+
+    def renamed(self, births: Collection[int], birth: int) -> Layout:
+        """The axis as it were if the segments of some births had been born in one other edit."""
+        return Layout(
+            _joined(
+                Segment(birth if segment.birth in births else segment.birth, segment.length)
+                for segment in self.segments
+            )
+        )
 
     def spans(self, chosen: Callable[[int], bool]) -> tuple[tuple[int, int], ...]:
         """The stretches (start, length) of positions whose birth is chosen, neighbours joined."""

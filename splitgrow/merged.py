@@ -49,8 +49,10 @@ class Merged:
             Unfit: If these blocks, as they are now, cannot run as one.
         """
         kind, original = self._composition.kind, self._composition.original
-        if self._multiplied is not None and not args and not kwargs:
-            return self._multiplied.run(x)
+        if self._multiplied is not None:
+            if not args and not kwargs:
+                return self._multiplied.run(x)
+            self._multiplied.gradients = None
         if kind.batch_norm(original):
             return kind.finished(original, normalised(self.assembly, x))
         moves = any(moves_of(self._composition))

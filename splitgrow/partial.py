@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
-from splitgrow.spans import Index, Spans, length_of, repeated, shared, union
+from splitgrow.spans import Index, Spans, length_of, overlaps, repeated, union
 
 _WORTHWHILE = 0.8
 """Of the whole gradient: above this share, slicing costs more than it saves."""
@@ -142,22 +141,5 @@ def _share(
         rectangles: The strips, in the weight's own positions.
         strip: Which of them.
     """
-    stretches = [
-        (dim, shared(rectangles[strip][place], places[dim])) for dim, place in sorted(order.items())
-    ]
-    pairs = [
-        (_index(chosen, stretches, 0), _index(chosen, stretches, 1))
-        for chosen in product(*(stretch for _, stretch in stretches))
-    ]
-    return Share(strip, tuple(pairs))
-
-
-def _index(
-    chosen: Sequence[tuple[int, int, int]],
-    stretches: Sequence[tuple[int, list[tuple[int, int, int]]]],
-    which: int,
-) -> Index:
-    index = [slice(None)] * (1 + max(dim for dim, _ in stretches))
-    for (dim, _), stretch in zip(stretches, chosen, strict=True):
-        index[dim] = slice(stretch[which], stretch[which] + stretch[2])
-    return tuple(index)
+    own = {dim: rectangles[strip][place] for dim, place in order.items()}
+    return Share(strip, tuple(overlaps(own, places, 1 + max(order))))

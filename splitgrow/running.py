@@ -105,7 +105,7 @@ class Runner:
             return ""
         if mode == "blockwise":
             return 'asked for by execution("blockwise")'
-        if any(_is_hooked(module) for module in self._composition.modules):
+        if any(is_hooked(module) for module in self._composition.modules):
             return "its blocks have hooks, which would not run"
         try:
             self._merged.assembly.look()
@@ -144,7 +144,8 @@ def _bytes_of(composition: Composition) -> int:
     return largest
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a block has hooks of its own, which run only if it is called itself."""
     own = vars(module)
     if own["_forward_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return True

@@ -82,6 +82,27 @@ def cut_out(
     return part
 
 
+def overlaps(
+    one: Mapping[int, Spans], other: Mapping[int, Spans], dims: int
+) -> Iterator[tuple[Index, Index]]:
+    """The rectangles that two tensors have in common which lie in the same larger one.
+
+    Args:
+        one: For each dimension the stretches that the one lies on; all where there are none.
+        other: The same of the other, for the same dimensions.
+        dims: The number of dimensions.
+
+    Yields:
+        The rectangle in the one, and in the other.
+    """
+    choices = [[(slice(None), slice(None))] for _ in range(dims)]
+    for dim, spans in one.items():
+        stretches = shared(spans, other[dim])
+        choices[dim] = [(slice(a, a + n), slice(b, b + n)) for a, b, n in stretches]
+    for chosen in product(*choices):
+        yield tuple(own for own, _ in chosen), tuple(own for _, own in chosen)
+
+
 def regions(places: Mapping[int, Spans], dims: int) -> Iterator[tuple[Index, Index]]:
     """The rectangles of a tensor that lies scattered in a larger one.
 

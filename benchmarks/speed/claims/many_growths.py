@@ -29,27 +29,44 @@ def run(settings: Settings) -> Iterator[Measurement]:
             "one growth": _grown(one, settings, [units * count]),
             "two growths": _grown(one, settings, [units * (count - 1), units], close=True),
             "in one generation": _grown(one, settings, [units] * count),
+            "consolidated": _grown(one, settings, [units] * count, consolidate=True),
             "each closed": _grown(one, settings, [units] * count, close=True),
         }
         times = paired({name: training_step(m, x) for name, m in models.items()}, settings)
-        yield stated(
-            f"{one.name}, training, in one generation", times, "in one generation", "one growth"
-        )
+        for name in ("in one generation", "consolidated"):
+            yield stated(f"{one.name}, training, {name}", times, name, "one growth")
         yield stated(f"{one.name}, training, each closed", times, "each closed", "two growths")
         del models["two growths"]
         times = paired({name: inference(m, x) for name, m in models.items()}, settings)
-        for name in ("in one generation", "each closed"):
+        for name in ("in one generation", "consolidated", "each closed"):
             yield stated(f"{one.name}, inference, {name}", times, name, "one growth")
 
 
-def _grown(one: Network, settings: Settings, units: list[int], *, close: bool = False) -> Any:
-    """A network after several growths of all its layers; `close` ends a generation before each."""
+def _grown(
+    one: Network,
+    settings: Settings,
+    units: list[int],
+    *,
+    close: bool = False,
+    consolidate: bool = False,
+) -> Any:
+    """A network after several growths of all its layers.
+
+    Args:
+        one: The network.
+        settings: Its size and device.
+        units: By how many units all layers grow, growth by growth.
+        close: Whether a generation ends before each but the first.
+        consolidate: Whether the blocks of the last generation are joined at the end.
+    """
     model = growable(one, settings)
     asked = {number: request_units(model, number) for number in units}
     for turn, number in enumerate(units):
         if close and turn:
             splitgrow.handle(model).next_generation()
         splitgrow.handle(model).expand(asked[number])
+    if consolidate:
+        splitgrow.handle(model).consolidate()
     return model
 
 
