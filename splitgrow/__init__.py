@@ -1,10 +1,11 @@
 """Grow any PyTorch model while it trains, and make it plain again to deploy."""
 
-from splitgrow.edits import Edit, LayerChange, NumberChange
+from splitgrow.edits import Edit, Insertion, LayerChange, NumberChange
 from splitgrow.errors import (
     FixedWidthError,
     FusionError,
     GenerationError,
+    InsertionError,
     OptimizerError,
     SplitGrowError,
     StructureChangedError,
@@ -15,8 +16,9 @@ from splitgrow.errors import (
 from splitgrow.execution import execution
 from splitgrow.fusion import fuse
 from splitgrow.growable import growable
-from splitgrow.handle import Handle, Layer, handle
+from splitgrow.handle import Handle, handle
 from splitgrow.kinds import register_layer
+from splitgrow.listing import Layer
 from splitgrow.merging import merge
 from splitgrow.rules import register_op
 from splitgrow.running import LayerRun
@@ -27,6 +29,8 @@ __all__ = [
     "FusionError",
     "GenerationError",
     "Handle",
+    "Insertion",
+    "InsertionError",
     "Layer",
     "LayerChange",
     "LayerRun",

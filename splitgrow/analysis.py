@@ -96,7 +96,7 @@ class _Analysis:
         self.tensors: dict[int, str] = {}
         names = {id(module): name for name, module in self.modules.items()}
         for name, module in model.named_modules(remove_duplicate=False):
-            self.graph.aliases[name] = names[id(module)]
+            self.graph.aliases[name] = names.get(id(module), name)  # not that of a wrapper
 
     def run(self, runs: Sequence[Recording]) -> _Analysis:
         """Follows the channels through all of the runs."""
@@ -354,7 +354,7 @@ def _refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
                 refusals[other] = f"its `{other_key}` is tied to `{name}.{key}`"
             owners[id(parameter)] = (name, key)
     names = {id(module): name for name, module in modules.items()}
-    for holder, attribute, module in _stray_references(modules, names):
+    for holder, attribute, module in stray_references(modules, names):
         refusals.setdefault(
             names[id(module)],
             f"`{holder or 'the model'}` also holds it in the plain attribute `{attribute}`, where "
@@ -365,7 +365,7 @@ def _refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
     return refusals
 
 
-def _stray_references(
+def stray_references(
     modules: Mapping[str, nn.Module], known: Container[int]
 ) -> Iterator[tuple[str, str, nn.Module]]:
     """Modules of the model that some module also holds outside its registered children."""

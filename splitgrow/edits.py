@@ -72,6 +72,38 @@ class JoinedBlocks:
 
 
 @dataclass(frozen=True)
+class Insertion:
+    """What an edit inserts into the network.
+
+    Attributes:
+        host: The path of the module that it is next to.
+        before: Whether it works on what the module reads, rather than on what comes out of it.
+        kind: "identity", "residual", "gate" or "block".
+        name: The path of the inserted module.
+        type: What it is made of.
+        width: The number of channels that pass there.
+        parameters: The number of its parameters.
+        options: What it was asked to be like, as far as that is plain data.
+    """
+
+    host: str
+    before: bool
+    kind: str
+    name: str
+    type: str
+    width: int
+    parameters: int
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        side = "in front of" if self.before else "behind"
+        return (
+            f"{'an' if self.kind == 'identity' else 'a'} {self.kind} {side} {self.host}, as "
+            f"{self.name}: {self.type}, {self.width} channels, {self.parameters:,} parameters"
+        )
+
+
+@dataclass(frozen=True)
 class Edit:
     """The frozen record of one growth: which layers, which axes, how many units, where they sit.
 
@@ -84,6 +116,7 @@ class Edit:
         changes: What happens to each layer, in order of execution.
         numbers: What happens to numbers that modules hold.
         joined: The layers whose blocks it joins to those of one edit.
+        inserted: What it inserts.
         initializer: How new blocks get their values.
     """
 
@@ -95,6 +128,7 @@ class Edit:
     changes: tuple[LayerChange, ...]
     numbers: tuple[NumberChange, ...] = ()
     joined: tuple[JoinedBlocks, ...] = ()
+    inserted: tuple[Insertion, ...] = ()
     initializer: str = "zero"
     version: int = field(default=VERSION)
 
@@ -113,12 +147,14 @@ class Edit:
     @property
     def parameters(self) -> int:
         """The number of parameters that the edit adds."""
-        return sum(change.parameters for change in self.changes)
+        grown = sum(change.parameters for change in self.changes)
+        return grown + sum(item.parameters for item in self.inserted)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers that it gives blocks."""
-        return (*(change.name for change in self.changes), *(item.name for item in self.joined))
+        """The modules that it gives blocks, or something inserted."""
+        names = (*(change.name for change in self.changes), *(item.name for item in self.joined))
+        return (*names, *(item.host for item in self.inserted))
 
     def to_json(self) -> str:
         """The edit as JSON."""
@@ -148,18 +184,18 @@ class Edit:
             ) from None
 
     def __str__(self) -> str:
-        asked = ", ".join(f"{name} +{units}" for name, units in self.request.items())
-        if self.joined:
-            blocks = len({edit for layer in self.joined for edit in layer.edits})
-            return (
-                f"Edit {self.index} (generation {self.generation}): joins what {blocks} edits "
-                f"added to {len(self.joined)} layers"
-            )
         closes = "" if self.closes is None else f", closes generation {self.closes}"
-        lines = [
-            f"Edit {self.index} (generation {self.generation}{closes}): {asked}",
-            f"adds {self.parameters:,} parameters to {len(self.changes)} layers",
-        ]
+        head = f"Edit {self.index} (generation {self.generation}{closes})"
+        if self.joined:
+            edits = len({edit for layer in self.joined for edit in layer.edits})
+            return f"{head}: joins what {edits} edits added to {len(self.joined)} layers"
+        if self.inserted:
+            return "\n".join(f"{head}: inserts {item}" for item in self.inserted)
+        asked = ", ".join(f"{name} +{units}" for name, units in self.request.items())
+        return "\n".join((f"{head}: {asked}", *self._lines()))
+
+    def _lines(self) -> list[str]:
+        lines = [f"adds {self.parameters:,} parameters to {len(self.changes)} layers"]
         table = [("layer", "type", "inputs", "units", "blocks", "parameters")]
         for change in self.changes:
             table.append(
@@ -179,7 +215,7 @@ class Edit:
         for number in self.numbers:
             path = f"{number.module}.{number.attribute}".removeprefix(".")
             lines.append(f"  {path}: {_arrow(number.value)}")
-        return "\n".join(lines)
+        return lines
 
 
 def _arrow(sizes: tuple[int, int]) -> str:
@@ -208,9 +244,14 @@ def _joined_from_json(fields: dict[str, Any]) -> JoinedBlocks:
     return JoinedBlocks(fields["name"], tuple(fields["edits"]))
 
 
+def _insertion_from_json(fields: dict[str, Any]) -> Insertion:
+    return Insertion(**fields)
+
+
 _LISTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "changes": _change_from_json,
     "numbers": _number_from_json,
     "joined": _joined_from_json,
+    "inserted": _insertion_from_json,
 }
 """The fields of an edit that are lists of records, and how each record is read from JSON."""

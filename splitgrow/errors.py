@@ -26,6 +26,10 @@ class FixedWidthError(SplitGrowError):
     """A layer's width is tied to something that cannot change."""
 
 
+class InsertionError(SplitGrowError):
+    """Nothing can be inserted at that place without changing what the model computes."""
+
+
 class StructureChangedError(SplitGrowError):
     """The model was changed by hand since it was analysed."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from splitgrow.attributes import held_number, hold_
+from splitgrow.deepened import Deepened
 from splitgrow.edits import Edit, LayerChange, NumberChange
 from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
 from splitgrow.generations import Owned, freeze_, held, unfreeze_
@@ -133,21 +135,23 @@ def check_structure(model: nn.Module, history: History) -> None:
 
 
 def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
-    """The layers that have grown by other edits than these: those of a model they came from."""
+    """The modules that have grown by other edits than these: those of a model they came from."""
     known = {(name, edit.index) for edit in edits for name in edit.layers}
-    paths: dict[SplitLayer, list[str]] = {}
-    for path, module in structure(model).items():
-        if isinstance(module, SplitLayer):
+    paths: dict[SplitLayer | Deepened, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (SplitLayer, Deepened)):
             paths.setdefault(module, []).append(path)
     return [
         names[0]
-        for split, names in paths.items()
-        if not all(
-            any((name, block.edit) in known for name in names)
-            for block in split.blocks
-            if block.kind != "original"
-        )
+        for module, names in paths.items()
+        if not all(any((name, edit) in known for name in names) for edit in _edits_of(module))
     ]
+
+
+def _edits_of(module: SplitLayer | Deepened) -> list[int]:
+    if isinstance(module, Deepened):
+        return [item.edit for item in module.inserted]
+    return [block.edit for block in module.blocks if block.kind != "original"]
 
 
 def _misshapen(
@@ -202,15 +206,16 @@ def apply_(
     edit = replace(edit, initializer=initializer)
     initialise, optimizers = initializer_of(initializer), listed(optimizer)
     with Undo() as undo:
-        _keep_random_states(model, undo)
+        keep_random_states_(model, undo)
         with torch.inference_mode(mode=False):  # blocks made there could never train
             prepared = [_prepare(history, edit, change, initialise) for change in edit.changes]
         joining = plan_joining(optimizers, _new_parameters(prepared))
         keep_(history, undo)
         if edit.closes is not None:
-            _close(model, history, undo)
+            close_(model, history, undo)
+        holders = holders_in(model)
         for item in prepared:
-            _place_(history, item, undo)
+            _place_(history, item, holders, undo)
         for number in edit.numbers:
             _hold_(history.modules[number.module], number, undo)
         join_(joining, undo)
@@ -228,7 +233,8 @@ def keep_(history: History, undo: Undo) -> None:
     undo.on_failure(lambda: vars(history).update(before))
 
 
-def _keep_random_states(model: nn.Module, undo: Undo) -> None:
+def keep_random_states_(model: nn.Module, undo: Undo) -> None:
+    """Has torch's random states put back on failure."""
     state = torch.get_rng_state()
     undo.on_failure(lambda: torch.set_rng_state(state))
     for device in {p.device for p in model.parameters() if p.device.type == "cuda"}:
@@ -282,22 +288,38 @@ def _new_parameters(prepared: list[_Prepared]) -> Iterator[NewParameter]:
                 yield NewParameter(f"{item.change.name}.{index}.{name}", parameter, known)
 
 
-def _close(model: nn.Module, history: History, undo: Undo) -> None:
+def close_(model: nn.Module, history: History, undo: Undo) -> None:
+    """Closes the open generation: freezes it."""
     history.frozen = {**history.frozen, history.generation: freeze_(model, undo)}
 
 
-def _place_(history: History, item: _Prepared, undo: Undo) -> None:
+def _place_(history: History, item: _Prepared, holders: Holders, undo: Undo) -> None:
     """Puts a layer's new blocks in place, and a split layer where there was a stock layer."""
     split = item.split
     set_blocks_(split, (item.modules, item.blocks), (item.ins, item.outs), undo)
     replaced = history.modules[item.change.name]
-    if replaced is split:
-        return
-    for path in [path for path, module in history.modules.items() if module is replaced]:
-        parent_path, _, name = path.rpartition(".")
-        children = history.modules[parent_path]._modules  # noqa: SLF001
-        undo.on_failure(lambda c=children, n=name: c.__setitem__(n, replaced))  # type: ignore[misc]
-        children[name] = split
+    if replaced is not split:
+        put_in_place_(holders, replaced, split, undo)
+
+
+Holders = Mapping[int, Sequence[tuple[dict[str, Any], str]]]
+"""For each module, by its id, the dictionaries that hold it, with its names there."""
+
+
+def holders_in(model: nn.Module) -> Holders:
+    """Who holds the modules of a model."""
+    holders: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for module in model.modules():
+        for name, child in module._modules.items():  # noqa: SLF001
+            holders.setdefault(id(child), []).append((module._modules, name))  # noqa: SLF001
+    return holders
+
+
+def put_in_place_(holders: Holders, old: nn.Module, new: nn.Module, undo: Undo) -> None:
+    """Puts a module in the place of another, wherever that is held."""
+    for children, name in holders[id(old)]:
+        undo.on_failure(partial(children.__setitem__, name, old))
+        children[name] = new
 
 
 def set_blocks_(
@@ -334,7 +356,7 @@ def next_generation_(model: nn.Module, history: History) -> int:
     """Closes the open generation and opens the next; returns its number."""
     with Undo() as undo:
         keep_(history, undo)
-        _close(model, history, undo)
+        close_(model, history, undo)
         history.generation += 1
     return history.generation
 
@@ -350,6 +372,10 @@ def parameters_of(model: nn.Module, history: History, generation: int) -> list[n
     """The parameters that were born in a generation, in the model's order."""
     check_structure(model, history)
     later: dict[int, int] = {}
+    for wrapper in model.modules():
+        for item in wrapper.inserted if isinstance(wrapper, Deepened) else ():
+            born = history.edits[item.edit - 1].generation
+            later.update((id(p), born) for p in getattr(wrapper, item.name).parameters())
     for module in model.modules():
         if isinstance(module, SplitLayer):
             for block, purpose in zip(module, module.blocks, strict=True):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from splitgrow.attributes import numbers_at, showing
 from splitgrow.consolidation import consolidate_
+from splitgrow.deepened import Deepened
 from splitgrow.edits import Edit
 from splitgrow.errors import SplitGrowError
 from splitgrow.generations import as_trained
@@ -21,45 +20,16 @@ from splitgrow.growth import (
     next_generation_,
     parameters_of,
     plan,
+    structure,
     unfreeze_all_,
 )
-from splitgrow.kinds import kind_of
+from splitgrow.insertion import Wanted, insert_, plan_insertion
+from splitgrow.listing import Layer, layers_of
 from splitgrow.running import LayerRun
-from splitgrow.split import SplitLayer, stock
+from splitgrow.split import SplitLayer
 
 HISTORY = "_splitgrow_history"
 """The attribute of a growable model that holds its history."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer whose width can be asked for.
-
-    Attributes:
-        index: Its place in the order of execution.
-        name: Its module path.
-        kind: The name of its stock type, such as ``Conv2d``.
-        width: Its number of units.
-        step: The smallest number of units that it can grow by; 0 if it cannot grow.
-        group: The other layers that grow with it.
-        readers: The layers that read its units, and get helpers when it grows.
-        growable: Whether it can grow.
-        reason: Why it cannot; empty if it can.
-    """
-
-    index: int
-    name: str
-    kind: str
-    width: int
-    step: int
-    group: tuple[str, ...]
-    readers: tuple[str, ...]
-    reason: str
-
-    @property
-    def growable(self) -> bool:
-        """Whether it can grow."""
-        return not self.reason
 
 
 def history_of(model: nn.Module) -> History:
@@ -100,20 +70,7 @@ class Handle:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers whose width can be asked for, in order of execution."""
-        graph = self._history.graph
-        return tuple(
-            Layer(
-                index=index,
-                name=node.name,
-                kind=node.kind,
-                width=_width(self._model, self._history, node.name),
-                step=graph.step(node),
-                group=tuple(graph.tied(node)),
-                readers=tuple(graph.readers(node)),
-                reason=graph.reason(node),
-            )
-            for index, node in enumerate(graph.sized())
-        )
+        return layers_of(self._history.graph, structure(self._model))
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -216,6 +173,91 @@ class Handle:
         """The edit that `expand` would carry out, not applied; print it to see what it changes."""
         return plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
 
+    def insert_layer(  # noqa: PLR0913
+        self,
+        after: int | str | tuple[str, str],
+        kind: str = "residual",
+        *,
+        module: nn.Module | None = None,
+        form: str = "plain",
+        kernel_size: int = 3,
+        activation: nn.Module | None = None,
+        freeze: bool = True,
+        optimizer: object = None,
+    ) -> Edit:
+        """Inserts a layer, or several, that change nothing until they learn.
+
+        What is inserted is followed like any other layer: it can grow, and more can be inserted
+        behind it. In evaluation mode the outputs are as before; an identity with a batch norm is
+        nearly one in training mode, everything else is one there too.
+
+        Args:
+            after: Where: a layer's index or name, for the place behind it and behind the norm and
+                activation that belong to it; the path of any other module, such as a whole block,
+                for the place behind that; or an edge, as (layer, module that reads it), for that
+                reader alone.
+            kind: "identity": a layer that passes its input on, with a norm and an activation as in
+                front of it (a Linear has the identity matrix, a convolution the Dirac kernel); only
+                where the activation leaves its own results alone, as ReLU does. "residual":
+                x + f(x), the last layer of f zero. "gate": x * g(x), the weight of g zero and its
+                bias one. "block": a copy of the residual block `after`, with the last layer of each
+                of its branches zero.
+            module: The branch f of a residual; its last layer is set to zero.
+            form: Of a branch that is made here. "plain": two layers of the width that is there;
+                "bottleneck": a quarter of it inside.
+            kernel_size: Of convolutions that are made here; odd.
+            activation: That of layers that are made here; None for the one in front of the place.
+            freeze: Whether the first edit closes generation 0, as in `expand_layer`.
+            optimizer: One or several optimizers. New parameters join the param group of the module
+                that they are next to.
+
+        Returns:
+            The record of what was done; ``edit.inserted[0].name`` is the path of what is new.
+
+        Raises:
+            TypeError: If an argument is of another type.
+            ValueError: If there is no such module or kind, or options do not go together.
+            InsertionError: If nothing of this kind can be inserted there without changing the
+                function; the error says what can.
+            OptimizerError: If the optimizer does not train the module next to it.
+            StructureChangedError: If the model was changed by hand since it was analysed.
+
+        In all these cases model and optimizer are as before.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> from torch import nn
+            >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+            >>> x = torch.randn(1, 3, 8, 8)
+            >>> net = splitgrow.growable(net, x)
+            >>> before = net(x)
+            >>> edit = net.insert_layer("0", "identity")
+            >>> edit.inserted[0].name, edit.inserted[0].type
+            ('1.inserted1', 'Conv2d + ReLU')
+            >>> torch.equal(net(x), before)
+            True
+        """
+        self._history.refuse_while_viewing("insert a layer")
+        wanted = Wanted(kind, module, form, kernel_size, activation)
+        return insert_(
+            self._model, self._history, after, wanted, freeze=freeze, optimizer=optimizer
+        )
+
+    def plan_insertion(
+        self,
+        after: int | str | tuple[str, str],
+        kind: str = "residual",
+        *,
+        module: nn.Module | None = None,
+        form: str = "plain",
+        kernel_size: int = 3,
+        activation: nn.Module | None = None,
+        freeze: bool = True,
+    ) -> Edit:
+        """The edit that `insert_layer` would carry out, not carried out; print it to see it."""
+        wanted = Wanted(kind, module, form, kernel_size, activation)
+        return plan_insertion(self._model, self._history, after, wanted, freeze=freeze)
+
     def next_generation(self) -> int:
         """Closes the open generation: freezes its parameters and running statistics.
 
@@ -305,7 +347,7 @@ class Handle:
         view = self._history.view_of(generation)
         if view is not None:
             check_structure(self._model, self._history)
-        splits = [m for m in self._model.modules() if isinstance(m, SplitLayer)]
+        splits = [m for m in self._model.modules() if isinstance(m, (SplitLayer, Deepened))]
         before = [split.view for split in splits], self._history.viewing
         try:
             self._history.viewing = True
@@ -321,18 +363,6 @@ class Handle:
             for split, old in zip(splits, before[0], strict=True):
                 split.view = old
             self._history.viewing = before[1]
-
-
-def _width(model: nn.Module, history: History, name: str) -> int:
-    node = history.graph.nodes[name]
-    if node.followed:
-        return history.graph.groups.length(node.outs)
-    module: Any = stock(model.get_submodule(name))
-    kind = kind_of(module)
-    if kind is not None:
-        return kind.sizes(module)[1]
-    names = ("out_features", "out_channels", "embedding_dim")  # a subclass of one that is known
-    return next(int(getattr(module, name)) for name in names if hasattr(module, name))
 
 
 def handle(model: nn.Module) -> Handle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import nn
@@ -12,6 +11,7 @@ from splitgrow.generations import held, parameters_in, release_
 from splitgrow.growable import original_class
 from splitgrow.growth import check_structure
 from splitgrow.handle import HISTORY, history_of
+from splitgrow.plain import plain_copy
 from splitgrow.split import SplitLayer
 
 
@@ -19,7 +19,9 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
     """A new, plain model of the same class that computes the same; the model is untouched.
 
     Every grown layer is one stock layer again, at the same path, and nothing of splitgrow is left.
-    What splitgrow froze trains again.
+    What splitgrow froze trains again. A module that layers were inserted at becomes an
+    nn.Sequential, or a torch.fx.GraphModule where they are added or multiplied; one that takes any
+    number of arguments, or gives several results, keeps its wrapper.
 
     Args:
         model: A growable model, grown or not.
@@ -54,14 +56,12 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
     frozen = {id(parameter) for parameter in parameters_in(history.frozen_parameters())}
     # The copy takes these in place of what it would have made itself.
     memo: dict[int, Any] = {id(history): None}
-    for module in model.modules():
-        if isinstance(module, SplitLayer):
-            memo[id(module)] = _plain(module, view, frozen)
-    plain = copy.deepcopy(model, memo)
+    plain = plain_copy(model, view, memo, lambda split, layer: _set_training(split, layer, frozen))
     vars(plain).pop(HISTORY, None)
     plain.__class__ = original_class(plain)
     for (name, attribute), number in numbers_at(history.edits, view).items():
-        hold_(plain.get_submodule(name), attribute, number)
+        held_by = history.modules[name]
+        hold_(memo[id(held_by)] if name else plain, attribute, number)
     for module in plain.modules():
         if held(module):
             release_(module, training=plain.training)
@@ -70,10 +70,8 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
     return plain
 
 
-def _plain(split: SplitLayer, view: int | None, frozen: set[int]) -> nn.Module:
-    plain = split.plain(view)
+def _set_training(split: SplitLayer, plain: nn.Module, frozen: set[int]) -> None:
     for name, parameter in plain.named_parameters():
         parts = [getattr(block, name, None) for block in split]
         trains = any(p is not None and (p.requires_grad or id(p) in frozen) for p in parts)
         parameter.requires_grad_(trains)
-    return plain

@@ -36,7 +36,8 @@ def unread_numbers(
     layers: dict[str, list[Axis]] = {}
     for node in graph.nodes.values():
         owner = node.name.rpartition(".")[0]
-        layers.setdefault(owner, []).extend((node.outs, node.ins))
+        if owner not in graph.nodes:  # a layer, behind which another was inserted
+            layers.setdefault(owner, []).extend((node.outs, node.ins))
     for name, axes in layers.items():
         held = {k: v for k, v in vars(modules[name]).items() if type(v) is int and v > 1}
         head_size = next((v for k, v in held.items() if _is_head_size(k)), 0)

@@ -44,10 +44,11 @@ _Modules = Sequence[tuple[str, nn.Module]]
 
 @dataclass(frozen=True)
 class Recording:
-    """The ops of one run, and whether it ran on fake tensors."""
+    """The ops of one run, whether it ran on fake tensors, and what took it down."""
 
     steps: list[Step]
     fake: bool
+    recorder: Recorder
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,17 @@ def record_wider(
     Raises:
         Exception: Whatever forward raises at those widths.
     """
-    recorder = _Recorder(wider)
+    recorder = Recorder(wider)
     return _run(model, inputs, recorder, training=training, fake=True)
 
 
-def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> Recording:
+def record(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    training: bool,
+    make: Callable[[], Recorder] | None = None,
+) -> Recording:
     """The ops of one run of the model's forward on the example inputs.
 
     Pure: the model, its buffers and hooks and the random number generators are afterwards as they
@@ -85,23 +92,26 @@ def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool) -> Reco
         model: Any module.
         inputs: The positional arguments of an example call.
         training: Whether to run in training mode.
+        make: Makes what takes the run down; by default a `Recorder`.
 
     Raises:
         ValueError: If the model does not run on the inputs.
         TraceError: If it does not run on tensors without values, and there are no others.
     """
     _check_signature(model, inputs)
-    recorder = _Recorder()
+    recorder = (make or Recorder)()
     try:
-        return Recording(_run(model, inputs, recorder, training=training, fake=True), fake=True)
+        steps = _run(model, inputs, recorder, training=training, fake=True)
+        return Recording(steps, True, recorder)
     except Exception as error:  # forward asks for values, or is wrong: a real run will tell
         tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
         if any(isinstance(t, Tensor) and t.is_meta for t in tensors):
             message = _failure(model, inputs, error, recorder.inside, training=training)
             raise TraceError(f"{message} (tensors on the meta device have no values)") from error
-    recorder = _Recorder()
+    recorder = (make or Recorder)()
     try:
-        return Recording(_run(model, inputs, recorder, training=training, fake=False), fake=False)
+        steps = _run(model, inputs, recorder, training=training, fake=False)
+        return Recording(steps, False, recorder)
     except Exception as error:
         message = _failure(model, inputs, error, recorder.inside, training=training)
         raise ValueError(message) from error
@@ -133,7 +143,7 @@ def _failure(
 def _run(
     model: nn.Module,
     inputs: tuple[Any, ...],
-    recorder: _Recorder,
+    recorder: Recorder,
     *,
     training: bool,
     fake: bool,
@@ -170,7 +180,7 @@ def _set_mode(module: nn.Module, *, training: bool) -> None:
         module.training = training
 
 
-def _use_copies(modules: _Modules, recorder: _Recorder, copied: Callable[[Tensor], Tensor]) -> None:
+def _use_copies(modules: _Modules, recorder: Recorder, copied: Callable[[Tensor], Tensor]) -> None:
     """Lets forward write into copies; the originals are put back with the other attributes.
 
     A leaf is run in evaluation mode if at all, where it writes into nothing of its own.
@@ -190,7 +200,7 @@ def _use_copies(modules: _Modules, recorder: _Recorder, copied: Callable[[Tensor
                     recorder.owners[id(store[key])] = f"{name}.{key}".removeprefix(".")
 
 
-class _Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     """Takes down every op that runs while it is active."""
 
     def __init__(self, wider: Wider | None = None) -> None:
@@ -348,6 +358,11 @@ class _Recorder(TorchFunctionMode):
                 return torch.Size(parts)
         return value
 
+    def known(self, leaf: Any) -> Ref | None:
+        """What a tensor is in the record; None if it is none, or not in it."""
+        found = self._known.get(id(leaf))
+        return found[1] if found is not None and found[0]() is leaf else None
+
     def _ref(self, leaf: Any) -> Any:
         """What stands for a value in the record."""
         if isinstance(leaf, Tracked):
@@ -359,9 +374,9 @@ class _Recorder(TorchFunctionMode):
             return leaf.origin
         if not isinstance(leaf, Tensor):
             return leaf
-        known = self._known.get(id(leaf))
-        if known is not None and known[0]() is leaf:
-            return known[1]
+        known = self.known(leaf)
+        if known is not None:
+            return known
         path = self.owners.get(id(leaf), "")
         unseen = not path and (isinstance(leaf, FakeTensor) or leaf in self.births)
         source = Source.UNSEEN if unseen else Source.TENSOR

@@ -41,5 +41,9 @@ class Undo:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None:
-            while self._steps:
-                self._steps.pop()()
+            self.take_back()
+
+    def take_back(self) -> None:
+        """Takes back all steps so far."""
+        while self._steps:
+            self._steps.pop()()

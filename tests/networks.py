@@ -283,3 +283,10 @@ def growths(draw: Draw) -> list[tuple[int, int, bool]]:
     """A sequence of growths: which of the growable layers, by how many steps, close before it?"""
     growth = st.tuples(st.integers(0, 99), st.integers(1, 2), st.booleans())
     return draw(st.lists(growth, min_size=1, max_size=6))
+
+
+def histories() -> st.SearchStrategy[list[tuple[int, str, bool]]]:
+    """Edits of several kinds: which layer, what is done to it, whether a generation ends before."""
+    kinds = ("width", "width", "identity", "residual", "gate", "consolidate")
+    edit = st.tuples(st.integers(0, 40), st.sampled_from(kinds), st.booleans())
+    return st.lists(edit, min_size=1, max_size=5)

@@ -22,6 +22,8 @@ def test_the_public_names_are_these() -> None:
         "FusionError",
         "GenerationError",
         "Handle",
+        "Insertion",
+        "InsertionError",
         "Layer",
         "LayerChange",
         "LayerRun",

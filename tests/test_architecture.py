@@ -20,12 +20,15 @@ FLOORS = (
     {"multiplied", "normalised"},
     {"merged"},
     {"running"},
-    {"split", "rules", "graph", "passes"}
+    {"split", "deepened", "rules", "graph", "passes"}
     | {"initializers", "attributes", "optimizers", "replacing"},
-    {"leaves", "results", "planning", "namesakes"},
+    {"leaves", "results", "planning", "namesakes", "plain", "intervals", "listing"},
     {"recording", "tracing"},
     {"widening", "growth"},
-    {"analysis", "consolidation"},
+    {"analysis", "consolidation", "sites"},
+    {"inserts"},
+    {"blocks"},
+    {"insertion"},
     {"handle"},
     {"growable", "reporting"},
     {"merging"},

@@ -15,12 +15,13 @@ from helpers import (
     randomise_new_blocks,
 )
 from hypothesis import HealthCheck, event, given, settings
-from networks import growths, networks
+from networks import growths, histories, networks
 from torch import Tensor, nn
 
 import splitgrow
 
 NETWORKS = 500
+MIXED = 300
 
 
 @settings(
@@ -57,6 +58,52 @@ def test_the_laws_hold_for_any_network_and_any_sequence_of_growths(
         with model.at(generation):
             assert_identical(outputs_of(model, x), outputs)
     _assert_single_precision_suffices(model.float(), x.float())
+
+
+def _edit(model: Any, index: int, what: str) -> str:
+    """One edit; a width where nothing of the drawn kind is possible."""
+    layer = model.layers[index % len(model.layers)]
+    if what == "consolidate" and model.consolidate() is not None:
+        return what
+    if what in {"identity", "residual", "gate"}:
+        try:
+            model.insert_layer(layer.name, what)
+        except splitgrow.InsertionError:
+            pass
+        else:
+            return what
+    layer = layer if layer.growable else next(one for one in model.layers if one.growable)
+    model.expand_layer(layer.name, layer.step)
+    return "width"
+
+
+@settings(
+    max_examples=MIXED,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+@given(networks(), histories())
+def test_the_laws_hold_for_any_sequence_of_edits_in_width_and_depth(
+    network: tuple[nn.Module, Tensor], history: list[tuple[int, str, bool]]
+) -> None:
+    plain, x = network
+    model: Any = splitgrow.growable(randomise(plain), x)
+    closed = [outputs_of(model, x)]
+    for index, what, closes in history:
+        if closes and model.generation:
+            closed.append(outputs_of(model, x))
+            model.next_generation()
+        before = model(x)
+        event(_edit(model, index, what))
+        assert_equal(leading(model(x), before), before)  # law 1
+        with torch.no_grad():
+            for parameter in model.generation_parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    _assert_merged_networks_equal(model, x)  # laws 4 and 8
+    for generation, outputs in enumerate(closed):  # law 3
+        with model.at(generation):
+            assert_identical(outputs_of(model, x), outputs)
 
 
 def _assert_single_precision_suffices(model: Any, x: Tensor) -> None:

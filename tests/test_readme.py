@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import outputs_of, train_steps
+from helpers import assert_equal, outputs_of, train_steps
 
+import splitgrow
 from benchmarks.vision import torchvision
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.zoo
 @pytest.mark.slow
 def test_the_first_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.setitem(sys.modules, "torchvision", torchvision())
     x = torch.randn(2, 3, 64, 64)
     seen: list[Any] = []
@@ -37,10 +38,23 @@ def test_the_first_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(outputs_of(model, x))
 
     names: dict[str, Any] = {"train": train, "evaluate": evaluate}
-    exec(code, names)
+    exec(CODE[0], names)
     assert torch.equal(seen[1], seen[0])
     assert names["model"].layers[1].width == 80
     assert isinstance(names["deploy"], torch.fx.GraphModule)
+
+
+@pytest.mark.zoo
+@pytest.mark.slow
+def test_the_example_of_insertions_runs_and_changes_nothing() -> None:
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    model = torchvision().models.resnet18(weights=None).double().eval()
+    model = splitgrow.growable(model, x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = outputs_of(model, x)
+    exec(CODE[1], {"model": model, "optimizer": optimizer})
+    assert len(splitgrow.handle(model).edits) == 4
+    assert_equal(outputs_of(model, x), before)
 
 
 def test_both_commands_pin_what_they_install_and_end_in_what_they_run() -> None:

@@ -1,0 +1,312 @@
+"""Inserting layers into a network that goes on computing what it did: planned, then carried out."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis import analyse, stray_references
+from splitgrow.blocks import copied_block
+from splitgrow.deepened import Deepened, Form, Inserted
+from splitgrow.edits import Edit, Insertion
+from splitgrow.errors import InsertionError
+from splitgrow.growth import (
+    History,
+    check_structure,
+    close_,
+    holders_in,
+    keep_,
+    keep_random_states_,
+    put_in_place_,
+    structure,
+)
+from splitgrow.inserts import Builder, last_layer, zeroed
+from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
+from splitgrow.planning import find_node
+from splitgrow.sites import Site, Sites
+from splitgrow.undo import Undo
+
+KINDS: dict[str, Form] = {
+    "identity": "chain",
+    "residual": "residual",
+    "gate": "gate",
+    "block": "block",
+}
+"""The kinds of insertion, with what each makes of a tensor."""
+
+After = int | str | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be inserted.
+
+    Attributes:
+        kind: One of `KINDS`.
+        module: The branch of a residual, if it was given.
+        form: The shape of a branch that is made here: "plain" or "bottleneck".
+        kernel_size: Of convolutions that are made here.
+        activation: One that is made here has; None for the one in front of it.
+    """
+
+    kind: str
+    module: nn.Module | None
+    form: str
+    kernel_size: int
+    activation: nn.Module | None
+
+    def check(self) -> None:
+        """Makes sure that the options are fit and go together.
+
+        Raises:
+            TypeError: If one is of another type.
+            ValueError: If there is no such kind or form, or they do not go together.
+        """
+        if self.kind not in KINDS:
+            raise ValueError(f"no kind {self.kind!r}; there are {', '.join(KINDS)}")
+        if self.form not in {"plain", "bottleneck"}:
+            raise ValueError(f"no form {self.form!r}; there are plain and bottleneck")
+        for name, value in (("module", self.module), ("activation", self.activation)):
+            if value is not None and not isinstance(value, nn.Module):
+                raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
+        if self.module is not None and self.kind != "residual":
+            raise ValueError(f"a module can be given for a residual, not for kind={self.kind!r}")
+        size = self.kernel_size
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"kernel_size must be an int, got {size!r}")
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"kernel_size (={size}) must be odd, so that space keeps its size")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What another insertion of the same kind would have to be asked for, as plain data."""
+        given = type(self.module).__name__ if self.module is not None else None
+        activation = type(self.activation).__name__ if self.activation is not None else None
+        return {
+            "form": self.form,
+            "kernel_size": self.kernel_size,
+            "module": given,
+            "activation": activation,
+        }
+
+
+@dataclass(frozen=True)
+class _Planned:
+    edit: Edit
+    host: nn.Module
+    module: nn.Module
+    tensor_result: bool
+    prepare: Callable[[Undo], None]
+
+
+def plan_insertion(
+    model: nn.Module, history: History, after: After, wanted: Wanted, *, freeze: bool
+) -> Edit:
+    """The edit that an insertion would be, not carried out."""
+    with Undo() as undo:
+        keep_random_states_(model, undo)
+        edit = _plan(model, history, after, wanted, undo, freeze=freeze).edit
+        undo.take_back()
+    return edit
+
+
+def insert_(
+    model: nn.Module,
+    history: History,
+    after: After,
+    wanted: Wanted,
+    *,
+    freeze: bool,
+    optimizer: object,
+) -> Edit:
+    """Inserts something; whatever fails, everything is as before."""
+    optimizers = listed(optimizer)
+    with Undo() as undo:
+        keep_random_states_(model, undo)
+        planned = _plan(model, history, after, wanted, undo, freeze=freeze)
+        edit = planned.edit
+        (insertion,) = edit.inserted
+        joining = plan_joining(optimizers, _new_parameters(planned, insertion))
+        keep_(history, undo)
+        if edit.closes is not None:
+            close_(model, history, undo)
+        planned.prepare(undo)
+        _place_(model, planned, insertion, undo)
+        join_(joining, undo)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were given when the model was made growable
+            history.graph = analyse(model, history.inputs)
+        history.modules = structure(model)
+        history.generation = edit.generation
+        history.edits = [*history.edits, edit]
+    return edit
+
+
+def _plan(
+    model: nn.Module, history: History, after: After, wanted: Wanted, undo: Undo, *, freeze: bool
+) -> _Planned:
+    check_structure(model, history)
+    wanted.check()
+    sites = Sites(model, history.inputs)
+    if wanted.kind == "block":
+        path = _module_path(history, after)
+        call = sites.call_of(path)
+        host, before, unit = path, False, path
+        module: nn.Module = copied_block(model, path, sites, history.inputs, undo)
+        width, tensor_result = sites.width_of(path), call.tuple_of is None
+        prepare: Callable[[Undo], None] = _nothing
+    else:
+        site = _site(sites, history, after)
+        module, prepare = _made(model, sites, site, wanted)
+        host, before, unit, width = site.host, site.before, site.unit[0], site.width
+        tensor_result = sites.call_of(host).tuple_of is None
+    _refuse_stray(model, host, history.modules[host])
+    closes = 0 if freeze and history.generation == 0 else None
+    index = len(history.edits) + 1
+    insertion = Insertion(
+        host=host,
+        before=before,
+        kind=wanted.kind,
+        name=f"{host}.inserted{index}",
+        type=_described(module),
+        width=width,
+        parameters=sum(p.numel() for p in module.parameters()),
+        options={"after": unit, **wanted.options},
+    )
+    generation = 1 if closes == 0 else history.generation
+    edit = Edit(index, generation, closes, {}, {}, (), inserted=(insertion,))
+    return _Planned(edit, history.modules[host], module, tensor_result, prepare)
+
+
+def _nothing(_: Undo) -> None:
+    """There is nothing to do before it is put in place."""
+
+
+def _site(sites: Sites, history: History, after: After) -> Site:
+    if isinstance(after, tuple):
+        if len(after) != 2:
+            raise ValueError(f"an edge is (layer, module that reads it), got {after!r}")
+        return sites.between(_module_path(history, after[0]), _module_path(history, after[1]))
+    return sites.behind(_module_path(history, after))
+
+
+def _module_path(history: History, after: object) -> str:
+    """The path of a module, by its path or a layer's index.
+
+    Raises:
+        TypeError: If `after` is neither.
+        ValueError: If there is no such module.
+    """
+    if isinstance(after, int) and not isinstance(after, bool):
+        return find_node(history.graph, after).name
+    if not isinstance(after, str):
+        raise TypeError(f"`after` is a layer's index, a module's path or an edge, got {after!r}")
+    if after in history.modules and after:
+        return history.graph.aliases.get(after, after)
+    close = difflib.get_close_matches(after, history.modules, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see named_modules()"
+    raise ValueError(f"no module {after!r}; {hint}")
+
+
+def _made(
+    model: nn.Module, sites: Sites, site: Site, wanted: Wanted
+) -> tuple[nn.Module, Callable[[Undo], None]]:
+    """What is to be inserted, and what is to be done with it before it is put in place.
+
+    Raises:
+        ValueError: If a module was given that is part of the model already.
+    """
+    like = _like(model, site)
+    if wanted.module is not None:
+        with torch.no_grad():
+            example = torch.randn(site.example.shape, device=like.device, dtype=like.dtype)
+            name = last_layer(wanted.module, example)
+        if any(part is wanted.module for part in model.modules()):
+            raise ValueError("the module that is to be inserted is part of the model already")
+        return wanted.module, partial(_zero_, wanted.module.get_submodule(name))
+    builder = Builder(
+        site,
+        sites.modules,
+        like,
+        kernel_size=wanted.kernel_size,
+        activation=wanted.activation,
+    )
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "identity": builder.identity,
+        "residual": partial(builder.residual, wanted.form),
+        "gate": builder.gate,
+    }
+    with torch.inference_mode(mode=False):
+        made = makers[wanted.kind]()
+    return made.train(model.training), _nothing
+
+
+def _zero_(layer: nn.Module, undo: Undo) -> None:
+    before = {name: p.detach().clone() for name, p in layer.named_parameters(recurse=False)}
+
+    @torch.no_grad()
+    def take_back() -> None:
+        for name, value in before.items():
+            getattr(layer, name).copy_(value)
+
+    undo.on_failure(take_back)
+    zeroed(layer)
+
+
+def _like(model: nn.Module, site: Site) -> Tensor:
+    """A tensor whose device and dtype what is inserted has: the nearest parameter's."""
+    modules = structure(model)
+    near = (modules[path] for path in (site.unit[0], site.host))
+    own = (p for module in (*near, model) for p in module.parameters() if p.is_floating_point())
+    return next(own, torch.empty(0))
+
+
+def _described(module: nn.Module) -> str:
+    """The types of the layers in it, in order."""
+    parts = [m for m in module.modules() if not any(True for _ in m.children())]
+    names = [type(part).__name__ for part in parts]
+    return " + ".join(names) if len(names) < 8 else f"{type(module).__name__} of {len(names)} parts"
+
+
+def _refuse_stray(model: nn.Module, host: str, module: nn.Module) -> None:
+    known = {id(module)}
+    for holder, attribute, _ in stray_references(structure(model), known):
+        raise InsertionError(
+            f"`{holder or 'the model'}` also holds `{host}` in the plain attribute `{attribute}`, "
+            f"where what is inserted would not be seen; use nn.ModuleList or nn.ModuleDict there"
+        )
+
+
+def _new_parameters(planned: _Planned, insertion: Insertion) -> Iterator[NewParameter]:
+    """The new parameters, each with those of the module next to it: of its own name first."""
+    host = dict(planned.host.named_parameters())
+    for name, parameter in planned.module.named_parameters():
+        own = name.rpartition(".")[2]
+        alike = [p for other, p in host.items() if other.rpartition(".")[2] == own]
+        older = tuple(alike + [p for p in host.values() if all(p is not q for q in alike)])
+        yield NewParameter(f"{insertion.name}.{name}", parameter, older)
+
+
+def _place_(model: nn.Module, planned: _Planned, insertion: Insertion, undo: Undo) -> None:
+    host = planned.host
+    wrapper = next(
+        (m for m in model.modules() if isinstance(m, Deepened) and m.wrapped is host), None
+    )
+    item = Inserted(planned.edit.index, insertion.before, KINDS[insertion.kind])
+    if wrapper is None:
+        wrapper = Deepened(host)
+        wrapper.tensor_result = planned.tensor_result
+        wrapper.set_inserted({item.name: planned.module}, (item,))
+        put_in_place_(holders_in(model), host, wrapper, undo)
+        return
+    modules: Mapping[str, Any] = {i.name: getattr(wrapper, i.name) for i in wrapper.inserted}
+    undo.on_failure(partial(wrapper.set_inserted, modules, wrapper.inserted))
+    new = {item.name: planned.module, **modules}
+    wrapper.set_inserted(new, (item, *wrapper.inserted))

@@ -1,0 +1,300 @@
+"""Where something can be inserted: the boundaries of modules, found in a recorded run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from splitgrow.deepened import Deepened
+from splitgrow.errors import InsertionError
+from splitgrow.intervals import Interval, intervals_of
+from splitgrow.kinds import kind_of
+from splitgrow.leaves import is_leaf
+from splitgrow.recording import Recorder, record
+from splitgrow.split import stock
+from splitgrow.steps import Ref, Step
+
+_NORMS = ("BatchNorm", "InstanceNorm", "GroupNorm", "LayerNorm", "RMSNorm", "LocalResponseNorm")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module in a recorded run.
+
+    Attributes:
+        path: The module's path.
+        given: What its first argument is in the record; None if it is no tensor.
+        result: What the tensor that it passes on is in the record; None if there is none.
+        tuple_of: How many items its result has; None if it is a tensor.
+    """
+
+    path: str
+    given: Ref | None
+    result: Ref | None
+    tuple_of: int | None
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where something can be inserted.
+
+    Attributes:
+        host: The path of the module next to it.
+        before: Whether it lies before the module, rather than behind it.
+        example: The tensor that passes there; of its values only the shape counts.
+        dim: The dimension of its channels.
+        interval: Between which values it lies.
+        unit: The modules and functions that made it, from the layer on: a norm, an activation.
+    """
+
+    host: str
+    before: bool
+    example: Tensor
+    dim: int
+    interval: Interval
+    unit: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """The number of channels."""
+        return int(self.example.shape[self.dim])
+
+
+class _CallRecorder(Recorder):
+    """Takes down the calls of all modules besides the ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def prepare(self, modules: Any) -> None:
+        """Puts itself in front of every module."""
+        super().prepare(modules)
+        for name, module in modules:
+            if name and not isinstance(module, Deepened):
+                own = module.__dict__
+                forward = own.get("forward") or module.forward
+                own["forward"] = self._noted_forward(name, forward)
+
+    def _noted_forward(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self.inside:
+                return forward(*args, **kwargs)
+            given = self.known(args[0] if args else next(iter(kwargs.values()), None))
+            result = forward(*args, **kwargs)
+            several = isinstance(result, (tuple, list))
+            made = self.known(result[0] if several and result else result)
+            self.calls.append(Call(name, given, made, len(result) if several else None))
+            return result
+
+        return run
+
+
+class Sites:
+    """The places of a model where something can be inserted.
+
+    Args:
+        model: The model. It is not changed.
+        inputs: The positional arguments of an example call.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        recording = record(model, inputs, training=False, make=_CallRecorder)
+        recorder = recording.recorder
+        assert isinstance(recorder, _CallRecorder)
+        self.steps: Sequence[Step] = recording.steps
+        self.calls = recorder.calls
+        self.modules: Mapping[str, nn.Module] = dict(model.named_modules())
+        self._intervals = intervals_of(self.steps)
+        self._readers: dict[Ref, list[int]] = {}
+        for index, step in enumerate(self.steps):
+            for ref in _refs((step.args, tuple(step.kwargs.values()))):
+                self._readers.setdefault(ref, []).append(index)
+
+    def behind(self, path: str) -> Site:
+        """The place behind a module: behind a layer's norm and activation, if it has them.
+
+        Raises:
+            InsertionError: If it is not called exactly once, or no module starts or ends there.
+        """
+        call = self._only_call(path)
+        if call.result is None:
+            raise InsertionError(f"`{path}` does not pass on a tensor that could be followed")
+        if kind_of(stock(self.modules[path])) is None or not is_leaf(self.modules[path]):
+            return self._site(path, before=False, value=call.result, unit=(path,))
+        value, unit = self._end_of_unit(call.result, path)
+        for other in self.calls:  # a module comes before those that hold it
+            if other.result == value and self._count(other.path) == 1:
+                return self._site(other.path, before=False, value=value, unit=unit)
+        reader = self._only_reader(value)
+        if reader is not None:
+            return self._site(reader, before=True, value=value, unit=unit)
+        raise InsertionError(
+            f"no module starts or ends behind `{path}` and what belongs to it "
+            f"({', '.join(unit[1:]) or 'nothing'}): what comes out there is read at "
+            f"{self._places(value)}; name a module whose output it is to work on, or an edge, as "
+            f"(layer, module that reads it)"
+        )
+
+    def between(self, path: str, reader: str) -> Site:
+        """The place between a layer and one module that reads it.
+
+        Raises:
+            InsertionError: If the module is not called exactly once, or reads something else.
+        """
+        made, given = self._only_call(path).result, self._only_call(reader).given
+        unit: tuple[str, ...] = (path,)
+        while made is not None and made != given:
+            following = self._following(made)
+            if following is None:
+                raise InsertionError(f"`{reader}` does not read what comes out of `{path}`")
+            made, name = following
+            unit = (*unit, name)
+        if made is None:
+            raise InsertionError(f"`{path}` does not pass on a tensor that could be followed")
+        return self._site(reader, before=True, value=made, unit=unit)
+
+    def width_of(self, path: str) -> int:
+        """The number of channels of what a module passes on.
+
+        Raises:
+            InsertionError: If it is not called exactly once.
+        """
+        result = self._only_call(path).result
+        assert result is not None
+        example = self.example_of(result)
+        return int(example.shape[self._channel_dim(result, example)])
+
+    def call_of(self, path: str) -> Call:
+        """The only call of a module.
+
+        Raises:
+            InsertionError: If it is not called exactly once.
+        """
+        return self._only_call(path)
+
+    def _count(self, path: str) -> int:
+        return sum(call.path == path for call in self.calls)
+
+    def _only_call(self, path: str) -> Call:
+        calls = [call for call in self.calls if call.path == path]
+        if len(calls) != 1:
+            raise InsertionError(
+                f"`{path}` is called {len(calls)} times in a forward pass, and what is inserted at "
+                f"a module works at every call; name one that is called once"
+            )
+        return calls[0]
+
+    def _end_of_unit(self, value: Ref, path: str) -> tuple[Ref, tuple[str, ...]]:
+        """What comes out of a layer's norm and activation, if nobody reads what is before them."""
+        unit: tuple[str, ...] = (path,)
+        while (following := self._following(value)) is not None:
+            value, name = following
+            unit = (*unit, name)
+            if not self._is_norm(name):
+                break
+        return value, unit
+
+    def _following(self, value: Ref) -> tuple[Ref, str] | None:
+        """The norm or activation that alone reads a value, with what comes out of it."""
+        readers = self._readers.get(value, [])
+        if len(readers) != 1:
+            return None
+        index = readers[0]
+        step = self.steps[index]
+        name = step.module or step.name
+        if self._is_norm(name) or is_activation(step):
+            return Ref(index), name
+        return None
+
+    def _is_norm(self, name: str) -> bool:
+        module = self.modules.get(name)
+        return module is not None and any(n in type(stock(module)).__name__ for n in _NORMS)
+
+    def _only_reader(self, value: Ref) -> str | None:
+        """The module that alone reads a value, as its first argument, and is called once."""
+        readers = [self.steps[index] for index in self._readers.get(value, [])]
+        paths = {step.module for step in readers}
+        if len(readers) != 1 or None in paths:
+            return None
+        (path,) = paths
+        found = [call for call in self.calls if call.path == path and call.given == value]
+        return path if len(found) == 1 and self._count(str(path)) == 1 else None
+
+    def _places(self, value: Ref) -> str:
+        readers = [self.steps[index] for index in self._readers.get(value, [])]
+        return ", ".join(f"`{step.name}` ({step.place})" for step in readers) or "nowhere"
+
+    def _site(self, host: str, *, before: bool, value: Ref, unit: tuple[str, ...]) -> Site:
+        example = self.example_of(value)
+        dim = self._channel_dim(value, example)
+        return Site(host, before, example, dim, self._intervals[value.step], unit)
+
+    def example_of(self, value: Ref) -> Tensor:
+        """A tensor of the record; of its values only the shape counts."""
+        example: Any = self.steps[value.step].example
+        for index in value.path:
+            example = example[index]
+        assert isinstance(example, Tensor)
+        return example
+
+    def _channel_dim(self, value: Ref, example: Tensor) -> int:
+        """On which dimension the next layer, or else the last, finds the channels."""
+        dims = example.dim()
+        if dims == 2:
+            return 1
+        for ref in (*self._from(value, self._next), *self._from(value, self._last)):
+            step = self.steps[ref.step]
+            kind = kind_of(stock(self.modules[step.module])) if step.module is not None else None
+            seen = step.example
+            if kind is not None and isinstance(seen, Tensor) and seen.dim() == dims:
+                return kind.channel_dim(stock(self.modules[str(step.module)])) % dims
+        return 1 if dims > 3 else dims - 1
+
+    def _from(self, value: Ref, onward: Callable[[Ref], list[Ref]]) -> Iterator[Ref]:
+        """Results that follow from a value, or that it follows from, the nearest first."""
+        pending, seen = [value], {value}
+        while pending:
+            ref = pending.pop(0)
+            yield ref
+            for other in onward(ref):
+                if other not in seen:
+                    seen.add(other)
+                    pending.append(other)
+
+    def _next(self, ref: Ref) -> list[Ref]:
+        readers = self._readers.get(ref, [])
+        return [Ref(index) for index in readers if self.steps[index].name not in _TURNING]
+
+    def _last(self, ref: Ref) -> list[Ref]:
+        step = self.steps[ref.step]
+        return [] if step.name in _TURNING else list(_refs(step.args))
+
+
+def is_activation(step: Step) -> bool:
+    """Whether a step is an activation function: as a module, a function or a method."""
+    if step.module is not None:
+        return getattr(step.target, "__module__", "") == "torch.nn.modules.activation" and (
+            step.name.lower() in _ACTIVATIONS
+        )
+    return step.name.replace("_", "").lower() in _ACTIVATIONS
+
+
+_TURNING = frozenset(("permute", "transpose", "movedim", "view", "reshape", "flatten", "mT", "T"))
+"""What may bring channels to another dimension."""
+_ACTIVATION_NAMES = """
+    relu relu6 leakyrelu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh sigmoid tanh
+    softplus softsign logsigmoid rrelu prelu
+"""
+_ACTIVATIONS = frozenset(_ACTIVATION_NAMES.split())
+
+
+def _refs(value: Any) -> Iterator[Ref]:
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _refs(item)
