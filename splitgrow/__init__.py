@@ -20,6 +20,7 @@ from splitgrow.kinds import register_layer
 from splitgrow.merging import merge
 from splitgrow.rules import register_op
 from splitgrow.running import LayerRun
+from splitgrow.sharedkernel import SharedKernelConv1d, SharedKernelConv2d, SharedKernelConv3d
 
 __all__ = [
     "Edit",
@@ -32,6 +33,9 @@ __all__ = [
     "LayerRun",
     "NumberChange",
     "OptimizerError",
+    "SharedKernelConv1d",
+    "SharedKernelConv2d",
+    "SharedKernelConv3d",
     "SplitGrowError",
     "StructureChangedError",
     "TraceError",
