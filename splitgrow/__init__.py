@@ -22,6 +22,7 @@ from splitgrow.listing import Layer
 from splitgrow.merging import merge
 from splitgrow.rules import register_op
 from splitgrow.running import LayerRun
+from splitgrow.sharedkernel import SharedKernelConv1d, SharedKernelConv2d, SharedKernelConv3d
 
 __all__ = [
     "Edit",
@@ -36,6 +37,9 @@ __all__ = [
     "LayerRun",
     "NumberChange",
     "OptimizerError",
+    "SharedKernelConv1d",
+    "SharedKernelConv2d",
+    "SharedKernelConv3d",
     "SplitGrowError",
     "StructureChangedError",
     "TraceError",

@@ -6,6 +6,7 @@ Each takes a graph module and changes it in place. `PASSES` lists them in the or
 from __future__ import annotations
 
 from collections import Counter
+from itertools import count
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from splitgrow.folding import norm_scale_and_shift, scale_outputs_
 from splitgrow.kinds import kind_of
+from splitgrow.sharedkernel import SHARED_KERNELS
 
 _IDENTITIES = (
     nn.Identity,
@@ -53,6 +55,47 @@ def _chain(network: fx.GraphModule, node: fx.Node, parts: list[nn.Module]) -> No
             value.meta.update(node.meta)
     node.replace_all_uses_with(value)
     network.graph.erase_node(node)
+
+
+def spread_shared_kernels(network: fx.GraphModule) -> None:
+    """Puts a depthwise convolution in place of each call of a shared kernel.
+
+    A layer that is called several times becomes as many, each for the channels that it is given.
+    One with hooks stays, so that they run.
+    """
+    calls = network.graph.find_nodes(op="call_module")
+    layers: list[tuple[fx.Node, Any]] = [
+        (node, network.get_submodule(str(node.target))) for node in calls
+    ]
+    taken = {str(node.target).rpartition(".")[0] for node in _reads(network)}
+    for node, layer in layers:
+        if type(layer) not in SHARED_KERNELS or _has_hooks(layer):
+            continue
+        given: Any = node.args[0] if node.args else node.kwargs["x"]
+        channels = int(given.meta["example"].shape[-1 - layer.dims])
+        path = str(node.target)
+        if path in taken:
+            path = _free_path(network, path)
+        taken.add(path)
+        network.set_submodule(path, layer.depthwise(channels))
+        node.target, node.args, node.kwargs = path, (given,), {}
+
+
+def _reads(network: fx.GraphModule) -> list[fx.Node]:
+    """Where the network uses tensors directly, which must stay what they are."""
+    return network.graph.find_nodes(op="get_attr")
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)  # noqa: SLF001
+
+
+def _free_path(network: fx.GraphModule, path: str) -> str:
+    """A path beside this one at which there is nothing."""
+    parent, _, name = path.rpartition(".")
+    owner = network.get_submodule(parent)
+    free = next(f"{name}_{i}" for i in count(2) if not hasattr(owner, f"{name}_{i}"))
+    return f"{parent}.{free}".removeprefix(".")
 
 
 def drop_identities(network: fx.GraphModule) -> None:
@@ -141,4 +184,4 @@ def _fold(layer: Any, norm: Any, *, shared: bool) -> None:
         layer.bias = nn.Parameter(shifted.to(weight.dtype), weight.requires_grad)
 
 
-PASSES = (make_stock, drop_identities, fold_norms)
+PASSES = (make_stock, spread_shared_kernels, drop_identities, fold_norms)

@@ -16,6 +16,7 @@ from splitgrow.errors import TraceError
 from splitgrow.kinds import kind_of
 from splitgrow.places import place_of_caller, place_of_error
 from splitgrow.results import result_of_leaf
+from splitgrow.sharedkernel import SHARED_KERNELS
 from splitgrow.undisturbed import undisturbed
 
 
@@ -28,8 +29,9 @@ class _Tracer(fx.Tracer):
         self.proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Stock modules and layers of a known kind stay whole."""
-        return kind_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        """Stock modules, layers of a known kind and shared kernels stay whole."""
+        known = kind_of(m) is not None or type(m) in SHARED_KERNELS
+        return known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,

@@ -19,6 +19,8 @@ from attention_cases import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from splitgrow import SharedKernelConv1d, SharedKernelConv2d
+
 
 @dataclass(frozen=True)
 class Case:
@@ -308,6 +310,38 @@ class PartlyFixed(nn.Module):
         return self.out(torch.cat([attention, y], 1))
 
 
+class OneKernel(nn.Module):
+    """Two kernels for every channel, without bias before a norm, and one on a gate's way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.spread = SharedKernelConv2d(3, multiplier=2, padding=1, bias=False)
+        self.norm, self.mix = nn.BatchNorm2d(12), nn.Conv2d(12, 6, 1)
+        self.blur = SharedKernelConv2d((3, 5), stride=2, padding=(1, 2), padding_mode="reflect")
+        self.head = nn.Linear(6 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x * self.mix(F.relu(self.norm(self.spread(x)))).sigmoid()
+        return self.head(self.blur(x).flatten(1))
+
+
+class OneKernelTwice(nn.Module):
+    """One kernel that is called for two widths, a norm behind each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = SharedKernelConv1d(3, multiplier=2, padding="same", dilation=2)
+        self.first, self.norm1 = nn.Conv1d(2, 4, 3), nn.BatchNorm1d(8)
+        self.second, self.norm2 = nn.Conv1d(8, 3, 1), nn.BatchNorm1d(6)
+        self.out = nn.Conv1d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.shared(self.first(x))).relu()
+        return self.out(self.norm2(self.shared(self.second(x))))
+
+
 def plain() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1),
@@ -356,5 +390,7 @@ CASES = (
     Case("tokens", Tokens, (3, 7), vocabulary=11),
     Case("decoder", Decoder, (2, 6), vocabulary=11, traceable=False),
     Case("deciding", Deciding, (4, 3), traceable=False),
+    Case("shared kernel", OneKernel, (3, 3, 8, 8)),
+    Case("shared kernel, 1-d", OneKernelTwice, (4, 2, 9)),
     Case("causal", Causal, (3, 2, 9), own_layers=(CausalConv1d,)),
 )

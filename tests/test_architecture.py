@@ -14,7 +14,7 @@ FLOORS = (
     {"errors", "axes", "spans"},
     {"groups", "kernels", "whole", "partial"},
     {"silence", "layouts", "edits", "kinds", "folding", "execution", "undo"}
-    | {"outputs", "places", "tracked", "undisturbed", "modes", "births"},
+    | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "sharedkernel"},
     {"steps", "composition", "generations"},
     {"assembly", "blockwise"},
     {"multiplied", "normalised"},

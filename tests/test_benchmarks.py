@@ -116,6 +116,7 @@ def test_bad_options_are_refused(arguments: list[str], message: str) -> None:
 def test_claims_run_in_quick_mode(tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     chosen = ("fused-inference", "training-frozen-12", "growth-memory", "growth-time")
+    chosen += ("shared-kernel",)
     arguments = [part for name in chosen for part in ("--only", name)]
     threads = str(torch.get_num_threads())
     options = ["--quick", "--rounds", "1", "--threads", threads, "--json", str(path)]

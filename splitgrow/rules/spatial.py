@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from splitgrow.axes import constant, scaled
 from splitgrow.rules.joins import dimension
 from splitgrow.rules.registry import Op, Shaped, Unknown, each, register_op
+from splitgrow.sharedkernel import SHARED_KERNELS
 
 _POOLS = """
     max_pool adaptive_max_pool avg_pool adaptive_avg_pool lp_pool max_unpool fractional_max_pool
@@ -85,6 +86,18 @@ def pad(op: Op) -> Any:
             op.fix(axes[dim], "pads it by a number of positions that is written down")
             axes[dim] = constant(int(op.example.shape[dim]))
     return Shaped(tuple(axes))
+
+
+@register_op(*SHARED_KERNELS, keeps_zeros=True)
+def shared_kernel(op: Op) -> Any:
+    """Convolves space with the same kernels for every channel, which becomes one for each."""
+    layer: Any = op.module
+    axes = list(_space_changed(op, layer.dims).axes)
+    axes[-1 - layer.dims] = scaled(axes[-1 - layer.dims], layer.multiplier)
+    result = Shaped(tuple(axes))
+    if layer.bias is not None:
+        op.hear(result)
+    return result
 
 
 @register_op(nn.Unfold, F.unfold, keeps_zeros=True)
