@@ -13,6 +13,7 @@ from splitgrow.errors import (
     UnsupportedModelError,
 )
 from splitgrow.execution import execution
+from splitgrow.fading import FadeIn, FadeSchedule
 from splitgrow.fusion import fuse
 from splitgrow.growable import growable
 from splitgrow.handle import Handle, Layer, handle
@@ -23,6 +24,8 @@ from splitgrow.running import LayerRun
 
 __all__ = [
     "Edit",
+    "FadeIn",
+    "FadeSchedule",
     "FixedWidthError",
     "FusionError",
     "GenerationError",

@@ -14,9 +14,9 @@ FLOORS = (
     {"errors", "axes", "spans"},
     {"groups", "kernels", "whole", "partial"},
     {"silence", "layouts", "edits", "kinds", "folding", "execution", "undo"}
-    | {"outputs", "places", "tracked", "undisturbed", "modes", "births"},
-    {"steps", "composition", "generations"},
-    {"assembly", "blockwise"},
+    | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager"},
+    {"steps", "composition", "generations", "fading", "removal"},
+    {"assembly", "blockwise", "vanishing"},
     {"multiplied", "normalised"},
     {"merged"},
     {"running"},
