@@ -19,6 +19,13 @@ from splitgrow.growable import growable
 from splitgrow.handle import Handle, Layer, handle
 from splitgrow.kinds import register_layer
 from splitgrow.merging import merge
+from splitgrow.progressive import (
+    ProgressiveAutoencoder,
+    ProgressiveDecoder,
+    ProgressiveDiscriminator,
+    ProgressiveEncoder,
+    ProgressiveGenerator,
+)
 from splitgrow.rules import register_op
 from splitgrow.running import LayerRun
 
@@ -35,6 +42,11 @@ __all__ = [
     "LayerRun",
     "NumberChange",
     "OptimizerError",
+    "ProgressiveAutoencoder",
+    "ProgressiveDecoder",
+    "ProgressiveDiscriminator",
+    "ProgressiveEncoder",
+    "ProgressiveGenerator",
     "SplitGrowError",
     "StructureChangedError",
     "TraceError",

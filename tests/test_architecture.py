@@ -22,7 +22,7 @@ FLOORS = (
     {"running"},
     {"split", "rules", "graph", "passes"}
     | {"initializers", "attributes", "optimizers", "replacing"},
-    {"leaves", "results", "planning", "namesakes"},
+    {"leaves", "results", "planning", "namesakes", "progressive"},
     {"recording", "tracing"},
     {"widening", "growth"},
     {"analysis", "consolidation"},

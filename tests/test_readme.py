@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from helpers import outputs_of, train_steps
 
+import splitgrow
 from benchmarks.vision import torchvision
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -41,6 +43,17 @@ def test_the_first_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(seen[1], seen[0])
     assert names["model"].layers[1].width == 80
     assert isinstance(names["deploy"], torch.fx.GraphModule)
+
+
+def test_the_sessions_show_what_they_print() -> None:
+    sessions = re.findall(r"```pycon\n(.*?)```", README, re.DOTALL)
+    assert sessions
+    for number, text in enumerate(sessions):
+        names = {"torch": torch, "splitgrow": splitgrow}
+        session = doctest.DocTestParser().get_doctest(text, names, f"README {number}", None, 0)
+        found = doctest.DocTestRunner().run(session)
+        assert found.attempted > 5
+        assert not found.failed
 
 
 def test_both_commands_pin_what_they_install_and_end_in_what_they_run() -> None:
