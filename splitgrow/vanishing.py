@@ -161,11 +161,10 @@ def _always(network: fx.GraphModule, node: fx.Node, value: int) -> bool:
     if not (_is_layer(layer) or type(layer) in _SCALED):
         return False
     # What weight norm or pruning computes before each call says nothing of the next one.
-    if not isinstance(layer.weight, nn.Parameter) or torch.count_nonzero(layer.weight):
+    if not isinstance(layer.weight, nn.Parameter):
         return False
-    if layer.bias is None:
-        return value == 0
-    return bool((layer.bias == value).all())
+    bias_fits = value == 0 if layer.bias is None else bool((layer.bias == value).all())
+    return bias_fits and not torch.count_nonzero(layer.weight)
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -198,19 +197,13 @@ def is_identity(module: Any) -> bool:
     if module.bias is not None and torch.count_nonzero(module.bias):
         return False
     weight: Tensor = module.weight
-    expected = torch.zeros_like(weight)
-    if isinstance(module, nn.Linear):
-        if module.in_features != module.out_features:
-            return False
-        expected.fill_diagonal_(1)
-    else:
-        centre = _centre(module)
-        if centre is None or module.in_channels != module.out_channels:
-            return False
-        outputs = torch.arange(module.out_channels, device=weight.device)
-        at: Any = (outputs, outputs % weight.shape[1], *centre)
-        expected[at] = 1
-    return torch.equal(weight, expected)
+    centre = () if isinstance(module, nn.Linear) else _centre(module)
+    if centre is None or weight.shape[0] != weight.shape[1] * getattr(module, "groups", 1):
+        return False
+    outputs = torch.arange(weight.shape[0], device=weight.device)
+    at: Any = (outputs, outputs % weight.shape[1], *centre)
+    # In this order, and without a kernel to compare with, which would be as large as the layer's.
+    return bool((weight[at] == 1).all()) and int(torch.count_nonzero(weight)) == weight.shape[0]
 
 
 def _is_identity_norm(norm: Any) -> bool:
