@@ -365,6 +365,22 @@ def test_freezing_keeps_what_existed_as_it_was() -> None:
     assert not torch.equal(model.head.norm.running_mean, before["head.norm.running_mean"])
 
 
+@pytest.mark.parametrize("hold", [False, True])
+def test_the_old_adapter_can_be_held_while_it_fades_out(hold: bool) -> None:
+    model = autoencoder().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    step(model, optimizer, images(model))
+    model.grow(optimizer=optimizer, hold_old=hold)
+    fade_out(model, 0.5)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    step(model, optimizer, images(model))
+    kept = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert kept == ({name for name in before if "adapters.0" in name} if hold else set())
+    fade_out(model)
+    model.finish(optimizer=optimizer)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 # -- what goes wrong changes nothing ---------------------------------------------------------------
 
 
@@ -413,7 +429,7 @@ def test_an_interruption_takes_everything_back(monkeypatch: pytest.MonkeyPatch) 
     before = str(model), str(optimizer.state_dict()), list(model.state_dict()), outputs_of(model, x)
     monkeypatch.setattr("splitgrow.progressive.base.join_", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        model.grow(optimizer=optimizer, freeze=True)
+        model.grow(optimizer=optimizer, freeze=True, hold_old=True)
     assert (str(model), str(optimizer.state_dict()), list(model.state_dict())) == before[:3]
     assert_identical(outputs_of(model, x), before[3])
     assert all(parameter.requires_grad for parameter in model.parameters())

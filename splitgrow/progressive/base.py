@@ -49,7 +49,12 @@ class Progressive(nn.Module, ABC):
         return min((half.fade.alpha for half in self.halves() if half.fade is not None), default=1)
 
     def grow(
-        self, *, optimizer: object = None, fade: bool = True, freeze: bool = False
+        self,
+        *,
+        optimizer: object = None,
+        fade: bool = True,
+        freeze: bool = False,
+        hold_old: bool = False,
     ) -> list[nn.Parameter]:
         """Adds the next stage, which doubles the resolution, with an adapter of its own.
 
@@ -66,6 +71,8 @@ class Progressive(nn.Module, ABC):
             fade: Whether the new stage fades in. Without, it counts at once and alone.
             freeze: Whether the parameters and running statistics that exist are frozen; `thaw`
                 frees them.
+            hold_old: Whether the old adapter keeps its values while it fades out. One that trains
+                can grow as its share falls, so that the new stage learns little before it is alone.
 
         Returns:
             The new parameters.
@@ -100,6 +107,8 @@ class Progressive(nn.Module, ABC):
             if freeze:
                 self._freeze(undo)
             gone = [p for each in coming for p in each.half.place(each, fade=fade, undo=undo)]
+            for half in halves if hold_old else ():
+                half.hold_old_adapter(undo)
             join_(joining, undo)
         leave_(optimizers, gone)
         return [item.parameter for item in new]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -204,6 +205,15 @@ class ProgressiveHalf(Progressive):
         gone = list(self.adapters.pop(str(self.level - 1)).parameters())
         self._note(self.level, 0)
         return gone
+
+    def hold_old_adapter(self, undo: Undo) -> None:
+        """Keeps the adapter that fades out, if there is one, as it is."""
+        if self.fade is not None:
+            for parameter in self.adapters[str(self.level - 1)].parameters():
+                undo.on_failure(partial(setattr, parameter, "grad", parameter.grad))
+                undo.on_failure(partial(parameter.requires_grad_, parameter.requires_grad))
+                parameter.requires_grad_(False)
+                parameter.grad = None  # or momentum and decay would go on moving it
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Grows to the level that was saved, so that every tensor finds its place."""
