@@ -14,18 +14,28 @@ from splitgrow.errors import (
     UnsupportedModelError,
 )
 from splitgrow.execution import execution
+from splitgrow.fading import FadeIn, FadeSchedule
 from splitgrow.fusion import fuse
 from splitgrow.growable import growable
 from splitgrow.handle import Handle, handle
 from splitgrow.kinds import register_layer
 from splitgrow.listing import Layer
 from splitgrow.merging import merge
+from splitgrow.progressive import (
+    ProgressiveAutoencoder,
+    ProgressiveDecoder,
+    ProgressiveDiscriminator,
+    ProgressiveEncoder,
+    ProgressiveGenerator,
+)
 from splitgrow.rules import register_op
 from splitgrow.running import LayerRun
 from splitgrow.sharedkernel import SharedKernelConv1d, SharedKernelConv2d, SharedKernelConv3d
 
 __all__ = [
     "Edit",
+    "FadeIn",
+    "FadeSchedule",
     "FixedWidthError",
     "FusionError",
     "GenerationError",
@@ -37,6 +47,11 @@ __all__ = [
     "LayerRun",
     "NumberChange",
     "OptimizerError",
+    "ProgressiveAutoencoder",
+    "ProgressiveDecoder",
+    "ProgressiveDiscriminator",
+    "ProgressiveEncoder",
+    "ProgressiveGenerator",
     "SharedKernelConv1d",
     "SharedKernelConv2d",
     "SharedKernelConv3d",

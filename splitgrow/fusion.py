@@ -26,7 +26,9 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
     """The network for deployment: a torch.fx.GraphModule of stock layers, in evaluation mode.
 
     Grown layers are single layers again, batch norms are folded into the layers before them, and
-    dropouts are gone. Folding is done in float64. The model itself is untouched.
+    dropouts are gone, as is what computes its own input: gates that give one, residuals that add
+    zero, layers that are identities. Of a `FadeIn` that is over, the new path is left. Folding is
+    done in float64. The model itself is untouched.
 
     Where torch.fx cannot trace the model, because its forward decides by values or shapes, the
     answer is `splitgrow.merge(model)` in evaluation mode, with a warning that says what is in the

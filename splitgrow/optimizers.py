@@ -143,3 +143,18 @@ _FIRST_STATES: dict[type[Optimizer], Callable[[Joining], dict[str, Any]]] = {
     SGD: _first_state_of_sgd,
 }
 """For optimizers that make a parameter's state at another time than at its first step."""
+
+
+def leave_(optimizers: Iterable[Optimizer], gone: Iterable[nn.Parameter]) -> None:
+    """Takes parameters out of their groups, and their state with them."""
+    leaving = {id(parameter): parameter for parameter in gone}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            stays = [id(parameter) not in leaving for parameter in group["params"]]
+            for key in ("params", "param_names"):
+                if key in group:
+                    group[key][:] = [
+                        item for item, kept in zip(group[key], stays, strict=True) if kept
+                    ]
+        for parameter in leaving.values():
+            optimizer.state.pop(parameter, None)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from splitgrow.folding import norm_scale_and_shift, scale_outputs_
 from splitgrow.kinds import kind_of
 from splitgrow.sharedkernel import SHARED_KERNELS
+from splitgrow.vanishing import drop_vanished, end_fades
 
 _IDENTITIES = (
     nn.Identity,
@@ -184,4 +185,14 @@ def _fold(layer: Any, norm: Any, *, shared: bool) -> None:
         layer.bias = nn.Parameter(shifted.to(weight.dtype), weight.requires_grad)
 
 
-PASSES = (make_stock, spread_shared_kernels, drop_identities, fold_norms)
+PASSES = (
+    make_stock,
+    spread_shared_kernels,
+    drop_identities,
+    end_fades,
+    drop_vanished,
+    fold_norms,
+    drop_vanished,
+)
+"""In this order: a norm that is an identity can be told by its values only before it is folded, and
+a layer whose norm makes it one only after."""

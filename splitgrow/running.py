@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from splitgrow.blockwise import Blockwise
 from splitgrow.composition import Composition
+from splitgrow.eager import is_eager
 from splitgrow.execution import Mode, execution_mode
 from splitgrow.generations import hold_statistics
 from splitgrow.merged import Merged
@@ -69,7 +69,7 @@ class Runner:
             return self._run_compiled(x, *args, **kwargs)
         mode = execution_mode()
         against = self._against_merging(mode, x)
-        eager = _is_eager(x)
+        eager = is_eager(x)
         if not against and not eager:
             if self._merged.traceable:
                 self.ran = LayerRun("merged", None, "it is being traced")
@@ -151,14 +151,3 @@ def is_hooked(module: nn.Module) -> bool:
         return True
     hooks = own["_forward_pre_hooks"]
     return bool(hooks) and any(hook is not hold_statistics for hook in hooks.values())
-
-
-def _is_eager(x: Tensor) -> bool:
-    """Whether a call computes with plain tensors, as against being traced or transformed."""
-    return (
-        type(x) in (Tensor, nn.Parameter)
-        and not x.is_meta
-        and not torch._C._are_functorch_transforms_active()  # noqa: SLF001
-        and forward_ad._current_level < 0  # noqa: SLF001
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    )

@@ -18,6 +18,8 @@ METHODS = [name for name in vars(splitgrow.Handle) if not name.startswith("_")]
 def test_the_public_names_are_these() -> None:
     assert splitgrow.__all__ == [
         "Edit",
+        "FadeIn",
+        "FadeSchedule",
         "FixedWidthError",
         "FusionError",
         "GenerationError",
@@ -29,6 +31,11 @@ def test_the_public_names_are_these() -> None:
         "LayerRun",
         "NumberChange",
         "OptimizerError",
+        "ProgressiveAutoencoder",
+        "ProgressiveDecoder",
+        "ProgressiveDiscriminator",
+        "ProgressiveEncoder",
+        "ProgressiveGenerator",
         "SharedKernelConv1d",
         "SharedKernelConv2d",
         "SharedKernelConv3d",

@@ -14,15 +14,16 @@ FLOORS = (
     {"errors", "axes", "spans"},
     {"groups", "kernels", "whole", "partial"},
     {"silence", "layouts", "edits", "kinds", "folding", "execution", "undo"}
-    | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "sharedkernel"},
-    {"steps", "composition", "generations"},
-    {"assembly", "blockwise"},
+    | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"},
+    {"steps", "composition", "generations", "fading", "removal"},
+    {"assembly", "blockwise", "vanishing"},
     {"multiplied", "normalised"},
     {"merged"},
     {"running"},
     {"split", "deepened", "rules", "graph", "passes"}
     | {"initializers", "attributes", "optimizers", "replacing"},
-    {"leaves", "results", "planning", "namesakes", "plain", "intervals", "listing"},
+    {"leaves", "results", "planning", "namesakes", "progressive"}
+    | {"plain", "intervals", "listing"},
     {"recording", "tracing"},
     {"widening", "growth"},
     {"analysis", "consolidation", "sites"},

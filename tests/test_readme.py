@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import sys
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_the_example_of_insertions_runs_and_changes_nothing() -> None:
     exec(CODE[1], {"model": model, "optimizer": optimizer})
     assert len(splitgrow.handle(model).edits) == 4
     assert_equal(outputs_of(model, x), before)
+
+
+def test_the_sessions_show_what_they_print() -> None:
+    sessions = re.findall(r"```pycon\n(.*?)```", README, re.DOTALL)
+    assert sessions
+    for number, text in enumerate(sessions):
+        names = {"torch": torch, "splitgrow": splitgrow}
+        session = doctest.DocTestParser().get_doctest(text, names, f"README {number}", None, 0)
+        found = doctest.DocTestRunner().run(session)
+        assert found.attempted > 5
+        assert not found.failed
 
 
 def test_both_commands_pin_what_they_install_and_end_in_what_they_run() -> None:

@@ -1,0 +1,172 @@
+"""Growing by a level, all or nothing, with the optimizers: what all progressive networks can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from splitgrow.errors import OptimizerError
+from splitgrow.generations import Owned, freeze_, held, parameters_in, release_
+from splitgrow.optimizers import NewParameter, join_, leave_, listed, plan_joining
+from splitgrow.undo import Undo
+
+if TYPE_CHECKING:
+    from splitgrow.progressive.halves import ProgressiveHalf
+
+
+class Progressive(nn.Module, ABC):
+    """What all networks that grow in resolution have in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: list[Owned] = []
+        self._held: list[nn.Module] = []
+
+    @abstractmethod
+    def halves(self) -> tuple[ProgressiveHalf, ...]:
+        """The encoders and decoders in it, which grow together."""
+
+    @property
+    def level(self) -> int:
+        """How often it has grown."""
+        return self.halves()[0].level
+
+    @property
+    def resolution(self) -> int:
+        """The height and width of the images that it takes or gives now."""
+        half = self.halves()[0]
+        return int(half.start * 2**half.level)
+
+    @property
+    def alpha(self) -> float:
+        """The share of what was added last; 1 when no fade is under way."""
+        return min((half.fade.alpha for half in self.halves() if half.fade is not None), default=1)
+
+    def grow(
+        self,
+        *,
+        optimizer: object = None,
+        fade: bool = True,
+        freeze: bool = False,
+        hold_old: bool = False,
+    ) -> list[nn.Parameter]:
+        """Adds the next stage, which doubles the resolution, with an adapter of its own.
+
+        With a fade the output stays what it was: an encoder gives for an image what it gave for
+        the halved image, a decoder the doubled image of what it gave, bit for bit. Let a
+        `FadeSchedule` take the fade to 1; then call `finish`. No Parameter object is replaced, and
+        every module keeps its path.
+
+        If the model was made growable, `splitgrow.growable(model, images)` analyses it anew.
+
+        Args:
+            optimizer: One or several optimizers. New parameters join the group of the old adapter's
+                weight, biases that of its bias.
+            fade: Whether the new stage fades in. Without, it counts at once and alone.
+            freeze: Whether the parameters and running statistics that exist are frozen; `thaw`
+                frees them.
+            hold_old: Whether the old adapter keeps its values while it fades out. One that trains
+                can grow as its share falls, so that the new stage learns little before it is alone.
+
+        Returns:
+            The new parameters.
+
+        Raises:
+            SplitGrowError: If there is no further stage, or a fade is under way.
+            ValueError: If the new stage does not fit.
+            OptimizerError: If the optimizer does not train the old adapter.
+            TypeError: If `optimizer` is something else than optimizers.
+
+        In all these cases model and optimizer are as before.
+        """
+        optimizers = listed(optimizer)
+        halves = self.halves()
+        for half in halves:
+            half.check_ready()
+        with Undo() as undo:
+            undo.on_failure(partial(torch.set_rng_state, torch.get_rng_state()))
+            coming = [half.upcoming() for half in halves]
+            paths = {module: name for name, module in self.named_modules()}
+            known = {id(parameter) for parameter in self.parameters()}
+            new = [item for each in coming for item in each.parameters(paths[each.half])]
+            new = [item for item in new if id(item.parameter) not in known]  # stages may share
+            try:
+                joining = plan_joining(optimizers, new)
+            except OptimizerError:
+                raise OptimizerError(
+                    "the optimizer does not train the adapter whose group the new parameters "
+                    "would join; pass the one that does, or grow without `optimizer=` and add what "
+                    "`grow` returns to a group of its own"
+                ) from None
+            if freeze:
+                self._freeze(undo)
+            gone = [p for each in coming for p in each.half.place(each, fade=fade, undo=undo)]
+            for half in halves if hold_old else ():
+                half.hold_old_adapter(undo)
+            join_(joining, undo)
+        leave_(optimizers, gone)
+        return [item.parameter for item in new]
+
+    def finish(self, *, optimizer: object = None) -> None:
+        """Drops the old adapters, once they no longer count. Without a fade it does nothing.
+
+        Args:
+            optimizer: One or several optimizers, which let go of the old adapters' parameters.
+
+        Raises:
+            SplitGrowError: If the fade is under way.
+            TypeError: If `optimizer` is something else than optimizers.
+            OptimizerError: If it is of a kind that cannot let go.
+        """
+        optimizers = listed(optimizer)
+        for half in self.halves():
+            half.check_faded()
+        gone = [parameter for half in self.halves() for parameter in half.drop_old()]
+        leave_(optimizers, gone)
+
+    def thaw(self) -> None:
+        """Lets everything train again that `grow(freeze=True)` froze."""
+        for parameter in parameters_in(self._frozen):
+            parameter.requires_grad_(True)
+        for module in self._held:
+            release_(module, training=self.training)
+        self._frozen, self._held = [], []
+
+    def _freeze(self, undo: Undo) -> None:
+        undo.on_failure(partial(vars(self).update, _frozen=self._frozen, _held=self._held))
+        before = {id(module) for module in self.modules() if held(module)}
+        self._frozen = self._frozen + freeze_(self, undo)
+        now = [module for module in self.modules() if held(module) and id(module) not in before]
+        self._held = self._held + now
+
+
+@dataclass(frozen=True)
+class Upcoming:
+    """The next level of an encoder or decoder: made, but not yet in place.
+
+    Attributes:
+        half: The encoder or decoder.
+        adapter: The adapter between images and the new stage.
+        stage: The new stage.
+    """
+
+    half: ProgressiveHalf
+    adapter: nn.Module
+    stage: nn.Module
+
+    def parameters(self, path: str) -> Iterator[NewParameter]:
+        """The new parameters, each with those of the old adapter whose group it joins."""
+        older = list(self.half.adapters[str(self.half.level)].parameters())
+        weights = [p for p in older if p.dim() > 1] or older
+        biases = [p for p in older if p.dim() == 1]
+        for kind, module in (("adapters", self.adapter), ("stages", self.stage)):
+            for name, parameter in module.named_parameters():
+                own = f"{path}.{kind}.{self.half.level + 1}.{name}".removeprefix(".")
+                group = (*biases, *weights) if name.endswith("bias") else (*weights,)
+                yield NewParameter(own, parameter, group)
