@@ -7,7 +7,7 @@ directly, or computed by something else.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +21,31 @@ from splitgrow.leaves import is_leaf
 from splitgrow.modes import may_ask_for_the_mode
 from splitgrow.namesakes import unread_numbers
 from splitgrow.recording import Recording, record
+from splitgrow.refusals import is_sized, refusals, subclass_refusal
 from splitgrow.rules import Op, Shaped, result_of
 from splitgrow.rules.registry import constant_like, fix_arguments, shaped_in
 from splitgrow.silence import Silence
 from splitgrow.split import SplitLayer, stock
 from splitgrow.steps import Ref, Source, Step, mapped
 from splitgrow.widening import Trial, fix_what_widening_breaks, widens
+
+
+def analyse_with_free_input(
+    model: nn.Module, inputs: tuple[Any, ...], name: str
+) -> tuple[ChannelGraph, tuple[Axis, ...]]:
+    """The channel graph of a model in which one of its inputs may become wider, too.
+
+    Args:
+        model: Any module. It is not changed.
+        inputs: The positional arguments of an example call.
+        name: The name of one of forward's arguments, a tensor.
+
+    Returns:
+        The graph, and the axes of that input.
+    """
+    analysis = _Analysis(model, free_input=name)
+    analysis.run([record(model, inputs, training=False)])
+    return analysis.graph, analysis.free_axes
 
 
 def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
@@ -83,11 +102,15 @@ def _best(model: nn.Module, runs: Sequence[Recording]) -> _Analysis:
 class _Analysis:
     """One pass over the recorded runs of a model's forward."""
 
-    def __init__(self, model: nn.Module, *, outermost: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, *, outermost: bool = True, free_input: str | None = None
+    ) -> None:
+        self.free_input = free_input
+        self.free_axes: tuple[Axis, ...] = ()
         self.modules = dict(model.named_modules())
         self.graph = ChannelGraph()
         self.groups = self.graph.groups
-        self.refusals = _refusals(self.modules)
+        self.refusals = refusals(self.modules)
         self.outermost = outermost
         self.choices: list[str] = []
         self.silence = Silence(self.groups)
@@ -177,6 +200,9 @@ class _Analysis:
 
     def _source(self, step: Step, values: Sequence[Any]) -> Any:
         if step.target is Source.INPUT:
+            if step.args[0] == self.free_input and not self.free_axes:
+                self.free_axes = tuple(self.groups.new(int(size)) for size in step.example.shape)
+                return Shaped(self.free_axes)
             reason = f"it is tied to the model's input `{step.args[0]}`"
             return constant_like(step.example, reason)
         if step.target is Source.NUMBER:
@@ -196,7 +222,7 @@ class _Analysis:
         name, parametrization, _ = path.partition(".parametrizations.")
         owner = self.modules.get(name if parametrization else path.rpartition(".")[0])
         if isinstance(owner, sized_layers()) and kind_of(owner) is None:
-            return constant_like(step.example, _subclass_refusal(owner))
+            return constant_like(step.example, subclass_refusal(owner))
         what = f"the tensor `{path}`" if path else "a tensor that is not the model's"
         return constant_like(step.example, f"it is tied to {what}, which does not grow")
 
@@ -293,7 +319,7 @@ class _Analysis:
     def _add(self, name: str, module: nn.Module, ins: Axis, outs: Axis) -> LayerNode:
         layer = stock(module)
         kind = type(layer).__name__
-        self.graph.nodes[name] = LayerNode(name, kind, _is_sized(layer), ins, outs)
+        self.graph.nodes[name] = LayerNode(name, kind, is_sized(layer), ins, outs)
         return self.graph.nodes[name]
 
     def _add_unfollowed(self, name: str, module: nn.Module, reason: str) -> None:
@@ -308,72 +334,14 @@ class _Analysis:
             if isinstance(module, SplitLayer) or name in self.graph.nodes
         )
         for name, module in self.modules.items():
-            if name in self.graph.nodes or not _is_sized(stock(module)):
+            if name in self.graph.nodes or not is_sized(stock(module)):
                 continue
             if name.startswith(whole):
                 continue  # a block of a split layer
             reason = self.refusals.get(name, "")
             if not reason and kind_of(stock(module)) is None:
-                reason = _subclass_refusal(module)
+                reason = subclass_refusal(module)
             reason = (
                 reason or "forward does not call it as a layer of its own on the example inputs"
             )
             self._add_unfollowed(name, module, reason)
-
-
-def _is_sized(layer: nn.Module) -> bool:
-    """Whether a layer's width can be asked for, known or not."""
-    kind = kind_of(layer)
-    return kind.sized if kind is not None else isinstance(layer, sized_layers())
-
-
-def _subclass_refusal(module: nn.Module) -> str:
-    base = next(layer for layer in sized_layers() if isinstance(module, layer))
-    if "Parametrized" in type(module).__name__:
-        return (
-            "it is parametrized; remove the parametrization "
-            "(torch.nn.utils.parametrize.remove_parametrizations), grow, and apply it again"
-        )
-    return (
-        f"{type(module).__name__} is a subclass of {base.__name__} that splitgrow does not know; "
-        f"teach it with splitgrow.register_layer"
-    )
-
-
-def _refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Layers that cannot grow whatever the graph says: shared weights, stray references."""
-    refusals: dict[str, str] = {}
-    owners: dict[int, tuple[str, str]] = {}
-    for name, module in modules.items():
-        for key, parameter in module._parameters.items():  # noqa: SLF001
-            if parameter is None:
-                continue
-            other, other_key = owners.get(id(parameter), (name, key))
-            if other != name:
-                refusals[name] = f"its `{key}` is tied to `{other}.{other_key}`"
-                refusals[other] = f"its `{other_key}` is tied to `{name}.{key}`"
-            owners[id(parameter)] = (name, key)
-    names = {id(module): name for name, module in modules.items()}
-    for holder, attribute, module in stray_references(modules, names):
-        refusals.setdefault(
-            names[id(module)],
-            f"`{holder or 'the model'}` also holds it in the plain attribute `{attribute}`, where "
-            f"growth could not replace it; use nn.ModuleList or nn.ModuleDict there",
-        )
-    if kind_of(modules[""]) is not None or isinstance(modules[""], sized_layers()):
-        refusals[""] = "the model is itself one layer; put it into an nn.Sequential"
-    return refusals
-
-
-def stray_references(
-    modules: Mapping[str, nn.Module], known: Container[int]
-) -> Iterator[tuple[str, str, nn.Module]]:
-    """Modules of the model that some module also holds outside its registered children."""
-    for holder, module in modules.items():
-        for attribute, value in vars(module).items():
-            if attribute[:1] == "_" or not isinstance(value, (list, tuple, dict, nn.Module)):
-                continue
-            items = value.values() if isinstance(value, dict) else value
-            for item in (items,) if isinstance(items, nn.Module) else tuple(items):
-                if isinstance(item, nn.Module) and id(item) in known:
-                    yield holder, attribute, item

@@ -58,7 +58,7 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
     """
     history = history_of(model)
     plain = merge(model, generation).eval()
-    inputs = _fitting(model, history.inputs)
+    inputs = _fitting(model, history.inputs_at(history.view_of(generation)))
     try:
         graph = follow(plain, inputs)
     except TraceError as error:

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from splitgrow.analysis import analyse
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.growth import History, grown_elsewhere, structure
 from splitgrow.handle import HISTORY, Handle
+from splitgrow.history import History, grown_elsewhere, structure
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -84,6 +84,7 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
 def _carry_on(history: History, old: History) -> None:
     history.edits, history.generation = old.edits, old.generation
     history.exact_from, history.frozen = old.exact_from, old.frozen
+    history.narrower = old.narrower
     if history.modules != old.modules:
         # Closed generations held modules that are gone.
         history.exact_from = history.generation

@@ -2,168 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from splitgrow.attributes import held_number, hold_
+from splitgrow.attributes import hold_
 from splitgrow.deepened import Deepened
 from splitgrow.edits import Edit, LayerChange, NumberChange
-from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
-from splitgrow.generations import Owned, freeze_, held, unfreeze_
-from splitgrow.graph import ChannelGraph
+from splitgrow.generations import freeze_, held, unfreeze_
+from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.initializers import Initializer, initializer_of, silent_channels
-from splitgrow.kinds import LayerKind
 from splitgrow.layouts import Layout
 from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
 from splitgrow.planning import (
     build_block,
     check_request,
-    layer_kind,
     make_plan,
     planned_blocks,
     rounded_up,
 )
 from splitgrow.split import Block, SplitLayer
 from splitgrow.undo import Undo
-
-
-@dataclass
-class History:
-    """What splitgrow knows of a model: its graph, its edits and its generations.
-
-    Attributes:
-        graph: The channel graph.
-        inputs: The example inputs.
-        modules: The modules by path, every path of each, as they were after the last edit.
-        edits: The edits so far.
-        generation: The open generation.
-        exact_from: The first generation whose closed state can still be recovered.
-        frozen: The parameters that closing generations froze, as (module, name): a parameter
-            object may be replaced, by ``load_state_dict(assign=True)`` for one.
-        viewing: Whether an earlier generation is being shown.
-    """
-
-    graph: ChannelGraph
-    inputs: tuple[Any, ...]
-    modules: dict[str, nn.Module]
-    edits: list[Edit] = field(default_factory=list)
-    generation: int = 0
-    exact_from: int = 0
-    frozen: dict[int, list[Owned]] = field(default_factory=dict)
-    viewing: bool = False
-
-    def frozen_parameters(self) -> Iterator[Owned]:
-        """All parameters that closing generations froze."""
-        return chain.from_iterable(self.frozen.values())
-
-    def last_edit(self, generation: int) -> int:
-        """The number of the last edit of a generation or of those before it; 0 if none."""
-        return max((e.index for e in self.edits if e.generation <= generation), default=0)
-
-    def view_of(self, generation: int | None) -> int | None:
-        """The edit up to which blocks are seen in a generation; None for all of them.
-
-        Raises:
-            TypeError: If `generation` is not an int.
-            ValueError: If there is no such generation.
-            GenerationError: If it was closed but can no longer be recovered.
-        """
-        if generation is None:
-            return None
-        if isinstance(generation, bool) or not isinstance(generation, int):
-            raise TypeError(f"generation must be an int, got {generation!r}")
-        if not 0 <= generation <= self.generation:
-            raise ValueError(f"no generation {generation}: the open one is {self.generation}")
-        if generation < self.exact_from:
-            raise GenerationError(
-                f"generation {generation} is no longer exact: `unfreeze` or a change by hand has "
-                f"set its parameters free since it was closed"
-            )
-        return None if generation == self.generation else self.last_edit(generation)
-
-    def refuse_while_viewing(self, what: str) -> None:
-        """Makes sure that the whole network is being shown.
-
-        Raises:
-            SplitGrowError: If it is an earlier generation.
-        """
-        if self.viewing:
-            raise SplitGrowError(f"cannot {what} inside `with model.at(...)`: leave it first")
-
-
-def structure(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules of a model by path, every path of each."""
-    return dict(model.named_modules(remove_duplicate=False))
-
-
-def check_structure(model: nn.Module, history: History) -> None:
-    """Makes sure that the model is still the one that was analysed.
-
-    Raises:
-        StructureChangedError: If modules came, went or were replaced, or a layer's tensors have
-            other shapes.
-    """
-    now, then = structure(model), history.modules
-    changed = [name for name in {**then, **now} if now.get(name) is not then.get(name)]
-    groups = history.graph.groups
-    for node in history.graph.nodes.values():
-        module = now.get(node.name)
-        if module is None or not node.followed or node.name in changed:
-            continue
-        kind = layer_kind(module)
-        if isinstance(module, SplitLayer):
-            for index, block in enumerate(module):
-                changed.extend(_misshapen(f"{node.name}.{index}", block, kind, kind.sizes(block)))
-        else:
-            sizes = groups.length(node.ins), groups.length(node.outs)
-            changed.extend(_misshapen(node.name, module, kind, sizes))
-    for number in history.graph.numbers if not history.viewing else ():
-        held = held_number(now[number.module], number.attribute) if number.module in now else None
-        if held != groups.length(number.axis) and number.module not in changed:
-            changed.append(f"{number.module}.{number.attribute}".removeprefix("."))
-    if changed:
-        raise StructureChangedError(
-            f"the model has changed since it was analysed ({', '.join(sorted(changed)[:5])}); call "
-            f"splitgrow.growable(model, example_inputs) again"
-        )
-
-
-def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
-    """The modules that have grown by other edits than these: those of a model they came from."""
-    known = {(name, edit.index) for edit in edits for name in edit.layers}
-    paths: dict[SplitLayer | Deepened, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (SplitLayer, Deepened)):
-            paths.setdefault(module, []).append(path)
-    return [
-        names[0]
-        for module, names in paths.items()
-        if not all(any((name, edit) in known for name in names) for edit in _edits_of(module))
-    ]
-
-
-def _edits_of(module: SplitLayer | Deepened) -> list[int]:
-    if isinstance(module, Deepened):
-        return [item.edit for item in module.inserted]
-    return [block.edit for block in module.blocks if block.kind != "original"]
-
-
-def _misshapen(
-    name: str, layer: nn.Module, kind: LayerKind, sizes: tuple[int, int]
-) -> Iterator[str]:
-    """The tensors of a stock layer that do not have the shapes that go with its sizes."""
-    for key, axes in kind.tensors(layer).items():
-        tensor = getattr(layer, key)
-        for dim, along in axes.items():
-            expected = sizes[along.side == "out"] // along.sections
-            if tensor is not None and tensor.shape[dim] != expected:
-                yield f"{name}.{key}"
 
 
 def plan(
@@ -203,34 +66,41 @@ def apply_(
     Everything that can fail on account of the request or for want of memory is done before the
     first change; what then follows is taken back if it is interrupted.
     """
+    with Undo() as undo:
+        return carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
+
+
+def carry_out_(
+    model: nn.Module,
+    history: History,
+    edit: Edit,
+    undo: Undo,
+    *,
+    initializer: str,
+    optimizer: object,
+) -> Edit:
+    """Carries out a planned edit, as the first part of something that may still fail."""
     edit = replace(edit, initializer=initializer)
     initialise, optimizers = initializer_of(initializer), listed(optimizer)
-    with Undo() as undo:
-        keep_random_states_(model, undo)
-        with torch.inference_mode(mode=False):  # blocks made there could never train
-            prepared = [_prepare(history, edit, change, initialise) for change in edit.changes]
-        joining = plan_joining(optimizers, _new_parameters(prepared))
-        keep_(history, undo)
-        if edit.closes is not None:
-            close_(model, history, undo)
-        holders = holders_in(model)
-        for item in prepared:
-            _place_(history, item, holders, undo)
-        for number in edit.numbers:
-            _hold_(history.modules[number.module], number, undo)
-        join_(joining, undo)
-        groups = history.graph.groups.grown(edit.growth)
-        history.graph = replace(history.graph, groups=groups)
-        history.modules = structure(model)
-        history.generation = edit.generation
-        history.edits = [*history.edits, edit]
+    keep_random_states_(model, undo)
+    with torch.inference_mode(mode=False):  # blocks made there could never train
+        prepared = [_prepare(history, edit, change, initialise) for change in edit.changes]
+    joining = plan_joining(optimizers, _new_parameters(prepared))
+    keep_(history, undo)
+    if edit.closes is not None:
+        close_(model, history, undo)
+    holders = holders_in(model)
+    for item in prepared:
+        _place_(history, item, holders, undo)
+    for number in edit.numbers:
+        _hold_(history.modules[number.module], number, undo)
+    join_(joining, undo)
+    groups = history.graph.groups.grown(edit.growth)
+    history.graph = replace(history.graph, groups=groups)
+    history.modules = structure(model)
+    history.generation = edit.generation
+    history.edits = [*history.edits, edit]
     return edit
-
-
-def keep_(history: History, undo: Undo) -> None:
-    """Has the history put back on failure. Its lists are replaced from here on, never changed."""
-    before = dict(vars(history))
-    undo.on_failure(lambda: vars(history).update(before))
 
 
 def keep_random_states_(model: nn.Module, undo: Undo) -> None:

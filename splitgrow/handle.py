@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
-from splitgrow.attributes import numbers_at, showing
 from splitgrow.consolidation import consolidate_
-from splitgrow.deepened import Deepened
 from splitgrow.edits import Edit
 from splitgrow.errors import SplitGrowError
-from splitgrow.generations import as_trained
-from splitgrow.growth import (
-    History,
-    apply_,
-    check_structure,
-    next_generation_,
-    parameters_of,
-    plan,
-    structure,
-    unfreeze_all_,
-)
+from splitgrow.growth import apply_, next_generation_, parameters_of, plan, unfreeze_all_
+from splitgrow.history import History, structure, viewing
+from splitgrow.inputs import expand_input_
 from splitgrow.insertion import Wanted, insert_, plan_insertion
 from splitgrow.listing import Layer, layers_of
 from splitgrow.running import LayerRun
@@ -167,6 +158,56 @@ class Handle:
             self._model, self._history, edit, initializer=initializer, optimizer=optimizer
         )
 
+    def expand_input(
+        self,
+        n: int,
+        *,
+        name: str | None = None,
+        initializer: str = "zero",
+        freeze: bool = True,
+        optimizer: object = None,
+    ) -> Edit:
+        """Adds n channels to the model's input: grey to colour, colour to depth.
+
+        They come after those that there are. What reads the input gets helpers, so the outputs are
+        unchanged, whatever the new channels hold. Inside `at` of an earlier generation the model
+        reads inputs of the old width.
+
+        Args:
+            n: The number of channels that the input gains.
+            name: The name of forward's argument; by default its first tensor.
+            initializer: As in `expand_layer`, like `freeze` and `optimizer`.
+            freeze: Whether the first edit closes generation 0.
+            optimizer: One or several optimizers.
+
+        Returns:
+            The record of what was done.
+
+        Raises:
+            ValueError: If there is no such argument, or n is not positive or does not fit.
+            FixedWidthError: If it is tied to something that cannot grow, or no layer reads it.
+
+        Otherwise as `expand_layer`; in all cases model and optimizer are as before.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU())
+            >>> net = splitgrow.growable(net, torch.ones(1, 1, 8, 8))
+            >>> edit = net.expand_input(2)
+            >>> net(torch.ones(1, 3, 8, 8)).shape
+            torch.Size([1, 4, 6, 6])
+        """
+        self._history.refuse_while_viewing("grow")
+        return expand_input_(
+            self._model,
+            self._history,
+            n,
+            name=name,
+            initializer=initializer,
+            freeze=freeze,
+            optimizer=optimizer,
+        )
+
     def plan(
         self, request: Mapping[int | str, int], *, round_to: int = 1, freeze: bool = True
     ) -> Edit:
@@ -201,8 +242,10 @@ class Handle:
                 where the activation leaves its own results alone, as ReLU does. "residual":
                 x + f(x), the last layer of f zero. "gate": x * g(x), the weight of g zero and its
                 bias one. "block": a copy of the residual block `after`, with the last layer of each
-                of its branches zero.
-            module: The branch f of a residual; its last layer is set to zero.
+                of its branches zero. "fade": a `module` that keeps the shape, whatever it computes,
+                in a `FadeIn` whose alpha is 0; a `FadeSchedule` of the model takes it to 1.
+            module: The branch f of a residual, whose last layer is set to zero, or what is to be
+                faded in.
             form: Of a branch that is made here. "plain": two layers of the width that is there;
                 "bottleneck": a quarter of it inside.
             kernel_size: Of convolutions that are made here; odd.
@@ -248,14 +291,11 @@ class Handle:
         after: int | str | tuple[str, str],
         kind: str = "residual",
         *,
-        module: nn.Module | None = None,
-        form: str = "plain",
-        kernel_size: int = 3,
-        activation: nn.Module | None = None,
         freeze: bool = True,
+        **options: Any,
     ) -> Edit:
         """The edit that `insert_layer` would carry out, not carried out; print it to see it."""
-        wanted = Wanted(kind, module, form, kernel_size, activation)
+        wanted = Wanted.of(kind, **options)
         return plan_insertion(self._model, self._history, after, wanted, freeze=freeze)
 
     def next_generation(self) -> int:
@@ -344,25 +384,8 @@ class Handle:
             GenerationError: If it is no longer exact because of `unfreeze`.
             StructureChangedError: If the model was changed by hand since it was closed.
         """
-        view = self._history.view_of(generation)
-        if view is not None:
-            check_structure(self._model, self._history)
-        splits = [m for m in self._model.modules() if isinstance(m, (SplitLayer, Deepened))]
-        before = [split.view for split in splits], self._history.viewing
-        try:
-            self._history.viewing = True
-            for split in splits:
-                split.view = view
-            numbers = numbers_at(self._history.edits, view)
-            with (
-                showing(self._history.modules, numbers),
-                as_trained(self._history.frozen.get(generation, ())),
-            ):
-                yield self._model
-        finally:
-            for split, old in zip(splits, before[0], strict=True):
-                split.view = old
-            self._history.viewing = before[1]
+        with viewing(self._model, self._history, generation):
+            yield self._model
 
 
 def handle(model: nn.Module) -> Handle:

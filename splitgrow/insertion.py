@@ -12,24 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splitgrow.analysis import analyse, stray_references
+from splitgrow.analysis import analyse
 from splitgrow.blocks import copied_block
 from splitgrow.deepened import Deepened, Form, Inserted
 from splitgrow.edits import Edit, Insertion
 from splitgrow.errors import InsertionError
-from splitgrow.growth import (
-    History,
-    check_structure,
-    close_,
-    holders_in,
-    keep_,
-    keep_random_states_,
-    put_in_place_,
-    structure,
-)
-from splitgrow.inserts import Builder, last_layer, zeroed
+from splitgrow.fading import FadeIn
+from splitgrow.growth import close_, holders_in, keep_random_states_, put_in_place_
+from splitgrow.history import History, check_structure, keep_, structure
+from splitgrow.inserts import Builder, keeps_shape, last_layer, zeroed
 from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
 from splitgrow.planning import find_node
+from splitgrow.refusals import stray_references
 from splitgrow.sites import Site, Sites
 from splitgrow.undo import Undo
 
@@ -38,6 +32,7 @@ KINDS: dict[str, Form] = {
     "residual": "residual",
     "gate": "gate",
     "block": "block",
+    "fade": "chain",
 }
 """The kinds of insertion, with what each makes of a tensor."""
 
@@ -50,7 +45,7 @@ class Wanted:
 
     Attributes:
         kind: One of `KINDS`.
-        module: The branch of a residual, if it was given.
+        module: The branch of a residual, or what is to be faded in, if it was given.
         form: The shape of a branch that is made here: "plain" or "bottleneck".
         kernel_size: Of convolutions that are made here.
         activation: One that is made here has; None for the one in front of it.
@@ -61,6 +56,19 @@ class Wanted:
     form: str
     kernel_size: int
     activation: nn.Module | None
+
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        *,
+        module: nn.Module | None = None,
+        form: str = "plain",
+        kernel_size: int = 3,
+        activation: nn.Module | None = None,
+    ) -> Wanted:
+        """What is wanted, by the options of `insert_layer`."""
+        return cls(kind, module, form, kernel_size, activation)
 
     def check(self) -> None:
         """Makes sure that the options are fit and go together.
@@ -76,8 +84,12 @@ class Wanted:
         for name, value in (("module", self.module), ("activation", self.activation)):
             if value is not None and not isinstance(value, nn.Module):
                 raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
-        if self.module is not None and self.kind != "residual":
-            raise ValueError(f"a module can be given for a residual, not for kind={self.kind!r}")
+        if self.module is not None and self.kind not in {"residual", "fade"}:
+            raise ValueError(
+                f"a module can be given for a residual or a fade, not for kind={self.kind!r}"
+            )
+        if self.module is None and self.kind == "fade":
+            raise ValueError("kind='fade' needs the module that is to be faded in")
         size = self.kernel_size
         if isinstance(size, bool) or not isinstance(size, int):
             raise TypeError(f"kernel_size must be an int, got {size!r}")
@@ -225,11 +237,14 @@ def _made(
     """
     like = _like(model, site)
     if wanted.module is not None:
-        with torch.no_grad():
-            example = torch.randn(site.example.shape, device=like.device, dtype=like.dtype)
-            name = last_layer(wanted.module, example)
         if any(part is wanted.module for part in model.modules()):
             raise ValueError("the module that is to be inserted is part of the model already")
+        with torch.no_grad():
+            example = torch.randn(site.example.shape, device=like.device, dtype=like.dtype)
+            if wanted.kind == "fade":
+                keeps_shape(wanted.module, example)
+                return FadeIn(nn.Identity(), wanted.module), _nothing
+            name = last_layer(wanted.module, example)
         return wanted.module, partial(_zero_, wanted.module.get_submodule(name))
     builder = Builder(
         site,

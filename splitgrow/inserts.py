@@ -200,24 +200,14 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def last_layer(branch: nn.Module, example: Tensor) -> str:
-    """The path of the layer in a branch f whose parameters at zero make f(x) zero.
-
-    Args:
-        branch: The module. It is not changed.
-        example: A tensor like those that it will read.
+def keeps_shape(module: nn.Module, example: Tensor) -> Tensor:
+    """What a module makes of a tensor, in evaluation mode; the module is not changed.
 
     Raises:
-        InsertionError: If it does not map a tensor to one of the same shape, or there is no such
-            layer.
+        InsertionError: If that is not a tensor of the same shape.
     """
-    tried = copy.deepcopy(branch).eval()
-    called: list[str] = []
-    for name, module in tried.named_modules():
-        if kind_of(module) is not None and getattr(module, "weight", None) is not None:
-            module.register_forward_hook(lambda *_, name=name: called.append(name))
     try:
-        made = tried(example)
+        made = copy.deepcopy(module).eval()(example)
     except Exception as error:
         raise InsertionError(
             f"the module that is to be inserted does not run on a tensor of shape "
@@ -229,12 +219,33 @@ def last_layer(branch: nn.Module, example: Tensor) -> str:
             f"the module that is to be inserted makes {shape} of {tuple(example.shape)}; it has to "
             f"keep the shape"
         )
+    return made
+
+
+def last_layer(branch: nn.Module, example: Tensor) -> str:
+    """The path of the layer in a branch f whose parameters at zero make f(x) zero.
+
+    Args:
+        branch: The module. It is not changed.
+        example: A tensor like those that it will read.
+
+    Raises:
+        InsertionError: If it does not map a tensor to one of the same shape, or there is no such
+            layer.
+    """
+    keeps_shape(branch, example)
+    tried = copy.deepcopy(branch).eval()
+    called: list[str] = []
+    for name, module in tried.named_modules():
+        if kind_of(module) is not None and getattr(module, "weight", None) is not None:
+            module.register_forward_hook(lambda *_, name=name: called.append(name))
+    tried(example)
     if called:
         zeroed(tried.get_submodule(called[-1]))
     if not called or tried(example).count_nonzero():
         raise InsertionError(
             "what the module that is to be inserted makes is not zero even with its last layer at "
-            "zero; end it with a convolution, a Linear or a norm"
+            "zero; end it with a convolution, a Linear or a norm, or fade it in (kind='fade')"
         )
     return called[-1]
 

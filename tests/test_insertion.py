@@ -297,6 +297,36 @@ def test_a_given_module_that_does_not_fit_is_refused_and_left_as_it_was(
         model.insert_layer("block", "residual", module=module)
 
 
+def test_any_module_that_keeps_the_shape_can_fade_in() -> None:
+    model = net()
+    before = outputs_of(model, x())
+    module = randomise(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 4, 1)))
+    module = module.double()
+    model.insert_layer("block", "fade", module=module)
+    assert_identical(outputs_of(model, x()), before)
+    assert "block.inserted1.new.0" in {layer.name for layer in model.layers}
+    model.expand_layer("block.inserted1.new.0", 3)
+    assert_equal(outputs_of(model, x()), before)
+    assert_equal(outputs_of(splitgrow.fuse(model), x()), before)
+    schedule = splitgrow.FadeSchedule(model, 4)
+    for _ in range(2):
+        schedule.step()
+    halfway = outputs_of(model, x())
+    assert largest_difference(halfway, before) > 1e-3
+    assert_equal(outputs_of(splitgrow.fuse(model), x()), halfway)
+    for _ in range(2):
+        schedule.step()
+    now = outputs_of(model, x())
+    fused = splitgrow.fuse(model)
+    assert_equal(outputs_of(fused, x()), now)
+    assert not any("fade" in name.lower() or "lerp" in name for name in str(fused.graph).split())
+    with model.at(0):
+        assert_identical(outputs_of(model, x()), before)
+    wider = nn.Conv2d(4, 5, 1).double()
+    with unchanged(model), pytest.raises(splitgrow.InsertionError, match="keep the shape"):
+        model.insert_layer("block", "fade", module=wider)
+
+
 def test_a_block_is_copied_with_its_branch_at_zero() -> None:
     model = net()
     model.expand_layer("block.conv1", 3)
@@ -361,6 +391,7 @@ def test_a_module_that_is_called_twice_is_refused() -> None:
         (("stem",), {"module": 3}, TypeError, r"torch\.nn\.Module"),
         (("stem",), {"activation": "relu"}, TypeError, r"torch\.nn\.Module"),
         (("stem", "gate"), {"module": nn.ReLU()}, ValueError, "for a residual"),
+        (("stem", "fade"), {}, ValueError, "needs the module"),
         (("stem",), {"optimizer": 3}, TypeError, "optimizer"),
     ],
 )

@@ -1,0 +1,137 @@
+"""Growing the channels of a model's input."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis import analyse, analyse_with_free_input
+from splitgrow.axes import Axis, groups_of
+from splitgrow.edits import Edit
+from splitgrow.errors import FixedWidthError
+from splitgrow.graph import ChannelGraph
+from splitgrow.growth import carry_out_
+from splitgrow.history import History, check_structure, keep_, structure
+from splitgrow.planning import plan_changes, plan_numbers
+from splitgrow.undo import Undo
+
+
+def expand_input_(
+    model: nn.Module,
+    history: History,
+    n: int,
+    *,
+    name: str | None,
+    freeze: bool,
+    initializer: str,
+    optimizer: object,
+) -> Edit:
+    """Adds channels to an input, all or nothing.
+
+    Raises:
+        TypeError: If n is not an int.
+        ValueError: If n is not positive.
+    """
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"n (={n!r}) must be an int, the number of channels to add")
+    if n < 1:
+        raise ValueError(f"n (={n}) must be at least 1: inputs only grow")
+    check_structure(model, history)
+    name = _named(model, history.inputs, name)
+    graph, axes = analyse_with_free_input(model, history.inputs, name)
+    dim = _channel_dim(graph, axes, name)
+    growth = _growth(graph, axes[dim], name, n)
+    with Undo() as undo:
+        keep_(history, undo)
+        history.graph = graph
+        closes = 0 if freeze and history.generation == 0 else None
+        edit = Edit(
+            index=len(history.edits) + 1,
+            generation=1 if closes == 0 else history.generation,
+            closes=closes,
+            request={f"input {name}": n},
+            growth=growth,
+            changes=plan_changes(graph, history.modules, growth),
+            numbers=plan_numbers(graph, growth),
+        )
+        edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
+        history.narrower = (*history.narrower, (edit.index, history.inputs))
+        history.inputs = _widened(model, history.inputs, name, dim, n)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were given when the model was made growable
+            history.graph = analyse(model, history.inputs)
+        history.modules = structure(model)
+    return edit
+
+
+def _arguments(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    return inspect.signature(model.forward).bind(*inputs).arguments
+
+
+def _named(model: nn.Module, inputs: tuple[Any, ...], name: str | None) -> str:
+    """The name of the input that is to grow.
+
+    Raises:
+        TypeError: If the name is no text, or that input no tensor.
+        ValueError: If there is no such input.
+    """
+    given = _arguments(model, inputs)
+    tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
+    if name is None:
+        if not tensors:
+            raise ValueError(f"none of the inputs {', '.join(given)} is a tensor")
+        return tensors[0]
+    if not isinstance(name, str):
+        raise TypeError(f"name must be the name of an argument of forward, got {name!r}")
+    if name not in tensors:
+        raise ValueError(f"no input {name!r} that is a tensor; there are {', '.join(tensors)}")
+    return name
+
+
+def _channel_dim(graph: ChannelGraph, axes: tuple[Axis, ...], name: str) -> int:
+    """The dimension of an input on which layers find channels.
+
+    Raises:
+        FixedWidthError: If no layer reads it.
+    """
+    for node in graph.nodes.values():
+        read = set(groups_of(graph.groups.resolve(node.ins)))
+        for dim, axis in enumerate(axes):
+            if read & set(groups_of(graph.groups.resolve(axis))):
+                return dim
+    reasons = "; ".join(reason for axis in axes for reason in graph.groups.reasons(axis))
+    raise FixedWidthError(f"no layer reads channels of the input `{name}`: {reasons or 'none'}")
+
+
+def _growth(graph: ChannelGraph, axis: Axis, name: str, n: int) -> dict[int, int]:
+    """How the groups on an axis grow so that it gains n positions at its end.
+
+    Raises:
+        FixedWidthError: If they cannot.
+        ValueError: If n does not fit.
+    """
+    growing = graph.growing_groups(axis)
+    runs = graph.groups.resolve(axis)
+    if not growing or runs[-1].group != growing[0]:
+        reasons = "; ".join(graph.groups.reasons(axis)) or "its channels are of a constant number"
+        raise FixedWidthError(f"the input `{name}` cannot grow: {reasons}")
+    step = graph.multiplicity(axis, growing[0])
+    if n % step:
+        raise ValueError(f"n (={n}) does not fit the input `{name}`: it grows in steps of {step}")
+    return {growing[0]: n // step}
+
+
+def _widened(
+    model: nn.Module, inputs: tuple[Any, ...], name: str, dim: int, n: int
+) -> tuple[Any, ...]:
+    """The example inputs with more channels: those that there are once more, from the first."""
+    names = list(_arguments(model, inputs))
+    place = names.index(name)
+    x = inputs[place]
+    again = torch.arange(n, device=x.device) % x.shape[dim]
+    wider = torch.cat([x, x.index_select(dim, again)], dim)
+    return (*inputs[:place], wider, *inputs[place + 1 :])

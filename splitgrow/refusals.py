@@ -1,0 +1,68 @@
+"""Layers that cannot grow whatever the channel graph says."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+
+from torch import nn
+
+from splitgrow.kinds import kind_of, sized_layers
+
+
+def is_sized(layer: nn.Module) -> bool:
+    """Whether a layer's width can be asked for, known or not."""
+    kind = kind_of(layer)
+    return kind.sized if kind is not None else isinstance(layer, sized_layers())
+
+
+def subclass_refusal(module: nn.Module) -> str:
+    """Why a subclass of a layer that could grow cannot."""
+    base = next(layer for layer in sized_layers() if isinstance(module, layer))
+    if "Parametrized" in type(module).__name__:
+        return (
+            "it is parametrized; remove the parametrization "
+            "(torch.nn.utils.parametrize.remove_parametrizations), grow, and apply it again"
+        )
+    return (
+        f"{type(module).__name__} is a subclass of {base.__name__} that splitgrow does not know; "
+        f"teach it with splitgrow.register_layer"
+    )
+
+
+def refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Layers that cannot grow whatever the graph says: shared weights, stray references."""
+    found: dict[str, str] = {}
+    owners: dict[int, tuple[str, str]] = {}
+    for name, module in modules.items():
+        for key, parameter in module._parameters.items():  # noqa: SLF001
+            if parameter is None:
+                continue
+            other, other_key = owners.get(id(parameter), (name, key))
+            if other != name:
+                found[name] = f"its `{key}` is tied to `{other}.{other_key}`"
+                found[other] = f"its `{other_key}` is tied to `{name}.{key}`"
+            owners[id(parameter)] = (name, key)
+    names = {id(module): name for name, module in modules.items()}
+    for holder, attribute, module in stray_references(modules, names):
+        found.setdefault(
+            names[id(module)],
+            f"`{holder or 'the model'}` also holds it in the plain attribute `{attribute}`, where "
+            f"growth could not replace it; use nn.ModuleList or nn.ModuleDict there",
+        )
+    if kind_of(modules[""]) is not None or isinstance(modules[""], sized_layers()):
+        found[""] = "the model is itself one layer; put it into an nn.Sequential"
+    return found
+
+
+def stray_references(
+    modules: Mapping[str, nn.Module], known: Container[int]
+) -> Iterator[tuple[str, str, nn.Module]]:
+    """Modules of the model that some module also holds outside its registered children."""
+    for holder, module in modules.items():
+        for attribute, value in vars(module).items():
+            if attribute[:1] == "_" or not isinstance(value, (list, tuple, dict, nn.Module)):
+                continue
+            items = value.values() if isinstance(value, dict) else value
+            for item in (items,) if isinstance(items, nn.Module) else tuple(items):
+                if isinstance(item, nn.Module) and id(item) in known:
+                    yield holder, attribute, item
