@@ -228,15 +228,13 @@ class Handle:
     ) -> Edit:
         """Inserts a layer, or several, that change nothing until they learn.
 
-        What is inserted is followed like any other layer: it can grow, and more can be inserted
-        behind it. In evaluation mode the outputs are as before; an identity with a batch norm is
-        nearly one in training mode, everything else is one there too.
+        It grows like any other layer, in width and in depth. In evaluation mode the outputs are as
+        before; an identity with a batch norm is nearly one in training mode, all else is one there.
 
         Args:
-            after: Where: a layer's index or name, for the place behind it and behind the norm and
-                activation that belong to it; the path of any other module, such as a whole block,
-                for the place behind that; or an edge, as (layer, module that reads it), for that
-                reader alone.
+            after: A layer's index or name, for the place behind it, its norm and its activation; the
+                path of another module, such as a whole block, for the place behind that; or an
+                edge, as (layer, module that reads it), for that reader alone.
             kind: "identity": a layer that passes its input on, with a norm and an activation as in
                 front of it (a Linear has the identity matrix, a convolution the Dirac kernel); only
                 where the activation leaves its own results alone, as ReLU does. "residual":
@@ -244,8 +242,7 @@ class Handle:
                 bias one. "block": a copy of the residual block `after`, with the last layer of each
                 of its branches zero. "fade": a `module` that keeps the shape, whatever it computes,
                 in a `FadeIn` whose alpha is 0; a `FadeSchedule` of the model takes it to 1.
-            module: The branch f of a residual, whose last layer is set to zero, or what is to be
-                faded in.
+            module: The branch f of a residual, whose last layer is set to zero; what fades in.
             form: Of a branch that is made here. "plain": two layers of the width that is there;
                 "bottleneck": a quarter of it inside.
             kernel_size: Of convolutions that are made here; odd.
