@@ -241,8 +241,11 @@ class _Analysis:
     def _note_direct_use(self, path: str, step: Step) -> None:
         """Refuses a layer whose tensor forward uses outside of the layer's own call."""
         owner, _, name = path.rpartition(".")
-        while isinstance(self.modules.get(owner.rpartition(".")[0]), SplitLayer):
-            owner = owner.rpartition(".")[0]
+        while True:
+            parent, _, block = owner.rpartition(".")
+            if not (block.isdigit() and isinstance(self.modules.get(parent), SplitLayer)):
+                break
+            owner = parent
         reason = f"forward uses its `{name}` directly, at {step.place}"
         known = kind_of(stock(self.modules[owner])) if owner in self.modules else None
         if known is not None and owner not in self.refusals:

@@ -232,8 +232,8 @@ class Handle:
         before; an identity with a batch norm is nearly one in training mode, all else is one there.
 
         Args:
-            after: A layer's index or name, for the place behind it, its norm and its activation; the
-                path of another module, such as a whole block, for the place behind that; or an
+            after: A layer's index or name, for the place behind it, its norm and its activation;
+                the path of another module, such as a whole block, for the place behind that; or an
                 edge, as (layer, module that reads it), for that reader alone.
             kind: "identity": a layer that passes its input on, with a norm and an activation as in
                 front of it (a Linear has the identity matrix, a convolution the Dirac kernel); only

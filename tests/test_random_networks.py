@@ -72,9 +72,29 @@ def _edit(model: Any, index: int, what: str) -> str:
             pass
         else:
             return what
+    if what == "fade" and _fade(model, layer):
+        return what
     layer = layer if layer.growable else next(one for one in model.layers if one.growable)
     model.expand_layer(layer.name, layer.step)
     return "width"
+
+
+def _fade(model: Any, layer: Any) -> bool:
+    """Has a random layer fade in behind another, half of it; whether one fits there."""
+    for make in (nn.Linear, lambda ins, outs: nn.Conv2d(ins, outs, 3, padding=1)):
+        try:
+            model.insert_layer(layer.name, "fade", module=make(layer.width, layer.width).double())
+        except splitgrow.InsertionError:
+            continue
+        return True
+    return False
+
+
+def _take_fades_on(model: nn.Module) -> None:
+    """Alpha belongs to no generation, so it is set before one is closed that has the fade."""
+    for module in model.modules():
+        if isinstance(module, splitgrow.FadeIn) and not module.begun:
+            module.alpha = 0.5
 
 
 @settings(
@@ -97,6 +117,7 @@ def test_the_laws_hold_for_any_sequence_of_edits_in_width_and_depth(
         before = model(x)
         event(_edit(model, index, what))
         assert_equal(leading(model(x), before), before)  # law 1
+        _take_fades_on(model)
         with torch.no_grad():
             for parameter in model.generation_parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
