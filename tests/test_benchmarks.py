@@ -14,8 +14,10 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks import progressive
 from benchmarks.__main__ import main
+from benchmarks.progressive import training as progressive
+from benchmarks.progressive.__main__ import main as compare
+from benchmarks.progressive.results import FOLDER, PAGE, write_page
 from benchmarks.speed import results, tables
 from benchmarks.speed.catalogue import CLAIMS
 from benchmarks.speed.results import Entry, Measurement, Spread
@@ -127,7 +129,7 @@ def test_claims_run_in_quick_mode(tmp_path: Path) -> None:
     assert set(results.read(path)) == set(chosen)
 
 
-# -- the run of benchmarks/progressive.py ----------------------------------------------------------
+# -- the runs of benchmarks/progressive ------------------------------------------------------------
 
 
 @pytest.fixture
@@ -146,7 +148,7 @@ def pictures(tmp_path: Path) -> Path:
 def grown_and_not(pictures: Path, path: Path, *options: str):
     threads = str(torch.get_num_threads())
     arguments = ["--data", str(pictures), "--json", str(path), "--threads", threads, *options]
-    return CliRunner().invoke(progressive.main, arguments)
+    return CliRunner().invoke(compare, arguments)
 
 
 def test_both_ways_spend_the_same_and_end_as_the_same_network() -> None:
@@ -194,14 +196,14 @@ def test_an_interrupted_comparison_keeps_what_was_done_and_goes_on(
 
 
 def test_pictures_must_be_named() -> None:
-    assert "--data is missing" in CliRunner().invoke(progressive.main, []).output
+    assert "--data is missing" in CliRunner().invoke(compare, []).output
 
 
 def test_the_page_shows_the_committed_comparison(tmp_path: Path) -> None:
     page = tmp_path / "README.md"
-    page.write_text(progressive.PAGE.read_text())
-    progressive.write_page(page, progressive.FOLDER / "progressive.json")
-    assert page.read_text() == progressive.PAGE.read_text()
+    page.write_text(PAGE.read_text())
+    write_page(page, FOLDER / "progressive.json")
+    assert page.read_text() == PAGE.read_text()
     page.write_text("no markers")
     with pytest.raises(ValueError, match="has no <!-- progressive table -->"):
-        progressive.write_page(page, progressive.FOLDER / "progressive.json")
+        write_page(page, FOLDER / "progressive.json")
