@@ -8,11 +8,16 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from benchmarks.__main__ import main
+from benchmarks.progressive import training as progressive
+from benchmarks.progressive.__main__ import main as compare
+from benchmarks.progressive.results import FOLDER, PAGE, write_page
 from benchmarks.speed import results, tables
 from benchmarks.speed.catalogue import CLAIMS
 from benchmarks.speed.results import Entry, Measurement, Spread
@@ -123,3 +128,83 @@ def test_claims_run_in_quick_mode(tmp_path: Path) -> None:
     found = CliRunner().invoke(main, [*arguments, *options])
     assert found.exit_code == 0, found.output
     assert set(results.read(path)) == set(chosen)
+
+
+# -- the runs of benchmarks/progressive ------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A few pictures of noise, in two classes."""
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 14)):
+        for index in range(count):
+            folder = tmp_path / "pictures" / split / "ab"[index % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+def grown_and_not(pictures: Path, path: Path, *options: str):
+    threads = str(torch.get_num_threads())
+    arguments = ["--data", str(pictures), "--json", str(path), "--threads", threads, *options]
+    return CliRunner().invoke(compare, arguments)
+
+
+def test_both_ways_spend_the_same_and_end_as_the_same_network() -> None:
+    settings = progressive.Settings(budget=6.0)
+    data = torch.rand(40, 3, 32, 32), torch.rand(6, 3, 32, 32)
+    trained = []
+    for way in progressive.WAYS:
+        assert sum(phase.share for phase in progressive.phases(way, settings)) == pytest.approx(1)
+        training = progressive.Training(way, 0, data, settings)
+        run = training.run(lambda _: None)
+        assert training.spent == pytest.approx(settings.budget, rel=0.2)
+        assert run.error > 0
+        trained.append(training.model)
+    shapes = [{n: p.shape for n, p in model.named_parameters()} for model in trained]
+    assert shapes[0] == shapes[1] == shapes[2]
+    sizes = [progressive.multiply_adds(trained[0], torch.rand(n, 3, 32, 32)) for n in (1, 3)]
+    assert sizes[1] == pytest.approx(3 * sizes[0])
+
+
+def test_an_interrupted_comparison_keeps_what_was_done_and_goes_on(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "found.json"
+    run, made = progressive.Training.run, []
+
+    def stopped(training: progressive.Training, watch) -> progressive.Run:
+        made.append(training.way)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return run(training, watch)
+
+    monkeypatch.setattr(progressive.Training, "run", stopped)
+    options = ("--budget", "0.5", "--images", "8", "--seeds", "1")
+    found = grown_and_not(pictures, path, *options)
+    assert found.exit_code == 0, found.output
+    assert "Stopped" in found.output
+    assert [run["way"] for run in json.loads(path.read_text())["runs"]] == ["from the start"]
+    found = grown_and_not(pictures, path, *options)
+    assert found.exit_code == 0, found.output
+    assert made == ["from the start", *progressive.WAYS[1:2] * 2, progressive.WAYS[2]]
+    assert "grown / from" in found.output
+    found = grown_and_not(pictures, path, "--budget", "0.6", "--images", "8", "--seeds", "1")
+    assert len(made) == 7  # other settings, so all anew
+    assert path.with_suffix(".png").exists()
+
+
+def test_pictures_must_be_named() -> None:
+    assert "--data is missing" in CliRunner().invoke(compare, []).output
+
+
+def test_the_page_shows_the_committed_comparison(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text(PAGE.read_text())
+    write_page(page, FOLDER / "progressive.json")
+    assert page.read_text() == PAGE.read_text()
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="has no <!-- progressive table -->"):
+        write_page(page, FOLDER / "progressive.json")

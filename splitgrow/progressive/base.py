@@ -71,8 +71,8 @@ class Progressive(nn.Module, ABC):
             fade: Whether the new stage fades in. Without, it counts at once and alone.
             freeze: Whether the parameters and running statistics that exist are frozen; `thaw`
                 frees them.
-            hold_old: Whether the old adapter keeps its values while it fades out. One that trains
-                can grow as its share falls, so that the new stage learns little before it is alone.
+            hold_old: Whether the old adapter keeps its values while it fades out. In the paper it
+                goes on training.
 
         Returns:
             The new parameters.

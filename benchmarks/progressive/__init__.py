@@ -1,0 +1,1 @@
+"""An autoencoder that grows in resolution, against one that does not."""
