@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from splitgrow.consolidation import consolidate_
+from splitgrow.depth import Wanted, insert_, plan_insertion
 from splitgrow.edits import Edit
 from splitgrow.errors import SplitGrowError
 from splitgrow.growth import apply_, next_generation_, parameters_of, plan, unfreeze_all_
 from splitgrow.history import History, structure, viewing
 from splitgrow.inputs import expand_input_
-from splitgrow.insertion import Wanted, insert_, plan_insertion
 from splitgrow.listing import Layer, layers_of
 from splitgrow.running import LayerRun
 from splitgrow.split import SplitLayer

@@ -22,14 +22,11 @@ FLOORS = (
     {"running"},
     {"split", "deepened", "rules", "graph", "passes"}
     | {"initializers", "attributes", "optimizers", "replacing"},
-    {"leaves", "results", "planning", "namesakes", "progressive"}
-    | {"plain", "intervals", "listing"},
+    {"leaves", "results", "planning", "namesakes", "progressive"} | {"plain", "listing"},
     {"recording", "tracing", "history", "refusals"},
     {"widening", "growth"},
-    {"analysis", "consolidation", "sites"},
-    {"inserts"},
-    {"blocks"},
-    {"insertion", "inputs"},
+    {"analysis", "consolidation"},
+    {"depth", "inputs"},
     {"handle"},
     {"growable", "reporting"},
     {"merging"},

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow
-from splitgrow import insertion
 from splitgrow.deepened import Deepened
+from splitgrow.depth import insertion
 from splitgrow.edits import Edit
 
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from splitgrow.deepened import first_argument, first_of, with_first_argument
+from splitgrow.depth.inserts import zeroed
+from splitgrow.depth.sites import Sites, is_activation
 from splitgrow.errors import InsertionError
-from splitgrow.inserts import zeroed
 from splitgrow.kinds import kind_of
 from splitgrow.plain import plain_copy
-from splitgrow.sites import Sites, is_activation
 from splitgrow.split import stock
 from splitgrow.steps import Ref, Source, Step
 from splitgrow.undisturbed import undisturbed

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from splitgrow.deepened import Deepened
+from splitgrow.depth.intervals import Interval, intervals_of
 from splitgrow.errors import InsertionError
-from splitgrow.intervals import Interval, intervals_of
 from splitgrow.kinds import kind_of
 from splitgrow.leaves import is_leaf
 from splitgrow.recording import Recorder, record

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis import analyse
-from splitgrow.blocks import copied_block
 from splitgrow.deepened import Deepened, Form, Inserted
+from splitgrow.depth.blocks import copied_block
+from splitgrow.depth.inserts import Builder, keeps_shape, last_layer, zeroed
+from splitgrow.depth.sites import Site, Sites
 from splitgrow.edits import Edit, Insertion
 from splitgrow.errors import InsertionError
 from splitgrow.fading import FadeIn
 from splitgrow.growth import close_, holders_in, keep_random_states_, put_in_place_
 from splitgrow.history import History, check_structure, keep_, structure
-from splitgrow.inserts import Builder, keeps_shape, last_layer, zeroed
 from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
 from splitgrow.planning import find_node
 from splitgrow.refusals import stray_references
-from splitgrow.sites import Site, Sites
 from splitgrow.undo import Undo
 
 KINDS: dict[str, Form] = {

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from splitgrow.depth.intervals import leaves_alone
+from splitgrow.depth.sites import Site
 from splitgrow.errors import InsertionError
-from splitgrow.intervals import leaves_alone
 from splitgrow.kinds import kind_of
-from splitgrow.sites import Site
 from splitgrow.split import stock
 
 _CONVS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
