@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.errors import FusionError, TraceError
-from splitgrow.handle import handle, history_of
+from splitgrow.handle import handle
+from splitgrow.handled import history_of
 from splitgrow.merging import merge
 from splitgrow.passes import PASSES
 from splitgrow.tracing import follow

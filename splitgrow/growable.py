@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from splitgrow.analysis import analyse
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.handle import HISTORY, Handle
+from splitgrow.handle import Handle
+from splitgrow.handled import HISTORY
 from splitgrow.history import History, grown_elsewhere, structure
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -115,21 +116,27 @@ def _refuse_unsupported(model: nn.Module) -> None:
         )
 
 
-_METHODS = tuple(name for name in vars(Handle) if not name.startswith("_") and name != "edits")
+_MEMBERS = {
+    name: member
+    for cls in Handle.__mro__[::-1]
+    for name, member in vars(cls).items()
+    if not name.startswith("_") and name != "edits"
+}
+_METHODS = tuple(_MEMBERS)
 
 
 class _Property:
     """A property that gives way to an attribute of its name which the model sets later on."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.__doc__ = name, vars(Handle)[name].__doc__
+        self.name, self.__doc__ = name, _MEMBERS[name].__doc__
 
     def __get__(self, model: nn.Module | None, cls: type[nn.Module]) -> Any:
         return self if model is None else getattr(Handle(model), self.name)
 
 
 def _delegate(name: str) -> Any:
-    member = vars(Handle)[name]
+    member = _MEMBERS[name]
     if isinstance(member, property):
         return _Property(name)
 

@@ -17,7 +17,7 @@ from splitgrow.generations import freeze_, held, unfreeze_
 from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.initializers import Initializer, initializer_of, silent_channels
 from splitgrow.layouts import Layout
-from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
+from splitgrow.optimizers import NewParameter, group_name, join_, listed, plan_joining
 from splitgrow.planning import (
     build_block,
     check_request,
@@ -85,7 +85,7 @@ def carry_out_(
     keep_random_states_(model, undo)
     with torch.inference_mode(mode=False):  # blocks made there could never train
         prepared = [_prepare(history, edit, change, initialise) for change in edit.changes]
-    joining = plan_joining(optimizers, _new_parameters(prepared))
+    joining = plan_joining(optimizers, _new_parameters(prepared), edit.generation)
     keep_(history, undo)
     if edit.closes is not None:
         close_(model, history, undo)
@@ -253,3 +253,26 @@ def parameters_of(model: nn.Module, history: History, generation: int) -> list[n
                     born = history.edits[purpose.edit - 1].generation
                     later.update((id(parameter), born) for parameter in block.parameters())
     return [p for p in model.parameters() if later.get(id(p), 0) == generation]
+
+
+def param_groups_of(
+    model: nn.Module, history: History, options: Mapping[int, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A param group for each generation up to today's, and those that options are given for.
+
+    Raises:
+        TypeError: If the options are of another type.
+    """
+    if not isinstance(options, Mapping) or not all(
+        type(generation) is int and generation >= 0 and isinstance(own, Mapping)
+        for generation, own in options.items()
+    ):
+        raise TypeError(f"options map generations to the options of their groups, got {options!r}")
+    return [
+        {
+            "params": parameters_of(model, history, generation),
+            "name": group_name(generation),
+            **options.get(generation, {}),
+        }
+        for generation in range(max([history.generation, *options]) + 1)
+    ]

@@ -9,39 +9,24 @@ from typing import Any
 from torch import nn
 
 from splitgrow.consolidation import consolidate_
-from splitgrow.depth import Wanted, insert_, plan_insertion
+from splitgrow.depth import DepthMethods
 from splitgrow.edits import Edit
-from splitgrow.errors import SplitGrowError
-from splitgrow.growth import apply_, next_generation_, parameters_of, plan, unfreeze_all_
-from splitgrow.history import History, structure, viewing
+from splitgrow.growth import (
+    apply_,
+    next_generation_,
+    param_groups_of,
+    parameters_of,
+    plan,
+    unfreeze_all_,
+)
+from splitgrow.history import structure, viewing
 from splitgrow.inputs import expand_input_
 from splitgrow.listing import Layer, layers_of
 from splitgrow.running import LayerRun
 from splitgrow.split import SplitLayer
 
-HISTORY = "_splitgrow_history"
-"""The attribute of a growable model that holds its history."""
 
-
-def history_of(model: nn.Module) -> History:
-    """The history of a growable model.
-
-    Raises:
-        TypeError: If `model` is not a module.
-        SplitGrowError: If the model was never made growable.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    history: History | None = vars(model).get(HISTORY)
-    if history is None:
-        raise SplitGrowError(
-            f"{type(model).__name__} is not growable yet; call splitgrow.growable(model, "
-            f"example_inputs) first"
-        )
-    return history
-
-
-class Handle:
+class Handle(DepthMethods):
     """Everything that splitgrow does with one growable model.
 
     The same names are methods of the model itself, unless it has its own of that name.
@@ -53,10 +38,6 @@ class Handle:
         >>> splitgrow.handle(net).layers[0].readers
         ('1',)
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._history = history_of(model)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -214,87 +195,6 @@ class Handle:
         """The edit that `expand` would carry out, not applied; print it to see what it changes."""
         return plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
 
-    def insert_layer(  # noqa: PLR0913
-        self,
-        after: int | str | tuple[str, str],
-        kind: str = "residual",
-        *,
-        module: nn.Module | None = None,
-        form: str = "plain",
-        kernel_size: int = 3,
-        activation: nn.Module | None = None,
-        freeze: bool = True,
-        optimizer: object = None,
-    ) -> Edit:
-        """Inserts a layer, or several, that change nothing until they learn.
-
-        It grows like any other layer, in width and in depth. In evaluation mode the outputs are as
-        before; an identity with a batch norm is nearly one in training mode, all else is one there.
-
-        Args:
-            after: A layer's index or name, for the place behind it, its norm and its activation;
-                the path of another module, such as a whole block, for the place behind that; or an
-                edge, as (layer, module that reads it), for that reader alone.
-            kind: "identity": a layer that passes its input on, with a norm and an activation as in
-                front of it (a Linear has the identity matrix, a convolution the Dirac kernel); only
-                where the activation leaves its own results alone, as ReLU does. "residual":
-                x + f(x), the last layer of f zero. "gate": x * g(x), the weight of g zero and its
-                bias one. "block": a copy of the residual block `after`, with the last layer of each
-                of its branches zero. "fade": a `module` that keeps the shape, whatever it computes,
-                in a `FadeIn` whose alpha is 0; a `FadeSchedule` of the model takes it to 1.
-            module: The branch f of a residual, whose last layer is set to zero; what fades in.
-            form: Of a branch that is made here. "plain": two layers of the width that is there;
-                "bottleneck": a quarter of it inside.
-            kernel_size: Of convolutions that are made here; odd.
-            activation: That of layers that are made here; None for the one in front of the place.
-            freeze: Whether the first edit closes generation 0, as in `expand_layer`.
-            optimizer: One or several optimizers. New parameters join the param group of the module
-                that they are next to.
-
-        Returns:
-            The record of what was done; ``edit.inserted[0].name`` is the path of what is new.
-
-        Raises:
-            TypeError: If an argument is of another type.
-            ValueError: If there is no such module or kind, or options do not go together.
-            InsertionError: If nothing of this kind can be inserted there without changing the
-                function; the error says what can.
-            OptimizerError: If the optimizer does not train the module next to it.
-            StructureChangedError: If the model was changed by hand since it was analysed.
-
-        In all these cases model and optimizer are as before.
-
-        Example:
-            >>> import torch, splitgrow
-            >>> from torch import nn
-            >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-            >>> x = torch.randn(1, 3, 8, 8)
-            >>> net = splitgrow.growable(net, x)
-            >>> before = net(x)
-            >>> edit = net.insert_layer("0", "identity")
-            >>> edit.inserted[0].name, edit.inserted[0].type
-            ('1.inserted1', 'Conv2d + ReLU')
-            >>> torch.equal(net(x), before)
-            True
-        """
-        self._history.refuse_while_viewing("insert a layer")
-        wanted = Wanted(kind, module, form, kernel_size, activation)
-        return insert_(
-            self._model, self._history, after, wanted, freeze=freeze, optimizer=optimizer
-        )
-
-    def plan_insertion(
-        self,
-        after: int | str | tuple[str, str],
-        kind: str = "residual",
-        *,
-        freeze: bool = True,
-        **options: Any,
-    ) -> Edit:
-        """The edit that `insert_layer` would carry out, not carried out; print it to see it."""
-        wanted = Wanted.of(kind, **options)
-        return plan_insertion(self._model, self._history, after, wanted, freeze=freeze)
-
     def next_generation(self) -> int:
         """Closes the open generation: freezes its parameters and running statistics.
 
@@ -362,6 +262,32 @@ class Handle:
         if not 0 <= chosen <= self._history.generation:
             raise ValueError(f"no generation {chosen}: the open one is {self._history.generation}")
         return parameters_of(self._model, self._history, chosen)
+
+    def param_groups(
+        self, options: Mapping[int, Mapping[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Param groups for an optimizer, one for each generation, such as for other learning rates.
+
+        A growth with that optimizer adds what is new to the group of its own generation, if there
+        is one; so name the coming generations in `options`, which makes empty groups for them.
+
+        Args:
+            options: The options of generations' groups, by generation.
+
+        Raises:
+            TypeError: If `options` is no mapping of generations to mappings.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> groups = splitgrow.handle(net).param_groups({0: {"lr": 1e-3}, 1: {"lr": 1e-2}})
+            >>> optimizer = torch.optim.SGD(groups)
+            >>> edit = net.expand_layer("0", 2, optimizer=optimizer)
+            >>> [(group["name"], len(group["params"])) for group in optimizer.param_groups]
+            [('generation 0', 4), ('generation 1', 3)]
+        """
+        return param_groups_of(self._model, self._history, {} if options is None else options)
 
     def unfreeze(self) -> None:
         """Lets everything train again. Closed generations are no longer exact from here on."""

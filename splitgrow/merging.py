@@ -9,7 +9,7 @@ from torch import nn
 from splitgrow.attributes import hold_, numbers_at
 from splitgrow.generations import held, parameters_in, release_
 from splitgrow.growable import original_class
-from splitgrow.handle import HISTORY, history_of
+from splitgrow.handled import HISTORY, history_of
 from splitgrow.history import check_structure
 from splitgrow.plain import plain_copy
 from splitgrow.split import SplitLayer

@@ -62,8 +62,17 @@ def listed(optimizer: object) -> list[Optimizer]:
     return optimizers
 
 
-def plan_joining(optimizers: list[Optimizer], new: Iterable[NewParameter]) -> list[Joining]:
+def group_name(generation: int) -> str:
+    """What the param group of a generation is called."""
+    return f"generation {generation}"
+
+
+def plan_joining(
+    optimizers: list[Optimizer], new: Iterable[NewParameter], generation: int | None = None
+) -> list[Joining]:
     """Where each new parameter goes: the group of the original weight (or bias) of its layer.
+
+    If that is named after a generation, and there is one named after `generation`, it goes there.
 
     An optimizer that was made for a later generation does not have that one; then it is the group
     of the oldest block that it trains.
@@ -82,7 +91,8 @@ def plan_joining(optimizers: list[Optimizer], new: Iterable[NewParameter]) -> li
     homeless: list[str] = []
     for item in new:
         found = next((places[id(p)] for p in item.older if id(p) in places), [])
-        joining.extend(Joining(optimizer, group, item) for optimizer, group in found)
+        for optimizer, group in found:
+            joining.append(Joining(optimizer, _of_generation(optimizer, group, generation), item))
         if not found:
             homeless.append(item.name)
     if homeless:
@@ -92,6 +102,17 @@ def plan_joining(optimizers: list[Optimizer], new: Iterable[NewParameter]) -> li
             f"`model.generation_parameters()` to a param group of their own"
         )
     return joining
+
+
+def _of_generation(
+    optimizer: Optimizer, group: dict[str, Any], generation: int | None
+) -> dict[str, Any]:
+    if generation is None or not str(group.get("name", "")).startswith(group_name(0)[:-1]):
+        return group
+    named = (
+        other for other in optimizer.param_groups if other.get("name") == group_name(generation)
+    )
+    return next(named, group)
 
 
 def join_(joining: Iterable[Joining], undo: Undo) -> None:

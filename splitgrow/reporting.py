@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from splitgrow.handle import history_of
+from splitgrow.handled import history_of
 from splitgrow.layouts import Layout
 from splitgrow.split import BlockKind, SplitLayer
 

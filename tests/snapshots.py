@@ -13,7 +13,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from splitgrow.errors import StructureChangedError
-from splitgrow.handle import HISTORY, handle
+from splitgrow.handle import handle
+from splitgrow.handled import HISTORY
 from splitgrow.split import SplitLayer
 
 _STORES = ("_parameters", "_buffers", "_modules")

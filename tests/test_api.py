@@ -12,7 +12,7 @@ import splitgrow
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 FUNCTIONS = ["execution", "fuse", "growable", "handle", "merge"]
-METHODS = [name for name in vars(splitgrow.Handle) if not name.startswith("_")]
+METHODS = [name for name in dir(splitgrow.Handle) if not name.startswith("_")]
 
 
 def test_the_public_names_are_these() -> None:

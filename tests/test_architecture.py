@@ -24,6 +24,7 @@ FLOORS = (
     | {"initializers", "attributes", "optimizers", "replacing"},
     {"leaves", "results", "planning", "namesakes", "progressive"} | {"plain", "listing"},
     {"recording", "tracing", "history", "refusals"},
+    {"handled"},
     {"widening", "growth"},
     {"analysis", "consolidation"},
     {"depth", "inputs"},

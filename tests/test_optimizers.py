@@ -612,3 +612,32 @@ def test_a_closing_growth_between_backward_and_step_takes_the_old_parameters_out
     grow(model, optimizer)
     optimizer.step()
     assert all(torch.equal(now, then) for now, then in old)
+
+
+def test_param_groups_by_generation_take_what_is_born_in_theirs() -> None:
+    model: Any = make_net()
+    groups = model.param_groups({0: {"lr": 0.01}, 1: {"lr": 0.1}, 2: {"lr": 1.0}})
+    optimizer = torch.optim.SGD(groups, lr=0.5, momentum=0.9)
+    scheduler = lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    train(model, optimizer, range(2))
+    grow(model, optimizer)
+    model.insert_layer("body", "residual", optimizer=optimizer)
+    scheduler.step()
+    train(model, optimizer, range(2))
+    model.next_generation()
+    grow(model, optimizer)
+    for group, generation in zip(optimizer.param_groups, range(3), strict=True):
+        assert group["name"] == f"generation {generation}"
+        born = model.generation_parameters(generation)
+        assert {id(p) for p in group["params"]} == {id(p) for p in born}
+        assert group["lr"] == 0.5 * 0.01 * 10**generation
+    model.next_generation()
+    grow(model, optimizer)  # there is no group of this generation: it joins the layer's
+    assert len(optimizer.param_groups[0]["params"]) > len(model.generation_parameters(0))
+
+
+@pytest.mark.parametrize("options", [3, {"0": {}}, {0: 0.1}, {-1: {}}])
+def test_options_of_generations_that_are_none_are_refused(options: Any) -> None:
+    model: Any = make_net()
+    with unchanged(model), pytest.raises(TypeError, match="options map generations"):
+        model.param_groups(options)

@@ -1,5 +1,5 @@
 """Layers inserted mid-network: where they can go, what they are, and putting them in."""
 
-from splitgrow.depth.insertion import Wanted, insert_, plan_insertion
+from splitgrow.depth.methods import DepthMethods
 
-__all__ = ["Wanted", "insert_", "plan_insertion"]
+__all__ = ["DepthMethods"]

@@ -145,7 +145,7 @@ def insert_(
         planned = _plan(model, history, after, wanted, undo, freeze=freeze)
         edit = planned.edit
         (insertion,) = edit.inserted
-        joining = plan_joining(optimizers, _new_parameters(planned, insertion))
+        joining = plan_joining(optimizers, _new_parameters(planned, insertion), edit.generation)
         keep_(history, undo)
         if edit.closes is not None:
             close_(model, history, undo)

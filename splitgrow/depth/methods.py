@@ -1,0 +1,96 @@
+"""The methods of a growable model that make it deeper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from splitgrow.depth.insertion import Wanted, insert_, plan_insertion
+from splitgrow.edits import Edit
+from splitgrow.handled import Handled
+
+
+class DepthMethods(Handled):
+    """Inserting layers."""
+
+    def insert_layer(  # noqa: PLR0913
+        self,
+        after: int | str | tuple[str, str],
+        kind: str = "residual",
+        *,
+        module: nn.Module | None = None,
+        form: str = "plain",
+        kernel_size: int = 3,
+        activation: nn.Module | None = None,
+        freeze: bool = True,
+        optimizer: object = None,
+    ) -> Edit:
+        """Inserts a layer, or several, that change nothing until they learn.
+
+        It grows like any other layer, in width and in depth. In evaluation mode the outputs are as
+        before; an identity with a batch norm is nearly one in training mode, all else is one there.
+
+        Args:
+            after: A layer's index or name, for the place behind it, its norm and its activation;
+                the path of another module, such as a whole block, for the place behind that; or an
+                edge, as (layer, module that reads it), for that reader alone.
+            kind: "identity": a layer that passes its input on, with a norm and an activation as in
+                front of it (a Linear has the identity matrix, a convolution the Dirac kernel); only
+                where the activation leaves its own results alone, as ReLU does. "residual":
+                x + f(x), the last layer of f zero. "gate": x * g(x), the weight of g zero and its
+                bias one. "block": a copy of the residual block `after`, with the last layer of each
+                of its branches zero. "fade": a `module` that keeps the shape, whatever it computes,
+                in a `FadeIn` whose alpha is 0; a `FadeSchedule` of the model takes it to 1.
+            module: The branch f of a residual, whose last layer is set to zero; what fades in.
+            form: Of a branch that is made here. "plain": two layers of the width that is there;
+                "bottleneck": a quarter of it inside.
+            kernel_size: Of convolutions that are made here; odd.
+            activation: That of layers that are made here; None for the one in front of the place.
+            freeze: Whether the first edit closes generation 0, as in `expand_layer`.
+            optimizer: One or several optimizers. New parameters join the param group of the module
+                that they are next to.
+
+        Returns:
+            The record of what was done; ``edit.inserted[0].name`` is the path of what is new.
+
+        Raises:
+            TypeError: If an argument is of another type.
+            ValueError: If there is no such module or kind, or options do not go together.
+            InsertionError: If nothing of this kind can be inserted there without changing the
+                function; the error says what can.
+            OptimizerError: If the optimizer does not train the module next to it.
+            StructureChangedError: If the model was changed by hand since it was analysed.
+
+        In all these cases model and optimizer are as before.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> from torch import nn
+            >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+            >>> x = torch.randn(1, 3, 8, 8)
+            >>> net = splitgrow.growable(net, x)
+            >>> before = net(x)
+            >>> edit = net.insert_layer("0", "identity")
+            >>> edit.inserted[0].name, edit.inserted[0].type
+            ('1.inserted1', 'Conv2d + ReLU')
+            >>> torch.equal(net(x), before)
+            True
+        """
+        self._history.refuse_while_viewing("insert a layer")
+        wanted = Wanted(kind, module, form, kernel_size, activation)
+        return insert_(
+            self._model, self._history, after, wanted, freeze=freeze, optimizer=optimizer
+        )
+
+    def plan_insertion(
+        self,
+        after: int | str | tuple[str, str],
+        kind: str = "residual",
+        *,
+        freeze: bool = True,
+        **options: Any,
+    ) -> Edit:
+        """The edit that `insert_layer` would carry out, not carried out; print it to see it."""
+        wanted = Wanted.of(kind, **options)
+        return plan_insertion(self._model, self._history, after, wanted, freeze=freeze)
