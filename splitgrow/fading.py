@@ -33,7 +33,7 @@ class FadeIn(nn.Module):
     for the device. The same goes for code that is traced or compiled. Once alpha is 1,
     `splitgrow.fuse` leaves the old path out, as does ``fade.new`` in the place of the fade.
 
-    Alpha belongs to no generation: ``model.at(g)`` shows the paths of that time with today's alpha.
+    ``model.at(g)`` of a growable model shows the paths and the alpha that were when g was closed.
 
     Args:
         old: The path that counts at alpha 0.

@@ -85,7 +85,7 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
 def _carry_on(history: History, old: History) -> None:
     history.edits, history.generation = old.edits, old.generation
     history.exact_from, history.frozen = old.exact_from, old.frozen
-    history.narrower = old.narrower
+    history.narrower, history.shares = old.narrower, old.shares
     if history.modules != old.modules:
         # Closed generations held modules that are gone.
         history.exact_from = history.generation

@@ -13,6 +13,7 @@ from torch import nn
 from splitgrow.attributes import hold_
 from splitgrow.deepened import Deepened
 from splitgrow.edits import Edit, LayerChange, NumberChange
+from splitgrow.fading import FadeIn
 from splitgrow.generations import freeze_, held, unfreeze_
 from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.initializers import Initializer, initializer_of, silent_channels
@@ -159,7 +160,9 @@ def _new_parameters(prepared: list[_Prepared]) -> Iterator[NewParameter]:
 
 
 def close_(model: nn.Module, history: History, undo: Undo) -> None:
-    """Closes the open generation: freezes it."""
+    """Closes the open generation: freezes it, and takes down how far its fades have come."""
+    shares = [(m, m.alpha) for m in model.modules() if isinstance(m, FadeIn)]
+    history.shares = {**history.shares, history.generation: shares}
     history.frozen = {**history.frozen, history.generation: freeze_(model, undo)}
 
 

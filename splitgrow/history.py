@@ -14,6 +14,7 @@ from splitgrow.attributes import held_number, numbers_at, showing
 from splitgrow.deepened import Deepened
 from splitgrow.edits import Edit
 from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
+from splitgrow.fading import FadeIn
 from splitgrow.generations import Owned, as_trained
 from splitgrow.graph import ChannelGraph
 from splitgrow.kinds import LayerKind
@@ -36,6 +37,7 @@ class History:
         narrower: The example inputs that came before, each with the edit up to which they fit.
         frozen: The parameters that closing generations froze, as (module, name): a parameter
             object may be replaced, by ``load_state_dict(assign=True)`` for one.
+        shares: How far the fades had come when a generation was closed, by generation.
         viewing: Whether an earlier generation is being shown.
     """
 
@@ -47,6 +49,7 @@ class History:
     exact_from: int = 0
     frozen: dict[int, list[Owned]] = field(default_factory=dict)
     viewing: bool = False
+    shares: dict[int, list[tuple[FadeIn, float]]] = field(default_factory=dict)
     narrower: tuple[tuple[int, tuple[Any, ...]], ...] = ()
 
     def inputs_at(self, view: int | None) -> tuple[Any, ...]:
@@ -169,6 +172,19 @@ def keep_(history: History, undo: Undo) -> None:
 
 
 @contextmanager
+def faded(shares: Iterable[tuple[FadeIn, float]]) -> Iterator[None]:
+    """Has fades be as far as they were at another time inside a ``with`` block."""
+    before = [(fade, fade.alpha) for fade, _ in shares]
+    try:
+        for fade, alpha in shares:
+            fade.alpha = alpha
+        yield
+    finally:
+        for fade, alpha in before:
+            fade.alpha = alpha
+
+
+@contextmanager
 def viewing(model: nn.Module, history: History, generation: int) -> Iterator[None]:
     """Shows a model as it was when a generation was closed.
 
@@ -190,6 +206,7 @@ def viewing(model: nn.Module, history: History, generation: int) -> Iterator[Non
         numbers = numbers_at(history.edits, view)
         with (
             showing(history.modules, numbers),
+            faded(history.shares.get(generation, ()) if view is not None else ()),
             as_trained(history.frozen.get(generation, ())),
         ):
             yield

@@ -59,6 +59,9 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
     plain = plain_copy(model, view, memo, lambda split, layer: _set_training(split, layer, frozen))
     vars(plain).pop(HISTORY, None)
     plain.__class__ = original_class(plain)
+    for fade, alpha in history.shares.get(generation or 0, ()) if view is not None else ():
+        if id(fade) in memo:
+            memo[id(fade)].alpha = alpha
     for (name, attribute), number in numbers_at(history.edits, view).items():
         held_by = history.modules[name]
         hold_(memo[id(held_by)] if name else plain, attribute, number)

@@ -327,6 +327,27 @@ def test_any_module_that_keeps_the_shape_can_fade_in() -> None:
         model.insert_layer("block", "fade", module=wider)
 
 
+def test_a_closed_generation_keeps_the_share_of_its_fades() -> None:
+    model = net()
+    module = randomise(nn.Conv2d(4, 4, 3, padding=1)).double()
+    model.insert_layer("block", "fade", module=module)
+    schedule = splitgrow.FadeSchedule(model, 4)
+    schedule.step()
+    quarter = outputs_of(model, x())
+    model.next_generation()
+    for _ in range(3):
+        schedule.step()
+    now = outputs_of(model, x())
+    assert largest_difference(now, quarter) > 1e-3
+    with model.at(1):
+        assert_identical(outputs_of(model, x()), quarter)
+    assert_identical(outputs_of(model, x()), now)
+    assert_equal(outputs_of(splitgrow.merge(model, 1), x()), quarter)
+    assert_equal(outputs_of(splitgrow.fuse(model, generation=1), x()), quarter)
+    with copy.deepcopy(model).at(1) as copied:
+        assert_identical(outputs_of(copied, x()), quarter)
+
+
 def test_a_block_is_copied_with_its_branch_at_zero() -> None:
     model = net()
     model.expand_layer("block.conv1", 3)
