@@ -9,10 +9,28 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.fx import _symbolic_trace
+
+_fx_traces = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
+_questions: set[int] | None = None
+"""The wrappers that were asked for attributes of their modules, while that is watched."""
+
+
+@contextmanager
+def questions() -> Iterator[set[int]]:
+    """The ids of wrappers that are asked for attributes of their modules in a ``with`` block."""
+    global _questions  # noqa: PLW0603
+    _questions = set()
+    try:
+        yield _questions
+    finally:
+        _questions = None
+
 
 Form = Literal["chain", "residual", "gate", "block"]
 ORIGINAL = "original"
@@ -49,6 +67,8 @@ class Deepened(nn.Module):
         inserted: What was inserted, the newest first: nearest to the module.
         view: The number of the last edit that is seen by `forward`; None for all.
         tensor_result: Whether the module was seen to give a tensor, rather than several.
+        answers: Whether forward was seen to ask the module for attributes of its own, such as a
+            weight's dtype, so that something in its place has to have them.
     """
 
     def __init__(self, original: nn.Module) -> None:
@@ -57,6 +77,7 @@ class Deepened(nn.Module):
         self.inserted: tuple[Inserted, ...] = ()
         self.view: int | None = None
         self.tensor_result = True
+        self.answers = False
         self.training = original.training
 
     @property
@@ -121,7 +142,13 @@ class Deepened(nn.Module):
         prefix: str = "",
         remove_duplicate: bool = True,  # noqa: FBT001, FBT002
     ) -> Iterator[tuple[str, nn.Module]]:
-        """All modules by path: the wrapped one under the wrapper's own."""
+        """All modules by path: the wrapped one under the wrapper's own.
+
+        torch.fx calls modules by these paths, so it is told where the wrapped one really lies.
+        """
+        if _fx_traces():
+            yield from super().named_modules(memo, prefix, remove_duplicate)
+            return
         memo = set() if memo is None else memo
         if self in memo:
             return
@@ -165,19 +192,25 @@ class Deepened(nn.Module):
         except AttributeError:
             if name.startswith("_") or ORIGINAL not in self.__dict__.get("_modules", {}):
                 raise
-        return getattr(self.wrapped, name)
+        return getattr(self._asked(), name)
+
+    def _asked(self) -> Any:
+        """The wrapped module, for somebody who wants more of it than its result."""
+        if _questions is not None:
+            _questions.add(id(self))
+        return self.wrapped
 
     def __getitem__(self, index: Any) -> Any:
         """An item of the wrapped module, if that has items."""
-        return self.wrapped[index]  # type: ignore[index]
+        return self._asked()[index]
 
     def __len__(self) -> int:
         """The number of items of the wrapped module, if that has items."""
-        return len(self.wrapped)  # type: ignore[arg-type]
+        return len(self._asked())
 
     def __iter__(self) -> Iterator[Any]:
         """The items of the wrapped module, if that has items."""
-        return iter(self.wrapped)  # type: ignore[call-overload, no-any-return]
+        return iter(self._asked())
 
     def __bool__(self) -> bool:
         """As the wrapped module, which may be an empty container."""

@@ -21,7 +21,8 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
     Every grown layer is one stock layer again, at the same path, and nothing of splitgrow is left.
     What splitgrow froze trains again. A module that layers were inserted at becomes an
     nn.Sequential, or a torch.fx.GraphModule where they are added or multiplied; one that takes any
-    number of arguments, or gives several results, keeps its wrapper.
+    number of arguments, gives several results, or is asked by forward for more than its result (a
+    weight's dtype, say), keeps its wrapper, which passes everything on.
 
     Args:
         model: A growable model, grown or not.

@@ -50,7 +50,8 @@ def _plain(deepened: Deepened, view: int | None, memo: dict[int, Any]) -> nn.Mod
     modules = {
         item.name: copy.deepcopy(deepened.part(item.name), memo) for item in (*before, *behind)
     }
-    arguments = _plain_arguments(wrapped) if deepened.tensor_result else None
+    known = deepened.tensor_result and not deepened.answers
+    arguments = _plain_arguments(wrapped) if known else None
     chain = all(item.form == "chain" for item in (*before, *behind))
     if chain and arguments is not None and len(arguments) == 1:
         parts = [*(modules[i.name] for i in before), wrapped, *(modules[i.name] for i in behind)]
@@ -59,7 +60,7 @@ def _plain(deepened: Deepened, view: int | None, memo: dict[int, Any]) -> nn.Mod
         plain = _as_graph(wrapped, modules, arguments, (before, behind))
         return plain.train(deepened.training)
     same = Deepened(wrapped)
-    same.tensor_result = deepened.tensor_result
+    same.tensor_result, same.answers = deepened.tensor_result, deepened.answers
     shown = tuple(item for item in deepened.inserted if item.name in modules)
     same.set_inserted({item.name: modules[item.name] for item in shown}, shown)
     return same

@@ -562,6 +562,34 @@ def test_modules_with_several_results_and_named_arguments_keep_them(kind: str) -
     assert_equal(outputs_of(splitgrow.fuse(model), y), now)
 
 
+class Asking(nn.Module):
+    """Reads attributes of the modules that it calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.to(self.stem[0].weight.dtype))
+        return self.head(x.to(self.head.weight.dtype)) * self.head.in_features
+
+
+@pytest.mark.parametrize("after", ["stem", "head"])
+def test_what_forward_asks_a_module_for_is_there_in_merged_models_too(after: str) -> None:
+    torch.manual_seed(0)
+    y = torch.randn(3, 3, dtype=torch.float64)
+    model: Any = splitgrow.growable(randomise(Asking()).double(), y)
+    model.insert_layer(after, "residual")
+    disturb(model)
+    now = outputs_of(model, y)
+    assert_equal(outputs_of(splitgrow.merge(model), y), now)
+    assert_equal(outputs_of(splitgrow.fuse(model), y), now)
+    for one in (model, splitgrow.merge(model)):
+        traced = torch.fx.symbolic_trace(one)
+        assert_equal(outputs_of(traced, y), now)
+
+
 def test_layers_of_another_model_are_refused() -> None:
     model = net()
     model.insert_layer("block", "residual")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis import analyse
-from splitgrow.deepened import Deepened, Form, Inserted
+from splitgrow.deepened import Deepened, Form, Inserted, questions
 from splitgrow.depth.blocks import copied_block
 from splitgrow.depth.inserts import Builder, keeps_shape, last_layer, zeroed
 from splitgrow.depth.sites import Site, Sites
@@ -152,9 +152,10 @@ def insert_(
         planned.prepare(undo)
         _place_(model, planned, insertion, undo)
         join_(joining, undo)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), questions() as asked:
             warnings.simplefilter("ignore")  # they were given when the model was made growable
             history.graph = analyse(model, history.inputs)
+        _note_questions_(model, asked, undo)
         history.modules = structure(model)
         history.generation = edit.generation
         history.edits = [*history.edits, edit]
@@ -195,6 +196,14 @@ def _plan(
     generation = 1 if closes == 0 else history.generation
     edit = Edit(index, generation, closes, {}, {}, (), inserted=(insertion,))
     return _Planned(edit, history.modules[host], module, tensor_result, prepare)
+
+
+def _note_questions_(model: nn.Module, asked: Container[int], undo: Undo) -> None:
+    """Tells wrappers whether forward asks them for attributes of their modules."""
+    for module in model.modules():
+        if isinstance(module, Deepened):
+            undo.on_failure(partial(setattr, module, "answers", module.answers))
+            module.answers = id(module) in asked
 
 
 def _nothing(_: Undo) -> None:
