@@ -232,6 +232,18 @@ def test_what_is_new_trains_and_what_was_there_does_not() -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_what_is_inserted_behind_an_activation_joins_the_group_of_the_layer_before() -> None:
+    model = net()
+    rest = [p for name, p in model.named_parameters() if not name.startswith("stem")]
+    groups: list[Any] = [{"params": rest}, {"params": list(model.stem.parameters()), "lr": 1e-3}]
+    optimizer = torch.optim.SGD(groups, lr=1e-2)
+    edit = model.insert_layer("stem", "identity", optimizer=optimizer)
+    assert edit.inserted[0].host == "relu"
+    assert {id(p) for p in model.generation_parameters()} <= {
+        id(p) for p in optimizer.param_groups[1]["params"]
+    }
+
+
 def test_what_was_inserted_grows_in_width_and_depth_like_any_other() -> None:
     model = net()
     before = outputs_of(model, x())
