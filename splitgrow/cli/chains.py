@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from splitgrow.cli.results import ChainLayer, Deepening, DeeperResult
 from splitgrow.cli.themes import ON_COLOUR, Theme, colour_of, plain, png, sheet
@@ -86,6 +87,7 @@ def size(result: DeeperResult, theme: Theme) -> bytes:
         plain(axes, theme)
         for growth in result.growths:
             axes.axvline(growth.step, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
+    depth.yaxis.set_major_locator(MaxNLocator(integer=True))
     parameters.yaxis.set_major_formatter("{x:,.0f}")
     parameters.set_xlabel("training step", color=theme.ink)
     return png(figure)

@@ -111,6 +111,7 @@ class _Trainer(Loop):
     """The autoencoder, and the images at every resolution."""
 
     model: splitgrow.ProgressiveAutoencoder
+    largest_gradient = 0.5  # there are no norms to keep the wider of these networks stable
 
     def __init__(
         self, dataset: Dataset, widths: Sequence[int], settings: DemoSettings, watch: Watch

@@ -39,6 +39,8 @@ def one_cycle(step: int, steps: int) -> float:
 class Loop(ABC):
     """A model, its optimizer and schedule, and what was seen so far."""
 
+    largest_gradient: float | None = None  # the norm to which those of a step are clipped
+
     def __init__(self, model: nn.Module, images: int, settings: DemoSettings, watch: Watch) -> None:
         self.model, self.settings = model, settings
         self.events: list[Event] = []
@@ -75,6 +77,8 @@ class Loop(ABC):
                 self.check_finite(loss)
                 self.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]  # so in torch's stubs
+                if self.largest_gradient is not None:
+                    nn.utils.clip_grad_norm_(self.model.parameters(), self.largest_gradient)
                 self.optimizer.step()
                 self._schedule.step()
                 self.step += 1

@@ -148,6 +148,23 @@ def test_training_that_diverges_ends_with_the_reason(dataset: datasets.Dataset) 
         run(broken, SETTINGS, lambda event: None)
 
 
+def test_gradients_are_clipped(dataset: datasets.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def measured(optimizer: torch.optim.AdamW) -> None:
+        gradients = [
+            p.grad.norm() for p in optimizer.param_groups[0]["params"] if p.grad is not None
+        ]
+        norms.append(torch.stack(gradients).norm().item())
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    run(dataset, SETTINGS, lambda event: None)
+    assert max(norms) <= 0.5 + 1e-5
+    assert max(norms) > 0.49  # some were
+
+
 def test_colour_images_go_on_to_sixteen_pixels() -> None:
     images = torch.rand(12, 3, 14, 18)
     labels = torch.arange(12) % 2
