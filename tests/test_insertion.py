@@ -232,6 +232,34 @@ def test_what_is_new_trains_and_what_was_there_does_not() -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_what_is_inserted_behind_an_activation_joins_the_group_of_the_layer_before() -> None:
+    model = net()
+    rest = [p for name, p in model.named_parameters() if not name.startswith("stem")]
+    groups: list[Any] = [{"params": rest}, {"params": list(model.stem.parameters()), "lr": 1e-3}]
+    optimizer = torch.optim.SGD(groups, lr=1e-2)
+    edit = model.insert_layer("stem", "identity", optimizer=optimizer)
+    assert edit.inserted[0].host == "relu"
+    assert {id(p) for p in model.generation_parameters()} <= {
+        id(p) for p in optimizer.param_groups[1]["params"]
+    }
+
+
+def test_a_copy_of_a_frozen_block_learns() -> None:
+    model = net().train()
+    model.insert_layer("stem", "gate")  # closes generation 0, with the block in it
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    model.insert_layer("block", "block", optimizer=optimizer)
+    copied = model.get_submodule("block.inserted2")
+    assert all(p.requires_grad for p in copied.parameters())
+    frozen = {name: t.clone() for name, t in model.block.wrapped.state_dict().items()}
+    before = {name: t.clone() for name, t in copied.state_dict().items()}
+    train_steps(model, (x(),), optimizer)
+    moving = {name for name, t in copied.state_dict().items() if not torch.equal(t, before[name])}
+    assert {name for name in before if "running_mean" in name} <= moving
+    assert any(name.endswith("weight") for name in moving)
+    assert_identical(model.block.wrapped.state_dict(), frozen)
+
+
 def test_what_was_inserted_grows_in_width_and_depth_like_any_other() -> None:
     model = net()
     before = outputs_of(model, x())

@@ -2,55 +2,34 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 
-from splitgrow.cli.results import BlockMap, Growth, Result
+from splitgrow.cli.results import BlockMap, Growth, Outcome
+from splitgrow.cli.themes import ON_COLOUR, Theme, colour_of, plain, png, sheet
 from splitgrow.reporting import BlockArea
 
-# Okabe and Ito's colours, which remain apart for every kind of colour blindness; by generation.
-_GENERATIONS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00")
-_ON_BLOCKS = "#111111"  # readable on each of them
 _HATCH = "///"
-_TRAIN, _TEST = "#0072B2", "#D55E00"
 
 
-@dataclass(frozen=True)
-class Theme:
-    """The colours of a picture's paper and ink."""
-
-    paper: str
-    ink: str
-    faint: str
-    train: str = _TRAIN
-    test: str = _TEST
-
-
-LIGHT = Theme(paper="#ffffff", ink="#1c2330", faint="#d5dae2")
-DARK = Theme(paper="#171c26", ink="#e4e8ef", faint="#3a4252", train="#56B4E9", test="#E69F00")
-
-
-def learning(result: Result, theme: Theme) -> bytes:
+def learning(result: Outcome, theme: Theme) -> bytes:
     """A PNG of accuracy and loss over the steps, with the growths marked."""
-    figure = Figure(figsize=(9, 6.4), dpi=144, layout="constrained", facecolor=theme.paper)
+    figure = sheet(theme)
     accuracy, loss = figure.subplots(2, 1, sharex=True)
     steps = [step.step for step in result.steps]
     ends = [evaluation.step for evaluation in result.evaluations]
     for axes, name in ((accuracy, "accuracy"), (loss, "loss")):
-        train = _running_mean([getattr(step, name) for step in result.steps], len(steps) // 60)
+        train = running_mean([getattr(step, name) for step in result.steps], len(steps) // 60)
         test = [getattr(evaluation, name) for evaluation in result.evaluations]
         axes.plot(steps, train, color=theme.train, linewidth=1.5, label="training, running mean")
         axes.plot(ends, test, color=theme.test, linewidth=1.5, marker="o", ms=4, label="test")
         axes.set_ylabel(name, color=theme.ink)
-        _plain(axes, theme)
+        plain(axes, theme)
         for growth in result.growths:
             axes.axvline(growth.step, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -59,10 +38,10 @@ def learning(result: Result, theme: Theme) -> bytes:
     loss.set_xlabel("training step", color=theme.ink)
     accuracy.legend(loc="lower right", facecolor=theme.paper, labelcolor=theme.ink, framealpha=0.9)
     _name_generations(accuracy, result.growths, steps[-1], theme)
-    return _png(figure)
+    return png(figure)
 
 
-def _running_mean(values: Sequence[float], window: int) -> list[float]:
+def running_mean(values: Sequence[float], window: int) -> list[float]:
     """Each value averaged with up to `window` before it."""
     return [
         sum(values[max(0, at - window) : at + 1]) / (at + 1 - max(0, at - window))
@@ -93,7 +72,7 @@ def _name_generations(axes: Axes, growths: Sequence[Growth], last: int, theme: T
 
 def block_map(blocks: BlockMap, theme: Theme) -> bytes:
     """A PNG of a grown layer's weight: every block where it lies, coloured by its generation."""
-    figure = Figure(figsize=(9, 6.4), dpi=144, layout="constrained", facecolor=theme.paper)
+    figure = sheet(theme)
     FigureCanvasAgg(figure)  # can measure text
     axes = figure.subplots()
     labels = []
@@ -107,10 +86,10 @@ def block_map(blocks: BlockMap, theme: Theme) -> bytes:
     axes.set_xlabel("input channels", color=theme.ink)
     axes.set_ylabel("units (output channels)", color=theme.ink)
     axes.set_title(blocks.layer, color=theme.ink, loc="left", family="monospace")
-    _plain(axes, theme)
+    plain(axes, theme)
     axes.grid(visible=False)
     handles = [
-        Patch(facecolor=_colour(generation), label=f"generation {generation}")
+        Patch(facecolor=colour_of(generation), label=f"generation {generation}")
         for generation in sorted({block.generation for block in blocks.blocks})
     ]
     handles.append(
@@ -126,14 +105,14 @@ def block_map(blocks: BlockMap, theme: Theme) -> bytes:
     figure.draw_without_rendering()  # places everything, so that labels can be fitted
     for text, rectangle in labels:
         _fit(text, rectangle)
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_block(
     axes: Axes, block: BlockArea, row: tuple[int, int], column: tuple[int, int], theme: Theme
 ) -> tuple[Text, Rectangle]:
     (top, bottom), (left, right) = row, column
-    colour = _colour(block.generation)
+    colour = colour_of(block.generation)
     rectangle = Rectangle(
         (left, top),
         right - left,
@@ -150,7 +129,7 @@ def _draw_block(
         block.kind,
         ha="center",
         va="center",
-        color=_ON_BLOCKS,
+        color=ON_COLOUR,
         bbox={"facecolor": colour, "edgecolor": "none", "pad": 2},  # keeps the hatch off it
     )
     return text, rectangle
@@ -177,24 +156,3 @@ def _fit(text: Text, rectangle: Rectangle) -> None:
             if needed.width < 0.9 * room.width and needed.height < 0.9 * room.height:
                 return
     text.remove()
-
-
-def _colour(generation: int) -> str:
-    return _GENERATIONS[generation % len(_GENERATIONS)]
-
-
-def _plain(axes: Axes, theme: Theme) -> None:
-    axes.set_facecolor(theme.paper)
-    axes.grid(visible=True, color=theme.faint, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=theme.ink, length=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(theme.faint)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # The software's version in the file would make equal runs give different bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from splitgrow.cli.settings import DemoSettings
 from splitgrow.cli.shapes import Shape, parse_shape
@@ -35,7 +36,8 @@ Grow PyTorch models while they train, and make them plain again to deploy.
 \b
 Examples:
   splitgrow demo
-  splitgrow demo --data cifar10.zip --width 16 --epochs 3
+  splitgrow demo --deeper
+  splitgrow demo --progressive --data cifar10.zip --epochs 3
   splitgrow inspect mymodels.resnet:make --input 1,3,224,224
 """
 
@@ -46,6 +48,11 @@ Shows that the old networks are still inside, bit for bit, and writes a report w
 Each growth is followed by a phase of training in which only the new blocks learn.
 
 \b
+Two more demos, with the same options and a report of their own:
+  --deeper       insert layers, a gate and a copy of a block while it trains
+  --progressive  train an autoencoder from 4x4 pixels up, each level faded in
+
+\b
 PATH is one of:
   data.npz      with x_train, y_train, x_test, y_test
   folder, .zip  with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
@@ -54,6 +61,8 @@ PATH is one of:
 \b
 Examples:
   splitgrow demo
+  splitgrow demo --deeper
+  splitgrow demo --progressive --data fashion-mnist --epochs 1
   splitgrow demo --seed 7 --grow 0.25 --out runs/quarter
   splitgrow demo --data fashion-mnist --width 8 --epochs 1
   splitgrow demo --data cifar10.zip --limit 5000
@@ -148,6 +157,10 @@ def main() -> None:
 
 
 @main.command(help=_DEMO_HELP, short_help="Train, grow and fuse a small network.")
+@click.option("--deeper", is_flag=True, help="Grow in depth: insert layers while it trains.")
+@click.option(
+    "--progressive", is_flag=True, help="Grow in resolution: an autoencoder of 4x4 pixels and up."
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -159,22 +172,22 @@ def main() -> None:
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    default=Path("splitgrow-demo"),
-    show_default=True,
-    help="Where the report, its pictures and results.json go.",
+    help="Where the report, its pictures and results.json go.  [default: splitgrow-demo,"
+    " splitgrow-demo-deeper or splitgrow-demo-progressive]",
 )
 @click.option(
     "--epochs",
     type=_POSITIVE,
     metavar="N",
-    help="Epochs in each of the three phases.  [default: by the number of images, 14 for digits]",
+    help="Epochs in each phase.  [default: by the number of images; for digits 14, 7 if --deeper]",
 )
 @_setting("--batch-size", type=_POSITIVE, metavar="N", help="Images in a training step.")
 @click.option(
     "--width",
     type=_SMALL,
     metavar="N",
-    help="Channels of the network's first stage.  [default: by the images' size, 4 for digits]",
+    help="Channels of the first stage (--progressive: half of those at full resolution)."
+    "  [default: by the images' size, 4 for digits]",
 )
 @_setting("--grow", type=_PositiveFloat(100), metavar="FRACTION", help="Growth of every width.")
 @_setting(
@@ -194,9 +207,22 @@ def main() -> None:
     help="CPU threads.  [default: 1 for small images, else all cores]",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print only the final results.")
-def demo(**options: Any) -> None:
-    """Loads what the demo needs, and runs it."""
-    _load("splitgrow.cli.presentation").demo(**options)
+@click.pass_context
+def demo(
+    ctx: click.Context, /, *, deeper: bool, progressive: bool, out: Path | None, **options: Any
+) -> None:
+    """Loads what the demo needs, and runs it.
+
+    Raises:
+        click.UsageError: if the options do not go together.
+    """
+    if deeper and progressive:
+        raise click.UsageError("--deeper and --progressive are two demos: choose one of them")
+    if progressive and ctx.get_parameter_source("grow") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--grow is for widths, which --progressive leaves as they are")
+    kind = "deeper" if deeper else "progressive" if progressive else "wider"
+    folder = Path("splitgrow-demo" if kind == "wider" else f"splitgrow-demo-{kind}")
+    _load("splitgrow.cli.presentation").demo(kind=kind, out=out or folder, **options)
 
 
 @main.command(help=_INSPECT_HELP, short_help="List what can grow in a model.")

@@ -1,12 +1,12 @@
-"""What a run of the demo yields, as plain frozen records: no tensors, so that they go into JSON.
+"""What a run of a demo yields, as plain frozen records: no tensors, so that they go into JSON.
 
-`Phase`, `Step`, `Evaluation` and `Growth` are also the events that a run reports as it goes.
+Those that `EVENTS` lists, and phases, are also the events that a run reports as it goes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -57,7 +57,83 @@ class Growth:
     disturbance: float
 
 
-Event: TypeAlias = Phase | Step | Evaluation | Growth
+@dataclass(frozen=True)
+class Deepening(Growth):
+    """An edit of the deeper demo, with the network before and after it.
+
+    `depth` counts the layers with weights on the longest way from the image to the logits, and
+    `fused_parameters` those of the network if it were fused there and then: where nothing was added
+    to them, fusion takes out all that was inserted.
+    """
+
+    loss: tuple[float, float]
+    accuracy: tuple[float, float]
+    parameters: tuple[int, int]
+    fused_parameters: tuple[int, int]
+    depth: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LevelPhase:
+    """An autoencoder begins to train at a level, fading it in or on it alone."""
+
+    level: int
+    resolution: int
+    fading: bool
+    steps: int
+
+
+@dataclass(frozen=True)
+class LevelStep:
+    """One training step of an autoencoder; `alpha` is the share that its newest level had in it."""
+
+    step: int
+    level: int
+    epoch: int
+    alpha: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class LevelEvaluation:
+    """The whole test set, after `step` training steps.
+
+    `error` is the mean squared one at the level's resolution, `full_error` that of the same
+    reconstructions, enlarged, at the full resolution.
+    """
+
+    step: int
+    level: int
+    alpha: float
+    error: float
+    full_error: float
+
+
+@dataclass(frozen=True)
+class LevelGrowth:
+    """An autoencoder has grown by a level, after `step` training steps.
+
+    `exact` says whether it gives, for the test images at the new size, the doubled reconstructions
+    of those at the old, bit for bit.
+    """
+
+    step: int
+    level: int
+    resolution: int
+    parameters: int
+    exact: bool
+    disturbance: float
+
+
+Event: TypeAlias = (
+    Phase | Step | Evaluation | Growth | LevelPhase | LevelStep | LevelEvaluation | LevelGrowth
+)
+EVENTS: dict[str, tuple[type[Event], ...]] = {
+    "steps": (Step, LevelStep),
+    "evaluations": (Evaluation, LevelEvaluation),
+    "growths": (Growth, LevelGrowth),
+}
+"""The kinds of events that are kept, by the name of their list."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +164,9 @@ class BlockMap:
     blocks: tuple[BlockArea, ...]
 
 
-@dataclass(frozen=True)
-class Result:
-    """Everything a finished run has to say."""
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What every finished run of a classifier that grew has to say."""
 
     dataset: str
     images: tuple[int, int]
@@ -102,18 +178,115 @@ class Result:
     measurements: tuple[Measurement, ...]
     fused_difference: float
     largest_logit: float
-    block_map: BlockMap
     seconds: float
 
 
-def write_json(path: Path, record: Result | Sequence[Event]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Result(Outcome):
+    """Everything a finished run of the demo has to say."""
+
+    block_map: BlockMap
+
+
+@dataclass(frozen=True)
+class ChainLayer:
+    """A layer of the final network: its units in each generation, None before it was there.
+
+    `insertion` is the kind of insertion that it came with; empty if it was there from the start.
+    """
+
+    name: str
+    kind: str
+    insertion: str
+    units: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Vanished:
+    """How many modules of a type the final network has, merged and fused."""
+
+    type: str
+    merged: int
+    fused: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeeperResult(Outcome):
+    """Everything a finished run of the deeper demo has to say."""
+
+    growths: tuple[Deepening, ...]
+    chain: tuple[ChainLayer, ...]
+    vanished: tuple[Vanished, ...]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Pictures of one size: `pixels` are bytes (count, channels, side, side) in base 64."""
+
+    count: int
+    channels: int
+    side: int
+    pixels: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """A level at its end, with some test images as it sees them and what it makes of them."""
+
+    level: int
+    resolution: int
+    width: int
+    parameters: int
+    error: float
+    full_error: float
+    originals: Tiles
+    reconstructions: Tiles
+
+
+@dataclass(frozen=True)
+class FadeFusion:
+    """The last fade, fused when it was over but the old path still there.
+
+    Numbers of parameters: with both paths, and those of the fused network.
+    """
+
+    both_paths: int
+    fused: int
+    old_path_gone: bool
+    largest_difference: float
+    largest_pixel: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveResult:
+    """Everything a finished run of the progressive demo has to say."""
+
+    dataset: str
+    images: tuple[int, int]
+    settings: DemoSettings
+    steps: tuple[LevelStep, ...]
+    evaluations: tuple[LevelEvaluation, ...]
+    growths: tuple[LevelGrowth, ...]
+    levels: tuple[Level, ...]
+    latent: int
+    fusion: FadeFusion
+    seconds: float
+
+
+def is_measured(events: Iterable[Event]) -> bool:
+    """Whether at least a step was taken."""
+    return any(isinstance(event, EVENTS["steps"]) for event in events)
+
+
+def write_json(path: Path, record: Outcome | ProgressiveResult | Sequence[Event]) -> None:
     """Writes a result, or the events of a run that did not finish, to `path`."""
-    document: dict[str, Any] = {"version": 1, "finished": isinstance(record, Result)}
-    if isinstance(record, Result):
+    finished = isinstance(record, (Outcome, ProgressiveResult))
+    document: dict[str, Any] = {"version": 1, "finished": finished}
+    if isinstance(record, (Outcome, ProgressiveResult)):
         document |= {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
     else:
-        for kind, name in ((Step, "steps"), (Evaluation, "evaluations"), (Growth, "growths")):
-            document[name] = [_plain(event) for event in record if isinstance(event, kind)]
+        for name, kinds in EVENTS.items():
+            document[name] = [_plain(event) for event in record if isinstance(event, kinds)]
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

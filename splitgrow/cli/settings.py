@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 TINY = 16  # pixels, below which an image asks for less of everything
-_IMAGES_A_PHASE = 20_000
+_IMAGES = 60_000  # that a whole run trains on, counted as often as they are seen
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """How the demo trains and grows its network."""
+    """How a demo trains and grows its network."""
 
-    epochs: int  # in each of the three phases
+    epochs: int  # in each phase of training
     width: int
     batch_size: int = 64
     grow: float = 0.5
@@ -37,7 +37,14 @@ class DemoSettings:
 
     @classmethod
     def suited_to(
-        cls, images: int, side: int, *, epochs: int | None, width: int | None, **chosen: Any
+        cls,
+        images: int,
+        side: int,
+        *,
+        epochs: int | None,
+        width: int | None,
+        phases: int = 3,
+        **chosen: Any,
     ) -> DemoSettings:
         """Settings with which some number of images of side x side pixels take minutes at most.
 
@@ -45,7 +52,7 @@ class DemoSettings:
         DemoSettings(epochs=14, width=4, batch_size=64, grow=0.5, learning_rate=0.01, seed=0)
         """
         return cls(
-            epochs=epochs or min(20, max(1, round(_IMAGES_A_PHASE / images))),
+            epochs=epochs or min(20, max(1, round(_IMAGES / phases / images))),
             width=width or (4 if side < TINY else 8),
             **chosen,
         )

@@ -17,6 +17,7 @@ from splitgrow.deepened import first_argument, first_of, with_first_argument
 from splitgrow.depth.inserts import zeroed
 from splitgrow.depth.sites import Sites, is_activation
 from splitgrow.errors import InsertionError
+from splitgrow.generations import held, release_
 from splitgrow.kinds import kind_of
 from splitgrow.plain import plain_copy
 from splitgrow.split import stock
@@ -60,9 +61,20 @@ def copied_block(
     block = plain_copy(sites.modules[path], None, memo)
     for name in names:
         zeroed(memo[id(sites.modules[name])])
+    _release_(block)
     _announce_(block, model, undo)
     _check(model, (path, sites.modules[path]), block, inputs)
     return block
+
+
+def _release_(block: nn.Module) -> None:
+    """Lets a copy learn, whatever was frozen of the block that it was made of."""
+    for parameter in block.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    for module in block.modules():
+        if held(module):
+            release_(module, training=block.training)
 
 
 def _last_layers(sites: Sites, path: str, given: Ref) -> list[str]:

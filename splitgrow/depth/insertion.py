@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -145,7 +145,9 @@ def insert_(
         planned = _plan(model, history, after, wanted, undo, freeze=freeze)
         edit = planned.edit
         (insertion,) = edit.inserted
-        joining = plan_joining(optimizers, _new_parameters(planned, insertion), edit.generation)
+        beside = (planned.host, history.modules[insertion.options["after"]])
+        new = _new_parameters(planned.module, insertion, beside)
+        joining = plan_joining(optimizers, new, edit.generation)
         keep_(history, undo)
         if edit.closes is not None:
             close_(model, history, undo)
@@ -308,13 +310,18 @@ def _refuse_stray(model: nn.Module, host: str, module: nn.Module) -> None:
         )
 
 
-def _new_parameters(planned: _Planned, insertion: Insertion) -> Iterator[NewParameter]:
-    """The new parameters, each with those of the module next to it: of its own name first."""
-    host = dict(planned.host.named_parameters())
-    for name, parameter in planned.module.named_parameters():
+def _new_parameters(
+    module: nn.Module, insertion: Insertion, beside: Iterable[nn.Module]
+) -> Iterator[NewParameter]:
+    """The new parameters, each with those of the modules next to it: of its own name first.
+
+    An identity lies behind an activation, which has none: the layer in front of that has.
+    """
+    near = {id(p): (name, p) for host in beside for name, p in host.named_parameters()}.values()
+    for name, parameter in module.named_parameters():
         own = name.rpartition(".")[2]
-        alike = [p for other, p in host.items() if other.rpartition(".")[2] == own]
-        older = tuple(alike + [p for p in host.values() if all(p is not q for q in alike)])
+        alike = [p for other, p in near if other.rpartition(".")[2] == own]
+        older = tuple(alike + [p for _, p in near if all(p is not q for q in alike)])
         yield NewParameter(f"{insertion.name}.{name}", parameter, older)
 
 

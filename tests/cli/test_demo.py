@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from torch import nn
 
 import splitgrow
-from splitgrow.cli import datasets, presentation
-from splitgrow.cli.demo import growth_request, one_cycle, run
+from splitgrow.cli import datasets, demo
+from splitgrow.cli.demo import run
 from splitgrow.cli.main import main
 from splitgrow.cli.networks import ResidualNet, stages_for
 from splitgrow.cli.results import Evaluation, Event, Growth, Phase, Result, Step
 from splitgrow.cli.settings import DemoSettings
+from splitgrow.cli.training import growth_request, one_cycle
 
 SETTINGS = DemoSettings(epochs=2, width=2, batch_size=32)
 OPTIONS = ["--limit", "64", "--epochs", "1", "--width", "2", "--threads", "1"]
@@ -289,7 +290,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
         watch(Step(1, 0, 1, 2.5, 0.125))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(presentation, "run", interrupted)
+    monkeypatch.setattr(demo, "run", interrupted)
     code, printed, errors = _demo(tmp_path)
     kept = tmp_path / "interrupted.json"
     assert (code, printed) == (130, "")
@@ -340,6 +341,10 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(tmp_path: Path)
         ("--size", "32"),
         ("--nonsense",),
         ("surplus",),
+        ("--deeper", "--progressive"),
+        ("--progressive", "--grow", "0.5"),
+        ("--deeper", "--size", "32"),
+        ("--progressive", "--epochs", "0"),
     ],
 )
 def test_wrong_options_are_usage_errors(tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -232,3 +232,21 @@ def test_a_text_that_is_no_shape_is_a_usage_error(models: str, text: str) -> Non
     code, _, errors = _inspect(f"{models}:Net", f"--input={text}")
     assert code == 2
     assert "Invalid value for '--input'" in errors
+
+
+def test_a_model_that_has_grown_in_depth_lists_what_was_inserted(models: str) -> None:
+    Path(models).write_text(
+        MODELS
+        + """
+def deeper():
+    import splitgrow
+    model = splitgrow.growable(Net(), torch.zeros(1, 3, 8, 8))
+    splitgrow.handle(model).insert_layer(("first", "grouped"), "residual")
+    return model
+"""
+    )
+    layers = _layers(f"{models}:deeper", "--input", "1,3,8,8")
+    inserted = [name for name in layers if "inserted1" in name]
+    assert len(inserted) == 2
+    assert all(layers[name]["growable"] for name in inserted)
+    assert inserted[1] in layers[inserted[0]]["readers"]

@@ -60,7 +60,12 @@ except SystemExit as end:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["--help"], 0), (["demo", "--help"], 0), (["demo", "--epochs", "0"], 2), (["inspect"], 2)],
+    [
+        (["--help"], 0),
+        (["demo", "--help"], 0),
+        (["demo", "--deeper", "--progressive"], 2),
+        (["inspect"], 2),
+    ],
 )
 def test_help_and_usage_errors_need_nothing_heavy(arguments: list[str], code: int) -> None:
     outcome = _python("-c", LEAN, *arguments)
@@ -89,6 +94,12 @@ def test_an_unknown_command_or_option_is_a_usage_error(arguments: list[str]) -> 
     outcome = CliRunner().invoke(main, arguments)
     assert outcome.exit_code == 2
     assert "nonsense" in outcome.stderr
+
+
+def test_two_demos_at_once_are_refused_by_name() -> None:
+    outcome = CliRunner().invoke(main, ["demo", "--deeper", "--progressive"])
+    assert outcome.exit_code == 2
+    assert "--deeper and --progressive are two demos: choose one of them" in outcome.stderr
 
 
 @pytest.mark.parametrize("package", ["sklearn", "PIL"])

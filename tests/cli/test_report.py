@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from splitgrow.cli import figures
+from splitgrow.cli import figures, themes
 from splitgrow.cli.report import write_report
 from splitgrow.cli.results import BlockMap, Recovery, Result
 from splitgrow.reporting import BlockArea
@@ -92,9 +92,9 @@ def test_names_are_escaped(result: Result, tmp_path: Path) -> None:
     assert "<stripes>" not in text
 
 
-@pytest.mark.parametrize("theme", [figures.LIGHT, figures.DARK])
+@pytest.mark.parametrize("theme", [themes.LIGHT, themes.DARK])
 def test_the_learning_curves_are_drawn_in_the_colours_of_the_theme(
-    result: Result, theme: figures.Theme
+    result: Result, theme: themes.Theme
 ) -> None:
     pixels = _pixels(figures.learning(result, theme))
     assert pixels.shape[1] > 1000
@@ -104,16 +104,16 @@ def test_the_learning_curves_are_drawn_in_the_colours_of_the_theme(
 
 
 def test_a_growth_is_marked_where_it_happened(result: Result) -> None:
-    marked = _pixels(figures.learning(result, figures.LIGHT))
+    marked = _pixels(figures.learning(result, themes.LIGHT))
     moved = [replace(growth, step=growth.step + 30) for growth in result.growths]
     assert not np.array_equal(
-        _pixels(figures.learning(replace(result, growths=tuple(moved)), figures.LIGHT)), marked
+        _pixels(figures.learning(replace(result, growths=tuple(moved)), themes.LIGHT)), marked
     )
 
 
 def test_blocks_cover_the_area_of_their_share_of_the_weight(result: Result) -> None:
     areas = {0: 8 * 8, 1: 12 * 12 - 8 * 8, 2: 18 * 18 - 12 * 12}
-    pixels = _pixels(figures.block_map(_unlabelled(result.block_map), figures.LIGHT))
+    pixels = _pixels(figures.block_map(_unlabelled(result.block_map), themes.LIGHT))
     shares = {at: _share(pixels, colour) for at, colour in enumerate(("#56B4E9", "#E69F00"))}
     assert shares[1] / shares[0] == pytest.approx(areas[1] / areas[0], rel=0.1)
 
@@ -126,9 +126,9 @@ def _unlabelled(blocks: BlockMap) -> BlockMap:
 def test_a_block_in_several_pieces_is_drawn_in_all_of_them() -> None:
     whole = BlockArea("original", 0, ((0, 10),), ((0, 10),))
     pieces = BlockArea("new", 1, ((2, 4), (6, 8)), ((0, 10),))
-    some = _share(_pixels(figures.block_map(BlockMap("a", (whole,)), figures.LIGHT)), "#E69F00")
+    some = _share(_pixels(figures.block_map(BlockMap("a", (whole,)), themes.LIGHT)), "#E69F00")
     both = _share(
-        _pixels(figures.block_map(BlockMap("a", (whole, pieces)), figures.LIGHT)), "#E69F00"
+        _pixels(figures.block_map(BlockMap("a", (whole, pieces)), themes.LIGHT)), "#E69F00"
     )
     assert some == 0
     assert both > 0.2  # four tenths of the weight
@@ -139,7 +139,7 @@ def test_a_layer_too_fine_for_labels_is_drawn_without_them() -> None:
         BlockArea("new", generation, ((generation, generation + 1),), ((0, 40),))
         for generation in range(40)
     )
-    pixels = _pixels(figures.block_map(BlockMap("fine", blocks), figures.LIGHT))
+    pixels = _pixels(figures.block_map(BlockMap("fine", blocks), themes.LIGHT))
     assert _share(pixels, "#111111") < 0.001
 
 
@@ -150,7 +150,7 @@ def test_a_run_of_one_step_a_phase_can_be_drawn(result: Result) -> None:
         evaluations=tuple(replace(result.evaluations[0], step=at) for at in (1, 2, 3)),
         growths=tuple(replace(growth, step=at) for at, growth in enumerate(result.growths, 1)),
     )
-    assert _share(_pixels(figures.learning(short, figures.LIGHT)), figures.LIGHT.test) > 0.001
+    assert _share(_pixels(figures.learning(short, themes.LIGHT)), themes.LIGHT.test) > 0.001
 
 
 def test_the_same_run_gives_the_same_bytes(result: Result, tmp_path: Path) -> None:
