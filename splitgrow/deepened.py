@@ -32,7 +32,7 @@ def questions() -> Iterator[set[int]]:
         _questions = None
 
 
-Form = Literal["chain", "residual", "gate", "block"]
+Form = Literal["chain", "residual", "gate", "block", "beside"]
 ORIGINAL = "original"
 """The name of the wrapped module below the wrapper."""
 
@@ -45,7 +45,8 @@ class Inserted:
         edit: The number of the edit that inserted it.
         before: Whether it works on what the module reads, rather than on what comes out of it.
         form: What it makes of a tensor x, with its own module f: "chain" f(x); "residual" x + f(x);
-            "gate" x * f(x); "block" f(x) with the module's other arguments as well.
+            "gate" x * f(x); "block" f(x) with the module's other arguments as well; "beside" f(x,
+            arguments), with all that the module was given.
     """
 
     edit: int
@@ -129,7 +130,7 @@ class Deepened(nn.Module):
         if item.form == "block":
             args, kwargs = with_first_argument(self.wrapped, args, kwargs, x)
             return module(*args, **kwargs)
-        made = module(x)
+        made = module(x, *args, **kwargs) if item.form == "beside" else module(x)
         if item.form == "residual":
             return x + made
         return x * made if item.form == "gate" else made

@@ -97,8 +97,8 @@ def _as_graph(
     x, others = given[0], given[1:]
 
     def made(item: Inserted, x: fx.Node) -> fx.Node:
-        block = item.form == "block"
-        result = graph.call_module(item.name, (x, *others) if block else (x,))
+        more = {"block": others, "beside": given}.get(item.form, [])
+        result = graph.call_module(item.name, (x, *more))
         if item.form in {"residual", "gate"}:
             how = operator.add if item.form == "residual" else operator.mul
             result = graph.call_function(how, (x, result))

@@ -355,6 +355,38 @@ def test_any_module_that_keeps_the_shape_can_fade_in() -> None:
         model.insert_layer("block", "fade", module=wider)
 
 
+def test_a_module_takes_the_place_of_another_little_by_little() -> None:
+    model = net()
+    before = outputs_of(model, x())
+    new = randomise(nn.Sequential(nn.Conv2d(4, 7, 3, padding=1), nn.ReLU(), nn.Conv2d(7, 4, 1)))
+    edit = model.insert_layer("block", "replacement", module=new.double())
+    assert_identical(outputs_of(model, x()), before)
+    assert_equal(outputs_of(splitgrow.merge(model), x()), before)
+    inner = edit.inserted[0].name + ".new.module.0"
+    model.expand_layer(inner, 2)
+    schedule = splitgrow.FadeSchedule(model, 2)
+    schedule.step()
+    halfway = outputs_of(model, x())
+    assert_equal(outputs_of(splitgrow.fuse(model), x()), halfway)
+    schedule.step()
+    now = outputs_of(model, x())
+    expected = model.head(
+        F.gelu(model.gelu(new(model.relu(model.norm(model.stem(x())))))).mean((2, 3))
+    )
+    assert_equal(now, expected)
+    fused = splitgrow.fuse(model)
+    assert_equal(outputs_of(fused, x()), now)
+    assert not any(name.startswith("block.original") for name, _ in fused.named_modules())
+    with model.at(0):
+        assert_identical(outputs_of(model, x()), before)
+    wider = nn.Conv2d(4, 5, 1).double()
+    with unchanged(model), pytest.raises(splitgrow.InsertionError, match=r"makes .* replace it"):
+        model.insert_layer("block", "replacement", module=wider)
+    narrow = nn.Conv2d(3, 5, 1).double()
+    with unchanged(model), pytest.raises(splitgrow.InsertionError, match="does not run"):
+        model.insert_layer("stem", "replacement", module=narrow)
+
+
 def test_a_closed_generation_keeps_the_share_of_its_fades() -> None:
     model = net()
     module = randomise(nn.Conv2d(4, 4, 3, padding=1)).double()

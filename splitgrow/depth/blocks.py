@@ -165,7 +165,7 @@ def _check(
         InsertionError: If it does not.
     """
     path, original = host
-    args, kwargs = _captured(model, original, inputs)
+    args, kwargs = captured(model, original, inputs)
     x = first_argument(original, args, kwargs)
     with undisturbed(model), torch.no_grad():
         generator = torch.Generator(x.device).manual_seed(0)
@@ -193,7 +193,7 @@ class _Captured(Exception):  # noqa: N818
     """The arguments of a call, as soon as it was made."""
 
 
-def _captured(
+def captured(
     model: nn.Module, host: nn.Module, inputs: tuple[Any, ...]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with which a module is called when the model runs on its example inputs."""

@@ -13,10 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis import analyse
-from splitgrow.deepened import Deepened, Form, Inserted, questions
-from splitgrow.depth.blocks import copied_block
-from splitgrow.depth.inserts import Builder, keeps_shape, last_layer, zeroed
+from splitgrow.deepened import Deepened, Inserted, questions
+from splitgrow.depth.blocks import captured, copied_block
+from splitgrow.depth.inserts import (
+    Builder,
+    keeps_shape,
+    last_layer,
+    replacement,
+    tried,
+    zeroed,
+)
 from splitgrow.depth.sites import Site, Sites
+from splitgrow.depth.wanted import KINDS, After, Wanted
 from splitgrow.edits import Edit, Insertion
 from splitgrow.errors import InsertionError
 from splitgrow.fading import FadeIn
@@ -26,87 +34,6 @@ from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
 from splitgrow.planning import find_node
 from splitgrow.refusals import stray_references
 from splitgrow.undo import Undo
-
-KINDS: dict[str, Form] = {
-    "identity": "chain",
-    "residual": "residual",
-    "gate": "gate",
-    "block": "block",
-    "fade": "chain",
-}
-"""The kinds of insertion, with what each makes of a tensor."""
-
-After = int | str | tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be inserted.
-
-    Attributes:
-        kind: One of `KINDS`.
-        module: The branch of a residual, or what is to be faded in, if it was given.
-        form: The shape of a branch that is made here: "plain" or "bottleneck".
-        kernel_size: Of convolutions that are made here.
-        activation: One that is made here has; None for the one in front of it.
-    """
-
-    kind: str
-    module: nn.Module | None
-    form: str
-    kernel_size: int
-    activation: nn.Module | None
-
-    @classmethod
-    def of(
-        cls,
-        kind: str,
-        *,
-        module: nn.Module | None = None,
-        form: str = "plain",
-        kernel_size: int = 3,
-        activation: nn.Module | None = None,
-    ) -> Wanted:
-        """What is wanted, by the options of `insert_layer`."""
-        return cls(kind, module, form, kernel_size, activation)
-
-    def check(self) -> None:
-        """Makes sure that the options are fit and go together.
-
-        Raises:
-            TypeError: If one is of another type.
-            ValueError: If there is no such kind or form, or they do not go together.
-        """
-        if self.kind not in KINDS:
-            raise ValueError(f"no kind {self.kind!r}; there are {', '.join(KINDS)}")
-        if self.form not in {"plain", "bottleneck"}:
-            raise ValueError(f"no form {self.form!r}; there are plain and bottleneck")
-        for name, value in (("module", self.module), ("activation", self.activation)):
-            if value is not None and not isinstance(value, nn.Module):
-                raise TypeError(f"{name} must be a torch.nn.Module, got {type(value).__name__}")
-        if self.module is not None and self.kind not in {"residual", "fade"}:
-            raise ValueError(
-                f"a module can be given for a residual or a fade, not for kind={self.kind!r}"
-            )
-        if self.module is None and self.kind == "fade":
-            raise ValueError("kind='fade' needs the module that is to be faded in")
-        size = self.kernel_size
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"kernel_size must be an int, got {size!r}")
-        if size < 1 or size % 2 == 0:
-            raise ValueError(f"kernel_size (={size}) must be odd, so that space keeps its size")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What another insertion of the same kind would have to be asked for, as plain data."""
-        given = type(self.module).__name__ if self.module is not None else None
-        activation = type(self.activation).__name__ if self.activation is not None else None
-        return {
-            "form": self.form,
-            "kernel_size": self.kernel_size,
-            "module": given,
-            "activation": activation,
-        }
 
 
 @dataclass(frozen=True)
@@ -177,6 +104,11 @@ def _plan(
         module: nn.Module = copied_block(model, path, sites, history.inputs, undo)
         width, tensor_result = sites.width_of(path), call.tuple_of is None
         prepare: Callable[[Undo], None] = _nothing
+    elif wanted.kind == "replacement":
+        host = unit = _module_path(history, after)
+        before, prepare = False, _nothing
+        module = _replacement(model, sites, host, history.inputs, wanted.module)
+        width, tensor_result = sites.width_of(host), True
     else:
         site = _site(sites, history, after)
         module, prepare = _made(model, sites, site, wanted)
@@ -238,6 +170,37 @@ def _module_path(history: History, after: object) -> str:
     raise ValueError(f"no module {after!r}; {hint}")
 
 
+def _replacement(
+    model: nn.Module,
+    sites: Sites,
+    path: str,
+    inputs: tuple[Any, ...],
+    module: nn.Module | None,
+) -> nn.Module:
+    """What fades from one module to another that reads the same.
+
+    Raises:
+        InsertionError: If they do not make tensors of the same shape.
+    """
+    assert module is not None
+    _refuse_known(model, module)
+    call = sites.call_of(path)
+    if call.result is None or call.tuple_of is not None:
+        raise InsertionError(f"`{path}` does not give one tensor, so that nothing could replace it")
+    shape = tuple(sites.example_of(call.result).shape)
+    args, kwargs = captured(model, sites.modules[path], inputs)
+    made = tried(module, args, kwargs)
+    if not isinstance(made, Tensor) or made.shape != shape:
+        other = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise InsertionError(f"`{path}` makes {shape}, what is to replace it makes {other}")
+    return replacement(module)
+
+
+def _refuse_known(model: nn.Module, module: nn.Module) -> None:
+    if any(part is module for part in model.modules()):
+        raise ValueError("the module that is to be inserted is part of the model already")
+
+
 def _made(
     model: nn.Module, sites: Sites, site: Site, wanted: Wanted
 ) -> tuple[nn.Module, Callable[[Undo], None]]:
@@ -248,8 +211,7 @@ def _made(
     """
     like = _like(model, site)
     if wanted.module is not None:
-        if any(part is wanted.module for part in model.modules()):
-            raise ValueError("the module that is to be inserted is part of the model already")
+        _refuse_known(model, wanted.module)
         with torch.no_grad():
             example = torch.randn(site.example.shape, device=like.device, dtype=like.dtype)
             if wanted.kind == "fade":

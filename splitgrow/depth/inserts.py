@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from splitgrow.depth.intervals import leaves_alone
 from splitgrow.depth.sites import Site
 from splitgrow.errors import InsertionError
+from splitgrow.fading import FadeIn
 from splitgrow.kinds import kind_of
 from splitgrow.split import stock
 
@@ -200,26 +201,60 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def keeps_shape(module: nn.Module, example: Tensor) -> Tensor:
-    """What a module makes of a tensor, in evaluation mode; the module is not changed.
+class _Given(nn.Module):
+    """Passes on what the module that is replaced has made."""
+
+    def forward(self, made: Tensor, *_: Any, **__: Any) -> Tensor:
+        return made
+
+
+class _Replacing(nn.Module):
+    """Reads what the module that is replaced has read."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, _: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+def replacement(module: nn.Module) -> FadeIn:
+    """A fade from what a module has made, which comes first among the arguments, to another's."""
+    return FadeIn(_Given(), _Replacing(module))
+
+
+@torch.no_grad()
+def tried(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module makes of arguments, in evaluation mode; it is not changed, nor are they.
 
     Raises:
-        InsertionError: If that is not a tensor of the same shape.
+        InsertionError: If it does not run on them.
     """
+    args, kwargs = copy.deepcopy((args, kwargs))
     try:
-        made = copy.deepcopy(module).eval()(example)
+        return copy.deepcopy(module).eval()(*args, **kwargs)
     except Exception as error:
+        shapes = [tuple(arg.shape) for arg in args if isinstance(arg, Tensor)]
         raise InsertionError(
-            f"the module that is to be inserted does not run on a tensor of shape "
-            f"{tuple(example.shape)}: {type(error).__name__}: {error}"
+            f"the module that is to be inserted does not run on tensors of shapes {shapes}: "
+            f"{type(error).__name__}: {error}"
         ) from error
+
+
+def keeps_shape(module: nn.Module, example: Tensor) -> None:
+    """Makes sure that a module makes a tensor of the same shape.
+
+    Raises:
+        InsertionError: If it does not.
+    """
+    made = tried(module, (example,), {})
     if not isinstance(made, Tensor) or made.shape != example.shape:
         shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
         raise InsertionError(
             f"the module that is to be inserted makes {shape} of {tuple(example.shape)}; it has to "
             f"keep the shape"
         )
-    return made
 
 
 def last_layer(branch: nn.Module, example: Tensor) -> str:
@@ -234,15 +269,15 @@ def last_layer(branch: nn.Module, example: Tensor) -> str:
             layer.
     """
     keeps_shape(branch, example)
-    tried = copy.deepcopy(branch).eval()
+    copied = copy.deepcopy(branch).eval()
     called: list[str] = []
-    for name, module in tried.named_modules():
+    for name, module in copied.named_modules():
         if kind_of(module) is not None and getattr(module, "weight", None) is not None:
             module.register_forward_hook(lambda *_, name=name: called.append(name))
-    tried(example)
+    copied(example)
     if called:
-        zeroed(tried.get_submodule(called[-1]))
-    if not called or tried(example).count_nonzero():
+        zeroed(copied.get_submodule(called[-1]))
+    if not called or copied(example).count_nonzero():
         raise InsertionError(
             "what the module that is to be inserted makes is not zero even with its last layer at "
             "zero; end it with a convolution, a Linear or a norm, or fade it in (kind='fade')"

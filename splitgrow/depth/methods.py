@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.depth.insertion import Wanted, insert_, plan_insertion
+from splitgrow.depth.insertion import insert_, plan_insertion
+from splitgrow.depth.wanted import After, Wanted
 from splitgrow.edits import Edit
 from splitgrow.handled import Handled
 
@@ -16,7 +17,7 @@ class DepthMethods(Handled):
 
     def insert_layer(  # noqa: PLR0913
         self,
-        after: int | str | tuple[str, str],
+        after: After,
         kind: str = "residual",
         *,
         module: nn.Module | None = None,
@@ -42,6 +43,7 @@ class DepthMethods(Handled):
                 bias one. "block": a copy of the residual block `after`, with the last layer of each
                 of its branches zero. "fade": a `module` that keeps the shape, whatever it computes,
                 in a `FadeIn` whose alpha is 0; a `FadeSchedule` of the model takes it to 1.
+                "replacement": the same for a `module` that is to take the place of `after`.
             module: The branch f of a residual, whose last layer is set to zero; what fades in.
             form: Of a branch that is made here. "plain": two layers of the width that is there;
                 "bottleneck": a quarter of it inside.
@@ -85,7 +87,7 @@ class DepthMethods(Handled):
 
     def plan_insertion(
         self,
-        after: int | str | tuple[str, str],
+        after: After,
         kind: str = "residual",
         *,
         freeze: bool = True,
