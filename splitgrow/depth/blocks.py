@@ -167,7 +167,7 @@ def _check(
     path, original = host
     args, kwargs = captured(model, original, inputs)
     x = first_argument(original, args, kwargs)
-    with undisturbed(model), torch.no_grad():
+    with undisturbed(model), undisturbed(block), torch.no_grad():
         generator = torch.Generator(x.device).manual_seed(0)
         for scale in (0.0, 1.0, 10.0):
             noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
