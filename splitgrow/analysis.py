@@ -99,6 +99,13 @@ def _best(model: nn.Module, runs: Sequence[Recording]) -> _Analysis:
     return best
 
 
+def analyse_again(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
+    """The channel graph of a model that was changed; the warnings were given the first time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return analyse(model, inputs)
+
+
 class _Analysis:
     """One pass over the recorded runs of a model's forward."""
 

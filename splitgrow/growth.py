@@ -40,11 +40,10 @@ def plan(
 ) -> Edit:
     """The edit that a request leads to, not applied."""
     check_structure(model, history)
-    closes = 0 if freeze and history.generation == 0 else None
-    generation = 1 if closes == 0 else history.generation
+    opened = history.next_edit(freeze=freeze)
     checked = check_request(history.graph, request)
     checked = rounded_up(history.graph, checked, round_to)
-    return make_plan(history.graph, history.modules, checked, history.edits, (generation, closes))
+    return make_plan(history.graph, history.modules, checked, history.edits, opened)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,10 @@ class History:
         """All parameters that closing generations froze."""
         return chain.from_iterable(self.frozen.values())
 
+    def next_edit(self, *, freeze: bool) -> tuple[int, int | None]:
+        """The generation of the next edit, and the one that it closes first, if any."""
+        return (1, 0) if freeze and self.generation == 0 else (self.generation, None)
+
     def last_edit(self, generation: int) -> int:
         """The number of the last edit of a generation or of those before it; 0 if none."""
         return max((e.index for e in self.edits if e.generation <= generation), default=0)

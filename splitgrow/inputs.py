@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from splitgrow.analysis import analyse, analyse_with_free_input
+from splitgrow.analysis import analyse_again, analyse_with_free_input
 from splitgrow.axes import Axis, groups_of
 from splitgrow.edits import Edit
 from splitgrow.errors import FixedWidthError
@@ -48,10 +47,10 @@ def expand_input_(
     with Undo() as undo:
         keep_(history, undo)
         history.graph = graph
-        closes = 0 if freeze and history.generation == 0 else None
+        generation, closes = history.next_edit(freeze=freeze)
         edit = Edit(
             index=len(history.edits) + 1,
-            generation=1 if closes == 0 else history.generation,
+            generation=generation,
             closes=closes,
             request={f"input {name}": n},
             growth=growth,
@@ -61,9 +60,7 @@ def expand_input_(
         edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
         history.narrower = (*history.narrower, (edit.index, history.inputs))
         history.inputs = _widened(model, history.inputs, name, dim, n)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they were given when the model was made growable
-            history.graph = analyse(model, history.inputs)
+        history.graph = analyse_again(model, history.inputs)
         history.modules = structure(model)
     return edit
 

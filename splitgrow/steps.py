@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -54,6 +54,15 @@ class Step:
     example: Any
     place: str
     module: str | None = None
+
+
+def refs_in(value: Any) -> Iterator[Ref]:
+    """What stands for tensors and tracked numbers in arguments and the tuples and lists in them."""
+    if isinstance(value, Ref):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from refs_in(item)
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -424,6 +424,14 @@ def test_a_block_is_copied_with_its_branch_at_zero() -> None:
     assert_equal(outputs_of(model, x()), before)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_copied_block_is_in_the_mode_of_the_model(training: bool) -> None:
+    model = net().train(training)
+    model.insert_layer("block", "block")
+    copied = model.get_submodule("block.inserted1")
+    assert {module.training for module in copied.modules()} == {training}
+
+
 def test_blocks_that_a_copy_could_not_follow_are_refused() -> None:
     model = net()
     with unchanged(model), pytest.raises(splitgrow.InsertionError, match="no residual branch"):
@@ -499,7 +507,7 @@ def test_an_optimizer_that_does_not_train_the_neighbour_is_refused() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-@pytest.mark.parametrize("step", ["put_in_place_", "join_", "analyse", "structure", "close_"])
+@pytest.mark.parametrize("step", ["put_in_place_", "join_", "analyse_again", "structure", "close_"])
 @pytest.mark.parametrize("again", [False, True])
 def test_an_interruption_leaves_all_as_it_was(
     monkeypatch: pytest.MonkeyPatch,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splitgrow.analysis import analyse
+from splitgrow.analysis import analyse_again
 from splitgrow.deepened import Deepened, Inserted, questions
 from splitgrow.depth.blocks import captured, copied_block
 from splitgrow.depth.inserts import (
@@ -81,9 +80,8 @@ def insert_(
         planned.prepare(undo)
         _place_(model, planned, insertion, undo)
         join_(joining, undo)
-        with warnings.catch_warnings(), questions() as asked:
-            warnings.simplefilter("ignore")  # they were given when the model was made growable
-            history.graph = analyse(model, history.inputs)
+        with questions() as asked:
+            history.graph = analyse_again(model, history.inputs)
         _note_questions_(model, asked, undo)
         history.modules = structure(model)
         history.generation = edit.generation
@@ -115,7 +113,7 @@ def _plan(
         host, before, unit, width = site.host, site.before, site.unit[0], site.width
         tensor_result = sites.call_of(host).tuple_of is None
     _refuse_stray(model, host, history.modules[host])
-    closes = 0 if freeze and history.generation == 0 else None
+    generation, closes = history.next_edit(freeze=freeze)
     index = len(history.edits) + 1
     insertion = Insertion(
         host=host,
@@ -127,7 +125,6 @@ def _plan(
         parameters=sum(p.numel() for p in module.parameters()),
         options={"after": unit, **wanted.options},
     )
-    generation = 1 if closes == 0 else history.generation
     edit = Edit(index, generation, closes, {}, {}, (), inserted=(insertion,))
     return _Planned(edit, history.modules[host], module, tensor_result, prepare)
 

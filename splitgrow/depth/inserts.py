@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from splitgrow.depth.intervals import leaves_alone
-from splitgrow.depth.sites import Site
+from splitgrow.depth.sites import ACTIVATIONS, Site
 from splitgrow.errors import InsertionError
 from splitgrow.fading import FadeIn
 from splitgrow.kinds import kind_of
@@ -23,28 +23,6 @@ _NORMS: dict[int, type[nn.Module]] = {
     3: nn.BatchNorm1d,
     4: nn.BatchNorm2d,
     5: nn.BatchNorm3d,
-}
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    name.lower().replace("_", ""): getattr(nn, name)
-    for name in [
-        "ReLU",
-        "ReLU6",
-        "LeakyReLU",
-        "ELU",
-        "SELU",
-        "CELU",
-        "GELU",
-        "SiLU",
-        "Mish",
-        "Hardswish",
-        "Hardsigmoid",
-        "Hardtanh",
-        "Sigmoid",
-        "Tanh",
-        "Softplus",
-        "Softsign",
-        "LogSigmoid",
-    ]
 }
 
 
@@ -107,8 +85,8 @@ class Builder:
             module = self._modules.get(name)
             kind = type(module).__name__ if module is not None else name
             plain = kind.rpartition(".")[2].replace("_", "").lower()
-            if plain in _ACTIVATIONS:
-                return copy.deepcopy(module) if module is not None else _ACTIVATIONS[plain]()
+            if plain in ACTIVATIONS:
+                return copy.deepcopy(module) if module is not None else ACTIVATIONS[plain]()
         return nn.ReLU()
 
     # -- the wholes ------------------------------------------------------------------------------

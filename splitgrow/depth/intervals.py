@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
-from splitgrow.steps import Ref, Step
+from splitgrow.steps import Step, refs_in
 
 Interval = tuple[float, float]
 EVERYTHING: Interval = (-math.inf, math.inf)
@@ -53,7 +52,7 @@ def intervals_of(steps: Sequence[Step]) -> list[Interval]:
     """Bounds of the values of each step's result, in evaluation and in training."""
     found: list[Interval] = []
     for step in steps:
-        found.append(_interval(step, [found[ref.step] for ref in _tensors(step.args)]))
+        found.append(_interval(step, [found[ref.step] for ref in refs_in(step.args)]))
     return found
 
 
@@ -82,14 +81,6 @@ def _combined(name: str, operands: Sequence[Interval]) -> Interval:
     if name in {"mul", "imul"} and len(operands) == 2 and min(lows) >= 0:
         return 0.0, math.inf
     return EVERYTHING
-
-
-def _tensors(value: Any) -> list[Ref]:
-    if isinstance(value, Ref):
-        return [value]
-    if isinstance(value, (tuple, list)):
-        return [ref for item in value for ref in _tensors(item)]
-    return []
 
 
 def leaves_alone(activation: nn.Module, interval: Interval) -> bool:

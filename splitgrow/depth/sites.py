@@ -15,7 +15,7 @@ from splitgrow.kinds import kind_of
 from splitgrow.leaves import is_leaf
 from splitgrow.recording import Recorder, record
 from splitgrow.split import stock
-from splitgrow.steps import Ref, Step
+from splitgrow.steps import Ref, Step, refs_in
 
 _NORMS = ("BatchNorm", "InstanceNorm", "GroupNorm", "LayerNorm", "RMSNorm", "LocalResponseNorm")
 
@@ -111,7 +111,7 @@ class Sites:
         self._intervals = intervals_of(self.steps)
         self._readers: dict[Ref, list[int]] = {}
         for index, step in enumerate(self.steps):
-            for ref in _refs((step.args, tuple(step.kwargs.values()))):
+            for ref in refs_in((step.args, tuple(step.kwargs.values()))):
                 self._readers.setdefault(ref, []).append(index)
 
     def behind(self, path: str) -> Site:
@@ -120,7 +120,7 @@ class Sites:
         Raises:
             InsertionError: If it is not called exactly once, or no module starts or ends there.
         """
-        call = self._only_call(path)
+        call = self.call_of(path)
         if call.result is None:
             raise InsertionError(f"`{path}` does not pass on a tensor that could be followed")
         if kind_of(stock(self.modules[path])) is None or not is_leaf(self.modules[path]):
@@ -145,7 +145,7 @@ class Sites:
         Raises:
             InsertionError: If the module is not called exactly once, or reads something else.
         """
-        made, given = self._only_call(path).result, self._only_call(reader).given
+        made, given = self.call_of(path).result, self.call_of(reader).given
         unit: tuple[str, ...] = (path,)
         while made is not None and made != given:
             following = self._following(made)
@@ -163,10 +163,13 @@ class Sites:
         Raises:
             InsertionError: If it is not called exactly once.
         """
-        result = self._only_call(path).result
+        result = self.call_of(path).result
         assert result is not None
         example = self.example_of(result)
         return int(example.shape[self._channel_dim(result, example)])
+
+    def _count(self, path: str) -> int:
+        return sum(call.path == path for call in self.calls)
 
     def call_of(self, path: str) -> Call:
         """The only call of a module.
@@ -174,12 +177,6 @@ class Sites:
         Raises:
             InsertionError: If it is not called exactly once.
         """
-        return self._only_call(path)
-
-    def _count(self, path: str) -> int:
-        return sum(call.path == path for call in self.calls)
-
-    def _only_call(self, path: str) -> Call:
         calls = [call for call in self.calls if call.path == path]
         if len(calls) != 1:
             raise InsertionError(
@@ -271,7 +268,7 @@ class Sites:
 
     def _last(self, ref: Ref) -> list[Ref]:
         step = self.steps[ref.step]
-        return [] if step.name in _TURNING else list(_refs(step.args))
+        return [] if step.name in _TURNING else list(refs_in(step.args))
 
 
 def is_activation(step: Step) -> bool:
@@ -285,16 +282,12 @@ def is_activation(step: Step) -> bool:
 
 _TURNING = frozenset(("permute", "transpose", "movedim", "view", "reshape", "flatten", "mT", "T"))
 """What may bring channels to another dimension."""
-_ACTIVATION_NAMES = """
-    relu relu6 leakyrelu elu selu celu gelu silu mish hardswish hardsigmoid hardtanh sigmoid tanh
-    softplus softsign logsigmoid rrelu prelu
+_NAMES = """
+    ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh Sigmoid Tanh
+    Softplus Softsign LogSigmoid
 """
-_ACTIVATIONS = frozenset(_ACTIVATION_NAMES.split())
-
-
-def _refs(value: Any) -> Iterator[Ref]:
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _refs(item)
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    name.lower(): getattr(nn, name) for name in _NAMES.split()
+}
+"""Activations that a function's name alone tells how to make, by that name without underscores."""
+_ACTIVATIONS = frozenset((*ACTIVATIONS, "rrelu", "prelu"))
