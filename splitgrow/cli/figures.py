@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 
 from splitgrow.cli.results import BlockMap, Growth, Outcome
-from splitgrow.cli.themes import ON_COLOUR, Theme, colour_of, plain, png, sheet
+from splitgrow.cli.themes import ON_COLOUR, Theme, colour_of, name_stretch, plain, png, sheet
 from splitgrow.reporting import BlockArea
 
 _HATCH = "///"
@@ -59,15 +59,7 @@ def _name_generations(axes: Axes, growths: Sequence[Growth], last: int, theme: T
     starts = [0, *(growth.step for growth in growths)]
     ends = [*starts[1:], last]
     for generation, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axes.annotate(
-            f"generation {generation}",
-            xy=((start + end) / 2, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            color=theme.ink,
-        )
+        name_stretch(axes, f"generation {generation}", (start, end), theme)
 
 
 def block_map(blocks: BlockMap, theme: Theme) -> bytes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from splitgrow.cli.figures import running_mean
 from splitgrow.cli.results import Level, LevelStep, ProgressiveResult, Tiles
-from splitgrow.cli.themes import Theme, colour_of, plain, png, sheet
+from splitgrow.cli.themes import Theme, colour_of, name_stretch, plain, png, sheet
 
 
 def errors(result: ProgressiveResult, theme: Theme) -> bytes:
@@ -71,15 +71,7 @@ def _fades(steps: Sequence[LevelStep]) -> list[tuple[int, int]]:
 def _name_levels(axes: Axes, result: ProgressiveResult, theme: Theme) -> None:
     edges = [0, *(growth.step for growth in result.growths), result.steps[-1].step]
     for level, start, end in zip(result.levels, edges[:-1], edges[1:], strict=True):
-        axes.annotate(
-            f"{level.resolution}x{level.resolution}",
-            xy=((start + end) / 2, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 5),
-            textcoords="offset points",
-            ha="center",
-            color=theme.ink,
-        )
+        name_stretch(axes, f"{level.resolution}x{level.resolution}", (start, end), theme)
 
 
 def gallery(levels: Sequence[Level], theme: Theme) -> bytes:

@@ -50,6 +50,19 @@ def plain(axes: Axes, theme: Theme) -> None:
         spine.set_color(theme.faint)
 
 
+def name_stretch(axes: Axes, name: str, stretch: tuple[float, float], theme: Theme) -> None:
+    """Writes a name above a stretch of the horizontal axis, in its middle."""
+    axes.annotate(
+        name,
+        xy=(sum(stretch) / 2, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="center",
+        color=theme.ink,
+    )
+
+
 def png(figure: Figure) -> bytes:
     """The picture as a file; equal pictures give equal bytes."""
     buffer = io.BytesIO()

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
+import torch
 
+from splitgrow.cli import datasets
 from splitgrow.cli.results import (
     BlockMap,
     Evaluation,
@@ -86,3 +89,17 @@ def result() -> Result:
         block_map=BlockMap("stages.0.conv1", blocks),
         seconds=21.4,
     )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other within tiny layers are slow on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> datasets.Dataset:
+    return datasets.load(None, limit=64)

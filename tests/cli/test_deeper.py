@@ -34,20 +34,6 @@ OPTIONS = ["--deeper", "--limit", "64", "--epochs", "1", "--width", "2", "--thre
 KINDS = ["identity", "residual", "gate", "block"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other within tiny layers are slow on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def dataset() -> datasets.Dataset:
-    return datasets.load(None, limit=64)
-
-
 @pytest.fixture(scope="module")
 def finished(dataset: datasets.Dataset) -> tuple[DeeperResult, list[Event]]:
     events: list[Event] = []

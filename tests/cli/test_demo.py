@@ -24,20 +24,6 @@ SETTINGS = DemoSettings(epochs=2, width=2, batch_size=32)
 OPTIONS = ["--limit", "64", "--epochs", "1", "--width", "2", "--threads", "1"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other within tiny layers are slow on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def dataset() -> datasets.Dataset:
-    return datasets.load(None, limit=64)
-
-
 @pytest.fixture(scope="module")
 def finished(dataset: datasets.Dataset) -> tuple[Result, list[Event]]:
     events: list[Event] = []

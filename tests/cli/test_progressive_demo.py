@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,20 +30,6 @@ from splitgrow.cli.settings import DemoSettings
 
 SETTINGS = DemoSettings(epochs=2, width=2, batch_size=32)
 OPTIONS = ["--progressive", "--limit", "64", "--epochs", "1", "--width", "2", "--threads", "1"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other within tiny layers are slow on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def dataset() -> datasets.Dataset:
-    return datasets.load(None, limit=64)
 
 
 @pytest.fixture(scope="module")
