@@ -1,6 +1,6 @@
 """Joining the blocks that a layer gained in many edits of one generation to those of one edit.
 
-Every growth adds parameters of its own, and each costs the optimizer and torch's autograd a few
+Every growth adds parameters of its own, and each costs the optimizer and torch's autograd tens of
 microseconds a step, however small it is. The blocks of a generation that is still open fill the
 same two strips of the weight as one growth would have: a helper and a new block.
 """
