@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from splitgrow.composition import Block, Composition
 from splitgrow.edits import Edit, JoinedBlocks
-from splitgrow.growth import set_blocks_
 from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.optimizers import listed
+from splitgrow.placing import set_blocks_
 from splitgrow.planning import build_block, planned_blocks
 from splitgrow.replacing import JointParameter, plan_replacing, replace_
 from splitgrow.running import is_hooked

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
+
+from splitgrow.typed import read_record, written
 
 VERSION = 1
 
@@ -59,6 +61,21 @@ class NumberChange:
 
 
 @dataclass(frozen=True)
+class InputChange:
+    """What an edit does to an input of the model.
+
+    Attributes:
+        name: The name of forward's argument.
+        dim: The dimension on which its channels lie.
+        width: The number of channels before and after.
+    """
+
+    name: str
+    dim: int
+    width: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class JoinedBlocks:
     """What an edit that joins blocks does to one layer.
 
@@ -84,6 +101,9 @@ class Insertion:
         width: The number of channels that pass there.
         parameters: The number of its parameters.
         options: What it was asked to be like, as far as that is plain data.
+        tensor_result: Whether the module next to it gives one tensor, rather than several.
+        recipe: What it is made of, as data from which it can be made again: see
+            `splitgrow.depth.recipes`.
     """
 
     host: str
@@ -94,6 +114,8 @@ class Insertion:
     width: int
     parameters: int
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    tensor_result: bool = True
+    recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         side = "in front of" if self.before else "behind"
@@ -117,6 +139,7 @@ class Edit:
         numbers: What happens to numbers that modules hold.
         joined: The layers whose blocks it joins to those of one edit.
         inserted: What it inserts.
+        inputs: What happens to the model's inputs.
         initializer: How new blocks get their values.
     """
 
@@ -129,6 +152,7 @@ class Edit:
     numbers: tuple[NumberChange, ...] = ()
     joined: tuple[JoinedBlocks, ...] = ()
     inserted: tuple[Insertion, ...] = ()
+    inputs: tuple[InputChange, ...] = ()
     initializer: str = "zero"
     version: int = field(default=VERSION)
 
@@ -140,9 +164,8 @@ class Edit:
         return _edit_from_fields, (self._fields(),)
 
     def _fields(self) -> dict[str, Any]:
-        names = ("index", "generation", "closes", "initializer", "version", *_LISTS)
-        fields = {name: getattr(self, name) for name in names}
-        return {**fields, "request": dict(self.request), "growth": dict(self.growth)}
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**own, "request": dict(self.request), "growth": dict(self.growth)}
 
     @property
     def parameters(self) -> int:
@@ -158,10 +181,7 @@ class Edit:
 
     def to_json(self) -> str:
         """The edit as JSON."""
-        fields = self._fields()
-        for name in _LISTS:
-            fields[name] = [asdict(change) for change in fields[name]]
-        return json.dumps(fields)
+        return json.dumps(written(self))
 
     @classmethod
     def from_json(cls, text: str) -> Edit:
@@ -171,17 +191,23 @@ class Edit:
             ValueError: If the text is of another version, or not an edit.
         """
         try:
-            fields = json.loads(text)
-            if fields["version"] != VERSION:
-                raise ValueError(f"it is of version {fields['version']}")
-            for name, read in _LISTS.items():
-                fields[name] = tuple(read(item) for item in fields[name])
-            growth = {int(group): units for group, units in fields.pop("growth").items()}
-            return cls(growth=growth, **fields)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            return cls.from_data(json.loads(text))
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"not an edit of version {VERSION}: {type(error).__name__}: {error}"
             ) from None
+
+    @classmethod
+    def from_data(cls, data: object, where: str = "edit") -> Edit:
+        """An edit from what JSON makes of it.
+
+        Raises:
+            ValueError: If it is of another version, or a value is of another type.
+        """
+        version = data.get("version") if isinstance(data, dict) else None
+        if version != VERSION:
+            raise ValueError(f"{where} is of version {version!r}, not {VERSION}")
+        return read_record(cls, data, where)
 
     def __str__(self) -> str:
         closes = "" if self.closes is None else f", closes generation {self.closes}"
@@ -224,34 +250,3 @@ def _arrow(sizes: tuple[int, int]) -> str:
 
 def _edit_from_fields(fields: dict[str, Any]) -> Edit:
     return Edit(**fields)
-
-
-def _number_from_json(fields: dict[str, Any]) -> NumberChange:
-    before, after = fields["value"]
-    return NumberChange(**{**fields, "value": (before, after)})
-
-
-def _change_from_json(fields: dict[str, Any]) -> LayerChange:
-    fields = dict(fields)
-    for name in ("in_width", "width", "silent_ins", "silent_outs", "blocks"):
-        fields[name] = tuple(fields[name])
-    for name in ("ins", "outs"):
-        fields[name] = tuple((position, count) for position, count in fields[name])
-    return LayerChange(**fields)
-
-
-def _joined_from_json(fields: dict[str, Any]) -> JoinedBlocks:
-    return JoinedBlocks(fields["name"], tuple(fields["edits"]))
-
-
-def _insertion_from_json(fields: dict[str, Any]) -> Insertion:
-    return Insertion(**fields)
-
-
-_LISTS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "changes": _change_from_json,
-    "numbers": _number_from_json,
-    "joined": _joined_from_json,
-    "inserted": _insertion_from_json,
-}
-"""The fields of an edit that are lists of records, and how each record is read from JSON."""

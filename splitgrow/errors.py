@@ -42,5 +42,9 @@ class OptimizerError(SplitGrowError):
     """The optimizer cannot take over the new parameters."""
 
 
+class CheckpointError(SplitGrowError):
+    """A checkpoint cannot be written, is damaged, or does not fit the model."""
+
+
 class FusionError(SplitGrowError):
     """The fused network does not equal the model it was made from."""

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from splitgrow.attributes import hold_
 from splitgrow.deepened import Deepened
-from splitgrow.edits import Edit, LayerChange, NumberChange
+from splitgrow.edits import Edit
 from splitgrow.fading import FadeIn
-from splitgrow.generations import freeze_, held, unfreeze_
+from splitgrow.generations import freeze_, unfreeze_
 from splitgrow.history import History, check_structure, keep_, structure
-from splitgrow.initializers import Initializer, initializer_of, silent_channels
-from splitgrow.layouts import Layout
+from splitgrow.initializers import initializer_of
 from splitgrow.optimizers import NewParameter, group_name, join_, listed, plan_joining
-from splitgrow.planning import (
-    build_block,
-    check_request,
-    make_plan,
-    planned_blocks,
-    rounded_up,
-)
-from splitgrow.split import Block, SplitLayer
+from splitgrow.placing import Prepared, change_number_, holders_in, place_, prepare
+from splitgrow.planning import check_request, make_plan, rounded_up
+from splitgrow.split import SplitLayer
 from splitgrow.undo import Undo
 
 
@@ -44,18 +36,6 @@ def plan(
     checked = check_request(history.graph, request)
     checked = rounded_up(history.graph, checked, round_to)
     return make_plan(history.graph, history.modules, checked, history.edits, opened)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A layer's change with everything that it needs, made but not yet put in place."""
-
-    change: LayerChange
-    split: SplitLayer
-    modules: list[nn.Module]
-    blocks: list[Block]
-    ins: Layout
-    outs: Layout
 
 
 def apply_(
@@ -84,16 +64,18 @@ def carry_out_(
     initialise, optimizers = initializer_of(initializer), listed(optimizer)
     keep_random_states_(model, undo)
     with torch.inference_mode(mode=False):  # blocks made there could never train
-        prepared = [_prepare(history, edit, change, initialise) for change in edit.changes]
+        prepared = [
+            prepare(history.modules, edit.index, change, initialise) for change in edit.changes
+        ]
     joining = plan_joining(optimizers, _new_parameters(prepared), edit.generation)
     keep_(history, undo)
     if edit.closes is not None:
         close_(model, history, undo)
     holders = holders_in(model)
     for item in prepared:
-        _place_(history, item, holders, undo)
+        place_(history.modules, item, holders, undo)
     for number in edit.numbers:
-        _hold_(history.modules[number.module], number, undo)
+        change_number_(history.modules[number.module], number, undo)
     join_(joining, undo)
     groups = history.graph.groups.grown(edit.growth)
     history.graph = replace(history.graph, groups=groups)
@@ -112,44 +94,7 @@ def keep_random_states_(model: nn.Module, undo: Undo) -> None:
         undo.on_failure(lambda d=device, s=on_device: torch.cuda.set_rng_state(s, d))  # type: ignore[misc]
 
 
-def _prepare(
-    history: History, edit: Edit, change: LayerChange, initialise: Initializer
-) -> _Prepared:
-    module = history.modules[change.name]
-    split = module if isinstance(module, SplitLayer) else SplitLayer(module)
-    if split is not module:
-        # A norm that is held is in evaluation whatever the mode; what is new must not be.
-        parent = history.modules[change.name.rpartition(".")[0]]
-        split.training = parent.training if held(module) else module.training
-    before = (change.in_width[0], change.width[0])
-    gain = (change.in_width[1] - before[0], change.width[1] - before[1])
-    modules, blocks = list(split), list(split.blocks)
-    for kind, sizes in planned_blocks(split.kind, split.original, before, gain).items():
-        block = build_block(module, kind, sizes)
-        initialise(block, kind, silent_channels(change, kind))
-        _match_memory_format(block, split.original)
-        modules.append(block.train(split.training))
-        blocks.append(Block("helper" if kind == "helper" else "new", edit.index))
-    return _Prepared(
-        change,
-        split,
-        modules,
-        blocks,
-        split.ins.inserted(change.ins, edit.index),
-        split.outs.inserted(change.outs, edit.index),
-    )
-
-
-def _match_memory_format(block: nn.Module, original: nn.Module) -> None:
-    """Keeps a model channels-last that is."""
-    weight = getattr(original, "weight", None)
-    if weight is None or weight.dim() != 4 or weight.is_contiguous():
-        return
-    if weight.is_contiguous(memory_format=torch.channels_last):
-        block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _new_parameters(prepared: list[_Prepared]) -> Iterator[NewParameter]:
+def _new_parameters(prepared: list[Prepared]) -> Iterator[NewParameter]:
     for item in prepared:
         for index in range(len(item.split), len(item.modules)):
             for name, parameter in item.modules[index].named_parameters():
@@ -163,65 +108,6 @@ def close_(model: nn.Module, history: History, undo: Undo) -> None:
     shares = [(m, m.alpha) for m in model.modules() if isinstance(m, FadeIn)]
     history.shares = {**history.shares, history.generation: shares}
     history.frozen = {**history.frozen, history.generation: freeze_(model, undo)}
-
-
-def _place_(history: History, item: _Prepared, holders: Holders, undo: Undo) -> None:
-    """Puts a layer's new blocks in place, and a split layer where there was a stock layer."""
-    split = item.split
-    set_blocks_(split, (item.modules, item.blocks), (item.ins, item.outs), undo)
-    replaced = history.modules[item.change.name]
-    if replaced is not split:
-        put_in_place_(holders, replaced, split, undo)
-
-
-Holders = Mapping[int, Sequence[tuple[dict[str, Any], str]]]
-"""For each module, by its id, the dictionaries that hold it, with its names there."""
-
-
-def holders_in(model: nn.Module) -> Holders:
-    """Who holds the modules of a model."""
-    holders: dict[int, list[tuple[dict[str, Any], str]]] = {}
-    for module in model.modules():
-        for name, child in module._modules.items():  # noqa: SLF001
-            holders.setdefault(id(child), []).append((module._modules, name))  # noqa: SLF001
-    return holders
-
-
-def put_in_place_(holders: Holders, old: nn.Module, new: nn.Module, undo: Undo) -> None:
-    """Puts a module in the place of another, wherever that is held."""
-    for children, name in holders[id(old)]:
-        undo.on_failure(partial(children.__setitem__, name, old))
-        children[name] = new
-
-
-def set_blocks_(
-    split: SplitLayer,
-    blocks: tuple[Sequence[nn.Module], Sequence[Block]],
-    layouts: tuple[Layout, Layout],
-    undo: Undo,
-) -> None:
-    """Gives a split layer other blocks.
-
-    Args:
-        split: The layer.
-        blocks: The blocks, and what they are for.
-        layouts: Where its inputs and outputs come from.
-        undo: Takes it back.
-    """
-    before = (list(split), split.blocks), (split.ins, split.outs)
-
-    def take_back() -> None:
-        split.ins, split.outs = before[1]
-        split.set_blocks(*before[0])
-
-    undo.on_failure(take_back)
-    split.ins, split.outs = layouts
-    split.set_blocks(*blocks)
-
-
-def _hold_(module: nn.Module, number: NumberChange, undo: Undo) -> None:
-    undo.on_failure(lambda: hold_(module, number.attribute, number.value[0]))
-    hold_(module, number.attribute, number.value[1])
 
 
 def next_generation_(model: nn.Module, history: History) -> int:

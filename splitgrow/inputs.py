@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from splitgrow.analysis import analyse_again, analyse_with_free_input
 from splitgrow.axes import Axis, groups_of
-from splitgrow.edits import Edit
+from splitgrow.edits import Edit, InputChange
 from splitgrow.errors import FixedWidthError
 from splitgrow.graph import ChannelGraph
 from splitgrow.growth import carry_out_
@@ -56,10 +57,11 @@ def expand_input_(
             growth=growth,
             changes=plan_changes(graph, history.modules, growth),
             numbers=plan_numbers(graph, growth),
+            inputs=(_change(graph, axes[dim], name, dim, n),),
         )
         edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
         history.narrower = (*history.narrower, (edit.index, history.inputs))
-        history.inputs = _widened(model, history.inputs, name, dim, n)
+        history.inputs = widened(model, history.inputs, edit.inputs)
         history.graph = analyse_again(model, history.inputs)
         history.modules = structure(model)
     return edit
@@ -122,13 +124,19 @@ def _growth(graph: ChannelGraph, axis: Axis, name: str, n: int) -> dict[int, int
     return {growing[0]: n // step}
 
 
-def _widened(
-    model: nn.Module, inputs: tuple[Any, ...], name: str, dim: int, n: int
+def _change(graph: ChannelGraph, axis: Axis, name: str, dim: int, n: int) -> InputChange:
+    width = graph.groups.length(axis)
+    return InputChange(name, dim, (width, width + n))
+
+
+def widened(
+    model: nn.Module, inputs: tuple[Any, ...], changes: Iterable[InputChange]
 ) -> tuple[Any, ...]:
     """The example inputs with more channels: those that there are once more, from the first."""
-    names = list(_arguments(model, inputs))
-    place = names.index(name)
-    x = inputs[place]
-    again = torch.arange(n, device=x.device) % x.shape[dim]
-    wider = torch.cat([x, x.index_select(dim, again)], dim)
-    return (*inputs[:place], wider, *inputs[place + 1 :])
+    for change in changes:
+        place = list(_arguments(model, inputs)).index(change.name)
+        x, (before, after) = inputs[place], change.width
+        again = torch.arange(after - before, device=x.device) % before
+        wider = torch.cat([x, x.index_select(change.dim, again)], change.dim)
+        inputs = (*inputs[:place], wider, *inputs[place + 1 :])
+    return inputs

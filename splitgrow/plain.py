@@ -19,6 +19,7 @@ def plain_copy(
     view: int | None,
     memo: dict[int, Any],
     finish: Callable[[SplitLayer, nn.Module], None] | None = None,
+    stock_of: Callable[[SplitLayer, int | None], nn.Module] = SplitLayer.plain,
 ) -> nn.Module:
     """A copy of a module in which everything that has grown is plain.
 
@@ -27,11 +28,12 @@ def plain_copy(
         view: The edit after which it is copied; None for today.
         memo: As of `copy.deepcopy`; in the end it has the copy of every part by the part's id.
         finish: What else is to be done with the stock layer of each grown one.
+        stock_of: Makes the stock layer of a grown one.
     """
     deepened = []
     for part in module.modules():
         if isinstance(part, SplitLayer):
-            memo[id(part)] = part.plain(view)
+            memo[id(part)] = stock_of(part, view)
             if finish is not None:
                 finish(part, memo[id(part)])
         elif isinstance(part, Deepened):

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "splitgrow"
 FLOORS = (
-    {"errors", "axes", "spans"},
+    {"errors", "axes", "spans", "typed"},
     {"groups", "kernels", "whole", "partial"},
     {"silence", "layouts", "edits", "kinds", "folding", "execution", "undo"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"},
@@ -23,7 +23,7 @@ FLOORS = (
     {"split", "deepened", "rules", "graph", "passes"}
     | {"initializers", "attributes", "optimizers", "replacing"},
     {"leaves", "results", "planning", "namesakes", "progressive"} | {"plain", "listing"},
-    {"recording", "tracing", "history", "refusals"},
+    {"recording", "tracing", "history", "refusals", "placing"},
     {"handled"},
     {"widening", "growth"},
     {"analysis", "consolidation"},

@@ -1038,7 +1038,7 @@ FAULTS = {
     "giving state": "splitgrow.optimizers._give_state",
     "freezing a parameter": "splitgrow.generations._freeze_parameter",
     "holding statistics": "torch.nn.Module.register_forward_pre_hook",
-    "building a block": "splitgrow.growth.build_block",
+    "building a block": "splitgrow.placing.build_block",
     "growing the groups": "splitgrow.groups.Groups.grow",
     "reading the structure": "splitgrow.growth.structure",
 }

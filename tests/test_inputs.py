@@ -171,7 +171,7 @@ def test_an_input_that_is_added_to_a_layer_that_is_fixed_is_refused() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
-@pytest.mark.parametrize("step", ["carry_out_", "_widened", "analyse_again", "structure"])
+@pytest.mark.parametrize("step", ["carry_out_", "widened", "analyse_again", "structure"])
 def test_an_interruption_leaves_all_as_it_was(
     monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
 ) -> None:

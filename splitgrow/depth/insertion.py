@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis import analyse_again
-from splitgrow.deepened import Deepened, Inserted, questions
+from splitgrow.deepened import Deepened, questions
 from splitgrow.depth.blocks import captured, copied_block
 from splitgrow.depth.inserts import (
     Builder,
@@ -22,12 +22,14 @@ from splitgrow.depth.inserts import (
     tried,
     zeroed,
 )
+from splitgrow.depth.recipes import recipe_of
 from splitgrow.depth.sites import Site, Sites
-from splitgrow.depth.wanted import KINDS, After, Wanted
+from splitgrow.depth.wanted import After, Wanted
+from splitgrow.depth.wrapping import wrap_
 from splitgrow.edits import Edit, Insertion
 from splitgrow.errors import InsertionError
 from splitgrow.fading import FadeIn
-from splitgrow.growth import close_, holders_in, keep_random_states_, put_in_place_
+from splitgrow.growth import close_, keep_random_states_
 from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
 from splitgrow.planning import find_node
@@ -40,7 +42,6 @@ class _Planned:
     edit: Edit
     host: nn.Module
     module: nn.Module
-    tensor_result: bool
     prepare: Callable[[Undo], None]
 
 
@@ -78,11 +79,11 @@ def insert_(
         if edit.closes is not None:
             close_(model, history, undo)
         planned.prepare(undo)
-        _place_(model, planned, insertion, undo)
+        wrap_(model, planned.host, planned.module, (edit.index, insertion), undo)
         join_(joining, undo)
         with questions() as asked:
             history.graph = analyse_again(model, history.inputs)
-        _note_questions_(model, asked, undo)
+        note_questions_(model, asked, undo)
         history.modules = structure(model)
         history.generation = edit.generation
         history.edits = [*history.edits, edit]
@@ -101,15 +102,17 @@ def _plan(
         host, before, unit = path, False, path
         module: nn.Module = copied_block(model, path, sites, history.inputs, undo)
         width, tensor_result = sites.width_of(path), call.tuple_of is None
+        recipe: dict[str, Any] = {"copy": path}
         prepare: Callable[[Undo], None] = _nothing
     elif wanted.kind == "replacement":
         host = unit = _module_path(history, after)
         before, prepare = False, _nothing
         module = _replacement(model, sites, host, history.inputs, wanted.module)
         width, tensor_result = sites.width_of(host), True
+        recipe = recipe_of(cast(nn.Module, wanted.module), given=True)
     else:
         site = _site(sites, history, after)
-        module, prepare = _made(model, sites, site, wanted)
+        module, prepare, recipe = _made(model, sites, site, wanted)
         host, before, unit, width = site.host, site.before, site.unit[0], site.width
         tensor_result = sites.call_of(host).tuple_of is None
     _refuse_stray(model, host, history.modules[host])
@@ -124,12 +127,14 @@ def _plan(
         width=width,
         parameters=sum(p.numel() for p in module.parameters()),
         options={"after": unit, **wanted.options},
+        tensor_result=tensor_result,
+        recipe=recipe,
     )
     edit = Edit(index, generation, closes, {}, {}, (), inserted=(insertion,))
-    return _Planned(edit, history.modules[host], module, tensor_result, prepare)
+    return _Planned(edit, history.modules[host], module, prepare)
 
 
-def _note_questions_(model: nn.Module, asked: Container[int], undo: Undo) -> None:
+def note_questions_(model: nn.Module, asked: Container[int], undo: Undo) -> None:
     """Tells wrappers whether forward asks them for attributes of their modules."""
     for module in model.modules():
         if isinstance(module, Deepened):
@@ -200,8 +205,8 @@ def _refuse_known(model: nn.Module, module: nn.Module) -> None:
 
 def _made(
     model: nn.Module, sites: Sites, site: Site, wanted: Wanted
-) -> tuple[nn.Module, Callable[[Undo], None]]:
-    """What is to be inserted, and what is to be done with it before it is put in place.
+) -> tuple[nn.Module, Callable[[Undo], None], dict[str, Any]]:
+    """What is to be inserted, what is to be done before it is put in place, and its recipe.
 
     Raises:
         ValueError: If a module was given that is part of the model already.
@@ -209,13 +214,14 @@ def _made(
     like = _like(model, site)
     if wanted.module is not None:
         _refuse_known(model, wanted.module)
+        recipe = recipe_of(wanted.module, given=True)
         with torch.no_grad():
             example = torch.randn(site.example.shape, device=like.device, dtype=like.dtype)
             if wanted.kind == "fade":
                 keeps_shape(wanted.module, example)
-                return FadeIn(nn.Identity(), wanted.module), _nothing
+                return FadeIn(nn.Identity(), wanted.module), _nothing, recipe
             name = last_layer(wanted.module, example)
-        return wanted.module, partial(_zero_, wanted.module.get_submodule(name))
+        return wanted.module, partial(_zero_, wanted.module.get_submodule(name)), recipe
     builder = Builder(
         site,
         sites.modules,
@@ -230,7 +236,7 @@ def _made(
     }
     with torch.inference_mode(mode=False):
         made = makers[wanted.kind]()
-    return made.train(model.training), _nothing
+    return made.train(model.training), _nothing, recipe_of(made, builder.copied)
 
 
 def _zero_(layer: nn.Module, undo: Undo) -> None:
@@ -282,21 +288,3 @@ def _new_parameters(
         alike = [p for other, p in near if other.rpartition(".")[2] == own]
         older = tuple(alike + [p for _, p in near if all(p is not q for q in alike)])
         yield NewParameter(f"{insertion.name}.{name}", parameter, older)
-
-
-def _place_(model: nn.Module, planned: _Planned, insertion: Insertion, undo: Undo) -> None:
-    host = planned.host
-    wrapper = next(
-        (m for m in model.modules() if isinstance(m, Deepened) and m.wrapped is host), None
-    )
-    item = Inserted(planned.edit.index, insertion.before, KINDS[insertion.kind])
-    if wrapper is None:
-        wrapper = Deepened(host)
-        wrapper.tensor_result = planned.tensor_result
-        wrapper.set_inserted({item.name: planned.module}, (item,))
-        put_in_place_(holders_in(model), host, wrapper, undo)
-        return
-    modules: Mapping[str, Any] = {i.name: getattr(wrapper, i.name) for i in wrapper.inserted}
-    undo.on_failure(partial(wrapper.set_inserted, modules, wrapper.inserted))
-    new = {item.name: planned.module, **modules}
-    wrapper.set_inserted(new, (item, *wrapper.inserted))

@@ -29,6 +29,9 @@ _NORMS: dict[int, type[nn.Module]] = {
 class Builder:
     """Makes what goes to one place.
 
+    Attributes:
+        copied: The paths of what its parts are copies of, by the parts' ids.
+
     Args:
         site: The place.
         modules: The model's modules by path.
@@ -49,6 +52,7 @@ class Builder:
         self.site, self._modules = site, modules
         self._kernel_size = kernel_size
         self._given = activation
+        self.copied: dict[int, str] = {}
         self._placed: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         dims = site.example.dim()
         self._conv = _CONVS.get(dims) if site.dim == 1 and dims > 2 else None
@@ -85,8 +89,12 @@ class Builder:
             module = self._modules.get(name)
             kind = type(module).__name__ if module is not None else name
             plain = kind.rpartition(".")[2].replace("_", "").lower()
+            if plain in ACTIVATIONS and module is not None:
+                copied = copy.deepcopy(module)
+                self.copied[id(copied)] = name
+                return copied
             if plain in ACTIVATIONS:
-                return copy.deepcopy(module) if module is not None else ACTIVATIONS[plain]()
+                return ACTIVATIONS[plain]()
         return nn.ReLU()
 
     # -- the wholes ------------------------------------------------------------------------------

@@ -1,0 +1,48 @@
+"""Putting what is inserted in its place: a wrapper around the module next to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from splitgrow.deepened import Deepened, Inserted
+from splitgrow.depth.wanted import KINDS
+from splitgrow.edits import Insertion
+from splitgrow.placing import holders_in, put_in_place_
+from splitgrow.undo import Undo
+
+
+def wrap_(
+    model: nn.Module,
+    host: nn.Module,
+    module: nn.Module,
+    inserted: tuple[int, Insertion],
+    undo: Undo,
+) -> None:
+    """Puts a module before or behind another.
+
+    Args:
+        model: The model.
+        host: The module next to which it is put.
+        module: What is put there.
+        inserted: The number of the edit, and what it says of the insertion.
+        undo: Takes it back.
+    """
+    edit, insertion = inserted
+    item = Inserted(edit, insertion.before, KINDS[insertion.kind])
+    wrapper = next(
+        (m for m in model.modules() if isinstance(m, Deepened) and m.wrapped is host), None
+    )
+    if wrapper is None:
+        wrapper = Deepened(host)
+        wrapper.tensor_result = insertion.tensor_result
+        wrapper.set_inserted({item.name: module}, (item,))
+        put_in_place_(holders_in(model), host, wrapper, undo)
+        return
+    modules: Mapping[str, Any] = {i.name: wrapper.part(i.name) for i in wrapper.inserted}
+    undo.on_failure(partial(wrapper.set_inserted, modules, wrapper.inserted))
+    new = {item.name: module, **modules}
+    wrapper.set_inserted(new, (item, *wrapper.inserted))

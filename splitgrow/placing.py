@@ -1,0 +1,147 @@
+"""Putting blocks in place: a split layer where there was a stock layer, or more blocks in one.
+
+Nothing here knows why: the blocks may be new, or those of a network that is put together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitgrow.attributes import hold_
+from splitgrow.edits import LayerChange, NumberChange
+from splitgrow.generations import held
+from splitgrow.initializers import Initializer, silent_channels
+from splitgrow.layouts import Layout
+from splitgrow.planning import build_block, planned_blocks
+from splitgrow.split import Block, SplitLayer
+from splitgrow.undo import Undo
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A layer's change with everything that it needs, made but not yet put in place."""
+
+    change: LayerChange
+    split: SplitLayer
+    modules: list[nn.Module]
+    blocks: list[Block]
+    ins: Layout
+    outs: Layout
+
+
+def prepare(
+    modules: Mapping[str, nn.Module],
+    edit: int,
+    change: LayerChange,
+    initialise: Initializer | None = None,
+) -> Prepared:
+    """Makes the blocks of a layer's change; nothing is put in place yet.
+
+    Args:
+        modules: The model's modules by path.
+        edit: The number of the edit.
+        change: What is to happen to the layer.
+        initialise: Gives the blocks their values; None for blocks on the meta device, which have
+            none.
+    """
+    module = modules[change.name]
+    split = module if isinstance(module, SplitLayer) else SplitLayer(module)
+    if split is not module:
+        # A norm that is held is in evaluation whatever the mode; what is new must not be.
+        parent = modules[change.name.rpartition(".")[0]]
+        split.training = parent.training if held(module) else module.training
+    before = (change.in_width[0], change.width[0])
+    gain = (change.in_width[1] - before[0], change.width[1] - before[1])
+    blocks, purposes = list(split), list(split.blocks)
+    for kind, sizes in planned_blocks(split.kind, split.original, before, gain).items():
+        if initialise is None:
+            block = build_block(module, kind, sizes, device="meta")
+        else:
+            block = build_block(module, kind, sizes)
+            initialise(block, kind, silent_channels(change, kind))
+            _match_memory_format(block, split.original)
+        blocks.append(block.train(split.training))
+        purposes.append(Block("helper" if kind == "helper" else "new", edit))
+    return Prepared(
+        change,
+        split,
+        blocks,
+        purposes,
+        split.ins.inserted(change.ins, edit),
+        split.outs.inserted(change.outs, edit),
+    )
+
+
+def _match_memory_format(block: nn.Module, original: nn.Module) -> None:
+    """Keeps a model channels-last that is."""
+    weight = getattr(original, "weight", None)
+    if weight is None or weight.dim() != 4 or weight.is_contiguous():
+        return
+    if weight.is_contiguous(memory_format=torch.channels_last):
+        block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def place_(modules: Mapping[str, nn.Module], item: Prepared, holders: Holders, undo: Undo) -> None:
+    """Puts a layer's new blocks in place, and a split layer where there was a stock layer."""
+    split = item.split
+    set_blocks_(split, (item.modules, item.blocks), (item.ins, item.outs), undo)
+    replaced = modules[item.change.name]
+    if replaced is not split:
+        put_in_place_(holders, replaced, split, undo)
+
+
+Holders = Mapping[int, Sequence[tuple[dict[str, Any], str]]]
+"""For each module, by its id, the dictionaries that hold it, with its names there."""
+
+
+def holders_in(model: nn.Module) -> Holders:
+    """Who holds the modules of a model."""
+    holders: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for module in model.modules():
+        for name, child in module._modules.items():  # noqa: SLF001
+            holders.setdefault(id(child), []).append((module._modules, name))  # noqa: SLF001
+    return holders
+
+
+def put_in_place_(holders: Holders, old: nn.Module, new: nn.Module, undo: Undo) -> None:
+    """Puts a module in the place of another, wherever that is held."""
+    for children, name in holders[id(old)]:
+        undo.on_failure(partial(children.__setitem__, name, old))
+        children[name] = new
+
+
+def set_blocks_(
+    split: SplitLayer,
+    blocks: tuple[Sequence[nn.Module], Sequence[Block]],
+    layouts: tuple[Layout, Layout],
+    undo: Undo,
+) -> None:
+    """Gives a split layer other blocks.
+
+    Args:
+        split: The layer.
+        blocks: The blocks, and what they are for.
+        layouts: Where its inputs and outputs come from.
+        undo: Takes it back.
+    """
+    before = (list(split), split.blocks), (split.ins, split.outs)
+
+    def take_back() -> None:
+        split.ins, split.outs = before[1]
+        split.set_blocks(*before[0])
+
+    undo.on_failure(take_back)
+    split.ins, split.outs = layouts
+    split.set_blocks(*blocks)
+
+
+def change_number_(module: nn.Module, number: NumberChange, undo: Undo) -> None:
+    """Has a module hold another number."""
+    undo.on_failure(partial(hold_, module, number.attribute, number.value[0]))
+    hold_(module, number.attribute, number.value[1])
