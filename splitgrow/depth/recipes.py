@@ -58,8 +58,8 @@ def _stock_recipe(module: nn.Module) -> dict[str, Any] | None:
     if not _is_stock(cls):
         return None
     args = {}
-    for name in inspect.signature(cls).parameters:
-        if name in {"device", "dtype"}:
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name in {"device", "dtype"} or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
             continue
         value = getattr(module, name, None)
         args[name] = value if name != "bias" else value is not None
