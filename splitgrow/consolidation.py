@@ -29,7 +29,7 @@ from splitgrow.whole import room_for
 
 
 @dataclass(frozen=True)
-class _Consolidated:
+class Consolidated:
     """A layer whose blocks are joined, made but not yet put in place."""
 
     path: str
@@ -52,7 +52,7 @@ def consolidate_(model: nn.Module, history: History, *, optimizer: object) -> Ed
     with Undo() as undo:
         with torch.inference_mode(mode=False), torch.no_grad():
             found = [
-                _consolidated(path, split, births, index)
+                consolidated(path, split, births, index)
                 for path, split in _splits(model)
                 if len(births := _births(split, born)) > 1 and _uniform(split, births)
             ]
@@ -61,15 +61,19 @@ def consolidate_(model: nn.Module, history: History, *, optimizer: object) -> Ed
         replacing = plan_replacing(optimizers, [p for item in found for p in item.parameters])
         keep_(history, undo)
         for item in found:
-            after = item.after
-            blocks = after.modules, after.blocks
-            set_blocks_(item.split, blocks, (after.ins, after.outs), undo)
+            put_joined_(item, undo)
         replace_(replacing, undo)
         joined = tuple(JoinedBlocks(item.path, item.births) for item in found)
         edit = Edit(index, history.generation, None, {}, {}, (), joined=joined)
         history.modules = structure(model)
         history.edits = [*history.edits, edit]
     return edit
+
+
+def put_joined_(item: Consolidated, undo: Undo) -> None:
+    """Gives a layer its joined blocks."""
+    after = item.after
+    set_blocks_(item.split, (after.modules, after.blocks), (after.ins, after.outs), undo)
 
 
 def _splits(model: nn.Module) -> Iterator[tuple[str, SplitLayer]]:
@@ -114,9 +118,15 @@ def _is_watched(parameter: Any) -> bool:
     return bool(hooks or shared) or type(parameter) is not nn.Parameter
 
 
-def _consolidated(
-    path: str, split: SplitLayer, births: tuple[int, ...], index: int
-) -> _Consolidated:
+def consolidated(path: str, split: SplitLayer, births: tuple[int, ...], index: int) -> Consolidated:
+    """A layer's blocks of some edits made into those of one; nothing is put in place yet.
+
+    Args:
+        path: The layer's path.
+        split: The layer.
+        births: The edits whose blocks are joined, in order.
+        index: The number of the edit that the joined blocks are of.
+    """
     before = split.composition()
     ins, outs = split.ins.renamed(births, index), split.outs.renamed(births, index)
     sizes = split.sizes(births[0] - 1)
@@ -151,7 +161,7 @@ def _consolidated(
                 parameters.append(JointParameter(f"{path}.{place}.{name}", parameter, older, fill))
             else:
                 setattr(block, name, fill(older))
-    return _Consolidated(path, births, split, after, parameters)
+    return Consolidated(path, births, split, after, parameters)
 
 
 @dataclass(frozen=True)

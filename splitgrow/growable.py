@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -11,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.analysis import analyse
-from splitgrow.errors import UnsupportedModelError
+from splitgrow.errors import SplitGrowError, UnsupportedModelError
 from splitgrow.handle import Handle
 from splitgrow.handled import HISTORY
 from splitgrow.history import History, grown_elsewhere, structure
+from splitgrow.journal.state_dicts import check_fit, follow_, put_journal, take_journal
+from splitgrow.undo import Undo
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -156,7 +160,7 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
     Raises:
         TypeError: If the class has a way of its own to do it, which knows nothing of the history.
     """
-    cls = type(self)
+    cls = _growable_part(self)
     history: History | None = vars(self).get(HISTORY)
     if history is not None:
         history.refuse_while_viewing("copy or pickle the model")
@@ -179,7 +183,7 @@ def _new_growable(
 
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Copies as the class does it in its own way, and brings along the history if that did not."""
-    cls: Any = type(self)
+    cls: Any = _growable_part(self)
     copied: nn.Module = super(cls, self).__deepcopy__(memo)
     memo[id(self)] = copied
     history = copy.deepcopy(vars(self)[HISTORY], memo)
@@ -190,11 +194,60 @@ def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return copied
 
 
+def _growable_part(model: nn.Module) -> type[nn.Module]:
+    """The class made here among those of a model, which may have been given others since."""
+    return next(cls for cls in type(model).__mro__ if _ORIGINAL_CLASS in vars(cls))
+
+
+def _state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The tensors, and the journal if the model has grown, as its extra state."""
+    cls: Any = _growable_part(self)
+    state = super(cls, self).state_dict(*args, **kwargs)
+    put_journal(self, state, kwargs.get("prefix", args[1] if len(args) > 1 else ""))
+    return state
+
+
+def _load_state_dict(
+    self: nn.Module,
+    state_dict: Mapping[str, Any],
+    strict: bool = True,  # noqa: FBT001, FBT002 - as torch has it
+    **kwargs: Any,
+) -> Any:
+    """Loads a state_dict of this model from any time; its journal is replayed first.
+
+    One from before the model grew is loaded into the original blocks, and what came later stays.
+
+    Raises:
+        CheckpointError: If it is of another model or another history. Nothing is changed then.
+        RuntimeError: As nn.Module's.
+    """
+    cls: Any = _growable_part(self)
+    state = OrderedDict(state_dict)
+    setattr(state, "_metadata", getattr(state_dict, "_metadata", None))  # noqa: B010 - torch reads it
+    with Undo() as undo:
+        journal = take_journal(self, state, "")
+        follow_(self, journal, state, "", undo)
+        if journal.edits and strict:
+            check_fit(self, state)
+        return super(cls, self).load_state_dict(state, strict, **kwargs)
+
+
+def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
+    """As `_load_state_dict` does, where the model is part of one that is loaded."""
+    cls: Any = _growable_part(self)
+    try:
+        with Undo() as undo:
+            follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
+    except SplitGrowError as error:
+        args[-1].append(str(error))  # torch raises all that it finds there
+    super(cls, self)._load_from_state_dict(state_dict, prefix, *args)
+
+
 _CLASSES: dict[tuple[Any, frozenset[str]], type[nn.Module]] = {}
 
 
 def _class_for(model: nn.Module, taken: frozenset[str] | None = None) -> type[nn.Module]:
-    if _ORIGINAL_CLASS in vars(type(model)):
+    if hasattr(type(model), _ORIGINAL_CLASS):
         return type(model)
     return _growable_class(type(model), _taken_names(model) if taken is None else taken)
 
@@ -231,6 +284,9 @@ def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Mod
             "__qualname__": original.__qualname__,
             "__doc__": original.__doc__,
             "__reduce_ex__": _reduce,
+            "state_dict": _state_dict,
+            "load_state_dict": _load_state_dict,
+            "_load_from_state_dict": _load_from_state_dict,
             _ORIGINAL_CLASS: original,
             _TAKEN: taken,
         },

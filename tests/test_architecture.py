@@ -28,7 +28,7 @@ FLOORS = (
     {"widening", "growth"},
     {"analysis", "consolidation"},
     {"depth", "inputs"},
-    {"handle"},
+    {"handle", "journal"},
     {"growable", "reporting"},
     {"merging"},
     {"fusion"},

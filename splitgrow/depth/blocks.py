@@ -62,7 +62,7 @@ def copied_block(
     for name in names:
         zeroed(memo[id(sites.modules[name])])
     _release_(block)
-    _announce_(block, model, undo)
+    announce_(block, model, undo)
     _check(model, (path, sites.modules[path]), block, inputs)
     return block
 
@@ -131,7 +131,7 @@ def _last_layer(sites: Sites, block: str, ref: Ref, inside: range) -> str:
     return ""
 
 
-def _announce_(block: nn.Module, model: nn.Module, undo: Undo) -> None:
+def announce_(block: nn.Module, model: nn.Module, undo: Undo) -> None:
     """Gives a copy a place of its own in the caches of transformers, which go by a block's number.
 
     They are made for as many blocks as the model's ``config`` counts.

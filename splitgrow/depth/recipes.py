@@ -71,8 +71,9 @@ def _stock_recipe(module: nn.Module) -> dict[str, Any] | None:
 
 
 def _is_stock(cls: type[nn.Module]) -> bool:
-    known = getattr(nn, cls.__name__, None) is cls and cls.__name__ not in _NOT_LEAVES
-    return known and cls.__module__ in _SOURCES
+    known = getattr(nn, cls.__name__, None) is cls and cls.__module__ in _SOURCES
+    lazy = issubclass(cls, nn.modules.lazy.LazyModuleMixin)
+    return known and not lazy and cls.__name__ not in _NOT_LEAVES
 
 
 def _is_plain(value: object) -> bool:
@@ -116,7 +117,7 @@ def made_of(
         return copied_without_values(_found(modules, recipe["copy"]))
     if "given" in recipe:
         if given is None:
-            raise CheckpointError(f"a {recipe['given']} of yours is needed for it")
+            raise CheckpointError(f"it needs a {recipe['given']} of yours; give that as `modules`")
         return copy.deepcopy(given)
     return _stock(recipe)
 

@@ -1,0 +1,85 @@
+"""Putting in again what was inserted, from what its edit says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from splitgrow.deepened import Deepened
+from splitgrow.depth.blocks import announce_
+from splitgrow.depth.inserts import replacement
+from splitgrow.depth.recipes import made_of
+from splitgrow.depth.wanted import KINDS
+from splitgrow.depth.wrapping import wrap_
+from splitgrow.edits import Insertion
+from splitgrow.errors import CheckpointError
+from splitgrow.fading import FadeIn
+from splitgrow.generations import held, release_
+from splitgrow.history import structure
+from splitgrow.undo import Undo
+
+
+def insert_again_(
+    model: nn.Module,
+    edit: int,
+    insertion: Insertion,
+    given: Mapping[str, nn.Module],
+    undo: Undo,
+) -> None:
+    """Inserts what was inserted once; it has no values yet.
+
+    Args:
+        model: The model.
+        edit: The number of the edit.
+        insertion: What the edit says of it.
+        given: What the user gives again, by the path of the insertion.
+        undo: Takes it back.
+
+    Raises:
+        CheckpointError: If it does not fit the model, or a module has to be given.
+    """
+    modules = structure(model)
+    host = modules.get(insertion.host)
+    if host is None or not insertion.host or isinstance(host, Deepened):
+        raise CheckpointError(f"the model has no module `{insertion.host}`")
+    if insertion.kind not in KINDS or insertion.name != f"{insertion.host}.inserted{edit}":
+        raise CheckpointError(f"it inserts a {insertion.kind!r} as `{insertion.name}`")
+    module = _made(modules, insertion, given)
+    if insertion.kind == "block":
+        announce_(module, model, undo)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    if parameters != insertion.parameters:
+        raise CheckpointError(
+            f"`{insertion.name}` has {insertion.parameters:,} parameters there, as it is made "
+            f"here {parameters:,}"
+        )
+    wrap_(model, host, module, (edit, insertion), undo)
+
+
+def _made(
+    modules: Mapping[str, nn.Module],
+    insertion: Insertion,
+    given: Mapping[str, nn.Module],
+) -> nn.Module:
+    """What was inserted, without values.
+
+    Raises:
+        CheckpointError: If it cannot be made, or has to be given.
+    """
+    if "given" in insertion.recipe and insertion.name not in given:
+        raise CheckpointError(
+            f"{insertion}; it was made of a {insertion.recipe['given']} of yours: give that again, "
+            f"as modules={{{insertion.name!r}: ...}}"
+        )
+    module = made_of(insertion.recipe, modules, given.get(insertion.name))
+    if insertion.kind == "fade":
+        return FadeIn(nn.Identity(), module)
+    if insertion.kind == "replacement":
+        return replacement(module)
+    if insertion.kind == "block":
+        for part in module.modules():
+            if held(part):
+                release_(part, training=part.training)
+        return module
+    return module.train(modules[insertion.host].training)

@@ -1,0 +1,98 @@
+"""The journal: all that tells a grown model from a fresh one, but for the values of its tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from splitgrow.edits import Edit
+from splitgrow.errors import CheckpointError
+from splitgrow.typed import read_record, written
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """How far a fade had come when a generation was closed.
+
+    Attributes:
+        path: The path of the `FadeIn`.
+        alpha: Its alpha.
+    """
+
+    path: str
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The history of a model, as data.
+
+    Attributes:
+        edits: The edits so far, in order.
+        generation: The open generation.
+        exact_from: The first generation whose closed state can still be recovered.
+        frozen: The names of the parameters that closing a generation froze, by generation.
+        fixed: The names of all parameters that do not train.
+        held: The paths of the modules whose running statistics are held.
+        shares: How far the fades had come when a generation was closed, by generation.
+        version: The version of the format.
+    """
+
+    edits: tuple[Edit, ...] = ()
+    generation: int = 0
+    exact_from: int = 0
+    frozen: Mapping[int, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    fixed: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    shares: Mapping[int, tuple[Share, ...]] = field(default_factory=dict, hash=False)
+    version: int = VERSION
+
+    def to_json(self) -> str:
+        """The journal as JSON."""
+        return json.dumps(written(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Journal:
+        """A journal from its JSON, each value of which is checked.
+
+        Raises:
+            CheckpointError: If it is of another version, or not a journal.
+        """
+        try:
+            return cls.from_data(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"the journal cannot be read: {error}") from error
+
+    @classmethod
+    def from_data(cls, data: object) -> Journal:
+        """A journal from what JSON makes of it.
+
+        Raises:
+            CheckpointError: If it is of another version, or not a journal.
+        """
+        version = data.get("version") if isinstance(data, dict) else None
+        if version != VERSION:
+            raise CheckpointError(
+                f"the journal is of version {version!r}; this splitgrow reads version {VERSION}"
+            )
+        try:
+            journal: Journal = read_record(cls, data, "journal")
+        except ValueError as error:
+            raise CheckpointError(f"the journal cannot be read: {error}") from error
+        journal._check()
+        return journal
+
+    def _check(self) -> None:
+        generation = 0
+        for number, edit in enumerate(self.edits, 1):
+            opens = edit.closes == 0 and generation == 0 and edit.generation == 1
+            fits = edit.generation in range(generation, self.generation + 1)
+            if edit.index != number or not fits or not (edit.closes is None or opens):
+                raise CheckpointError(f"edit {number} of the journal does not follow from the last")
+            generation = edit.generation
+        closed = {*self.frozen, *self.shares}
+        if not 0 <= self.exact_from <= self.generation or not closed <= {*range(self.generation)}:
+            raise CheckpointError("the journal's generations contradict each other")

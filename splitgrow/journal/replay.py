@@ -1,0 +1,235 @@
+"""Putting a model together again from its journal: the same blocks, without values.
+
+A journal may come from anywhere, so every edit is held against the model before it is carried out,
+and what it adds lies on the meta device, where nothing takes memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from splitgrow.analysis import analyse_again
+from splitgrow.attributes import held_number
+from splitgrow.consolidation import consolidated, put_joined_
+from splitgrow.deepened import questions
+from splitgrow.depth.insertion import note_questions_
+from splitgrow.depth.rebuilding import insert_again_
+from splitgrow.edits import Edit, LayerChange, NumberChange
+from splitgrow.errors import CheckpointError
+from splitgrow.fading import FadeIn
+from splitgrow.generations import held, hold_statistics, release_
+from splitgrow.graph import ChannelGraph
+from splitgrow.history import History, structure
+from splitgrow.inputs import widened
+from splitgrow.journal.records import Journal
+from splitgrow.kinds import kind_of
+from splitgrow.placing import change_number_, holders_in, place_, prepare
+from splitgrow.planning import layer_kind, planned_blocks
+from splitgrow.split import SplitLayer, stock
+from splitgrow.undo import Undo
+
+LARGEST = 2**40
+"""More units than any layer has; what is more is not even looked at."""
+
+
+def rebuild_(
+    model: nn.Module, edits: Sequence[Edit], given: Mapping[str, nn.Module], undo: Undo
+) -> None:
+    """Carries out edits on a model without planning them; what they add has no values yet.
+
+    Args:
+        model: A model to which the edits before these were done.
+        edits: The edits.
+        given: Modules that the user gives again, by the paths of the insertions they belong to.
+        undo: Takes it back.
+
+    Raises:
+        CheckpointError: If an edit does not fit the model.
+    """
+    for edit in edits:
+        try:
+            _carry_out_(model, edit, given, undo)
+        except CheckpointError as error:
+            raise CheckpointError(f"edit {edit.index}: {error}") from error
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"edit {edit.index} cannot be carried out: {error}") from error
+
+
+def _carry_out_(model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], undo: Undo) -> None:
+    modules = structure(model)
+    for change in edit.changes:
+        _check_change(modules, change)
+    prepared = [prepare(modules, edit.index, change) for change in edit.changes]
+    holders = holders_in(model)
+    for item in prepared:
+        place_(modules, item, holders, undo)
+    for number in edit.numbers:
+        _check_number(modules, number)
+        change_number_(modules[number.module], number, undo)
+    for joined in edit.joined:
+        split = modules.get(joined.name)
+        born = {block.edit for block in split.blocks} if isinstance(split, SplitLayer) else ()
+        if not isinstance(split, SplitLayer) or not {*joined.edits} <= {*born} - {0}:
+            raise CheckpointError(f"it joins blocks of `{joined.name}` that this does not have")
+        births = tuple(sorted({*joined.edits}))
+        put_joined_(consolidated(joined.name, split, births, edit.index), undo)
+    for insertion in edit.inserted:
+        insert_again_(model, edit.index, insertion, given, undo)
+
+
+def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None:
+    """Makes sure that a layer can change as it is said to.
+
+    Raises:
+        CheckpointError: If it cannot.
+    """
+    module = modules.get(change.name)
+    if module is None:
+        raise CheckpointError(f"the model has no layer `{change.name}`")
+    layer = stock(module)
+    if kind_of(layer) is None or type(layer).__name__ != change.kind:
+        raise CheckpointError(
+            f"`{change.name}` is a {change.kind} there, in this model a {type(layer).__name__}"
+        )
+    kind = layer_kind(module)
+    sizes = module.sizes() if isinstance(module, SplitLayer) else kind.sizes(layer)
+    if sizes != (change.in_width[0], change.width[0]):
+        raise CheckpointError(
+            f"`{change.name}` has {change.in_width[0]} inputs and {change.width[0]} units there, "
+            f"in this model {sizes[0]} and {sizes[1]}"
+        )
+    gains = []
+    for (before, after), insertions in (
+        (change.in_width, change.ins),
+        (change.width, change.outs),
+    ):
+        places = [place for place, _ in insertions]
+        gained = sum(count for _, count in insertions)
+        ordered = all(one <= other for one, other in pairwise([0, *places, before]))
+        positive = all(count > 0 for _, count in insertions)
+        if not (ordered and positive and before + gained == after <= LARGEST):
+            raise CheckpointError(f"the widths of `{change.name}` contradict each other")
+        gains.append(gained)
+    blocks = planned_blocks(kind, layer, (sizes[0], sizes[1]), (gains[0], gains[1]))
+    if not any(gains) or tuple(blocks) != change.blocks:
+        raise CheckpointError(f"the blocks of `{change.name}` are not those of its widths")
+
+
+def _check_number(modules: Mapping[str, nn.Module], number: NumberChange) -> None:
+    """Makes sure that a module holds the number that is to change.
+
+    Raises:
+        CheckpointError: If it does not.
+    """
+    module = modules.get(number.module)
+    found = held_number(module, number.attribute) if module is not None else None
+    if type(found) is not int or found != number.value[0] or not number.value[1] <= LARGEST:
+        name = f"{number.module}.{number.attribute}".removeprefix(".")
+        raise CheckpointError(f"`{name}` is {number.value[0]} there, in this model {found!r}")
+
+
+def restore_(model: nn.Module, history: History, journal: Journal, start: int, undo: Undo) -> None:
+    """Brings back what a model's history knows, once its modules and tensors are there.
+
+    Args:
+        model: The model.
+        history: Its history; `inputs` are the example inputs before the edits from `start` on.
+        journal: What to bring back.
+        start: The number of edits that had been done already.
+        undo: Takes it back. The history itself has to be kept by the caller.
+
+    Raises:
+        CheckpointError: If the journal names something that is not there, or the model cannot be
+            analysed.
+    """
+    modules, named = structure(model), dict(model.named_parameters(remove_duplicate=False))
+    unknown = {name for names in journal.frozen.values() for name in names} | {*journal.fixed}
+    unknown -= named.keys()
+    unknown |= {*journal.held} - modules.keys()
+    fades = {share.path for shares in journal.shares.values() for share in shares}
+    unknown |= {path for path in fades if not isinstance(modules.get(path), FadeIn)}
+    if unknown:
+        raise CheckpointError(f"the model has no {', '.join(sorted(unknown)[:3])}")
+    fixed = {id(named[name]) for name in journal.fixed}
+    for name, parameter in named.items():
+        _set_training_(name, parameter, undo, trains=id(parameter) not in fixed)
+    for path, module in modules.items():
+        _hold_(module, undo, held_now=path in journal.held)
+    history.frozen = {
+        generation: [(modules[_parent(name)], name.rpartition(".")[2]) for name in names]
+        for generation, names in journal.frozen.items()
+    }
+    history.shares = {
+        generation: [(_fade(modules[share.path]), share.alpha) for share in shares]
+        for generation, shares in journal.shares.items()
+    }
+    _widen_inputs_(model, history, journal.edits[start:])
+    history.edits = [*journal.edits]
+    history.generation, history.exact_from = journal.generation, journal.exact_from
+    history.modules = structure(model)
+    history.graph = analysed_(model, history.inputs, undo)
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _fade(module: nn.Module) -> FadeIn:
+    assert isinstance(module, FadeIn)
+    return module
+
+
+def _set_training_(name: str, parameter: nn.Parameter, undo: Undo, *, trains: bool) -> None:
+    if parameter.requires_grad == trains:
+        return
+    if trains and not (parameter.is_floating_point() or parameter.is_complex()):
+        raise CheckpointError(f"`{name}` holds {parameter.dtype}, which cannot train")
+    undo.on_failure(partial(parameter.requires_grad_, not trains))
+    parameter.requires_grad_(trains)
+
+
+def _hold_(module: nn.Module, undo: Undo, *, held_now: bool) -> None:
+    """Has a module's statistics be held or move."""
+    before = held(module)
+    if before == held_now:
+        return
+    training = module.training
+    if held_now:
+        undo.on_failure(partial(release_, module, training=training))
+        module.register_forward_pre_hook(hold_statistics)
+    else:
+        undo.on_failure(partial(module.register_forward_pre_hook, hold_statistics))
+        release_(module)
+
+
+def _widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> None:
+    for edit in edits:
+        if edit.inputs:
+            try:
+                inputs = widened(model, history.inputs, edit.inputs)
+            except (IndexError, RuntimeError, ValueError) as error:
+                raise CheckpointError(f"edit {edit.index} widens no input: {error}") from error
+            history.narrower = (*history.narrower, (edit.index, history.inputs))
+            history.inputs = inputs
+
+
+def analysed_(model: nn.Module, inputs: tuple[Any, ...], undo: Undo) -> ChannelGraph:
+    """The channel graph of a model that was put together again.
+
+    Raises:
+        CheckpointError: If it does not run.
+    """
+    try:
+        with questions() as asked:
+            graph = analyse_again(model, inputs)
+    except Exception as error:
+        raise CheckpointError(
+            f"the model does not run as the journal puts it together: {error}"
+        ) from error
+    note_questions_(model, asked, undo)
+    return graph
