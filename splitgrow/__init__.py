@@ -1,7 +1,9 @@
 """Grow any PyTorch model while it trains, and make it plain again to deploy."""
 
-from splitgrow.edits import Edit, Insertion, LayerChange, NumberChange
+from splitgrow.checkpoints import load, save
+from splitgrow.edits import Edit, InputChange, Insertion, LayerChange, NumberChange
 from splitgrow.errors import (
+    CheckpointError,
     FixedWidthError,
     FusionError,
     GenerationError,
@@ -33,6 +35,7 @@ from splitgrow.running import LayerRun
 from splitgrow.sharedkernel import SharedKernelConv1d, SharedKernelConv2d, SharedKernelConv3d
 
 __all__ = [
+    "CheckpointError",
     "Edit",
     "FadeIn",
     "FadeSchedule",
@@ -40,6 +43,7 @@ __all__ = [
     "FusionError",
     "GenerationError",
     "Handle",
+    "InputChange",
     "Insertion",
     "InsertionError",
     "Layer",
@@ -64,7 +68,9 @@ __all__ = [
     "fuse",
     "growable",
     "handle",
+    "load",
     "merge",
     "register_layer",
     "register_op",
+    "save",
 ]

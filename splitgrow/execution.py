@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, get_args
 
+from splitgrow.undo import Undo
+
 Mode = Literal["auto", "blockwise", "merged"]
 
 _MODE: ContextVar[Mode] = ContextVar("splitgrow_execution", default="auto")
@@ -53,3 +55,9 @@ def execution(mode: Mode) -> Iterator[None]:
 def execution_mode() -> Mode:
     """The mode that is chosen now."""
     return _MODE.get()
+
+
+def set_execution_mode_(mode: Mode, undo: Undo) -> None:
+    """Chooses a mode from here on, as it was when a checkpoint was saved."""
+    token = _MODE.set(mode)
+    undo.on_failure(lambda: _MODE.reset(token))

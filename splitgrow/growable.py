@@ -62,7 +62,7 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    _refuse_unsupported(model)
+    refuse_unsupported(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     if not isinstance(inputs, tuple):
         raise TypeError(f"example_inputs must be a tensor or a tuple, got {type(inputs).__name__}")
@@ -86,6 +86,22 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     return model
 
 
+def adopt_(model: nn.Module, history: History, undo: Undo) -> None:
+    """Gives a model a history, and so makes it growable if it was not.
+
+    Args:
+        model: The model.
+        history: What is known of it.
+        undo: Takes it back.
+    """
+    cls, own = type(model), vars(model)
+    before = own.get(HISTORY)
+    undo.on_failure(lambda: own.pop(HISTORY) if before is None else own.update({HISTORY: before}))
+    own[HISTORY] = history
+    undo.on_failure(lambda: setattr(model, "__class__", cls))
+    model.__class__ = _class_for(model)
+
+
 def _carry_on(history: History, old: History) -> None:
     history.edits, history.generation = old.edits, old.generation
     history.exact_from, history.frozen = old.exact_from, old.frozen
@@ -95,7 +111,12 @@ def _carry_on(history: History, old: History) -> None:
         history.exact_from = history.generation
 
 
-def _refuse_unsupported(model: nn.Module) -> None:
+def refuse_unsupported(model: nn.Module) -> None:
+    """Makes sure that a model is one that can be made growable.
+
+    Raises:
+        UnsupportedModelError: If it is wrapped, compiled, scripted or uninitialised.
+    """
     kind = type(model).__name__
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UnsupportedModelError(

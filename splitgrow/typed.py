@@ -21,7 +21,8 @@ def read_record(kind: type[Record], data: object, where: str = "it") -> Record:
     """A dataclass from what JSON makes of its fields.
 
     Fields are ints, floats, texts, booleans, None, records, and tuples and mappings of these; where
-    a field is declared as `Any`, it is any plain data, with tuples for lists.
+    a field is declared as `Any`, it is any plain data, with tuples for lists; as `object`, whatever
+    JSON made of it.
 
     Args:
         kind: The dataclass. Fields with a default may be missing.
@@ -68,6 +69,8 @@ def _read(kind: Any, data: Any, where: str) -> Any:
     origin, inside = get_origin(kind), get_args(kind)
     if kind is Any:
         return plain(data, where)
+    if kind is object:
+        return data
     if origin in {Union, UnionType}:
         if data is None and NoneType in inside:
             return None

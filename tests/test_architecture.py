@@ -11,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "splitgrow"
 FLOORS = (
-    {"errors", "axes", "spans", "typed"},
+    {"errors", "axes", "spans", "typed", "undo"},
     {"groups", "kernels", "whole", "partial"},
-    {"silence", "layouts", "edits", "kinds", "folding", "execution", "undo"}
+    {"silence", "layouts", "edits", "kinds", "folding", "execution"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"},
     {"steps", "composition", "generations", "fading", "removal"},
     {"assembly", "blockwise", "vanishing"},
@@ -30,7 +30,7 @@ FLOORS = (
     {"depth", "inputs"},
     {"handle", "journal"},
     {"growable", "reporting"},
-    {"merging"},
+    {"merging", "checkpoints"},
     {"fusion"},
     {"cli"},
 )

@@ -1,7 +1,7 @@
 """The journal of a grown model: its history as data, and a model put together again from it."""
 
 from splitgrow.journal.records import Journal, Share
-from splitgrow.journal.replay import rebuild_, restore_
+from splitgrow.journal.replay import rebuild_, restore_, widen_inputs_
 from splitgrow.journal.taking import journal_of
 
-__all__ = ["Journal", "Share", "journal_of", "rebuild_", "restore_"]
+__all__ = ["Journal", "Share", "journal_of", "rebuild_", "restore_", "widen_inputs_"]

@@ -138,7 +138,7 @@ def restore_(model: nn.Module, history: History, journal: Journal, start: int, u
 
     Args:
         model: The model.
-        history: Its history; `inputs` are the example inputs before the edits from `start` on.
+        history: Its history, with example inputs for the model as it is now.
         journal: What to bring back.
         start: The number of edits that had been done already.
         undo: Takes it back. The history itself has to be kept by the caller.
@@ -168,11 +168,11 @@ def restore_(model: nn.Module, history: History, journal: Journal, start: int, u
         generation: [(_fade(modules[share.path]), share.alpha) for share in shares]
         for generation, shares in journal.shares.items()
     }
-    _widen_inputs_(model, history, journal.edits[start:])
     history.edits = [*journal.edits]
     history.generation, history.exact_from = journal.generation, journal.exact_from
     history.modules = structure(model)
-    history.graph = analysed_(model, history.inputs, undo)
+    if start < len(journal.edits) or not history.graph.nodes:
+        history.graph = analysed_(model, history.inputs, undo)
 
 
 def _parent(name: str) -> str:
@@ -207,7 +207,12 @@ def _hold_(module: nn.Module, undo: Undo, *, held_now: bool) -> None:
         release_(module)
 
 
-def _widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> None:
+def widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> None:
+    """Makes the example inputs those of the model after edits that are done again.
+
+    Raises:
+        CheckpointError: If they have no such input.
+    """
     for edit in edits:
         if edit.inputs:
             try:

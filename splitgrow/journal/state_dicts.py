@@ -16,7 +16,7 @@ from splitgrow.handled import history_of
 from splitgrow.history import History, keep_
 from splitgrow.journal.filling import materialise_
 from splitgrow.journal.records import Journal
-from splitgrow.journal.replay import rebuild_, restore_
+from splitgrow.journal.replay import rebuild_, restore_, widen_inputs_
 from splitgrow.journal.taking import journal_of
 from splitgrow.split import SplitLayer
 from splitgrow.undo import Undo
@@ -96,6 +96,7 @@ def follow_(
     rebuild_(model, journal.edits[start:], {}, undo)
     tensors = {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
     materialise_(model, tensors, undo)
+    widen_inputs_(model, history, journal.edits[start:])
     restore_(model, history, journal, start, undo)
 
 

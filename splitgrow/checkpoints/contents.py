@@ -1,0 +1,170 @@
+"""What a checkpoint says of a model, besides its tensors; and what two models differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.checkpoints.training import SavedOptimizer, SavedScheduler
+from splitgrow.deepened import Deepened
+from splitgrow.errors import CheckpointError
+from splitgrow.history import History
+from splitgrow.journal.filling import slots_of
+from splitgrow.split import SplitLayer, stock
+from splitgrow.whole import memory_format_of
+
+VERSION = 1
+MODEL = "model."
+"""How the names of a model's tensors begin."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of a model as it was written.
+
+    Attributes:
+        path: Its path.
+        type: The name of its type.
+        settings: Its numbers, as it prints them, if it is one of torch's own.
+    """
+
+    path: str
+    type: str
+    settings: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that a checkpoint holds besides tensors.
+
+    Attributes:
+        journal: The model's journal, as JSON makes it.
+        type: The name of the model's class.
+        parts: The modules of the model as it was written.
+        ties: Other names of tensors that have several.
+        own: The names of buffers that the model makes itself, which are not in its state_dict.
+        last: The names of tensors whose channels come last in memory.
+        states: What modules add to the state_dict, as trees, by path.
+        inputs: The example inputs, as a tree; None if they are no plain data.
+        narrower: Those of earlier times, with the edit up to which they fit.
+        optimizers: The optimizers.
+        schedulers: The schedulers.
+        random: The states of the random number generators, as a tree.
+        execution: How grown layers run.
+        extra: What the user added, as a tree.
+        torch: The version of torch.
+        splitgrow: The version of splitgrow.
+        version: The version of the format.
+    """
+
+    journal: object
+    type: str
+    parts: tuple[Part, ...]
+    ties: Mapping[str, str]
+    own: tuple[str, ...]
+    last: tuple[str, ...]
+    states: Mapping[str, object]
+    inputs: object
+    narrower: tuple[tuple[int, object], ...]
+    optimizers: tuple[SavedOptimizer, ...]
+    schedulers: tuple[SavedScheduler, ...]
+    random: object
+    execution: str
+    extra: object
+    torch: str
+    splitgrow: str
+    version: int = field(default=VERSION)
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of a model.
+
+    Attributes:
+        tensors: Each of them, by its first name.
+        ties: Other names of tensors that have several, with the first.
+        own: The names of buffers that the model makes itself.
+        last: The names of those whose channels come last in memory.
+    """
+
+    tensors: Mapping[str, Tensor]
+    ties: Mapping[str, str]
+    own: tuple[str, ...]
+    last: tuple[str, ...]
+
+
+def tensors_of(model: nn.Module) -> Tensors:
+    """The parameters and buffers of a model."""
+    tensors: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    first: dict[int, str] = {}
+    own, last = [], []
+    for name, (module, attribute), tensor in slots_of(model):
+        if id(tensor) in first:
+            ties[name] = first[id(tensor)]
+            continue
+        first[id(tensor)] = name
+        tensors[name] = tensor
+        if attribute in module._non_persistent_buffers_set:  # noqa: SLF001
+            own.append(name)
+        if memory_format_of(tensor) is not torch.contiguous_format:
+            last.append(name)
+    return Tensors(tensors, ties, tuple(own), tuple(last))
+
+
+def parts_of(model: nn.Module, history: History | None) -> tuple[Part, ...]:
+    """The modules of a model as it was written, whatever has grown since."""
+    numbered = {n.module for edit in history.edits for n in edit.numbers} if history else set()
+    parts, grown = [], []
+    for path, module in model.named_modules():
+        if isinstance(module, Deepened):
+            grown += [f"{path}.{item.name}" for item in module.inserted]
+            continue
+        if any(path == other or path.startswith(f"{other}.") for other in grown):
+            continue
+        if isinstance(module, SplitLayer):
+            grown += [f"{path}.{name}" for name, _ in module.named_children()]
+        layer = stock(module)
+        torchs = type(layer).__module__.startswith("torch.nn.") and path not in numbered
+        settings = layer.extra_repr() if torchs else ""
+        parts.append(Part(path, type(layer).__name__, settings))
+    return tuple(parts)
+
+
+def check_parts(
+    saved: tuple[Part, ...], own: tuple[Part, ...], *, settings: bool, fixed: frozenset[str]
+) -> None:
+    """Makes sure that two models were written alike.
+
+    Args:
+        saved: The modules of the one that was saved.
+        own: Those of the one that is there.
+        settings: Whether the numbers of torch's layers count, too.
+        fixed: The paths of modules whose numbers do not.
+
+    Raises:
+        CheckpointError: If they were not; the first difference is named.
+    """
+    for there, here in zip_longest(saved, own):
+        if there is None:
+            raise CheckpointError(f"this model has `{here.path}` ({here.type}), the saved has not")
+        if here is None:
+            raise CheckpointError(
+                f"the saved model has `{there.path}`, a {there.type}; this has not"
+            )
+        if there.path != here.path:
+            raise CheckpointError(
+                f"the saved model has `{there.path}` ({there.type}) where this one has "
+                f"`{here.path}` ({here.type})"
+            )
+        same = there.type == here.type or not there.path  # the model's own class may be renamed
+        counts = settings and there.path not in fixed and there.settings and here.settings
+        if not same or (counts and there.settings != here.settings):
+            raise CheckpointError(
+                f"`{there.path}` is {there.type}({there.settings}) in the saved model, "
+                f"{here.type}({here.settings}) in this one"
+            )

@@ -1,0 +1,163 @@
+"""Any tree of plain data and tensors as JSON beside named tensors, and back, without pickle."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splitgrow.errors import CheckpointError
+
+
+class Writer:
+    """Turns trees into JSON, and collects their tensors.
+
+    Attributes:
+        tensors: The tensors so far, by the names under which the JSON has them.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def written(self, tree: Any, where: str, *, keep_objects: bool = False) -> Any:
+        """What JSON takes for a tree.
+
+        Plain data are None, booleans, numbers, texts and bytes; tensors, dtypes and devices; and
+        dicts, lists, tuples and Counters of these. Numbers of numpy become plain ones.
+
+        Args:
+            tree: The tree.
+            where: What it is called: in errors, and in the names of its tensors.
+            keep_objects: Whether anything else, such as a function, is passed over: then what the
+                tree that it is read into has at that place stays there.
+
+        Raises:
+            CheckpointError: If there is something else in it.
+        """
+        if tree is None or type(tree) in {bool, int, str}:
+            return tree
+        if isinstance(tree, float):
+            number = float(tree)
+            return number if math.isfinite(number) else {"float": repr(number)}
+        if isinstance(tree, Tensor):
+            return {"tensor": self._named(tree, where)}
+
+        def inside(item: Any, key: Any) -> Any:
+            return self.written(item, f"{where}.{key}", keep_objects=keep_objects)
+
+        if type(tree) in _MAPPINGS.values():
+            pairs = [[self._key(key, where), inside(item, key)] for key, item in tree.items()]
+            return {type(tree).__name__: pairs}
+        if type(tree) in {list, tuple, torch.Size}:
+            items = [inside(item, index) for index, item in enumerate(tree)]
+            return items if type(tree) is list else {"tuple": items}
+        return self._other(tree, where, keep_objects=keep_objects)
+
+    def _named(self, tensor: Tensor, where: str) -> str:
+        name = where
+        while name in self.tensors and self.tensors[name] is not tensor:
+            name += "_"
+        self.tensors[name] = tensor
+        return name
+
+    def _key(self, key: Any, where: str) -> Any:
+        if type(key) in {int, str, bool, float}:
+            return key
+        raise CheckpointError(f"{where} has the key {key!r}, which is neither number nor text")
+
+    def _other(self, value: Any, where: str, *, keep_objects: bool) -> Any:
+        if isinstance(value, complex):
+            return {"complex": [repr(value.real), repr(value.imag)]}
+        if isinstance(value, (bytes, bytearray)):
+            return {"bytes": value.hex()}
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(value).removeprefix("torch.")}
+        if isinstance(value, torch.device):
+            return {"device": str(value)}
+        if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+            return self.written(value.item(), where)
+        if keep_objects:
+            return {"object": type(value).__name__}
+        raise CheckpointError(
+            f"{where} is a {type(value).__name__}, which is no plain data: a checkpoint holds "
+            f"numbers, texts, tensors, and dicts, lists and tuples of these"
+        )
+
+
+_MAPPINGS: dict[str, type[Any]] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}
+
+
+def read_tree(data: Any, tensor: Callable[[str], Tensor], like: Any = None) -> Any:
+    """The tree of what `Writer` has made of it.
+
+    Args:
+        data: What JSON made of it.
+        tensor: Gives the tensor of a name.
+        like: A tree of the same form, for what was passed over.
+
+    Raises:
+        CheckpointError: If it is not what `Writer` makes.
+    """
+    if data is None or type(data) in {bool, int, float, str}:
+        return data
+    if isinstance(data, list):
+        return [read_tree(item, tensor, _at(like, index)) for index, item in enumerate(data)]
+    if not isinstance(data, Mapping) or len(data) != 1:
+        raise CheckpointError("the file has something that is no plain data")
+    ((kind, value),) = data.items()
+    if kind in _MAPPINGS:
+        return _mapping(kind, value, tensor, like)
+    if kind == "tuple" and isinstance(value, list):
+        return tuple(read_tree(value, tensor, like))
+    if kind == "object":
+        if like is None:
+            raise CheckpointError(f"the file has a {value} passed over that nothing stands for")
+        return like
+    if kind == "tensor" and isinstance(value, str):
+        return tensor(value)
+    return _scalar(kind, value)
+
+
+def _scalar(kind: str, value: Any) -> Any:
+    try:
+        if kind == "float" and value in {"inf", "-inf", "nan"}:
+            return float(value)
+        if kind == "complex":
+            real, imaginary = value
+            return complex(float(real), float(imaginary))
+        if kind == "bytes":
+            return bytes.fromhex(value)
+        if kind == "dtype":
+            return _DTYPES[value]
+        if kind == "device":
+            return torch.device(value)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the file has {value!r} as a {kind}") from error
+    raise CheckpointError(f"the file has a {kind!r}, which is no plain data")
+
+
+def _mapping(kind: str, pairs: Any, tensor: Callable[[str], Tensor], like: Any) -> Any:
+    mapping = _MAPPINGS[kind]()
+    if not isinstance(pairs, list):
+        raise CheckpointError(f"the file has a {kind} without items")
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or type(pair[0]) not in _KEYS:
+            raise CheckpointError(f"the file has a {kind} with an item that is none")
+        mapping[pair[0]] = read_tree(pair[1], tensor, _at(like, pair[0]))
+    return mapping
+
+
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_KEYS = {bool, int, float, str}
+
+
+def _at(like: Any, key: Any) -> Any:
+    """An item of a tree, None if it has no such item."""
+    try:
+        return like[key]
+    except (KeyError, IndexError, TypeError):
+        return None
