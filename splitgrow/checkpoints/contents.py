@@ -154,7 +154,7 @@ def check_parts(
             raise CheckpointError(f"this model has `{here.path}` ({here.type}), the saved has not")
         if here is None:
             raise CheckpointError(
-                f"the saved model has `{there.path}`, a {there.type}; this has not"
+                f"the saved model has `{there.path}` ({there.type}), this has not"
             )
         if there.path != here.path:
             raise CheckpointError(
