@@ -93,6 +93,21 @@ def load(  # noqa: PLR0913
             optimizers or the schedulers; the first difference is named.
         UnsupportedModelError: If the model is wrapped, compiled, scripted or uninitialised.
         SplitGrowError: If this is called inside ``with model.at(...)``.
+
+    Example:
+        >>> import tempfile, torch, splitgrow
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "run.safetensors"
+        >>> def network():
+        ...     return torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> model = splitgrow.growable(network(), torch.ones(1, 2))
+        >>> edit = model.expand_layer("0", 2)
+        >>> splitgrow.save(model, path)
+        >>> with torch.device("meta"):
+        ...     fresh = network()
+        >>> splitgrow.load(fresh, path)
+        >>> fresh.layers[0].width, fresh.generation
+        (5, 1)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
