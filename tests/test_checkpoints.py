@@ -385,11 +385,22 @@ def test_parameters_that_are_not_the_models_keep_their_place_and_state(tmp_path:
     for name in ("weight", "bias"):
         mine = optimizer.state[getattr(loss, name)]["exp_avg"]
         assert torch.equal(mine, resumed.state[getattr(other, name)]["exp_avg"])
-    lonely = torch.optim.Adam(net().parameters())
     fresh = net()
     lonely = torch.optim.Adam(fresh.parameters())
     with unchanged(fresh, lonely), pytest.raises(CheckpointError, match="not the model's"):
         splitgrow.load(fresh, tmp_path / "a.safetensors", optimizer=lonely)
+
+
+def test_parameters_that_were_not_saved_with_it_are_not_dropped_from_an_optimizer(
+    tmp_path: Path,
+) -> None:
+    model, loss = growable(), nn.Linear(5, 1).double()
+    optimizer = torch.optim.SGD(model.parameters())
+    splitgrow.save(model, tmp_path / "a.safetensors", optimizer=optimizer)
+    fresh = net()
+    resumed = torch.optim.SGD([*fresh.parameters(), *loss.parameters()])
+    with unchanged(fresh, resumed), pytest.raises(CheckpointError, match="neither the model's"):
+        splitgrow.load(fresh, tmp_path / "a.safetensors", optimizer=resumed)
 
 
 def test_several_optimizers_come_back_in_order(tmp_path: Path) -> None:
@@ -593,6 +604,27 @@ def test_a_model_of_another_architecture_is_refused_with_the_first_difference(
     optimizer = torch.optim.SGD(model.parameters())
     with unchanged(model, optimizer), pytest.raises(CheckpointError, match=difference):
         splitgrow.load(model, saved)
+
+
+def test_types_and_settings_may_differ_if_that_is_asked_for(saved: Path) -> None:
+    model = net(activation=nn.GELU)
+    splitgrow.load(model, saved, strict=False)
+    assert type(model.act) is nn.GELU
+    wider = net(width=5)
+    with unchanged(wider), pytest.raises(CheckpointError, match="`stem` has 3 inputs and 4 units"):
+        splitgrow.load(wider, saved, strict=False)
+
+
+def test_rates_of_dropout_and_momenta_may_differ(tmp_path: Path) -> None:
+    def build(rate: float) -> nn.Module:
+        norm = nn.BatchNorm1d(4, momentum=rate)
+        return nn.Sequential(nn.Linear(3, 4), norm, nn.ReLU(rate > 0.5), nn.Dropout(rate))
+
+    model: Any = splitgrow.growable(build(0.1), torch.ones(2, 3))
+    splitgrow.save(model, tmp_path / "a.safetensors")
+    fresh = build(0.7)
+    splitgrow.load(fresh, tmp_path / "a.safetensors")
+    assert fresh[3].p == 0.7
 
 
 def test_a_model_with_another_past_is_refused(saved: Path) -> None:

@@ -286,13 +286,13 @@ def _remove_unused(path: Path) -> None:
     if not further:
         return
     used: set[str] = set()
-    number = 0
-    while numbered(path, number).exists():
-        main = numbered(path, number)
+    mains = re.compile(rf"{re.escape(path.stem)}(\.\d+)?{re.escape(path.suffix)}")
+    for main in path.parent.iterdir():
+        if not mains.fullmatch(main.name):
+            continue
         with main.open("rb") as opened:
             header: dict[str, Any] = read_header(opened, main)[0]
         used |= {shard.name for shard in shards_in(header["__metadata__"], main)}
-        number += 1
     for file in further:
         if file.name not in used:
             file.unlink()
