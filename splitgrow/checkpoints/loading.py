@@ -42,6 +42,7 @@ from splitgrow.history import History, check_structure, grown_elsewhere, structu
 from splitgrow.journal import Journal, rebuild_, restore_, widen_inputs_
 from splitgrow.journal.filling import fill_meta_
 from splitgrow.journal.state_dicts import common_edits
+from splitgrow.progressive.halves import ProgressiveHalf
 from splitgrow.typed import read_record
 from splitgrow.undo import Undo
 
@@ -118,11 +119,12 @@ def load(  # noqa: PLR0913
     refuse_unsupported(model)
     optimizers, schedulers = optimizers_of(optimizer), schedulers_of(scheduler)
     given = _checked_modules(modules)
-    old = _history(model)
+    old, before = _history(model), list(model.parameters())
     with Archive(Path(os.fspath(path))) as archive, Undo() as undo:
         contents = contents_of(archive)
         journal = _journal(contents, archive)
         _check_past(old, journal)
+        _reach_levels_(model, archive, undo)
         if strict:
             _check_model(model, old, contents, journal)
         check_types("optimizer", contents.optimizers, optimizers)
@@ -139,7 +141,7 @@ def load(  # noqa: PLR0913
         adopt_(model, history, undo)
         named = dict(model.named_parameters(remove_duplicate=False))
         for item, saved in zip(optimizers, contents.optimizers, strict=False):  # or none is given
-            restore_optimizer_(item, saved, named, archive.tensor, undo)
+            restore_optimizer_(item, saved, named, before, archive.tensor, undo)
         for item, kept in zip(schedulers, contents.schedulers, strict=False):
             restore_scheduler_(item, kept, archive.tensor, undo)
         if training:
@@ -205,6 +207,27 @@ def _check_past(old: History | None, journal: Journal) -> None:
             f"this model has done {len(old.edits)} edits, the saved one {len(journal.edits)}; load "
             f"into a fresh model"
         )
+
+
+def _reach_levels_(model: nn.Module, archive: Archive, undo: Undo) -> None:
+    """Grows progressive networks to the level that was saved.
+
+    Raises:
+        CheckpointError: If they cannot have it.
+    """
+    for path, module in [*model.named_modules()]:
+        name = f"{MODEL}{path}.reached" if path else f"{MODEL}reached"
+        stored = archive.stored(name)
+        if not isinstance(module, ProgressiveHalf) or stored is None:
+            continue
+        if stored.dtype != torch.int64 or stored.shape != (2,):
+            raise CheckpointError(f"`{path}.reached` of the file is no level")
+        level, fading = archive.tensor(name).tolist()
+        try:
+            if (level, fading) != tuple(module.reached.tolist()):
+                module.become(level, fading=bool(fading), undo=undo)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(str(error)) from error
 
 
 def _check_model(

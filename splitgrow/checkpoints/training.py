@@ -159,6 +159,7 @@ def restore_optimizer_(
     optimizer: Optimizer,
     saved: SavedOptimizer,
     named: Mapping[str, nn.Parameter],
+    gone: Iterable[nn.Parameter],
     read: Read,
     undo: Undo,
 ) -> None:
@@ -168,13 +169,14 @@ def restore_optimizer_(
         optimizer: The optimizer.
         saved: What was saved.
         named: The model's parameters by name.
+        gone: Parameters that the model had before it was loaded.
         read: Reads tensors.
         undo: Takes it back.
 
     Raises:
         CheckpointError: If it does not fit the model or the optimizer.
     """
-    own = {id(parameter) for parameter in named.values()}
+    own = {id(parameter) for parameter in (*named.values(), *gone)}
     names = {id(parameter): name for name, parameter in named.items()}
     groups = []
     for number, group in enumerate(saved.groups):
