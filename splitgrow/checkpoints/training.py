@@ -236,10 +236,11 @@ def _state(item: SavedState, read: Read, parameter: nn.Parameter) -> dict[Any, A
     for key, value in state.items():
         if isinstance(value, Tensor):
             device = torch.device("cpu") if str(key) in item.elsewhere else parameter.device
-            state[key] = value.to(device, copy=True)
-            if value.shape == parameter.shape:
-                like = torch.empty_like(parameter, dtype=value.dtype)
-                state[key] = like.copy_(value)
+            if value.shape == parameter.shape:  # in the order in memory that the parameter has
+                like = torch.empty_like(parameter, dtype=value.dtype, device=device)
+                state[key] = like.detach().copy_(value)
+            else:
+                state[key] = value.to(device, copy=True)
     return state
 
 
