@@ -11,12 +11,13 @@ import pytest
 import splitgrow
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-FUNCTIONS = ["execution", "fuse", "growable", "handle", "merge"]
+FUNCTIONS = ["execution", "fuse", "growable", "handle", "load", "merge", "save"]
 METHODS = [name for name in dir(splitgrow.Handle) if not name.startswith("_")]
 
 
 def test_the_public_names_are_these() -> None:
     assert splitgrow.__all__ == [
+        "CheckpointError",
         "Edit",
         "FadeIn",
         "FadeSchedule",
@@ -24,6 +25,7 @@ def test_the_public_names_are_these() -> None:
         "FusionError",
         "GenerationError",
         "Handle",
+        "InputChange",
         "Insertion",
         "InsertionError",
         "Layer",
@@ -48,9 +50,11 @@ def test_the_public_names_are_these() -> None:
         "fuse",
         "growable",
         "handle",
+        "load",
         "merge",
         "register_layer",
         "register_op",
+        "save",
     ]
 
 

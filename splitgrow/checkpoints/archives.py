@@ -181,8 +181,9 @@ class Archive:
         return torch.view_as_complex(found) if name in self._complex else found
 
     def take(self, name: str) -> Tensor:
-        """One of the tensors, in memory of its own; each only once, so that a file of many names
-        for one tensor costs no more than it holds.
+        """One of the tensors, in memory of its own; each only once.
+
+        So a file that names a tensor many times costs no more than it holds.
 
         Raises:
             CheckpointError: If there is none of that name, or it was taken already.

@@ -1,4 +1,4 @@
-"""Running a model that somebody else described, up to a size: before anything that large is made."""
+"""Running a model that somebody else described: nothing absurdly large is made."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 TIMES = 1000
-"""How many times all that a model holds one result may be. The scores of 4,096 words with each other
-in 12 heads are 200 million numbers, in a model of no less than one million."""
+"""How many times all that a model holds one result may be. The scores of 4,096 words with each
+other in 12 heads are 200 million numbers, in a model of no less than one million."""
 FEW = 2**20
 """As many may be in any model."""
 
@@ -36,7 +36,7 @@ class Bounded(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Any,
-        types: Sequence[type],  # noqa: ARG002
+        types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:

@@ -129,8 +129,10 @@ def _joined_layer(
         CheckpointError: If there is no such layer, or it has no such blocks.
     """
     split, births = modules.get(joined.name), tuple(sorted({*joined.edits}))
-    if isinstance(split, SplitLayer) and split.kind.side_by_side and births and births[0] > 0:
-        if {*births} == {block.edit for block in split.blocks if block.edit >= births[0]}:
+    known = isinstance(split, SplitLayer) and split.kind.side_by_side and births[:1] > (0,)
+    if isinstance(split, SplitLayer) and known:
+        last = {block.edit for block in split.blocks if block.edit >= births[0]}
+        if {*births} == last:
             return split, births
     raise CheckpointError(f"it joins blocks of `{joined.name}` that this does not have")
 
@@ -171,11 +173,12 @@ def restore_(model: nn.Module, history: History, journal: Journal, start: int, u
     unknown |= {path for path in fades if not isinstance(modules.get(path), FadeIn)}
     if unknown:
         raise CheckpointError(f"the model has no {', '.join(sorted(unknown)[:3])}")
-    fixed, held_now = {id(named[name]) for name in journal.fixed}, frozenset(journal.held)
+    fixed = {id(named[name]) for name in journal.fixed}
     for name, parameter in named.items():
         _set_training_(name, parameter, undo, trains=id(parameter) not in fixed)
-    for path, module in modules.items():
-        _hold_(module, undo, held_now=path in held_now)
+    still = {id(modules[path]) for path in journal.held}
+    for module in model.modules():
+        _hold_(module, undo, held_now=id(module) in still)
     history.frozen = {
         generation: [(modules[_parent(name)], name.rpartition(".")[2]) for name in names]
         for generation, names in journal.frozen.items()
