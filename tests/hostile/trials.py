@@ -144,7 +144,10 @@ def _consistent(run: runs.Run, path: Path) -> tuple[str, str]:
 def tensors_in(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint, read past the library."""
     header = taken_apart(path.read_bytes())[0]
-    names = [path.name, *(item["name"] for item in json.loads(header["__metadata__"]["shards"]))]
+    names = [
+        path.name,
+        *(item["name"] for item in json.loads(header["__metadata__"].get("shards", "[]"))),
+    ]
     found: dict[str, torch.Tensor] = {}
     for name in names:
         with safe_open(path.with_name(name), framework="pt") as file:
@@ -193,7 +196,12 @@ class Trials:
             began = time.perf_counter()
             child = os.fork()
             if not child:
-                self._in_child(path, writing)
+                try:
+                    self._in_child(path, writing)
+                except BaseException:  # noqa: BLE001 - a fork must not go on as the parent
+                    traceback.print_exc()
+                finally:
+                    os._exit(70)
             os.close(writing)
             with open(reading, "rb") as pipe:  # noqa: PTH123
                 text = pipe.read()
@@ -201,7 +209,7 @@ class Trials:
             seconds = time.perf_counter() - began
         if status:
             timers = (-signal.SIGALRM, -signal.SIGPROF)
-            name = "hang" if status in timers else f"killed by {-status}"
+            name = "hang" if status in timers else f"ended with {status}"
             return Trial(name, "", seconds, 0, made.size)
         outcome, text, memory = json.loads(text)
         trial = Trial(outcome, text, seconds, memory, made.size)
