@@ -28,7 +28,7 @@ from splitgrow.typed import read_record
 DIGEST, SHARDS, COMPLEX = "sha256", "shards", "complex"
 """Names in a file's metadata."""
 NO_DIGEST = "0" * 64
-_LARGEST_HEADER = 100_000_000  # as the safetensors library has it
+LARGEST_HEADER = 100_000_000  # as the safetensors library has it
 
 DTYPES = {
     "F64": torch.float64,
@@ -223,7 +223,7 @@ def read_header(file: IO[bytes], path: Path) -> tuple[dict[str, Any], str]:
     """
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+    if size < 8 or length > min(size - 8, LARGEST_HEADER):
         raise CheckpointError(f"{path} is no checkpoint: it is cut short, or of another format")
     raw = file.read(length)
     found = re.findall(rb'"sha256":"([0-9a-f]{64})"', raw)
