@@ -191,7 +191,8 @@ def contents_of(archive: Archive) -> Contents:
 
 def _journal(contents: Contents, archive: Archive) -> Journal:
     journal = Journal.from_data(contents.journal)
-    added = sum(edit.parameters for edit in journal.edits)
+    numbers = (n.value[1] - n.value[0] for edit in journal.edits for n in edit.numbers)
+    added = max(sum(edit.parameters for edit in journal.edits), *numbers, 0)
     if added > archive.elements:
         raise CheckpointError(
             f"the journal adds {added:,} parameters, the file has {archive.elements:,} numbers"

@@ -27,7 +27,7 @@ from splitgrow.generations import held, hold_statistics, release_
 from splitgrow.graph import ChannelGraph
 from splitgrow.history import History, structure
 from splitgrow.inputs import widened
-from splitgrow.journal.bounded import Bounded, Unbounded
+from splitgrow.journal.bounded import TIMES, Bounded, Unbounded
 from splitgrow.journal.records import Journal
 from splitgrow.kinds import kind_of
 from splitgrow.placing import change_number_, holders_in, place_, prepare
@@ -234,6 +234,10 @@ def widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> 
     """
     for edit in edits:
         if edit.inputs:
+            read = sum(change.in_width[1] - change.in_width[0] for change in edit.changes)
+            more = max(change.width[1] - change.width[0] for change in edit.inputs)
+            if more > TIMES * read:
+                raise CheckpointError(f"edit {edit.index} widens an input by what nothing reads")
             try:
                 inputs = widened(model, history.inputs, edit.inputs)
             except Exception as error:
