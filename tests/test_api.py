@@ -17,6 +17,8 @@ METHODS = [name for name in dir(splitgrow.Handle) if not name.startswith("_")]
 
 def test_the_public_names_are_these() -> None:
     assert splitgrow.__all__ == [
+        "CheckpointError",
+        "DistributedError",
         "Edit",
         "FadeIn",
         "FadeSchedule",
@@ -24,6 +26,7 @@ def test_the_public_names_are_these() -> None:
         "FusionError",
         "GenerationError",
         "Handle",
+        "InputChange",
         "Insertion",
         "InsertionError",
         "Layer",
@@ -48,9 +51,11 @@ def test_the_public_names_are_these() -> None:
         "fuse",
         "growable",
         "handle",
+        "load",
         "merge",
         "register_layer",
         "register_op",
+        "save",
     ]
 
 
