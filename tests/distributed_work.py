@@ -23,7 +23,7 @@ import splitgrow.assembly
 import splitgrow.growth
 import splitgrow.split
 from splitgrow import distributed
-from splitgrow.distributed import agreement, carrying
+from splitgrow.distributed import agreement, carrying, loading, saving, storing
 
 TIMEOUT = 15.0
 BATCH = 8
@@ -103,29 +103,44 @@ def tensors_of(model: Any) -> Tensors:
 Calls = Callable[..., Any]
 
 
-def story(model: Any, optimizer: Any, call: Calls, *, alone: bool = False) -> None:
-    """A hundred steps with growths of every kind between."""
+def story(
+    model: Any,
+    optimizer: Any,
+    call: Calls,
+    *,
+    alone: bool = False,
+    part: slice = slice(None),
+) -> None:
+    """A hundred steps with growths of every kind between, or a part of it."""
 
-    def go(steps: range) -> None:
-        train(model, optimizer, steps, alone=alone)
+    def grow(*calls: tuple[Any, ...]) -> Callable[[], None]:
+        def run() -> None:
+            for name, *args in calls:
+                trains = {} if name in {"next_generation", "unfreeze"} else {"optimizer": optimizer}
+                call(name, *args, **trains)
 
-    go(range(20))
-    call("expand_layer", "0", 2, optimizer=optimizer)
-    go(range(20, 40))
-    call("insert_layer", "3", "residual", optimizer=optimizer)
-    call("expand", {"6": 2, "3": 1}, optimizer=optimizer)
-    go(range(40, 60))
-    call("next_generation")
-    call("expand_layer", "6", 3, optimizer=optimizer)
-    call("expand_layer", "6", 2, optimizer=optimizer)
-    go(range(60, 70))
-    call("consolidate", optimizer=optimizer)
-    call("insert_layer", "6", "identity", optimizer=optimizer)
-    go(range(70, 80))
-    call("unfreeze")
-    go(range(80, 90))
-    call("expand_layer", "0", 2, optimizer=optimizer)
-    go(range(90, 100))
+        return run
+
+    def go(*steps: int) -> Callable[[], None]:
+        return lambda: train(model, optimizer, range(*steps), alone=alone)
+
+    chapters = [
+        go(20),
+        grow(("expand_layer", "0", 2)),
+        go(20, 40),
+        grow(("insert_layer", "3", "residual"), ("expand", {"6": 2, "3": 1})),
+        go(40, 60),
+        grow(("next_generation",), ("expand_layer", "6", 3), ("expand_layer", "6", 2)),
+        go(60, 70),
+        grow(("consolidate",), ("insert_layer", "6", "identity")),
+        go(70, 80),
+        grow(("unfreeze",)),
+        go(80, 90),
+        grow(("expand_layer", "0", 2)),
+        go(90, 100),
+    ]
+    for chapter in chapters[part]:
+        chapter()
 
 
 def alone(optimizer_name: str = "adam", seed: int = 7) -> Tensors:
@@ -145,8 +160,24 @@ def alone(optimizer_name: str = "adam", seed: int = 7) -> Tensors:
 # -- work of the processes -------------------------------------------------------------------------
 
 
-def the_story(rank: int, how: str, optimizer_name: str = "adam", shares: bool = True) -> Tensors:
-    """The weights after the story in a process that sees its share of each batch."""
+def the_story(
+    rank: int,
+    how: str,
+    optimizer_name: str = "adam",
+    shares: bool = True,
+    folder: str = "",
+    part: slice = slice(None),
+) -> Tensors:
+    """The weights after the story in a process that sees its share of each batch.
+
+    Args:
+        rank: The process.
+        how: The wrapper.
+        optimizer_name: What trains.
+        shares: Whether the ranks share what is new.
+        folder: Where it goes on from, if it does, and where it is saved in the end.
+        part: The chapters.
+    """
     model = wrapped(network(), how)
     optimizer = OPTIMIZERS[optimizer_name](model)
     if not shares:
@@ -158,7 +189,13 @@ def the_story(rank: int, how: str, optimizer_name: str = "adam", shares: bool = 
             options["optimizer"] = optimizer
         getattr(distributed, name)(model, *args, **options, timeout=TIMEOUT)
 
-    story(model, optimizer, call)
+    if part.start:
+        steps = distributed.load(model, folder, optimizer=optimizer, timeout=TIMEOUT)
+        assert steps == {"chapter": part.start}
+    story(model, optimizer, call, part=part)
+    if folder and not part.start:
+        extra = {"chapter": part.stop}
+        distributed.save(model, folder, optimizer=optimizer, extra=extra, timeout=TIMEOUT)
     return tensors_of(model)
 
 
@@ -367,7 +404,7 @@ def interrupted(rank: int) -> str:
     """What is heard when somebody stops one of the processes."""
     model = wrapped(network(), "ddp")
     if rank == 1:
-        carrying._picture = raising(KeyboardInterrupt())
+        carrying.picture_of = raising(KeyboardInterrupt())
     try:
         distributed.expand_layer(model, "0", 2, timeout=TIMEOUT)
     except BaseException as error:  # noqa: BLE001
@@ -643,3 +680,141 @@ def fails(rank: int) -> None:
     """Work that one process cannot do."""
     if rank == 1:
         raise ValueError("not on this one")
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def trained(how: str) -> tuple[Any, Any]:
+    """A model that has grown and trained in several processes."""
+    model = wrapped(network(), how)
+    optimizer = adam(model)
+    train(model, optimizer, range(2))
+    torch.manual_seed(dist.get_rank())
+    distributed.expand(model, {"0": 2, "6": 3}, optimizer=optimizer, timeout=TIMEOUT)
+    train(model, optimizer, range(2, 5))
+    return model, optimizer
+
+
+def states_of(model: Any, optimizer: Any) -> Tensors:
+    """The optimizer's state, whole, by the names of parameters."""
+    names = {id(p): name for name, p in sharded_parameters(model)}
+    found = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            name = f"{names[id(parameter)].removeprefix('module.')}.{key}"
+            found[name] = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return {name: found[name].detach().clone() for name in sorted(found)}
+
+
+def saved(rank: int, how: str, folder: str) -> tuple[Tensors, Tensors, Tensor]:
+    model, optimizer = trained(how)
+    distributed.save(model, folder, optimizer=optimizer, keep=2, timeout=TIMEOUT)
+    return tensors_of(model), states_of(model, optimizer), torch.rand(3)
+
+
+def loaded(rank: int, how: str, folder: str) -> tuple[Tensors, Tensors, Tensor]:
+    model = wrapped(network(), how)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=9.0)
+    distributed.load(model, folder, optimizer=optimizer, timeout=TIMEOUT)
+    assert optimizer.param_groups[0]["lr"] == 3e-3
+    drawn = torch.rand(3)
+    found = tensors_of(model), states_of(model, optimizer), drawn
+    train(model, optimizer, range(5, 7))
+    distributed.expand_layer(model, "6", 2, optimizer=optimizer, timeout=TIMEOUT)
+    train(model, optimizer, range(7, 9))
+    return found
+
+
+def killed_while_saving(rank: int, folder: str) -> str:
+    """Saves once, trains on, and one rank dies in the middle of saving again."""
+    agreement._MARGIN = 1.0
+    model, optimizer = trained("fsdp")
+    distributed.save(model, folder, optimizer=optimizer, timeout=TIMEOUT)
+    before = fingerprint(model)
+    train(model, optimizer, range(5, 7))
+    assert fingerprint(model) != before
+    writes = saving.state_dict_saver.save
+
+    def dies(*args: Any, **options: Any) -> Any:
+        if rank == 1:
+            os._exit(3)
+        return writes(*args, **options)
+
+    saving.state_dict_saver.save = dies
+    heard = error_of(lambda: distributed.save(model, folder, optimizer=optimizer, timeout=2.0))
+    assert heard.startswith("DistributedError"), heard
+    return before
+
+
+def all_killed_while_saving(rank: int, folder: str, where: str) -> None:
+    """All die at some moment of saving again."""
+    model, optimizer = trained("ddp")
+    distributed.save(model, folder, optimizer=optimizer, extra="first", timeout=TIMEOUT)
+
+    def dies(*_: Any, **__: Any) -> Any:
+        os._exit(3)
+
+    if where == "writing":
+        saving.state_dict_saver.save = dies
+    elif where == "naming":
+        storing.Path.replace = dies
+    else:
+        storing.Path.rename = dies
+    distributed.save(model, folder, optimizer=optimizer, extra="second", timeout=3.0)
+
+
+def read_again(rank: int, folder: str) -> tuple[Any, str]:
+    model = wrapped(network(), "ddp")
+    optimizer = adam(model)
+    extra = distributed.load(model, folder, optimizer=optimizer, timeout=TIMEOUT)
+    found = fingerprint(model)
+    distributed.save(model, folder, optimizer=optimizer, extra="third", timeout=TIMEOUT)
+    assert distributed.load(model, folder, timeout=TIMEOUT) == "third"
+    return extra, found
+
+
+def not_loaded(rank: int, folder: str) -> list[tuple[str, str]]:
+    """Loads that are refused, or fail in one process; nothing is changed by them."""
+    found = []
+    for how in ("ddp", "fsdp"):
+        model = wrapped(network(), how)
+        optimizer = adam(model)
+        train(model, optimizer, range(2))
+        sharded_parameters(model)
+
+        def attempt(model: Any = model, trains: Any = optimizer, place: str = folder) -> Any:
+            return distributed.load(model, place, optimizer=trains, timeout=TIMEOUT)
+
+        cases: dict[str, tuple[Callable[[], Any], tuple[Any, str] | None]] = {
+            "nowhere": (lambda attempt=attempt: attempt(place=folder + "-none"), None),
+            "another optimizer": (
+                lambda attempt=attempt, m=model: attempt(trains=momentum(m)),
+                None,
+            ),
+            "not followed": (attempt, (loading, "follow_")),
+            "not sharded": (attempt, (carrying.Wrapped, "settle")),
+            "not read": (attempt, (loading._Source, "targets")),
+            "not given": (attempt, (loading, "restore_optimizer_")),
+        }
+        inner = model.module if how == "ddp" else model
+        for name, (load, fault) in cases.items():
+            breaking = broken(rank, *fault) if fault else contextlib.nullcontext()
+            with unchanged(inner, optimizer), unchanged(model, but=RENEWED), breaking:
+                found.append((name, error_of(load)))
+                sharded_parameters(model)
+        train(model, optimizer, range(2, 4))
+    return found
+
+
+def behind_the_back(rank: int, folder: str) -> list[str]:
+    """Growing by way of a state_dict is growing."""
+    model, _ = trained("ddp")
+    state = model.module.state_dict()
+    found = []
+    for how in ("ddp", "fsdp"):
+        fresh = wrapped(network(), how)
+        inner = fresh.module if how == "ddp" else fresh
+        with unchanged(inner):
+            found.append(error_of(lambda inner=inner: inner.load_state_dict(state)))
+    return found

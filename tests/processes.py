@@ -45,7 +45,11 @@ def in_processes(world: int, work: Callable[..., Any], *args: Any, lost: tuple[i
     for process in processes:
         process.start()
     try:
-        return _collected(processes, answers, lost)
+        found = _collected(processes, answers, lost)
+        if not found:  # all of them are to die; wait until they have
+            for process in processes:
+                process.join(PATIENCE)
+        return found
     finally:
         for process in processes:
             process.kill()

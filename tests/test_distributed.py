@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import distributed_work as work
 import pytest
@@ -15,6 +16,7 @@ from processes import FailedError, in_processes
 
 import splitgrow
 from splitgrow.distributed.agreement import judged
+from splitgrow.distributed.storing import opened_manifest
 
 HOWS = ("ddp", "fsdp")
 
@@ -37,13 +39,18 @@ def alone(optimizer: str) -> Tensors:
     return work.alone(optimizer)
 
 
+@cache
+def together(how: str, world: int, optimizer: str) -> dict[int, Tensors]:
+    return in_processes(world, work.the_story, how, optimizer)
+
+
 # -- what holds through growth ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("world", "optimizer"), [(2, "adam"), (4, "momentum")])
 @pytest.mark.parametrize("how", HOWS)
 def test_ranks_stay_equal_bit_for_bit_and_equal_one_process(how, world, optimizer) -> None:
-    found = in_processes(world, work.the_story, how, optimizer)
+    found = together(how, world, optimizer)
     assert not [name for rank in found for name in differing(found[rank], found[0])]
     assert distance(found[0], alone(optimizer)) < 1e-9
 
@@ -208,6 +215,101 @@ def test_grown_layers_keep_nothing_of_what_is_sharded() -> None:
 
 def test_closed_generations_of_a_sharded_model_are_exact_and_it_merges() -> None:
     in_processes(2, work.views_of_sharded)
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Where two processes, by their wrapper, have saved the story in the middle."""
+    places = {how: str(tmp_path_factory.mktemp(how)) for how in HOWS}
+    for how, place in places.items():
+        in_processes(2, work.the_story, how, "adam", True, place, slice(0, 7))
+    return places
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_another_number_of_processes_goes_on_from_a_checkpoint(how, halfway) -> None:
+    rest = "adam", True, halfway[how], slice(7, None)
+    found = in_processes(4, work.the_story, how, *rest)
+    assert not [name for rank in found for name in differing(found[rank], found[0])]
+    assert distance(found[0], alone("adam")) < 1e-9
+
+
+def test_the_same_processes_go_on_bit_for_bit(halfway) -> None:
+    rest = "adam", True, halfway["fsdp"], slice(7, None)
+    again = in_processes(2, work.the_story, "fsdp", *rest)
+    assert not differing(again[0], together("fsdp", 2, "adam")[0])
+
+
+@pytest.mark.parametrize(("how", "there", "world"), [("ddp", "fsdp", 3), ("fsdp", "fsdp", 2)])
+def test_a_checkpoint_brings_everything_back_bit_for_bit(
+    how: str, there: str, world: int, tmp_path: Path
+) -> None:
+    before = in_processes(2, work.saved, how, str(tmp_path))
+    after = in_processes(world, work.loaded, there, str(tmp_path))
+    for rank in after:
+        assert not differing(after[rank][0], before[0][0])
+        assert not differing(after[rank][1], before[0][1])
+    for rank in before:
+        assert torch.equal(after[rank][2], before[rank][2])
+    assert not torch.equal(after[0][2], after[1][2])
+
+
+def test_a_rank_that_dies_while_saving_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    before = in_processes(2, work.killed_while_saving, str(tmp_path), lost=(1,))[0]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["000001", "latest"]
+    extra, found = in_processes(1, work.read_again, str(tmp_path))[0]
+    assert (extra, found) == (None, before)
+
+
+@pytest.mark.parametrize("where", ["writing", "renaming", "naming"])
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(where: str, tmp_path: Path) -> None:
+    in_processes(1, work.all_killed_while_saving, str(tmp_path), where, lost=(0,))
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) > 1
+    extra, _ = in_processes(1, work.read_again, str(tmp_path))[0]
+    assert extra == "first"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["000002", "latest"]
+
+
+def test_a_load_that_one_rank_cannot_follow_changes_nothing(tmp_path: Path) -> None:
+    in_processes(2, work.saved, "fsdp", str(tmp_path))
+    found = in_processes(2, work.not_loaded, str(tmp_path))[0]
+    assert len(found) == 12
+    for name, error in found:
+        if name == "nowhere":
+            assert error.startswith("CheckpointError: ")
+            assert "holds no checkpoint" in error
+        elif name == "another optimizer":
+            assert "saved was the optimizer AdamW, given is the optimizer SGD" in error
+        else:
+            assert error.startswith("DistributedError: load was stopped")
+            assert "MemoryError: no room left" in error
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    in_processes(1, work.saved, "ddp", str(tmp_path))
+    opened_manifest(tmp_path)
+    (file,) = (tmp_path / "000001").glob("*.distcp")
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(splitgrow.CheckpointError, match="it was"):
+        opened_manifest(tmp_path)
+    file.unlink()
+    with pytest.raises(splitgrow.CheckpointError, match="is missing"):
+        opened_manifest(tmp_path)
+    (tmp_path / "000001" / "splitgrow.json").write_text('{"version": 99}')
+    with pytest.raises(splitgrow.CheckpointError, match="version 99"):
+        opened_manifest(tmp_path)
+    (tmp_path / "latest").write_text("../elsewhere")
+    with pytest.raises(splitgrow.CheckpointError, match="does not name a checkpoint"):
+        opened_manifest(tmp_path)
+
+
+def test_a_state_dict_that_would_make_a_wrapped_model_grow_is_refused() -> None:
+    replicated, sharded = in_processes(2, work.behind_the_back, "")[0]
+    assert "DistributedDataParallel wraps the model" in replicated
+    assert "FSDP has sharded the model" in sharded
 
 
 # -- the harness, and the library's weight ---------------------------------------------------------

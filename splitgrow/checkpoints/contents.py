@@ -16,6 +16,7 @@ from splitgrow.history import History
 from splitgrow.journal.filling import slots_of
 from splitgrow.split import SplitLayer, stock
 from splitgrow.whole import memory_format_of
+from splitgrow.wrapping import plain_type
 
 VERSION = 1
 MODEL = "model."
@@ -129,9 +130,10 @@ def parts_of(model: nn.Module, history: History | None) -> tuple[Part, ...]:
         if isinstance(module, SplitLayer):
             grown += [f"{path}.{name}" for name, _ in module.named_children()]
         layer = stock(module)
-        torchs = type(layer).__module__.startswith("torch.nn.") and path not in numbered
+        known = plain_type(type(layer)).__module__
+        torchs = known.startswith("torch.nn.") and path not in numbered
         settings = layer.extra_repr() if torchs else ""
-        parts.append(Part(path, type(layer).__name__, settings))
+        parts.append(Part(path, plain_type(type(layer)).__name__, settings))
     return tuple(parts)
 
 

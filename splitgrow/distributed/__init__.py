@@ -1,5 +1,6 @@
 """Growing a model that several processes train, on torch.distributed as it is."""
 
+from splitgrow.distributed.loading import load
 from splitgrow.distributed.methods import (
     consolidate,
     expand,
@@ -10,6 +11,7 @@ from splitgrow.distributed.methods import (
     next_generation,
     unfreeze,
 )
+from splitgrow.distributed.saving import save
 from splitgrow.errors import DistributedError
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "expand_layer",
     "gathered",
     "insert_layer",
+    "load",
     "next_generation",
+    "save",
     "unfreeze",
 ]

@@ -169,6 +169,10 @@ class Agreement:
             raise stopped from failure
         return cast("_Made", made)
 
+    def all_do(self, step: str, action: Callable[[], _Made]) -> _Made:
+        """Does something in every process whose result need not be the same; else as `attempt`."""
+        return self.attempt(step, lambda: (action(), {}))
+
     def _leave(self, error: BaseException) -> None:
         """Tells the others that this process was interrupted; does not wait for them."""
         session = self._session

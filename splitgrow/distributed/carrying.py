@@ -63,6 +63,21 @@ class Wrapped:
             self.shards = Shards(self.whole, optimizers)
         self.model = growable_in(self.whole)
 
+    def refuse_more(self, done: str) -> None:
+        """Makes sure that nothing but the growable model is wrapped.
+
+        Args:
+            done: What would not be done with the rest.
+
+        Raises:
+            UnsupportedModelError: If something is.
+        """
+        if self.whole is not self.model:
+            raise UnsupportedModelError(
+                f"more is wrapped than the growable model, and would not be {done} with it; make "
+                f"the whole growable"
+            )
+
     def restore(self) -> None:
         """Makes the wrapper as it was, once the model is as it was."""
         if self.shards is not None:
@@ -186,7 +201,7 @@ def carry_out(
 
     def begin() -> tuple[Wrapped, Mapping[str, str]]:
         held = Wrapped(wrapped, optimizers)
-        return held, {"request": request, **_picture(held, optimizers)}
+        return held, {"request": request, **picture_of(held, optimizers)}
 
     held = agreement.attempt("asking for the same", begin)
     with Undo() as undo:
@@ -198,14 +213,14 @@ def carry_out(
             known.update(map(id, _tensors(held.whole)))
             with undo.gathers(), wrapper_told():
                 made = change(handle(held.model))
-            return made, _picture(held, optimizers)
+            return made, picture_of(held, optimizers)
 
         def settle() -> tuple[None, Mapping[str, str]]:
             if shared:
                 new = [tensor for tensor in _tensors(held.whole) if id(tensor) not in known]
                 _share(new, agreement)
             held.settle()
-            return None, _picture(held, optimizers)
+            return None, picture_of(held, optimizers)
 
         made = agreement.attempt("planning and growing", grow)
         held.shared = True
@@ -224,7 +239,7 @@ def opened(wrapped: nn.Module, request: str, timeout: float) -> Iterator[nn.Modu
 
     def begin() -> tuple[Wrapped, Mapping[str, str]]:
         held = Wrapped(wrapped, [])
-        return held, {"request": request, **_picture(held, [])}
+        return held, {"request": request, **picture_of(held, [])}
 
     held = agreement.attempt("asking for the same", begin)
     try:
@@ -252,7 +267,7 @@ def _share(tensors: list[Tensor], agreement: Agreement) -> None:
             tensor.copy_(value)
 
 
-def _picture(held: Wrapped, optimizers: list[Optimizer]) -> dict[str, str]:
+def picture_of(held: Wrapped, optimizers: list[Optimizer]) -> dict[str, str]:
     """What must be the same in every process, in words: the model, its edits, the optimizers."""
     edits = handle(held.model).edits
     lines = [
