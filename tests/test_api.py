@@ -11,7 +11,7 @@ import pytest
 import splitgrow
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-FUNCTIONS = ["execution", "fuse", "growable", "handle", "merge"]
+FUNCTIONS = ["execution", "fuse", "growable", "handle", "load", "merge", "save"]
 METHODS = [name for name in dir(splitgrow.Handle) if not name.startswith("_")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -130,11 +131,17 @@ def parts_of(model: nn.Module, history: History | None) -> tuple[Part, ...]:
         if isinstance(module, SplitLayer):
             grown += [f"{path}.{name}" for name, _ in module.named_children()]
         layer = stock(module)
-        known = plain_type(type(layer)).__module__
-        torchs = known.startswith("torch.nn.") and path not in numbered
-        settings = layer.extra_repr() if torchs else ""
+        settings = "" if path in numbered else _settings(layer)
         parts.append(Part(path, plain_type(type(layer)).__name__, settings))
     return tuple(parts)
+
+
+def _settings(layer: nn.Module) -> str:
+    """The numbers of one of torch's layers, but for those that may change from run to run."""
+    source = plain_type(type(layer)).__module__
+    if not source.startswith("torch.nn.") or source == "torch.nn.modules.dropout":
+        return ""
+    return re.sub(r"(, )?(inplace(=True)?|momentum=[^,)]+)", "", layer.extra_repr())
 
 
 def check_parts(
@@ -156,7 +163,7 @@ def check_parts(
             raise CheckpointError(f"this model has `{here.path}` ({here.type}), the saved has not")
         if here is None:
             raise CheckpointError(
-                f"the saved model has `{there.path}`, a {there.type}; this has not"
+                f"the saved model has `{there.path}` ({there.type}), this has not"
             )
         if there.path != here.path:
             raise CheckpointError(

@@ -55,6 +55,7 @@ def load(  # noqa: PLR0913
     example_inputs: Tensor | tuple[Any, ...] | None = None,
     modules: Mapping[str, nn.Module] | None = None,
     device: str | torch.device | None = None,
+    strict: bool = True,
     training: bool = True,
 ) -> Any:
     """Loads what `save` has written into a fresh model, which is growable then, and goes on.
@@ -71,7 +72,7 @@ def load(  # noqa: PLR0913
     Args:
         model: A fresh instance of the model's class; it may have been made growable, and may have
             grown by the first of the edits. Parameters on the meta device are made as they are
-            read, so that no second copy is needed.
+            read, so that no second copy is needed; of others there is one until all is done.
         path: The file.
         optimizer: The optimizers that were saved, of the same types, in the same order: made of the
             fresh model's parameters, or of any. Their groups become those that were saved. None to
@@ -81,6 +82,9 @@ def load(  # noqa: PLR0913
         modules: Modules that were given to `insert_layer` and that a file cannot describe, once
             more, by the path of the insertion, such as ``"block.inserted2"``.
         device: Where parameters on the meta device go; the CPU by default.
+        strict: Whether the types of modules, and the settings of torch's own, must be those that
+            were saved, rather than only the shapes of tensors. Rates of dropout and momenta of
+            norms may differ in any case.
         training: Whether what concerns the whole process comes back, too: the random states, and
             how layers run.
 
@@ -93,6 +97,21 @@ def load(  # noqa: PLR0913
             optimizers or the schedulers; the first difference is named.
         UnsupportedModelError: If the model is wrapped, compiled, scripted or uninitialised.
         SplitGrowError: If this is called inside ``with model.at(...)``.
+
+    Example:
+        >>> import tempfile, torch, splitgrow
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "run.safetensors"
+        >>> def network():
+        ...     return torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> model = splitgrow.growable(network(), torch.ones(1, 2))
+        >>> edit = model.expand_layer("0", 2)
+        >>> splitgrow.save(model, path)
+        >>> with torch.device("meta"):
+        ...     fresh = network()
+        >>> splitgrow.load(fresh, path)
+        >>> fresh.layers[0].width, fresh.generation
+        (5, 1)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -103,7 +122,9 @@ def load(  # noqa: PLR0913
     with Archive(Path(os.fspath(path))) as archive, Undo() as undo:
         contents = contents_of(archive)
         journal = _journal(contents, archive)
-        _check_model(model, old, contents, journal)
+        _check_past(old, journal)
+        if strict:
+            _check_model(model, old, contents, journal)
         check_types("optimizer", contents.optimizers, optimizers)
         check_types("scheduler", contents.schedulers, schedulers)
         extra = read_tree(contents.extra, _own(archive))
@@ -178,14 +199,17 @@ def _journal(contents: Contents, archive: Archive) -> Journal:
     return journal
 
 
-def _check_model(
-    model: nn.Module, old: History | None, contents: Contents, journal: Journal
-) -> None:
+def _check_past(old: History | None, journal: Journal) -> None:
     if old is not None and len(old.edits) > len(journal.edits):
         raise CheckpointError(
             f"this model has done {len(old.edits)} edits, the saved one {len(journal.edits)}; load "
             f"into a fresh model"
         )
+
+
+def _check_model(
+    model: nn.Module, old: History | None, contents: Contents, journal: Journal
+) -> None:
     numbered = frozenset(number.module for edit in journal.edits for number in edit.numbers)
     same = torch.__version__.split(".")[:2] == contents.torch.split(".")[:2]
     check_parts(contents.parts, parts_of(model, old), settings=same, fixed=numbered)

@@ -185,6 +185,11 @@ def restore_optimizer_(
         if "param_names" in before:
             made["param_names"] = [names.get(id(p), "") for p in params]
         groups.append(made)
+    kept = {id(p) for group in groups for p in group["params"]}
+    if any(id(p) not in own | kept for group in optimizer.param_groups for p in group["params"]):
+        raise CheckpointError(
+            f"the {saved.type} has parameters that are neither the model's nor the saved one's"
+        )
     state: dict[Any, Any] = defaultdict(dict)
     for item in saved.states:
         parameter = _at(groups, item.place)

@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,38 @@ def write_archive(
                 _sync_directory(path.parent)
         with suppress(OSError, CheckpointError):  # the new file is there already
             _remove_unused(path)
+
+
+def write_plain(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Writes a state_dict to one file of safetensors, as others read it.
+
+    Raises:
+        CheckpointError: If it cannot be written, or has something else than tensors.
+    """
+    others = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{', '.join(others[:3])} of the state_dict are no tensors")
+    write_archive(path, tensors, metadata, keep=1, largest=sys.maxsize)
+
+
+def write_aside(path: Path, write: Callable[[Path], None]) -> None:
+    """Has a file be written aside, down to the disk, and take its name in the end.
+
+    Args:
+        path: The file.
+        write: Writes to the path that it is given.
+
+    Raises:
+        CheckpointError: If it cannot be written. What was there before is untouched.
+    """
+    path = Path(os.path.realpath(path))
+    with refused(f"cannot write {path}"), _aside(path) as aside:
+        aside = aside.with_suffix(path.suffix)
+        write(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+        _sync_directory(path.parent)
 
 
 def _is_plain(name: str, tensor: Tensor) -> bool:
@@ -253,13 +286,13 @@ def _remove_unused(path: Path) -> None:
     if not further:
         return
     used: set[str] = set()
-    number = 0
-    while numbered(path, number).exists():
-        main = numbered(path, number)
+    mains = re.compile(rf"{re.escape(path.stem)}(\.\d+)?{re.escape(path.suffix)}")
+    for main in path.parent.iterdir():
+        if not mains.fullmatch(main.name):
+            continue
         with main.open("rb") as opened:
             header: dict[str, Any] = read_header(opened, main)[0]
         used |= {shard.name for shard in shards_in(header["__metadata__"], main)}
-        number += 1
     for file in further:
         if file.name not in used:
             file.unlink()

@@ -39,6 +39,7 @@ Examples:
   splitgrow demo --deeper
   splitgrow demo --progressive --data cifar10.zip --epochs 3
   splitgrow inspect mymodels.resnet:make --input 1,3,224,224
+  splitgrow export mymodels.resnet:make run.safetensors plain.pt2
 """
 
 _DEMO_HELP = """
@@ -80,6 +81,23 @@ Examples:
   splitgrow inspect nets/unet.py:make --input 1,1,64,64 --json
   splitgrow inspect mytext:Encoder --input 1,16:int64
   splitgrow inspect mypair:Siamese --input 1,3,32,32 --input 1,3,32,32
+"""
+
+_EXPORT_HELP = """
+Make a checkpoint plain, for those who do not have splitgrow.
+
+MODULE:FACTORY makes the model as it was before it grew (see `splitgrow inspect`), CHECKPOINT is
+what splitgrow.save has written, and OUT is written, by its suffix:
+
+\b
+  .safetensors  the merged network's tensors, under the model's own names
+  .pt, .pth     the same as a state_dict of torch
+  .pt2          the merged network itself, for torch.export.load: runs without its class
+
+\b
+Examples:
+  splitgrow export mymodels.resnet:make run.safetensors plain.safetensors
+  splitgrow export nets/unet.py:make run.safetensors unet.pt2 --generation 0
 """
 
 
@@ -238,10 +256,15 @@ def demo(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:
-    """Loads what the inspection needs, and runs it.
+    """Loads what the inspection needs, and runs it."""
+    _load("splitgrow.cli.inspect").inspect(*_parts(target), inputs, as_json=as_json)
+
+
+def _parts(target: str) -> tuple[str, str]:
+    """The module and the factory that a target names.
 
     Raises:
-        click.BadParameter: if `target` does not name a module and something in it.
+        click.BadParameter: if it has another form.
     """
     module, colon, factory = target.rpartition(":")
     if not (colon and module and factory):
@@ -249,7 +272,26 @@ def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:
             f"{target!r} has no MODULE:FACTORY form, such as mymodels.resnet:make",
             param_hint="MODULE:FACTORY",
         )
-    _load("splitgrow.cli.inspect").inspect(module, factory, inputs, as_json=as_json)
+    return module, factory
+
+
+@main.command(help=_EXPORT_HELP, short_help="Make a checkpoint plain.")
+@click.argument("target", metavar="MODULE:FACTORY")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--generation",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="The network as it was when this generation was closed.  [default: of today]",
+)
+@click.option("--force", "-f", is_flag=True, help="Replace OUT if it is there.")
+def export(
+    target: str, checkpoint: Path, out: Path, *, generation: int | None, force: bool
+) -> None:
+    """Loads what the export needs, and runs it."""
+    command = _load("splitgrow.cli.export").export
+    command(*_parts(target), checkpoint, out, generation=generation, force=force)
 
 
 def _load(name: str) -> Any:

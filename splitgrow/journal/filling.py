@@ -46,7 +46,7 @@ def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
             raise CheckpointError(
                 f"`{name}` of the checkpoint is {shape}, by its journal {tuple(tensor.shape)}"
             )
-        return torch.zeros(tensor.shape, dtype=found.dtype, device=device)
+        return torch.zeros_like(found, device=device)
 
     fill_meta_(model, empty, undo)
 

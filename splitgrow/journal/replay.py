@@ -158,8 +158,9 @@ def restore_(model: nn.Module, history: History, journal: Journal, start: int, u
     fixed = {id(named[name]) for name in journal.fixed}
     for name, parameter in named.items():
         _set_training_(name, parameter, undo, trains=id(parameter) not in fixed)
-    for path, module in modules.items():
-        _hold_(module, undo, held_now=path in journal.held)
+    still = {id(modules[path]) for path in journal.held}
+    for module in model.modules():
+        _hold_(module, undo, held_now=id(module) in still)
     history.frozen = {
         generation: [(modules[_parent(name)], name.rpartition(".")[2]) for name in names]
         for generation, names in journal.frozen.items()

@@ -1,0 +1,117 @@
+"""`splitgrow export`: a checkpoint made plain, for those who do not have splitgrow."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+import splitgrow
+from splitgrow.checkpoints.writing import write_aside, write_plain
+from splitgrow.cli import consoles
+from splitgrow.cli.targets import load_model
+from splitgrow.handled import history_of
+
+
+def export(
+    module: str,
+    factory: str,
+    checkpoint: Path,
+    out: Path,
+    *,
+    generation: int | None,
+    force: bool,
+) -> None:
+    """Writes the merged network of a checkpoint to a file.
+
+    Raises:
+        click.ClickException: If a file is there already, or the suffix is none that is known.
+    """
+    write = _WRITERS.get(out.suffix)
+    if write is None:
+        raise click.ClickException(
+            f"{out} ends in {out.suffix or 'nothing'}; known are {', '.join(_WRITERS)}"
+        )
+    if out.exists() and not force:
+        raise click.ClickException(f"{out} is there already; --force replaces it")
+    with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the result
+        model: Any = load_model(module, factory)
+        before = _widths(model)
+        splitgrow.load(model, checkpoint, training=False)
+    try:
+        plain = splitgrow.merge(model, generation)
+    except ValueError as error:  # no such generation
+        raise click.ClickException(str(error)) from error
+    plain.eval()
+    widths = _widths(plain)
+    history = history_of(model)
+    write(out, plain, history.inputs_at(history.view_of(generation)), widths)
+    console = consoles.results()
+    for name, width in widths.items():
+        if width != before.get(name):
+            console.print(f"{name}: {_shown(before.get(name))} -> {_shown(width)}", highlight=False)
+    parameters = sum(parameter.numel() for parameter in plain.parameters())
+    console.print(f"{out}: {type(plain).__name__}, {parameters:,} parameters.", highlight=False)
+
+
+Widths = dict[str, tuple[int, ...]]
+_Writer = Callable[[Path, nn.Module, tuple[Any, ...], Widths], None]
+
+
+def _widths(model: nn.Module) -> Widths:
+    """The shape of every weight, by the path of its layer."""
+    named = model.named_parameters()
+    return {
+        name.removesuffix(".weight"): tuple(parameter.shape)
+        for name, parameter in named
+        if name.endswith("weight")
+    }
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "new" if shape is None else " x ".join(map(str, shape))
+
+
+def _safetensors(path: Path, plain: nn.Module, _: tuple[Any, ...], widths: Widths) -> None:
+    write_plain(path, plain.state_dict(), {"format": "pt", "weights": json.dumps(widths)})
+
+
+def _state_dict(path: Path, plain: nn.Module, _: tuple[Any, ...], __: Widths) -> None:
+    state = {name: _own(value) for name, value in plain.state_dict().items()}
+    write_aside(path, lambda aside: torch.save(state, aside))
+
+
+def _program(path: Path, plain: nn.Module, inputs: tuple[Any, ...], _: Widths) -> None:
+    """The network itself, which runs wherever torch does, without its class.
+
+    Raises:
+        click.ClickException: If torch.export cannot follow it.
+    """
+    batch = tuple(
+        {0: torch.export.Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None for x in inputs
+    )
+    try:
+        program = torch.export.export(plain, inputs, dynamic_shapes=batch)
+    except Exception as error:  # torch.export's own errors are of many types
+        reason = str(error).strip().partition("\n")[0]
+        raise click.ClickException(f"torch.export cannot follow the network: {reason}") from error
+    write_aside(path, lambda aside: torch.export.save(program, aside))
+
+
+def _own(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+
+
+_WRITERS: dict[str, _Writer] = {
+    ".safetensors": _safetensors,
+    ".pt": _state_dict,
+    ".pth": _state_dict,
+    ".pt2": _program,
+}
