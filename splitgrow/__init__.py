@@ -1,9 +1,13 @@
 """Grow any PyTorch model while it trains, and make it plain again to deploy."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from splitgrow.checkpoints import load, save
 from splitgrow.edits import Edit, InputChange, Insertion, LayerChange, NumberChange
 from splitgrow.errors import (
     CheckpointError,
+    DistributedError,
     FixedWidthError,
     FusionError,
     GenerationError,
@@ -34,8 +38,12 @@ from splitgrow.rules import register_op
 from splitgrow.running import LayerRun
 from splitgrow.sharedkernel import SharedKernelConv1d, SharedKernelConv2d, SharedKernelConv3d
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
 __all__ = [
     "CheckpointError",
+    "DistributedError",
     "Edit",
     "FadeIn",
     "FadeSchedule",
@@ -74,3 +82,14 @@ __all__ = [
     "register_op",
     "save",
 ]
+
+
+def __getattr__(name: str) -> "ModuleType":
+    """`splitgrow.distributed`, once somebody asks for it: few do, and it imports much of torch.
+
+    Raises:
+        AttributeError: If that is not what is asked for.
+    """
+    if name == "distributed":
+        return importlib.import_module("splitgrow.distributed")
+    raise AttributeError(f"module 'splitgrow' has no attribute {name!r}")

@@ -11,6 +11,7 @@ from torch.autograd import Function
 from splitgrow.composition import Composition
 from splitgrow.spans import cut_out
 from splitgrow.whole import Part, Unfit, make_dense_, whole_of
+from splitgrow.wrapping import is_managed
 
 
 class Assembly:
@@ -105,9 +106,18 @@ class Assembly:
                     ],
                 )
         values = self._wholes
-        if not self._keep:
+        if not self._keeps:
             self._wholes, self._settled = {}, ()
         return values
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether anything is kept from call to call.
+
+        Not of parameters whose storage FSDP frees after the call and fills anew before the next: a
+        parameter that pointed elsewhere would miss that, and what is kept would hold the memory.
+        """
+        return self._keep and not is_managed(self.composition.original)
 
     def _settle(self) -> None:
         if not self.composition.kind.side_by_side:
@@ -127,7 +137,7 @@ class Assembly:
         if name not in self._wholes:
             self._wholes[name] = whole_of(parts, self.composition.shape(name))
         for slot, part in zip(slots, parts, strict=True):
-            if not part.settle(views=self._keep):
+            if not part.settle(views=self._keeps):
                 for region, (_, own) in zip(part.raw, part.regions, strict=True):
                     self._copies.append((region, slot, own if part.scattered else None))
 

@@ -48,3 +48,7 @@ class CheckpointError(SplitGrowError):
 
 class FusionError(SplitGrowError):
     """The fused network does not equal the model it was made from."""
+
+
+class DistributedError(SplitGrowError):
+    """The processes that hold a model do not agree, or one of them failed or is gone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,10 +99,19 @@ def release_(module: nn.Module, *, training: bool | None = None) -> None:
         del hooks[key]
 
 
-def unfreeze_(model: nn.Module, frozen: Iterable[Owned]) -> None:
+def unfreeze_(model: nn.Module, frozen: Iterable[Owned], undo: Undo) -> None:
     """Takes back what `freeze_` did to these parameters and to all running statistics."""
     for parameter in parameters_in(frozen):
+        undo.on_failure(partial(parameter.requires_grad_, parameter.requires_grad))
         parameter.requires_grad_(True)
     for module in model.modules():
         if held(module):
+            hooks = list(module._forward_pre_hooks.items())  # noqa: SLF001
+            undo.on_failure(partial(_hold_again, module, hooks, training=module.training))
             release_(module, training=model.training)
+
+
+def _hold_again(module: nn.Module, hooks: list[tuple[int, Any]], *, training: bool) -> None:
+    module.training = training
+    module._forward_pre_hooks.clear()  # noqa: SLF001
+    module._forward_pre_hooks.update(hooks)  # noqa: SLF001

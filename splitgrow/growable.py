@@ -19,6 +19,7 @@ from splitgrow.handled import HISTORY
 from splitgrow.history import History, grown_elsewhere, structure
 from splitgrow.journal.state_dicts import check_fit, follow_, put_journal, take_journal
 from splitgrow.undo import Undo
+from splitgrow.wrapping import is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -121,7 +122,12 @@ def refuse_unsupported(model: nn.Module) -> None:
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UnsupportedModelError(
             f"the model is wrapped in {kind}; make the module inside growable "
-            f"(splitgrow.growable(model.module, ...)) and wrap it again after each growth"
+            f"(splitgrow.growable(model.module, ...)) and grow it by splitgrow.distributed"
+        )
+    if is_sharded(model):
+        raise UnsupportedModelError(
+            "FSDP has sharded the model, so that it cannot be run alone to look at it; make it "
+            "growable before it is sharded, in every process"
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModelError("the model is a ScriptModule; grow it before scripting")

@@ -121,9 +121,11 @@ def next_generation_(model: nn.Module, history: History) -> int:
 
 def unfreeze_all_(model: nn.Module, history: History) -> None:
     """Sets free everything that closing generations froze."""
-    unfreeze_(model, history.frozen_parameters())
-    history.frozen = {}
-    history.exact_from = history.generation
+    with Undo() as undo:
+        keep_(history, undo)
+        unfreeze_(model, history.frozen_parameters(), undo)
+        history.frozen = {}
+        history.exact_from = history.generation
 
 
 def parameters_of(model: nn.Module, history: History, generation: int) -> list[nn.Parameter]:

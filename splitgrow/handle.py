@@ -133,7 +133,7 @@ class Handle(DepthMethods):
 
         Layers that are tied to each other grow once, by what each of them asks for.
         """
-        self._history.refuse_while_viewing("grow")
+        self._about_to("grow")
         edit = plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
         return apply_(
             self._model, self._history, edit, initializer=initializer, optimizer=optimizer
@@ -178,7 +178,7 @@ class Handle(DepthMethods):
             >>> net(torch.ones(1, 3, 8, 8)).shape
             torch.Size([1, 4, 6, 6])
         """
-        self._history.refuse_while_viewing("grow")
+        self._about_to("grow")
         return expand_input_(
             self._model,
             self._history,
@@ -201,7 +201,7 @@ class Handle(DepthMethods):
         Returns:
             The number of the generation that is open now.
         """
-        self._history.refuse_while_viewing("close a generation")
+        self._about_to("close a generation")
         return next_generation_(self._model, self._history)
 
     def consolidate(self, *, optimizer: object = None) -> Edit | None:
@@ -245,7 +245,7 @@ class Handle(DepthMethods):
             >>> len(net[0]), len(net[1])
             (2, 2)
         """
-        self._history.refuse_while_viewing("consolidate")
+        self._about_to("consolidate")
         return consolidate_(self._model, self._history, optimizer=optimizer)
 
     def generation_parameters(self, generation: int | None = None) -> list[nn.Parameter]:
@@ -291,7 +291,7 @@ class Handle(DepthMethods):
 
     def unfreeze(self) -> None:
         """Lets everything train again. Closed generations are no longer exact from here on."""
-        self._history.refuse_while_viewing("unfreeze")
+        self._about_to("unfreeze")
         unfreeze_all_(self._model, self._history)
 
     @contextmanager

@@ -6,6 +6,7 @@ from torch import nn
 
 from splitgrow.errors import SplitGrowError
 from splitgrow.history import History
+from splitgrow.wrapping import refuse_wrapped
 
 HISTORY = "_splitgrow_history"
 """The attribute of a growable model that holds its history."""
@@ -42,3 +43,13 @@ class Handled:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._history = history_of(model)
+
+    def _about_to(self, what: str) -> None:
+        """Makes sure that the whole network is being shown, and that no wrapper misses a change.
+
+        Raises:
+            SplitGrowError: If an earlier generation is being shown.
+            UnsupportedModelError: If the model is in a wrapper for several processes.
+        """
+        self._history.refuse_while_viewing(what)
+        refuse_wrapped(self._model, what)

@@ -11,7 +11,7 @@ from splitgrow.assembly import Assembly
 from splitgrow.composition import Composition
 from splitgrow.multiplied import Multiplied
 from splitgrow.normalised import moves_of, normalised
-from splitgrow.whole import Unfit
+from splitgrow.whole import Unfit, make_dense_
 
 
 class Merged:
@@ -35,6 +35,14 @@ class Merged:
     @cached_property
     def _multiplied(self) -> Multiplied | None:
         return Multiplied(self.assembly, self._kernel) if self._kernel is not None else None
+
+    def leave(self) -> None:
+        """Gives every block storage of its own again."""
+        if "assembly" in vars(self):
+            self.assembly.leave()
+            return
+        for module in self._composition.modules:
+            make_dense_(module)
 
     @property
     def computed(self) -> float | None:

@@ -86,7 +86,7 @@ class Runner:
         self.ran = LayerRun("blockwise", None, against)
         composition = self._composition
         if eager and self.view is None:
-            self._merged.assembly.leave()
+            self._merged.leave()
         elif eager:
             composition = composition.dense()
         return self._blockwise.run(composition.modules, x, *args, **kwargs)

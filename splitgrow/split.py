@@ -5,7 +5,7 @@ A split layer knows its own blocks and where their channels lie. It knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from splitgrow.composition import Block, BlockKind, Composition
 from splitgrow.kinds import LayerKind, kind_of
 from splitgrow.layouts import Layout
 from splitgrow.running import LayerRun, Runner
+from splitgrow.whole import make_dense_
+from splitgrow.wrapping import is_managed, several_processes
 
 __all__ = ["Block", "BlockKind", "SplitLayer", "stock"]
 
@@ -99,6 +101,17 @@ class SplitLayer(nn.ModuleList):
     def plain(self, view: int | None = None) -> nn.Module:
         """A stock layer that computes the same, with tensors of its own."""
         return self.composition(view).plain().train(self.training)
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """The blocks, where there are several processes with storage of their own.
+
+        `fully_shard` asks every module for its children before it takes their parameters, and it
+        takes none that is a part of a larger tensor.
+        """
+        if several_processes() and not is_managed(self.original):
+            for block in self:
+                make_dense_(block)
+        return super().named_children()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitLayer:  # noqa: FBT001, FBT002
         """Moves or converts every block's tensors; what was put together of them goes."""

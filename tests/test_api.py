@@ -18,6 +18,7 @@ METHODS = [name for name in dir(splitgrow.Handle) if not name.startswith("_")]
 def test_the_public_names_are_these() -> None:
     assert splitgrow.__all__ == [
         "CheckpointError",
+        "DistributedError",
         "Edit",
         "FadeIn",
         "FadeSchedule",

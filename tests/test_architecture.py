@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "splitgrow"
 FLOORS = (
     {"errors", "axes", "spans", "typed", "undo"},
+    {"wrapping"},
     {"groups", "kernels", "whole", "partial"},
     {"silence", "layouts", "edits", "kinds", "folding", "execution"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"},
@@ -31,6 +32,7 @@ FLOORS = (
     {"handle", "journal"},
     {"growable", "reporting"},
     {"merging", "checkpoints"},
+    {"distributed"},
     {"fusion"},
     {"cli"},
 )

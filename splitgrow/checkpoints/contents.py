@@ -17,6 +17,7 @@ from splitgrow.history import History
 from splitgrow.journal.filling import slots_of
 from splitgrow.split import SplitLayer, stock
 from splitgrow.whole import memory_format_of
+from splitgrow.wrapping import plain_type
 
 VERSION = 1
 MODEL = "model."
@@ -131,13 +132,13 @@ def parts_of(model: nn.Module, history: History | None) -> tuple[Part, ...]:
             grown += [f"{path}.{name}" for name, _ in module.named_children()]
         layer = stock(module)
         settings = "" if path in numbered else _settings(layer)
-        parts.append(Part(path, type(layer).__name__, settings))
+        parts.append(Part(path, plain_type(type(layer)).__name__, settings))
     return tuple(parts)
 
 
 def _settings(layer: nn.Module) -> str:
     """The numbers of one of torch's layers, but for those that may change from run to run."""
-    source = type(layer).__module__
+    source = plain_type(type(layer)).__module__
     if not source.startswith("torch.nn.") or source == "torch.nn.modules.dropout":
         return ""
     return re.sub(r"(, )?(inplace(=True)?|momentum=[^,)]+)", "", layer.extra_repr())

@@ -79,7 +79,7 @@ class DepthMethods(Handled):
             >>> torch.equal(net(x), before)
             True
         """
-        self._history.refuse_while_viewing("insert a layer")
+        self._about_to("insert a layer")
         wanted = Wanted(kind, module, form, kernel_size, activation)
         return insert_(
             self._model, self._history, after, wanted, freeze=freeze, optimizer=optimizer

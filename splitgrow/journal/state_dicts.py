@@ -20,6 +20,7 @@ from splitgrow.journal.replay import rebuild_, restore_, widen_inputs_
 from splitgrow.journal.taking import journal_of
 from splitgrow.split import SplitLayer
 from splitgrow.undo import Undo
+from splitgrow.wrapping import refuse_wrapped
 
 KEY = "_extra_state"
 """Where torch keeps what a module adds to its state_dict."""
@@ -73,15 +74,29 @@ def _has_extra_state(model: nn.Module) -> bool:
 
 
 def follow_(
-    model: nn.Module, journal: Journal, state: MutableMapping[str, Any], prefix: str, undo: Undo
+    model: nn.Module,
+    journal: Journal,
+    state: MutableMapping[str, Any],
+    prefix: str,
+    undo: Undo,
+    given: Mapping[str, nn.Module] | None = None,
 ) -> None:
     """Makes a model's structure that of a journal, ready for the tensors of a state_dict.
 
     Where the model has grown on since, it stays as it is, and the state_dict is completed.
 
+    Args:
+        model: A growable model.
+        journal: The journal.
+        state: The state_dict.
+        prefix: The prefix of the model's keys.
+        undo: Takes it back.
+        given: Modules that the user gives again, by the paths of the insertions they belong to.
+
     Raises:
         CheckpointError: If neither of the model's own edits and the journal's are the first ones of
             the other's, or the journal or the tensors do not fit the model.
+        UnsupportedModelError: If a wrapper for several processes would miss the change.
     """
     history = history_of(model)
     history.refuse_while_viewing("load a state_dict")
@@ -92,8 +107,9 @@ def follow_(
     own = journal_of(model, history)
     if replace(own, fixed=journal.fixed, held=journal.held) == journal:
         return  # whatever the user has frozen since stays frozen
+    refuse_wrapped(model, "grow to what a state_dict needs")
     keep_(history, undo)
-    rebuild_(model, journal.edits[start:], {}, undo)
+    rebuild_(model, journal.edits[start:], given or {}, undo)
     tensors = {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
     materialise_(model, tensors, undo)
     widen_inputs_(model, history, journal.edits[start:])

@@ -18,6 +18,7 @@ from splitgrow.kinds.registry import (
     add_kind,
     name_of,
 )
+from splitgrow.wrapping import plain_type
 
 
 def kind_of(module: Stock) -> LayerKind | None:
@@ -45,6 +46,7 @@ def kind_of_type(layer: type[nn.Module]) -> LayerKind | None:
 
 
 def _found(layer: type[nn.Module]) -> LayerKind | None:
+    layer = plain_type(layer)
     exact = KINDS.get(layer) or KINDS.get(name_of(layer))
     if exact is not None:
         return exact

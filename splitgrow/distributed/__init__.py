@@ -1,0 +1,29 @@
+"""Growing a model that several processes train, on torch.distributed as it is."""
+
+from splitgrow.distributed.loading import load
+from splitgrow.distributed.methods import (
+    consolidate,
+    expand,
+    expand_input,
+    expand_layer,
+    gathered,
+    insert_layer,
+    next_generation,
+    unfreeze,
+)
+from splitgrow.distributed.saving import save
+from splitgrow.errors import DistributedError
+
+__all__ = [
+    "DistributedError",
+    "consolidate",
+    "expand",
+    "expand_input",
+    "expand_layer",
+    "gathered",
+    "insert_layer",
+    "load",
+    "next_generation",
+    "save",
+    "unfreeze",
+]

@@ -1,0 +1,283 @@
+"""Several processes agree on a step before any of them relies on it, or all of them stop.
+
+The ballots go through the key-value store that the processes met at, not through collectives: a
+collective waits for whoever does not come and cannot say who that was, and one that some processes
+do not take part in leaves the others out of step for good. Whoever writes a verdict first decides;
+all read that one, so that a process which gives up waiting cannot leave while others go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from splitgrow.errors import DistributedError
+
+_MARGIN = 5.0
+"""Seconds that the others wait longer than rank 0, so that it is that which says who is missing."""
+_UNANIMOUS = "!"
+"""In front of a verdict: every process failed, with the same error."""
+_PAUSES = (0.001, 0.02)
+"""Seconds between two looks into the store: at first, and at most."""
+
+
+_Made = TypeVar("_Made")
+
+
+@dataclass
+class _Session:
+    """What this process has voted on in one group, and the store that holds it."""
+
+    store: Any
+    prefix: str
+    rounds: int = 0
+
+
+_SESSIONS: dict[str, _Session] = {}
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """What one process has to say about a step.
+
+    Attributes:
+        parts: What must be the same everywhere: for each part its name, and what it is in words.
+        error: What went wrong here; empty if nothing did.
+    """
+
+    parts: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+
+    def to_json(self) -> str:
+        """The ballot as text: of each part its hash, and a beginning that people can read."""
+        parts = {name: [digest(text), _short(text)] for name, text in self.parts.items()}
+        return json.dumps({"parts": parts, "error": self.error})
+
+
+def digest(text: str) -> str:
+    """A short hash of a text, the same in every process."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _short(text: str) -> str:
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    return line if len(line) <= 200 else f"{line[:200]}..."
+
+
+def described(error: BaseException) -> str:
+    """An error in words."""
+    return f"{type(error).__name__}: {error}"
+
+
+class Agreement:
+    """The votes of a group of processes on one call.
+
+    Args:
+        group: The processes; None for all.
+        what: The call, as its errors name it.
+        timeout: Seconds to wait for the others at each vote.
+
+    Raises:
+        DistributedError: If there is no process group, or this process is not in it.
+    """
+
+    def __init__(self, group: Any, what: str, timeout: float) -> None:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise DistributedError(
+                f"{what} is for several processes, and there is no process group yet: call "
+                f"torch.distributed.init_process_group first; in one process alone use the "
+                f"model's own method of that name"
+            )
+        self.group = distributed_c10d._get_default_group() if group is None else group  # noqa: SLF001
+        self.ranks = dist.get_process_group_ranks(self.group)
+        if dist.get_rank() not in self.ranks:
+            raise DistributedError(f"{what}: this process is not in the group that holds the model")
+        self.rank = dist.get_rank(self.group)
+        self.what, self.timeout = what, timeout
+        self._session = _session_of(self.group, self.rank)
+        self._unanimous = False
+
+    @property
+    def source(self) -> int:
+        """The global rank of the group's first process, whose values count."""
+        return self.ranks[0]
+
+    def vote(self, step: str, ballot: Ballot) -> None:
+        """Goes on if all processes come, nothing went wrong in any, and all parts are the same.
+
+        Args:
+            step: What the processes are about to do or have just done, for the error.
+            ballot: This process's.
+
+        Raises:
+            DistributedError: In every process, otherwise.
+        """
+        session = self._session
+        session.rounds += 1
+        base = f"{session.prefix}/{session.rounds}"
+        try:
+            session.store.set(f"{base}/{self.rank}", ballot.to_json())
+            verdict = self._verdict(session.store, base)
+        except (RuntimeError, OSError) as error:  # the process that keeps the store is gone
+            raise DistributedError(
+                f"{self.what} was stopped while {step}, and nothing is changed here: the store "
+                f"that the processes meet at does not answer ({described(error)})"
+            ) from error
+        if verdict:
+            raise DistributedError(
+                f"{self.what} was stopped on all {len(self.ranks)} ranks while {step}, and nothing "
+                f"is changed on any: {verdict}"
+            )
+
+    def attempt(self, step: str, action: Callable[[], tuple[_Made, Mapping[str, str]]]) -> _Made:
+        """Does something in every process, and goes on if it succeeded in all with the same result.
+
+        Args:
+            step: What it is, for the error.
+            action: Does it; returns what it made, and what must be the same everywhere, by name.
+
+        Raises:
+            DistributedError: In every process, if it failed in one or the parts differ.
+            Exception: What the action raised, if it raised the same in all of them.
+        """
+        made: _Made | None = None
+        parts: Mapping[str, str] = {}
+        failure: Exception | None = None
+        try:
+            made, parts = action()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others must hear of it
+            failure = error
+        except BaseException as error:
+            self._leave(error)
+            raise
+        ballot = Ballot(parts, described(failure) if failure is not None else "")
+        try:
+            self.vote(step, ballot)
+        except DistributedError as stopped:
+            if failure is None:
+                raise
+            if self._unanimous:
+                raise failure from None
+            raise stopped from failure
+        return cast("_Made", made)
+
+    def all_do(self, step: str, action: Callable[[], _Made]) -> _Made:
+        """Does something in every process whose result need not be the same; else as `attempt`."""
+        return self.attempt(step, lambda: (action(), {}))
+
+    def _leave(self, error: BaseException) -> None:
+        """Tells the others that this process was interrupted; does not wait for them."""
+        session = self._session
+        session.rounds += 1
+        key = f"{session.prefix}/{session.rounds}/{self.rank}"
+        with suppress(RuntimeError, OSError):
+            session.store.set(key, Ballot(error=described(error)).to_json())
+
+    def _verdict(self, store: Any, base: str) -> str:
+        """What was decided: empty if all may go on."""
+        self._unanimous = False
+        verdict = self._decided(store, base)
+        self._unanimous = verdict.startswith(_UNANIMOUS)
+        return verdict.removeprefix(_UNANIMOUS)
+
+    def _decided(self, store: Any, base: str) -> str:
+        key = f"{base}/verdict"
+        keys = [f"{base}/{rank}" for rank in range(len(self.ranks))]
+        if self.rank:
+            patience = self.timeout + _MARGIN
+            late = _missing(store, [key], patience)
+            if late and not _missing(store, keys[:1], 0):  # rank 0 is waiting for somebody else
+                late = _missing(store, [key], patience)
+            if late:
+                absent = [rank for rank, name in enumerate(keys) if not store.check([name])]
+                gave_up = self._absent(absent or [0], patience)
+                store.compare_set(key, "", json.dumps(gave_up))
+        else:
+            missing = _missing(store, [*keys], self.timeout)
+            absent = [rank for rank, name in enumerate(keys) if name in missing]
+            ballots = {r: json.loads(store.get(k)) for r, k in enumerate(keys) if k not in missing}
+            reasons = [self._absent(absent, self.timeout)] if absent else []
+            reasons += judged(ballots)
+            errors = {ballot["error"] for ballot in ballots.values()}
+            mark = _UNANIMOUS if not absent and len(errors) == 1 and "" not in errors else ""
+            store.compare_set(key, "", json.dumps(mark + "; ".join(reasons)))
+        return str(json.loads(store.get(key)))
+
+    def _absent(self, ranks: list[int], seconds: float) -> str:
+        return (
+            f"{_ranks(ranks)} did not answer within {seconds:g} s: gone, stuck, or "
+            f"never came to this call"
+        )
+
+
+def judged(ballots: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """What speaks against going on: errors, and parts that are not the same everywhere.
+
+    Example:
+        >>> parts = {"request": ["ab12", "expand a by 2"]}, {"request": ["cd34", "expand a by 3"]}
+        >>> judged({rank: {"parts": part, "error": ""} for rank, part in enumerate(parts)})
+        ['the request differs: rank 0 has "expand a by 2", rank 1 has "expand a by 3"']
+    """
+    failed = _alike({rank: ballot["error"] for rank, ballot in ballots.items() if ballot["error"]})
+    reasons = [f"{_ranks(ranks)} failed with {error}" for error, ranks in failed.items()]
+    sound = {rank: ballot["parts"] for rank, ballot in ballots.items() if not ballot["error"]}
+    names = dict.fromkeys(name for parts in sound.values() for name in parts)
+    for name in names:
+        found = {rank: tuple(parts.get(name, ("", "none"))) for rank, parts in sound.items()}
+        if len(set(found.values())) > 1:
+            texts = [text for _, text in found.values()]
+            shown = {
+                # Two that begin alike are told apart by their hashes.
+                rank: f'"{text}"' if len(set(texts)) == len(set(found.values())) else mark
+                for rank, (mark, text) in found.items()
+            }
+            told = ", ".join(f"{_ranks(r)} has {text}" for text, r in _alike(shown).items())
+            reasons.append(f"the {name} differs: {told}")
+            break  # what comes later differs on account of this
+    return reasons
+
+
+def _alike(found: Mapping[int, str]) -> dict[str, list[int]]:
+    grouped: dict[str, list[int]] = {}
+    for rank, value in found.items():
+        grouped.setdefault(value, []).append(rank)
+    return grouped
+
+
+def _ranks(ranks: Iterable[int]) -> str:
+    known = list(ranks)
+    return f"rank{'s' if len(known) > 1 else ''} {', '.join(map(str, known))}"
+
+
+def _missing(store: Any, keys: list[str], seconds: float) -> list[str]:
+    """Waits for keys; those that did not come."""
+    deadline, pause = time.monotonic() + seconds, _PAUSES[0]
+    while True:
+        keys = [key for key in keys if not store.check([key])]
+        if not keys or time.monotonic() > deadline:
+            return keys
+        time.sleep(pause)
+        pause = min(2 * pause, _PAUSES[1])
+
+
+def _session_of(group: Any, rank: int) -> _Session:
+    """The votes in a group so far.
+
+    A store may outlive the processes: it holds what those voted that ran before a restart. So
+    every process counts, for each group, how often it has come to this store.
+    """
+    store = distributed_c10d._get_default_store()  # noqa: SLF001
+    session = _SESSIONS.get(group.group_name)
+    if session is None or session.store is not store:
+        base = f"splitgrow/{group.group_name}"
+        visit = store.add(f"{base}/visits/{rank}", 1)
+        session = _SESSIONS[group.group_name] = _Session(store, f"{base}/{visit}")
+    return session

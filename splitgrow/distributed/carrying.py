@@ -1,0 +1,290 @@
+"""Carrying out one change of a model in all the processes that hold it, or in none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from splitgrow.distributed.agreement import Agreement
+from splitgrow.distributed.replicas import Replica
+from splitgrow.distributed.shards import Shards
+from splitgrow.errors import SplitGrowError, UnsupportedModelError
+from splitgrow.handle import Handle, handle
+from splitgrow.handled import HISTORY
+from splitgrow.optimizers import listed
+from splitgrow.undo import Undo
+from splitgrow.wrapping import is_sharded, wrapper_told
+
+TIMEOUT = 300.0
+"""Seconds that the processes wait for each other at each step."""
+_Made = TypeVar("_Made")
+
+
+class Wrapped:
+    """A model as one of several processes holds it.
+
+    Attributes:
+        model: The growable model.
+        whole: The model with all that is around it, but not DistributedDataParallel.
+        shared: Whether all processes have agreed on a change, so that wrappers may be made anew.
+
+    Args:
+        wrapped: DistributedDataParallel around a growable model or around one that holds it; a
+            model sharded by fully_shard; or a plain model, of which every process has its own.
+        optimizers: What trains it.
+
+    Raises:
+        TypeError: If it is no module.
+        UnsupportedModelError: If it is wrapped in a way that growth cannot follow.
+        SplitGrowError: If it holds no growable model, or several.
+    """
+
+    def __init__(self, wrapped: nn.Module, optimizers: list[Optimizer]) -> None:
+        self.replica: Replica | None = None
+        self.shards: Shards | None = None
+        self.shared = False
+        self.whole = plain_of(wrapped)
+        if isinstance(wrapped, DistributedDataParallel):
+            self.replica = Replica(wrapped)
+        if is_sharded(self.whole):
+            if self.replica is not None:
+                raise UnsupportedModelError(
+                    "the model is in DistributedDataParallel and sharded by FSDP as well; use "
+                    "fully_shard with a mesh of two dimensions instead"
+                )
+            self.shards = Shards(self.whole, optimizers)
+        self.model = growable_in(self.whole)
+
+    def refuse_more(self, done: str) -> None:
+        """Makes sure that nothing but the growable model is wrapped.
+
+        Args:
+            done: What would not be done with the rest.
+
+        Raises:
+            UnsupportedModelError: If something is.
+        """
+        if self.whole is not self.model:
+            raise UnsupportedModelError(
+                f"more is wrapped than the growable model, and would not be {done} with it; make "
+                f"the whole growable"
+            )
+
+    def restore(self) -> None:
+        """Makes the wrapper as it was, once the model is as it was."""
+        if self.shards is not None:
+            self.shards.restore()
+        if self.replica is not None:
+            self.replica.take_back(anew=self.shared)
+
+    def open(self, *, values: bool) -> None:
+        """Makes a sharded model plain, with or without its values."""
+        if self.shards is not None:
+            self.shards.open(values=values)
+
+    def settle(self) -> None:
+        """Makes the wrapper know the model as it is now."""
+        if self.shards is not None:
+            self.shards.settle()
+        if self.replica is not None:
+            self.replica.renew()
+
+
+def plain_of(wrapped: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, or the module.
+
+    Raises:
+        TypeError: If it is no module.
+        UnsupportedModelError: If it is in a wrapper of another kind.
+    """
+    if not isinstance(wrapped, nn.Module):
+        raise TypeError(f"the model must be a torch.nn.Module, got {type(wrapped).__name__}")
+    if "_orig_mod" in wrapped._modules:  # noqa: SLF001
+        raise UnsupportedModelError(
+            "the model is compiled; pass what was compiled, and compile it again afterwards"
+        )
+    if isinstance(wrapped, nn.DataParallel):
+        raise UnsupportedModelError(
+            "DataParallel is one process; grow the model inside it by its own methods"
+        )
+    return wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
+
+
+def growable_in(whole: nn.Module) -> nn.Module:
+    """The growable model in a module: itself, or the one that it holds.
+
+    Raises:
+        SplitGrowError: If there is none, or there are several.
+    """
+    found: dict[str, nn.Module] = {}
+    for path, module in whole.named_modules():
+        inside = any(not outer or path.startswith(f"{outer}.") for outer in found)
+        if HISTORY in vars(module) and not inside:
+            found[path] = module
+    if not found:
+        raise SplitGrowError(
+            f"{type(whole).__name__} holds no growable model; call splitgrow.growable(model, "
+            f"example_inputs) before you wrap it, in every process"
+        )
+    if len(found) > 1:
+        raise SplitGrowError(
+            f"{type(whole).__name__} holds several growable models ({', '.join(found)}), of which "
+            f"one would have to be meant; make the whole growable instead"
+        )
+    return next(iter(found.values()))
+
+
+def group_of(wrapped: nn.Module) -> Any:
+    """The processes that hold a model; None for all that there are.
+
+    Raises:
+        UnsupportedModelError: If it is sharded over a part of them in two dimensions.
+    """
+    if isinstance(wrapped, DistributedDataParallel):
+        return wrapped.process_group
+    if not is_sharded(wrapped):
+        return None
+    mesh = Shards(wrapped, []).mesh
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    if mesh.size() != dist.get_world_size():
+        raise UnsupportedModelError(
+            "the model is sharded over a mesh of two dimensions that leaves out some processes"
+        )
+    return None
+
+
+def carry_out(
+    wrapped: nn.Module,
+    request: str,
+    change: Callable[[Handle], _Made],
+    *,
+    optimizer: object = None,
+    timeout: float = TIMEOUT,
+    values: bool = False,
+    shared: bool = True,
+) -> _Made:
+    """Carries out a change in all processes, or in none.
+
+    Each does it for itself. Then they compare what they did; the first one's values of what is new
+    go to the others; and the wrappers are made to know it. At each step all of them stop and take
+    back what they did if one of them does not follow.
+
+    Args:
+        wrapped: The model, in its wrapper.
+        request: What is asked for, in words.
+        change: Does it, all or nothing.
+        optimizer: What trains the model.
+        timeout: Seconds to wait for the others at each step.
+        values: Whether the change runs the model or reads its values.
+        shared: Whether the first process's values of new tensors are to count.
+
+    Returns:
+        What the change returns.
+
+    Raises:
+        DistributedError: In every process, if one of them failed, differs, or did not come.
+        Exception: What the change raised, if it raised the same in all of them.
+    """
+    plain_of(wrapped)
+    optimizers = listed(optimizer)
+    what = request.partition("(")[0]
+    agreement = Agreement(group_of(wrapped), what, timeout)
+
+    def begin() -> tuple[Wrapped, Mapping[str, str]]:
+        held = Wrapped(wrapped, optimizers)
+        return held, {"request": request, **picture_of(held, optimizers)}
+
+    held = agreement.attempt("asking for the same", begin)
+    with Undo() as undo:
+        undo.on_failure(held.restore)
+        known: set[int] = set()
+
+        def grow() -> tuple[_Made, Mapping[str, str]]:
+            held.open(values=values)
+            known.update(map(id, _tensors(held.whole)))
+            with undo.gathers(), wrapper_told():
+                made = change(handle(held.model))
+            return made, picture_of(held, optimizers)
+
+        def settle() -> tuple[None, Mapping[str, str]]:
+            if shared:
+                new = [tensor for tensor in _tensors(held.whole) if id(tensor) not in known]
+                _share(new, agreement)
+            held.settle()
+            return None, picture_of(held, optimizers)
+
+        made = agreement.attempt("planning and growing", grow)
+        held.shared = True
+        agreement.attempt("sharing what is new", settle)
+    return made
+
+
+@contextmanager
+def opened(wrapped: nn.Module, request: str, timeout: float) -> Iterator[nn.Module]:
+    """The growable model, plain and with all of its values, inside a ``with`` block."""
+    if isinstance(wrapped, nn.Module) and not is_sharded(plain_of(wrapped)):
+        with nullcontext(growable_in(plain_of(wrapped))) as model:
+            yield model
+        return
+    agreement = Agreement(group_of(wrapped), request.partition("(")[0], timeout)
+
+    def begin() -> tuple[Wrapped, Mapping[str, str]]:
+        held = Wrapped(wrapped, [])
+        return held, {"request": request, **picture_of(held, [])}
+
+    held = agreement.attempt("asking for the same", begin)
+    try:
+        held.open(values=True)
+        yield held.model
+    finally:
+        held.restore()
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """All parameters and buffers, each once, in an order that is the same in every process."""
+    return [*module.parameters(), *module.buffers()]
+
+
+@torch.no_grad()
+def _share(tensors: list[Tensor], agreement: Agreement) -> None:
+    """Gives every process the first one's values."""
+    backend = str(dist.get_backend(agreement.group))
+    for tensor in tensors:
+        value = tensor.detach().contiguous()
+        if "nccl" in backend and "gloo" not in backend:
+            value = value.cuda()
+        dist.broadcast(value, src=agreement.source, group=agreement.group)
+        if value.data_ptr() != tensor.data_ptr():
+            tensor.copy_(value)
+
+
+def picture_of(held: Wrapped, optimizers: list[Optimizer]) -> dict[str, str]:
+    """What must be the same in every process, in words: the model, its edits, the optimizers."""
+    edits = handle(held.model).edits
+    lines = [
+        f"{name} {tuple(p.shape)} {p.dtype} {'trains' if p.requires_grad else 'frozen'}"
+        for name, p in held.whole.named_parameters()
+    ]
+    lines += [f"{name} {tuple(b.shape)} {b.dtype}" for name, b in held.whole.named_buffers()]
+    made = "; ".join(str(edit).splitlines()[0] for edit in edits[-1:]) or "no edits"
+    past = f"generation {handle(held.model).generation}, {made}"
+    names = {id(p): name for name, p in held.whole.named_parameters()}
+    layout = [
+        [type(optimizer).__name__]
+        + [[names.get(id(p), "?") for p in group["params"]] for group in optimizer.param_groups]
+        for optimizer in optimizers
+    ]
+    return {
+        "history": "\n".join((past, *(edit.to_json() for edit in edits))),
+        "model": "\n".join((f"{len(lines)} tensors", *lines)),
+        "optimizer": f"{len(optimizers)} optimizers {json.dumps(layout)}",
+    }

@@ -1,0 +1,301 @@
+"""Loading what several processes have saved, in any number of processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from splitgrow.checkpoints.contents import check_parts, parts_of, tensors_of
+from splitgrow.checkpoints.training import (
+    SavedOptimizer,
+    check_types,
+    optimizers_of,
+    restore_optimizer_,
+    restore_scheduler_,
+    schedulers_of,
+    set_random_states_,
+)
+from splitgrow.checkpoints.trees import read_tree
+from splitgrow.distributed.agreement import Agreement
+from splitgrow.distributed.carrying import TIMEOUT, Wrapped, group_of, picture_of, plain_of
+from splitgrow.distributed.storing import MODEL, Manifest, opened_manifest
+from splitgrow.errors import CheckpointError
+from splitgrow.handled import history_of
+from splitgrow.history import check_structure, keep_
+from splitgrow.journal import Journal
+from splitgrow.journal.state_dicts import common_edits, follow_
+from splitgrow.undo import Undo
+from splitgrow.wrapping import wrapper_told
+
+
+def load(
+    wrapped: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    optimizer: object = None,
+    scheduler: object = None,
+    modules: Mapping[str, nn.Module] | None = None,
+    training: bool = True,
+    timeout: float = TIMEOUT,
+) -> Any:
+    """Loads what `save` has written, in as many processes as there are now, and goes on.
+
+    The model may be wrapped in another way than it was: every process reads what it holds now. Its
+    edits are done again, as they are recorded; then tensors, optimizers, schedulers and what is
+    frozen come back, bit for bit.
+
+    Only load what you trust: torch.distributed.checkpoint reads its own metadata by pickle.
+
+    Args:
+        wrapped: As in `expand_layer`: a fresh model, made growable and wrapped as you want it to
+            be, or the one that was saved.
+        directory: What was given to `save`.
+        optimizer: The optimizers that were saved, of the same types, in the same order, made of the
+            fresh model's parameters. None to leave what was saved of them aside.
+        scheduler: The schedulers that were saved, likewise.
+        modules: As of `splitgrow.load`: modules that were given to `insert_layer` and that a file
+            cannot describe, by the path of the insertion.
+        training: Whether the random states come back, too. Each rank has its own; ranks that there
+            were not when it was saved keep theirs.
+        timeout: Seconds to wait for the other processes, at each step.
+
+    Returns:
+        What was given to `save` as `extra`.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        CheckpointError: If there is no checkpoint, or it is damaged, or does not fit, the same in
+            every process.
+        DistributedError: In every process, if one failed, differs or did not come.
+
+    In all these cases model, wrapper, optimizer and scheduler are as before, in every process.
+    """
+    plain_of(wrapped)
+    trained = optimizers_of(optimizer), schedulers_of(scheduler)
+    source = Path(os.fspath(directory)).absolute()
+    agreement = Agreement(group_of(wrapped), "load", timeout)
+
+    def begin() -> tuple[_Loading, Mapping[str, str]]:
+        held = Wrapped(wrapped, [])
+        held.refuse_more("loaded")
+        loading = _Loading(held, _Source(source), *trained)
+        rank = agreement.rank if training else None
+        loading.check(rank)
+        return loading, {"checkpoint": loading.text, **picture_of(held, trained[0])}
+
+    loading = agreement.attempt("reading what is there", begin)
+    held = loading.held
+    with Undo() as undo:
+        undo.on_failure(held.restore)
+        agreement.attempt("doing the edits again", lambda: loading.grow(undo, modules or {}))
+        held.shared = True
+        agreement.all_do("sharding what is new", held.settle)
+        agreement.all_do("making room for the tensors", loading.make_room)
+        agreement.all_do("reading the tensors", lambda: loading.read(agreement.group))
+        extra = agreement.all_do("giving them out", lambda: loading.give_out(undo))
+    loading.fill()
+    return extra
+
+
+class _Loading:
+    """What one process does to load.
+
+    Args:
+        held: The model, as this process holds it.
+        source: The checkpoint.
+        optimizers: The optimizers that get their states.
+        schedulers: The schedulers that get theirs.
+
+    Attributes:
+        held: The model, as this process holds it.
+        text: What the checkpoint holds besides tensors, as it is written.
+    """
+
+    def __init__(
+        self, held: Wrapped, source: _Source, optimizers: list[Any], schedulers: list[Any]
+    ) -> None:
+        self.held, self.text = held, source.text
+        self._source, self._manifest = source, source.manifest
+        self._optimizers, self._schedulers = optimizers, schedulers
+        self._journal = Journal()
+        self._random: object = None
+        self._targets: dict[str, Tensor] = {}
+        self._others: dict[str, Tensor] = {}
+
+    def check(self, rank: int | None) -> None:
+        """Makes sure that the checkpoint fits.
+
+        Args:
+            rank: The rank whose random states come back; None for none.
+
+        Raises:
+            CheckpointError: If it does not.
+        """
+        manifest = self._manifest
+        self._journal = _checked(self.held.model, manifest)
+        check_types("optimizer", manifest.optimizers, self._optimizers)
+        check_types("scheduler", manifest.schedulers, self._schedulers)
+        if rank is not None and rank < len(manifest.random):
+            self._random = manifest.random[rank]
+
+    def grow(self, undo: Undo, modules: Mapping[str, nn.Module]) -> tuple[None, Mapping[str, str]]:
+        """Does the edits again."""
+        model, journal = self.held.model, self._journal
+        history = history_of(model)
+        # Its layers are looked at anew then, which runs the model on its example inputs.
+        self.held.open(values=len(history.edits) < len(journal.edits))
+        keep_(history, undo)
+        with undo.gathers(), wrapper_told():
+            follow_(model, journal, self._source.shapes(MODEL), "", undo, modules)
+        return None, picture_of(self.held, [])
+
+    def make_room(self) -> None:
+        """Makes tensors to read into, spread as the model's are now."""
+        found = tensors_of(self.held.model).tensors
+        self._targets = {name: torch.empty_like(t.detach()) for name, t in found.items()}
+        saved = self._manifest.optimizers if self._optimizers else ()
+        self._others = self._source.targets(self._named(), saved, self._random)
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        return dict(self.held.model.named_parameters(remove_duplicate=False))
+
+    def read(self, group: Any) -> None:
+        """Reads this process's parts."""
+        values = {MODEL + name: target for name, target in self._targets.items()}
+        reader = FileSystemReader(self._source.path)
+        everything = values | self._others
+        state_dict_loader.load(everything, storage_reader=reader, process_group=group)
+
+    def give_out(self, undo: Undo) -> Any:
+        """Gives optimizers, schedulers and random number generators their states.
+
+        Returns:
+            What the user added.
+        """
+        manifest, tensor = self._manifest, self._others.__getitem__
+        extra = read_tree(manifest.extra, tensor)
+        named = self._named()
+        for item, saved in zip(self._optimizers, manifest.optimizers, strict=False):  # or none
+            restore_optimizer_(item, saved, named, tensor, undo)
+        for item, kept in zip(self._schedulers, manifest.schedulers, strict=False):
+            restore_scheduler_(item, kept, tensor, undo)
+        if self._random is not None:
+            set_random_states_(read_tree(self._random, tensor), undo)
+        return extra
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Gives the model its values, which nothing can keep from it any more."""
+        for name, tensor in tensors_of(self.held.model).tensors.items():
+            tensor.copy_(self._targets[name])
+
+
+def _checked(model: nn.Module, manifest: Manifest) -> Journal:
+    """The journal of a checkpoint, if it goes on from what the model is.
+
+    Raises:
+        CheckpointError: If it does not.
+    """
+    history = history_of(model)
+    history.refuse_while_viewing("load a checkpoint")
+    check_structure(model, history)
+    journal = Journal.from_data(manifest.journal)
+    if len(history.edits) > len(journal.edits):
+        raise CheckpointError(
+            f"this model has done {len(history.edits)} edits, the saved one {len(journal.edits)}; "
+            f"load into a fresh model"
+        )
+    common_edits(history.edits, journal.edits)
+    numbered = frozenset(number.module for edit in journal.edits for number in edit.numbers)
+    same = torch.__version__.split(".")[:2] == manifest.torch.split(".")[:2]
+    check_parts(manifest.parts, parts_of(model, history), settings=same, fixed=numbered)
+    return journal
+
+
+class _Source:
+    """A checkpoint that is to be read.
+
+    Attributes:
+        path: Its directory.
+        manifest: What it holds besides tensors.
+        text: That, as it is written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path, self.manifest, self.text = opened_manifest(directory)
+        known = FileSystemReader(self.path).read_metadata().state_dict_metadata
+        self._known = {k: v for k, v in known.items() if isinstance(v, TensorStorageMetadata)}
+
+    def shapes(self, prefix: str) -> dict[str, Any]:
+        """Tensors without values, of the shapes and types of those whose names begin so."""
+        return {
+            name.removeprefix(prefix): torch.empty(
+                known.size, dtype=known.properties.dtype, device="meta"
+            )
+            for name, known in self._known.items()
+            if name.startswith(prefix)
+        }
+
+    def targets(
+        self,
+        named: Mapping[str, nn.Parameter],
+        optimizers: tuple[SavedOptimizer, ...],
+        random: object,
+    ) -> dict[str, Tensor]:
+        """Tensors for all that is not the model's to be read into.
+
+        Args:
+            named: The model's parameters, as which their optimizer states are spread.
+            optimizers: The optimizers whose states are wanted.
+            random: The random states that are wanted, as a tree.
+        """
+        targets: dict[str, Tensor] = {}
+
+        def into(like: Tensor | None) -> Callable[[str], Tensor]:
+            def make(name: str) -> Tensor:
+                known = self._known.get(name)
+                if known is None:
+                    raise CheckpointError(f"the checkpoint has no tensor `{name}`")
+                dtype = known.properties.dtype
+                if like is not None and like.shape == known.size:
+                    targets[name] = torch.empty_like(like.detach(), dtype=dtype)
+                else:
+                    targets[name] = torch.empty(known.size, dtype=dtype)
+                return targets[name]
+
+            return make
+
+        for optimizer in optimizers:
+            for state in optimizer.states:
+                read_tree(state.state, into(named.get(_name_at(optimizer, state.place) or "")))
+            for group in optimizer.groups:
+                read_tree(group.options, into(None), _Anything())
+        for scheduler in self.manifest.schedulers:
+            read_tree(scheduler.state, into(None), _Anything())
+        read_tree(self.manifest.extra, into(None))
+        read_tree(random, into(None))
+        return targets
+
+
+class _Anything:
+    """Stands for whatever was passed over when a tree was written."""
+
+    def __getitem__(self, key: object) -> _Anything:
+        return self
+
+
+def _name_at(optimizer: SavedOptimizer, place: tuple[int, int]) -> str | None:
+    group, index = place
+    if not (
+        0 <= group < len(optimizer.groups) and 0 <= index < len(optimizer.groups[group].params)
+    ):
+        raise CheckpointError(f"the saved optimizer has state of a parameter at {place}")
+    return optimizer.groups[group].params[index]

@@ -1,0 +1,258 @@
+"""What can be done with a model that several processes train, mirroring the model's own methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+from splitgrow.depth.wanted import After
+from splitgrow.distributed.carrying import TIMEOUT, carry_out, opened
+from splitgrow.edits import Edit
+
+
+def expand_layer(  # noqa: PLR0913
+    wrapped: nn.Module,
+    layer: int | str,
+    n: int,
+    *,
+    round_to: int = 1,
+    initializer: str = "zero",
+    freeze: bool = True,
+    optimizer: object = None,
+    timeout: float = TIMEOUT,
+) -> Edit:
+    """Adds units to a layer in all processes that hold a model, as `model.expand_layer` in one.
+
+    Call it in every process, with the same arguments. All of them must plan the same edit, which
+    is compared by hash; the new tensors are the first rank's, so that the ranks stay equal bit for
+    bit; the wrapper stays the same object, and so do parameters and optimizer. Every process draws
+    as many random numbers as it would alone, from its own state, which stays its own.
+
+    Args:
+        wrapped: DistributedDataParallel around the growable model, or around a module that holds
+            it; a growable model that `fully_shard` was applied to; or a growable model alone, which
+            every process has and trains in a way of its own.
+        layer: Its index or name in `layers`.
+        n: The number of units that it gains.
+        round_to: As in `model.expand_layer`, like `initializer` and `freeze`.
+        initializer: How new blocks get their values.
+        freeze: Whether the first growth closes generation 0.
+        optimizer: One or several optimizers of this process.
+        timeout: Seconds to wait for the other processes, at each step.
+
+    Returns:
+        The record of what was done, the same in every process.
+
+    Raises:
+        DistributedError: In every process, if one failed, asked for something else, holds another
+            model, or did not come in time; the message says which.
+        UnsupportedModelError: If the wrapper is one that growth cannot follow.
+        SplitGrowError: What `model.expand_layer` raises, if it raises the same in all of them;
+            `ValueError` and `TypeError` likewise.
+
+    In all these cases model, wrapper and optimizer are as before, in every process.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch.nn.parallel import DistributedDataParallel
+        >>> def worker() -> None:  # run by torchrun, in every process
+        ...     torch.distributed.init_process_group("gloo")
+        ...     net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        ...     net = splitgrow.growable(net, torch.ones(1, 2))
+        ...     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        ...     ddp = DistributedDataParallel(net)
+        ...     splitgrow.distributed.expand_layer(ddp, "0", 4, optimizer=optimizer)
+    """
+    return expand(
+        wrapped,
+        {layer: n},
+        round_to=round_to,
+        initializer=initializer,
+        freeze=freeze,
+        optimizer=optimizer,
+        timeout=timeout,
+    )
+
+
+def expand(
+    wrapped: nn.Module,
+    request: Mapping[int | str, int],
+    *,
+    round_to: int = 1,
+    initializer: str = "zero",
+    freeze: bool = True,
+    optimizer: object = None,
+    timeout: float = TIMEOUT,
+) -> Edit:
+    """Adds units to several layers in one edit; otherwise as `expand_layer`."""
+    options: dict[str, Any] = {"round_to": round_to, "initializer": initializer, "freeze": freeze}
+    asked = dict(request) if isinstance(request, Mapping) else request
+    return carry_out(
+        wrapped,
+        _in_words("expand", asked, **options),
+        lambda model: model.expand(request, **options, optimizer=optimizer),
+        optimizer=optimizer,
+        timeout=timeout,
+    )
+
+
+def expand_input(
+    wrapped: nn.Module,
+    n: int,
+    *,
+    name: str | None = None,
+    initializer: str = "zero",
+    freeze: bool = True,
+    optimizer: object = None,
+    timeout: float = TIMEOUT,
+) -> Edit:
+    """Adds n channels to the model's input, as `model.expand_input`; otherwise as `expand_layer`.
+
+    Of a sharded model every process holds all of it for as long as that takes, since the model is
+    run on its example inputs.
+    """
+    options: dict[str, Any] = {"name": name, "initializer": initializer, "freeze": freeze}
+    return carry_out(
+        wrapped,
+        _in_words("expand_input", n, **options),
+        lambda model: model.expand_input(n, **options, optimizer=optimizer),
+        optimizer=optimizer,
+        timeout=timeout,
+        values=True,
+    )
+
+
+def insert_layer(  # noqa: PLR0913
+    wrapped: nn.Module,
+    after: After,
+    kind: str = "residual",
+    *,
+    module: nn.Module | None = None,
+    form: str = "plain",
+    kernel_size: int = 3,
+    activation: nn.Module | None = None,
+    freeze: bool = True,
+    optimizer: object = None,
+    timeout: float = TIMEOUT,
+) -> Edit:
+    """Inserts a layer, or several, as `model.insert_layer`; otherwise as `expand_layer`.
+
+    A `module` of yours is made in every process; the first rank's values count. Of a sharded model
+    every process holds all of it for as long as that takes, since the model is run on its example
+    inputs. What is inserted is sharded with the unit around it.
+    """
+    options: dict[str, Any] = {
+        "module": module,
+        "form": form,
+        "kernel_size": kernel_size,
+        "activation": activation,
+        "freeze": freeze,
+    }
+    return carry_out(
+        wrapped,
+        _in_words("insert_layer", after, kind, **options),
+        lambda model: model.insert_layer(after, kind, **options, optimizer=optimizer),
+        optimizer=optimizer,
+        timeout=timeout,
+        values=True,
+    )
+
+
+def next_generation(
+    wrapped: nn.Module, *, optimizer: object = None, timeout: float = TIMEOUT
+) -> int:
+    """Closes the open generation in all processes, as `model.next_generation`.
+
+    While nothing trains, which is so until the next growth, DistributedDataParallel has nothing to
+    reduce and does not communicate.
+
+    Args:
+        wrapped: As in `expand_layer`.
+        optimizer: What trains the model; needed only where FSDP has sharded it.
+        timeout: Seconds to wait for the other processes, at each step.
+
+    Returns:
+        The number of the generation that is open now.
+
+    Raises:
+        DistributedError: As in `expand_layer`.
+    """
+    return carry_out(
+        wrapped,
+        _in_words("next_generation"),
+        lambda model: model.next_generation(),
+        optimizer=optimizer,
+        timeout=timeout,
+    )
+
+
+def consolidate(
+    wrapped: nn.Module, *, optimizer: object = None, timeout: float = TIMEOUT
+) -> Edit | None:
+    """Joins what several growths added to one block each, as `model.consolidate`.
+
+    Of a sharded model every process holds all of it for as long as that takes.
+
+    Args:
+        wrapped: As in `expand_layer`.
+        optimizer: One or several optimizers of this process.
+        timeout: Seconds to wait for the other processes, at each step.
+
+    Returns:
+        The record of what was done; None if there was nothing to join.
+
+    Raises:
+        DistributedError: As in `expand_layer`.
+    """
+    return carry_out(
+        wrapped,
+        _in_words("consolidate"),
+        lambda model: model.consolidate(optimizer=optimizer),
+        optimizer=optimizer,
+        timeout=timeout,
+        values=True,
+        shared=False,
+    )
+
+
+def unfreeze(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> None:
+    """Lets everything train again, as `model.unfreeze`.
+
+    Args:
+        wrapped: As in `expand_layer`.
+        timeout: Seconds to wait for the other processes, at each step.
+
+    Raises:
+        DistributedError: As in `expand_layer`.
+    """
+    carry_out(wrapped, _in_words("unfreeze"), lambda model: model.unfreeze(), timeout=timeout)
+
+
+def gathered(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> AbstractContextManager[nn.Module]:
+    """The growable model, plain and whole in every process, inside a ``with`` block.
+
+    There it can be merged, fused, copied and evaluated, as in one process. Enter it in every
+    process. What is changed in it is lost.
+
+    Args:
+        wrapped: As in `expand_layer`.
+        timeout: Seconds to wait for the other processes.
+
+    Raises:
+        DistributedError: If a process failed or did not come.
+
+    Example:
+        >>> import splitgrow
+        >>> def export(sharded):  # in every process
+        ...     with splitgrow.distributed.gathered(sharded) as model:
+        ...         return splitgrow.merge(model)
+    """
+    return opened(wrapped, _in_words("gathered"), timeout)
+
+
+def _in_words(call: str, *args: object, **options: object) -> str:
+    named = [f"{name}={value!r}" for name, value in options.items()]
+    return f"{call}({', '.join([*map(repr, args), *named])})"

@@ -1,0 +1,265 @@
+"""FSDP2 (`fully_shard`) around a model that changes.
+
+While an edit runs, every sharded
+parameter is out of its place, and a plain one stands in for it: without memory of its own where the
+edit looks at shapes only, or with the whole value where it runs the model. Afterwards each sharded
+parameter is back, the same object with the same shard, and the new parameters join the unit around
+them: what `fully_shard` was called on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from splitgrow.distributed.units import (
+    MARKS,
+    MISSING,
+    Dress,
+    Unit,
+    around,
+    guarded,
+    is_spread,
+    is_unit,
+    spread_like,
+    units_of,
+    whole_of,
+)
+from splitgrow.errors import UnsupportedModelError
+from splitgrow.split import SplitLayer
+
+
+class _Slot:
+    """One sharded parameter, where it belongs, and what stands in for it."""
+
+    def __init__(self, record: Any) -> None:
+        info = record._module_info  # noqa: SLF001
+        self.places = [(info.module, info.param_name)]
+        self.places += zip(info.shared_modules, info.shared_param_names, strict=True)
+        self.sharded: Any = record.sharded_param
+        self.trains, self.gradient = self.sharded.requires_grad, self.sharded.grad
+        self.standing: nn.Parameter = self.sharded
+
+    def lift(self, *, values: bool) -> None:
+        """Puts a plain parameter in its place."""
+        sharded = self.sharded
+        if values:
+            data = whole_of(sharded.detach())
+        else:
+            data = torch.empty((), dtype=sharded.dtype, device=sharded.device).expand(sharded.shape)
+        self.standing = nn.Parameter(data, requires_grad=self.trains)
+        if values and self.gradient is not None:
+            self.standing.grad = whole_of(self.gradient)
+        for module, name in self.places:
+            module._parameters[name] = self.standing  # noqa: SLF001
+
+    def lower(self) -> None:
+        """Puts the sharded one back where nothing else has taken the place since."""
+        for module, name in self.places:
+            if module._parameters.get(name) is self.standing:  # noqa: SLF001
+                module._parameters[name] = self.sharded  # noqa: SLF001
+        if self.sharded.requires_grad != self.standing.requires_grad:
+            self.sharded.requires_grad_(self.standing.requires_grad)
+        if self.standing.grad is None and not self.standing.requires_grad:
+            self.sharded.grad = None
+
+    def restore(self) -> None:
+        """Puts it back, as it was."""
+        for module, name in self.places:
+            module._parameters[name] = self.sharded  # noqa: SLF001
+        self.sharded.requires_grad_(self.trains)
+        self.sharded.grad = self.gradient
+
+
+class Shards:
+    """The sharded parameters of a model and its optimizers, while an edit runs.
+
+    Args:
+        model: What `fully_shard` was called on last.
+        optimizers: What trains it.
+
+    Raises:
+        UnsupportedModelError: If it is sharded in a way that growth cannot follow, or this version
+            of torch keeps its state elsewhere.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: list[Optimizer]) -> None:
+        if MISSING:
+            raise UnsupportedModelError(
+                f"this version of torch ({torch.__version__}) has no fully_shard that splitgrow "
+                f"knows ({MISSING}); use 2.6 or newer, or DistributedDataParallel"
+            )
+        self._model, self._optimizers = model, optimizers
+        self._units = guarded(lambda: units_of(model))
+        self._slots = [_Slot(record) for unit in self._units for record in unit.parameters]
+        _refuse_unsupported(model, self._units)
+        handles = set().union(*(unit.handles for unit in self._units))
+        inside = [module for module, _ in around(model, self._units)]
+        self._dresses = {module: Dress(module, handles) for module in inside}
+        self._lists = [
+            (group["params"], list(group["params"]))
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+        ]
+        self._states = [(optimizer.state, dict(optimizer.state)) for optimizer in optimizers]
+
+    @property
+    def mesh(self) -> Any:
+        """The mesh of the ranks that hold the shards."""
+        return next(u.groups[0].mesh_info.mesh for u in self._units if u.groups)
+
+    def open(self, *, values: bool) -> None:
+        """Makes the model plain; with its values, which takes the memory of the whole model."""
+        guarded(lambda: self._open(values=values))
+
+    def _open(self, *, values: bool) -> None:
+        for module, dress in self._dresses.items():
+            dress.take_off(module)
+        for slot in self._slots:
+            slot.lift(values=values)
+        self._exchange({slot.sharded: slot.standing for slot in self._slots})
+        if values:
+            self._make_states_whole()
+
+    def _make_states_whole(self) -> None:
+        """Gives the optimizers' states of stand-ins that train whole tensors, to be joined."""
+        standing = {id(slot.standing) for slot in self._slots if slot.trains}
+        for state, _ in self._states:
+            for parameter, own in list(state.items()):
+                if id(parameter) in standing:
+                    state[parameter] = {
+                        key: whole_of(value) if isinstance(value, Tensor) else value
+                        for key, value in own.items()
+                    }
+
+    def restore(self) -> None:
+        """Makes model and optimizers as they were, once the edit itself is taken back."""
+        for unit in self._units:
+            unit.restore()
+        for module, dress in self._dresses.items():
+            dress.restore(module)
+        for slot in self._slots:
+            slot.restore()
+        for parameters, before in self._lists:
+            parameters[:] = before
+        for state, before_it in self._states:
+            state.clear()
+            state.update(before_it)
+
+    def settle(self) -> None:
+        """Puts the sharded parameters back and shards the new ones, each in the unit around it."""
+        guarded(self._settle)
+
+    def _settle(self) -> None:
+        for module, dress in self._dresses.items():
+            dress.put_on(module)
+        for slot in self._slots:
+            slot.lower()
+        present = {id(module) for module in self._model.modules()}
+        for unit in self._units:
+            unit.forget(lambda module: id(module) not in present)
+        self._move_units()
+        joined = self._adopt()
+        self._exchange({slot.standing: slot.sharded for slot in self._slots} | joined)
+        self._spread_states(joined)
+        self._begin_anew()
+
+    def _move_units(self) -> None:
+        """A layer that became the original block of a grown one is a unit no more; that one is."""
+        units = {id(module): unit for unit in self._units for module in unit.modules}
+        for split in [m for m in self._model.modules() if isinstance(m, SplitLayer)]:
+            unit = units.get(id(split.original))
+            if unit is not None and not is_unit(split):
+                unit.move(split.original, split, self._dresses[split.original])
+
+    def _adopt(self) -> dict[Tensor, Tensor]:
+        """Shards the new parameters.
+
+        Returns:
+            For each that was plain, the sharded one.
+
+        Raises:
+            UnsupportedModelError: If one of them is shared by several modules.
+        """
+        joined: dict[Tensor, Tensor] = {}
+        template = next(unit.groups[0] for unit in self._units if unit.groups)
+        for module, unit in around(self._model, self._units):
+            for mark in MARKS:
+                module.__dict__[mark] = True
+            for name, parameter in list(module._parameters.items()):  # noqa: SLF001
+                if parameter is None or is_spread(parameter):
+                    continue
+                if parameter in joined:
+                    raise UnsupportedModelError(f"`{name}` of a new module is shared with another")
+                gradient, parameter.grad = parameter.grad, None
+                unit.adopt(module, name, template)
+                sharded = module._parameters[name]  # noqa: SLF001
+                assert sharded is not None
+                if gradient is not None:
+                    sharded.grad = spread_like(gradient, sharded)
+                joined[parameter] = sharded
+        return joined
+
+    def _exchange(self, others: Mapping[Tensor, Tensor]) -> None:
+        """Has the optimizers train other parameters in the places of these."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["params"][:] = [others.get(p, p) for p in group["params"]]
+            exchanged = {others.get(p, p): state for p, state in optimizer.state.items()}
+            optimizer.state.clear()
+            optimizer.state.update(exchanged)
+
+    def _spread_states(self, joined: Mapping[Tensor, Tensor]) -> None:
+        """Gives parameters that were there their own states again, and new ones spread states."""
+        kept = [before for _, before in self._states]
+        new = {id(parameter) for parameter in joined.values()}
+        for (state, _), before in zip(self._states, kept, strict=True):
+            for parameter, own in list(state.items()):
+                if parameter in before:
+                    state[parameter] = before[parameter]
+                elif id(parameter) in new:
+                    for key, value in own.items():
+                        if isinstance(value, Tensor) and value.shape == parameter.shape:
+                            own[key] = spread_like(value, parameter)
+
+    def _begin_anew(self) -> None:
+        """Has FSDP look once more, in the next forward, at the units that there are."""
+        for unit in self._units:
+            unit.state._is_root = None  # noqa: SLF001
+            unit.state._state_ctx.all_states.clear()  # noqa: SLF001
+
+
+def _refuse_unsupported(model: nn.Module, units: list[Unit]) -> None:
+    """Makes sure that growth can follow how a model is sharded.
+
+    Raises:
+        UnsupportedModelError: If it cannot.
+    """
+    if not any(unit.groups for unit in units):
+        kind = type(model).__name__
+        raise UnsupportedModelError(
+            f"{kind} holds modules of FSDP, but no unit of fully_shard with parameters; "
+            f"FullyShardedDataParallel (FSDP1) is not supported, use fully_shard"
+        )
+    for unit in units:
+        for record in unit.parameters:
+            if record.is_dtensor:
+                raise UnsupportedModelError(
+                    "parameters that were DTensors before fully_shard (tensor parallelism) cannot "
+                    "grow; shard with fully_shard alone"
+                )
+    ignored = [
+        f"{type(module).__name__}.{name}"
+        for module, _ in around(model, units)
+        for name, parameter in module._parameters.items()  # noqa: SLF001
+        if parameter is not None and not is_spread(parameter)
+    ]
+    if ignored:
+        raise UnsupportedModelError(
+            f"fully_shard(ignored_params=...) leaves {', '.join(ignored[:5])} to every rank; such "
+            f"models cannot grow yet: shard all parameters"
+        )

@@ -1,0 +1,170 @@
+"""Checkpoints of several processes: where they lie, and how a new one takes the place of the old.
+
+A directory holds checkpoints by number, each a directory of torch.distributed.checkpoint's files
+with a manifest beside them, and a small file that names the one that counts. That file is replaced
+in one step, once all of the new checkpoint is on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from splitgrow.checkpoints.contents import Part
+from splitgrow.checkpoints.training import SavedOptimizer, SavedScheduler
+from splitgrow.errors import CheckpointError
+from splitgrow.typed import read_record, written
+
+VERSION = 1
+MODEL = "model."
+"""How the names of a model's tensors begin."""
+MANIFEST = "splitgrow.json"
+LATEST = "latest"
+_UNFINISHED = ".part"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a checkpoint of several processes holds besides tensors.
+
+    Attributes:
+        journal: The model's journal, as JSON makes it.
+        parts: The modules of the model as it was written.
+        optimizers: The optimizers.
+        schedulers: The schedulers.
+        random: The states of the random number generators of each rank, as trees.
+        extra: What the user added, as a tree.
+        execution: How grown layers run.
+        files: The sizes of the files of tensors, by name.
+        torch: The version of torch.
+        version: The version of the format.
+    """
+
+    journal: object
+    parts: tuple[Part, ...]
+    optimizers: tuple[SavedOptimizer, ...]
+    schedulers: tuple[SavedScheduler, ...]
+    random: tuple[object, ...]
+    extra: object
+    execution: str
+    files: Mapping[str, int]
+    torch: str
+    version: int = field(default=VERSION)
+
+
+def latest(directory: Path) -> int:
+    """The number of the checkpoint that counts; 0 if there is none.
+
+    Raises:
+        CheckpointError: If the file that says so is none.
+    """
+    try:
+        text = (directory / LATEST).read_text()
+    except FileNotFoundError:
+        return 0
+    if not text.strip().isdecimal():
+        raise CheckpointError(f"{directory / LATEST} does not name a checkpoint: {text[:50]!r}")
+    return int(text)
+
+
+def prepared(directory: Path) -> Path:
+    """Where the next checkpoint is written; what an earlier attempt left there is removed."""
+    path = _path(directory, latest(directory) + 1)
+    place = path.with_name(path.name + _UNFINISHED)
+    for left in (place, path):  # renamed, but not yet named as the one that counts
+        shutil.rmtree(left, ignore_errors=True)
+    place.mkdir(parents=True)
+    return place
+
+
+def next_place(directory: Path) -> Path:
+    """Where the next checkpoint is written."""
+    path = _path(directory, latest(directory) + 1)
+    return path.with_name(path.name + _UNFINISHED)
+
+
+def commit(place: Path, manifest: Mapping[str, Any], keep: int) -> None:
+    """Has a checkpoint that is written count from now on.
+
+    Args:
+        place: Where it was written.
+        manifest: What belongs beside its tensors; the sizes of the files are added.
+        keep: How many checkpoints stay, this one among them.
+    """
+    files = {file.name: file.stat().st_size for file in sorted(place.iterdir())}
+    complete = Manifest(**manifest, files=files)
+    _write(place / MANIFEST, json.dumps(written(complete)))
+    _sync(place)
+    path = place.with_name(place.name.removesuffix(_UNFINISHED))
+    place.rename(path)
+    _sync(path.parent)
+    aside = path.parent / f"{LATEST}{_UNFINISHED}"
+    number = int(path.name)
+    _write(aside, str(number))
+    aside.replace(path.parent / LATEST)
+    _sync(path.parent)
+    for older in path.parent.iterdir():
+        if older.name.isdecimal() and int(older.name) <= number - keep:
+            shutil.rmtree(older, ignore_errors=True)
+
+
+def give_up(place: Path) -> None:
+    """Removes what was written of a checkpoint that will not be finished."""
+    with suppress(OSError):
+        shutil.rmtree(place)
+
+
+def opened_manifest(directory: Path) -> tuple[Path, Manifest, str]:
+    """The checkpoint that counts, and its manifest, read and as it is written.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged or of another version.
+    """
+    number = latest(directory)
+    if not number:
+        raise CheckpointError(f"{directory} holds no checkpoint of splitgrow.distributed.save")
+    path = _path(directory, number)
+    try:
+        text = (path / MANIFEST).read_text()
+        data = json.loads(text)
+        version = data.get("version") if isinstance(data, dict) else None
+        if version != VERSION:
+            raise CheckpointError(
+                f"{path} is of version {version!r}; this splitgrow reads version {VERSION}"
+            )
+        manifest = read_record(Manifest, data, "the checkpoint")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    for name, size in manifest.files.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            raise CheckpointError(
+                f"{file} is {'missing' if found is None else f'{found} bytes'}, it was {size} bytes"
+            )
+    return path, manifest, text
+
+
+def _path(directory: Path, number: int) -> Path:
+    return directory / f"{number:06d}"
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,108 @@
+"""Whether a model is in a wrapper for several processes, which must learn of every change.
+
+DistributedDataParallel takes down the parameters when it is made, and fully_shard those of every
+module: growth behind their backs would leave new parameters out of the reduction of gradients, so
+that the processes' weights drift apart, silently or a step later.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch.distributed
+from torch import nn
+
+from splitgrow.errors import UnsupportedModelError
+
+_TOLD: ContextVar[bool] = ContextVar("told", default=False)
+_MANAGED = "_is_fsdp_managed_module"
+"""What torch sets on every module whose parameters FSDP gathers and frees."""
+
+
+@contextmanager
+def wrapper_told() -> Iterator[None]:
+    """Lets models be changed inside a ``with`` block, by who tells their wrappers."""
+    before = _TOLD.set(True)
+    try:
+        yield
+    finally:
+        _TOLD.reset(before)
+
+
+def several_processes() -> bool:
+    """Whether this process is one of a group that torch.distributed knows."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def is_managed(module: nn.Module) -> bool:
+    """Whether FSDP gathers and frees the parameters of a module.
+
+    Its parameters' storage comes and goes, so nothing else may point there, nor they elsewhere.
+    """
+    return _MANAGED in module.__dict__
+
+
+def plain_type(layer: type[nn.Module]) -> type[nn.Module]:
+    """A module's type without what `fully_shard` has put in front of it."""
+    unit = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    if unit is None or unit not in layer.__mro__:
+        return layer
+    plain: type[nn.Module] = layer.__mro__[layer.__mro__.index(unit) + 1]
+    return plain
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP has sharded some of a model."""
+    return any(is_managed(module) for module in model.modules())
+
+
+def refuse_wrapped(model: nn.Module, what: str) -> None:
+    """Makes sure that no wrapper would miss a change of a model.
+
+    Args:
+        model: The model that is about to change.
+        what: What is about to be done, as a verb.
+
+    Raises:
+        UnsupportedModelError: If there is one.
+    """
+    if _TOLD.get():
+        return
+    if is_sharded(model):
+        raise UnsupportedModelError(
+            f"cannot {what}: FSDP has sharded the model and would know nothing of it; use the "
+            f"function of that name in splitgrow.distributed, on the model as it is"
+        )
+    if replicated_by(model):
+        raise UnsupportedModelError(
+            f"cannot {what}: DistributedDataParallel wraps the model and would know nothing of it, "
+            f"so that the ranks would drift apart; use the function of that name in "
+            f"splitgrow.distributed, on the wrapper, or delete the wrapper first and make it anew"
+        )
+
+
+def replicated_by(model: nn.Module) -> bool:
+    """Whether a living DistributedDataParallel holds a model.
+
+    The wrapper leaves no mark on the model, so they are looked for among all objects, once growth
+    is asked for; only in a process that has a process group.
+    """
+    if not several_processes() or not _holds(model):
+        return False
+    gc.collect()  # a wrapper that was deleted lives on in cycles until then
+    return _holds(model)
+
+
+def _holds(model: nn.Module) -> bool:
+    wrapper = nn.parallel.DistributedDataParallel
+    found: list[Any] = [item for item in gc.get_objects() if issubclass(type(item), wrapper)]
+    return any("reducer" in vars(item) and _inside(item, model) for item in found)
+
+
+def _inside(wrapper: nn.Module, model: nn.Module) -> bool:
+    return any(module is model for module in wrapper.modules())
