@@ -178,7 +178,9 @@ class Archive:
             found: Tensor = self._files[stored.file].get_tensor(name)
         if found.dtype != stored.dtype or tuple(found.shape) != stored.shape:
             raise CheckpointError(f"{self.path} says two things of `{name}`")
-        return torch.view_as_complex(found) if name in self._complex else found
+        if name not in self._complex:
+            return found
+        return torch.view_as_complex(found.clone())  # a file's memory may lie askew for them
 
     def take(self, name: str) -> Tensor:
         """One of the tensors, in memory of its own; each only once.

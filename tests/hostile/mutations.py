@@ -101,7 +101,7 @@ def digest_in(raw: bytes) -> str:
 
 
 def with_contents(raw: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
-    """A file with other contents, sealed. `change` works in place, or returns what replaces them."""
+    """A file with other contents, sealed; `change` works in place, or returns the new ones."""
     header, data = taken_apart(raw)
     contents = json.loads(header["__metadata__"]["splitgrow"])
     made = change(contents)
