@@ -671,6 +671,32 @@ def test_types_and_settings_may_differ_if_that_is_asked_for(saved: Path) -> None
         splitgrow.load(wider, saved, strict=False)
 
 
+class Activated(nn.BatchNorm1d):
+    """A norm with modules of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+def test_a_grown_layer_may_have_modules_of_its_own(tmp_path: Path) -> None:
+    splitgrow.register_layer(Activated, like=nn.BatchNorm1d)
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), Activated(4), nn.Linear(4, 2))
+
+    model: Any = splitgrow.growable(build(), torch.ones(2, 3))
+    model.expand_layer("0", 2)
+    assert len(model[1]) == 2
+    splitgrow.save(model, tmp_path / "a.safetensors")
+    fresh = build()
+    splitgrow.load(fresh, tmp_path / "a.safetensors")
+    assert_same_model(model, fresh)
+
+
 def test_rates_of_dropout_and_momenta_may_differ(tmp_path: Path) -> None:
     def build(rate: float) -> nn.Module:
         norm = nn.BatchNorm1d(4, momentum=rate)
