@@ -32,12 +32,16 @@ from snapshots import differences, picture
 import splitgrow
 from hostile import runs
 from hostile.mutations import Mutant, Original, mutant, taken_apart
+from splitgrow.checkpoints.training import random_states
 from splitgrow.errors import CheckpointError
 from splitgrow.execution import execution_mode
 from splitgrow.handled import HISTORY
 
 SECONDS = 20.0
 """The time that a trial may take, in seconds of computing; of waiting three times as many."""
+
+ARENA = 2**20
+"""Python asks for memory in pieces of this size; one more or less of them says nothing."""
 
 Load = Callable[["runs.Run", Path], Any]
 
@@ -102,6 +106,7 @@ def all_of(run: runs.Run) -> dict[str, object]:
         for name, value in vars(scheduler).items():
             seen[f"scheduler {index}: {name}"] = repr(value)
     seen["execution"] = execution_mode()
+    seen["numpy random state"] = repr(random_states()["numpy"])
     return seen
 
 
@@ -185,7 +190,7 @@ class Trials:
         # The constant part: what the files that are whole take, with nothing taken off.
         healthy = [self.of(Mutant("", True, each.main, {**each.files})) for each in self.originals]
         self.healthy = healthy
-        self.allowed = max(trial.memory for trial in healthy)
+        self.allowed = max(trial.memory for trial in healthy) + 2 * ARENA
 
     def mutants(self, numbers: range) -> Iterator[Trial]:
         """The trials of the mutants of some numbers."""
