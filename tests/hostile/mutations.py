@@ -410,7 +410,7 @@ def _sealed(files: Files, main: str) -> Files:
         shards = json.loads(header["__metadata__"]["shards"])
         for shard in shards:
             shard["sha256"] = digest_in(made[shard["name"]])  # type: ignore[arg-type]
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         return made
     header["__metadata__"]["shards"] = as_text(shards)
     return {**made, main: seal(put_together(header, data))}
