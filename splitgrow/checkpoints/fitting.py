@@ -131,14 +131,17 @@ def check_scheduler(scheduler: Any, state: Any) -> None:
     torchs = type(scheduler).__module__.startswith("torch.")
     for key, value in state.items():
         known = _alike(own[key], value) if key in own else not hasattr(scheduler, key)
-        if not known and (torchs or key not in own):
+        if not known and (torchs or key not in own or key == "_schedulers"):
             raise CheckpointError(
                 f"the saved {type(scheduler).__name__} has {value!r:.60} as `{key}`"
             )
-    missing = {*own} - {*state} if torchs else set()
+    missing = {*own} - {*state} if torchs or "_schedulers" in own else set()
     if missing:
         raise CheckpointError(f"the saved {type(scheduler).__name__} lacks {sorted(missing)[0]}")
-    for one, other in zip(inner(scheduler), state.get("_schedulers", ()), strict=False):
+    parts = inner(scheduler)
+    if parts and len(state["_schedulers"]) != len(parts):
+        raise CheckpointError(f"the saved {type(scheduler).__name__} is of other schedulers")
+    for one, other in zip(parts, state.get("_schedulers", ()), strict=False):
         check_scheduler(one, other)
 
 

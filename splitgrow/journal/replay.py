@@ -246,6 +246,11 @@ def widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> 
             history.inputs = inputs
 
 
+def _lay_back(parameter: nn.Parameter, place: Tensor) -> None:
+    if parameter.data_ptr() != place.data_ptr() or parameter.stride() != place.stride():
+        parameter.data = place
+
+
 def _elements(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     held = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
     return sum(tensor.numel() for tensor in held if isinstance(tensor, Tensor))
@@ -257,6 +262,9 @@ def analysed_(model: nn.Module, inputs: tuple[Any, ...], undo: Undo) -> ChannelG
     Raises:
         CheckpointError: If it does not run.
     """
+    for parameter in model.parameters():
+        # Where the model runs on real values, frozen ones come to lie in tensors of grown layers.
+        undo.on_failure(partial(_lay_back, parameter, parameter.detach()))
     try:
         with questions() as asked, Bounded(_elements(model, inputs)):
             graph = analyse_again(model, inputs)

@@ -14,6 +14,7 @@ from json import dumps
 from pathlib import Path
 
 import torch
+
 from hostile.trials import SECONDS, Trial, Trials
 
 
@@ -29,8 +30,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         trials = Trials(Path(directory), seconds=asked.seconds)
         found = []
-        for number in range(asked.first, asked.first + asked.mutants):
-            found.append(trials.mutant(number))
+        for trial in trials.mutants(range(asked.first, asked.first + asked.mutants)):
+            found.append(trial)
             if trials.is_bad(found[-1]):
                 sys.stderr.write(f"{found[-1]}\n")
             if asked.json:

@@ -101,7 +101,7 @@ def digest_in(raw: bytes) -> str:
 
 
 def with_contents(raw: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes:
-    """A file with other contents, sealed; `change` works in place, or returns the new ones."""
+    """A file with other contents, sealed. `change` works in place, or returns the new ones."""
     header, data = taken_apart(raw)
     contents = json.loads(header["__metadata__"]["splitgrow"])
     made = change(contents)
@@ -276,7 +276,7 @@ def _spliced(original: Original, others: list[Original], draw: random.Random) ->
     place = draw.randrange(len(one))
     there = draw.choice((place, draw.randrange(len(other))))
     raw = one[:place] + other[there:]
-    header, data = taken_apart(one)
+    header = taken_apart(one)[0]
     if draw.random() < 0.3:
         raw = put_together(header, taken_apart(other)[1])
     sealed = draw.random() < 0.8
@@ -410,7 +410,7 @@ def _sealed(files: Files, main: str) -> Files:
         shards = json.loads(header["__metadata__"]["shards"])
         for shard in shards:
             shard["sha256"] = digest_in(made[shard["name"]])  # type: ignore[arg-type]
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
         return made
     header["__metadata__"]["shards"] = as_text(shards)
     return {**made, main: seal(put_together(header, data))}

@@ -64,7 +64,7 @@ class Residual(nn.Module):
 
 
 class Network(nn.Module):
-    """Convolutions, norms, a residual block, heads; buffers of several kinds, and a shared layer."""
+    """Convolutions, norms, a residual block, heads, a shared layer; buffers of several kinds."""
 
     steps: Tensor
     phase: Tensor
@@ -189,12 +189,17 @@ def extra() -> Any:
 
 
 def files(directory: Path) -> list[Path]:
-    """Checkpoints: of a run that has grown, of the same in several files, of one that has not."""
+    """Checkpoints: of a run that has grown, of the same in several files, and of younger ones."""
     run = grown()
-    whole, shared, young = (directory / f"{n}.safetensors" for n in ("whole", "shared", "young"))
+    names = ("whole", "shared", "young", "small")
+    whole, shared, young, small = (directory / f"{name}.safetensors" for name in names)
     splitgrow.save(run.model, whole, **run.given, extra=extra())
     splitgrow.save(run.model, shared, **run.given, extra=extra(), shard_bytes=20_000)
     run = again()
     splitgrow.growable(run.model, torch.ones(1, 3, 4, 4))
     splitgrow.save(run.model, young, **run.given)
-    return [whole, shared, young]
+    own = handle(run.model)
+    own.expand({"stem": 1, "heads.rise": 2}, optimizer=run.optimizer)
+    own.insert_layer("head", "residual", optimizer=run.optimizer)
+    splitgrow.save(run.model, small, **run.given)
+    return [whole, shared, young, small]

@@ -1,13 +1,15 @@
 """Loading a broken file in a process of its own, which shows what that did to it.
 
-Every trial is a fork of one process that has all modules imported and a fresh run made, so that it
-costs milliseconds, a crash or a hang harms nobody, and the kernel tells the memory: the highest
+Trials run in forks of one process that has all modules imported and a fresh run made, so that they
+cost milliseconds, a crash or a hang harms nobody, and the kernel tells the memory: the highest
 amount of address space that the child ever had (VmPeak) beyond what it began with. That counts what
-was asked for, whether it was written to or not: Python's, torch's and what is mapped of files.
+was asked for, whether it was written to or not: Python's, torch's and what is mapped of files. A
+child goes on with the next file as long as files are refused, which leaves the run as it was.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -19,22 +21,27 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from hostile import runs
-from hostile.mutations import Mutant, Original, mutant, taken_apart
 from safetensors import safe_open
 from snapshots import differences, picture
 
 import splitgrow
+from hostile import runs
+from hostile.mutations import Mutant, Original, mutant, taken_apart
+from splitgrow.checkpoints.training import random_states
 from splitgrow.errors import CheckpointError
 from splitgrow.execution import execution_mode
 from splitgrow.handled import HISTORY
 
 SECONDS = 20.0
 """The time that a trial may take, in seconds of computing; of waiting three times as many."""
+
+ARENA = 2**20
+"""Python asks for memory in pieces of this size; one more or less of them says nothing."""
 
 Load = Callable[["runs.Run", Path], Any]
 
@@ -99,6 +106,7 @@ def all_of(run: runs.Run) -> dict[str, object]:
         for name, value in vars(scheduler).items():
             seen[f"scheduler {index}: {name}"] = repr(value)
     seen["execution"] = execution_mode()
+    seen["numpy random state"] = repr(random_states()["numpy"])
     return seen
 
 
@@ -179,41 +187,56 @@ class Trials:
         self.run = runs.again()
         loaded(runs.again(), whole / "whole.safetensors")  # what is imported late is there then
         self.before, self.random = all_of(self.run), random.getstate()
+        # The constant part: what the files that are whole take, with nothing taken off.
         healthy = [self.of(Mutant("", True, each.main, {**each.files})) for each in self.originals]
         self.healthy = healthy
-        self.allowed = max(trial.memory for trial in healthy)
+        self.allowed = max(trial.memory for trial in healthy) + 2 * ARENA
 
-    def mutant(self, number: int) -> Trial:
-        """The trial of a number."""
-        made = mutant(self.originals, number)
-        return Trial(**{**asdict(self.of(made)), "kind": made.kind, "number": number})
+    def mutants(self, numbers: range) -> Iterator[Trial]:
+        """The trials of the mutants of some numbers."""
 
-    def of(self, made: Mutant) -> Trial:
-        """The trial of a broken checkpoint."""
-        with self._directory() as directory:
-            path = lay_out(made, directory)
-            reading, writing = os.pipe()
-            began = time.perf_counter()
-            child = os.fork()
-            if not child:
-                try:
-                    self._in_child(path, writing)
-                except BaseException:  # noqa: BLE001 - a fork must not go on as the parent
-                    traceback.print_exc()
-                finally:
-                    os._exit(70)
-            os.close(writing)
-            with open(reading, "rb") as pipe:  # noqa: PTH123
-                text = pipe.read()
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            seconds = time.perf_counter() - began
+        def made() -> Iterator[tuple[Mutant, int]]:
+            return ((mutant(self.originals, number), number) for number in numbers)
+
+        while numbers:
+            done = self._trials(made())
+            if not done:
+                done = [Trial("hang", "", self.seconds, 0, 0, number=numbers[0])]
+            for trial in done:
+                # What a child had taken for the files before counts here, too: so once more, alone.
+                yield (
+                    self.of(mutant(self.originals, trial.number), trial.number)
+                    if (self.is_large(trial))
+                    else trial
+                )
+            numbers = numbers[len(done) :]
+
+    def of(self, made: Mutant, number: int = -1) -> Trial:
+        """The trial of a broken checkpoint, in a child of its own."""
+        return self._trials(iter([(made, number)]))[0]
+
+    def _trials(self, mutants: Iterator[tuple[Mutant, int]]) -> list[Trial]:
+        """The trials of one child, until something else than a refusal happens."""
+        reading, writing = os.pipe()
+        ctypes.CDLL(None).malloc_trim(0)  # so that what a child takes is not there already
+        child = os.fork()
+        if not child:
+            try:
+                self._in_child(mutants, writing)
+            except BaseException:  # noqa: BLE001 - a fork must not go on as the parent
+                traceback.print_exc()
+                os._exit(70)
+            os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as pipe:  # noqa: PTH123
+            found = [Trial(**json.loads(line)) for line in pipe.read().splitlines()]
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status:
             timers = (-signal.SIGALRM, -signal.SIGPROF)
             name = "hang" if status in timers else f"ended with {status}"
-            return Trial(name, "", seconds, 0, made.size)
-        outcome, text, memory = json.loads(text)
-        trial = Trial(outcome, text, seconds, memory, made.size)
-        return trial
+            made, number = next(islice(mutants, len(found), None))
+            found.append(Trial(name, "", self.seconds, 0, made.size, made.kind, number))
+        return found
 
     def is_bad(self, trial: Trial) -> bool:
         """Whether a trial shows a fault."""
@@ -223,19 +246,29 @@ class Trials:
         """Whether it took more memory than twice the file's size and what every load takes."""
         return trial.memory > 2 * trial.size + self.allowed
 
-    def _in_child(self, path: Path, writing: int) -> None:
+    def _in_child(self, mutants: Iterator[tuple[Mutant, int]], writing: int) -> None:
         random.setstate(self.random)  # a fork seeds it anew
         for each in (signal.SIGALRM, signal.SIGPROF):
             signal.signal(each, signal.SIG_DFL)
+        for made, number in islice(mutants, 100):
+            with self._directory() as directory:
+                trial = self._trial(made, lay_out(made, directory))
+            trial = Trial(**{**asdict(trial), "kind": made.kind, "number": number})
+            os.write(writing, json.dumps(asdict(trial)).encode() + b"\n")
+            if trial.outcome != "refused":
+                return
+
+    def _trial(self, made: Mutant, path: Path) -> Trial:
         signal.setitimer(signal.ITIMER_PROF, self.seconds)
         signal.setitimer(signal.ITIMER_REAL, self.seconds * 3)
-        before = _peak("VmSize")
+        size, began = _peak("VmSize"), time.perf_counter()
         outcome, text = _outcome(self.run, self.before, path, self.load)
-        memory = _peak() - before
+        seconds, memory = time.perf_counter() - began, _peak() - size
         if outcome == "loaded":
             outcome, text = _consistent(self.run, path)
-        os.write(writing, json.dumps([outcome, text[:2000], memory]).encode())
-        os._exit(0)
+        for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+            signal.setitimer(timer, 0)
+        return Trial(outcome, text[:500], seconds, memory, made.size)
 
     @contextmanager
     def _directory(self) -> Iterator[Path]:

@@ -1,0 +1,139 @@
+"""Fails or dies at every operation on files in turn that saving makes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import splitgrow
+from crashes.kills import in_fork, whole
+from crashes.training import KEEP, SHARD_BYTES, Net, kept, left_behind
+from splitgrow import CheckpointError
+from splitgrow.checkpoints import saving, writing
+
+How = Literal["dies", "fails", "is interrupted"]
+EVENTS = ("open", "os.", "shutil.")
+"""What Python tells of before it does it."""
+
+
+class Counter:
+    """Counts operations while a file is written, and does something at one of them."""
+
+    def __init__(self, number: int, act: Callable[[], None]) -> None:
+        self.number, self.act, self.seen = number, act, 0
+        self.on = False
+
+    def __call__(self, event: str, args: Any = ()) -> None:
+        if self.on and event.startswith(EVENTS):
+            self.seen += 1
+            if self.seen == self.number:
+                self.act()
+
+
+def _act(how: How) -> Callable[[], None]:
+    def act() -> None:
+        if how == "dies":
+            os._exit(0)
+        if how == "is interrupted":
+            raise KeyboardInterrupt
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return act
+
+
+def _watch(counter: Counter) -> None:
+    """Has a counter see what Python tells of, and what it does not."""
+    sys.addaudithook(counter)
+    for module, name in ((os, "fsync"), (writing, "save_file"), (writing.fcntl, "flock")):
+        original = getattr(module, name)
+
+        def told(*args: Any, original: Any = original, **kwargs: Any) -> Any:
+            counter("os.")
+            return original(*args, **kwargs)
+
+        setattr(module, name, told)
+
+    def write(*args: Any, **kwargs: Any) -> None:
+        counter.on = True
+        try:
+            writing.write_archive(*args, **kwargs)
+        finally:
+            counter.on = False
+
+    saving.write_archive = write  # type: ignore[assignment]
+
+
+def save(path: Path, number: int) -> None:
+    """Saves a small model that knows its number."""
+    torch.manual_seed(0)
+    model = splitgrow.growable(Net(), torch.zeros(1, 2, 4, 4))
+    splitgrow.save(model, path, extra=number, keep=KEEP, shard_bytes=SHARD_BYTES)
+
+
+def number_in(path: Path) -> int:
+    """The number of the model that was saved last."""
+    found: int = splitgrow.load(Net(), path)
+    return found
+
+
+def _try(path: Path, how: How, at: int) -> str:
+    """Saves, with a fault at one operation; "" once there are no more operations than that."""
+    counter = Counter(at, _act(how))
+    _watch(counter)
+    try:
+        save(path, 3)
+    except CheckpointError:
+        if how != "fails":
+            raise
+    except KeyboardInterrupt:
+        if how != "is interrupted":
+            raise
+    return "reached" if counter.seen >= at else ""
+
+
+def faults(how: How) -> tuple[int, list[str]]:
+    """Fails at each operation in turn; how many there are, and what was wrong."""
+    found: list[str] = []
+    with tempfile.TemporaryDirectory() as directory:
+        at = 0
+        while True:
+            at += 1
+            path = Path(directory) / str(at) / "run.safetensors"
+            path.parent.mkdir()
+            save(path, 1)
+            save(path, 2)
+            status, text = in_fork(partial(_try, path, how, at))
+            if not status and not text and _finished(path):
+                return at - 1, found
+            found += [f"operation {at}: {fault}" for fault in _wrong(path, how, status, text)]
+
+
+def _finished(path: Path) -> bool:
+    return number_in(path) == 3 and not left_behind(path) and len(kept(path)) == KEEP
+
+
+def _wrong(path: Path, how: How, status: int, text: str) -> list[str]:
+    wrong = [text] if status else []
+    try:
+        whole(path)
+        numbers = [number_in(each) for each in kept(path)]
+        if numbers[0] not in {2, 3} or numbers != sorted(numbers, reverse=True):
+            wrong.append(f"the files are {numbers}")
+        if 1 not in numbers and numbers[0] == 2:
+            wrong.append(f"an older file is gone: {numbers}")
+        save(path, 4)
+        if number_in(path) != 4:
+            wrong.append("the next file is not the next")
+    except Exception as error:  # noqa: BLE001
+        wrong.append(f"{type(error).__name__}: {error}")
+    if left_behind(path):
+        wrong.append(f"left behind: {', '.join(left_behind(path))}")
+    return wrong
