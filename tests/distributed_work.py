@@ -24,7 +24,7 @@ import splitgrow.assembly
 import splitgrow.growth
 import splitgrow.split
 from splitgrow import distributed
-from splitgrow.distributed import agreement, carrying, loading, saving, storing
+from splitgrow.distributed import agreement, carrying, loading, saving, sessions, storing
 
 TIMEOUT = 15.0
 BATCH = 8
@@ -400,6 +400,21 @@ def late_first_rank(rank: int) -> str:
     dist.barrier()
     distributed.expand_layer(model, "0", 2, timeout=TIMEOUT)
     return heard
+
+
+def among_leftovers(rank: int) -> str:
+    """Growth where the store holds what earlier processes of these ranks wrote."""
+    model = wrapped(network(), "ddp")
+    distributed.expand_layer(model, "0", 2, timeout=TIMEOUT)
+    # As if the processes were new, and one of them had come to the store before the other.
+    sessions._SESSIONS.clear()
+    if rank == 0:
+        error_of(lambda: distributed.expand_layer(model, "0", 4, timeout=0.2))
+        sessions._SESSIONS.clear()
+    dist.barrier()
+    torch.manual_seed(rank)
+    distributed.expand_layer(model, "0", 2, timeout=TIMEOUT)
+    return fingerprint(model.module)
 
 
 def interrupted(rank: int) -> str:

@@ -133,7 +133,13 @@ def test_a_rank_that_dies_while_all_grow_stops_the_others() -> None:
 
 def test_a_first_rank_that_comes_too_late_stops_with_the_others() -> None:
     found = in_processes(2, work.late_first_rank)
-    assert all("rank 0 did not answer" in heard for heard in found.values())
+    assert "rank 0 did not answer" in found[1]
+    assert "rank 1 did not answer" in found[0]
+
+
+def test_what_an_earlier_run_left_in_the_store_is_not_believed() -> None:
+    found = in_processes(2, work.among_leftovers)
+    assert found[0] == found[1]
 
 
 def test_an_interruption_stops_the_others() -> None:
