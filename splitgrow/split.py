@@ -68,7 +68,10 @@ class SplitLayer(nn.ModuleList):
         kept = {"0": self.original}
         kept.update((str(index), module) for index, module in enumerate(modules[1:], 1))
         composition = Composition(tuple(kept.values()), tuple(blocks), self.ins, self.outs)
-        runner = Runner(composition, None)
+        # What has no values yet does not run yet; making ready for it takes as long as there are
+        # blocks, which is too long for each of the many edits of a journal.
+        empty = any(tensor.is_meta for tensor in modules[-1].parameters())
+        runner = None if empty else Runner(composition, None)
         self._modules = kept  # in one step, so that an interruption finds all of them or the old
         self.blocks = composition.blocks
         self._runner = runner  # here, since torch's compiler could not follow it in `forward`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import assert_identical, outputs_of, randomise
+from helpers import assert_equal, assert_identical, outputs_of, randomise
 from safetensors import safe_open
 from safetensors.torch import load_file
 from snapshots import unchanged
@@ -342,6 +343,60 @@ def test_tied_parameters_stay_tied_and_are_stored_once(tmp_path: Path) -> None:
         splitgrow.load(apart, tmp_path / "a.safetensors")
 
 
+def test_a_progressive_network_comes_back_at_its_level_in_the_middle_of_a_fade(
+    tmp_path: Path,
+) -> None:
+    def build() -> Any:
+        return splitgrow.ProgressiveAutoencoder.of_widths([6, 4, 3], image_channels=1, start=4)
+
+    model = build()
+    optimizer = torch.optim.Adam(model.parameters())
+    model.grow(optimizer=optimizer, fade=False)
+    model.grow(optimizer=optimizer)
+    schedule = splitgrow.FadeSchedule(model, steps=4)
+    images = torch.rand(2, 1, 16, 16)
+    splitgrow.growable(model, images)
+    model.expand_layer(next(layer.name for layer in model.layers if layer.growable), 1)
+    model(images).sum().backward()
+    optimizer.step()
+    schedule.step()
+    splitgrow.save(model, tmp_path / "a.safetensors", optimizer=optimizer)
+    fresh = build()
+    resumed = torch.optim.Adam(fresh.parameters())
+    splitgrow.load(fresh, tmp_path / "a.safetensors", optimizer=resumed)
+    assert (fresh.level, fresh.alpha) == (2, 0.25)
+    assert_same_model(model, fresh)
+    assert_identical(outputs_of(fresh, images), outputs_of(model, images))
+    small = splitgrow.ProgressiveAutoencoder.of_widths([6, 4], image_channels=1, start=4)
+    with unchanged(small), pytest.raises(CheckpointError, match="level 2"):
+        splitgrow.load(small, tmp_path / "a.safetensors")
+
+
+def test_what_came_back_can_be_used_in_every_way(tmp_path: Path) -> None:
+    model = grown()
+    splitgrow.save(model, tmp_path / "a.safetensors")
+    fresh: Any = net()
+    splitgrow.load(fresh, tmp_path / "a.safetensors")
+    inputs = splitgrow.handle(fresh)._history.inputs
+    expected = outputs_of(model.eval(), *inputs)
+    buffer = io.BytesIO()
+    torch.save(fresh, buffer)
+    buffer.seek(0)
+    copies = (
+        copy.deepcopy(fresh),
+        torch.load(buffer, weights_only=False),
+        splitgrow.growable(fresh, inputs),
+    )
+    for each in copies:
+        assert_identical(outputs_of(each.eval(), *inputs), expected)
+    assert_equal(splitgrow.fuse(fresh)(*inputs), expected)
+    assert_equal(splitgrow.merge(fresh).eval()(*inputs), expected)
+    splitgrow.save(fresh, tmp_path / "b.safetensors")
+    again = net()
+    splitgrow.load(again, tmp_path / "b.safetensors")
+    assert_same_model(model, again)
+
+
 # --- optimizers and schedulers ------------------------------------------------------------------
 
 
@@ -465,12 +520,13 @@ def test_what_was_not_saved_is_not_given_back(tmp_path: Path) -> None:
 
 def test_a_model_on_the_meta_device_is_made_as_it_is_read(tmp_path: Path) -> None:
     model = grown()
-    splitgrow.save(model, tmp_path / "a.safetensors")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    splitgrow.save(model, tmp_path / "a.safetensors", optimizer=optimizer)
     with torch.device("meta"):
         empty = Net()
-    optimizer = torch.optim.SGD(empty.parameters(), lr=0.1)
-    splitgrow.load(empty, tmp_path / "a.safetensors", device="cpu")
-    del optimizer
+    resumed = torch.optim.SGD(empty.parameters(), lr=0.1)
+    splitgrow.load(empty, tmp_path / "a.safetensors", device="cpu", optimizer=resumed)
+    assert set(resumed.param_groups[0]["params"]) == set(empty.parameters())
     assert not any(t.is_meta for t in (*empty.parameters(), *empty.buffers()))
     assert_same_model(model, empty)
     assert torch.equal(empty.scale, model.scale)  # which is in no state_dict
@@ -613,6 +669,32 @@ def test_types_and_settings_may_differ_if_that_is_asked_for(saved: Path) -> None
     wider = net(width=5)
     with unchanged(wider), pytest.raises(CheckpointError, match="`stem` has 3 inputs and 4 units"):
         splitgrow.load(wider, saved, strict=False)
+
+
+class Activated(nn.BatchNorm1d):
+    """A norm with modules of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+def test_a_grown_layer_may_have_modules_of_its_own(tmp_path: Path) -> None:
+    splitgrow.register_layer(Activated, like=nn.BatchNorm1d)
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), Activated(4), nn.Linear(4, 2))
+
+    model: Any = splitgrow.growable(build(), torch.ones(2, 3))
+    model.expand_layer("0", 2)
+    assert len(model[1]) == 2
+    splitgrow.save(model, tmp_path / "a.safetensors")
+    fresh = build()
+    splitgrow.load(fresh, tmp_path / "a.safetensors")
+    assert_same_model(model, fresh)
 
 
 def test_rates_of_dropout_and_momenta_may_differ(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,3 +120,24 @@ def _assert_caches_have_room_for_copies(model: Any, x: Tensor) -> None:
     options = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(x)}
     cached, anew = (model.generate(x, use_cache=use, **options) for use in (True, False))
     assert torch.equal(cached, anew)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "gpt2"])
+def test_a_wider_and_deeper_real_model_comes_back_from_its_class(name: str, tmp_path: Path) -> None:
+    model, x, answer = _made(name)
+    model = splitgrow.growable(model.double().eval(), x)
+    for index in (1, 3):
+        layer = [layer for layer in model.layers if layer.growable][index]
+        model.expand_layer(layer.name, layer.step)
+    for stage, fitting in [*STAGES[name].items()][-2:]:
+        for kind in sorted(fitting):
+            model.insert_layer(stage, kind)
+    with torch.no_grad():
+        for parameter in model.generation_parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    splitgrow.save(model, tmp_path / "a.safetensors")
+    fresh = _made(name)[0].double().eval()
+    splitgrow.load(fresh, tmp_path / "a.safetensors")
+    assert_identical(answer(outputs_of(fresh, x)), answer(outputs_of(model, x)))
+    if name == "gpt2":
+        _assert_caches_have_room_for_copies(fresh, x)

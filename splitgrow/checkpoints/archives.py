@@ -28,7 +28,7 @@ from splitgrow.typed import read_record
 DIGEST, SHARDS, COMPLEX = "sha256", "shards", "complex"
 """Names in a file's metadata."""
 NO_DIGEST = "0" * 64
-_LARGEST_HEADER = 100_000_000  # as the safetensors library has it
+LARGEST_HEADER = 100_000_000  # as the safetensors library has it
 
 DTYPES = {
     "F64": torch.float64,
@@ -103,12 +103,13 @@ class Archive:
         self.table: dict[str, Stored] = {}
         self._open = ExitStack()
         self._files: list[Any] = []
+        self._taken: set[str] = set()
         try:
             self.metadata = self._add(path, None)
             shards = shards_in(self.metadata, path)
             for shard in shards:
                 self._add(path.with_name(shard.name), shard.sha256)
-            self._complex = {*_listed(self.metadata.get(COMPLEX, "[]"), path)}
+            self._complex = self._complex_ones()
         except BaseException:
             self._open.close()
             raise
@@ -146,22 +147,53 @@ class Archive:
             self._files.append(self._open.enter_context(opened))
         return metadata
 
+    def _complex_ones(self) -> frozenset[str]:
+        """The names of the tensors of pairs that are complex numbers.
+
+        Raises:
+            CheckpointError: If one is of something else.
+        """
+        names = _listed(self.metadata.get(COMPLEX, "[]"), self.path)
+        for name in names:
+            stored = self.table.get(name) if isinstance(name, str) else None
+            if stored is None or stored.dtype != torch.float64 or stored.shape[-1:] != (2,):
+                raise CheckpointError(f"{self.path} has no pairs of numbers as {name!r}")
+        return frozenset(names)
+
     @property
     def elements(self) -> int:
         """The number of elements of all tensors."""
         return sum(stored.size for stored in self.table.values())
 
     def tensor(self, name: str) -> Tensor:
-        """One of the tensors, on the CPU.
+        """One of the tensors, on the CPU, in the memory of the file.
 
         Raises:
             CheckpointError: If there is none of that name.
         """
         if name not in self.table:
             raise CheckpointError(f"{self.path} has no tensor `{name}`")
+        stored = self.table[name]
         with refused(f"cannot read {self.path}"):
-            found: Tensor = self._files[self.table[name].file].get_tensor(name)
-        return torch.view_as_complex(found) if name in self._complex else found
+            found: Tensor = self._files[stored.file].get_tensor(name)
+        if found.dtype != stored.dtype or tuple(found.shape) != stored.shape:
+            raise CheckpointError(f"{self.path} says two things of `{name}`")
+        if name not in self._complex:
+            return found
+        return torch.view_as_complex(found.clone())  # a file's memory may lie askew for them
+
+    def take(self, name: str) -> Tensor:
+        """One of the tensors, in memory of its own; each only once.
+
+        So a file that names a tensor many times costs no more than it holds.
+
+        Raises:
+            CheckpointError: If there is none of that name, or it was taken already.
+        """
+        if name in self._taken:
+            raise CheckpointError(f"{self.path} uses the tensor `{name}` twice")
+        self._taken.add(name)
+        return self.tensor(name).clone()
 
     def stored(self, name: str) -> Stored | None:
         """What is known of a tensor; None if there is none of that name."""
@@ -193,7 +225,7 @@ def read_header(file: IO[bytes], path: Path) -> tuple[dict[str, Any], str]:
     """
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+    if size < 8 or length > min(size - 8, LARGEST_HEADER):
         raise CheckpointError(f"{path} is no checkpoint: it is cut short, or of another format")
     raw = file.read(length)
     found = re.findall(rb'"sha256":"([0-9a-f]{64})"', raw)
@@ -247,6 +279,8 @@ def shards_in(metadata: Mapping[str, str], path: Path) -> list[Shard]:
         shards = [read_record(Shard, item, "a shard") for item in listed]
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+    if len({shard.name for shard in shards}) < len(shards):
+        raise CheckpointError(f"{path} names one of its files twice")
     for shard in shards:
         if not re.fullmatch(r"[^/\\\0]+-[0-9a-f]{8}-\d{5}-of-\d{5}\.safetensors", shard.name):
             raise CheckpointError(f"{path} names {shard.name!r} as one of its files")

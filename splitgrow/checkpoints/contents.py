@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -15,7 +15,7 @@ from splitgrow.deepened import Deepened
 from splitgrow.errors import CheckpointError
 from splitgrow.history import History
 from splitgrow.journal.filling import slots_of
-from splitgrow.split import SplitLayer, stock
+from splitgrow.split import SplitLayer
 from splitgrow.whole import memory_format_of
 from splitgrow.wrapping import plain_type
 
@@ -121,19 +121,24 @@ def tensors_of(model: nn.Module) -> Tensors:
 def parts_of(model: nn.Module, history: History | None) -> tuple[Part, ...]:
     """The modules of a model as it was written, whatever has grown since."""
     numbered = {n.module for edit in history.edits for n in edit.numbers} if history else set()
-    parts, grown = [], []
-    for path, module in model.named_modules():
-        if isinstance(module, Deepened):
-            grown += [f"{path}.{item.name}" for item in module.inserted]
-            continue
-        if any(path == other or path.startswith(f"{other}.") for other in grown):
-            continue
-        if isinstance(module, SplitLayer):
-            grown += [f"{path}.{name}" for name, _ in module.named_children()]
-        layer = stock(module)
-        settings = "" if path in numbered else _settings(layer)
-        parts.append(Part(path, plain_type(type(layer)).__name__, settings))
-    return tuple(parts)
+    return tuple(
+        Part(path, type(module).__name__, "" if path in numbered else _settings(module))
+        for path, module in _as_written(model, "", set())
+    )
+
+
+def _as_written(
+    module: nn.Module, path: str, seen: set[nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    """A module and those in it, each once, without what splitgrow has put in between."""
+    if isinstance(module, (Deepened, SplitLayer)):
+        inside = module.wrapped if isinstance(module, Deepened) else module.original
+        yield from _as_written(inside, path, seen)
+    elif module not in seen:
+        seen.add(module)
+        yield path, module
+        for name, child in module.named_children():
+            yield from _as_written(child, f"{path}.{name}" if path else name, seen)
 
 
 def _settings(layer: nn.Module) -> str:

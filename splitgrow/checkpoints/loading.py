@@ -42,6 +42,7 @@ from splitgrow.history import History, check_structure, grown_elsewhere, structu
 from splitgrow.journal import Journal, rebuild_, restore_, widen_inputs_
 from splitgrow.journal.filling import fill_meta_
 from splitgrow.journal.state_dicts import common_edits
+from splitgrow.progressive.halves import ProgressiveHalf
 from splitgrow.typed import read_record
 from splitgrow.undo import Undo
 
@@ -118,16 +119,17 @@ def load(  # noqa: PLR0913
     refuse_unsupported(model)
     optimizers, schedulers = optimizers_of(optimizer), schedulers_of(scheduler)
     given = _checked_modules(modules)
-    old = _history(model)
+    old, before = _history(model), list(model.parameters())
     with Archive(Path(os.fspath(path))) as archive, Undo() as undo:
         contents = contents_of(archive)
         journal = _journal(contents, archive)
         _check_past(old, journal)
+        _reach_levels_(model, archive, undo)
         if strict:
             _check_model(model, old, contents, journal)
         check_types("optimizer", contents.optimizers, optimizers)
         check_types("scheduler", contents.schedulers, schedulers)
-        extra = read_tree(contents.extra, _own(archive))
+        extra = read_tree(contents.extra, archive.take)
         start = common_edits(old.edits if old is not None else [], journal.edits)
         rebuild_(model, journal.edits[start:], given, undo)
         _fill_(model, archive, contents, undo, device=torch.device(device or "cpu"))
@@ -139,12 +141,12 @@ def load(  # noqa: PLR0913
         adopt_(model, history, undo)
         named = dict(model.named_parameters(remove_duplicate=False))
         for item, saved in zip(optimizers, contents.optimizers, strict=False):  # or none is given
-            restore_optimizer_(item, saved, named, archive.tensor, undo)
+            restore_optimizer_(item, saved, named, before, archive.take, undo)
         for item, kept in zip(schedulers, contents.schedulers, strict=False):
-            restore_scheduler_(item, kept, archive.tensor, undo)
+            restore_scheduler_(item, kept, archive.take, undo)
         if training:
             set_execution_mode_(_mode(contents), undo)
-            set_random_states_(read_tree(contents.random, archive.tensor), undo)
+            set_random_states_(read_tree(contents.random, archive.take), undo)
     return extra
 
 
@@ -191,7 +193,8 @@ def contents_of(archive: Archive) -> Contents:
 
 def _journal(contents: Contents, archive: Archive) -> Journal:
     journal = Journal.from_data(contents.journal)
-    added = sum(edit.parameters for edit in journal.edits)
+    numbers = (n.value[1] - n.value[0] for edit in journal.edits for n in edit.numbers)
+    added = max(sum(edit.parameters for edit in journal.edits), *numbers, 0)
     if added > archive.elements:
         raise CheckpointError(
             f"the journal adds {added:,} parameters, the file has {archive.elements:,} numbers"
@@ -205,6 +208,27 @@ def _check_past(old: History | None, journal: Journal) -> None:
             f"this model has done {len(old.edits)} edits, the saved one {len(journal.edits)}; load "
             f"into a fresh model"
         )
+
+
+def _reach_levels_(model: nn.Module, archive: Archive, undo: Undo) -> None:
+    """Grows progressive networks to the level that was saved.
+
+    Raises:
+        CheckpointError: If they cannot have it.
+    """
+    for path, module in [*model.named_modules()]:
+        name = f"{MODEL}{path}.reached" if path else f"{MODEL}reached"
+        stored = archive.stored(name)
+        if not isinstance(module, ProgressiveHalf) or stored is None:
+            continue
+        if stored.dtype != torch.int64 or stored.shape != (2,):
+            raise CheckpointError(f"`{path}.reached` of the file is no level")
+        level, fading = archive.tensor(name).tolist()
+        try:
+            if (level, fading) != tuple(module.reached.tolist()):
+                module.become(level, fading=bool(fading), undo=undo)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(str(error)) from error
 
 
 def _check_model(
@@ -225,7 +249,7 @@ def _fill_(
     """
     found = tensors_of(model)
     _check_ties(found.ties, contents.ties)
-    filled = [*_filled(found, archive, {*found.own, *contents.own})]
+    filled = [*_filled(found, archive, contents.own)]
     names = {id(tensor): name for name, tensor in found.tensors.items()}
     last = frozenset(contents.last)
 
@@ -243,31 +267,31 @@ def _fill_(
             tensor.copy_(archive.tensor(MODEL + names[id(tensor)]))
 
 
-def _filled(found: Tensors, archive: Archive, optional: Container[str]) -> Iterator[Tensor]:
+def _filled(found: Tensors, archive: Archive, passed_over: Container[str]) -> Iterator[Tensor]:
     """The tensors with values that get those of the file; all are checked.
 
     Args:
-        found: The model's tensors.
+        found: The model's tensors. Buffers that it makes itself are of whichever shape it wants.
         archive: The file.
-        optional: The names of buffers that the model makes itself, of whichever shape it wants.
+        passed_over: The names of those that the saved model made itself, and this one need not.
 
     Raises:
         CheckpointError: If one is missing, or is of another shape or dtype, or there is one more.
     """
     for name in archive.table:
         own = name.removeprefix(MODEL)
-        if name.startswith(MODEL) and own not in found.tensors and own not in optional:
+        if name.startswith(MODEL) and own not in found.tensors and own not in passed_over:
             raise CheckpointError(f"the saved model has a tensor `{own}`, this model has none")
     for name, tensor in found.tensors.items():
         stored = archive.stored(MODEL + name)
         if stored is None or stored.shape != tuple(tensor.shape):
-            if name in optional and not tensor.is_meta:
+            if name in found.own and not tensor.is_meta:
                 continue
             shape = "missing" if stored is None else str(stored.shape)
             raise CheckpointError(
                 f"`{name}` is {shape} in the file, {tuple(tensor.shape)} in this model"
             )
-        if tensor.is_meta:
+        if tensor.is_meta and _counts(stored.dtype) == _counts(tensor.dtype):
             continue
         if stored.dtype != tensor.dtype:
             raise CheckpointError(
@@ -275,6 +299,11 @@ def _filled(found: Tensors, archive: Archive, optional: Container[str]) -> Itera
                 f"the model first, with model.to({stored.dtype})"
             )
         yield tensor
+
+
+def _counts(dtype: torch.dtype) -> bool:
+    """Whether a dtype is one of whole numbers."""
+    return not dtype.is_floating_point and not dtype.is_complex
 
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -302,14 +331,9 @@ def _set_extra_states_(model: nn.Module, contents: Contents, archive: Archive, u
             raise CheckpointError(f"the saved model has an extra state at `{path}`, this has none")
         undo.on_failure(partial(module.set_extra_state, module.get_extra_state()))
         try:
-            module.set_extra_state(read_tree(tree, _own(archive)))
+            module.set_extra_state(read_tree(tree, archive.take))
         except Exception as error:
             raise CheckpointError(f"`{path}` does not take its extra state: {error}") from error
-
-
-def _own(archive: Archive) -> Any:
-    """Reads tensors to storage of their own: the file may go."""
-    return lambda name: archive.tensor(name).clone()
 
 
 def _new_history(
@@ -328,7 +352,7 @@ def _new_history(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def read(tree: object) -> tuple[Any, ...]:
-        inputs = read_tree(tree, _own(archive))
+        inputs = read_tree(tree, archive.take)
         if not isinstance(inputs, tuple):
             raise CheckpointError("the example inputs of the file are none")
         moved: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from splitgrow.checkpoints.fitting import check_groups, check_scheduler, inner
 from splitgrow.checkpoints.trees import Writer, read_tree
 from splitgrow.errors import CheckpointError
 from splitgrow.undo import Undo
@@ -159,6 +160,7 @@ def restore_optimizer_(
     optimizer: Optimizer,
     saved: SavedOptimizer,
     named: Mapping[str, nn.Parameter],
+    gone: Iterable[nn.Parameter],
     read: Read,
     undo: Undo,
 ) -> None:
@@ -168,13 +170,14 @@ def restore_optimizer_(
         optimizer: The optimizer.
         saved: What was saved.
         named: The model's parameters by name.
+        gone: Parameters that the model had before it was loaded.
         read: Reads tensors.
         undo: Takes it back.
 
     Raises:
         CheckpointError: If it does not fit the model or the optimizer.
     """
-    own = {id(parameter) for parameter in named.values()}
+    own = {id(parameter) for parameter in (*named.values(), *gone)}
     names = {id(parameter): name for name, parameter in named.items()}
     groups = []
     for number, group in enumerate(saved.groups):
@@ -194,6 +197,7 @@ def restore_optimizer_(
     for item in saved.states:
         parameter = _at(groups, item.place)
         state[parameter] = _state(item, read, parameter)
+    check_groups(optimizer, groups, state)
     undo.on_failure(partial(vars(optimizer).update, param_groups=optimizer.param_groups))
     undo.on_failure(partial(vars(optimizer).update, state=optimizer.state))
     optimizer.param_groups, optimizer.state = groups, state  # type: ignore[assignment]
@@ -213,7 +217,8 @@ def _options(group: SavedGroup, read: Read, before: Mapping[str, Any]) -> dict[s
     options = read_tree(group.options, read, before)
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         raise CheckpointError("a param group of the saved optimizer has no options")
-    options.pop("params", None)
+    for name in ("params", "param_names"):
+        options.pop(name, None)
     return options
 
 
@@ -234,10 +239,11 @@ def _state(item: SavedState, read: Read, parameter: nn.Parameter) -> dict[Any, A
     for key, value in state.items():
         if isinstance(value, Tensor):
             device = torch.device("cpu") if str(key) in item.elsewhere else parameter.device
-            state[key] = value.to(device, copy=True)
-            if value.shape == parameter.shape:
-                like = torch.empty_like(parameter, dtype=value.dtype)
-                state[key] = like.copy_(value)
+            if value.shape == parameter.shape:  # in the order in memory that the parameter has
+                like = torch.empty_like(parameter, dtype=value.dtype, device=device)
+                state[key] = like.detach().copy_(value)
+            else:
+                state[key] = value.to(device, copy=True)
     return state
 
 
@@ -271,6 +277,9 @@ def restore_scheduler_(scheduler: Any, saved: SavedScheduler, read: Read, undo: 
     """
     before = scheduler.state_dict()
     state = read_tree(saved.state, read, before)
+    check_scheduler(scheduler, state)
+    for each in (scheduler, *inner(scheduler)):
+        undo.on_failure(partial(_put_back, each, dict(getattr(each, "__dict__", {}))))
     undo.on_failure(partial(scheduler.load_state_dict, dict(before)))
     try:
         scheduler.load_state_dict(state)
@@ -278,7 +287,18 @@ def restore_scheduler_(scheduler: Any, saved: SavedScheduler, read: Read, undo: 
         raise CheckpointError(f"the {saved.type} does not take its saved state: {error}") from error
 
 
+def _put_back(scheduler: Any, attributes: Mapping[str, Any]) -> None:
+    """Gives a scheduler the attributes that it had, and no others."""
+    for name in getattr(scheduler, "__dict__", {}).keys() - attributes.keys():
+        del scheduler.__dict__[name]
+    getattr(scheduler, "__dict__", {}).update(attributes)
+
+
 # -- randomness and devices ----------------------------------------------------------------------
+
+
+_NUMPYS = 624
+"""The numbers that the state of numpy's generator has, as those of torch and Python have."""
 
 
 def random_states() -> dict[str, Any]:
@@ -317,4 +337,6 @@ def _set_random_states(states: dict[str, Any]) -> None:
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None and "numpy" in states:
         name, keys, *rest = states["numpy"]
+        if not 0 <= rest[0] <= keys.numel() == _NUMPYS:  # numpy would read beyond its end
+            raise ValueError(f"numpy's generator cannot be at {rest[0]}")
         numpy.random.set_state((name, keys.numpy(), *rest))

@@ -59,7 +59,7 @@ class Writer:
 
     def _named(self, tensor: Tensor, where: str) -> str:
         name = where
-        while name in self.tensors and self.tensors[name] is not tensor:
+        while name in self.tensors:  # a file's tensors are read once each
             name += "_"
         self.tensors[name] = tensor
         return name
@@ -102,17 +102,24 @@ def read_tree(data: Any, tensor: Callable[[str], Tensor], like: Any = None) -> A
     Raises:
         CheckpointError: If it is not what `Writer` makes.
     """
+    try:
+        return _read(data, tensor, like)
+    except RecursionError as error:
+        raise CheckpointError("the file has plain data that are nested too deep") from error
+
+
+def _read(data: Any, tensor: Callable[[str], Tensor], like: Any) -> Any:
     if data is None or type(data) in {bool, int, float, str}:
         return data
     if isinstance(data, list):
-        return [read_tree(item, tensor, _at(like, index)) for index, item in enumerate(data)]
+        return [_read(item, tensor, _at(like, index)) for index, item in enumerate(data)]
     if not isinstance(data, Mapping) or len(data) != 1:
         raise CheckpointError("the file has something that is no plain data")
     ((kind, value),) = data.items()
     if kind in _MAPPINGS:
         return _mapping(kind, value, tensor, like)
     if kind == "tuple" and isinstance(value, list):
-        return tuple(read_tree(value, tensor, like))
+        return tuple(_read(value, tensor, like))
     if kind == "object":
         if like is None:
             raise CheckpointError(f"the file has a {value} passed over that nothing stands for")
@@ -135,7 +142,7 @@ def _scalar(kind: str, value: Any) -> Any:
             return _DTYPES[value]
         if kind == "device":
             return torch.device(value)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"the file has {value!r} as a {kind}") from error
     raise CheckpointError(f"the file has a {kind!r}, which is no plain data")
 
@@ -147,7 +154,7 @@ def _mapping(kind: str, pairs: Any, tensor: Callable[[str], Tensor], like: Any) 
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or type(pair[0]) not in _KEYS:
             raise CheckpointError(f"the file has a {kind} with an item that is none")
-        mapping[pair[0]] = read_tree(pair[1], tensor, _at(like, pair[0]))
+        mapping[pair[0]] = _read(pair[1], tensor, _at(like, pair[0]))
     return mapping
 
 

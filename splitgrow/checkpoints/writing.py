@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from splitgrow.checkpoints.archives import (
     COMPLEX,
     DIGEST,
     DTYPES,
+    LARGEST_HEADER,
     NO_DIGEST,
     SHARDS,
     Shard,
@@ -66,7 +68,7 @@ def write_archive(
     plain = {name: tensor for name, tensor in tensors.items() if _is_plain(name, tensor)}
     parts = _parts(plain, largest)
     texts = {**metadata, COMPLEX: json.dumps(_complex(plain))}
-    with refused(f"cannot save {path}"):
+    with refused(f"cannot save {path}"), _alone(path):
         _clear(path)
         with _written(path, parts[1:]) as shards:
             texts[SHARDS] = json.dumps(written(shards))
@@ -197,10 +199,56 @@ def _locked(directory: Path) -> Iterator[None]:
         return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor, fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process writes this file, whose further files would be taken for unused.
+
+    What is locked is a directory, which goes again; who finds that it has gone makes it anew.
+    """
+    if fcntl is None:
+        yield
+        return
+    directory = path.with_name(f"{_beginning(path)}lock")
+    while True:
+        directory.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            descriptor = os.open(directory, os.O_RDONLY)
+            try:
+                _lock(descriptor, 0)
+                if os.path.samestat(os.fstat(descriptor), directory.stat()):
+                    break
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            directory.rmdir()
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, how: int) -> None:
+    """Locks what is open, as far as its file system has locks.
+
+    Raises:
+        OSError: If it cannot be locked now.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | how)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 def _beginning(path: Path) -> str:
@@ -209,7 +257,11 @@ def _beginning(path: Path) -> str:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Writes one file down to the disk; returns its checksum."""
+    """Writes one file down to the disk; returns its checksum.
+
+    Raises:
+        CheckpointError: If there is more text in it than a file can hold.
+    """
     dense: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -222,7 +274,12 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
     del dense
     path.chmod(mode)
     with path.open("r+b") as file:
-        header = file.read(int.from_bytes(file.read(8), "little"))
+        length = int.from_bytes(file.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise CheckpointError(
+                f"a file cannot hold {length:,} bytes of text; put long lists into tensors"
+            )
+        header = file.read(length)
         place = 8 + header.index(f'"{DIGEST}":"{NO_DIGEST}"'.encode()) + len(DIGEST) + 4
         digest = digest_of(file, place)
         file.seek(place)

@@ -9,7 +9,7 @@ from torch import nn
 from splitgrow.deepened import Deepened
 from splitgrow.depth.blocks import announce_
 from splitgrow.depth.inserts import replacement
-from splitgrow.depth.recipes import made_of
+from splitgrow.depth.recipes import made_of, parts_in
 from splitgrow.depth.wanted import KINDS
 from splitgrow.depth.wrapping import wrap_
 from splitgrow.edits import Insertion
@@ -18,6 +18,9 @@ from splitgrow.fading import FadeIn
 from splitgrow.generations import held, release_
 from splitgrow.history import structure
 from splitgrow.undo import Undo
+
+_FEW = 100
+"""As many parts may have no parameters."""
 
 
 def insert_again_(
@@ -43,8 +46,11 @@ def insert_again_(
     host = modules.get(insertion.host)
     if host is None or not insertion.host or isinstance(host, Deepened):
         raise CheckpointError(f"the model has no module `{insertion.host}`")
-    if insertion.kind not in KINDS or insertion.name != f"{insertion.host}.inserted{edit}":
+    named = insertion.name == f"{insertion.host}.inserted{edit}"
+    if insertion.kind not in KINDS or not named or insertion.name in modules:
         raise CheckpointError(f"it inserts a {insertion.kind!r} as `{insertion.name}`")
+    if parts_in(insertion.recipe, modules) > _FEW + insertion.parameters:
+        raise CheckpointError(f"`{insertion.name}` is of more parts than it has parameters")
     module = _made(modules, insertion, given)
     if insertion.kind == "block":
         announce_(module, model, undo)

@@ -98,6 +98,14 @@ def _stock(recipe: Mapping[str, Any]) -> nn.Module:
     return made
 
 
+def parts_in(recipe: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> int:
+    """The number of modules that a recipe makes, as far as it is one."""
+    if isinstance(recipe.get("parts"), tuple):
+        return 1 + sum(parts_in(part, modules) for part in recipe["parts"])
+    copied = modules.get(str(recipe.get("copy"))) if "copy" in recipe else None
+    return sum(1 for _ in copied.modules()) if copied is not None else 1
+
+
 def made_of(
     recipe: Mapping[str, Any], modules: Mapping[str, nn.Module], given: nn.Module | None
 ) -> nn.Module:

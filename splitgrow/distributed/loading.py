@@ -125,6 +125,7 @@ class _Loading:
         self.held, self.text = held, source.text
         self._source, self._manifest = source, source.manifest
         self._optimizers, self._schedulers = optimizers, schedulers
+        self._before = list(held.model.parameters())
         self._journal = Journal()
         self._random: object = None
         self._targets: dict[str, Tensor] = {}
@@ -184,7 +185,7 @@ class _Loading:
         extra = read_tree(manifest.extra, tensor)
         named = self._named()
         for item, saved in zip(self._optimizers, manifest.optimizers, strict=False):  # or none
-            restore_optimizer_(item, saved, named, tensor, undo)
+            restore_optimizer_(item, saved, named, self._before, tensor, undo)
         for item, kept in zip(self._schedulers, manifest.schedulers, strict=False):
             restore_scheduler_(item, kept, tensor, undo)
         if self._random is not None:

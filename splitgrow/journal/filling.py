@@ -46,6 +46,11 @@ def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
             raise CheckpointError(
                 f"`{name}` of the checkpoint is {shape}, by its journal {tuple(tensor.shape)}"
             )
+        if (
+            type(found) in {Tensor, nn.Parameter}
+            and found.nbytes > found.untyped_storage().nbytes()
+        ):
+            raise CheckpointError(f"`{name}` of the checkpoint is one number at many places")
         return torch.zeros_like(found, device=device)
 
     fill_meta_(model, empty, undo)

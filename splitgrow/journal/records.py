@@ -11,6 +11,8 @@ from splitgrow.errors import CheckpointError
 from splitgrow.typed import read_record, written
 
 VERSION = 1
+MOST_GENERATIONS = 1_000_000
+"""More than anybody closes; what loops over them comes to an end."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Journal:
             )
         try:
             journal: Journal = read_record(cls, data, "journal")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"the journal cannot be read: {error}") from error
         journal._check()
         return journal
@@ -93,6 +95,10 @@ class Journal:
             if edit.index != number or not fits or not (edit.closes is None or opens):
                 raise CheckpointError(f"edit {number} of the journal does not follow from the last")
             generation = edit.generation
-        closed = {*self.frozen, *self.shares}
-        if not 0 <= self.exact_from <= self.generation or not closed <= {*range(self.generation)}:
+        closed = range(self.generation)
+        known = all(generation in closed for generation in (*self.frozen, *self.shares))
+        if not 0 <= self.exact_from <= self.generation <= MOST_GENERATIONS or not known:
             raise CheckpointError("the journal's generations contradict each other")
+        for share in (share for shares in self.shares.values() for share in shares):
+            if not 0 <= share.alpha <= 1:
+                raise CheckpointError(f"the fade `{share.path}` had come as far as {share.alpha}")

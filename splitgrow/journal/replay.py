@@ -11,7 +11,8 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from splitgrow.analysis import analyse_again
 from splitgrow.attributes import held_number
@@ -19,13 +20,14 @@ from splitgrow.consolidation import consolidated, put_joined_
 from splitgrow.deepened import questions
 from splitgrow.depth.insertion import note_questions_
 from splitgrow.depth.rebuilding import insert_again_
-from splitgrow.edits import Edit, LayerChange, NumberChange
+from splitgrow.edits import Edit, JoinedBlocks, LayerChange, NumberChange
 from splitgrow.errors import CheckpointError
 from splitgrow.fading import FadeIn
 from splitgrow.generations import held, hold_statistics, release_
 from splitgrow.graph import ChannelGraph
 from splitgrow.history import History, structure
 from splitgrow.inputs import widened
+from splitgrow.journal.bounded import TIMES, Bounded, Unbounded
 from splitgrow.journal.records import Journal
 from splitgrow.kinds import kind_of
 from splitgrow.placing import change_number_, holders_in, place_, prepare
@@ -56,7 +58,7 @@ def rebuild_(
             _carry_out_(model, edit, given, undo)
         except CheckpointError as error:
             raise CheckpointError(f"edit {edit.index}: {error}") from error
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:
             raise CheckpointError(f"edit {edit.index} cannot be carried out: {error}") from error
 
 
@@ -64,19 +66,17 @@ def _carry_out_(model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], un
     modules = structure(model)
     for change in edit.changes:
         _check_change(modules, change)
+    if len({id(modules[change.name]) for change in edit.changes}) < len(edit.changes):
+        raise CheckpointError("it changes a layer twice")
     prepared = [prepare(modules, edit.index, change) for change in edit.changes]
-    holders = holders_in(model)
+    holders = holders_in(model) if prepared else {}
     for item in prepared:
         place_(modules, item, holders, undo)
     for number in edit.numbers:
         _check_number(modules, number)
         change_number_(modules[number.module], number, undo)
     for joined in edit.joined:
-        split = modules.get(joined.name)
-        born = {block.edit for block in split.blocks} if isinstance(split, SplitLayer) else ()
-        if not isinstance(split, SplitLayer) or not {*joined.edits} <= {*born} - {0}:
-            raise CheckpointError(f"it joins blocks of `{joined.name}` that this does not have")
-        births = tuple(sorted({*joined.edits}))
+        split, births = _joined_layer(modules, joined)
         put_joined_(consolidated(joined.name, split, births, edit.index), undo)
     for insertion in edit.inserted:
         insert_again_(model, edit.index, insertion, given, undo)
@@ -120,6 +120,23 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
         raise CheckpointError(f"the blocks of `{change.name}` are not those of its widths")
 
 
+def _joined_layer(
+    modules: Mapping[str, nn.Module], joined: JoinedBlocks
+) -> tuple[SplitLayer, tuple[int, ...]]:
+    """A layer whose blocks are joined, and the edits that they are of: its last ones.
+
+    Raises:
+        CheckpointError: If there is no such layer, or it has no such blocks.
+    """
+    split, births = modules.get(joined.name), tuple(sorted({*joined.edits}))
+    known = isinstance(split, SplitLayer) and split.kind.side_by_side and births[:1] > (0,)
+    if isinstance(split, SplitLayer) and known:
+        last = {block.edit for block in split.blocks if block.edit >= births[0]}
+        if {*births} == last:
+            return split, births
+    raise CheckpointError(f"it joins blocks of `{joined.name}` that this does not have")
+
+
 def _check_number(modules: Mapping[str, nn.Module], number: NumberChange) -> None:
     """Makes sure that a module holds the number that is to change.
 
@@ -128,7 +145,8 @@ def _check_number(modules: Mapping[str, nn.Module], number: NumberChange) -> Non
     """
     module = modules.get(number.module)
     found = held_number(module, number.attribute) if module is not None else None
-    if type(found) is not int or found != number.value[0] or not number.value[1] <= LARGEST:
+    before, after = number.value
+    if type(found) is not int or found != before or not before < after <= LARGEST:
         name = f"{number.module}.{number.attribute}".removeprefix(".")
         raise CheckpointError(f"`{name}` is {number.value[0]} there, in this model {found!r}")
 
@@ -216,12 +234,21 @@ def widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> 
     """
     for edit in edits:
         if edit.inputs:
+            read = sum(change.in_width[1] - change.in_width[0] for change in edit.changes)
+            more = max(change.width[1] - change.width[0] for change in edit.inputs)
+            if more > TIMES * read:
+                raise CheckpointError(f"edit {edit.index} widens an input by what nothing reads")
             try:
                 inputs = widened(model, history.inputs, edit.inputs)
-            except (IndexError, RuntimeError, ValueError) as error:
+            except Exception as error:
                 raise CheckpointError(f"edit {edit.index} widens no input: {error}") from error
             history.narrower = (*history.narrower, (edit.index, history.inputs))
             history.inputs = inputs
+
+
+def _elements(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    held = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
+    return sum(tensor.numel() for tensor in held if isinstance(tensor, Tensor))
 
 
 def analysed_(model: nn.Module, inputs: tuple[Any, ...], undo: Undo) -> ChannelGraph:
@@ -231,9 +258,9 @@ def analysed_(model: nn.Module, inputs: tuple[Any, ...], undo: Undo) -> ChannelG
         CheckpointError: If it does not run.
     """
     try:
-        with questions() as asked:
+        with questions() as asked, Bounded(_elements(model, inputs)):
             graph = analyse_again(model, inputs)
-    except Exception as error:
+    except (Exception, Unbounded) as error:
         raise CheckpointError(
             f"the model does not run as the journal puts it together: {error}"
         ) from error

@@ -165,6 +165,25 @@ class ProgressiveHalf(Progressive):
 
     def place(self, new: Upcoming, *, fade: bool, undo: Undo) -> list[nn.Parameter]:
         """Puts the next level in place; returns the parameters of the adapters that go."""
+        self._keep(undo)
+        return [*self.drop_old(), *self._put(new, fade=fade)]
+
+    def become(self, level: int, *, fading: bool, undo: Undo) -> None:
+        """Grows to a level, without values to speak of: a checkpoint's are to follow.
+
+        Args:
+            level: The level.
+            fading: Whether it fades in.
+            undo: Takes it back.
+
+        Raises:
+            ValueError: If it cannot have that level, or has a higher one.
+        """
+        self._keep(undo)
+        self._become(level, int(fading))
+
+    def _keep(self, undo: Undo) -> None:
+        """Has all that a level is made of be put back on failure."""
         kept = [(store, dict(store)) for store in (self.adapters._modules, self.stages._modules)]  # noqa: SLF001
         before = self.fade, list(self._to_come), self.reached
 
@@ -175,7 +194,6 @@ class ProgressiveHalf(Progressive):
             self.fade, self._to_come, self.reached = before
 
         undo.on_failure(take_back)
-        return [*self.drop_old(), *self._put(new, fade=fade)]
 
     def _put(self, new: Upcoming, *, fade: bool) -> list[nn.Parameter]:
         level = self.level + 1

@@ -1,0 +1,1 @@
+"""Broken checkpoints, and what comes of loading them."""
