@@ -7,12 +7,14 @@ from typing import Any
 from torch import nn
 
 from splitgrow.attributes import hold_, numbers_at
+from splitgrow.errors import UnsupportedModelError
 from splitgrow.generations import held, parameters_in, release_
 from splitgrow.growable import original_class
 from splitgrow.handled import HISTORY, history_of
 from splitgrow.history import check_structure
 from splitgrow.plain import plain_copy
 from splitgrow.split import SplitLayer
+from splitgrow.wrapping import is_sharded
 
 
 def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
@@ -34,6 +36,7 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
         ValueError: If there is no such generation.
         GenerationError: If the generation is no longer exact because of `unfreeze`.
         StructureChangedError: If the model was changed by hand since the generation was closed.
+        UnsupportedModelError: If FSDP has sharded the model.
         SplitGrowError: If the model was never made growable.
 
     Example:
@@ -51,6 +54,11 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
     """
     history = history_of(model)
     history.refuse_while_viewing("merge")
+    if is_sharded(model):
+        raise UnsupportedModelError(
+            "FSDP has sharded the model, of which no process has all; merge it inside `with "
+            "splitgrow.distributed.gathered(model) as whole`"
+        )
     view = history.view_of(generation)
     if view is not None:
         check_structure(model, history)

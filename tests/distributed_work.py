@@ -15,6 +15,7 @@ from snapshots import unchanged
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,7 +24,7 @@ import splitgrow.assembly
 import splitgrow.growth
 import splitgrow.split
 from splitgrow import distributed
-from splitgrow.distributed import agreement, carrying, loading, saving, storing
+from splitgrow.distributed import agreement, carrying, loading, saving, sessions, storing
 
 TIMEOUT = 15.0
 BATCH = 8
@@ -54,10 +55,12 @@ def wrapped(model: Any, how: str) -> Any:
     """A model in the wrapper of that name."""
     if how == "ddp":
         return DistributedDataParallel(model)
-    if how == "fsdp":
-        for layer in (0, 6):
-            fully_shard(model[layer])
-        return fully_shard(model)
+    if how in {"fsdp", "hybrid"}:
+        mesh = None
+        if how == "hybrid":
+            mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
+        fully_shard(model[6], mesh=mesh)
+        return fully_shard(model, mesh=mesh)
     return model
 
 
@@ -185,8 +188,6 @@ def the_story(
     torch.manual_seed(7 if rank == 0 else 100 + rank)
 
     def call(name: str, *args: Any, **options: Any) -> None:
-        if name == "next_generation" and how == "fsdp":
-            options["optimizer"] = optimizer
         getattr(distributed, name)(model, *args, **options, timeout=TIMEOUT)
 
     if part.start:
@@ -264,7 +265,7 @@ def refused(rank: int, how: str) -> list[tuple[str, str]]:
         return lambda: distributed.insert_layer(model, "3", kind, timeout=TIMEOUT)
 
     def closed() -> Any:
-        return distributed.next_generation(model, optimizer=optimizer, timeout=TIMEOUT)
+        return distributed.next_generation(model, timeout=TIMEOUT)
 
     cases: dict[str, tuple[Callable[[], Any], tuple[Any, str] | None]] = {
         "another number": (width(2 * (rank + 1)), None),
@@ -342,6 +343,7 @@ def forgotten(rank: int) -> list[str]:
     model.expand_layer("0", 2)
     sharded = wrapped(network(), "fsdp")
     found.append(error_of(lambda: sharded.expand_layer("0", 2)))
+    found.append(error_of(lambda: splitgrow.merge(sharded)))
     found.append(error_of(lambda: splitgrow.growable(sharded, torch.zeros(2, 2, 4, 4))))
     return found
 
@@ -398,6 +400,21 @@ def late_first_rank(rank: int) -> str:
     dist.barrier()
     distributed.expand_layer(model, "0", 2, timeout=TIMEOUT)
     return heard
+
+
+def among_leftovers(rank: int) -> str:
+    """Growth where the store holds what earlier processes of these ranks wrote."""
+    model = wrapped(network(), "ddp")
+    distributed.expand_layer(model, "0", 2, timeout=TIMEOUT)
+    # As if the processes were new, and one of them had come to the store before the other.
+    sessions._SESSIONS.clear()
+    if rank == 0:
+        error_of(lambda: distributed.expand_layer(model, "0", 4, timeout=0.2))
+        sessions._SESSIONS.clear()
+    dist.barrier()
+    torch.manual_seed(rank)
+    distributed.expand_layer(model, "0", 2, timeout=TIMEOUT)
+    return fingerprint(model.module)
 
 
 def interrupted(rank: int) -> str:
@@ -663,6 +680,32 @@ def blocks_alone() -> Tensors:
     return {name: tensor.detach().clone() for name, tensor in named}
 
 
+def hybrid(rank: int) -> Tensors:
+    """A short story of a model that is sharded over half of the processes, twice."""
+    model = wrapped(network(), "hybrid")
+    optimizer = adam(model)
+    torch.manual_seed(7 + rank)
+    train(model, optimizer, range(3))
+    distributed.expand(model, {"0": 2, "6": 3}, optimizer=optimizer, timeout=TIMEOUT)
+    train(model, optimizer, range(3, 6))
+    distributed.insert_layer(model, "6", "residual", optimizer=optimizer, timeout=TIMEOUT)
+    train(model, optimizer, range(6, 9))
+    return tensors_of(model)
+
+
+def hybrid_alone() -> Tensors:
+    model = network()
+    optimizer = adam(model)
+    torch.manual_seed(7)
+    train(model, optimizer, range(3), alone=True)
+    model.expand({"0": 2, "6": 3}, optimizer=optimizer)
+    train(model, optimizer, range(3, 6), alone=True)
+    model.insert_layer("6", "residual", optimizer=optimizer)
+    train(model, optimizer, range(6, 9), alone=True)
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
 def with_batch_norm(rank: int) -> Tensors:
     """Weights after growth of a network whose norms see each rank's own share of the batch."""
     model = DistributedDataParallel(network(norm=True))
@@ -807,7 +850,7 @@ def not_loaded(rank: int, folder: str) -> list[tuple[str, str]]:
     return found
 
 
-def behind_the_back(rank: int, folder: str) -> list[str]:
+def behind_the_back(rank: int) -> list[str]:
     """Growing by way of a state_dict is growing."""
     model, _ = trained("ddp")
     state = model.module.state_dict()

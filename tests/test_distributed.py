@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -69,6 +70,12 @@ def test_parameters_optimizer_and_schedule_stay(how: str) -> None:
     in_processes(2, work.one_layer, how)
 
 
+def test_a_model_that_is_sharded_and_replicated_grows() -> None:
+    found = in_processes(4, work.hybrid)
+    assert not [name for rank in found for name in differing(found[rank], found[0])]
+    assert distance(found[0], work.hybrid_alone()) < 1e-9
+
+
 def test_each_rank_keeps_its_own_random_state() -> None:
     found = in_processes(2, work.own_randomness)
     for expected, actual in found.values():
@@ -126,7 +133,13 @@ def test_a_rank_that_dies_while_all_grow_stops_the_others() -> None:
 
 def test_a_first_rank_that_comes_too_late_stops_with_the_others() -> None:
     found = in_processes(2, work.late_first_rank)
-    assert all("rank 0 did not answer" in heard for heard in found.values())
+    assert "rank 0 did not answer" in found[1]
+    assert "rank 1 did not answer" in found[0]
+
+
+def test_what_an_earlier_run_left_in_the_store_is_not_believed() -> None:
+    found = in_processes(2, work.among_leftovers)
+    assert found[0] == found[1]
 
 
 def test_an_interruption_stops_the_others() -> None:
@@ -136,15 +149,15 @@ def test_an_interruption_stops_the_others() -> None:
 
 
 def test_growth_behind_a_wrappers_back_is_refused() -> None:
-    found = in_processes(2, work.forgotten)
-    assert found[0] == found[1]
-    *replicated, sharded, analysed = found[0]
+    found = in_processes(1, work.forgotten)
+    *replicated, sharded, merged, analysed = found[0]
     assert len(replicated) == 7
     for error in replicated:
         assert error.startswith("UnsupportedModelError: cannot ")
         assert "DistributedDataParallel wraps the model" in error
     assert "FSDP has sharded the model" in sharded
     assert "make it growable before it is sharded" in analysed
+    assert "merge it inside `with splitgrow.distributed.gathered" in merged
 
 
 def test_what_cannot_be_followed_is_refused_with_a_way_out() -> None:
@@ -208,7 +221,7 @@ def test_blocks_that_are_sharded_one_by_one_train_as_in_one_process() -> None:
 
 
 def test_grown_layers_keep_nothing_of_what_is_sharded() -> None:
-    replicated, sharded = in_processes(2, work.kept_by_layers)[0]
+    replicated, sharded = in_processes(1, work.kept_by_layers)[0]
     assert replicated > 0
     assert sharded == 0
 
@@ -307,9 +320,39 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_state_dict_that_would_make_a_wrapped_model_grow_is_refused() -> None:
-    replicated, sharded = in_processes(2, work.behind_the_back, "")[0]
+    replicated, sharded = in_processes(1, work.behind_the_back)[0]
     assert "DistributedDataParallel wraps the model" in replicated
     assert "FSDP has sharded the model" in sharded
+
+
+# -- the example -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_readmes_example_grows_saves_and_goes_on_in_more_processes(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    shown = (root / "README.md").read_text().split("<!-- torchrun command -->\n```bash\n")[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    said = []
+    for command in shown.split("\n```")[0].splitlines():
+        program, *options = command.split()
+        assert program == "torchrun"
+        found = subprocess.run(
+            [*torchrun, *options, "--out", str(tmp_path / "out")],
+            cwd=root,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert found.returncode == 0, found.stderr
+        said.append(found.stdout)
+    assert "step 40" in said[0]
+    assert "Edit 2 (generation 1): 3 +16, 7 +32" in said[0]
+    assert "done: step 80" in said[0]
+    assert "going on from step 80 in 3 processes" in said[1]
+    assert "done: step 120" in said[1]
 
 
 # -- the harness, and the library's weight ---------------------------------------------------------

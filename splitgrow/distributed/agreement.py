@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,29 +18,14 @@ from typing import Any, TypeVar, cast
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from splitgrow.distributed.sessions import session_of
 from splitgrow.errors import DistributedError
 
 _MARGIN = 5.0
 """Seconds that the others wait longer than rank 0, so that it is that which says who is missing."""
 _UNANIMOUS = "!"
 """In front of a verdict: every process failed, with the same error."""
-_PAUSES = (0.001, 0.02)
-"""Seconds between two looks into the store: at first, and at most."""
-
-
 _Made = TypeVar("_Made")
-
-
-@dataclass
-class _Session:
-    """What this process has voted on in one group, and the store that holds it."""
-
-    store: Any
-    prefix: str
-    rounds: int = 0
-
-
-_SESSIONS: dict[str, _Session] = {}
 
 
 @dataclass(frozen=True)
@@ -102,7 +86,7 @@ class Agreement:
             raise DistributedError(f"{what}: this process is not in the group that holds the model")
         self.rank = dist.get_rank(self.group)
         self.what, self.timeout = what, timeout
-        self._session = _session_of(self.group, self.rank)
+        self._session = session_of(self.group, self.rank, len(self.ranks))
         self._unanimous = False
 
     @property
@@ -120,12 +104,8 @@ class Agreement:
         Raises:
             DistributedError: In every process, otherwise.
         """
-        session = self._session
-        session.rounds += 1
-        base = f"{session.prefix}/{session.rounds}"
         try:
-            session.store.set(f"{base}/{self.rank}", ballot.to_json())
-            verdict = self._verdict(session.store, base)
+            verdict = self._verdict(ballot)
         except (RuntimeError, OSError) as error:  # the process that keeps the store is gone
             raise DistributedError(
                 f"{self.what} was stopped while {step}, and nothing is changed here: the store "
@@ -176,40 +156,54 @@ class Agreement:
     def _leave(self, error: BaseException) -> None:
         """Tells the others that this process was interrupted; does not wait for them."""
         session = self._session
-        session.rounds += 1
-        key = f"{session.prefix}/{session.rounds}/{self.rank}"
         with suppress(RuntimeError, OSError):
-            session.store.set(key, Ballot(error=described(error)).to_json())
+            if session.join(_MARGIN):
+                ballot = Ballot(error=described(error))
+                session.store.set(self._keys()[self.rank], ballot.to_json())
 
-    def _verdict(self, store: Any, base: str) -> str:
+    def _keys(self) -> list[str]:
+        """Where the ballots of this round are, by rank."""
+        base = f"{self._session.prefix}/{self._session.rounds}"
+        return [f"{base}/{rank}" for rank in range(len(self.ranks))]
+
+    def _verdict(self, ballot: Ballot) -> str:
         """What was decided: empty if all may go on."""
         self._unanimous = False
-        verdict = self._decided(store, base)
+        session, patience = self._session, self.timeout + _MARGIN
+        if not session.join(patience):
+            return self._absent([0], patience)
+        keys, key = self._keys(), f"{session.prefix}/{session.rounds}/verdict"
+        session.store.set(keys[self.rank], ballot.to_json())
+        decision = self._given_up(keys, key) if self.rank else self._judged(keys)
+        if decision is not None:
+            session.store.compare_set(key, "", json.dumps(decision))
+        verdict = str(json.loads(session.store.get(key)))
         self._unanimous = verdict.startswith(_UNANIMOUS)
         return verdict.removeprefix(_UNANIMOUS)
 
-    def _decided(self, store: Any, base: str) -> str:
-        key = f"{base}/verdict"
-        keys = [f"{base}/{rank}" for rank in range(len(self.ranks))]
-        if self.rank:
-            patience = self.timeout + _MARGIN
-            late = _missing(store, [key], patience)
-            if late and not _missing(store, keys[:1], 0):  # rank 0 is waiting for somebody else
-                late = _missing(store, [key], patience)
-            if late:
-                absent = [rank for rank, name in enumerate(keys) if not store.check([name])]
-                gave_up = self._absent(absent or [0], patience)
-                store.compare_set(key, "", json.dumps(gave_up))
-        else:
-            missing = _missing(store, [*keys], self.timeout)
-            absent = [rank for rank, name in enumerate(keys) if name in missing]
-            ballots = {r: json.loads(store.get(k)) for r, k in enumerate(keys) if k not in missing}
-            reasons = [self._absent(absent, self.timeout)] if absent else []
-            reasons += judged(ballots)
-            errors = {ballot["error"] for ballot in ballots.values()}
-            mark = _UNANIMOUS if not absent and len(errors) == 1 and "" not in errors else ""
-            store.compare_set(key, "", json.dumps(mark + "; ".join(reasons)))
-        return str(json.loads(store.get(key)))
+    def _judged(self, keys: list[str]) -> str:
+        """What the first process makes of the ballots."""
+        session = self._session
+        missing = session.missing(keys, self.timeout)
+        absent = [rank for rank, name in enumerate(keys) if name in missing]
+        present = {rank: name for rank, name in enumerate(keys) if name not in missing}
+        ballots = {rank: json.loads(session.store.get(name)) for rank, name in present.items()}
+        reasons = [self._absent(absent, self.timeout)] if absent else []
+        reasons += judged(ballots)
+        errors = {ballot["error"] for ballot in ballots.values()}
+        mark = _UNANIMOUS if not absent and len(errors) == 1 and "" not in errors else ""
+        return mark + "; ".join(reasons)
+
+    def _given_up(self, keys: list[str], verdict: str) -> str | None:
+        """Waits for the verdict; what another process says where none comes."""
+        session, patience = self._session, self.timeout + _MARGIN
+        late = session.missing([verdict], patience)
+        if late and session.store.check(keys[:1]):  # rank 0 is waiting for somebody else
+            late = session.missing([verdict], patience)
+        if not late:
+            return None
+        absent = [rank for rank, name in enumerate(keys) if not session.store.check([name])]
+        return self._absent(absent or [0], patience)
 
     def _absent(self, ranks: list[int], seconds: float) -> str:
         return (
@@ -255,29 +249,3 @@ def _alike(found: Mapping[int, str]) -> dict[str, list[int]]:
 def _ranks(ranks: Iterable[int]) -> str:
     known = list(ranks)
     return f"rank{'s' if len(known) > 1 else ''} {', '.join(map(str, known))}"
-
-
-def _missing(store: Any, keys: list[str], seconds: float) -> list[str]:
-    """Waits for keys; those that did not come."""
-    deadline, pause = time.monotonic() + seconds, _PAUSES[0]
-    while True:
-        keys = [key for key in keys if not store.check([key])]
-        if not keys or time.monotonic() > deadline:
-            return keys
-        time.sleep(pause)
-        pause = min(2 * pause, _PAUSES[1])
-
-
-def _session_of(group: Any, rank: int) -> _Session:
-    """The votes in a group so far.
-
-    A store may outlive the processes: it holds what those voted that ran before a restart. So
-    every process counts, for each group, how often it has come to this store.
-    """
-    store = distributed_c10d._get_default_store()  # noqa: SLF001
-    session = _SESSIONS.get(group.group_name)
-    if session is None or session.store is not store:
-        base = f"splitgrow/{group.group_name}"
-        visit = store.add(f"{base}/visits/{rank}", 1)
-        session = _SESSIONS[group.group_name] = _Session(store, f"{base}/{visit}")
-    return session

@@ -161,9 +161,7 @@ def insert_layer(  # noqa: PLR0913
     )
 
 
-def next_generation(
-    wrapped: nn.Module, *, optimizer: object = None, timeout: float = TIMEOUT
-) -> int:
+def next_generation(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> int:
     """Closes the open generation in all processes, as `model.next_generation`.
 
     While nothing trains, which is so until the next growth, DistributedDataParallel has nothing to
@@ -171,7 +169,6 @@ def next_generation(
 
     Args:
         wrapped: As in `expand_layer`.
-        optimizer: What trains the model; needed only where FSDP has sharded it.
         timeout: Seconds to wait for the other processes, at each step.
 
     Returns:
@@ -184,7 +181,6 @@ def next_generation(
         wrapped,
         _in_words("next_generation"),
         lambda model: model.next_generation(),
-        optimizer=optimizer,
         timeout=timeout,
     )
 
