@@ -12,13 +12,15 @@ from torch.utils import _pytree as pytree
 
 from splitgrow.analysis import analyse
 from splitgrow.errors import UnsupportedModelError
+from splitgrow.gate import ORIGINAL_CLASS, Gate, close_, refuse_inside_forward
 from splitgrow.handle import Handle
 from splitgrow.handled import HISTORY
 from splitgrow.history import History, grown_elsewhere, structure
+from splitgrow.undisturbed import keep_modes_, keep_surroundings_
+from splitgrow.undo import Meanwhile, Undo
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_ORIGINAL_CLASS = "_splitgrow_class"
 _TAKEN = "_splitgrow_taken"
 
 
@@ -32,6 +34,13 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     warning; `splitgrow.handle(model)` then has it.
 
     Analysing again is harmless, and is the way on after the model was changed by hand.
+
+    Other threads may run the model meanwhile, and while it grows: a change waits until calls of the
+    model or its parts that are under way have come to an end, for a minute at most, and calls of
+    the model wait until a change is done. While one thread shows an earlier generation, by `at`,
+    the others' calls and changes are refused. What is not seen: backward passes and optimizer
+    steps (grow between training steps), calls of single parts that begin during a change,
+    compiled code, and copying or saving in another thread.
 
     Args:
         model: Any module that runs on the example inputs.
@@ -63,8 +72,11 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     if not isinstance(inputs, tuple):
         raise TypeError(f"example_inputs must be a tensor or a tuple, got {type(inputs).__name__}")
     old: History | None = vars(model).get(HISTORY)
+    what, gate = "analyse the model", Gate() if old is None else old.gate
+    gate.refuse_if_shown(what)
     if old is not None:
-        old.refuse_while_viewing("analyse the model")
+        old.refuse_while_viewing(what)
+    refuse_inside_forward(model, what)
     foreign = grown_elsewhere(model, old.edits if old is not None else ())
     if foreign:
         raise UnsupportedModelError(
@@ -73,13 +85,18 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
         )
     # A copy of the model copies them too, which it could not do with results of autograd.
     inputs = pytree.tree_map_only(Tensor, Tensor.detach, inputs)
-    history = History(analyse(model, inputs), inputs, structure(model))
-    if old is not None:
-        _carry_on(history, old)
-    cls = _class_for(model)
-    vars(model)[HISTORY] = history
-    model.__class__ = cls  # type: ignore[assignment]
-    return model
+    with gate.lock, Meanwhile() as meanwhile, meanwhile:
+        keep_modes_(meanwhile)
+        close_(model, gate, what, meanwhile)
+        with Undo() as undo, undo:
+            keep_surroundings_(model, undo)
+            history = History(analyse(model, inputs), inputs, structure(model), gate=gate)
+            if old is not None:
+                _carry_on(history, old)
+            cls = _class_for(model, gate.open_class or type(model))
+            undo.keep(vars(model), vars(gate))
+            vars(model)[HISTORY], gate.open_class = history, cls
+            return model
 
 
 def _carry_on(history: History, old: History) -> None:
@@ -156,18 +173,18 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
     Raises:
         TypeError: If the class has a way of its own to do it, which knows nothing of the history.
     """
-    cls = type(self)
+    cls = _made_here(self)
     history: History | None = vars(self).get(HISTORY)
     if history is not None:
         history.refuse_while_viewing("copy or pickle the model")
     reduced: Any = super(cls, self).__reduce_ex__(protocol)
     rebuild, args, *rest = reduced
-    if not args or args[0] is not cls:
+    if not args or args[0] is not type(self):
         raise TypeError(
             f"{cls.__name__} is pickled in a way of its own (__reduce__), which would lose what "
             f"splitgrow knows of it; save its state_dict instead"
         )
-    original, taken = getattr(cls, _ORIGINAL_CLASS), getattr(cls, _TAKEN)
+    original, taken = getattr(cls, ORIGINAL_CLASS), getattr(cls, _TAKEN)
     return (_new_growable, (original, taken, rebuild, args[1:]), *rest)
 
 
@@ -179,24 +196,32 @@ def _new_growable(
 
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Copies as the class does it in its own way, and brings along the history if that did not."""
-    cls: Any = type(self)
+    cls: Any = _made_here(self)
     copied: nn.Module = super(cls, self).__deepcopy__(memo)
     memo[id(self)] = copied
     history = copy.deepcopy(vars(self)[HISTORY], memo)
     if history is not None and HISTORY not in vars(copied):
         history.modules = structure(copied)
         vars(copied)[HISTORY] = history
-        copied.__class__ = _class_for(copied, getattr(cls, _TAKEN))
+        copied.__class__ = _class_for(copied, type(copied), getattr(cls, _TAKEN))
     return copied
+
+
+def _made_here(model: nn.Module) -> type[nn.Module]:
+    """The class with splitgrow's methods: not one made of that since, as FSDP does."""
+    return next(cls for cls in type(model).__mro__ if ORIGINAL_CLASS in vars(cls))
 
 
 _CLASSES: dict[tuple[Any, frozenset[str]], type[nn.Module]] = {}
 
 
-def _class_for(model: nn.Module, taken: frozenset[str] | None = None) -> type[nn.Module]:
-    if _ORIGINAL_CLASS in vars(type(model)):
-        return type(model)
-    return _growable_class(type(model), _taken_names(model) if taken is None else taken)
+def _class_for(
+    model: nn.Module, cls: type[nn.Module], taken: frozenset[str] | None = None
+) -> type[nn.Module]:
+    """The growable class for a model of a class that may be one already."""
+    if ORIGINAL_CLASS in vars(cls):
+        return cls
+    return _growable_class(cls, _taken_names(model) if taken is None else taken)
 
 
 def _taken_names(model: nn.Module) -> frozenset[str]:
@@ -231,7 +256,7 @@ def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Mod
             "__qualname__": original.__qualname__,
             "__doc__": original.__doc__,
             "__reduce_ex__": _reduce,
-            _ORIGINAL_CLASS: original,
+            ORIGINAL_CLASS: original,
             _TAKEN: taken,
         },
     )
@@ -239,4 +264,4 @@ def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Mod
 
 def original_class(model: nn.Module) -> type[nn.Module]:
     """The class that a growable model was written as."""
-    return getattr(type(model), _ORIGINAL_CLASS, type(model))
+    return getattr(type(model), ORIGINAL_CLASS, type(model))

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitgrow.attributes import hold_
+from splitgrow.attributes import change_
 from splitgrow.deepened import Deepened
-from splitgrow.edits import Edit, LayerChange, NumberChange
+from splitgrow.edits import Edit, LayerChange
 from splitgrow.fading import FadeIn
 from splitgrow.generations import freeze_, held, unfreeze_
 from splitgrow.history import History, check_structure, keep_, structure
@@ -27,6 +27,7 @@ from splitgrow.planning import (
     rounded_up,
 )
 from splitgrow.split import Block, SplitLayer
+from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Undo
 
 
@@ -66,7 +67,7 @@ def apply_(
     Everything that can fail on account of the request or for want of memory is done before the
     first change; what then follows is taken back if it is interrupted.
     """
-    with Undo() as undo:
+    with Undo() as undo, undo:
         return carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
 
 
@@ -82,7 +83,7 @@ def carry_out_(
     """Carries out a planned edit, as the first part of something that may still fail."""
     edit = replace(edit, initializer=initializer)
     initialise, optimizers = initializer_of(initializer), listed(optimizer)
-    keep_random_states_(model, undo)
+    keep_surroundings_(model, undo)
     with torch.inference_mode(mode=False):  # blocks made there could never train
         prepared = [_prepare(history, edit, change, initialise) for change in edit.changes]
     joining = plan_joining(optimizers, _new_parameters(prepared), edit.generation)
@@ -93,7 +94,7 @@ def carry_out_(
     for item in prepared:
         _place_(history, item, holders, undo)
     for number in edit.numbers:
-        _hold_(history.modules[number.module], number, undo)
+        change_(history.modules[number.module], number.attribute, number.value[1], undo)
     join_(joining, undo)
     groups = history.graph.groups.grown(edit.growth)
     history.graph = replace(history.graph, groups=groups)
@@ -101,15 +102,6 @@ def carry_out_(
     history.generation = edit.generation
     history.edits = [*history.edits, edit]
     return edit
-
-
-def keep_random_states_(model: nn.Module, undo: Undo) -> None:
-    """Has torch's random states put back on failure."""
-    state = torch.get_rng_state()
-    undo.on_failure(lambda: torch.set_rng_state(state))
-    for device in {p.device for p in model.parameters() if p.device.type == "cuda"}:
-        on_device = torch.cuda.get_rng_state(device)
-        undo.on_failure(lambda d=device, s=on_device: torch.cuda.set_rng_state(s, d))  # type: ignore[misc]
 
 
 def _prepare(
@@ -208,36 +200,27 @@ def set_blocks_(
         layouts: Where its inputs and outputs come from.
         undo: Takes it back.
     """
-    before = (list(split), split.blocks), (split.ins, split.outs)
-
-    def take_back() -> None:
-        split.ins, split.outs = before[1]
-        split.set_blocks(*before[0])
-
-    undo.on_failure(take_back)
+    undo.keep(vars(split))
     split.ins, split.outs = layouts
     split.set_blocks(*blocks)
 
 
-def _hold_(module: nn.Module, number: NumberChange, undo: Undo) -> None:
-    undo.on_failure(lambda: hold_(module, number.attribute, number.value[0]))
-    hold_(module, number.attribute, number.value[1])
-
-
 def next_generation_(model: nn.Module, history: History) -> int:
     """Closes the open generation and opens the next; returns its number."""
-    with Undo() as undo:
+    with Undo() as undo, undo:
         keep_(history, undo)
         close_(model, history, undo)
         history.generation += 1
-    return history.generation
+        return history.generation
 
 
 def unfreeze_all_(model: nn.Module, history: History) -> None:
     """Sets free everything that closing generations froze."""
-    unfreeze_(model, history.frozen_parameters())
-    history.frozen = {}
-    history.exact_from = history.generation
+    with Undo() as undo, undo:
+        keep_(history, undo)
+        unfreeze_(model, history.frozen_parameters(), undo)
+        history.frozen = {}
+        history.exact_from = history.generation
 
 
 def parameters_of(model: nn.Module, history: History, generation: int) -> list[nn.Parameter]:

@@ -12,15 +12,15 @@ import pytest
 ROOT = Path(__file__).parent.parent / "splitgrow"
 FLOORS = (
     {"errors", "axes", "spans"},
-    {"groups", "kernels", "whole", "partial"},
-    {"silence", "layouts", "edits", "kinds", "folding", "execution", "undo"}
+    {"groups", "kernels", "whole", "partial", "undo"},
+    {"silence", "layouts", "edits", "kinds", "folding", "execution"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"},
     {"steps", "composition", "generations", "fading", "removal"},
     {"assembly", "blockwise", "vanishing"},
     {"multiplied", "normalised"},
     {"merged"},
     {"running"},
-    {"split", "deepened", "rules", "graph", "passes"}
+    {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
     {"leaves", "results", "planning", "namesakes", "progressive"} | {"plain", "listing"},
     {"recording", "tracing", "history", "refusals"},

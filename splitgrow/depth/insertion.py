@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis import analyse_again
-from splitgrow.deepened import Deepened, Inserted, questions
+from splitgrow.deepened import Deepened, Inserted, note_questions_
 from splitgrow.depth.blocks import captured, copied_block
 from splitgrow.depth.inserts import (
     Builder,
@@ -27,12 +27,13 @@ from splitgrow.depth.wanted import KINDS, After, Wanted
 from splitgrow.edits import Edit, Insertion
 from splitgrow.errors import InsertionError
 from splitgrow.fading import FadeIn
-from splitgrow.growth import close_, holders_in, keep_random_states_, put_in_place_
+from splitgrow.growth import close_, holders_in, put_in_place_
 from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
 from splitgrow.planning import find_node
 from splitgrow.refusals import stray_references
-from splitgrow.undo import Undo
+from splitgrow.undisturbed import keep_surroundings_
+from splitgrow.undo import Meanwhile, Undo
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,9 @@ def plan_insertion(
     model: nn.Module, history: History, after: After, wanted: Wanted, *, freeze: bool
 ) -> Edit:
     """The edit that an insertion would be, not carried out."""
-    with Undo() as undo:
-        keep_random_states_(model, undo)
-        edit = _plan(model, history, after, wanted, undo, freeze=freeze).edit
-        undo.take_back()
-    return edit
+    with Meanwhile() as meanwhile, meanwhile:
+        keep_surroundings_(model, meanwhile)
+        return _plan(model, history, after, wanted, meanwhile, freeze=freeze).edit
 
 
 def insert_(
@@ -66,8 +65,8 @@ def insert_(
 ) -> Edit:
     """Inserts something; whatever fails, everything is as before."""
     optimizers = listed(optimizer)
-    with Undo() as undo:
-        keep_random_states_(model, undo)
+    with Undo() as undo, undo:
+        keep_surroundings_(model, undo)
         planned = _plan(model, history, after, wanted, undo, freeze=freeze)
         edit = planned.edit
         (insertion,) = edit.inserted
@@ -80,7 +79,8 @@ def insert_(
         planned.prepare(undo)
         _place_(model, planned, insertion, undo)
         join_(joining, undo)
-        with questions() as asked:
+        with Meanwhile() as meanwhile, meanwhile:
+            asked = note_questions_(meanwhile)
             history.graph = analyse_again(model, history.inputs)
         _note_questions_(model, asked, undo)
         history.modules = structure(model)
