@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -212,7 +213,9 @@ def _made_here(model: nn.Module) -> type[nn.Module]:
     return next(cls for cls in type(model).__mro__ if ORIGINAL_CLASS in vars(cls))
 
 
-_CLASSES: dict[tuple[Any, frozenset[str]], type[nn.Module]] = {}
+_CLASSES: WeakKeyDictionary[type[nn.Module], dict[frozenset[str], ref[type[nn.Module]]]]
+_CLASSES = WeakKeyDictionary()
+"""The classes made for each class, as long as there are models of them."""
 
 
 def _class_for(
@@ -238,9 +241,13 @@ def _taken_names(model: nn.Module) -> frozenset[str]:
 
 def _growable_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
     """A subclass of the model's class, of the same name, with the methods that are not taken."""
-    if (original, taken) not in _CLASSES:
-        _CLASSES[original, taken] = _made_class(original, taken)
-    return _CLASSES[original, taken]
+    made = _CLASSES.setdefault(original, {})
+    known = made.get(taken)
+    cls = known() if known is not None else None
+    if cls is None:
+        cls = _made_class(original, taken)
+        made[taken] = ref(cls)
+    return cls
 
 
 def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:

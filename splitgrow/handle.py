@@ -316,7 +316,7 @@ class Handle(DepthMethods):
             ValueError: If there is no such generation.
             GenerationError: If it is no longer exact because of `unfreeze`.
             StructureChangedError: If the model was changed by hand since it was closed.
-            SplitGrowError: If another thread shows a generation, or does not stop running the model.
+            SplitGrowError: If another thread shows a generation, or goes on running the model.
         """
         what, gate = "show a generation", self._history.gate
         with self._turn(what), Meanwhile() as meanwhile, meanwhile:

@@ -47,6 +47,8 @@ def keep_random_states_(modules: Iterable[nn.Module], undo: Undo) -> None:
     if numpy is not None:
         undo.on_failure(partial(numpy.random.set_state, numpy.random.get_state()))
     undo.on_failure(partial(torch.set_rng_state, torch.get_rng_state()))
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return
     own = (p for module in modules for p in module._parameters.values())  # noqa: SLF001
     for device in {p.device for p in own if p is not None and p.device.type == "cuda"}:
         state = torch.cuda.get_rng_state(device)
