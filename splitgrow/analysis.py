@@ -27,6 +27,8 @@ from splitgrow.rules.registry import constant_like, fix_arguments, shaped_in
 from splitgrow.silence import Silence
 from splitgrow.split import SplitLayer, stock
 from splitgrow.steps import Ref, Source, Step, mapped
+from splitgrow.undisturbed import ignore_warnings_, keep_modes_
+from splitgrow.undo import Meanwhile
 from splitgrow.widening import Trial, fix_what_widening_breaks, widens
 
 
@@ -101,8 +103,9 @@ def _best(model: nn.Module, runs: Sequence[Recording]) -> _Analysis:
 
 def analyse_again(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
     """The channel graph of a model that was changed; the warnings were given the first time."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with Meanwhile() as meanwhile, meanwhile:
+        keep_modes_(meanwhile)
+        ignore_warnings_()
         return analyse(model, inputs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class Assembly:
         self._copies: list[tuple[Tensor, int, Any]] = []
         self._copied: dict[tuple[bool, ...], int] = {}
         self._template: nn.Module | None = None
+        self._settling = Lock()  # several threads may run the layer at a time
         self._find_parts()
 
     def _find_parts(self) -> None:
@@ -93,21 +95,23 @@ class Assembly:
         Raises:
             Unfit: If the blocks, as they are now, cannot be put together.
         """
-        state = (self.flags, [(t.data_ptr(), t.stride()) for t in self.tensors])
-        if state != self._settled:
-            self._settle()
-        if self._copies:
+        tensors = self.tensors
+        state = (self.flags, [(t.data_ptr(), t.stride()) for t in tensors])
+        with self._settling:
+            if state != self._settled:
+                self._settle()
+            values, copies = self._wholes, self._copies
+            if not self._keeps:
+                self._wholes, self._settled = {}, ()
+        if copies:
             with torch.no_grad():
                 torch._foreach_copy_(
-                    [region for region, _, _ in self._copies],
+                    [region for region, _, _ in copies],
                     [
-                        self.tensors[slot] if own is None else self.tensors[slot][own]
-                        for _, slot, own in self._copies
+                        tensors[slot] if own is None else tensors[slot][own]
+                        for _, slot, own in copies
                     ],
                 )
-        values = self._wholes
-        if not self._keeps:
-            self._wholes, self._settled = {}, ()
         return values
 
     @property
@@ -143,9 +147,10 @@ class Assembly:
 
     def leave(self) -> None:
         """Gives every block storage of its own again."""
-        for module in self.composition.modules:
-            make_dense_(module)
-        self._wholes, self._settled = {}, ()
+        with self._settling:
+            for module in self.composition.modules:
+                make_dense_(module)
+            self._wholes, self._settled = {}, ()
 
     def write_back(self, name: str) -> None:
         """Gives the blocks what was written into a tensor, such as running statistics."""

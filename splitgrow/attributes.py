@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from splitgrow.edits import Edit
+from splitgrow.undo import Undo
 
 
 def held_number(module: nn.Module, attribute: str) -> Any:
@@ -44,16 +45,7 @@ def numbers_at(edits: Iterable[Edit], view: int | None) -> dict[tuple[str, str],
     return numbers
 
 
-@contextmanager
-def showing(
-    modules: Mapping[str, nn.Module], numbers: Mapping[tuple[str, str], int]
-) -> Iterator[None]:
-    """Has the modules hold other numbers inside a ``with`` block."""
-    before = {key: held_number(modules[key[0]], key[1]) for key in numbers}
-    try:
-        for (module, attribute), number in numbers.items():
-            hold_(modules[module], attribute, number)
-        yield
-    finally:
-        for (module, attribute), number in before.items():
-            hold_(modules[module], attribute, number)
+def change_(module: nn.Module, attribute: str, number: int, undo: Undo) -> None:
+    """Sets the number, until that is taken back."""
+    undo.on_failure(partial(hold_, module, attribute, held_number(module, attribute)))
+    hold_(module, attribute, number)

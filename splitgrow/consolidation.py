@@ -24,6 +24,7 @@ from splitgrow.replacing import JointParameter, plan_replacing, replace_
 from splitgrow.running import is_hooked
 from splitgrow.spans import Spans, overlaps
 from splitgrow.split import SplitLayer
+from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Undo
 from splitgrow.whole import room_for
 
@@ -49,7 +50,8 @@ def consolidate_(model: nn.Module, history: History, *, optimizer: object) -> Ed
     optimizers = listed(optimizer)
     index = len(history.edits) + 1
     born = {edit.index for edit in history.edits if edit.generation == history.generation}
-    with Undo() as undo:
+    with Undo() as undo, undo:
+        keep_surroundings_(model, undo)
         with torch.inference_mode(mode=False), torch.no_grad():
             found = [
                 consolidated(path, split, births, index)

@@ -9,27 +9,26 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace
+
+from splitgrow.undo import Undo
 
 _fx_traces = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
 _questions: set[int] | None = None
 """The wrappers that were asked for attributes of their modules, while that is watched."""
 
 
-@contextmanager
-def questions() -> Iterator[set[int]]:
-    """The ids of wrappers that are asked for attributes of their modules in a ``with`` block."""
+def note_questions_(undo: Undo) -> set[int]:
+    """The ids of wrappers that are asked for attributes of their modules, until taken back."""
     global _questions  # noqa: PLW0603
+    undo.on_failure(partial(globals().update, _questions=_questions))
     _questions = set()
-    try:
-        yield _questions
-    finally:
-        _questions = None
+    return _questions
 
 
 Form = Literal["chain", "residual", "gate", "block", "beside"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Literal, get_args
 
 from splitgrow.undo import Undo
@@ -59,5 +60,5 @@ def execution_mode() -> Mode:
 
 def set_execution_mode_(mode: Mode, undo: Undo) -> None:
     """Chooses a mode from here on, as it was when a checkpoint was saved."""
-    token = _MODE.set(mode)
-    undo.on_failure(lambda: _MODE.reset(token))
+    undo.on_failure(partial(_MODE.set, _MODE.get()))
+    _MODE.set(mode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.eager import is_eager, is_watched
+from splitgrow.undo import Undo
 
 Shape = Literal["linear", "cosine"]
 
@@ -82,8 +84,7 @@ class FadeIn(nn.Module):
     @alpha.setter
     def alpha(self, value: float) -> None:
         checked = _checked_share(value, "alpha")
-        with torch.no_grad():
-            self.share.fill_(checked)
+        self.share.detach().fill_(checked)
 
     @property
     def begun(self) -> bool:
@@ -240,7 +241,9 @@ class FadeSchedule:
         found = _fades_in(target)
         self._set(steps, shape, start, taken=0)
         self._fades = [fade for fade in found if not fade.finished]
-        self._show()
+        with Undo() as undo, undo:
+            self._keep(undo)
+            self._show()
 
     @property
     def steps(self) -> int:
@@ -265,8 +268,10 @@ class FadeSchedule:
     def step(self) -> None:
         """Advances all fades by one step."""
         if self._taken < self._steps:
-            self._taken += 1
-            self._show()
+            with Undo() as undo, undo:
+                self._keep(undo)
+                self._taken += 1
+                self._show()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and a word, from which another schedule goes on."""
@@ -288,8 +293,15 @@ class FadeSchedule:
         if state.keys() != expected:
             given = ", ".join(map(str, state))
             raise ValueError(f"a FadeSchedule's state has {', '.join(expected)}; got {given}")
-        self._set(**state)
-        self._show()
+        with Undo() as undo, undo:
+            self._keep(undo)
+            self._set(**state)
+            self._show()
+
+    def _keep(self, undo: Undo) -> None:
+        for fade in self._fades:
+            undo.on_failure(partial(fade.share.copy_, fade.share.clone()))  # waits for nothing
+        undo.keep(vars(self))
 
     def _set(self, steps: int, shape: str, start: float, taken: int) -> None:
         for name, value, least in (("steps", steps, 1), ("taken", taken, 0)):

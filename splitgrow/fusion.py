@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +11,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.errors import FusionError, TraceError
-from splitgrow.handle import handle
+from splitgrow.gate import close_
 from splitgrow.handled import history_of
+from splitgrow.history import History, view_
 from splitgrow.merging import merge
 from splitgrow.passes import PASSES
 from splitgrow.tracing import follow
+from splitgrow.undisturbed import keep_modes_, keep_surroundings_
+from splitgrow.undo import Meanwhile, Undo
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 5e-2  # half precision
@@ -58,12 +60,19 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
         ['Conv2d', 'Conv2d']
     """
     history = history_of(model)
+    history.gate.refuse_if_shown("fuse")
+    with history.gate.lock, Meanwhile() as meanwhile, meanwhile:
+        keep_modes_(meanwhile)
+        return _fused(model, history, generation, check=check)
+
+
+def _fused(model: nn.Module, history: History, generation: int | None, *, check: bool) -> Any:
     plain = merge(model, generation).eval()
     inputs = _fitting(model, history.inputs_at(history.view_of(generation)))
     try:
         graph = follow(plain, inputs)
     except TraceError as error:
-        warnings.warn(f"the model is merged, not fused: {error}", stacklevel=2)
+        warnings.warn(f"the model is merged, not fused: {error}", stacklevel=3)
         return plain
     fused = fx.GraphModule(plain, graph, class_name=type(model).__name__)
     for simplify in PASSES:
@@ -75,7 +84,8 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
     fused.recompile()
     fused.eval()
     if check:
-        fused.meta["largest_difference"] = _checked(model, fused, inputs, generation)
+        checked = _checked(model, history, fused, inputs, generation)
+        fused.meta["largest_difference"] = checked
     return fused
 
 
@@ -93,10 +103,19 @@ def _fitting(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _checked(
-    model: nn.Module, fused: nn.Module, inputs: tuple[Any, ...], generation: int | None
+    model: nn.Module,
+    history: History,
+    fused: nn.Module,
+    inputs: tuple[Any, ...],
+    generation: int | None,
 ) -> float:
-    shown = handle(model).at(generation) if generation is not None else nullcontext()
-    with torch.no_grad(), evaluating(model), shown:
+    with Meanwhile() as meanwhile, meanwhile:
+        keep_surroundings_(model, meanwhile)
+        close_(model, history.gate, "fuse", meanwhile)
+        evaluate_(model, meanwhile)
+        if generation is not None:
+            view_(model, history, generation, meanwhile)
+        torch.set_grad_enabled(False)
         expected = [t for t in pytree.tree_leaves(model(*inputs)) if isinstance(t, Tensor)]
         actual = [t for t in pytree.tree_leaves(fused(*inputs)) if isinstance(t, Tensor)]
     worst = 0.0
@@ -117,14 +136,8 @@ def _checked(
     return worst
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode inside a ``with`` block, each module's flag kept."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
-            module.training = False
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
+def evaluate_(model: nn.Module, undo: Undo) -> None:
+    """Puts a model in evaluation mode, until that is taken back: each module's own flag is kept."""
+    for module in model.modules():
+        undo.on_failure(partial(setattr, module, "training", module.training))
+        module.training = False

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -72,22 +71,22 @@ def _freeze_parameter(parameter: nn.Parameter, undo: Undo) -> None:
     parameter.grad = None
 
 
-@contextmanager
-def as_trained(owned: Iterable[Owned]) -> Iterator[None]:
+def show_as_trained_(owned: Iterable[Owned], undo: Undo) -> None:
     """Shows frozen parameters as they were before they were frozen, without recording gradients.
 
     For a few ops torch picks its kernel by whether the weight requires a gradient, even where none
     is recorded, and the kernels differ in the last bit.
     """
-    parameters = parameters_in(owned)
-    with torch.no_grad():
-        try:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-            yield
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(False)
+    undo.on_failure(partial(torch.set_grad_enabled, torch.is_grad_enabled()))
+    torch.set_grad_enabled(False)
+    free_(owned, undo)
+
+
+def free_(owned: Iterable[Owned], undo: Undo) -> None:
+    """Lets parameters require gradients."""
+    for parameter in parameters_in(owned):
+        undo.on_failure(partial(parameter.requires_grad_, parameter.requires_grad))
+        parameter.requires_grad_(True)
 
 
 def release_(module: nn.Module, *, training: bool | None = None) -> None:
@@ -101,17 +100,13 @@ def release_(module: nn.Module, *, training: bool | None = None) -> None:
 
 def unfreeze_(model: nn.Module, frozen: Iterable[Owned], undo: Undo) -> None:
     """Takes back what `freeze_` did to these parameters and to all running statistics."""
-    for parameter in parameters_in(frozen):
-        undo.on_failure(partial(parameter.requires_grad_, parameter.requires_grad))
-        parameter.requires_grad_(True)
+    free_(frozen, undo)
     for module in model.modules():
         if held(module):
-            hooks = list(module._forward_pre_hooks.items())  # noqa: SLF001
-            undo.on_failure(partial(_hold_again, module, hooks, training=module.training))
-            release_(module, training=model.training)
+            let_move_(module, undo, training=model.training)
 
 
-def _hold_again(module: nn.Module, hooks: list[tuple[int, Any]], *, training: bool) -> None:
-    module.training = training
-    module._forward_pre_hooks.clear()  # noqa: SLF001
-    module._forward_pre_hooks.update(hooks)  # noqa: SLF001
+def let_move_(module: nn.Module, undo: Undo, *, training: bool) -> None:
+    """As `release_`, until that is taken back."""
+    undo.keep(vars(module), module._forward_pre_hooks)  # noqa: SLF001
+    release_(module, training=training)

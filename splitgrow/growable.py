@@ -7,6 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,17 @@ from torch.utils import _pytree as pytree
 
 from splitgrow.analysis import analyse
 from splitgrow.errors import SplitGrowError, UnsupportedModelError
+from splitgrow.gate import ORIGINAL_CLASS, Gate, close_, refuse_inside_forward
 from splitgrow.handle import Handle
-from splitgrow.handled import HISTORY
+from splitgrow.handled import HISTORY, history_of
 from splitgrow.history import History, grown_elsewhere, structure
 from splitgrow.journal.state_dicts import check_fit, follow_, put_journal, take_journal
-from splitgrow.undo import Undo
+from splitgrow.undisturbed import keep_modes_, keep_surroundings_
+from splitgrow.undo import Meanwhile, Undo
 from splitgrow.wrapping import is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_ORIGINAL_CLASS = "_splitgrow_class"
 _TAKEN = "_splitgrow_taken"
 
 
@@ -37,6 +39,13 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     warning; `splitgrow.handle(model)` then has it.
 
     Analysing again is harmless, and is the way on after the model was changed by hand.
+
+    Other threads may run the model meanwhile, and while it grows: a change waits until calls of the
+    model or its parts that are under way have come to an end, for a minute at most, and calls of
+    the model wait until a change is done. While one thread shows an earlier generation, by `at`,
+    the others' calls and changes are refused. What is not seen: backward passes and optimizer
+    steps (grow between training steps), calls of single parts that begin during a change,
+    compiled code, and copying or saving in another thread.
 
     Args:
         model: Any module that runs on the example inputs.
@@ -68,8 +77,11 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     if not isinstance(inputs, tuple):
         raise TypeError(f"example_inputs must be a tensor or a tuple, got {type(inputs).__name__}")
     old: History | None = vars(model).get(HISTORY)
+    what, gate = "analyse the model", Gate() if old is None else old.gate
+    gate.refuse_if_shown(what)
     if old is not None:
-        old.refuse_while_viewing("analyse the model")
+        old.refuse_while_viewing(what)
+    refuse_inside_forward(model, what)
     foreign = grown_elsewhere(model, old.edits if old is not None else ())
     if foreign:
         raise UnsupportedModelError(
@@ -78,29 +90,30 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
         )
     # A copy of the model copies them too, which it could not do with results of autograd.
     inputs = pytree.tree_map_only(Tensor, Tensor.detach, inputs)
-    history = History(analyse(model, inputs), inputs, structure(model))
-    if old is not None:
-        _carry_on(history, old)
-    cls = _class_for(model)
-    vars(model)[HISTORY] = history
-    model.__class__ = cls  # type: ignore[assignment]
-    return model
+    with gate.lock, Meanwhile() as meanwhile, meanwhile:
+        keep_modes_(meanwhile)
+        close_(model, gate, what, meanwhile)
+        with Undo() as undo, undo:
+            keep_surroundings_(model, undo)
+            history = History(analyse(model, inputs), inputs, structure(model), gate=gate)
+            if old is not None:
+                _carry_on(history, old)
+            adopt_(model, history, undo)
+            return model
 
 
 def adopt_(model: nn.Module, history: History, undo: Undo) -> None:
-    """Gives a model a history, and so makes it growable if it was not.
+    """Gives a model a history, and so makes it growable if it was not; close its gate first.
 
     Args:
         model: The model.
         history: What is known of it.
         undo: Takes it back.
     """
-    cls, own = type(model), vars(model)
-    before = own.get(HISTORY)
-    undo.on_failure(lambda: own.pop(HISTORY) if before is None else own.update({HISTORY: before}))
-    own[HISTORY] = history
-    undo.on_failure(lambda: setattr(model, "__class__", cls))
-    model.__class__ = _class_for(model)
+    gate = history.gate
+    cls = _class_for(model, gate.open_class or type(model))
+    undo.keep(vars(model), vars(gate))
+    vars(model)[HISTORY], gate.open_class = history, cls
 
 
 def _carry_on(history: History, old: History) -> None:
@@ -187,18 +200,18 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
     Raises:
         TypeError: If the class has a way of its own to do it, which knows nothing of the history.
     """
-    cls = _growable_part(self)
+    cls = _made_here(self)
     history: History | None = vars(self).get(HISTORY)
     if history is not None:
         history.refuse_while_viewing("copy or pickle the model")
     reduced: Any = super(cls, self).__reduce_ex__(protocol)
     rebuild, args, *rest = reduced
-    if not args or args[0] is not cls:
+    if not args or args[0] is not type(self):
         raise TypeError(
             f"{cls.__name__} is pickled in a way of its own (__reduce__), which would lose what "
             f"splitgrow knows of it; save its state_dict instead"
         )
-    original, taken = getattr(cls, _ORIGINAL_CLASS), getattr(cls, _TAKEN)
+    original, taken = getattr(cls, ORIGINAL_CLASS), getattr(cls, _TAKEN)
     return (_new_growable, (original, taken, rebuild, args[1:]), *rest)
 
 
@@ -210,25 +223,25 @@ def _new_growable(
 
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Copies as the class does it in its own way, and brings along the history if that did not."""
-    cls: Any = _growable_part(self)
+    cls: Any = _made_here(self)
     copied: nn.Module = super(cls, self).__deepcopy__(memo)
     memo[id(self)] = copied
     history = copy.deepcopy(vars(self)[HISTORY], memo)
     if history is not None and HISTORY not in vars(copied):
         history.modules = structure(copied)
         vars(copied)[HISTORY] = history
-        copied.__class__ = _class_for(copied, getattr(cls, _TAKEN))
+        copied.__class__ = _class_for(copied, type(copied), getattr(cls, _TAKEN))
     return copied
 
 
-def _growable_part(model: nn.Module) -> type[nn.Module]:
-    """The class made here among those of a model, which may have been given others since."""
-    return next(cls for cls in type(model).__mro__ if _ORIGINAL_CLASS in vars(cls))
+def _made_here(model: nn.Module) -> type[nn.Module]:
+    """The class with splitgrow's methods: not one made of that since, as FSDP does."""
+    return next(cls for cls in type(model).__mro__ if ORIGINAL_CLASS in vars(cls))
 
 
 def _state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The tensors, and the journal if the model has grown, as its extra state."""
-    cls: Any = _growable_part(self)
+    cls: Any = _made_here(self)
     state = super(cls, self).state_dict(*args, **kwargs)
     put_journal(self, state, kwargs.get("prefix", args[1] if len(args) > 1 else ""))
     return state
@@ -248,35 +261,48 @@ def _load_state_dict(
         CheckpointError: If it is of another model or another history. Nothing is changed then.
         RuntimeError: As nn.Module's.
     """
-    cls: Any = _growable_part(self)
+    cls: Any = _made_here(self)
+    gate, what = history_of(self).gate, "load a state_dict"
     state = OrderedDict(state_dict)
     setattr(state, "_metadata", getattr(state_dict, "_metadata", None))  # noqa: B010 - torch reads it
-    with Undo() as undo:
-        journal = take_journal(self, state, "")
-        follow_(self, journal, state, "", undo)
-        if journal.edits and strict:
-            check_fit(self, state)
-        return super(cls, self).load_state_dict(state, strict, **kwargs)
+    gate.refuse_if_shown(what)
+    with gate.lock, Meanwhile() as meanwhile, meanwhile:
+        close_(self, gate, what, meanwhile)
+        with Undo() as undo, undo:
+            journal = take_journal(self, state, "")
+            follow_(self, journal, state, "", undo)
+            if journal.edits and strict:
+                check_fit(self, state)
+            return super(cls, self).load_state_dict(state, strict, **kwargs)
 
 
 def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
     """As `_load_state_dict` does, where the model is part of one that is loaded."""
-    cls: Any = _growable_part(self)
+    cls: Any = _made_here(self)
+    gate, what = history_of(self).gate, "load a state_dict"
     try:
-        with Undo() as undo:
-            follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
+        gate.refuse_if_shown(what)
+        with gate.lock, Meanwhile() as meanwhile, meanwhile:
+            close_(self, gate, what, meanwhile)
+            with Undo() as undo, undo:
+                follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
     except SplitGrowError as error:
         args[-1].append(str(error))  # torch raises all that it finds there
     super(cls, self)._load_from_state_dict(state_dict, prefix, *args)
 
 
-_CLASSES: dict[tuple[Any, frozenset[str]], type[nn.Module]] = {}
+_CLASSES: WeakKeyDictionary[type[nn.Module], dict[frozenset[str], ref[type[nn.Module]]]]
+_CLASSES = WeakKeyDictionary()
+"""The classes made for each class, as long as there are models of them."""
 
 
-def _class_for(model: nn.Module, taken: frozenset[str] | None = None) -> type[nn.Module]:
-    if hasattr(type(model), _ORIGINAL_CLASS):
-        return type(model)
-    return _growable_class(type(model), _taken_names(model) if taken is None else taken)
+def _class_for(
+    model: nn.Module, cls: type[nn.Module], taken: frozenset[str] | None = None
+) -> type[nn.Module]:
+    """The growable class for a model of a class that may be one already."""
+    if hasattr(cls, ORIGINAL_CLASS):
+        return cls
+    return _growable_class(cls, _taken_names(model) if taken is None else taken)
 
 
 def _taken_names(model: nn.Module) -> frozenset[str]:
@@ -293,9 +319,13 @@ def _taken_names(model: nn.Module) -> frozenset[str]:
 
 def _growable_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
     """A subclass of the model's class, of the same name, with the methods that are not taken."""
-    if (original, taken) not in _CLASSES:
-        _CLASSES[original, taken] = _made_class(original, taken)
-    return _CLASSES[original, taken]
+    made = _CLASSES.setdefault(original, {})
+    known = made.get(taken)
+    cls = known() if known is not None else None
+    if cls is None:
+        cls = _made_class(original, taken)
+        made[taken] = ref(cls)
+    return cls
 
 
 def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
@@ -314,7 +344,7 @@ def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Mod
             "state_dict": _state_dict,
             "load_state_dict": _load_state_dict,
             "_load_from_state_dict": _load_from_state_dict,
-            _ORIGINAL_CLASS: original,
+            ORIGINAL_CLASS: original,
             _TAKEN: taken,
         },
     )
@@ -322,4 +352,4 @@ def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Mod
 
 def original_class(model: nn.Module) -> type[nn.Module]:
     """The class that a growable model was written as."""
-    return getattr(type(model), _ORIGINAL_CLASS, type(model))
+    return getattr(type(model), ORIGINAL_CLASS, type(model))

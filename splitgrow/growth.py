@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from splitgrow.attributes import change_
 from splitgrow.deepened import Deepened
 from splitgrow.edits import Edit
 from splitgrow.fading import FadeIn
@@ -16,9 +17,10 @@ from splitgrow.generations import freeze_, unfreeze_
 from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.initializers import initializer_of
 from splitgrow.optimizers import NewParameter, group_name, join_, listed, plan_joining
-from splitgrow.placing import Prepared, change_number_, holders_in, place_, prepare
+from splitgrow.placing import Prepared, holders_in, place_, prepare
 from splitgrow.planning import check_request, make_plan, rounded_up
 from splitgrow.split import SplitLayer
+from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Undo
 
 
@@ -46,7 +48,7 @@ def apply_(
     Everything that can fail on account of the request or for want of memory is done before the
     first change; what then follows is taken back if it is interrupted.
     """
-    with Undo() as undo:
+    with Undo() as undo, undo:
         return carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
 
 
@@ -62,7 +64,7 @@ def carry_out_(
     """Carries out a planned edit, as the first part of something that may still fail."""
     edit = replace(edit, initializer=initializer)
     initialise, optimizers = initializer_of(initializer), listed(optimizer)
-    keep_random_states_(model, undo)
+    keep_surroundings_(model, undo)
     with torch.inference_mode(mode=False):  # blocks made there could never train
         prepared = [
             prepare(history.modules, edit.index, change, initialise) for change in edit.changes
@@ -75,7 +77,7 @@ def carry_out_(
     for item in prepared:
         place_(history.modules, item, holders, undo)
     for number in edit.numbers:
-        change_number_(history.modules[number.module], number, undo)
+        change_(history.modules[number.module], number.attribute, number.value[1], undo)
     join_(joining, undo)
     groups = history.graph.groups.grown(edit.growth)
     history.graph = replace(history.graph, groups=groups)
@@ -83,15 +85,6 @@ def carry_out_(
     history.generation = edit.generation
     history.edits = [*history.edits, edit]
     return edit
-
-
-def keep_random_states_(model: nn.Module, undo: Undo) -> None:
-    """Has torch's random states put back on failure."""
-    state = torch.get_rng_state()
-    undo.on_failure(lambda: torch.set_rng_state(state))
-    for device in {p.device for p in model.parameters() if p.device.type == "cuda"}:
-        on_device = torch.cuda.get_rng_state(device)
-        undo.on_failure(lambda d=device, s=on_device: torch.cuda.set_rng_state(s, d))  # type: ignore[misc]
 
 
 def _new_parameters(prepared: list[Prepared]) -> Iterator[NewParameter]:
@@ -112,16 +105,16 @@ def close_(model: nn.Module, history: History, undo: Undo) -> None:
 
 def next_generation_(model: nn.Module, history: History) -> int:
     """Closes the open generation and opens the next; returns its number."""
-    with Undo() as undo:
+    with Undo() as undo, undo:
         keep_(history, undo)
         close_(model, history, undo)
         history.generation += 1
-    return history.generation
+        return history.generation
 
 
 def unfreeze_all_(model: nn.Module, history: History) -> None:
     """Sets free everything that closing generations froze."""
-    with Undo() as undo:
+    with Undo() as undo, undo:
         keep_(history, undo)
         unfreeze_(model, history.frozen_parameters(), undo)
         history.frozen = {}

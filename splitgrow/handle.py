@@ -11,6 +11,7 @@ from torch import nn
 from splitgrow.consolidation import consolidate_
 from splitgrow.depth import DepthMethods
 from splitgrow.edits import Edit
+from splitgrow.gate import close_
 from splitgrow.growth import (
     apply_,
     next_generation_,
@@ -19,11 +20,13 @@ from splitgrow.growth import (
     plan,
     unfreeze_all_,
 )
-from splitgrow.history import structure, viewing
+from splitgrow.history import structure, view_
 from splitgrow.inputs import expand_input_
 from splitgrow.listing import Layer, layers_of
 from splitgrow.running import LayerRun
 from splitgrow.split import SplitLayer
+from splitgrow.undisturbed import keep_modes_
+from splitgrow.undo import Meanwhile
 
 
 class Handle(DepthMethods):
@@ -133,11 +136,11 @@ class Handle(DepthMethods):
 
         Layers that are tied to each other grow once, by what each of them asks for.
         """
-        self._about_to("grow")
-        edit = plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
-        return apply_(
-            self._model, self._history, edit, initializer=initializer, optimizer=optimizer
-        )
+        model, history = self._model, self._history
+        with self._turn("grow"), Meanwhile() as meanwhile, meanwhile:
+            self._alone("grow", meanwhile)
+            edit = plan(model, history, request, freeze=freeze, round_to=round_to)
+            return apply_(model, history, edit, initializer=initializer, optimizer=optimizer)
 
     def expand_input(
         self,
@@ -178,22 +181,25 @@ class Handle(DepthMethods):
             >>> net(torch.ones(1, 3, 8, 8)).shape
             torch.Size([1, 4, 6, 6])
         """
-        self._about_to("grow")
-        return expand_input_(
-            self._model,
-            self._history,
-            n,
-            name=name,
-            initializer=initializer,
-            freeze=freeze,
-            optimizer=optimizer,
-        )
+        with self._turn("grow"), Meanwhile() as meanwhile, meanwhile:
+            self._alone("grow", meanwhile)
+            return expand_input_(
+                self._model,
+                self._history,
+                n,
+                name=name,
+                initializer=initializer,
+                freeze=freeze,
+                optimizer=optimizer,
+            )
 
     def plan(
         self, request: Mapping[int | str, int], *, round_to: int = 1, freeze: bool = True
     ) -> Edit:
         """The edit that `expand` would carry out, not applied; print it to see what it changes."""
-        return plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
+        with self._turn("plan a growth"), Meanwhile() as meanwhile, meanwhile:
+            keep_modes_(meanwhile)
+            return plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
 
     def next_generation(self) -> int:
         """Closes the open generation: freezes its parameters and running statistics.
@@ -201,8 +207,9 @@ class Handle(DepthMethods):
         Returns:
             The number of the generation that is open now.
         """
-        self._about_to("close a generation")
-        return next_generation_(self._model, self._history)
+        with self._turn("close a generation"), Meanwhile() as meanwhile, meanwhile:
+            self._alone("close a generation", meanwhile)
+            return next_generation_(self._model, self._history)
 
     def consolidate(self, *, optimizer: object = None) -> Edit | None:
         """Joins what several growths added to a layer in the open generation to one block each.
@@ -245,8 +252,9 @@ class Handle(DepthMethods):
             >>> len(net[0]), len(net[1])
             (2, 2)
         """
-        self._about_to("consolidate")
-        return consolidate_(self._model, self._history, optimizer=optimizer)
+        with self._turn("consolidate"), Meanwhile() as meanwhile, meanwhile:
+            self._alone("consolidate", meanwhile)
+            return consolidate_(self._model, self._history, optimizer=optimizer)
 
     def generation_parameters(self, generation: int | None = None) -> list[nn.Parameter]:
         """The parameters that were born in a generation (default: the open one).
@@ -291,23 +299,31 @@ class Handle(DepthMethods):
 
     def unfreeze(self) -> None:
         """Lets everything train again. Closed generations are no longer exact from here on."""
-        self._about_to("unfreeze")
-        unfreeze_all_(self._model, self._history)
+        with self._turn("unfreeze"), Meanwhile() as meanwhile, meanwhile:
+            self._alone("unfreeze", meanwhile)
+            unfreeze_all_(self._model, self._history)
 
     @contextmanager
     def at(self, generation: int) -> Iterator[nn.Module]:
         """The network exactly as it was when a generation was closed, inside a ``with`` block.
 
         In evaluation mode its outputs are bit for bit those that it gave before it was closed. No
-        gradients are recorded inside.
+        gradients are recorded inside. The model is shown so to the thread that asks for it; other
+        threads that run or change it meanwhile are refused.
 
         Raises:
             TypeError: If `generation` is not an int.
             ValueError: If there is no such generation.
             GenerationError: If it is no longer exact because of `unfreeze`.
             StructureChangedError: If the model was changed by hand since it was closed.
+            SplitGrowError: If another thread shows a generation, or goes on running the model.
         """
-        with viewing(self._model, self._history, generation):
+        what, gate = "show a generation", self._history.gate
+        with self._turn(what), Meanwhile() as meanwhile, meanwhile:
+            meanwhile.keep(vars(gate))
+            gate.shown = generation
+            close_(self._model, gate, what, meanwhile)
+            view_(self._model, self._history, generation, meanwhile)
             yield self._model
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 from torch import nn
 
 from splitgrow.errors import SplitGrowError
+from splitgrow.gate import close_, refuse_inside_forward
 from splitgrow.history import History
+from splitgrow.undisturbed import keep_modes_
+from splitgrow.undo import Undo
 from splitgrow.wrapping import refuse_wrapped
 
 HISTORY = "_splitgrow_history"
@@ -44,12 +50,24 @@ class Handled:
         self._model = model
         self._history = history_of(model)
 
-    def _about_to(self, what: str) -> None:
-        """Makes sure that the whole network is being shown, and that no wrapper misses a change.
+    def _turn(self, what: str) -> AbstractContextManager[Any]:
+        """A context in which no other thread changes the model.
 
         Raises:
-            SplitGrowError: If an earlier generation is being shown.
+            SplitGrowError: If another thread shows a generation.
+        """
+        self._history.gate.refuse_if_shown(what)
+        return self._history.gate.lock
+
+    def _alone(self, what: str, undo: Undo) -> None:
+        """Has other threads' calls of the model wait, too.
+
+        Raises:
+            SplitGrowError: If an earlier generation is being shown, or the model is running.
             UnsupportedModelError: If the model is in a wrapper for several processes.
         """
         self._history.refuse_while_viewing(what)
         refuse_wrapped(self._model, what)
+        refuse_inside_forward(self._model, what)
+        keep_modes_(undo)
+        close_(self._model, self._history.gate, what, undo)

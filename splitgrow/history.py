@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from torch import nn
 
-from splitgrow.attributes import held_number, numbers_at, showing
+from splitgrow.attributes import change_, held_number, numbers_at
 from splitgrow.deepened import Deepened
 from splitgrow.edits import Edit
 from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
 from splitgrow.fading import FadeIn
-from splitgrow.generations import Owned, as_trained
+from splitgrow.gate import Gate
+from splitgrow.generations import Owned, show_as_trained_
 from splitgrow.graph import ChannelGraph
 from splitgrow.kinds import LayerKind
 from splitgrow.planning import layer_kind
@@ -39,6 +40,7 @@ class History:
             object may be replaced, by ``load_state_dict(assign=True)`` for one.
         shares: How far the fades had come when a generation was closed, by generation.
         viewing: Whether an earlier generation is being shown.
+        gate: Which thread has the model to itself, if one has.
     """
 
     graph: ChannelGraph
@@ -51,6 +53,7 @@ class History:
     viewing: bool = False
     shares: dict[int, list[tuple[FadeIn, float]]] = field(default_factory=dict)
     narrower: tuple[tuple[int, tuple[Any, ...]], ...] = ()
+    gate: Gate = field(default_factory=Gate)
 
     def inputs_at(self, view: int | None) -> tuple[Any, ...]:
         """Example inputs for the model as it was after an edit; None: as it is now."""
@@ -171,26 +174,11 @@ def _misshapen(
 
 def keep_(history: History, undo: Undo) -> None:
     """Has the history put back on failure. Its lists are replaced from here on, never changed."""
-    before = dict(vars(history))
-    undo.on_failure(lambda: vars(history).update(before))
+    undo.keep(vars(history))
 
 
-@contextmanager
-def faded(shares: Iterable[tuple[FadeIn, float]]) -> Iterator[None]:
-    """Has fades be as far as they were at another time inside a ``with`` block."""
-    before = [(fade, fade.alpha) for fade, _ in shares]
-    try:
-        for fade, alpha in shares:
-            fade.alpha = alpha
-        yield
-    finally:
-        for fade, alpha in before:
-            fade.alpha = alpha
-
-
-@contextmanager
-def viewing(model: nn.Module, history: History, generation: int) -> Iterator[None]:
-    """Shows a model as it was when a generation was closed.
+def view_(model: nn.Module, history: History, generation: int, undo: Undo) -> None:
+    """Shows a model as it was when a generation was closed, until that is taken back.
 
     Raises:
         TypeError: If `generation` is not an int.
@@ -201,20 +189,15 @@ def viewing(model: nn.Module, history: History, generation: int) -> Iterator[Non
     view = history.view_of(generation)
     if view is not None:
         check_structure(model, history)
-    shown = [m for m in model.modules() if isinstance(m, (SplitLayer, Deepened))]
-    before = [module.view for module in shown], history.viewing
-    try:
-        history.viewing = True
-        for module in shown:
+    undo.on_failure(partial(setattr, history, "viewing", history.viewing))
+    history.viewing = True
+    for module in model.modules():
+        if isinstance(module, (SplitLayer, Deepened)):
+            undo.on_failure(partial(setattr, module, "view", module.view))
             module.view = view
-        numbers = numbers_at(history.edits, view)
-        with (
-            showing(history.modules, numbers),
-            faded(history.shares.get(generation, ()) if view is not None else ()),
-            as_trained(history.frozen.get(generation, ())),
-        ):
-            yield
-    finally:
-        for module, old in zip(shown, before[0], strict=True):
-            module.view = old
-        history.viewing = before[1]
+    for (name, attribute), number in numbers_at(history.edits, view).items():
+        change_(history.modules[name], attribute, number, undo)
+    for fade, alpha in history.shares.get(generation, ()) if view is not None else ():
+        undo.on_failure(partial(setattr, fade, "alpha", fade.alpha))
+        fade.alpha = alpha
+    show_as_trained_(history.frozen.get(generation, ()), undo)

@@ -17,6 +17,7 @@ from splitgrow.graph import ChannelGraph
 from splitgrow.growth import carry_out_
 from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.planning import plan_changes, plan_numbers
+from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Undo
 
 
@@ -41,11 +42,12 @@ def expand_input_(
     if n < 1:
         raise ValueError(f"n (={n}) must be at least 1: inputs only grow")
     check_structure(model, history)
-    name = _named(model, history.inputs, name)
-    graph, axes = analyse_with_free_input(model, history.inputs, name)
-    dim = _channel_dim(graph, axes, name)
-    growth = _growth(graph, axes[dim], name, n)
-    with Undo() as undo:
+    with Undo() as undo, undo:
+        keep_surroundings_(model, undo)
+        name = _named(model, history.inputs, name)
+        graph, axes = analyse_with_free_input(model, history.inputs, name)
+        dim = _channel_dim(graph, axes, name)
+        growth = _growth(graph, axes[dim], name, n)
         keep_(history, undo)
         history.graph = graph
         generation, closes = history.next_edit(freeze=freeze)

@@ -41,6 +41,18 @@ def run_without_values(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     return functional_call(layer, tensors, args, kwargs)
 
 
+def run_in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Runs a leaf module: only shapes count, and its statistics must not be updated."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        return module.forward(*args, **kwargs)
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 def resized(module: nn.Module, sizes: tuple[int, int]) -> nn.Module:
     """The plain layer, without values, that a layer would be at other sizes."""
     kind = kind_of(stock(module))

@@ -11,7 +11,7 @@ from splitgrow.errors import UnsupportedModelError
 from splitgrow.generations import held, parameters_in, release_
 from splitgrow.growable import original_class
 from splitgrow.handled import HISTORY, history_of
-from splitgrow.history import check_structure
+from splitgrow.history import History, check_structure
 from splitgrow.plain import plain_copy
 from splitgrow.split import SplitLayer
 from splitgrow.wrapping import is_sharded
@@ -53,7 +53,13 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
         Linear(in_features=2, out_features=3, bias=True)
     """
     history = history_of(model)
-    history.refuse_while_viewing("merge")
+    history.gate.refuse_if_shown("merge")
+    with history.gate.lock:
+        history.refuse_while_viewing("merge")
+        return _merged(model, history, generation)
+
+
+def _merged(model: nn.Module, history: History, generation: int | None) -> nn.Module:
     if is_sharded(model):
         raise UnsupportedModelError(
             "FSDP has sharded the model, of which no process has all; merge it inside `with "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache
 from types import CodeType, FunctionType, MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -30,10 +30,16 @@ def may_ask_for_the_mode(modules: Iterable[nn.Module]) -> bool:
     return False
 
 
-@cache
+_READ: WeakKeyDictionary[type[nn.Module], bool] = WeakKeyDictionary()
+"""What was read in each class, as long as there is that class."""
+
+
 def _class_names_the_mode(cls: type[nn.Module]) -> bool:
-    parts = (part for part in cls.__mro__ if part not in (nn.Module, object))
-    return any(_names_the_mode(member) for part in parts for member in vars(part).values())
+    if cls not in _READ:
+        parts = (part for part in cls.__mro__ if part not in (nn.Module, object))
+        members = (member for part in parts for member in vars(part).values())
+        _READ[cls] = any(_names_the_mode(member) for member in members)
+    return _READ[cls]
 
 
 def _names_the_mode(member: Any) -> bool:

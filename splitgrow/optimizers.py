@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -166,14 +167,16 @@ _FIRST_STATES: dict[type[Optimizer], Callable[[Joining], dict[str, Any]]] = {
 """For optimizers that make a parameter's state at another time than at its first step."""
 
 
-def leave_(optimizers: Iterable[Optimizer], gone: Iterable[nn.Parameter]) -> None:
+def leave_(optimizers: Iterable[Optimizer], gone: Iterable[nn.Parameter], undo: Undo) -> None:
     """Takes parameters out of their groups, and their state with them."""
     leaving = {id(parameter): parameter for parameter in gone}
     for optimizer in optimizers:
+        undo.keep(optimizer.state)
         for group in optimizer.param_groups:
             stays = [id(parameter) not in leaving for parameter in group["params"]]
             for key in ("params", "param_names"):
                 if key in group:
+                    undo.on_failure(partial(group[key].__setitem__, slice(None), list(group[key])))
                     group[key][:] = [
                         item for item, kept in zip(group[key], stays, strict=True) if kept
                     ]

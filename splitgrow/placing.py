@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitgrow.attributes import hold_
-from splitgrow.edits import LayerChange, NumberChange
+from splitgrow.edits import LayerChange
 from splitgrow.generations import held
 from splitgrow.initializers import Initializer, silent_channels
 from splitgrow.layouts import Layout
@@ -130,18 +129,6 @@ def set_blocks_(
         layouts: Where its inputs and outputs come from.
         undo: Takes it back.
     """
-    before = (list(split), split.blocks), (split.ins, split.outs)
-
-    def take_back() -> None:
-        split.ins, split.outs = before[1]
-        split.set_blocks(*before[0])
-
-    undo.on_failure(take_back)
+    undo.keep(vars(split))
     split.ins, split.outs = layouts
     split.set_blocks(*blocks)
-
-
-def change_number_(module: nn.Module, number: NumberChange, undo: Undo) -> None:
-    """Has a module hold another number."""
-    undo.on_failure(partial(hold_, module, number.attribute, number.value[0]))
-    hold_(module, number.attribute, number.value[1])

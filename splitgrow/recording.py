@@ -8,7 +8,6 @@ record names every op, every tensor and every number taken from a shape or an at
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from splitgrow.leaves import (
     as_if_resized,
     is_leaf,
     resized,
+    run_in_evaluation,
     run_without_values,
     shallow,
 )
@@ -36,7 +36,8 @@ from splitgrow.results import result_of_function, result_of_leaf
 from splitgrow.rules.targets import target_of
 from splitgrow.steps import Ref, Source, Step, mapped, untracked
 from splitgrow.tracked import Tracked
-from splitgrow.undisturbed import undisturbed
+from splitgrow.undisturbed import ignore_warnings_, undisturb_
+from splitgrow.undo import Meanwhile
 
 _Modules = Sequence[tuple[str, nn.Module]]
 """Modules by path."""
@@ -97,12 +98,15 @@ def record(
     Raises:
         ValueError: If the model does not run on the inputs.
         TraceError: If it does not run on tensors without values, and there are no others.
+        MemoryError: If there is too little memory.
     """
     _check_signature(model, inputs)
     recorder = (make or Recorder)()
     try:
         steps = _run(model, inputs, recorder, training=training, fake=True)
         return Recording(steps, True, recorder)
+    except MemoryError:  # no fault of the model's
+        raise
     except Exception as error:  # forward asks for values, or is wrong: a real run will tell
         tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
         if any(isinstance(t, Tensor) and t.is_meta for t in tensors):
@@ -112,6 +116,8 @@ def record(
     try:
         steps = _run(model, inputs, recorder, training=training, fake=False)
         return Recording(steps, False, recorder)
+    except MemoryError:
+        raise
     except Exception as error:
         message = _failure(model, inputs, error, recorder.inside, training=training)
         raise ValueError(message) from error
@@ -150,9 +156,11 @@ def _run(
 ) -> list[Step]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     copied: Callable[[Tensor], Tensor] = mode.from_tensor if fake else _clone
-    with undisturbed(model), torch.no_grad(), warnings.catch_warnings():
+    with Meanwhile() as meanwhile, meanwhile:
+        undisturb_(model, meanwhile)
         # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
-        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not")
+        ignore_warnings_("The .grad attribute of a Tensor that is not")
+        torch.set_grad_enabled(False)
         modules = list(model.named_modules())
         for _, module in modules:
             _set_mode(module, training=training)
@@ -274,7 +282,7 @@ class Recorder(TorchFunctionMode):
             if result is None and shown is not module:
                 result = run_without_values(resized(module, self._wider.sizes[name]), args, kwargs)
             elif result is None:
-                result = _in_evaluation(module, args, kwargs)
+                result = run_in_evaluation(module, args, kwargs)
             self.inside = ""
             return self._record(kind.__name__, kind, args, kwargs, result, name)
 
@@ -382,18 +390,6 @@ class Recorder(TorchFunctionMode):
         source = Source.UNSEEN if unseen else Source.TENSOR
         self._note(leaf, self._add("tensor", source, (path,), {}, leaf))
         return self._known[id(leaf)][1]
-
-
-def _in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Runs a leaf module: only shapes count, and its statistics must not be updated."""
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        for part, _ in modes:
-            part.training = False
-        return module.forward(*args, **kwargs)
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _shape_only(tensor: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def replace_(replacing: Iterable[Replacing], undo: Undo) -> None:
         state = item.optimizer.state
         if id(state) not in states:
             states[id(state)] = state
-            undo.on_failure(partial(_restore, state, dict(state)))
+            undo.keep(state)
         for parameter in item.joint.older:
             state.pop(parameter, None)
             own = joints.setdefault(id(item.group), {})
@@ -116,11 +116,6 @@ def replace_(replacing: Iterable[Replacing], undo: Undo) -> None:
         groups[id(item.group)] = item.group
     for key, group in groups.items():
         _replace_in_group(group, joints[key], undo)
-
-
-def _restore(state: dict[Any, Any], before: dict[Any, Any]) -> None:
-    state.clear()
-    state.update(before)
 
 
 def _replace_in_group(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,8 @@ from splitgrow.kinds import kind_of
 from splitgrow.places import place_of_caller, place_of_error
 from splitgrow.results import result_of_leaf
 from splitgrow.sharedkernel import SHARED_KERNELS
-from splitgrow.undisturbed import undisturbed
+from splitgrow.undisturbed import ignore_warnings_, undisturb_
+from splitgrow.undo import Meanwhile
 
 
 class _Tracer(fx.Tracer):
@@ -60,6 +60,7 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
 
     Raises:
         TraceError: If torch.fx cannot trace the forward.
+        MemoryError: If there is too little memory.
     """
     signature = inspect.signature(model.forward)
     given = signature.bind(*inputs).arguments
@@ -68,17 +69,23 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
         for name, parameter in signature.parameters.items()
         if name not in given and parameter.default is not inspect.Parameter.empty
     }
-    with undisturbed(model):
-        try:
+    try:
+        with Meanwhile() as meanwhile, meanwhile:
+            undisturb_(model, meanwhile)
             graph = _Tracer().trace(model, concrete_args=defaults or None)
-        except Exception as error:  # whatever the user's forward raises
-            raise TraceError(
-                f"torch.fx cannot trace {type(model).__name__}.forward: "
-                f"{place_of_error(error.__traceback__)}: {type(error).__name__}: {error}"
-            ) from error
-        made = {key: value for key, value in vars(model).items() if _made_by_tracing(key)}
+            made = {key: value for key, value in vars(model).items() if _made_by_tracing(key)}
+    except MemoryError:  # no fault of the model's
+        raise
+    except Exception as error:  # whatever the user's forward raises
+        raise TraceError(
+            f"torch.fx cannot trace {type(model).__name__}.forward: "
+            f"{place_of_error(error.__traceback__)}: {type(error).__name__}: {error}"
+        ) from error
     vars(model).update(made)
-    with undisturbed(model):
+    with Meanwhile() as meanwhile, meanwhile:
+        undisturb_(model, meanwhile)
+        # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
+        ignore_warnings_("The .grad attribute of a Tensor that is not")
         _evaluate(model, graph, given)
     return graph
 
@@ -107,6 +114,7 @@ def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
 
     Raises:
         TraceError: If the graph does not run, so that it cannot be what the model does.
+        MemoryError: If there is too little memory.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     values: list[Any] = []
@@ -120,10 +128,10 @@ def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
     evaluator = _Evaluator(model, graph=graph)
     evaluator.extra_traceback = False
     try:
-        with mode, torch.no_grad(), warnings.catch_warnings():
-            # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
-            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not")
+        with mode, torch.no_grad():
             evaluator.run(*fakes, enable_io_processing=False)
+    except MemoryError:
+        raise
     except Exception as error:
         done = [node for node in graph.nodes if "example" in node.meta]
         failed = next((node for node in graph.nodes if "example" not in node.meta), done[-1])

@@ -4,35 +4,83 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from splitgrow.undo import Undo
 
 
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Puts the model and the random number generators back as they were, and silences hooks.
+def undisturb_(model: nn.Module, undo: Undo) -> None:
+    """Has everything put back that running a model may change, and silences its hooks.
 
-    The values of tensors are not kept: do not let the block write into them.
+    The values of tensors are not kept: do not write into them.
+
+    Args:
+        model: Any module.
+        undo: Puts back the model, the random number generators and torch's modes.
     """
     modules = _modules_of(model)
-    own = (p for module in modules for p in module._parameters.values())  # noqa: SLF001
-    devices = {p.device.index for p in own if p is not None and p.device.type == "cuda"}
-    python_state = random.getstate()
+    keep_random_states_(modules, undo)
+    keep_attributes_(modules, undo)
+    silence_hooks(modules)
+    keep_modes_(undo)  # the last, so that it comes first: nothing can be put back in fake tensors
+
+
+def keep_surroundings_(model: nn.Module, undo: Undo) -> None:
+    """Has what an operation on a model may disturb outside of it put back."""
+    keep_random_states_(model.modules(), undo)
+    keep_modes_(undo)
+
+
+def keep_random_states_(modules: Iterable[nn.Module], undo: Undo) -> None:
+    """Has the states of random number generators put back: Python's, numpy's and torch's."""
+    undo.on_failure(partial(random.setstate, random.getstate()))
     numpy: Any = sys.modules.get("numpy")  # only if it is in use
-    numpy_state = numpy.random.get_state() if numpy is not None else None
-    with torch.random.fork_rng(devices=sorted(devices)), attributes_kept(modules):
-        silence_hooks(modules)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            if numpy_state is not None:
-                numpy.random.set_state(numpy_state)
+    if numpy is not None:
+        undo.on_failure(partial(numpy.random.set_state, numpy.random.get_state()))
+    undo.on_failure(partial(torch.set_rng_state, torch.get_rng_state()))
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return
+    own = (p for module in modules for p in module._parameters.values())  # noqa: SLF001
+    for device in {p.device for p in own if p is not None and p.device.type == "cuda"}:
+        state = torch.cuda.get_rng_state(device)
+        undo.on_failure(partial(torch.cuda.set_rng_state, state, device))
+
+
+def keep_modes_(undo: Undo) -> None:
+    """Has torch's modes, such as that without gradients, and Python's warning filters put back.
+
+    Contexts do that themselves, but one that is interrupted when it is about to leave does not.
+    """
+    undo.on_failure(partial(_set_filters, warnings.filters))
+    undo.on_failure(partial(torch.set_grad_enabled, torch.is_grad_enabled()))
+    for modes in (_get_current_function_mode_stack, _get_current_dispatch_mode_stack):
+        undo.on_failure(partial(_leave_modes, modes, modes()))
+
+
+def ignore_warnings_(beginning: str = "") -> None:
+    """Silences warnings that begin so, until the filters are put back."""
+    _set_filters(list(warnings.filters))
+    warnings.filterwarnings("ignore", message=beginning)
+
+
+def _set_filters(filters: Any) -> None:
+    warnings.filters = filters
+    warnings._filters_mutated()  # type: ignore[attr-defined]  # noqa: SLF001 - as catch_warnings does
+
+
+def _leave_modes(modes: Callable[[], list[Any]], known: list[Any]) -> None:
+    for mode in reversed(modes()):
+        if all(mode is not other for other in known):
+            mode.__exit__(None, None, None)
 
 
 def _modules_of(model: nn.Module) -> list[nn.Module]:
@@ -50,26 +98,15 @@ _STORES = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = (list, dict, set)
 
 
-@contextmanager
-def attributes_kept(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Puts every attribute of the modules back: forward may set some, and fill containers."""
-    kept = []
+def keep_attributes_(modules: Sequence[nn.Module], undo: Undo) -> None:
+    """Has every attribute of the modules put back: forward may set some, and fill containers."""
+    kept = [module.__dict__ for module in modules]
+    undo.keep(*kept, *(own[name] for own in kept for name in _STORES))
     for module in modules:
         own = module.__dict__
-        stores = [own[name] for name in _STORES]
-        kept.append((own, own.copy(), [(store, store.copy()) for store in stores]))
         for name, value in own.items():
             if type(value) in _CONTAINERS and name not in _STORES:
                 own[name] = value.copy()
-    try:
-        yield
-    finally:
-        for own, attributes, contents in kept:
-            own.clear()
-            own.update(attributes)
-            for store, content in contents:
-                store.clear()
-                store.update(content)
 
 
 def silence_hooks(modules: Sequence[nn.Module]) -> None:

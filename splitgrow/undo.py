@@ -1,10 +1,15 @@
-"""All or nothing: steps that are taken back when a later one fails."""
+"""All or nothing: steps that are taken back when a later one fails.
+
+A context manager can be interrupted while it leaves, before it has done anything. So each of these
+is named twice, ``with Undo() as undo, undo:``; what the one could not finish the other does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -16,13 +21,18 @@ class Undo:
     """A context in which every step registers how to take it back.
 
     If the block raises, whatever it raises, the steps are taken back in reverse order. If it
-    succeeds, they are final, unless it is part of something larger that `gathers` them.
+    succeeds, they are final, unless it is part of something larger that `gathers` them. Entering it
+    changes nothing, so that there is nothing to take back before the block has begun.
+
+    A step sets something to what it was, and so may run twice. One that is interrupted, by a second
+    KeyboardInterrupt for one, runs again, those before it follow, and what interrupted it is raised
+    when all are taken back. A step that fails again is left out, for the sake of the others.
 
     Example:
         >>> items = [1]
         >>> try:
-        ...     with Undo() as undo:
-        ...         undo.on_failure(items.pop)
+        ...     with Undo() as undo, undo:
+        ...         undo.on_failure(lambda: items.__setitem__(slice(None), [1]))
         ...         items.append(2)
         ...         raise MemoryError
         ... except MemoryError:
@@ -36,6 +46,10 @@ class Undo:
     def on_failure(self, step: Callable[[], Any]) -> None:
         """Registers how to take back what comes next. Call it before doing that."""
         self._steps.append(step)
+
+    def keep(self, *kept: dict[Any, Any]) -> None:
+        """Has dictionaries hold what they hold now, in the same order, when it is taken back."""
+        self.on_failure(partial(_put_back, [(items, items.copy()) for items in kept]))
 
     def __enter__(self) -> Undo:
         return self
@@ -53,6 +67,7 @@ class Undo:
         if larger is not None and larger is not self:
             for step in self._steps:
                 larger.on_failure(step)
+            self._steps = []  # it leaves twice
 
     @contextmanager
     def gathers(self) -> Iterator[None]:
@@ -62,10 +77,10 @@ class Undo:
 
         Example:
             >>> items = [1]
-            >>> with Undo() as undo:
+            >>> with Undo() as undo, undo:
             ...     with undo.gathers():
-            ...         with Undo() as part:
-            ...             part.on_failure(items.pop)
+            ...         with Undo() as part, part:
+            ...             part.on_failure(lambda: items.__setitem__(slice(None), [1]))
             ...             items.append(2)
             ...     undo.take_back()
             >>> items
@@ -79,5 +94,45 @@ class Undo:
 
     def take_back(self) -> None:
         """Takes back all steps so far."""
-        while self._steps:
-            self._steps.pop()()
+        steps = self._steps
+        try:
+            while steps:
+                steps[-1]()
+                del steps[-1:]
+        except BaseException:
+            while steps:
+                with suppress(BaseException):
+                    steps[-1]()
+                del steps[-1:]
+            raise
+
+
+def _put_back(kept: Iterable[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
+    for items, before in kept:
+        if list(items) != list(before):
+            items.clear()
+        items.update(before)
+
+
+class Meanwhile(Undo):
+    """A context for what is to be otherwise inside of it only: its steps are always taken back.
+
+    Example:
+        >>> items = [1]
+        >>> with Meanwhile() as meanwhile, meanwhile:
+        ...     meanwhile.on_failure(lambda: items.__setitem__(slice(None), [1]))
+        ...     items.append(2)
+        >>> items
+        [1]
+    """
+
+    def __enter__(self) -> Meanwhile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.take_back()

@@ -78,11 +78,17 @@ def _difference(
     *,
     training: bool,
 ) -> str:
-    """What forward does differently when groups have grown by a unit each; empty if nothing."""
+    """What forward does differently when groups have grown by a unit each; empty if nothing.
+
+    Raises:
+        MemoryError: If there is too little memory.
+    """
     grown = trial.graph.groups.grown(dict.fromkeys(groups, 1))
     try:
         wider = _wider(trial.graph, grown, trial.numbers)
         steps = record_wider(model, inputs, wider, training=training)
+    except MemoryError:  # no fault of the model's
+        raise
     except Exception as error:  # noqa: BLE001 - whatever forward raises at another width
         return f"forward fails when it is wider: {type(error).__name__}: {error}"
     place = _first_difference((trial.steps, trial.values), steps, grown, strict=training)

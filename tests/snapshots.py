@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from splitgrow.errors import StructureChangedError
+from splitgrow.execution import execution_mode
 from splitgrow.handle import handle
 from splitgrow.handled import HISTORY
 from splitgrow.split import SplitLayer
@@ -115,8 +119,26 @@ def _optimizer(optimizer: Optimizer) -> Iterator[tuple[str, object]]:
     yield "defaults", _value(optimizer.defaults)
 
 
+def _globals() -> Iterator[tuple[str, object]]:
+    """What belongs to no model: torch's modes in this thread, Python's, and the library's own."""
+    yield "gradients", torch.is_grad_enabled()
+    yield "inference mode", torch.is_inference_mode_enabled()
+    yield "function modes", torch._C._len_torch_function_stack()
+    yield "dispatch modes", torch._C._len_torch_dispatch_stack()
+    yield "default dtype", torch.get_default_dtype()
+    yield "tracing by torch.fx", torch.fx._symbolic_trace._is_fx_tracing_flag
+    yield "warning filters", list(warnings.filters)
+    yield "execution mode", execution_mode()
+    for name, module in sorted(sys.modules.items()):
+        if name.partition(".")[0] == "splitgrow" and isinstance(module, ModuleType):
+            for key, value in vars(module).items():
+                # Not what it knows of types, which fills as they are met.
+                if isinstance(value, (int, float, str, type(None))) and key[:2] != "__":
+                    yield f"{name}.{key}", value
+
+
 def picture(model: object, *optimizers: Optimizer) -> dict[str, object]:
-    """All that can be told of a model, its optimizers and the random number generators."""
+    """All that can be told of a model, its optimizers, and what belongs to none of them."""
     seen: dict[str, object] = {}
     if isinstance(model, nn.Module):
         paths = dict(model.named_modules(remove_duplicate=False))
@@ -128,6 +150,7 @@ def picture(model: object, *optimizers: Optimizer) -> dict[str, object]:
         seen.update((f"optimizer {index}: {what}", value) for what, value in _optimizer(optimizer))
     seen["torch random state"] = torch.get_rng_state().tolist()
     seen["python random state"] = random.getstate()
+    seen.update((f"global: {name}", value) for name, value in _globals())
     return seen
 
 

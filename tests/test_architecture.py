@@ -21,7 +21,7 @@ FLOORS = (
     {"multiplied", "normalised"},
     {"merged"},
     {"running"},
-    {"split", "deepened", "rules", "graph", "passes"}
+    {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
     {"leaves", "results", "planning", "namesakes", "progressive"} | {"plain", "listing"},
     {"recording", "tracing", "history", "refusals", "placing"},

@@ -7,9 +7,8 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -942,95 +941,6 @@ def test_a_part_with_as_many_growths_of_its_own_is_told_from_the_whole():
 
 
 # --- faults in the middle ----------------------------------------------------------------------
-
-SOURCES = {
-    str(Path(splitgrow.__file__).parent / f"{name}.py")
-    for name in ("growth", "optimizers", "generations", "undo", "split", "layouts", "initializers")
-}
-
-
-class Fault(BaseException):
-    """As sudden as a KeyboardInterrupt, and caught by nobody."""
-
-
-@contextmanager
-def fault_at_line(number: int, error: type[BaseException]) -> Iterator[list[int]]:
-    """Raises an error at the n-th line of the library that runs inside, and counts the lines."""
-    count = [0]
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename not in SOURCES:
-            return None
-        if event == "line":
-            count[0] += 1
-            if count[0] == number:
-                raise error
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield count
-    finally:
-        sys.settrace(before)
-
-
-def _small_model(*, grown: bool) -> tuple[Any, torch.optim.Optimizer]:
-    """As small as can be, with a norm, gradients, and an optimizer that makes state at once."""
-    torch.manual_seed(0)
-    model: Any = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1, bias=False))
-    model = splitgrow.growable(model, torch.randn(3, 2))
-    optimizer = torch.optim.Adagrad(model.named_parameters(), lr=0.1)
-    if grown:
-        model.expand_layer("0", 1, optimizer=optimizer, freeze=False)
-    model(torch.randn(3, 2)).sum().backward()
-    optimizer.step()
-    return model, optimizer
-
-
-@pytest.mark.parametrize(
-    ("error", "grown"), [(KeyboardInterrupt, False), (MemoryError, True), (Fault, False)]
-)
-def test_growth_is_all_or_nothing_wherever_it_is_interrupted(error, grown):
-    twin, twin_optimizer = _small_model(grown=grown)
-    with fault_at_line(-1, error) as count:
-        twin.expand_layer("0", 1, optimizer=twin_optimizer)
-    total = count[0]
-    assert total > 200
-
-    model, optimizer = _small_model(grown=grown)
-    before = picture(model, optimizer)
-    for number in range(1, total + 1):
-        with suppress(error), fault_at_line(number, error):
-            model.expand_layer("0", 1, optimizer=optimizer)
-        changed = differences(before, picture(model, optimizer))
-        if changed:
-            break
-    # All was there only when nothing was left to do but to leave.
-    assert total - 6 < number <= total
-    assert [layer.width for layer in model.layers] == [3 + grown, 1]
-    assert model.generation == 1
-    (group,) = optimizer.param_groups
-    assert sorted(map(id, group["params"])) == sorted(map(id, model.parameters()))
-    assert len(group["param_names"]) == len(group["params"])
-    assert all(parameter in optimizer.state for parameter in model.parameters())
-    for name, value in twin.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value)
-
-
-def test_closing_a_generation_is_all_or_nothing_wherever_it_is_interrupted():
-    model, optimizer = _small_model(grown=False)
-    before = picture(model, optimizer)
-    lines = 0
-    while not (changed := differences(before, picture(model, optimizer))):
-        lines += 1
-        with fault_at_line(lines, KeyboardInterrupt), suppress(KeyboardInterrupt):
-            model.next_generation()
-    assert changed
-    assert lines > 20
-    assert model.generation == 1
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-
 
 FAULTS = {
     "placing a layer": "splitgrow.split.SplitLayer.set_blocks",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container, Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,14 +14,12 @@ from torch.utils import _pytree as pytree
 
 from splitgrow.checkpoints.archives import Archive
 from splitgrow.checkpoints.contents import (
-    MODEL,
     VERSION,
     Contents,
-    Tensors,
     check_parts,
     parts_of,
-    tensors_of,
 )
+from splitgrow.checkpoints.filling import fill_, reach_levels_, set_extra_states_
 from splitgrow.checkpoints.saving import CONTENTS
 from splitgrow.checkpoints.training import (
     check_types,
@@ -35,16 +32,17 @@ from splitgrow.checkpoints.training import (
 from splitgrow.checkpoints.trees import read_tree
 from splitgrow.errors import CheckpointError
 from splitgrow.execution import Mode, set_execution_mode_
+from splitgrow.gate import Gate, close_, refuse_inside_forward
 from splitgrow.graph import ChannelGraph
 from splitgrow.growable import adopt_, refuse_unsupported
 from splitgrow.handled import HISTORY
-from splitgrow.history import History, check_structure, grown_elsewhere, structure
+from splitgrow.history import History, check_structure, grown_elsewhere
 from splitgrow.journal import Journal, rebuild_, restore_, widen_inputs_
-from splitgrow.journal.filling import fill_meta_
 from splitgrow.journal.state_dicts import common_edits
-from splitgrow.progressive.halves import ProgressiveHalf
 from splitgrow.typed import read_record
-from splitgrow.undo import Undo
+from splitgrow.undisturbed import keep_modes_, keep_surroundings_
+from splitgrow.undo import Meanwhile, Undo
+from splitgrow.wrapping import refuse_wrapped
 
 
 def load(  # noqa: PLR0913
@@ -119,35 +117,87 @@ def load(  # noqa: PLR0913
     refuse_unsupported(model)
     optimizers, schedulers = optimizers_of(optimizer), schedulers_of(scheduler)
     given = _checked_modules(modules)
-    old, before = _history(model), list(model.parameters())
-    with Archive(Path(os.fspath(path))) as archive, Undo() as undo:
-        contents = contents_of(archive)
-        journal = _journal(contents, archive)
-        _check_past(old, journal)
-        _reach_levels_(model, archive, undo)
+    old = _history(model)
+    what, gate = "load a checkpoint", Gate() if old is None else old.gate
+    gate.refuse_if_shown(what)
+    refuse_inside_forward(model, what)
+    with Archive(Path(os.fspath(path))) as archive, gate.lock, Meanwhile() as meanwhile, meanwhile:
+        keep_modes_(meanwhile)
+        close_(model, gate, what, meanwhile)
+        with Undo() as undo, undo:
+            keep_surroundings_(model, undo)
+            loading = _Loading(model, old, archive, undo)
+            loading.check(optimizers, schedulers, strict=strict)
+            extra = read_tree(loading.contents.extra, archive.take)
+            loading.rebuild(given, example_inputs, gate, torch.device(device or "cpu"))
+            loading.give(optimizers, schedulers, training=training)
+            return extra
+
+
+class _Loading:
+    """What is done to load a file that was found whole.
+
+    Args:
+        model: The model.
+        old: What is known of it, if it is growable.
+        archive: The file.
+        undo: Takes everything back.
+
+    Attributes:
+        contents: What the file holds besides tensors.
+    """
+
+    def __init__(self, model: nn.Module, old: History | None, archive: Archive, undo: Undo) -> None:
+        self.contents = contents_of(archive)
+        self._model, self._old, self._archive, self._undo = model, old, archive, undo
+        self._before = list(model.parameters())
+        self._journal = _journal(self.contents, archive)
+
+    def check(
+        self, optimizers: Sequence[object], schedulers: Sequence[object], *, strict: bool
+    ) -> None:
+        """Makes sure that the file is one of such a model, such optimizers and schedulers."""
+        contents = self.contents
+        _check_past(self._old, self._journal)
+        reach_levels_(self._model, self._archive, self._undo)
         if strict:
-            _check_model(model, old, contents, journal)
+            _check_model(self._model, self._old, contents, self._journal)
         check_types("optimizer", contents.optimizers, optimizers)
         check_types("scheduler", contents.schedulers, schedulers)
-        extra = read_tree(contents.extra, archive.take)
-        start = common_edits(old.edits if old is not None else [], journal.edits)
+
+    def rebuild(
+        self,
+        given: Mapping[str, nn.Module],
+        example_inputs: Tensor | tuple[Any, ...] | None,
+        gate: Gate,
+        device: torch.device,
+    ) -> None:
+        """Does the edits, fills the tensors, and makes the model growable."""
+        model, contents, journal, undo = self._model, self.contents, self._journal, self._undo
+        start = common_edits(self._old.edits if self._old is not None else [], journal.edits)
+        if journal.edits[start:]:
+            refuse_wrapped(model, "load a model that has grown further")
         rebuild_(model, journal.edits[start:], given, undo)
-        _fill_(model, archive, contents, undo, device=torch.device(device or "cpu"))
-        _set_extra_states_(model, contents, archive, undo)
-        history = _new_history(model, old, contents, archive, example_inputs)
+        fill_(model, self._archive, contents, undo, device=device)
+        set_extra_states_(model, contents, self._archive, undo)
+        history = _new_history(model, self._old, contents, self._archive, example_inputs)
+        history.gate = gate
         if contents.inputs is None:
             widen_inputs_(model, history, journal.edits[start:])
         restore_(model, history, journal, start, undo)
         adopt_(model, history, undo)
-        named = dict(model.named_parameters(remove_duplicate=False))
+
+    def give(self, optimizers: Sequence[Any], schedulers: Sequence[Any], *, training: bool) -> None:
+        """Gives optimizers, schedulers and the process their states."""
+        contents, read, undo = self.contents, self._archive.take, self._undo
+        named = dict(self._model.named_parameters(remove_duplicate=False))
         for item, saved in zip(optimizers, contents.optimizers, strict=False):  # or none is given
-            restore_optimizer_(item, saved, named, before, archive.take, undo)
+            restore_optimizer_(item, saved, named, self._before, read, undo)
         for item, kept in zip(schedulers, contents.schedulers, strict=False):
-            restore_scheduler_(item, kept, archive.take, undo)
+            restore_scheduler_(item, kept, read, undo)
         if training:
             set_execution_mode_(_mode(contents), undo)
-            set_random_states_(read_tree(contents.random, archive.take), undo)
-    return extra
+            set_random_states_(read_tree(contents.random, read), undo)
 
 
 def _checked_modules(modules: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
@@ -210,130 +260,12 @@ def _check_past(old: History | None, journal: Journal) -> None:
         )
 
 
-def _reach_levels_(model: nn.Module, archive: Archive, undo: Undo) -> None:
-    """Grows progressive networks to the level that was saved.
-
-    Raises:
-        CheckpointError: If they cannot have it.
-    """
-    for path, module in [*model.named_modules()]:
-        name = f"{MODEL}{path}.reached" if path else f"{MODEL}reached"
-        stored = archive.stored(name)
-        if not isinstance(module, ProgressiveHalf) or stored is None:
-            continue
-        if stored.dtype != torch.int64 or stored.shape != (2,):
-            raise CheckpointError(f"`{path}.reached` of the file is no level")
-        level, fading = archive.tensor(name).tolist()
-        try:
-            if (level, fading) != tuple(module.reached.tolist()):
-                module.become(level, fading=bool(fading), undo=undo)
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(str(error)) from error
-
-
 def _check_model(
     model: nn.Module, old: History | None, contents: Contents, journal: Journal
 ) -> None:
     numbered = frozenset(number.module for edit in journal.edits for number in edit.numbers)
     same = torch.__version__.split(".")[:2] == contents.torch.split(".")[:2]
     check_parts(contents.parts, parts_of(model, old), settings=same, fixed=numbered)
-
-
-def _fill_(
-    model: nn.Module, archive: Archive, contents: Contents, undo: Undo, *, device: torch.device
-) -> None:
-    """Gives the model's tensors the values of the file's.
-
-    Raises:
-        CheckpointError: If one is missing, or is of another shape or dtype, or there is one more.
-    """
-    found = tensors_of(model)
-    _check_ties(found.ties, contents.ties)
-    filled = [*_filled(found, archive, contents.own)]
-    names = {id(tensor): name for name, tensor in found.tensors.items()}
-    last = frozenset(contents.last)
-
-    def made(name: str, tensor: Tensor, there: torch.device) -> Tensor:
-        value = archive.tensor(MODEL + names[id(tensor)]).to(there, copy=True)
-        if name not in last or tensor.dim() not in _LAST:
-            return value
-        return value.contiguous(memory_format=_LAST[tensor.dim()])
-
-    fresh = next((t.device for t in filled), device)
-    fill_meta_(model, made, undo, None if filled else fresh)
-    with torch.no_grad():
-        for tensor in filled:
-            undo.on_failure(partial(_put_back, tensor, tensor.detach().clone()))
-            tensor.copy_(archive.tensor(MODEL + names[id(tensor)]))
-
-
-def _filled(found: Tensors, archive: Archive, passed_over: Container[str]) -> Iterator[Tensor]:
-    """The tensors with values that get those of the file; all are checked.
-
-    Args:
-        found: The model's tensors. Buffers that it makes itself are of whichever shape it wants.
-        archive: The file.
-        passed_over: The names of those that the saved model made itself, and this one need not.
-
-    Raises:
-        CheckpointError: If one is missing, or is of another shape or dtype, or there is one more.
-    """
-    for name in archive.table:
-        own = name.removeprefix(MODEL)
-        if name.startswith(MODEL) and own not in found.tensors and own not in passed_over:
-            raise CheckpointError(f"the saved model has a tensor `{own}`, this model has none")
-    for name, tensor in found.tensors.items():
-        stored = archive.stored(MODEL + name)
-        if stored is None or stored.shape != tuple(tensor.shape):
-            if name in found.own and not tensor.is_meta:
-                continue
-            shape = "missing" if stored is None else str(stored.shape)
-            raise CheckpointError(
-                f"`{name}` is {shape} in the file, {tuple(tensor.shape)} in this model"
-            )
-        if tensor.is_meta and _counts(stored.dtype) == _counts(tensor.dtype):
-            continue
-        if stored.dtype != tensor.dtype:
-            raise CheckpointError(
-                f"`{name}` is {stored.dtype} in the file, {tensor.dtype} in this model; convert "
-                f"the model first, with model.to({stored.dtype})"
-            )
-        yield tensor
-
-
-def _counts(dtype: torch.dtype) -> bool:
-    """Whether a dtype is one of whole numbers."""
-    return not dtype.is_floating_point and not dtype.is_complex
-
-
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-@torch.no_grad()
-def _put_back(tensor: Tensor, value: Tensor) -> None:
-    tensor.copy_(value)
-
-
-def _check_ties(here: Mapping[str, str], there: Mapping[str, str]) -> None:
-    for name in {**here, **there}:
-        if here.get(name) != there.get(name):
-            other = here.get(name) or there.get(name)
-            where = ("this model", "the saved one")
-            one, two = where if name in here else where[::-1]
-            raise CheckpointError(f"`{name}` and `{other}` are one in {one}, but not in {two}")
-
-
-def _set_extra_states_(model: nn.Module, contents: Contents, archive: Archive, undo: Undo) -> None:
-    modules = structure(model)
-    for path, tree in contents.states.items():
-        module: Any = modules.get(path)
-        if module is None or type(module).get_extra_state is nn.Module.get_extra_state:
-            raise CheckpointError(f"the saved model has an extra state at `{path}`, this has none")
-        undo.on_failure(partial(module.set_extra_state, module.get_extra_state()))
-        try:
-            module.set_extra_state(read_tree(tree, archive.take))
-        except Exception as error:
-            raise CheckpointError(f"`{path}` does not take its extra state: {error}") from error
 
 
 def _new_history(

@@ -22,8 +22,8 @@ from splitgrow.kinds import kind_of
 from splitgrow.plain import plain_copy
 from splitgrow.split import stock
 from splitgrow.steps import Ref, Source, Step
-from splitgrow.undisturbed import undisturbed
-from splitgrow.undo import Undo
+from splitgrow.undisturbed import undisturb_
+from splitgrow.undo import Meanwhile, Undo
 
 
 def copied_block(
@@ -167,7 +167,10 @@ def _check(
     path, original = host
     args, kwargs = captured(model, original, inputs)
     x = first_argument(original, args, kwargs)
-    with undisturbed(model), undisturbed(block), torch.no_grad():
+    with Meanwhile() as meanwhile, meanwhile:
+        undisturb_(model, meanwhile)
+        undisturb_(block, meanwhile)
+        torch.set_grad_enabled(False)
         generator = torch.Generator(x.device).manual_seed(0)
         for scale in (0.0, 1.0, 10.0):
             noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -201,7 +204,9 @@ def captured(
     def capture(*args: Any, **kwargs: Any) -> Any:
         raise _Captured(args, kwargs)
 
-    with undisturbed(model), torch.no_grad():
+    with Meanwhile() as meanwhile, meanwhile:
+        undisturb_(model, meanwhile)
+        torch.set_grad_enabled(False)
         for module in model.modules():
             module.__dict__["training"] = False
         host.__dict__["forward"] = capture

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis import analyse_again
-from splitgrow.deepened import Deepened, questions
+from splitgrow.deepened import Deepened, note_questions_
 from splitgrow.depth.blocks import captured, copied_block
 from splitgrow.depth.inserts import (
     Builder,
@@ -29,12 +29,13 @@ from splitgrow.depth.wrapping import wrap_
 from splitgrow.edits import Edit, Insertion
 from splitgrow.errors import InsertionError
 from splitgrow.fading import FadeIn
-from splitgrow.growth import close_, keep_random_states_
+from splitgrow.growth import close_
 from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
 from splitgrow.planning import find_node
 from splitgrow.refusals import stray_references
-from splitgrow.undo import Undo
+from splitgrow.undisturbed import keep_surroundings_
+from splitgrow.undo import Meanwhile, Undo
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,9 @@ def plan_insertion(
     model: nn.Module, history: History, after: After, wanted: Wanted, *, freeze: bool
 ) -> Edit:
     """The edit that an insertion would be, not carried out."""
-    with Undo() as undo:
-        keep_random_states_(model, undo)
-        edit = _plan(model, history, after, wanted, undo, freeze=freeze).edit
-        undo.take_back()
-    return edit
+    with Meanwhile() as meanwhile, meanwhile:
+        keep_surroundings_(model, meanwhile)
+        return _plan(model, history, after, wanted, meanwhile, freeze=freeze).edit
 
 
 def insert_(
@@ -67,8 +66,8 @@ def insert_(
 ) -> Edit:
     """Inserts something; whatever fails, everything is as before."""
     optimizers = listed(optimizer)
-    with Undo() as undo:
-        keep_random_states_(model, undo)
+    with Undo() as undo, undo:
+        keep_surroundings_(model, undo)
         planned = _plan(model, history, after, wanted, undo, freeze=freeze)
         edit = planned.edit
         (insertion,) = edit.inserted
@@ -81,9 +80,10 @@ def insert_(
         planned.prepare(undo)
         wrap_(model, planned.host, planned.module, (edit.index, insertion), undo)
         join_(joining, undo)
-        with questions() as asked:
+        with Meanwhile() as meanwhile, meanwhile:
+            asked = note_questions_(meanwhile)
             history.graph = analyse_again(model, history.inputs)
-        note_questions_(model, asked, undo)
+        tell_wrappers_(model, asked, undo)
         history.modules = structure(model)
         history.generation = edit.generation
         history.edits = [*history.edits, edit]
@@ -134,7 +134,7 @@ def _plan(
     return _Planned(edit, history.modules[host], module, prepare)
 
 
-def note_questions_(model: nn.Module, asked: Container[int], undo: Undo) -> None:
+def tell_wrappers_(model: nn.Module, asked: Container[int], undo: Undo) -> None:
     """Tells wrappers whether forward asks them for attributes of their modules."""
     for module in model.modules():
         if isinstance(module, Deepened):

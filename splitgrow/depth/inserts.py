@@ -216,10 +216,13 @@ def tried(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
     Raises:
         InsertionError: If it does not run on them.
+        MemoryError: If there is too little memory.
     """
     args, kwargs = copy.deepcopy((args, kwargs))
     try:
         return copy.deepcopy(module).eval()(*args, **kwargs)
+    except MemoryError:  # no fault of the module's
+        raise
     except Exception as error:
         shapes = [tuple(arg.shape) for arg in args if isinstance(arg, Tensor)]
         raise InsertionError(

@@ -10,6 +10,7 @@ from splitgrow.depth.insertion import insert_, plan_insertion
 from splitgrow.depth.wanted import After, Wanted
 from splitgrow.edits import Edit
 from splitgrow.handled import Handled
+from splitgrow.undo import Meanwhile
 
 
 class DepthMethods(Handled):
@@ -79,11 +80,12 @@ class DepthMethods(Handled):
             >>> torch.equal(net(x), before)
             True
         """
-        self._about_to("insert a layer")
         wanted = Wanted(kind, module, form, kernel_size, activation)
-        return insert_(
-            self._model, self._history, after, wanted, freeze=freeze, optimizer=optimizer
-        )
+        with self._turn("insert a layer"), Meanwhile() as meanwhile, meanwhile:
+            self._alone("insert a layer", meanwhile)
+            return insert_(
+                self._model, self._history, after, wanted, freeze=freeze, optimizer=optimizer
+            )
 
     def plan_insertion(
         self,
@@ -95,4 +97,6 @@ class DepthMethods(Handled):
     ) -> Edit:
         """The edit that `insert_layer` would carry out, not carried out; print it to see it."""
         wanted = Wanted.of(kind, **options)
-        return plan_insertion(self._model, self._history, after, wanted, freeze=freeze)
+        with self._turn("plan an insertion"), Meanwhile() as meanwhile, meanwhile:
+            self._alone("plan an insertion", meanwhile)
+            return plan_insertion(self._model, self._history, after, wanted, freeze=freeze)

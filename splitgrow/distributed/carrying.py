@@ -204,7 +204,7 @@ def carry_out(
         return held, {"request": request, **picture_of(held, optimizers)}
 
     held = agreement.attempt("asking for the same", begin)
-    with Undo() as undo:
+    with Undo() as undo, undo:
         undo.on_failure(held.restore)
         known: set[int] = set()
 

@@ -93,7 +93,7 @@ def load(
 
     loading = agreement.attempt("reading what is there", begin)
     held = loading.held
-    with Undo() as undo:
+    with Undo() as undo, undo:
         undo.on_failure(held.restore)
         agreement.attempt("doing the edits again", lambda: loading.grow(undo, modules or {}))
         held.shared = True

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.analysis import analyse_again
-from splitgrow.attributes import held_number
+from splitgrow.attributes import change_, held_number
 from splitgrow.consolidation import consolidated, put_joined_
-from splitgrow.deepened import questions
-from splitgrow.depth.insertion import note_questions_
+from splitgrow.deepened import note_questions_
+from splitgrow.depth.insertion import tell_wrappers_
 from splitgrow.depth.rebuilding import insert_again_
 from splitgrow.edits import Edit, JoinedBlocks, LayerChange, NumberChange
 from splitgrow.errors import CheckpointError
@@ -30,10 +30,10 @@ from splitgrow.inputs import widened
 from splitgrow.journal.bounded import TIMES, Bounded, Unbounded
 from splitgrow.journal.records import Journal
 from splitgrow.kinds import kind_of
-from splitgrow.placing import change_number_, holders_in, place_, prepare
+from splitgrow.placing import holders_in, place_, prepare
 from splitgrow.planning import layer_kind, planned_blocks
 from splitgrow.split import SplitLayer, stock
-from splitgrow.undo import Undo
+from splitgrow.undo import Meanwhile, Undo
 
 LARGEST = 2**40
 """More units than any layer has; what is more is not even looked at."""
@@ -74,7 +74,7 @@ def _carry_out_(model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], un
         place_(modules, item, holders, undo)
     for number in edit.numbers:
         _check_number(modules, number)
-        change_number_(modules[number.module], number, undo)
+        change_(modules[number.module], number.attribute, number.value[1], undo)
     for joined in edit.joined:
         split, births = _joined_layer(modules, joined)
         put_joined_(consolidated(joined.name, split, births, edit.index), undo)
@@ -217,12 +217,10 @@ def _hold_(module: nn.Module, undo: Undo, *, held_now: bool) -> None:
     before = held(module)
     if before == held_now:
         return
-    training = module.training
+    undo.keep(vars(module), module._forward_pre_hooks)  # noqa: SLF001
     if held_now:
-        undo.on_failure(partial(release_, module, training=training))
         module.register_forward_pre_hook(hold_statistics)
     else:
-        undo.on_failure(partial(module.register_forward_pre_hook, hold_statistics))
         release_(module)
 
 
@@ -266,11 +264,13 @@ def analysed_(model: nn.Module, inputs: tuple[Any, ...], undo: Undo) -> ChannelG
         # Where the model runs on real values, frozen ones come to lie in tensors of grown layers.
         undo.on_failure(partial(_lay_back, parameter, parameter.detach()))
     try:
-        with questions() as asked, Bounded(_elements(model, inputs)):
-            graph = analyse_again(model, inputs)
+        with Meanwhile() as meanwhile, meanwhile:
+            asked = note_questions_(meanwhile)
+            with Bounded(_elements(model, inputs)):
+                graph = analyse_again(model, inputs)
     except (Exception, Unbounded) as error:
         raise CheckpointError(
             f"the model does not run as the journal puts it together: {error}"
         ) from error
-    note_questions_(model, asked, undo)
+    tell_wrappers_(model, asked, undo)
     return graph

@@ -40,9 +40,11 @@ def kind_of(module: Stock) -> LayerKind | None:
 
 def kind_of_type(layer: type[nn.Module]) -> LayerKind | None:
     """The entry for a type, or None, whether or not it covers a module as it is set up."""
-    if layer not in FOUND:
+    try:
+        return FOUND[layer]
+    except KeyError:
         FOUND[layer] = _found(layer)
-    return FOUND[layer]
+        return FOUND[layer]
 
 
 def _found(layer: type[nn.Module]) -> LayerKind | None:

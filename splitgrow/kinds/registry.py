@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -190,8 +191,8 @@ class LayerKind(ABC):
 
 
 KINDS: dict[type[nn.Module] | str, LayerKind] = {}
-FOUND: dict[type[nn.Module], LayerKind | None] = {}
-"""What was found for each type that was asked for."""
+FOUND: WeakKeyDictionary[type[nn.Module], LayerKind | None] = WeakKeyDictionary()
+"""What was found for each type that was asked for, as long as there is that type."""
 
 
 def add_kind(kind: LayerKind) -> LayerKind:

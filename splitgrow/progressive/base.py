@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.errors import OptimizerError
-from splitgrow.generations import Owned, freeze_, held, parameters_in, release_
-from splitgrow.optimizers import NewParameter, join_, leave_, listed, plan_joining
+from splitgrow.generations import Owned, free_, freeze_, held, let_move_
+from splitgrow.optimizers import Joining, NewParameter, join_, leave_, listed, plan_joining
+from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Undo
 
 if TYPE_CHECKING:
@@ -89,29 +90,22 @@ class Progressive(nn.Module, ABC):
         halves = self.halves()
         for half in halves:
             half.check_ready()
-        with Undo() as undo:
-            undo.on_failure(partial(torch.set_rng_state, torch.get_rng_state()))
+        with Undo() as undo, undo:
+            keep_surroundings_(self, undo)
             coming = [half.upcoming() for half in halves]
             paths = {module: name for name, module in self.named_modules()}
             known = {id(parameter) for parameter in self.parameters()}
             new = [item for each in coming for item in each.parameters(paths[each.half])]
             new = [item for item in new if id(item.parameter) not in known]  # stages may share
-            try:
-                joining = plan_joining(optimizers, new)
-            except OptimizerError:
-                raise OptimizerError(
-                    "the optimizer does not train the adapter whose group the new parameters "
-                    "would join; pass the one that does, or grow without `optimizer=` and add what "
-                    "`grow` returns to a group of its own"
-                ) from None
+            joining = _plan_joining(optimizers, new)
             if freeze:
                 self._freeze(undo)
             gone = [p for each in coming for p in each.half.place(each, fade=fade, undo=undo)]
             for half in halves if hold_old else ():
                 half.hold_old_adapter(undo)
             join_(joining, undo)
-        leave_(optimizers, gone)
-        return [item.parameter for item in new]
+            leave_(optimizers, gone, undo)
+            return [item.parameter for item in new]
 
     def finish(self, *, optimizer: object = None) -> None:
         """Drops the old adapters, once they no longer count. Without a fade it does nothing.
@@ -123,27 +117,45 @@ class Progressive(nn.Module, ABC):
             SplitGrowError: If the fade is under way.
             TypeError: If `optimizer` is something else than optimizers.
             OptimizerError: If it is of a kind that cannot let go.
+
+        In all these cases model and optimizer are as before.
         """
         optimizers = listed(optimizer)
         for half in self.halves():
             half.check_faded()
-        gone = [parameter for half in self.halves() for parameter in half.drop_old()]
-        leave_(optimizers, gone)
+        with Undo() as undo, undo:
+            gone = [parameter for half in self.halves() for parameter in half.finish_(undo)]
+            leave_(optimizers, gone, undo)
 
     def thaw(self) -> None:
         """Lets everything train again that `grow(freeze=True)` froze."""
-        for parameter in parameters_in(self._frozen):
-            parameter.requires_grad_(True)
-        for module in self._held:
-            release_(module, training=self.training)
-        self._frozen, self._held = [], []
+        with Undo() as undo, undo:
+            self._keep(undo)
+            free_(self._frozen, undo)
+            for module in self._held:
+                let_move_(module, undo, training=self.training)
+            self._frozen, self._held = [], []
+
+    def _keep(self, undo: Undo) -> None:
+        undo.on_failure(partial(vars(self).update, _frozen=self._frozen, _held=self._held))
 
     def _freeze(self, undo: Undo) -> None:
-        undo.on_failure(partial(vars(self).update, _frozen=self._frozen, _held=self._held))
+        self._keep(undo)
         before = {id(module) for module in self.modules() if held(module)}
         self._frozen = self._frozen + freeze_(self, undo)
         now = [module for module in self.modules() if held(module) and id(module) not in before]
         self._held = self._held + now
+
+
+def _plan_joining(optimizers: list[Optimizer], new: list[NewParameter]) -> list[Joining]:
+    try:
+        return plan_joining(optimizers, new)
+    except OptimizerError:
+        raise OptimizerError(
+            "the optimizer does not train the adapter whose group the new parameters would join; "
+            "pass the one that does, or grow without `optimizer=` and add what `grow` returns to a "
+            "group of its own"
+        ) from None
 
 
 @dataclass(frozen=True)

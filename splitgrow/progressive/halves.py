@@ -19,8 +19,8 @@ from splitgrow.errors import SplitGrowError
 from splitgrow.fading import FadeIn
 from splitgrow.progressive.base import Progressive, Upcoming
 from splitgrow.progressive.ways import Maker, Path, Stage, Way, pointwise
-from splitgrow.undisturbed import undisturbed
-from splitgrow.undo import Undo
+from splitgrow.undisturbed import undisturb_
+from splitgrow.undo import Meanwhile, Undo
 
 
 class ProgressiveHalf(Progressive):
@@ -120,6 +120,7 @@ class ProgressiveHalf(Progressive):
 
         Raises:
             ValueError: If it does not fit what is there.
+            MemoryError: If there is too little memory.
         """
         made = self._made()
         trial = nn.ModuleDict({"0": self.adapters[str(self.level)], "1": made.adapter})
@@ -129,15 +130,19 @@ class ProgressiveHalf(Progressive):
         parameter = next(self.adapters.parameters(), None)
         x = torch.zeros(self._probe(trial["0"]))
         x = x if parameter is None else x.to(parameter)
-        with undisturbed(holder), torch.no_grad():
-            for module in holder.modules():
-                module.training = False
-            try:
+        try:
+            with Meanwhile() as meanwhile, meanwhile:
+                undisturb_(holder, meanwhile)
+                torch.set_grad_enabled(False)
+                for module in holder.modules():
+                    module.training = False
                 old, new = (tuple(path(x).shape) for path in paths)
-            except Exception as error:
-                raise ValueError(
-                    f"stage {self.level + 1} does not fit: {type(error).__name__}: {error}"
-                ) from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"stage {self.level + 1} does not fit: {type(error).__name__}: {error}"
+            ) from error
         if old != new:
             raise ValueError(
                 f"stage {self.level + 1} does not fit: it makes the shape {new} where the network "
@@ -165,7 +170,7 @@ class ProgressiveHalf(Progressive):
 
     def place(self, new: Upcoming, *, fade: bool, undo: Undo) -> list[nn.Parameter]:
         """Puts the next level in place; returns the parameters of the adapters that go."""
-        self._keep(undo)
+        self._keep_level(undo)
         return [*self.drop_old(), *self._put(new, fade=fade)]
 
     def become(self, level: int, *, fading: bool, undo: Undo) -> None:
@@ -179,21 +184,17 @@ class ProgressiveHalf(Progressive):
         Raises:
             ValueError: If it cannot have that level, or has a higher one.
         """
-        self._keep(undo)
+        self._keep_level(undo)
         self._become(level, int(fading))
 
-    def _keep(self, undo: Undo) -> None:
-        """Has all that a level is made of be put back on failure."""
-        kept = [(store, dict(store)) for store in (self.adapters._modules, self.stages._modules)]  # noqa: SLF001
-        before = self.fade, list(self._to_come), self.reached
+    def finish_(self, undo: Undo) -> list[nn.Parameter]:
+        """As `drop_old`, until that is taken back."""
+        self._keep_level(undo)
+        return self.drop_old()
 
-        def take_back() -> None:
-            for store, content in kept:
-                store.clear()
-                store.update(content)
-            self.fade, self._to_come, self.reached = before
-
-        undo.on_failure(take_back)
+    def _keep_level(self, undo: Undo) -> None:
+        undo.keep(vars(self), self._modules, self._buffers)
+        undo.keep(self.adapters._modules, self.stages._modules)  # noqa: SLF001
 
     def _put(self, new: Upcoming, *, fade: bool) -> list[nn.Parameter]:
         level = self.level + 1
