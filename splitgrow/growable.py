@@ -20,6 +20,7 @@ from splitgrow.handle import Handle
 from splitgrow.handled import HISTORY, history_of
 from splitgrow.history import History, grown_elsewhere, structure
 from splitgrow.journal.state_dicts import check_fit, follow_, put_journal, take_journal
+from splitgrow.places import levels_to_caller
 from splitgrow.undisturbed import keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile, Undo
 from splitgrow.wrapping import is_sharded
@@ -312,7 +313,7 @@ def _taken_names(model: nn.Module) -> frozenset[str]:
         warnings.warn(
             f"{type(model).__name__} has its own {', '.join(sorted(taken))}; use "
             f"splitgrow.handle(model) for splitgrow's",
-            stacklevel=4,
+            stacklevel=levels_to_caller(),
         )
     return taken
 

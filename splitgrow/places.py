@@ -26,6 +26,14 @@ def place_of_caller() -> str:
     return _place(frame.f_code.co_filename, frame.f_lineno)
 
 
+def levels_to_caller() -> int:
+    """The `stacklevel` with which a warning that is given here points to that line."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001
+    while frame.f_back is not None and not _is_the_users(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def place_of_error(trace: TracebackType | None) -> str:
     """The innermost line of the user's that an error passed through."""
     places = [
