@@ -15,6 +15,7 @@ from splitgrow.errors import OptimizerError
 from splitgrow.generations import Owned, freeze_, held, parameters_in, release_
 from splitgrow.optimizers import NewParameter, join_, leave_, listed, plan_joining
 from splitgrow.undo import Undo
+from splitgrow.wrapping import refuse_wrapped
 
 if TYPE_CHECKING:
     from splitgrow.progressive.halves import ProgressiveHalf
@@ -79,6 +80,7 @@ class Progressive(nn.Module, ABC):
 
         Raises:
             SplitGrowError: If there is no further stage, or a fade is under way.
+            UnsupportedModelError: If a wrapper for several processes would miss it.
             ValueError: If the new stage does not fit.
             OptimizerError: If the optimizer does not train the old adapter.
             TypeError: If `optimizer` is something else than optimizers.
@@ -86,6 +88,7 @@ class Progressive(nn.Module, ABC):
         In all these cases model and optimizer are as before.
         """
         optimizers = listed(optimizer)
+        refuse_wrapped(self, "grow", mirrored=False)
         halves = self.halves()
         for half in halves:
             half.check_ready()
@@ -121,10 +124,12 @@ class Progressive(nn.Module, ABC):
 
         Raises:
             SplitGrowError: If the fade is under way.
+            UnsupportedModelError: If a wrapper for several processes would miss it.
             TypeError: If `optimizer` is something else than optimizers.
             OptimizerError: If it is of a kind that cannot let go.
         """
         optimizers = listed(optimizer)
+        refuse_wrapped(self, "finish", mirrored=False)
         for half in self.halves():
             half.check_faded()
         gone = [parameter for half in self.halves() for parameter in half.drop_old()]
