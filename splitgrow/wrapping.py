@@ -61,28 +61,30 @@ def is_sharded(model: nn.Module) -> bool:
     return any(is_managed(module) for module in model.modules())
 
 
-def refuse_wrapped(model: nn.Module, what: str) -> None:
+def refuse_wrapped(model: nn.Module, what: str, *, mirrored: bool = True) -> None:
     """Makes sure that no wrapper would miss a change of a model.
 
     Args:
         model: The model that is about to change.
         what: What is about to be done, as a verb.
+        mirrored: Whether splitgrow.distributed has a function for it.
 
     Raises:
         UnsupportedModelError: If there is one.
     """
     if _TOLD.get():
         return
+    use = "use the function of that name in splitgrow.distributed, on what is wrapped, or "
+    use = use if mirrored else ""
     if is_sharded(model):
         raise UnsupportedModelError(
-            f"cannot {what}: FSDP has sharded the model and would know nothing of it; use the "
-            f"function of that name in splitgrow.distributed, on the model as it is"
+            f"cannot {what}: FSDP has sharded the model and would know nothing of it; {use}do it "
+            f"before the model is sharded"
         )
     if replicated_by(model):
         raise UnsupportedModelError(
             f"cannot {what}: DistributedDataParallel wraps the model and would know nothing of it, "
-            f"so that the ranks would drift apart; use the function of that name in "
-            f"splitgrow.distributed, on the wrapper, or delete the wrapper first and make it anew"
+            f"so that the ranks would drift apart; {use}delete the wrapper first and make it anew"
         )
 
 

@@ -341,6 +341,11 @@ def forgotten(rank: int) -> list[str]:
                 found.append(error_of(attempt))
         del wrapper
     model.expand_layer("0", 2)
+    progressive = splitgrow.ProgressiveEncoder.of_widths([4, 2], image_channels=1, start=4)
+    wrapper = DistributedDataParallel(progressive)
+    found.append(error_of(progressive.grow))
+    del wrapper
+    progressive.grow()
     sharded = wrapped(network(), "fsdp")
     found.append(error_of(lambda: sharded.expand_layer("0", 2)))
     found.append(error_of(lambda: splitgrow.merge(sharded)))

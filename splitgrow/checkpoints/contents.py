@@ -122,7 +122,8 @@ def parts_of(model: nn.Module, history: History | None) -> tuple[Part, ...]:
     """The modules of a model as it was written, whatever has grown since."""
     numbered = {n.module for edit in history.edits for n in edit.numbers} if history else set()
     return tuple(
-        Part(path, type(module).__name__, "" if path in numbered else _settings(module))
+        # As what fully_shard was called on is written, too.
+        Part(path, plain_type(type(module)).__name__, "" if path in numbered else _settings(module))
         for path, module in _as_written(model, "", set())
     )
 

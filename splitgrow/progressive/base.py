@@ -16,6 +16,7 @@ from splitgrow.generations import Owned, free_, freeze_, held, let_move_
 from splitgrow.optimizers import Joining, NewParameter, join_, leave_, listed, plan_joining
 from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Undo
+from splitgrow.wrapping import refuse_wrapped
 
 if TYPE_CHECKING:
     from splitgrow.progressive.halves import ProgressiveHalf
@@ -80,6 +81,7 @@ class Progressive(nn.Module, ABC):
 
         Raises:
             SplitGrowError: If there is no further stage, or a fade is under way.
+            UnsupportedModelError: If a wrapper for several processes would miss it.
             ValueError: If the new stage does not fit.
             OptimizerError: If the optimizer does not train the old adapter.
             TypeError: If `optimizer` is something else than optimizers.
@@ -87,6 +89,7 @@ class Progressive(nn.Module, ABC):
         In all these cases model and optimizer are as before.
         """
         optimizers = listed(optimizer)
+        refuse_wrapped(self, "grow", mirrored=False)
         halves = self.halves()
         for half in halves:
             half.check_ready()
@@ -115,12 +118,14 @@ class Progressive(nn.Module, ABC):
 
         Raises:
             SplitGrowError: If the fade is under way.
+            UnsupportedModelError: If a wrapper for several processes would miss it.
             TypeError: If `optimizer` is something else than optimizers.
             OptimizerError: If it is of a kind that cannot let go.
 
         In all these cases model and optimizer are as before.
         """
         optimizers = listed(optimizer)
+        refuse_wrapped(self, "finish", mirrored=False)
         for half in self.halves():
             half.check_faded()
         with Undo() as undo, undo:
