@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import linecache
 import os
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -36,6 +38,8 @@ from snapshots import _value, differences, picture
 import splitgrow
 from splitgrow.edits import Edit
 from splitgrow.handled import HISTORY
+from splitgrow.journal.state_dicts import follow_, take_journal
+from splitgrow.undo import Undo
 
 LIBRARY = str(Path(splitgrow.__file__).parent)
 ALWAYS = 2
@@ -219,6 +223,46 @@ def inserting_a_module(*args: Any) -> Callable[[], Stage]:
     return make
 
 
+@functools.cache
+def _checkpoint() -> str:
+    """A file of a network that has grown twice and has something inserted."""
+    stage = small(lambda m, o: m.insert_layer("block", "gate", optimizer=o), grown=2)
+    stage.act()
+    path = str(Path(tempfile.mkdtemp()) / "run.safetensors")
+    model, optimizers, (scheduler,) = stage.model, stage.optimizers, stage.others
+    splitgrow.save(model, path, optimizer=optimizers, scheduler=scheduler, extra=[1, torch.ones(2)])
+    return path
+
+
+def loading(*, grown: int = 0, made: bool = False) -> Stage:
+    """The loading of a checkpoint into a network that has done none or some of the edits."""
+    path = _checkpoint()
+    stage = small(lambda m, o: None, grown=grown, made=made)
+    optimizers, (scheduler,) = stage.optimizers, stage.others
+    stage.act = lambda: splitgrow.load(stage.model, path, optimizer=optimizers, scheduler=scheduler)
+    return stage
+
+
+def loading_a_state_dict() -> Stage:
+    """The growth that loading a state_dict brings with it."""
+    grown: Any = small(lambda m, o: None, grown=2).model
+    state = {name: value.clone() for name, value in grown.state_dict().items()}
+
+    def act(model: Any, _: object) -> object:
+        # What torch does then, copying one tensor after the other, is torch's.
+        with Undo() as undo, undo:
+            follow_(model, take_journal(model, state, ""), dict(state), "", undo)
+        return None
+
+    return small(act)
+
+
+def saving() -> Stage:
+    """The saving of a checkpoint, which leaves the model alone."""
+    path = str(Path(tempfile.gettempdir()) / f"splitgrow-faults-{os.getpid()}.safetensors")
+    return small(lambda m, o: splitgrow.save(m, path, optimizer=o), grown=1)
+
+
 def _shown(model: Any, _: object) -> object:
     with model.at(0):
         return model(_inputs())
@@ -262,6 +306,10 @@ OPERATIONS: dict[str, Callable[[], Stage]] = {
     "fade load": lambda: fading(
         lambda s: s.load_state_dict({"steps": 5, "shape": "cosine", "start": 0.5, "taken": 2})
     ),
+    "load": loading,
+    "load the rest": lambda: loading(grown=1, made=True),
+    "follow a state_dict": loading_a_state_dict,
+    "save": saving,
     "progressive grow": lambda: progressive(lambda m, o: m.grow(optimizer=o, freeze=True)),
     "progressive finish": lambda: progressive(lambda m, o: m.finish(optimizer=o), grown=True),
     "progressive thaw": lambda: progressive(lambda m, _: m.thaw(), grown=True),
