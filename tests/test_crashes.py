@@ -73,12 +73,13 @@ def test_killed_at_random_moments_every_run_comes_to_the_same_bits() -> None:
     assert int(told[2]) > 0
 
 
-@pytest.mark.parametrize("how", ["dies", "fails", "is interrupted"])
-def test_at_every_operation_on_files_the_old_or_the_new_is_there(how: str) -> None:
+@pytest.mark.parametrize(("how", "every"), [("dies", 2), ("fails", 3), ("is interrupted", 5)])
+def test_at_operations_on_files_the_old_or_the_new_is_there(how: str, every: int) -> None:
+    """At every one: ``python -m crashes --faults``."""
     code = (
         "import torch; torch.set_num_threads(1)\n"
         "from crashes.faults import faults\n"
-        f"print(*faults({how!r}), sep='|')"
+        f"print(*faults({how!r}, {every}), sep='|')"
     )
     found = in_process("-c", code)
     assert found.returncode == 0, found.stderr

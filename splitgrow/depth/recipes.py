@@ -25,6 +25,7 @@ _FILES = """
 """
 _SOURCES = frozenset(f"torch.nn.modules.{name}" for name in _FILES.split())
 """Where the layers are from that a recipe may name: leaves, made of a few numbers each."""
+_POSITIVE = frozenset(("dilation", "groups", "kernel_size", "stride"))
 _NOT_LEAVES = frozenset(("MultiheadAttention", "NonDynamicallyQuantizableLinear"))
 
 
@@ -109,7 +110,10 @@ def _stock(recipe: Mapping[str, Any]) -> nn.Module:
     hints = get_type_hints(cls.__init__)
     for key, value in args.items():
         known = _types_in(hints.get(key))
-        if known and not all(type(item) in known for item in _items(value)):
+        fits = not known or all(type(item) in known for item in _items(value))
+        if key in _POSITIVE and any(type(item) is int and item < 1 for item in _items(value)):
+            fits = False  # without values, torch would not mind
+        if not fits:
             raise CheckpointError(f"a {name} takes no {value!r:.60} as {key}")
     placed = {"device": "meta"} if "device" in inspect.signature(cls).parameters else {}
     made: nn.Module = cls(**args, **placed)
