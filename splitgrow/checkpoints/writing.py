@@ -230,8 +230,7 @@ def _alone(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            directory.rmdir()
+        shutil.rmtree(directory, ignore_errors=True)
         os.close(descriptor)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ _FILES = """
 """
 _SOURCES = frozenset(f"torch.nn.modules.{name}" for name in _FILES.split())
 """Where the layers are from that a recipe may name: leaves, made of a few numbers each."""
+_POSITIVE = frozenset(("dilation", "groups", "kernel_size", "stride"))
 _NOT_LEAVES = frozenset(("MultiheadAttention", "NonDynamicallyQuantizableLinear"))
 
 
@@ -76,9 +77,22 @@ def _is_stock(cls: type[nn.Module]) -> bool:
     return known and not lazy and cls.__name__ not in _NOT_LEAVES
 
 
+def _items(value: object) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
 def _is_plain(value: object) -> bool:
-    inside = value if isinstance(value, tuple) else (value,)
-    return all(type(item) in PLAIN for item in inside)
+    return all(type(item) in PLAIN for item in _items(value))
+
+
+def _types_in(hint: Any) -> set[Any]:
+    """The plain types of which a value may be that is declared so; none if that is not told."""
+    if hint is float:
+        return {float, int}
+    if hint in PLAIN:
+        return {hint}
+    inside = (_types_in(one) for one in get_args(hint) if one is not Ellipsis)
+    return {each for found in inside for each in found}
 
 
 def _form(module: nn.Module) -> tuple[str, list[tuple[str, torch.Size]]]:
@@ -93,6 +107,14 @@ def _stock(recipe: Mapping[str, Any]) -> nn.Module:
         raise CheckpointError(f"a recipe names {name!r}, which is no layer of torch.nn")
     if not isinstance(args, Mapping) or not all(_is_plain(value) for value in args.values()):
         raise CheckpointError(f"the options of a {name} are no plain data")
+    hints = get_type_hints(cls.__init__)
+    for key, value in args.items():
+        known = _types_in(hints.get(key))
+        fits = not known or all(type(item) in known for item in _items(value))
+        if key in _POSITIVE and any(type(item) is int and item < 1 for item in _items(value)):
+            fits = False  # without values, torch would not mind
+        if not fits:
+            raise CheckpointError(f"a {name} takes no {value!r:.60} as {key}")
     placed = {"device": "meta"} if "device" in inspect.signature(cls).parameters else {}
     made: nn.Module = cls(**args, **placed)
     return made

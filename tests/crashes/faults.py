@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 import splitgrow
-from crashes.kills import in_fork, whole
-from crashes.training import KEEP, SHARD_BYTES, Net, kept, left_behind
+from crashes.kills import in_fork
+from crashes.training import KEEP, kept, left_behind
 from splitgrow import CheckpointError
 from splitgrow.checkpoints import saving, writing
+from splitgrow.checkpoints.archives import Archive
+from splitgrow.checkpoints.loading import contents_of
 
 How = Literal["dies", "fails", "is interrupted"]
 EVENTS = ("open", "os.", "shutil.")
@@ -74,14 +78,21 @@ def _watch(counter: Counter) -> None:
 def save(path: Path, number: int) -> None:
     """Saves a small model that knows its number."""
     torch.manual_seed(0)
-    model = splitgrow.growable(Net(), torch.zeros(1, 2, 4, 4))
-    splitgrow.save(model, path, extra=number, keep=KEEP, shard_bytes=SHARD_BYTES)
+    model = splitgrow.growable(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), torch.ones(1, 2))
+    splitgrow.save(model, path, extra=number, keep=KEEP, shard_bytes=5000)
+
+
+def load(path: Path) -> int:
+    """Loads the model; returns its number."""
+    found: int = splitgrow.load(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), path)
+    return found
 
 
 def number_in(path: Path) -> int:
-    """The number of the model that was saved last."""
-    found: int = splitgrow.load(Net(), path)
-    return found
+    """The number of a model, whose file is whole."""
+    with Archive(path) as archive:
+        found: Any = contents_of(archive).extra
+    return int(found)
 
 
 def _try(path: Path, how: How, at: int) -> str:
@@ -99,17 +110,20 @@ def _try(path: Path, how: How, at: int) -> str:
     return "reached" if counter.seen >= at else ""
 
 
-def faults(how: How) -> tuple[int, list[str]]:
-    """Fails at each operation in turn; how many there are, and what was wrong."""
+def faults(how: How, every: int = 1) -> tuple[int, list[str]]:
+    """Fails at each operation in turn, or at every so many; how many there are, what was wrong."""
     found: list[str] = []
     with tempfile.TemporaryDirectory() as directory:
-        at = 0
+        begun = Path(directory) / "begun"
+        begun.mkdir()
+        for number in (1, 2):
+            save(begun / "run.safetensors", number)
+        load(begun / "run.safetensors")  # what is imported late is there in every fork then
+        at = 1 - every
         while True:
-            at += 1
+            at += every
             path = Path(directory) / str(at) / "run.safetensors"
-            path.parent.mkdir()
-            save(path, 1)
-            save(path, 2)
+            shutil.copytree(begun, path.parent)
             status, text = in_fork(partial(_try, path, how, at))
             if not status and not text and _finished(path):
                 return at - 1, found
@@ -123,7 +137,7 @@ def _finished(path: Path) -> bool:
 def _wrong(path: Path, how: How, status: int, text: str) -> list[str]:
     wrong = [text] if status else []
     try:
-        whole(path)
+        load(path)
         numbers = [number_in(each) for each in kept(path)]
         if numbers[0] not in {2, 3} or numbers != sorted(numbers, reverse=True):
             wrong.append(f"the files are {numbers}")
