@@ -225,7 +225,8 @@ def _near(value: Any, draw: random.Random) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
-        return draw.choice((value + 1, value - 1, -value, value * 2, float(value), str(value)))
+        other = f"{value:.3g}" if isinstance(value, float) else value + 0.5 if value < 2**53 else 1
+        return draw.choice((value + 1, value - 1, -value, value * 2, other, str(value)))
     if isinstance(value, str):
         return draw.choice((value + "0", value[:-1], value.upper(), value + ".0", value * 2))
     if isinstance(value, list):
