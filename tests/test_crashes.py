@@ -89,7 +89,7 @@ def test_at_operations_on_files_the_old_or_the_new_is_there(how: str, every: int
 
 
 IN_PLACE = """
-import time, torch
+import os, signal, torch
 from pathlib import Path
 from unittest import mock
 torch.set_num_threads(1)
@@ -98,13 +98,15 @@ from crashes.training import go_on
 from splitgrow.checkpoints import writing
 
 def careless(path):
-    # Writes into the file that is there, a piece at a time, instead of aside.
+    # Writes into the file that is there instead of aside, and dies on the way.
     def replace(self, target):
         data = self.read_bytes()
-        with open(target, "wb", buffering=0) as file:
-            for start in range(0, len(data), 64):
-                file.write(data[start:start + 64])
-                time.sleep(0.0005)
+        with open(target, "wb") as file:
+            if target.name == "run.safetensors":  # the other one is the reference
+                file.write(data[:len(data) // 2])
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            file.write(data)
         self.unlink()
     with mock.patch.object(Path, "replace", replace):
         return go_on(path)
@@ -115,7 +117,7 @@ def forgetful(path):
         return go_on(path)
 
 for work in (careless, forgetful):
-    print(len(kills.kill(6, 3, work).faults))
+    print(len(kills.kill(2, 3, work).faults))
 """
 
 

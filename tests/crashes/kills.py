@@ -115,10 +115,11 @@ def _one(
 ) -> None:
     while True:
         moment = moment_of(path, draw) if found.kills < times else None
+        before = {*path.parent.glob(".splitgrow-*")}
         status, text = in_fork(lambda: work(path), moment)
         if status == -signal.SIGKILL:
             found.kills += 1
-            found.saving += any(path.parent.glob(".splitgrow-*"))
+            found.saving += bool({*path.parent.glob(".splitgrow-*")} - before)
             code, error = in_fork(lambda: whole(path))
             if code:
                 found.faults.append(error)

@@ -225,7 +225,8 @@ def _near(value: Any, draw: random.Random) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
-        return draw.choice((value + 1, value - 1, -value, value * 2, float(value), str(value)))
+        other = f"{value:.3g}" if isinstance(value, float) else value + 0.5 if value < 2**53 else 1
+        return draw.choice((value + 1, value - 1, -value, value * 2, other, str(value)))
     if isinstance(value, str):
         return draw.choice((value + "0", value[:-1], value.upper(), value + ".0", value * 2))
     if isinstance(value, list):
@@ -236,6 +237,8 @@ def _near(value: Any, draw: random.Random) -> Any:
 def change_(tree: Any, draw: random.Random, others: Any = None) -> str:
     """Changes something in a tree, in place; returns what."""
     places = nodes_in(tree)
+    if not places:
+        return "nothing"
     holder, key = draw.choice(places)
     way = draw.choice(("replaced", "replaced", "near", "near", "left out", "twice", "swapped"))
     if way == "replaced":
@@ -250,7 +253,7 @@ def change_(tree: Any, draw: random.Random, others: Any = None) -> str:
         holder[draw.choice((f"{key}0", "x", "name", "step"))] = copy.deepcopy(holder[key])
     else:
         found = nodes_in(others) if others is not None and draw.random() < 0.3 else places
-        other, place = draw.choice(found)
+        other, place = draw.choice(found or places)
         holder[key], other[place] = copy.deepcopy(other[place]), copy.deepcopy(holder[key])
     return way
 
