@@ -129,6 +129,7 @@ def set_extra_states_(model: nn.Module, contents: Contents, archive: Archive, un
 
     Raises:
         CheckpointError: If one is not there, or does not take it.
+        MemoryError: If there is too little memory, which says nothing of the file.
     """
     modules = structure(model)
     for path, tree in contents.states.items():
@@ -138,5 +139,7 @@ def set_extra_states_(model: nn.Module, contents: Contents, archive: Archive, un
         undo.on_failure(partial(module.set_extra_state, module.get_extra_state()))
         try:
             module.set_extra_state(read_tree(tree, archive.take))
+        except MemoryError:
+            raise
         except Exception as error:
             raise CheckpointError(f"`{path}` does not take its extra state: {error}") from error

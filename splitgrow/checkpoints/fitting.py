@@ -63,6 +63,9 @@ def _tried(
     """What an optimizer with a group's options knows of a small parameter after a step.
 
     None if it could not take that step.
+
+    Raises:
+        MemoryError: If there is too little memory, which says nothing of the file.
     """
     kind: Any = type(optimizer)
     asked = inspect.signature(kind).parameters
@@ -75,6 +78,8 @@ def _tried(
         if state is not None:
             tried.state[parameter] = dict(state)
         tried.step()
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 - whatever keeps it from a step
         return None
     return dict(tried.state[parameter])

@@ -274,6 +274,7 @@ def restore_scheduler_(scheduler: Any, saved: SavedScheduler, read: Read, undo: 
 
     Raises:
         CheckpointError: If it does not take it.
+        MemoryError: If there is too little memory, which says nothing of the file.
     """
     before = scheduler.state_dict()
     state = read_tree(saved.state, read, before)
@@ -283,6 +284,8 @@ def restore_scheduler_(scheduler: Any, saved: SavedScheduler, read: Read, undo: 
     undo.on_failure(partial(scheduler.load_state_dict, dict(before)))
     try:
         scheduler.load_state_dict(state)
+    except MemoryError:
+        raise
     except Exception as error:
         raise CheckpointError(f"the {saved.type} does not take its saved state: {error}") from error
 
@@ -320,11 +323,14 @@ def set_random_states_(states: Any, undo: Undo) -> None:
 
     Raises:
         CheckpointError: If they are none.
+        MemoryError: If there is too little memory, which says nothing of the file.
     """
     before = random_states()
     undo.on_failure(partial(_set_random_states, before))
     try:
         _set_random_states(states)
+    except MemoryError:
+        raise
     except Exception as error:
         raise CheckpointError(f"the random states of the file are none: {error}") from error
 

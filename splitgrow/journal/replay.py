@@ -52,12 +52,15 @@ def rebuild_(
 
     Raises:
         CheckpointError: If an edit does not fit the model.
+        MemoryError: If there is too little memory, which says nothing of the file.
     """
     for edit in edits:
         try:
             _carry_out_(model, edit, given, undo)
         except CheckpointError as error:
             raise CheckpointError(f"edit {edit.index}: {error}") from error
+        except MemoryError:
+            raise
         except Exception as error:
             raise CheckpointError(f"edit {edit.index} cannot be carried out: {error}") from error
 
@@ -229,6 +232,7 @@ def widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> 
 
     Raises:
         CheckpointError: If they have no such input.
+        MemoryError: If there is too little memory, which says nothing of the file.
     """
     for edit in edits:
         if edit.inputs:
@@ -238,6 +242,8 @@ def widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> 
                 raise CheckpointError(f"edit {edit.index} widens an input by what nothing reads")
             try:
                 inputs = widened(model, history.inputs, edit.inputs)
+            except MemoryError:
+                raise
             except Exception as error:
                 raise CheckpointError(f"edit {edit.index} widens no input: {error}") from error
             history.narrower = (*history.narrower, (edit.index, history.inputs))
@@ -259,6 +265,7 @@ def analysed_(model: nn.Module, inputs: tuple[Any, ...], undo: Undo) -> ChannelG
 
     Raises:
         CheckpointError: If it does not run.
+        MemoryError: If there is too little memory, which says nothing of the file.
     """
     for parameter in model.parameters():
         # Where the model runs on real values, frozen ones come to lie in tensors of grown layers.
@@ -268,6 +275,8 @@ def analysed_(model: nn.Module, inputs: tuple[Any, ...], undo: Undo) -> ChannelG
             asked = note_questions_(meanwhile)
             with Bounded(_elements(model, inputs)):
                 graph = analyse_again(model, inputs)
+    except MemoryError:
+        raise
     except (Exception, Unbounded) as error:
         raise CheckpointError(
             f"the model does not run as the journal puts it together: {error}"
