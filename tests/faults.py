@@ -248,11 +248,11 @@ def loading_a_state_dict() -> Stage:
     grown: Any = small(lambda m, o: None, grown=2).model
     state = {name: value.clone() for name, value in grown.state_dict().items()}
 
-    def act(model: Any, _: object) -> object:
+    def act(model: Any, _: object) -> None:
         # What torch does then, copying one tensor after the other, is torch's.
+        given = dict(state)
         with Undo() as undo, undo:
-            follow_(model, take_journal(model, state, ""), dict(state), "", undo)
-        return None
+            follow_(model, take_journal(model, given, ""), given, "", undo)
 
     return small(act)
 
