@@ -43,6 +43,10 @@ SECONDS = 20.0
 ARENA = 2**20
 """Python asks for memory in pieces of this size; one more or less of them says nothing."""
 
+TEXT = 16
+"""How much memory text takes as JSON's objects, as multiples of its size; lists of empty lists take
+more."""
+
 Load = Callable[["runs.Run", Path], Any]
 
 
@@ -192,6 +196,7 @@ class Trials:
         # The constant part: what the files that are whole take, with nothing taken off.
         healthy = [self.of(Mutant("", True, each.main, {**each.files})) for each in self.originals]
         self.healthy = healthy
+        self.largest = max(trial.size for trial in healthy)
         self.allowed = max(trial.memory for trial in healthy) + 2 * ARENA
 
     def mutants(self, numbers: range) -> Iterator[Trial]:
@@ -245,8 +250,13 @@ class Trials:
         return trial.outcome not in {"refused", "loaded"} or self.is_large(trial)
 
     def is_large(self, trial: Trial) -> bool:
-        """Whether it took more memory than twice the file's size and what every load takes."""
-        return trial.memory > 2 * trial.size + self.allowed
+        """Whether it took more memory than twice the file's size and what every load takes.
+
+        Text becomes Python objects of many times its size; so what a file has more of it than the
+        largest that is whole counts more.
+        """
+        text = max(0, trial.size - self.largest)
+        return trial.memory > 2 * trial.size + self.allowed + TEXT * text
 
     def _in_child(self, mutants: Iterator[tuple[Mutant, int]], writing: int) -> None:
         random.setstate(self.random)  # a fork seeds it anew
