@@ -21,7 +21,7 @@ def _form(x: Any) -> tuple[object, ...]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("function", _OPERANDS, ids=str)
+@pytest.mark.parametrize("function", _OPERANDS, ids=lambda function: function.__name__)
 def test_a_known_result_is_as_torchs(function: Callable[..., Any], dtype: torch.dtype) -> None:
     with FakeTensorMode():
         for shape in ((2, 3), (), (0, 4), (1, 2, 1, 3)):
