@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 # The models are tiny: handing their work to other threads takes longer than doing it.
 torch.set_num_threads(1)
+
+# Tests are run by processes that are told the width of a terminal which they do not have.
+os.environ.pop("COLUMNS", None)

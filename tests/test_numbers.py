@@ -17,7 +17,7 @@ from snapshots import unchanged
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow import growth, optimizers, placing
+from splitgrow import attributes, growth, optimizers
 from splitgrow.edits import Edit, NumberChange
 from splitgrow.errors import StructureChangedError
 from splitgrow.groups import Groups
@@ -158,7 +158,7 @@ def test_a_model_analysed_again_remembers_the_numbers_of_its_past() -> None:
 
 
 FAULTS = {
-    "setting a number": (placing, "hold_"),
+    "setting a number": (attributes, "hold_"),
     "joining a group": (optimizers, "_append"),
     "growing the groups": (Groups, "grow"),
     "reading the structure": (growth, "structure"),
