@@ -39,12 +39,11 @@ class Joining:
     new: NewParameter
 
 
-def listed(optimizer: object) -> list[Optimizer]:
+def optimizers_of(optimizer: object) -> list[Optimizer]:
     """The optimizers that were given: none, one or several.
 
     Raises:
         TypeError: If something else was given.
-        OptimizerError: If one of them keeps state that is not by parameter.
     """
     if optimizer is None:
         return []
@@ -55,6 +54,18 @@ def listed(optimizer: object) -> list[Optimizer]:
     for item in optimizers:
         if not isinstance(item, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer or several, got {item!r}")
+    return optimizers
+
+
+def listed(optimizer: object) -> list[Optimizer]:
+    """The optimizers that were given, if they can take in new parameters.
+
+    Raises:
+        TypeError: If something else was given.
+        OptimizerError: If one of them keeps state that is not by parameter.
+    """
+    optimizers = optimizers_of(optimizer)
+    for item in optimizers:
         if isinstance(item, LBFGS):
             raise OptimizerError(
                 "LBFGS keeps one flat history of all parameters, which cannot take in new ones; "

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from splitgrow.spans import Spans, regions
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""The memory formats with the channels last, by the number of dimensions."""
+
 
 def memory_format_of(tensor: Tensor) -> torch.memory_format:
     """Channels last if the strides of a tensor, dense or a part of one, are in that order."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = tensor.dim() in formats and tensor.stride(1) == 1 and tensor.stride(-1) > 1
-    return formats[tensor.dim()] if last else torch.contiguous_format
+    last = tensor.dim() in CHANNELS_LAST and tensor.stride(1) == 1 and tensor.stride(-1) > 1
+    return CHANNELS_LAST[tensor.dim()] if last else torch.contiguous_format
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,10 @@ from splitgrow.checkpoints.training import SavedOptimizer, SavedScheduler
 from splitgrow.deepened import Deepened
 from splitgrow.errors import CheckpointError
 from splitgrow.history import History
+from splitgrow.journal import Journal
 from splitgrow.journal.filling import slots_of
 from splitgrow.split import SplitLayer
+from splitgrow.typed import Record, read_record
 from splitgrow.whole import memory_format_of
 from splitgrow.wrapping import plain_type
 
@@ -148,6 +152,60 @@ def _settings(layer: nn.Module) -> str:
     if not source.startswith("torch.nn.") or source == "torch.nn.modules.dropout":
         return ""
     return re.sub(r"(, )?(inplace(=True)?|momentum=[^,)]+)", "", layer.extra_repr())
+
+
+def read_versioned(kind: type[Record], text: str, version: int, path: Path) -> Record:
+    """What a checkpoint holds besides tensors, from its JSON.
+
+    Raises:
+        CheckpointError: If it is of another version, or cannot be read.
+    """
+    try:
+        data = json.loads(text)
+        found = data.get("version") if isinstance(data, dict) else None
+        if found != version:
+            raise CheckpointError(
+                f"{path} is of version {found!r}; this splitgrow reads version {version}"
+            )
+        return read_record(kind, data, "the checkpoint")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def check_past(history: History | None, journal: Journal) -> None:
+    """Makes sure that a model has not done more edits than the saved one.
+
+    Raises:
+        CheckpointError: If it has.
+    """
+    if history is not None and len(history.edits) > len(journal.edits):
+        raise CheckpointError(
+            f"this model has done {len(history.edits)} edits, the saved one {len(journal.edits)}; "
+            f"load into a fresh model"
+        )
+
+
+def check_written(
+    model: nn.Module,
+    history: History | None,
+    saved: tuple[tuple[Part, ...], str],
+    journal: Journal,
+) -> None:
+    """Makes sure that a model was written as the saved one was.
+
+    Args:
+        model: The model.
+        history: What is known of it, if it is growable.
+        saved: The modules of the one that was saved, and the version of torch that it was saved by.
+        journal: The journal of that.
+
+    Raises:
+        CheckpointError: If it was not; the first difference is named.
+    """
+    numbered = frozenset(number.module for edit in journal.edits for number in edit.numbers)
+    # Other versions may print a layer's numbers otherwise.
+    same = torch.__version__.split(".")[:2] == saved[1].split(".")[:2]
+    check_parts(saved[0], parts_of(model, history), settings=same, fixed=numbered)
 
 
 def check_parts(

@@ -15,8 +15,10 @@ from splitgrow.checkpoints.trees import read_tree
 from splitgrow.errors import CheckpointError
 from splitgrow.history import structure
 from splitgrow.journal.filling import fill_meta_
+from splitgrow.journal.state_dicts import has_extra_state
 from splitgrow.progressive.halves import ProgressiveHalf
 from splitgrow.undo import Undo
+from splitgrow.whole import CHANNELS_LAST
 
 
 def reach_levels_(model: nn.Module, archive: Archive, undo: Undo) -> None:
@@ -56,12 +58,11 @@ def fill_(
 
     def made(name: str, tensor: Tensor, there: torch.device) -> Tensor:
         value = archive.tensor(MODEL + names[id(tensor)]).to(there, copy=True)
-        if name not in last or tensor.dim() not in _LAST:
+        if name not in last or tensor.dim() not in CHANNELS_LAST:
             return value
-        return value.contiguous(memory_format=_LAST[tensor.dim()])
+        return value.contiguous(memory_format=CHANNELS_LAST[tensor.dim()])
 
-    fresh = next((t.device for t in filled), device)
-    fill_meta_(model, made, undo, None if filled else fresh)
+    fill_meta_(model, made, undo, None if filled else device)
     with torch.no_grad():
         for tensor in filled:
             undo.on_failure(partial(_put_back, tensor, tensor.detach().clone()))
@@ -107,9 +108,6 @@ def _counts(dtype: torch.dtype) -> bool:
     return not dtype.is_floating_point and not dtype.is_complex
 
 
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
 @torch.no_grad()
 def _put_back(tensor: Tensor, value: Tensor) -> None:
     tensor.copy_(value)
@@ -134,7 +132,7 @@ def set_extra_states_(model: nn.Module, contents: Contents, archive: Archive, un
     modules = structure(model)
     for path, tree in contents.states.items():
         module: Any = modules.get(path)
-        if module is None or type(module).get_extra_state is nn.Module.get_extra_state:
+        if module is None or not has_extra_state(module):
             raise CheckpointError(f"the saved model has an extra state at `{path}`, this has none")
         undo.on_failure(partial(module.set_extra_state, module.get_extra_state()))
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +15,14 @@ from splitgrow.checkpoints.archives import Archive
 from splitgrow.checkpoints.contents import (
     VERSION,
     Contents,
-    check_parts,
-    parts_of,
+    check_past,
+    check_written,
+    read_versioned,
 )
 from splitgrow.checkpoints.filling import fill_, reach_levels_, set_extra_states_
 from splitgrow.checkpoints.saving import CONTENTS
 from splitgrow.checkpoints.training import (
     check_types,
-    optimizers_of,
     restore_optimizer_,
     restore_scheduler_,
     schedulers_of,
@@ -39,7 +38,7 @@ from splitgrow.handled import HISTORY
 from splitgrow.history import History, check_structure, grown_elsewhere
 from splitgrow.journal import Journal, rebuild_, restore_, widen_inputs_
 from splitgrow.journal.state_dicts import common_edits
-from splitgrow.typed import read_record
+from splitgrow.optimizers import optimizers_of
 from splitgrow.undisturbed import keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile, Undo
 from splitgrow.wrapping import refuse_wrapped
@@ -158,10 +157,11 @@ class _Loading:
     ) -> None:
         """Makes sure that the file is one of such a model, such optimizers and schedulers."""
         contents = self.contents
-        _check_past(self._old, self._journal)
+        check_past(self._old, self._journal)
         reach_levels_(self._model, self._archive, self._undo)
         if strict:
-            _check_model(self._model, self._old, contents, self._journal)
+            saved = contents.parts, contents.torch
+            check_written(self._model, self._old, saved, self._journal)
         check_types("optimizer", contents.optimizers, optimizers)
         check_types("scheduler", contents.schedulers, schedulers)
 
@@ -229,16 +229,7 @@ def contents_of(archive: Archive) -> Contents:
     Raises:
         CheckpointError: If it is of another version, or cannot be read.
     """
-    try:
-        data = json.loads(archive.metadata.get(CONTENTS, "null"))
-        version = data.get("version") if isinstance(data, dict) else None
-        if version != VERSION:
-            raise CheckpointError(
-                f"{archive.path} is of version {version!r}; this splitgrow reads version {VERSION}"
-            )
-        return read_record(Contents, data, "the checkpoint")
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{archive.path} cannot be read: {error}") from error
+    return read_versioned(Contents, archive.metadata.get(CONTENTS, "null"), VERSION, archive.path)
 
 
 def _journal(contents: Contents, archive: Archive) -> Journal:
@@ -250,22 +241,6 @@ def _journal(contents: Contents, archive: Archive) -> Journal:
             f"the journal adds {added:,} parameters, the file has {archive.elements:,} numbers"
         )
     return journal
-
-
-def _check_past(old: History | None, journal: Journal) -> None:
-    if old is not None and len(old.edits) > len(journal.edits):
-        raise CheckpointError(
-            f"this model has done {len(old.edits)} edits, the saved one {len(journal.edits)}; load "
-            f"into a fresh model"
-        )
-
-
-def _check_model(
-    model: nn.Module, old: History | None, contents: Contents, journal: Journal
-) -> None:
-    numbered = frozenset(number.module for edit in journal.edits for number in edit.numbers)
-    same = torch.__version__.split(".")[:2] == contents.torch.split(".")[:2]
-    check_parts(contents.parts, parts_of(model, old), settings=same, fixed=numbered)
 
 
 def _new_history(

@@ -13,7 +13,6 @@ from torch import nn
 
 from splitgrow.checkpoints.contents import MODEL, Contents, Tensors, parts_of, tensors_of
 from splitgrow.checkpoints.training import (
-    optimizers_of,
     random_states,
     saved_optimizer,
     saved_scheduler,
@@ -27,6 +26,8 @@ from splitgrow.growable import original_class
 from splitgrow.handled import history_of
 from splitgrow.history import History, check_structure
 from splitgrow.journal import journal_of
+from splitgrow.journal.state_dicts import has_extra_state
+from splitgrow.optimizers import optimizers_of
 from splitgrow.typed import written
 
 CONTENTS = "splitgrow"
@@ -137,7 +138,7 @@ def _of_model(model: nn.Module, history: History, found: Tensors, writer: Writer
         "states": {
             path: writer.written(module.get_extra_state(), f"state.{path}")
             for path, module in model.named_modules()
-            if type(module).get_extra_state is not nn.Module.get_extra_state
+            if has_extra_state(module)
         },
         "inputs": _inputs(history.inputs, writer, "inputs"),
         "narrower": tuple(

@@ -71,27 +71,6 @@ class SavedScheduler:
 # -- optimizers ----------------------------------------------------------------------------------
 
 
-def optimizers_of(optimizer: object) -> list[Optimizer]:
-    """The optimizers that were given: none, one or several.
-
-    Raises:
-        TypeError: If something else was given.
-    """
-    given = _several(optimizer, Optimizer)
-    for item in given:
-        if not isinstance(item, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer or several, got {item!r}")
-    return given
-
-
-def _several(given: object, kind: type[Any]) -> list[Any]:
-    if given is None:
-        return []
-    if isinstance(given, kind) or not isinstance(given, Iterable):
-        return [given]
-    return list(given)
-
-
 def saved_optimizer(
     optimizer: Optimizer, names: Mapping[int, str], writer: Writer, where: str
 ) -> SavedOptimizer:
@@ -256,7 +235,10 @@ def schedulers_of(scheduler: object) -> list[Any]:
     Raises:
         TypeError: If something else was given.
     """
-    found = [scheduler] if hasattr(scheduler, "state_dict") else _several(scheduler, str)
+    if scheduler is None:
+        return []
+    several = isinstance(scheduler, Iterable) and not isinstance(scheduler, str)
+    found = [*scheduler] if several and not hasattr(scheduler, "state_dict") else [scheduler]  # type: ignore[misc]
     for item in found:
         if not hasattr(item, "state_dict") or not hasattr(item, "load_state_dict"):
             raise TypeError(f"a scheduler must have state_dict and load_state_dict, got {item!r}")

@@ -65,9 +65,10 @@ def write_archive(
         CheckpointError: If it cannot be written. What was there before is untouched.
     """
     path = Path(os.path.realpath(path))
-    plain = {name: tensor for name, tensor in tensors.items() if _is_plain(name, tensor)}
-    parts = _parts(plain, largest)
-    texts = {**metadata, COMPLEX: json.dumps(_complex(plain))}
+    for name, tensor in tensors.items():
+        _check_plain(name, tensor)
+    parts = _parts(tensors, largest)
+    texts = {**metadata, COMPLEX: json.dumps(_complex(tensors))}
     with refused(f"cannot save {path}"), _alone(path):
         _clear(path)
         with _written(path, parts[1:]) as shards:
@@ -76,7 +77,7 @@ def write_archive(
                 _write(aside, parts[0], texts)
                 _rotate(path, keep)
                 aside.replace(path)
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
         with suppress(OSError, CheckpointError):  # the new file is there already
             _remove_unused(path)
 
@@ -110,10 +111,10 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
-def _is_plain(name: str, tensor: Tensor) -> bool:
+def _check_plain(name: str, tensor: Tensor) -> None:
     """Makes sure that a tensor can be written.
 
     Raises:
@@ -130,7 +131,6 @@ def _is_plain(name: str, tensor: Tensor) -> bool:
         raise CheckpointError(
             f"`{name}` is a {tensor.layout} tensor of {tensor.dtype}: no checkpoint can hold that"
         )
-    return True
 
 
 def _complex(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -163,7 +163,7 @@ def _written(path: Path, parts: list[dict[str, Tensor]]) -> Iterator[list[Shard]
                 shards.append(Shard(name, _write(aside, part, {})))
                 aside.replace(path.with_name(name))
         if parts:
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         yield shards
     except BaseException:
         with suppress(OSError, CheckpointError):
@@ -318,7 +318,8 @@ def _rotate(path: Path, keep: int) -> None:
         number += 1
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Brings the names in a directory down to the disk."""
     if os.name != "posix":  # elsewhere directories cannot be opened
         return
     descriptor = os.open(directory, os.O_RDONLY)

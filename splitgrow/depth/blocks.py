@@ -61,13 +61,13 @@ def copied_block(
     block = plain_copy(sites.modules[path], None, memo)
     for name in names:
         zeroed(memo[id(sites.modules[name])])
-    _release_(block)
+    let_learn_(block)
     announce_(block, model, undo)
     _check(model, (path, sites.modules[path]), block, inputs)
     return block
 
 
-def _release_(block: nn.Module) -> None:
+def let_learn_(block: nn.Module) -> None:
     """Lets a copy learn, whatever was frozen of the block that it was made of."""
     for parameter in block.parameters():
         if parameter.is_floating_point():

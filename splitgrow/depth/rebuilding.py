@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from splitgrow.deepened import Deepened
-from splitgrow.depth.blocks import announce_
+from splitgrow.depth.blocks import announce_, let_learn_
 from splitgrow.depth.inserts import replacement
 from splitgrow.depth.recipes import made_of, parts_in
 from splitgrow.depth.wanted import KINDS
@@ -15,7 +15,6 @@ from splitgrow.depth.wrapping import wrap_
 from splitgrow.edits import Insertion
 from splitgrow.errors import CheckpointError
 from splitgrow.fading import FadeIn
-from splitgrow.generations import held, release_
 from splitgrow.history import structure
 from splitgrow.undo import Undo
 
@@ -84,8 +83,6 @@ def _made(
     if insertion.kind == "replacement":
         return replacement(module)
     if insertion.kind == "block":
-        for part in module.modules():
-            if held(part):
-                release_(part, training=part.training)
+        let_learn_(module)
         return module
     return module.train(modules[insertion.host].training)

@@ -13,11 +13,10 @@ from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from splitgrow.checkpoints.contents import check_parts, parts_of, tensors_of
+from splitgrow.checkpoints.contents import MODEL, check_past, check_written, tensors_of
 from splitgrow.checkpoints.training import (
     SavedOptimizer,
     check_types,
-    optimizers_of,
     restore_optimizer_,
     restore_scheduler_,
     schedulers_of,
@@ -26,12 +25,13 @@ from splitgrow.checkpoints.training import (
 from splitgrow.checkpoints.trees import read_tree
 from splitgrow.distributed.agreement import Agreement
 from splitgrow.distributed.carrying import TIMEOUT, Wrapped, group_of, picture_of, plain_of
-from splitgrow.distributed.storing import MODEL, Manifest, opened_manifest
+from splitgrow.distributed.storing import Manifest, opened_manifest
 from splitgrow.errors import CheckpointError
 from splitgrow.handled import history_of
 from splitgrow.history import check_structure, keep_
 from splitgrow.journal import Journal
 from splitgrow.journal.state_dicts import common_edits, follow_
+from splitgrow.optimizers import optimizers_of
 from splitgrow.undo import Undo
 from splitgrow.wrapping import wrapper_told
 
@@ -209,15 +209,9 @@ def _checked(model: nn.Module, manifest: Manifest) -> Journal:
     history.refuse_while_viewing("load a checkpoint")
     check_structure(model, history)
     journal = Journal.from_data(manifest.journal)
-    if len(history.edits) > len(journal.edits):
-        raise CheckpointError(
-            f"this model has done {len(history.edits)} edits, the saved one {len(journal.edits)}; "
-            f"load into a fresh model"
-        )
+    check_past(history, journal)
     common_edits(history.edits, journal.edits)
-    numbered = frozenset(number.module for edit in journal.edits for number in edit.numbers)
-    same = torch.__version__.split(".")[:2] == manifest.torch.split(".")[:2]
-    check_parts(manifest.parts, parts_of(model, history), settings=same, fixed=numbered)
+    check_written(model, history, (manifest.parts, manifest.torch), journal)
     return journal
 
 

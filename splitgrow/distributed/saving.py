@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from splitgrow.checkpoints.contents import parts_of, tensors_of
+from splitgrow.checkpoints.contents import MODEL, parts_of, tensors_of
 from splitgrow.checkpoints.training import (
-    optimizers_of,
     random_states,
     saved_optimizer,
     saved_scheduler,
@@ -27,13 +26,15 @@ from splitgrow.checkpoints.training import (
 from splitgrow.checkpoints.trees import Writer
 from splitgrow.distributed.agreement import Agreement
 from splitgrow.distributed.carrying import TIMEOUT, Wrapped, group_of, picture_of, plain_of
-from splitgrow.distributed.storing import MODEL, commit, give_up, next_place, prepared
+from splitgrow.distributed.storing import commit, give_up, next_place, prepared
 from splitgrow.distributed.units import is_spread
 from splitgrow.errors import CheckpointError
 from splitgrow.execution import execution_mode
 from splitgrow.handled import history_of
 from splitgrow.history import check_structure
 from splitgrow.journal import journal_of
+from splitgrow.journal.state_dicts import has_extra_state
+from splitgrow.optimizers import optimizers_of
 
 
 def save(
@@ -161,7 +162,7 @@ def _described(
     found = tensors_of(model).tensors
     names = {id(tensor): name for name, tensor in found.items()}
     for path, module in model.named_modules():
-        if type(module).get_extra_state is not nn.Module.get_extra_state:
+        if has_extra_state(module):
             raise CheckpointError(
                 f"`{path}` adds an extra state of its own to the state_dict, which checkpoints of "
                 f"several processes do not hold yet"

@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from splitgrow.checkpoints.contents import Part
+from splitgrow.checkpoints.contents import Part, read_versioned
 from splitgrow.checkpoints.training import SavedOptimizer, SavedScheduler
+from splitgrow.checkpoints.writing import sync_directory
 from splitgrow.errors import CheckpointError
-from splitgrow.typed import read_record, written
+from splitgrow.typed import written
 
 VERSION = 1
-MODEL = "model."
-"""How the names of a model's tensors begin."""
 MANIFEST = "splitgrow.json"
 LATEST = "latest"
 _UNFINISHED = ".part"
@@ -100,15 +99,15 @@ def commit(place: Path, manifest: Mapping[str, Any], keep: int) -> None:
     files = {file.name: file.stat().st_size for file in sorted(place.iterdir())}
     complete = Manifest(**manifest, files=files)
     _write(place / MANIFEST, json.dumps(written(complete)))
-    _sync(place)
+    sync_directory(place)
     path = place.with_name(place.name.removesuffix(_UNFINISHED))
     place.rename(path)
-    _sync(path.parent)
+    sync_directory(path.parent)
     aside = path.parent / f"{LATEST}{_UNFINISHED}"
     number = int(path.name)
     _write(aside, str(number))
     aside.replace(path.parent / LATEST)
-    _sync(path.parent)
+    sync_directory(path.parent)
     for older in path.parent.iterdir():
         if older.name.isdecimal() and int(older.name) <= number - keep:
             shutil.rmtree(older, ignore_errors=True)
@@ -132,15 +131,9 @@ def opened_manifest(directory: Path) -> tuple[Path, Manifest, str]:
     path = _path(directory, number)
     try:
         text = (path / MANIFEST).read_text()
-        data = json.loads(text)
-        version = data.get("version") if isinstance(data, dict) else None
-        if version != VERSION:
-            raise CheckpointError(
-                f"{path} is of version {version!r}; this splitgrow reads version {VERSION}"
-            )
-        manifest = read_record(Manifest, data, "the checkpoint")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    manifest = read_versioned(Manifest, text, VERSION, path)
     for name, size in manifest.files.items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
@@ -160,11 +153,3 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -58,7 +58,7 @@ def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
 
 def fill_meta_(
     model: nn.Module,
-    value: Callable[[str, Tensor, torch.device], Tensor | None],
+    value: Callable[[str, Tensor, torch.device], Tensor],
     undo: Undo,
     device: torch.device | None = None,
 ) -> None:
@@ -66,8 +66,7 @@ def fill_meta_(
 
     Args:
         model: The model.
-        value: Makes one, given its name, the tensor without values, and the device; None to leave
-            it as it is.
+        value: Makes one, given its name, the tensor without values, and the device.
         undo: Takes it back.
         device: Where they go; None for the device of the tensor before it.
     """
@@ -79,8 +78,6 @@ def fill_meta_(
             continue
         if id(tensor) not in made:
             filled = value(name, tensor, here)
-            if filled is None:
-                continue
             if isinstance(tensor, nn.Parameter):
                 filled = _parameter(name, filled, trains=tensor.requires_grad)
             made[id(tensor)] = filled

@@ -57,7 +57,7 @@ def take_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str)
     held = state.get(key)
     if isinstance(held, Mapping) and held.keys() == {_OURS, _THEIRS}:
         state[key], held = held[_THEIRS], held[_OURS]
-    elif held is not None and not _has_extra_state(model):
+    elif held is not None and not has_extra_state(model):
         del state[key]
     else:
         return Journal()
@@ -69,7 +69,8 @@ def take_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str)
         raise CheckpointError(f"the journal cannot be read: {error}") from error
 
 
-def _has_extra_state(model: nn.Module) -> bool:
+def has_extra_state(model: nn.Module) -> bool:
+    """Whether a module adds something of its own to its state_dict."""
     return type(model).get_extra_state is not nn.Module.get_extra_state
 
 
