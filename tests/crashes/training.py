@@ -43,6 +43,9 @@ def go_on(path: Path, steps: int = STEPS) -> str:
     else:
         splitgrow.growable(model, torch.zeros(1, 2, 4, 4))
     own = handle(model)
+    keep = {"keep": KEEP, "shard_bytes": SHARD_BYTES}
+    if done == steps:  # killed after its last file took its name: the next save clears up
+        splitgrow.save(model, path, **given, extra={"step": done}, **keep)
     for step in range(done + 1, steps + 1):
         if step in {3, 7, 8}:
             own.expand_layer("stem", 1, optimizer=optimizer)
@@ -53,7 +56,6 @@ def go_on(path: Path, steps: int = STEPS) -> str:
             own.expand_layer("stem", 2, optimizer=optimizer)
         train(model, optimizer)
         scheduler.step()
-        keep = {"keep": KEEP, "shard_bytes": SHARD_BYTES}
         splitgrow.save(model, path, **given, extra={"step": step}, **keep)
     return digest_of(model, optimizer)
 
