@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from splitgrow.composition import Composition
 from splitgrow.spans import cut_out
-from splitgrow.whole import Part, Unfit, make_dense_, whole_of
+from splitgrow.whole import Own, Part, Unfit, make_dense_, whole_of
 from splitgrow.wrapping import is_managed
 
 
@@ -26,11 +26,12 @@ class Assembly:
 
     Args:
         composition: What the layer is made of.
-        keep: Whether what is put together is kept, and frozen blocks become views of it.
+        own: Which tensors are the blocks' own; frozen ones become views of what is put together,
+            which is kept. None if nothing is.
     """
 
-    def __init__(self, composition: Composition, *, keep: bool) -> None:
-        self.composition, self._keep = composition, keep
+    def __init__(self, composition: Composition, own: Own | None) -> None:
+        self.composition, self._own = composition, own
         self.parts: list[Part] = []
         self.tensors: list[Tensor] = []
         self.flags: tuple[bool, ...] = ()
@@ -121,12 +122,15 @@ class Assembly:
         Not of parameters whose storage FSDP frees after the call and fills anew before the next: a
         parameter that pointed elsewhere would miss that, and what is kept would hold the memory.
         """
-        return self._keep and not is_managed(self.composition.original)
+        return self._own is not None and not is_managed(self.composition.original)
 
     def _settle(self) -> None:
         if not self.composition.kind.side_by_side:
             raise Unfit
         self._settled, self._copies = (), []
+        if self._own is not None and not all(self._own.has(p) for p in self.parts):
+            # What was put together is where those that are absent have their values.
+            self._wholes = {}
         for name, slots in self._slots.items():
             if slots:
                 try:
@@ -141,7 +145,7 @@ class Assembly:
         if name not in self._wholes:
             self._wholes[name] = whole_of(parts, self.composition.shape(name))
         for slot, part in zip(slots, parts, strict=True):
-            if not part.settle(views=self._keeps):
+            if not part.settle(self._own if self._keeps else None):
                 for region, (_, own) in zip(part.raw, part.regions, strict=True):
                     self._copies.append((region, slot, own if part.scattered else None))
 

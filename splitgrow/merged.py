@@ -11,7 +11,7 @@ from splitgrow.assembly import Assembly
 from splitgrow.composition import Composition
 from splitgrow.multiplied import Multiplied
 from splitgrow.normalised import moves_of, normalised
-from splitgrow.whole import Unfit, make_dense_
+from splitgrow.whole import Own, Unfit, make_dense_
 
 
 class Merged:
@@ -19,18 +19,19 @@ class Merged:
 
     Args:
         composition: What the layer is made of.
-        keep: Whether what is put together is kept from call to call.
+        own: Which tensors are the blocks' own, for what is put together to be kept from call to
+            call; None if it is not.
     """
 
-    def __init__(self, composition: Composition, *, keep: bool = True) -> None:
+    def __init__(self, composition: Composition, own: Own | None) -> None:
         self._composition = composition
-        self._keep = keep
+        self._own = own
         self._kernel = composition.kind.kernel(composition.original)
 
     @cached_property
     def assembly(self) -> Assembly:
         """The layer's tensors put together."""
-        return Assembly(self._composition, keep=self._keep)
+        return Assembly(self._composition, self._own)
 
     @cached_property
     def _multiplied(self) -> Multiplied | None:

@@ -15,7 +15,7 @@ from splitgrow.eager import is_eager
 from splitgrow.execution import Mode, execution_mode
 from splitgrow.generations import hold_statistics
 from splitgrow.merged import Merged
-from splitgrow.whole import Unfit
+from splitgrow.whole import Own, Unfit
 
 LARGEST = 128 * 2**20
 """Bytes of a weight: "auto" puts no larger one together, which would take as much memory again."""
@@ -51,16 +51,23 @@ class Runner:
     Attributes:
         view: The edit that is shown; None for all.
         modules: All blocks, also those that are not shown.
+        own: Which tensors are theirs.
         ran: How the last call was executed.
+
+    Args:
+        composition: What the layer is made of.
+        view: The edit that is shown; None for all.
+        own: Which tensors are the blocks', if those that they have now may be others.
     """
 
-    def __init__(self, composition: Composition, view: int | None) -> None:
+    def __init__(self, composition: Composition, view: int | None, own: Own | None = None) -> None:
         self.view, self.modules = view, composition.modules
+        self.own = Own(composition.modules) if own is None else own
         self.ran: LayerRun | None = None
         self._composition = composition if view is None else composition.until(view)
         self._blockwise = Blockwise(self._composition)
         self._reasons: dict[Any, str] = {}
-        self._merged = Merged(self._composition, keep=view is None)
+        self._merged = Merged(self._composition, self.own if view is None else None)
         self._bytes = _bytes_of(self._composition)
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -79,12 +79,10 @@ class SplitLayer(nn.ModuleList):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output at its present size, or at that of the edit in `view`."""
         runner = self._runner
-        if (
-            runner is None
-            or runner.view != self.view
-            or runner.modules != (*self._modules.values(),)
-        ):
-            runner = self._runner = Runner(self.composition(), self.view)
+        same = runner is not None and runner.modules == (*self._modules.values(),)
+        if runner is None or not same or runner.view != self.view:
+            own = runner.own if runner is not None and same else None
+            runner = self._runner = Runner(self.composition(), self.view, own)
         return runner.run(x, *args, **kwargs)
 
     def composition(self, view: int | None = None) -> Composition:

@@ -2,13 +2,15 @@
 
 A frozen block's tensor becomes a view of the whole, so that nothing is copied again however it is
 changed in place. A tensor that trains keeps storage of its own, since optimizers with fused kernels
-take every parameter for contiguous, and is copied in at every use.
+take every parameter for contiguous, and is copied in at every use. So is one that stands in for the
+block's own for the time of a call, as torch.func.functional_call has it: it is somebody else's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -47,18 +49,19 @@ class Part:
 
     Attributes:
         block: The block's place in the layer.
+        module: The block.
         owner: The dictionary that has the tensor, under `name`.
         regions: The rectangles that it covers: there, and in itself.
         shape: Its shape.
         size: Its number of elements.
     """
 
-    __slots__ = ("block", "name", "owner", "raw", "regions", "shape", "size")
+    __slots__ = ("block", "module", "name", "owner", "raw", "regions", "shape", "size")
 
     def __init__(
         self, block: int, module: nn.Module, name: str, places: Mapping[int, Spans]
     ) -> None:
-        self.block, self.name = block, name
+        self.block, self.module, self.name = block, module, name
         own = module._parameters.get(name) is not None  # noqa: SLF001
         self.owner: Any = module._parameters if own else module._buffers  # noqa: SLF001
         self.shape = self.tensor.shape
@@ -83,11 +86,11 @@ class Part:
         """Whether it lies in several pieces, and so cannot be a view of the whole."""
         return len(self.regions) > 1
 
-    def settle(self, *, views: bool) -> bool:
+    def settle(self, keeping: Own | None) -> bool:
         """Copies today's values into the whole, or makes the tensor a view of it.
 
         Args:
-            views: Whether it may become one.
+            keeping: Which tensors may become one: the blocks' own; None for none.
 
         Returns:
             Whether it has become one.
@@ -97,7 +100,8 @@ class Part:
         """
         tensor, only = self.tensor, self.raw[0]
         there = tensor.data_ptr() == only.data_ptr() and tensor.stride() == only.stride()
-        apart = self.scattered or tensor.requires_grad or not views or _must_stay(tensor)
+        apart = self.scattered or tensor.requires_grad or keeping is None or _must_stay(tensor)
+        apart = apart or (keeping is not None and not keeping.has(self))
         if there and not apart:
             return True
         if tensor.dtype != only.dtype or tensor.device != only.device or tensor.shape != self.shape:
@@ -117,6 +121,31 @@ class Part:
         for region, (_, own) in zip(self.raw, self.regions, strict=True):
             if data.data_ptr() != region.data_ptr():
                 data[own] = region
+
+
+class Own:
+    """Which tensors belong to some modules, as against others that stand in for them for a while.
+
+    Args:
+        modules: The modules, with their own tensors in place.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._known = {
+            (module, name): ref(tensor)
+            for module in modules
+            for owner in (module._parameters, module._buffers)  # noqa: SLF001
+            for name, tensor in owner.items()
+            if tensor is not None
+        }
+
+    def has(self, part: Part) -> bool:
+        """Whether the tensor that is there today is the block's own."""
+        tensor = part.tensor
+        known = self._known.get((part.module, part.name))
+        if known is None or known() is None:  # its own was replaced for good
+            known = self._known[part.module, part.name] = ref(tensor)
+        return known() is tensor
 
 
 def _must_stay(tensor: Tensor) -> bool:

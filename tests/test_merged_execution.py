@@ -664,3 +664,34 @@ def test_layers_called_with(name: str) -> None:
         in_mode("merged", lambda: gradients(model, *x)),
         in_mode("blockwise", lambda: gradients(model, *x)),
     )
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_tensors_that_stand_in_for_a_call_and_the_models_own_keep_their_values(
+    *, trains: bool
+) -> None:
+    """As torch.func.functional_call has them: what is put together is nobody's memory."""
+    model = grown().eval()
+    x = inputs()
+
+    def given(seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        pairs = [(n, torch.randn_like(p)) for n, p in model.named_parameters()]
+        return {n: nn.Parameter(t, requires_grad=trains) for n, t in pairs}
+
+    before = model(x).detach().clone()
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    sets = [given(0), given(1)]
+    kept = [{name: value.detach().clone() for name, value in each.items()} for each in sets]
+    for _ in range(2):
+        found = [functional_call(model, each, (x,)) for each in sets]
+        expected = [
+            in_mode("blockwise", lambda each=each: functional_call(model, each, (x,)))
+            for each in kept
+        ]
+        assert largest_difference(found[0], found[1]) > 1e-3
+        assert_all_equal(found, expected)
+        for each, then in zip(sets, kept, strict=True):
+            assert all(torch.equal(each[name], then[name]) for name in each)
+        assert torch.equal(model(x), before)
+        assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
