@@ -85,11 +85,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> "ModuleType":
-    """`splitgrow.distributed`, once somebody asks for it: few do, and it imports much of torch.
+    """`splitgrow.continual` and `splitgrow.distributed`, once somebody asks for them.
 
     Raises:
         AttributeError: If that is not what is asked for.
     """
-    if name == "distributed":
-        return importlib.import_module("splitgrow.distributed")
+    if name in {"continual", "distributed"}:
+        return importlib.import_module(f"splitgrow.{name}")
     raise AttributeError(f"module 'splitgrow' has no attribute {name!r}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from splitgrow.attributes import hold_, numbers_at
 from splitgrow.errors import UnsupportedModelError
+from splitgrow.fading import FadeIn
 from splitgrow.generations import held, parameters_in, release_
 from splitgrow.growable import original_class
 from splitgrow.handled import HISTORY, history_of
@@ -60,12 +62,31 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
 
 
 def _merged(model: nn.Module, history: History, generation: int | None) -> nn.Module:
+    view = history.view_of(generation)
+    fades = history.shares.get(generation or 0, ()) if view is not None else ()
+    return merged_at(model, history, view, dict(fades))
+
+
+def merged_at(
+    model: nn.Module, history: History, view: int | None, fades: Mapping[FadeIn, float]
+) -> nn.Module:
+    """A new, plain model that computes what a model did after an edit.
+
+    Args:
+        model: The model.
+        history: Its history.
+        view: The number of the edit; None for today.
+        fades: How far fades are to have come.
+
+    Raises:
+        StructureChangedError: If the model was changed by hand since.
+        UnsupportedModelError: If FSDP has sharded the model.
+    """
     if is_sharded(model):
         raise UnsupportedModelError(
             "FSDP has sharded the model, of which no process has all; merge it inside `with "
             "splitgrow.distributed.gathered(model) as whole`"
         )
-    view = history.view_of(generation)
     if view is not None:
         check_structure(model, history)
     frozen = {id(parameter) for parameter in parameters_in(history.frozen_parameters())}
@@ -74,7 +95,7 @@ def _merged(model: nn.Module, history: History, generation: int | None) -> nn.Mo
     plain = plain_copy(model, view, memo, lambda split, layer: _set_training(split, layer, frozen))
     vars(plain).pop(HISTORY, None)
     plain.__class__ = original_class(plain)
-    for fade, alpha in history.shares.get(generation or 0, ()) if view is not None else ():
+    for fade, alpha in fades.items():
         if id(fade) in memo:
             memo[id(fade)].alpha = alpha
     for (name, attribute), number in numbers_at(history.edits, view).items():

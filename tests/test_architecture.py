@@ -33,7 +33,7 @@ FLOORS = (
     {"growable", "reporting"},
     {"merging", "checkpoints"},
     {"distributed"},
-    {"fusion"},
+    {"fusion", "continual"},
     {"cli"},
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}

@@ -1,0 +1,260 @@
+"""The part of a network that all tasks share: a growable model without its head."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.continual.masks import no_owners, owned_by
+from splitgrow.continual.slots import Slot, slots_of, substituted
+from splitgrow.edits import Edit
+from splitgrow.errors import UnsupportedModelError
+from splitgrow.growable import growable
+from splitgrow.handle import Handle, handle
+from splitgrow.handled import HISTORY, history_of
+from splitgrow.merging import merge, merged_at
+from splitgrow.undisturbed import undisturb_
+from splitgrow.undo import Meanwhile
+
+
+class Body:
+    """What tasks share: a growable model whose head is taken off, and who owns its weights.
+
+    Attributes:
+        model: The model; it returns features `(N, width)`. Its parameters never train themselves:
+            they hold what tasks have learned, and zeros or initial values where nobody has yet.
+        inputs: The example inputs.
+        head: The path where the head was; None if the model has none.
+        owners: For each shared tensor, by its slot's name, the tasks that own its weights: 1 for
+            the first; 0 where they are free.
+        weights: How many shared weights the model had at first.
+
+    Args:
+        model: The user's model, which is copied.
+        inputs: Example inputs.
+        head: The path of its head, "auto" to find it, or None if it returns features.
+
+    Raises:
+        ValueError: If there is no such head.
+        UnsupportedModelError: If no head is found, or the features are no matrix.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], head: str | None) -> None:
+        model = merge(model) if HISTORY in vars(model) else copy.deepcopy(model)
+        self.head = _head_of(model, inputs, head)
+        if self.head is not None:
+            model.set_submodule(self.head, nn.Identity())
+        self.model: Any = growable(model, inputs)
+        self.inputs = inputs
+        self.owners: dict[str, Tensor] = {}
+        self._slots: dict[str, Slot] = {}
+        self.renew()
+        self.weights = self.size
+        self.features()
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """The model's tensors."""
+        return self._slots
+
+    @property
+    def shared(self) -> dict[str, Slot]:
+        """The tensors whose weights tasks share."""
+        return {name: slot for name, slot in self._slots.items() if slot.shared}
+
+    @property
+    def edit(self) -> int:
+        """The number of the last edit: a timestamp of the model's widths."""
+        return history_of(self.model).last_edit(history_of(self.model).generation)
+
+    @property
+    def handle(self) -> Handle:
+        """What can be done with the model."""
+        return handle(self.model)
+
+    @property
+    def size(self) -> int:
+        """How many shared weights there are."""
+        return sum(slot.tensor.numel() for slot in self.shared.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        tensor = next((slot.tensor for slot in self._slots.values()), None)
+        return tensor.device if tensor is not None else torch.device("cpu")
+
+    def renew(self) -> None:
+        """Takes note of tensors that have come with growth: nobody owns them, none trains."""
+        self._slots = slots_of(self.model)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        for name, slot in self.shared.items():
+            if name not in self.owners:
+                self.owners[name] = no_owners(slot.tensor)
+
+    def copied(self) -> Body:
+        """A body of the same values, with tensors of its own."""
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Body:
+        """Copies all but the slots, which are those of the copied model."""
+        twin: Body = object.__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(
+            {k: copy.deepcopy(v, memo) for k, v in vars(self).items() if k != "_slots"}
+        )
+        twin._slots = slots_of(twin.model)
+        return twin
+
+    @contextmanager
+    def reading(self, values: Mapping[str, Tensor]) -> Iterator[Any]:
+        """Has the model read other tensors in place of its own, inside a ``with`` block."""
+        with substituted(self._slots, values):
+            yield self.model
+
+    def features(self, values: Mapping[str, Tensor] | None = None) -> int:
+        """The number of features, at the example inputs.
+
+        Raises:
+            UnsupportedModelError: If they are no matrix.
+        """
+        with Meanwhile() as meanwhile, meanwhile, self.reading(values or {}) as model:
+            undisturb_(model, meanwhile)
+            torch.set_grad_enabled(False)
+            _evaluate(model)
+            found = model(*self.inputs)
+        if not isinstance(found, Tensor) or found.dim() != 2:
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found)
+            raise UnsupportedModelError(
+                f"without its head, the model returns {what} instead of features (N, width); end "
+                f"it with a pooling and a flattening, and give it as it is with head=None"
+            )
+        return found.shape[1]
+
+    def grow(self, factor: float) -> Edit | None:
+        """Widens every layer inside by about a factor; what is new belongs to nobody.
+
+        Args:
+            factor: By how much; 1.5 adds half of the original width.
+
+        Returns:
+            The edit; None if nothing can grow by so little.
+
+        Raises:
+            FixedWidthError: If no layer can grow.
+        """
+        own = self.handle
+        request: dict[int | str, int] = {}
+        seen: set[str] = set()
+        for layer in own.layers:
+            if layer.growable and layer.name not in seen:
+                more = round((factor - 1) * layer.width / layer.step) * layer.step
+                if more > 0:
+                    request[layer.name] = more
+            seen.update((layer.name, *layer.group))
+        if not request:
+            return None
+        edit = own.expand(request, freeze=False)
+        self.renew()
+        return edit
+
+    def plain(self, values: Mapping[str, Tensor], edit: int, head: nn.Module) -> nn.Module:
+        """A plain model of the user's class, with the widths after an edit and a head.
+
+        Args:
+            values: Tensors in place of the model's own.
+            edit: The number of the edit.
+            head: Is put where the model's head was, or behind the model if it had none.
+        """
+        history = history_of(self.model)
+        with history.gate.lock, self.reading(values):
+            plain = merged_at(self.model, history, edit, {})
+        for parameter in plain.parameters():
+            parameter.requires_grad_(True)
+        plain.eval()
+        head = copy.deepcopy(head).eval()
+        if self.head is None:
+            return nn.Sequential(plain, head)
+        plain.set_submodule(self.head, head)
+        return plain
+
+    def free(self, name: str) -> Tensor:
+        """Where the weights of a shared tensor belong to nobody."""
+        return self.owners[name] == 0
+
+    def give(self, name: str, mask: Tensor, values: Tensor, task: int) -> None:
+        """Makes weights a task's own, with their values."""
+        tensor = self._slots[name].tensor
+        with torch.no_grad():
+            tensor.copy_(torch.where(mask, values.to(tensor.dtype), tensor))
+        self.owners[name] = owned_by(self.owners[name], mask, task)
+
+    def set_values(self, values: Mapping[str, Tensor]) -> None:
+        """Sets tensors of the model, by their slots' names."""
+        with torch.no_grad():
+            for name, value in values.items():
+                self._slots[name].tensor.copy_(value)
+
+    def own_all(self, task: int) -> None:
+        """Makes all weights that belong to nobody a task's own, as they are."""
+        for name in self.owners:
+            self.owners[name] = owned_by(self.owners[name], self.free(name), task)
+
+    def release(self) -> None:
+        """Sets the weights that belong to nobody to zero."""
+        with torch.no_grad():
+            for name, slot in self.shared.items():
+                slot.tensor.masked_fill_(self.free(name), 0.0)
+
+    @property
+    def owner_bits(self) -> int:
+        """How many bits it takes to tell the owner of one weight."""
+        latest = max((int(each.max()) for each in self.owners.values() if each.numel()), default=0)
+        return math.ceil(math.log2(latest + 1)) if latest else 0
+
+
+def _evaluate(model: nn.Module) -> None:
+    for module in model.modules():
+        module.training = False
+
+
+def _head_of(model: nn.Module, inputs: tuple[Any, ...], head: str | None) -> str | None:
+    """The path of the linear layer whose output is the model's.
+
+    Raises:
+        ValueError: If the one that is named is not there, or its output is not the model's.
+        UnsupportedModelError: If none is found.
+    """
+    if head is None:
+        return None
+    if head != "auto" and head not in dict(model.named_modules()):
+        raise ValueError(f"the model has no module {head!r}")
+    outputs: dict[str, list[Any]] = {}
+    with Meanwhile() as meanwhile, meanwhile:
+        undisturb_(model, meanwhile)
+        for path, module in model.named_modules():
+            if path and isinstance(module, nn.Linear) and head in {"auto", path}:
+                outputs[path] = []
+                module.register_forward_hook(
+                    lambda _module, _args, output, path=path: outputs[path].append(output)
+                )
+        torch.set_grad_enabled(False)
+        _evaluate(model)
+        result = model(*inputs)
+    found = [path for path, given in outputs.items() if len(given) == 1 and given[0] is result]
+    if len(found) == 1:
+        return found[0]
+    if head != "auto":
+        raise ValueError(
+            f"{head!r} is no nn.Linear that is called once and gives the model's output"
+        )
+    raise UnsupportedModelError(
+        "no nn.Linear gives the model's output, so there is no head to give each task one of its "
+        "own in place of; pass a model that returns features (N, width), with head=None"
+    )

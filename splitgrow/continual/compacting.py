@@ -1,0 +1,206 @@
+"""Learning to a goal: growth as long as a task falls short of it, pruning as long as it holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from splitgrow.continual.masked import MaskedLearner
+from splitgrow.continual.masks import Picks
+from splitgrow.continual.pruning import GradualPruning, keep_largest
+from splitgrow.continual.records import Record
+from splitgrow.continual.studies import Study
+from splitgrow.continual.tasks import Task
+from splitgrow.continual.training import Training
+
+_SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Up to which a task is pruned, one after the other (the published script's)."""
+
+
+@dataclass
+class _State:
+    """A state of a study that may be kept."""
+
+    sparsity: float
+    accuracy: float
+    snapshot: dict[str, Any]
+
+
+class CompactingLearner(MaskedLearner):
+    """What CPG and Pack and Expand share.
+
+    Args:
+        goal: The accuracy that a task is to reach, from 0 to 1: one number, or one by task name.
+            None to train a network of the same kind on the task alone, for as many epochs, and to
+            take what that reaches.
+        tolerance: By how much a pruned state may fall short of the goal.
+        growth: How many more weights a growth gives, as a share of the first network's.
+        largest: The largest expansion: how many times the first network's weights there may be.
+        prune_epochs: The epochs of every step of pruning; a fifth of the training's by default.
+        sparsities: The shares of a task's weights that are pruned one after the other.
+        patience: After how many sparsities in a row that miss the goal pruning ends.
+        retrain_epochs: The epochs in which picks and weights train again after pruning; half of
+            the training's by default.
+        prune_lr: The learning rate while pruning, as a share of the training's.
+        expected_tasks: How many tasks there will be; None if that is not known.
+        **common: What every learner takes; see `Learner`.
+    """
+
+    picks: ClassVar[Picks | None]
+    settings = (
+        "goal",
+        "tolerance",
+        "growth",
+        "largest",
+        "prune_epochs",
+        "sparsities",
+        "patience",
+        "retrain_epochs",
+        "prune_lr",
+        "expected_tasks",
+    )
+
+    def __init__(  # noqa: PLR0913
+        self,
+        *args: Any,
+        goal: float | Mapping[str, float] | None = None,
+        tolerance: float = 0.0,
+        growth: float = 0.25,
+        largest: float = 1.5,
+        prune_epochs: int | None = None,
+        sparsities: tuple[float, ...] = _SPARSITIES,
+        patience: int = 1,
+        retrain_epochs: int | None = None,
+        prune_lr: float = 0.1,
+        expected_tasks: int | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(*args, **common)
+        goals = goal.values() if isinstance(goal, Mapping) else () if goal is None else (goal,)
+        if not all(isinstance(each, (int, float)) and 0 <= each <= 1 for each in goals):
+            raise ValueError(f"a goal must lie between 0 and 1, got {goal!r}")
+        if not growth > 0 or not largest >= 1:
+            raise ValueError(
+                f"growth ({growth!r}) must be above 0, largest ({largest!r}) at least 1"
+            )
+        if list(sparsities) != sorted({*sparsities}) or not all(0 < s < 1 for s in sparsities):
+            raise ValueError(f"sparsities must rise within 0 and 1, got {sparsities!r}")
+        self.goal = dict(goal) if isinstance(goal, Mapping) else goal
+        self.tolerance, self.growth, self.largest = tolerance, growth, largest
+        epochs = self.training.epochs
+        self.prune_epochs = max(1, epochs // 5) if prune_epochs is None else prune_epochs
+        self.retrain_epochs = (epochs + 1) // 2 if retrain_epochs is None else retrain_epochs
+        self.sparsities, self.patience = tuple(sparsities), patience
+        self.prune_lr, self.expected_tasks = prune_lr, expected_tasks
+
+    def _learn(self, task: Task, number: int) -> Record:
+        goal = self._goal_of(task)
+        study, reached = self._trained(task, number, goal)
+        details: dict[str, Any] = {"goal": goal, "before pruning": reached}
+        kept = _State(0.0, reached, study.snapshot())
+        if study.mine:
+            kept = self._compacted_to(study, task, kept, goal)
+            study.restore(kept.snapshot)
+        details |= {"pruned": kept.sparsity, "after pruning": kept.accuracy}
+        if self.retrain_epochs and (study.scores or kept.sparsity):
+            kept = self._retrained(study, task, kept)
+        details["expansion"] = self.body.size / self.body.weights
+        record = self._commit(study, task, kept.accuracy)
+        record.details = details
+        return record
+
+    def _goal_of(self, task: Task) -> float:
+        if isinstance(self.goal, Mapping):
+            if task.name not in self.goal:
+                raise ValueError(f"no goal is given for task {task.name!r}")
+            return float(self.goal[task.name])
+        if self.goal is not None:
+            return float(self.goal)
+        return self._judge(self._trained_alone(task), task, "alone")
+
+    def _trained(self, task: Task, number: int, goal: float) -> tuple[Study, float]:
+        """A study that holds the goal, or one at the largest expansion."""
+        while True:
+            study = self._begin(task, picks=self.picks if number > 1 else None)
+            self._train(study, task, "train")
+            reached = self._judge(study, task, "train", goal)
+            if reached >= goal or not self._expanded(task):
+                return study, reached
+
+    def _expanded(self, task: Task) -> bool:
+        """Widens the body by one step, if that is within bounds."""
+        body = self.body
+        target = min(self.largest, body.size / body.weights + self.growth)
+        # Widths go with the root of weights, since a layer has outputs times inputs.
+        factor = math.sqrt(target * body.weights / body.size)
+        if target * body.weights < body.size * 1.01:
+            return False
+        return self._grow(task, factor)
+
+    def _compacted_to(self, study: Study, task: Task, kept: _State, goal: float) -> _State:
+        """The sparsest state that holds the goal, or that leaves room for the tasks to come."""
+        held = kept.accuracy >= goal
+        wanted = goal if held else None
+        initial = {name: int(mask.sum()) for name, mask in study.mine.items()}
+        least = self._least_sparsity() if not held else 0.0
+        before, missed = 0.0, 0
+        for sparsity in self.sparsities:
+            if wanted is None and sparsity > least + 1e-9:
+                break
+            self._prune_to(study, task, initial, (before, sparsity))
+            reached = self._judge(study, task, f"prune to {sparsity:g}", wanted)
+            before = sparsity
+            if wanted is None or reached >= wanted - self.tolerance:
+                kept, missed = _State(sparsity, reached, study.snapshot()), 0
+                continue
+            missed += 1
+            if missed >= self.patience:
+                break
+        return kept
+
+    def _least_sparsity(self) -> float:
+        """How far a task is pruned that falls short of its goal at the largest expansion."""
+        if self.expected_tasks is None:
+            return 0.0
+        left = max(0, self.expected_tasks - self._next)
+        return 1 - round(1 / (left + 1), 1) if left else 0.0
+
+    def _prune_to(
+        self, study: Study, task: Task, initial: Mapping[str, int], span: tuple[float, float]
+    ) -> None:
+        """Prunes from one sparsity to another while training goes on; the picks stay."""
+        steps = self.prune_epochs * len(self._batches(task.train))
+        # Half of the steps are left for what remains to settle.
+        schedule = GradualPruning(*span, steps=max(1, steps // 2), every=max(1, steps // 20))
+
+        def prune(step: int) -> None:
+            if schedule.due(step):
+                for name, mask in study.mine.items():
+                    keep = round((1 - schedule.sparsity(step)) * initial[name])
+                    study.keep_only(name, keep_largest(study.weight(name), mask, keep))
+
+        self._train(
+            study,
+            task,
+            f"prune to {span[1]:g}",
+            epochs=self.prune_epochs,
+            training=self._slower(),
+            after_step=prune,
+        )
+
+    def _slower(self) -> Training:
+        return replace(
+            self.training, lr=self.prune_lr * self.training.lr, score_lr=0.0, schedule="constant"
+        )
+
+    def _retrained(self, study: Study, task: Task, kept: _State) -> _State:
+        """Trains picks and weights again, and keeps that if it is better."""
+        study.reset_scores()
+        self._train(study, task, "retrain", epochs=self.retrain_epochs)
+        reached = self._judge(study, task, "retrain", kept.accuracy)
+        if reached >= kept.accuracy:
+            return _State(kept.sparsity, reached, study.snapshot())
+        study.restore(kept.snapshot)
+        return kept

@@ -1,0 +1,52 @@
+"""Training the same network on one task after the other, with nothing against forgetting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from splitgrow.continual.learner import Learner
+from splitgrow.continual.records import Record
+from splitgrow.continual.studies import Study, whole_study
+from splitgrow.continual.tasks import Task
+from splitgrow.continual.training import cross_entropy
+
+
+class Finetuning(Learner):
+    """Naive finetuning: nothing is done against forgetting.
+
+    The body belongs to no task: every task goes on from where the last one left it, and changes it
+    for all of them. Only the heads are every task's own.
+
+    Args:
+        **common: What every learner takes; see `Learner`.
+    """
+
+    method = "finetuning"
+    frozen = False
+
+    def _learn(self, task: Task, number: int) -> Record:
+        study = self._study(task)
+        self._train(study, task, "train", loss=self._loss)
+        return self._taken_over(study, task, number)
+
+    def _study(self, task: Task) -> Study:
+        return whole_study(self.body, self._new_head(task.classes))
+
+    def _loss(self, network: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return cross_entropy(network, x, y)
+
+    def _taken_over(self, study: Study, task: Task, number: int) -> Record:
+        """Makes the body what a study has come to."""
+        accuracy = self._judge(study, task, "train")
+        own = {name: study.weight(name).detach() for name in study.mine}
+        self.body.set_values({**own, **study.own_values()})
+        return Record(
+            name=task.name,
+            number=number,
+            classes=task.classes,
+            edit=self.body.edit,
+            head=study.head,
+            accuracy=accuracy,
+        )

@@ -1,0 +1,123 @@
+"""Joint training: all tasks at once, which a learner of one after the other cannot have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
+
+from splitgrow.continual.finetuning import Finetuning
+from splitgrow.continual.records import Record
+from splitgrow.continual.studies import whole_study
+from splitgrow.continual.tasks import Data, Task
+
+
+class Joint(Finetuning):
+    """One network for all tasks, trained on all of their data in mixed batches.
+
+    `learn_all` trains it once. `learn` trains it anew, from the model's first values, on the data
+    of all tasks so far, which are kept for that.
+
+    Args:
+        **common: What every learner takes; see `Learner`.
+    """
+
+    method = "joint"
+
+    def __init__(self, *args: Any, **common: Any) -> None:
+        super().__init__(*args, **common)
+        self._seen: tuple[Task, ...] = ()
+
+    def learn_all(self, tasks: Iterable[Task]) -> list[Record]:
+        """Learns tasks at once; otherwise as `learn`."""
+        return self._learn_together(list(tasks))
+
+    def _learned(self, tasks: Sequence[Task]) -> list[Record]:
+        known = (*self._seen, *tasks)
+        if len(known) < len(self.records) + len(tasks):
+            raise ValueError(
+                "the data of the tasks before are not at hand any more; learn all in a new learner"
+            )
+        self._seen = known
+        self.body = self._first.copied()
+        counts = [task.classes for task in known]
+        study = whole_study(self.body, self._new_head(sum(counts)))
+        of_task = torch.arange(len(known)).repeat_interleave(torch.tensor(counts))
+        allowed = (of_task[:, None] == of_task[None, :]).to(self.body.device)
+
+        def loss(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            # Each example is judged among the classes of its own task.
+            logits = network(x).masked_fill(~allowed[y], -torch.inf)
+            return F.cross_entropy(logits, y), logits
+
+        together = Task(", ".join(t.name for t in known), sum(counts), _mixed(known))
+        self._train(study, together, "train", loss=loss)
+        heads = _heads(study.head, counts)
+        own = {name: study.weight(name).detach() for name in study.mine}
+        self.body.set_values({**own, **study.own_values()})
+        records = []
+        for index, (task, head) in enumerate(zip(known, heads, strict=True)):
+            study.head = head
+            accuracy = self._judge(study, task, "train")
+            records.append(
+                Record(
+                    name=task.name,
+                    number=index + 1,
+                    classes=task.classes,
+                    edit=self.body.edit,
+                    head=head,
+                    accuracy=accuracy,
+                )
+            )
+        self.records = []
+        return records
+
+
+def _heads(head: nn.Linear, counts: Sequence[int]) -> list[nn.Linear]:
+    """The parts of a head that give each task's logits."""
+    found = []
+    for weight, bias in zip(
+        *(torch.split(t, list(counts)) for t in head.parameters()), strict=True
+    ):
+        part = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+        part.weight = nn.Parameter(weight.detach().clone())
+        part.bias = nn.Parameter(bias.detach().clone())
+        found.append(part)
+    return found
+
+
+def _mixed(tasks: Sequence[Task]) -> Data:
+    """The training data of tasks, with labels that tell the classes of all of them apart.
+
+    Raises:
+        ValueError: If a task has a loader, whose examples cannot be mixed with others.
+    """
+    parts: list[Dataset[Any]] = []
+    offset = 0
+    for task in tasks:
+        if isinstance(task.train, DataLoader):
+            raise ValueError(f"task {task.name!r} has a loader; joint training needs a Dataset")
+        parts.append(_Shifted(cast("Dataset[Any]", task.train), offset))
+        offset += task.classes
+    if all(isinstance(task.train, TensorDataset) for task in tasks):
+        x, y = zip(*(part[:] for part in parts), strict=True)
+        return TensorDataset(torch.cat(x), torch.cat(y))
+    return ConcatDataset(parts)
+
+
+class _Shifted(Dataset[Any]):
+    """Data whose labels begin at another number."""
+
+    def __init__(self, data: Dataset[Any], offset: int) -> None:
+        self._data, self._offset = data, offset
+
+    def __len__(self) -> int:
+        return len(cast("Any", self._data))
+
+    def __getitem__(self, index: Any) -> Any:
+        x, y = self._data[index]
+        return x, y + self._offset

@@ -1,0 +1,403 @@
+"""What all methods of continual learning have in common."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.continual.body import Body
+from splitgrow.continual.events import Callback, EpochDone, Event, Grown, Judged, TaskLearned
+from splitgrow.continual.records import Record
+from splitgrow.continual.reports import Report, report_of
+from splitgrow.continual.saving import read_learned, write_learned
+from splitgrow.continual.settings import check_settings, checked_inputs, plain_data
+from splitgrow.continual.stages import Stages, seed_of
+from splitgrow.continual.studies import Study, whole_study
+from splitgrow.continual.tasks import Batches, Data, Protocol, Task, checked, with_validation
+from splitgrow.continual.training import Fit, Loss, Training, accuracy, cross_entropy
+from splitgrow.errors import CheckpointError
+from splitgrow.undisturbed import keep_surroundings_
+from splitgrow.undo import Meanwhile
+
+FILE = "learner.safetensors"
+_EVALUATION_BATCH = 512
+
+
+class Learner:
+    """Learns one task after the other; the base of all methods.
+
+    The model is copied and its head taken off: every task gets a linear head of its own. Which
+    task an input belongs to is told, not guessed (task-incremental learning).
+
+    Args:
+        model: Any model that `splitgrow.growable` takes, which classifies or returns features.
+        example_inputs: A tensor, or a tuple of the positional arguments of an example call.
+        head: The path of the model's last linear layer; "auto" finds it. None if the model returns
+            features `(N, width)`.
+        training: How networks are trained.
+        decide_on: What decisions are made on: "validation" data, or the "test" data, as published
+            code of some methods has it; see `Protocol`.
+        validation_share: How much of a task's training data is set apart to decide on, if it has
+            no validation data.
+        seed: Of everything that is drawn.
+        callbacks: Are told of what happens; see `splitgrow.continual.Event`.
+        directory: Where to keep what is learned, and what is being learned: a learner that is made
+            again there with `resume` goes on where it was killed. None to keep nothing.
+        save_every: After how many seconds a training that is under way is written again.
+
+    Attributes:
+        training: How networks are trained.
+        decide_on: What decisions are made on.
+        seed: Of everything that is drawn.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If one makes no sense, or the model has no such head.
+        UnsupportedModelError: If no head is found, or the features are no matrix.
+    """
+
+    method: ClassVar[str]
+    """The name of the method."""
+    frozen: ClassVar[bool] = True
+    """Whether what a task has learned stays as it is, bit for bit."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """The names of the arguments that the method has besides these."""
+
+    def __init__(  # noqa: PLR0913
+        self,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        *,
+        head: str | Literal["auto"] | None = "auto",
+        training: Training | None = None,
+        decide_on: Protocol = "validation",
+        validation_share: float = 0.1,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+        directory: str | os.PathLike[str] | None = None,
+        save_every: float = 20.0,
+    ) -> None:
+        inputs = checked_inputs(model, example_inputs)
+        check_settings(decide_on, validation_share, seed)
+        self.training = Training() if training is None else training
+        self.decide_on, self.seed = decide_on, seed
+        self._share, self._save_every = validation_share, save_every
+        self._callbacks = tuple(callbacks)
+        self._directory = None if directory is None else Path(directory)
+        self.body = self._first = Body(model, inputs, head)
+        self.records: list[Record] = []
+        self._networks: dict[str, nn.Module] = {}
+        self._stages = Stages(None, "", None)
+
+    # -- what users call -------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks that are learned, in order."""
+        return tuple(record.name for record in self.records)
+
+    def learn(self, task: Task) -> Record:
+        """Learns a task.
+
+        Args:
+            task: It, with its data.
+
+        Returns:
+            What is kept of it.
+
+        Raises:
+            TypeError: If it is no task.
+            ValueError: If a task of its name is learned already, or it lacks data to decide on.
+            FloatingPointError: If the training has diverged.
+            CheckpointError: If something cannot be written, or the directory is of another run.
+
+        Whatever fails, the learner is as before, and what was trained so far is in `directory`.
+        """
+        return self._learn_together([task])[0]
+
+    def learn_all(self, tasks: Iterable[Task]) -> list[Record]:
+        """Learns several tasks, one after the other; otherwise as `learn`."""
+        return [self.learn(task) for task in tasks]
+
+    def network(self, task: str, *, compact: bool = True) -> nn.Module:
+        """A task's network as a plain model of the user's class, in evaluation mode.
+
+        It has stock layers with the widths that the body had when the task was learned, the weights
+        that the task sees, its own norms and biases, and its head.
+
+        Args:
+            task: The task's name.
+            compact: Whether units that nothing reads or that are always zero are taken out. That
+                changes the order of sums, and so the last bits of the outputs.
+
+        Raises:
+            ValueError: If no such task is learned.
+        """
+        record = self._record(task)
+        plain = self._plain(record)
+        return self._compacted(plain) if compact else plain
+
+    def predict(self, *inputs: Any, task: str) -> Tensor:
+        """The logits `(N, classes)` of a task, in evaluation mode; bit for bit the same forever.
+
+        Raises:
+            ValueError: If no such task is learned.
+        """
+        network = self._networks.get(task)
+        if network is None:
+            network = self.network(task, compact=False)
+            while len(self._networks) >= _CACHED:
+                self._networks.pop(next(iter(self._networks)))
+            self._networks[task] = network
+        with torch.no_grad():
+            logits: Tensor = network(*inputs)
+        return logits
+
+    def evaluate(self, data: Data, *, task: str) -> float:
+        """The share of examples that are told right.
+
+        Raises:
+            ValueError: If no such task is learned.
+        """
+        network = self.network(task, compact=False)
+        return accuracy(network, self._batches(checked(data)))
+
+    def report(self) -> Report:
+        """Sizes, accuracies and times of what is learned."""
+        return report_of(self.method, self.decide_on, self.body, self.records)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves all that is learned to a file of safetensors, without pickle.
+
+        Raises:
+            CheckpointError: If it cannot be written; a file that was there is untouched then.
+        """
+        write_learned(self.body, self.records, path, kind=self._kind(), more=self._extra())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Loads what `save` has written, into a learner that has learned nothing yet.
+
+        Args:
+            path: The file. The learner is made with the same model and arguments as the one that
+                was saved.
+
+        Raises:
+            CheckpointError: If the file is damaged, or of another method or other settings.
+            ValueError: If the learner has learned something.
+        """
+        if self.records:
+            raise ValueError("this learner has learned tasks already; load into a new one")
+        body, records, more = read_learned(self.body, path, kind=self._kind())
+        self._set_extra(more, body)
+        self.body, self.records = body, records
+
+    def resume(self) -> bool:
+        """Takes over what a learner has left in `directory`, if it has.
+
+        Returns:
+            Whether there was something.
+
+        Raises:
+            CheckpointError: If it is damaged, or of another method or other settings.
+        """
+        if self._directory is None or not (self._directory / FILE).exists():
+            return False
+        self.load(self._directory / FILE)
+        return True
+
+    # -- what methods define and use -------------------------------------------------------------
+
+    @property
+    def _next(self) -> int:
+        """The number of the task that is learned next: the first is 1."""
+        return len(self.records) + 1
+
+    def _learned(self, tasks: Sequence[Task]) -> list[Record]:
+        """Learns tasks with the body, and returns what is to be kept; several only where asked."""
+        (task,) = tasks
+        return [self._learn(task, self._next)]
+
+    def _learn(self, task: Task, number: int) -> Record:
+        """Learns a task with the body, and returns what is to be kept.
+
+        Raises:
+            NotImplementedError: Always; methods define it.
+        """
+        raise NotImplementedError
+
+    def _extra(self) -> Any:
+        """What else is to be saved."""
+        return None
+
+    def _set_extra(self, extra: Any, body: Body) -> None:
+        """Takes over what `_extra` gave."""
+
+    def _plain(self, record: Record) -> nn.Module:
+        return self.body.plain(record.values(self.body), record.edit, record.head)
+
+    def _train(
+        self,
+        study: Study,
+        task: Task,
+        what: str,
+        *,
+        epochs: int | None = None,
+        training: Training | None = None,
+        loss: Loss = cross_entropy,
+        after_step: Callable[[int], None] | None = None,
+    ) -> Fit:
+        """Trains a study on a task's data, as one stage."""
+        batches = self._batches(task.train)
+        own = self.training if training is None else training
+        number = self._next
+
+        def fit(stage: int) -> Fit:
+            seed = seed_of(self.seed, number, stage)
+            return Fit(
+                study, batches, own, seed=seed, epochs=epochs, loss=loss, after_step=after_step
+            )
+
+        def watch(done: Fit, epoch: Any) -> None:
+            event = EpochDone(task.name, what, done.epoch, done.epochs, epoch.loss, epoch.accuracy)
+            self._tell(event)
+
+        done: Fit = self._stages(study, fit, watch)
+        study.eval()
+        return done
+
+    def _judge(self, study: nn.Module, task: Task, what: str, goal: float | None = None) -> float:
+        """The accuracy that decisions are made by."""
+        data = task.test if self.decide_on == "test" else task.validation
+        assert data is not None
+        found = accuracy(study, self._batches(data))
+        self._tell(Judged(task.name, what, found, goal))
+        return found
+
+    def _grow(self, task: Task, factor: float) -> bool:
+        """Widens the body for a task; returns whether anything has grown."""
+        torch.manual_seed(seed_of(self.seed, self._next, "grow", self.body.size))
+        if self.body.grow(factor) is None:
+            return False
+        size = self.body.size
+        self._tell(Grown(task.name, size, size / self.body.weights))
+        return True
+
+    def _new_head(self, classes: int, body: Body | None = None) -> nn.Linear:
+        torch.manual_seed(seed_of(self.seed, self._next, "head"))
+        body = self.body if body is None else body
+        return nn.Linear(body.features(), classes).to(body.device)
+
+    def _trained_alone(self, task: Task) -> Study:
+        """A network of the task's own, trained from the model's first values."""
+        body = self._first.copied()
+        study = whole_study(body, self._new_head(task.classes, body))
+        self._train(study, task, "alone")
+        return study
+
+    def _batches(self, data: Data) -> Batches:
+        return Batches(data, self.training.batch_size, self.body.device)
+
+    def _tell(self, event: Event) -> None:
+        for callback in self._callbacks:
+            callback(event)
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _learn_together(self, tasks: Sequence[Task]) -> list[Record]:
+        """Learns tasks, all or nothing.
+
+        Raises:
+            TypeError: If one is no task.
+            ValueError: If one of its name is learned already.
+        """
+        names = [*self.tasks]
+        for task in tasks:
+            if not isinstance(task, Task):
+                raise TypeError(f"task must be a splitgrow.continual.Task, got {task!r}"[:200])
+            if task.name in names:
+                raise ValueError(f"task {task.name!r} is learned already")
+            names.append(task.name)
+        number = self._next
+        divided = [self._divided(task, number + index) for index, task in enumerate(tasks)]
+        before, own = self.body, dict(vars(self))
+        began = time.monotonic()
+        with Meanwhile() as meanwhile, meanwhile:
+            keep_surroundings_(before.model, meanwhile)
+            prefix = f"task-{number:04d}"
+            self._stages = stages = Stages(
+                self._made_directory(), prefix, self._identity(tasks), self._save_every
+            )
+            torch.manual_seed(seed_of(self.seed, number, "begin"))
+            try:
+                self.body = before.copied()
+                records = self._learned(divided)
+                for record in records:
+                    record.seconds = (time.monotonic() - began) / len(records)
+                self._keep(records)
+            except BaseException:
+                vars(self).update(own)
+                raise
+        for record in records:
+            told = TaskLearned(record.name, record.accuracy, record.seconds, record.details)
+            self._tell(told)
+        stages.clear()
+        return records
+
+    def _divided(self, task: Task, number: int) -> Task:
+        if self.decide_on == "test":
+            if task.test is None:
+                raise ValueError(f"task {task.name!r} has no test data to decide on")
+            return task
+        generator = torch.Generator().manual_seed(seed_of(self.seed, number, "validation"))
+        return with_validation(task, self._share, generator)
+
+    def _keep(self, records: Iterable[Record]) -> None:
+        self.records = [*self.records, *records]
+        self._networks = {} if not self.frozen else self._networks
+        if self._directory is not None:
+            self.save(self._directory / FILE)
+
+    def _made_directory(self) -> Path | None:
+        if self._directory is not None:
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(f"cannot write to {self._directory}: {error}") from error
+        return self._directory
+
+    def _settings(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in self.settings}
+        return {
+            "training": dict(vars(self.training)),
+            "decide_on": self.decide_on,
+            "validation_share": self._share,
+            "seed": self.seed,
+            **{name: plain_data(value) for name, value in own.items()},
+        }
+
+    def _kind(self) -> dict[str, Any]:
+        """What the learner is, as plain data: what another one has learned it cannot take over."""
+        return {"method": self.method, **self._settings()}
+
+    def _identity(self, tasks: Sequence[Task]) -> dict[str, Any]:
+        return {**self._kind(), "known": [*self.tasks], "tasks": [task.name for task in tasks]}
+
+    def _record(self, task: str) -> Record:
+        for record in self.records:
+            if record.name == task:
+                return record
+        raise ValueError(
+            f"no task {task!r} is learned; there are {', '.join(self.tasks) or 'none'}"
+        )
+
+    def _compacted(self, network: nn.Module) -> nn.Module:
+        return network
+
+
+_CACHED = 4

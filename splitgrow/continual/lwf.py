@@ -1,0 +1,81 @@
+"""Learning without forgetting: earlier heads go on saying what they said."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from splitgrow.continual.finetuning import Finetuning
+from splitgrow.continual.records import Record
+from splitgrow.continual.studies import Study, View
+from splitgrow.continual.tasks import Task
+
+
+class LwF(Finetuning):
+    r"""Learning without Forgetting (Li & Hoiem, ECCV 2016).
+
+    While a task is learned, the earlier tasks' heads are to go on giving on its inputs what they
+    gave before it, up to a temperature:
+
+    .. math:: L_{new} + \lambda \sum_j L_{old}(y^{(j)}_o, \hat y^{(j)}_o)
+
+    with the cross entropy of softened outputs, :math:`p'_i \propto p_i^{1/T}` (equations 2 and 3),
+    times T squared, so that its gradients do not depend on T. The earlier heads train along.
+
+    Differences to the paper: the new head is not trained by itself first.
+
+    Args:
+        strength: The factor :math:`\lambda`.
+        temperature: T.
+        **common: What every learner takes; see `Learner`.
+    """
+
+    method = "lwf"
+    settings = ("strength", "temperature")
+
+    def __init__(
+        self, *args: Any, strength: float = 1.0, temperature: float = 2.0, **common: Any
+    ) -> None:
+        super().__init__(*args, **common)
+        if not strength >= 0 or not temperature > 0:
+            raise ValueError("strength must not be negative, and temperature be above 0")
+        self.strength, self.temperature = strength, temperature
+        self._teacher: Study | None = None
+
+    def _learn(self, task: Task, number: int) -> Record:
+        study = self._study(task)
+        study.others = nn.ModuleList(copy.deepcopy(record.head) for record in self.records)
+        before = self.body.copied()
+        self._teacher = Study(before, View(), {}, copy.deepcopy(study.head)).eval()
+        self._train(study, task, "train", loss=self._loss)
+        self._teacher = None
+        pairs = zip(self.records, study.others, strict=True)
+        self.records = [replace(record, head=cast("nn.Linear", head)) for record, head in pairs]
+        del study.others
+        return self._taken_over(study, task, number)
+
+    def _loss(self, network: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        features = network.features(x)
+        logits: Tensor = network.head(features)
+        loss = F.cross_entropy(logits, y)
+        if self.records and self._teacher is not None:
+            with torch.no_grad():
+                before = self._teacher.features(x)
+                wanted = [record.head(before) for record in self.records]
+            given = [head(features) for head in network.others]
+            loss = loss + self.strength * sum(
+                _softened(a, b, self.temperature) for a, b in zip(given, wanted, strict=True)
+            )
+        return loss, logits
+
+
+def _softened(given: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """The cross entropy of softened outputs, times the temperature squared."""
+    wanted = F.softmax(wanted / temperature, 1)
+    given = F.log_softmax(given / temperature, 1)
+    return -(wanted * given).sum(1).mean() * temperature**2

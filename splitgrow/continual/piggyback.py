@@ -1,0 +1,54 @@
+"""Piggyback: tasks pick weights of one network that never changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from splitgrow.continual.masked import MaskedLearner
+from splitgrow.continual.masks import Picks
+from splitgrow.continual.records import Record
+from splitgrow.continual.tasks import Task
+
+
+class Piggyback(MaskedLearner):
+    r"""Piggyback (Mallya et al., Adapting a Single Network by Learning to Mask, ECCV 2018).
+
+    The first task trains the network. Every later one learns a score for each weight and uses
+
+    .. math:: W_t = W \odot [S_t > \theta]
+
+    with :math:`\theta` = 0.005 and scores that begin at 0.01, equation 2; or, ternary, -1 where
+    :math:`S_t < -\theta`. The scores receive the gradient of what they pick times its weight,
+    equation 4, and are trained by Adam.
+
+    Differences to the paper: its network is trained on ImageNet first; here it is the first task's,
+    or, with `pretrained`, the model as it is given. Norms and biases are every task's own.
+
+    Args:
+        picks: "binary" or "ternary".
+        pretrained: Whether the model's own weights are what is picked from, and none is trained.
+        **common: What every learner takes; see `Learner`.
+    """
+
+    method = "piggyback"
+    settings = ("picks", "pretrained")
+
+    def __init__(
+        self, *args: Any, picks: Picks = "binary", pretrained: bool = False, **common: Any
+    ) -> None:
+        super().__init__(*args, **common)
+        if picks not in {"binary", "ternary"}:
+            raise ValueError(f'picks must be "binary" or "ternary", got {picks!r}')
+        self.picks, self.pretrained = picks, pretrained
+        if pretrained:
+            self.body.own_all(1)
+
+    @property
+    def _next(self) -> int:
+        """As of every learner; a network that is given counts as a task."""
+        return super()._next + self.pretrained
+
+    def _learn(self, task: Task, number: int) -> Record:
+        study = self._begin(task, picks=self.picks if number > 1 else None)
+        self._train(study, task, "train" if number == 1 else "pick")
+        return self._commit(study, task, self._judge(study, task, "train"))

@@ -1,0 +1,130 @@
+"""What a learner has come to: sizes, accuracies and times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from splitgrow.continual.body import Body
+from splitgrow.continual.records import Record
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """One learned task.
+
+    Attributes:
+        name: Its name.
+        classes: Its number of classes.
+        accuracy: On the data that decisions are made on, when it was learned.
+        seconds: How long it took to learn.
+        weights: How many shared weights its network has that are not zero by a mask.
+        owned: How many of these are its own; no other task has changed them since.
+        own_numbers: How many numbers are kept for it alone: norms, biases, head.
+        pick_bits: How many bits its picks take.
+        details: What the method has to say of it.
+    """
+
+    name: str
+    classes: int
+    accuracy: float
+    seconds: float
+    weights: int
+    owned: int
+    own_numbers: int
+    pick_bits: int
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a learner has come to.
+
+    Attributes:
+        method: The method's name.
+        decide_on: What decisions were made on.
+        tasks: The learned tasks, in order.
+        weights: How many weights tasks share.
+        first_weights: How many they shared at first: those of one network.
+        free: How many of them belong to nobody.
+        owner_bits: How many bits it takes to tell whose all of them are.
+    """
+
+    method: str
+    decide_on: str
+    tasks: tuple[TaskReport, ...]
+    weights: int
+    first_weights: int
+    free: int
+    owner_bits: int
+
+    @property
+    def expansion(self) -> float:
+        """How many times the weights of one network there are."""
+        return self.weights / self.first_weights if self.first_weights else 1.0
+
+    @property
+    def bytes(self) -> int:
+        """What all tasks' networks take together: 32 bits a number, and the masks' bits."""
+        numbers = self.weights + sum(task.own_numbers for task in self.tasks)
+        bits = self.owner_bits + sum(task.pick_bits for task in self.tasks)
+        return 4 * numbers + -(-bits // 8)
+
+    @property
+    def seconds(self) -> float:
+        """How long learning took, in all."""
+        return sum(task.seconds for task in self.tasks)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.method}: {len(self.tasks)} tasks, {self.weights:,} shared weights "
+            f"({self.expansion:.2f} times one network's, {self.free:,} free), "
+            f"{self.bytes / 1e6:.2f} MB with masks, decided on {self.decide_on} data"
+        ]
+        lines += [
+            f"  {task.name}: {100 * task.accuracy:.1f} %, {task.weights:,} weights of which "
+            f"{task.owned:,} its own, {task.seconds:.1f} s"
+            for task in self.tasks
+        ]
+        return "\n".join(lines)
+
+
+def report_of(method: str, decide_on: str, body: Body, records: Sequence[Record]) -> Report:
+    """The report of what a body and records hold."""
+    owners = list(body.owners.values())
+    masked = any(bool(each.any()) for each in owners)
+    return Report(
+        method=method,
+        decide_on=decide_on,
+        tasks=tuple(_task(record, body) for record in records),
+        weights=body.size,
+        first_weights=body.weights,
+        free=sum(int((each == 0).sum()) for each in owners) if masked else 0,
+        owner_bits=body.owner_bits * body.size,
+    )
+
+
+def _task(record: Record, body: Body) -> TaskReport:
+    weights = owned = 0
+    for name, owners in body.owners.items():
+        own = owners == record.number
+        earlier = (owners > 0) & (owners < record.number)
+        owned += int(own.sum())
+        weights += int(own.sum())
+        if name in record.picks:
+            weights += int((record.unpacked(name, earlier.shape) != 0).logical_and(earlier).sum())
+        else:
+            weights += int(earlier.sum())
+    masked = any(bool(each.any()) for each in body.owners.values())
+    return TaskReport(
+        name=record.name,
+        classes=record.classes,
+        accuracy=record.accuracy,
+        seconds=record.seconds,
+        weights=weights if masked else body.size,
+        owned=owned,
+        own_numbers=record.own_numbers,
+        pick_bits=record.pick_bits,
+        details=record.details,
+    )

@@ -1,0 +1,112 @@
+"""The stages of learning a task, kept on disk, so that a run that was killed goes on where it was.
+
+How a task is learned is an ordinary function. Its trainings, which take the time, are stages. Each
+leaves what came of it in a file; when the function is run again from its beginning, stages that are
+there already are not trained but read, and the one that was under way goes on from its last epoch.
+All else that the function does it does again, and comes to the same: every stage has its own seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from splitgrow.checkpoints.archives import Archive
+from splitgrow.checkpoints.trees import Writer, read_tree
+from splitgrow.checkpoints.writing import write_archive
+from splitgrow.continual.studies import Study
+from splitgrow.continual.training import Epoch, Fit
+from splitgrow.errors import CheckpointError
+
+_TREE = "stage"
+
+
+class Stages:
+    """The stages of one task.
+
+    Args:
+        directory: Where their files are; None to keep nothing.
+        prefix: What the names of the files begin with.
+        identity: What the run is, as plain data: files of another are refused.
+        every: After how many seconds a training that is under way is written again.
+    """
+
+    def __init__(
+        self, directory: Path | None, prefix: str, identity: Any, every: float = 20.0
+    ) -> None:
+        self._directory, self._prefix, self._every = directory, prefix, every
+        self._identity = json.loads(json.dumps(identity))
+        self._count = 0
+
+    def __call__(
+        self, study: Study, fit: Callable[[int], Fit], watch: Callable[[Fit, Epoch], None]
+    ) -> Fit:
+        """Trains, or takes over what was trained already.
+
+        Args:
+            study: What is trained.
+            fit: Makes the training, given the number of the stage.
+            watch: Is told of every epoch that is trained.
+
+        Returns:
+            The training, done.
+
+        Raises:
+            CheckpointError: If a file is damaged or of another run.
+        """
+        self._count += 1
+        made, path = fit(self._count), self._path()
+        if path is not None and path.exists():
+            state = self._read(path)
+            study.restore(state["study"])
+            made.set_state(state["fit"])
+        written = time.monotonic()
+        for epoch in made.run():
+            watch(made, epoch)
+            done = made.epoch == made.epochs
+            if path is not None and (done or time.monotonic() - written >= self._every):
+                self._write(path, {"study": study.snapshot(), "fit": made.state()})
+                written = time.monotonic()
+        return made
+
+    def clear(self) -> None:
+        """Removes the files, once the task is learned."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        if self._directory is None:
+            return []
+        return sorted(self._directory.glob(f"{self._prefix}-stage-*.safetensors"))
+
+    def _path(self) -> Path | None:
+        if self._directory is None:
+            return None
+        return self._directory / f"{self._prefix}-stage-{self._count:03d}.safetensors"
+
+    def _write(self, path: Path, state: Any) -> None:
+        writer = Writer()
+        text = json.dumps([self._identity, writer.written(state, "state")])
+        write_archive(path, writer.tensors, {_TREE: text}, keep=1, largest=2**40)
+
+    def _read(self, path: Path) -> Any:
+        with Archive(path) as archive:
+            try:
+                identity, tree = json.loads(archive.metadata[_TREE])
+            except (KeyError, ValueError, TypeError) as error:
+                raise CheckpointError(f"{path} holds no stage of a learned task") from error
+            if identity != self._identity:
+                raise CheckpointError(
+                    f"{path} is of another run, of {identity}; give another directory, or remove it"
+                )
+            return read_tree(tree, archive.take)
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed that is drawn from what it is for."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:7], "big")

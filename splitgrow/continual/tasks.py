@@ -1,0 +1,169 @@
+"""Tasks: labelled data to learn from, to decide on, and to be judged by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+Data: TypeAlias = "Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor]"
+"""Inputs with labels: a data set of pairs, a loader of batches of them, or two tensors."""
+
+Protocol: TypeAlias = Literal["validation", "test"]
+"""What decisions are made on: when to grow, how far to prune, which state to keep.
+
+"validation" is a part of the training data that nothing is trained on. "test" is the test data, as
+the code of Hung et al. has it; accuracies on these data are then too good to be true.
+"""
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
+class Task:
+    """A task of telling classes apart.
+
+    Attributes:
+        name: Its name; no other task that is learned has it.
+        classes: The number of classes. Labels are 0, 1, ... below it.
+        train: What it is learned from.
+        test: What it is judged by; None if it is not.
+        validation: What decisions are made on. None: a part of `train`, which is then not trained
+            on.
+    """
+
+    name: str
+    classes: int
+    train: Data
+    test: Data | None = None
+    validation: Data | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"a task's name must be a text, got {self.name!r}")
+        number = isinstance(self.classes, int) and not isinstance(self.classes, bool)
+        if not number or self.classes < 1:
+            raise ValueError(
+                f"task {self.name!r} has {self.classes!r} classes; it needs at least 1"
+            )
+        for part in ("train", "test", "validation"):
+            data = getattr(self, part)
+            if data is None and part != "train":
+                continue
+            try:
+                object.__setattr__(self, part, checked(data))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{part} data of task {self.name!r}: {error}") from error
+
+
+def checked(data: Any) -> Data:
+    """Data in a form that `Batches` takes.
+
+    Raises:
+        TypeError: If they are of another type.
+        ValueError: If they are empty, or there are not as many labels as inputs.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        x, y = data
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            raise TypeError(f"two tensors are needed, got {type(x).__name__}, {type(y).__name__}")
+        if not x.dim() or y.dim() != 1 or len(x) != len(y):
+            raise ValueError(f"inputs {tuple(x.shape)} and labels {tuple(y.shape)} do not fit")
+        data = TensorDataset(x, y)
+    if isinstance(data, IterableDataset):
+        raise TypeError("a data set without indices cannot be drawn from; give a DataLoader of it")
+    if not isinstance(data, (Dataset, DataLoader)):
+        raise TypeError(f"it must be a Dataset, a DataLoader or two tensors, got {data!r}"[:200])
+    if isinstance(data, Sized) and not len(data):
+        raise ValueError("it is empty")
+    return data
+
+
+def with_validation(task: Task, share: float, generator: torch.Generator) -> Task:
+    """The task with data to decide on: its own, or a part that is drawn of its training data.
+
+    Raises:
+        ValueError: If its training data cannot be divided.
+    """
+    if task.validation is not None:
+        return task
+    if isinstance(task.train, DataLoader):
+        raise ValueError(
+            f"task {task.name!r} has a loader to train on, which cannot be divided: give it "
+            f'`validation` data, or learn with decide_on="test"'
+        )
+    data = cast("Dataset[Any]", task.train)
+    length = len(cast("Sized", data))
+    taken = math.ceil(share * length)
+    if not 0 < taken < length:
+        raise ValueError(f"task {task.name!r} has too few examples ({length}) to set some apart")
+    order = torch.randperm(length, generator=generator)
+    return replace(
+        task,
+        train=part_of(data, order[taken:]),
+        validation=part_of(data, order[:taken]),
+    )
+
+
+def part_of(data: Dataset[Any], indices: Tensor) -> Dataset[Any]:
+    """Some of the examples; those of tensors are copied, so that batches are read at once."""
+    if type(data) is TensorDataset:
+        return TensorDataset(*(tensor[indices] for tensor in data.tensors))
+    return Subset(data, cast("Sequence[int]", indices.tolist()))
+
+
+class Batches:
+    """Batches of a task's data, in a new order at every pass.
+
+    Args:
+        data: The data.
+        size: How many examples a batch has; a loader has its own size.
+        device: Where the batches are to lie.
+    """
+
+    def __init__(self, data: Data, size: int, device: torch.device) -> None:
+        self._data, self._size, self._device = data, size, device
+
+    def __len__(self) -> int:
+        if isinstance(self._data, DataLoader):
+            return len(self._data)
+        return math.ceil(len(cast("Sized", self._data)) / self._size)
+
+    @property
+    def known(self) -> bool:
+        """Whether the number of batches is."""
+        try:
+            return bool(len(self))
+        except TypeError:
+            return False
+
+    def drawn(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """All examples once, in an order that is drawn; a loader's come in its own."""
+        if isinstance(self._data, DataLoader):
+            yield from self._placed(self._data)
+            return
+        order = torch.randperm(len(cast("Sized", self._data)), generator=generator)
+        yield from self._in_order(order)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All examples once, in their own order."""
+        if isinstance(self._data, DataLoader):
+            yield from self._placed(self._data)
+        else:
+            yield from self._in_order(torch.arange(len(cast("Sized", self._data))))
+
+    def _in_order(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        if type(self._data) is TensorDataset:
+            pairs: Any = (self._data[part] for part in torch.split(order, self._size))
+        else:
+            part: Any = Subset(cast("Dataset[Any]", self._data), cast("Any", order.tolist()))
+            pairs = DataLoader(part, batch_size=self._size)
+        yield from self._placed(pairs)
+
+    def _placed(self, pairs: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        for pair in pairs:
+            x, y = pair
+            yield x.to(self._device), y.to(self._device)
