@@ -1,9 +1,9 @@
-"""Loads labelled images for the demo: the digits of scikit-learn, or a file of the user's."""
+"""Loads labelled images: the digits of scikit-learn, or a file of the user's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from splitgrow.cli import idx, imagefolder, npz
+from splitgrow.cli import bundles, cifar, idx, imagefolder, npz
 from splitgrow.cli.rawdata import (
     DatasetError,
     Images,
@@ -24,7 +24,8 @@ from splitgrow.cli.rawdata import (
 
 FORMATS = (
     "an .npz file (x_train, y_train, x_test, y_test), a folder or .zip of pictures"
-    " (train/CLASS/*.jpg and test/CLASS/*.jpg) or a folder of MNIST-style idx files"
+    " (train/CLASS/*.jpg and test/CLASS/*.jpg), a folder of MNIST-style idx files, or the folder or"
+    " .tar.gz of CIFAR-10 or CIFAR-100"
 )
 
 
@@ -38,6 +39,9 @@ class Dataset:
     x_test: Tensor
     y_test: Tensor
     classes: tuple[str, ...]
+    superclasses: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """The classes in each superclass, by its name, as indices into `classes`; most data have none.
+    """
 
     @property
     def channels(self) -> int:
@@ -72,15 +76,38 @@ def load(
         raise ValueError("size is for picture files; the digits have 8x8 pixels")
     source = "digits" if path is None else str(path)
     raw = _digits(seed) if path is None else _read(path, size, track or _untracked)
-    y_train, y_test, classes = _encode(source, raw)
-    kept = _sample(source, y_train, limit, seed)
-    name = source if path is None else path.resolve().stem
+    values, y_train, y_test = _encode(source, raw)
+    kept = sample(source, y_train, limit, seed)
     x_train, x_test = _standardise(
         source, raw.train.images(kept), raw.test.images(np.arange(len(y_test)))
     )
     return Dataset(
-        name, x_train, torch.from_numpy(y_train[kept]), x_test, torch.from_numpy(y_test), classes
+        source if path is None else _name(path),
+        x_train,
+        torch.from_numpy(y_train[kept]),
+        x_test,
+        torch.from_numpy(y_test),
+        tuple(raw.classes[value] if raw.classes else str(value) for value in values),
+        _present(raw.superclasses, values),
     )
+
+
+def _name(path: Path) -> str:
+    name = path.resolve().name
+    ends = [end for end in bundles.SUFFIXES if name.lower().endswith(end)]
+    return name[: -len(ends[0])] if ends else path.resolve().stem
+
+
+def _present(
+    superclasses: Mapping[str, tuple[int, ...]], values: Integers
+) -> dict[str, tuple[int, ...]]:
+    """The superclasses of which there are images, with indices instead of labels."""
+    index = {int(value): at for at, value in enumerate(values)}
+    found = {
+        name: tuple(index[label] for label in labels if label in index)
+        for name, labels in superclasses.items()
+    }
+    return {name: members for name, members in found.items() if members}
 
 
 def _untracked(names: Sequence[str], _label: str) -> Iterable[str]:
@@ -100,8 +127,14 @@ def _digits(seed: int) -> RawData:
     )
 
 
+def _holds_cifar(path: Path) -> bool:
+    return cifar.holds_cifar(path) and not (path.is_dir() and idx.holds_idx(path))
+
+
 def _holds_pictures(path: Path) -> bool:
-    return not idx.holds_idx(path) if path.is_dir() else path.suffix.lower() == ".zip"
+    if path.is_dir():
+        return not idx.holds_idx(path) and not _holds_cifar(path)
+    return path.suffix.lower() == ".zip"
 
 
 def _read(path: Path, size: int | None, track: Track) -> RawData:
@@ -114,15 +147,17 @@ def _read(path: Path, size: int | None, track: Track) -> RawData:
         raise DatasetError(path, "there is no such file or folder", FORMATS)
     if _holds_pictures(path):
         return imagefolder.read(path, size=size, track=track)
-    if not path.is_dir() and path.suffix.lower() != ".npz":
+    if not path.is_dir() and not _holds_cifar(path) and path.suffix.lower() != ".npz":
         raise DatasetError(path, "it is of no known kind", FORMATS)
     if size is not None:
         raise DatasetError(path, "its images cannot be resized", "picture files, for --size")
+    if _holds_cifar(path):
+        return cifar.read(path)
     return idx.read(path) if path.is_dir() else npz.read(path)
 
 
-def _encode(source: str, raw: RawData) -> tuple[Integers, Integers, tuple[str, ...]]:
-    """The labels of both halves as indices into the names of the classes.
+def _encode(source: str, raw: RawData) -> tuple[Integers, Integers, Integers]:
+    """The labels that there are, and those of both halves as indices into them.
 
     Raises:
         DatasetError: if a half is empty, or the two do not have the same two or more classes.
@@ -140,16 +175,21 @@ def _encode(source: str, raw: RawData) -> tuple[Integers, Integers, tuple[str, .
         )
     if len(values) < 2:
         raise DatasetError(source, "all images are of one class", "two or more classes")
-    classes = raw.classes or tuple(str(value) for value in values)
     return (
+        values,
         np.searchsorted(values, raw.train.labels),
         np.searchsorted(values, raw.test.labels),
-        classes,
     )
 
 
-def _sample(source: str, labels: Integers, limit: int | None, seed: int) -> Integers:
-    """The indices, in order, of the `limit` training images to keep; every class keeps some.
+def sample(
+    source: str,
+    labels: Integers,
+    limit: int | None,
+    seed: int | Sequence[int],
+    option: str = "--limit",
+) -> Integers:
+    """The indices, in order, of the `limit` images to keep; every class keeps some.
 
     Raises:
         DatasetError: if there are more classes than images to keep.
@@ -159,7 +199,7 @@ def _sample(source: str, labels: Integers, limit: int | None, seed: int) -> Inte
     counts = np.bincount(labels)
     if limit < len(counts):
         raise DatasetError(
-            source, f"--limit {limit} is less than its {len(counts)} classes", "an image a class"
+            source, f"{option} {limit} is less than its {len(counts)} classes", "an image a class"
         )
     # Shuffle, then take the classes in turn by their rank within the class: image r of a class of
     # n comes at (r + 0.5) / n, so that any first part of the order holds the classes in proportion.

@@ -55,9 +55,10 @@ Two more demos, with the same options and a report of their own:
 
 \b
 PATH is one of:
-  data.npz      with x_train, y_train, x_test, y_test
-  folder, .zip  with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
-  folder        with train-images-idx3-ubyte.gz and the other three
+  data.npz         with x_train, y_train, x_test, y_test
+  folder, .zip     with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
+  folder           with train-images-idx3-ubyte.gz and the other three
+  folder, .tar.gz  of CIFAR-10 or CIFAR-100, python or binary version
 
 \b
 Examples:
@@ -183,7 +184,7 @@ def main() -> None:
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="An .npz file, a folder or .zip of pictures, or a folder of idx files.  "
+    help="An .npz file, a folder or .zip of pictures, a folder of idx files, or CIFAR.  "
     "[default: the digits of scikit-learn]",
 )
 @click.option(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,11 +39,19 @@ class Split:
 
 @dataclass(frozen=True)
 class RawData:
-    """Both halves as they are in the file; `classes` are the label's names where there are any."""
+    """Both halves as they are in the file.
+
+    Attributes:
+        train: The training half.
+        test: The test half.
+        classes: The names of labels 0, 1, ... where they have names.
+        superclasses: The labels in each superclass, by its name, where there are such.
+    """
 
     train: Split
     test: Split
     classes: tuple[str, ...] | None = None
+    superclasses: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def array_split(source: Path | str, images: Images, labels: NDArray[Any]) -> Split:
