@@ -26,7 +26,6 @@ from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Meanwhile
 
 FILE = "learner.safetensors"
-_EVALUATION_BATCH = 512
 
 
 class Learner:
@@ -343,10 +342,10 @@ class Learner:
             except BaseException:
                 vars(self).update(own)
                 raise
+        stages.clear()
         for record in records:
             told = TaskLearned(record.name, record.accuracy, record.seconds, record.details)
             self._tell(told)
-        stages.clear()
         return records
 
     def _divided(self, task: Task, number: int) -> Task:
