@@ -289,8 +289,7 @@ class Learner:
 
     def _new_head(self, classes: int, body: Body | None = None) -> nn.Linear:
         torch.manual_seed(seed_of(self.seed, self._next, "head"))
-        body = self.body if body is None else body
-        return nn.Linear(body.features(), classes).to(body.device)
+        return (self.body if body is None else body).new_head(classes)
 
     def _trained_alone(self, task: Task) -> Study:
         """A network of the task's own, trained from the model's first values."""
