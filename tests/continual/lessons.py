@@ -66,7 +66,8 @@ def task(index: int, number: int = 48, classes: int = 2) -> Task:
 
 def learner(method: str, **more: Any) -> Learner:
     given: dict[str, Any] = {**OPTIONS.get(method, {}), **more}
-    given.setdefault("training", Training(epochs=2, batch_size=16, weight_decay=0.1, lr=0.05))
+    quick = Training(epochs=2, batch_size=16, weight_decay=0.1, score_lr=0.005)
+    given.setdefault("training", quick)
     return METHODS[method](net(), images(0, 2), **given)
 
 

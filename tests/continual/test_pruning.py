@@ -16,7 +16,9 @@ def test_those_that_are_kept_are_as_many_as_asked_for_and_none_left_out_is_large
     values: list[int], data: st.DataObject
 ) -> None:
     weights = torch.tensor(values, dtype=torch.float32)
-    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
+    mask = torch.tensor(
+        data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    )
     keep = data.draw(st.integers(-1, len(values) + 1))
     kept = keep_largest(weights, mask, keep)
     assert int(kept.sum()) == min(max(keep, 0), int(mask.sum()))
