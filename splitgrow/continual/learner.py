@@ -17,11 +17,10 @@ from splitgrow.continual.records import Record
 from splitgrow.continual.reports import Report, report_of
 from splitgrow.continual.saving import read_learned, write_learned
 from splitgrow.continual.settings import check_settings, checked_inputs, plain_data
-from splitgrow.continual.stages import Stages, seed_of
+from splitgrow.continual.stages import Stages, made, seed_of
 from splitgrow.continual.studies import Study, whole_study
 from splitgrow.continual.tasks import Batches, Data, Protocol, Task, checked, with_validation
 from splitgrow.continual.training import Fit, Loss, Training, accuracy, cross_entropy
-from splitgrow.errors import CheckpointError
 from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Meanwhile
 
@@ -329,7 +328,7 @@ class Learner:
             keep_surroundings_(before.model, meanwhile)
             prefix = f"task-{number:04d}"
             self._stages = stages = Stages(
-                self._made_directory(), prefix, self._identity(tasks), self._save_every
+                made(self._directory), prefix, self._identity(tasks), self._save_every
             )
             torch.manual_seed(seed_of(self.seed, number, "begin"))
             try:
@@ -360,14 +359,6 @@ class Learner:
         self._networks = {} if not self.frozen else self._networks
         if self._directory is not None:
             self.save(self._directory / FILE)
-
-    def _made_directory(self) -> Path | None:
-        if self._directory is not None:
-            try:
-                self._directory.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(f"cannot write to {self._directory}: {error}") from error
-        return self._directory
 
     def _settings(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in self.settings}

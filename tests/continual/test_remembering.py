@@ -181,8 +181,8 @@ def test_any_architecture_learns_tasks_and_remembers_them(case: Case, method: st
         y = torch.arange(len(x)) % 2
         made.learn(Task(f"{index}", 2, (x, y), None, (x, y)))
         found[f"{index}"] = made.predict(x, task=f"{index}")
+        made._networks.clear()
         for name in made.tasks:
-            made._networks.clear()
             given = case.inputs(int(name))[0]
             given = given.repeat(4, *[1] * (given.dim() - 1))
             assert torch.equal(made.predict(given, task=name), found[name])
