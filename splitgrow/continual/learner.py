@@ -164,7 +164,7 @@ class Learner:
             ValueError: If no such task is learned.
         """
         network = self.network(task, compact=False)
-        return accuracy(network, self._batches(checked(data)))
+        return accuracy(network, self.batches(checked(data)))
 
     def report(self) -> Report:
         """Sizes, accuracies and times of what is learned."""
@@ -251,7 +251,7 @@ class Learner:
         after_step: Callable[[int], None] | None = None,
     ) -> Fit:
         """Trains a study on a task's data, as one stage."""
-        batches = self._batches(task.train)
+        batches = self.batches(task.train)
         own = self.training if training is None else training
         number = self._next
 
@@ -273,7 +273,7 @@ class Learner:
         """The accuracy that decisions are made by."""
         data = task.test if self.decide_on == "test" else task.validation
         assert data is not None
-        found = accuracy(study, self._batches(data))
+        found = accuracy(study, self.batches(data))
         self._tell(Judged(task.name, what, found, goal))
         return found
 
@@ -297,7 +297,8 @@ class Learner:
         self._train(study, task, "alone")
         return study
 
-    def _batches(self, data: Data) -> Batches:
+    def batches(self, data: Data) -> Batches:
+        """Batches of data, where the network lies."""
         return Batches(data, self.training.batch_size, self.body.device)
 
     def _tell(self, event: Event) -> None:
