@@ -5,9 +5,7 @@ Nothing here needs torch, so that `--help` and a mistyped option are answered at
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,19 +13,16 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load
+from splitgrow.cli.continual.commands import compare, continual
 from splitgrow.cli.settings import DemoSettings
 from splitgrow.cli.shapes import Shape, parse_shape
 from splitgrow.errors import SplitGrowError
 
-# What `splitgrow[demo]` installs, by the names that fail to import without it.
-_DEMO_PACKAGES = frozenset(("PIL", "matplotlib", "numpy", "sklearn"))
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_POSITIVE = click.IntRange(min=1)
-_SMALL = click.IntRange(1, 1024)
-_SEED = click.IntRange(0, 2**32 - 1)
 
 # In a help text, \b keeps the lines of the paragraph that follows as they are.
 _HELP = """
@@ -40,6 +35,8 @@ Examples:
   splitgrow demo --progressive --data cifar10.zip --epochs 3
   splitgrow inspect mymodels.resnet:make --input 1,3,224,224
   splitgrow export mymodels.resnet:make run.safetensors plain.pt2
+  splitgrow continual --method cpg --tasks 5 --out runs/cpg
+  splitgrow compare runs/cpg runs/packnet
 """
 
 _DEMO_HELP = """
@@ -100,21 +97,6 @@ Examples:
   splitgrow export mymodels.resnet:make run.safetensors plain.safetensors
   splitgrow export nets/unet.py:make run.safetensors unet.pt2 --generation 0
 """
-
-
-class _PositiveFloat(click.FloatRange):
-    """A positive number up to a largest one; click's own range lets "nan" through."""
-
-    def __init__(self, largest: float) -> None:
-        super().__init__(min=0, min_open=True, max=largest)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number = float(super().convert(value, param, ctx))
-        if math.isnan(number):
-            self.fail(f"{value!r} is not a number.", param, ctx)
-        return number
 
 
 class _Commands(click.Group):
@@ -196,32 +178,30 @@ def main() -> None:
 )
 @click.option(
     "--epochs",
-    type=_POSITIVE,
+    type=POSITIVE,
     metavar="N",
     help="Epochs in each phase.  [default: by the number of images; for digits 14, 7 if --deeper]",
 )
-@_setting("--batch-size", type=_POSITIVE, metavar="N", help="Images in a training step.")
+@_setting("--batch-size", type=POSITIVE, metavar="N", help="Images in a training step.")
 @click.option(
     "--width",
-    type=_SMALL,
+    type=SMALL,
     metavar="N",
     help="Channels of the first stage (--progressive: half of those at full resolution)."
     "  [default: by the images' size, 4 for digits]",
 )
-@_setting("--grow", type=_PositiveFloat(100), metavar="FRACTION", help="Growth of every width.")
+@_setting("--grow", type=PositiveFloat(100), metavar="FRACTION", help="Growth of every width.")
 @_setting(
-    "--learning-rate", type=_PositiveFloat(10), metavar="X", help="Peak of the one-cycle schedule."
+    "--learning-rate", type=PositiveFloat(10), metavar="X", help="Peak of the one-cycle schedule."
 )
-@_setting(
-    "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="For data, weights and order."
-)
+@_setting("--seed", type=SEED, metavar="N", help="For data, weights and order.")
 @click.option(
-    "--limit", type=_POSITIVE, metavar="N", help="Keep only so many training images, for a trial."
+    "--limit", type=POSITIVE, metavar="N", help="Keep only so many training images, for a trial."
 )
-@click.option("--size", type=_POSITIVE, metavar="N", help="Resize picture files to N x N pixels.")
+@click.option("--size", type=POSITIVE, metavar="N", help="Resize picture files to N x N pixels.")
 @click.option(
     "--threads",
-    type=_SMALL,
+    type=SMALL,
     metavar="N",
     help="CPU threads.  [default: 1 for small images, else all cores]",
 )
@@ -241,7 +221,7 @@ def demo(
         raise click.UsageError("--grow is for widths, which --progressive leaves as they are")
     kind = "deeper" if deeper else "progressive" if progressive else "wider"
     folder = Path("splitgrow-demo" if kind == "wider" else f"splitgrow-demo-{kind}")
-    _load("splitgrow.cli.presentation").demo(kind=kind, out=out or folder, **options)
+    load("splitgrow.cli.presentation").demo(kind=kind, out=out or folder, **options)
 
 
 @main.command(help=_INSPECT_HELP, short_help="List what can grow in a model.")
@@ -258,7 +238,7 @@ def demo(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:
     """Loads what the inspection needs, and runs it."""
-    _load("splitgrow.cli.inspect").inspect(*_parts(target), inputs, as_json=as_json)
+    load("splitgrow.cli.inspect").inspect(*_parts(target), inputs, as_json=as_json)
 
 
 def _parts(target: str) -> tuple[str, str]:
@@ -291,24 +271,9 @@ def export(
     target: str, checkpoint: Path, out: Path, *, generation: int | None, force: bool
 ) -> None:
     """Loads what the export needs, and runs it."""
-    command = _load("splitgrow.cli.export").export
+    command = load("splitgrow.cli.export").export
     command(*_parts(target), checkpoint, out, generation=generation, force=force)
 
 
-def _load(name: str) -> Any:
-    """The module that does a command's work, imported now that it is needed.
-
-    Raises:
-        click.ClickException: if it needs a package that only the extra `demo` installs.
-        ModuleNotFoundError: if anything else is missing, which is a bug.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if package not in _DEMO_PACKAGES:
-            raise
-        raise click.ClickException(
-            f"the demo needs {package}, which is not installed: "
-            'pip install "splitgrow[demo]" installs it'
-        ) from error
+main.add_command(continual)
+main.add_command(compare)

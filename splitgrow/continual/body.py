@@ -56,7 +56,7 @@ class Body:
         self._slots: dict[str, Slot] = {}
         self.renew()
         self.weights = self.size
-        self.features()
+        self.new_head(1)
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -118,24 +118,24 @@ class Body:
         with substituted(self._slots, values):
             yield self.model
 
-    def features(self, values: Mapping[str, Tensor] | None = None) -> int:
-        """The number of features, at the example inputs.
+    def new_head(self, classes: int) -> nn.Linear:
+        """A linear layer that reads the features.
 
         Raises:
             UnsupportedModelError: If they are no matrix.
         """
-        with Meanwhile() as meanwhile, meanwhile, self.reading(values or {}) as model:
-            undisturb_(model, meanwhile)
+        with Meanwhile() as meanwhile, meanwhile:
+            undisturb_(self.model, meanwhile)
             torch.set_grad_enabled(False)
-            _evaluate(model)
-            found = model(*self.inputs)
+            _evaluate(self.model)
+            found = self.model(*self.inputs)
         if not isinstance(found, Tensor) or found.dim() != 2:
             what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found)
             raise UnsupportedModelError(
                 f"without its head, the model returns {what} instead of features (N, width); end "
                 f"it with a pooling and a flattening, and give it as it is with head=None"
             )
-        return found.shape[1]
+        return nn.Linear(found.shape[1], classes, device=found.device, dtype=found.dtype)
 
     def grow(self, factor: float) -> Edit | None:
         """Widens every layer inside by about a factor; what is new belongs to nobody.

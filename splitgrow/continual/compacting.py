@@ -171,7 +171,7 @@ class CompactingLearner(MaskedLearner):
         self, study: Study, task: Task, initial: Mapping[str, int], span: tuple[float, float]
     ) -> None:
         """Prunes from one sparsity to another while training goes on; the picks stay."""
-        steps = self.prune_epochs * len(self._batches(task.train))
+        steps = self.prune_epochs * len(self.batches(task.train))
         # Half of the steps are left for what remains to settle.
         schedule = GradualPruning(*span, steps=max(1, steps // 2), every=max(1, steps // 20))
 

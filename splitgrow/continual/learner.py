@@ -17,16 +17,14 @@ from splitgrow.continual.records import Record
 from splitgrow.continual.reports import Report, report_of
 from splitgrow.continual.saving import read_learned, write_learned
 from splitgrow.continual.settings import check_settings, checked_inputs, plain_data
-from splitgrow.continual.stages import Stages, seed_of
+from splitgrow.continual.stages import Stages, made, seed_of
 from splitgrow.continual.studies import Study, whole_study
 from splitgrow.continual.tasks import Batches, Data, Protocol, Task, checked, with_validation
 from splitgrow.continual.training import Fit, Loss, Training, accuracy, cross_entropy
-from splitgrow.errors import CheckpointError
 from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Meanwhile
 
 FILE = "learner.safetensors"
-_EVALUATION_BATCH = 512
 
 
 class Learner:
@@ -166,7 +164,7 @@ class Learner:
             ValueError: If no such task is learned.
         """
         network = self.network(task, compact=False)
-        return accuracy(network, self._batches(checked(data)))
+        return accuracy(network, self.batches(checked(data)))
 
     def report(self) -> Report:
         """Sizes, accuracies and times of what is learned."""
@@ -253,7 +251,7 @@ class Learner:
         after_step: Callable[[int], None] | None = None,
     ) -> Fit:
         """Trains a study on a task's data, as one stage."""
-        batches = self._batches(task.train)
+        batches = self.batches(task.train)
         own = self.training if training is None else training
         number = self._next
 
@@ -275,7 +273,7 @@ class Learner:
         """The accuracy that decisions are made by."""
         data = task.test if self.decide_on == "test" else task.validation
         assert data is not None
-        found = accuracy(study, self._batches(data))
+        found = accuracy(study, self.batches(data))
         self._tell(Judged(task.name, what, found, goal))
         return found
 
@@ -290,8 +288,7 @@ class Learner:
 
     def _new_head(self, classes: int, body: Body | None = None) -> nn.Linear:
         torch.manual_seed(seed_of(self.seed, self._next, "head"))
-        body = self.body if body is None else body
-        return nn.Linear(body.features(), classes).to(body.device)
+        return (self.body if body is None else body).new_head(classes)
 
     def _trained_alone(self, task: Task) -> Study:
         """A network of the task's own, trained from the model's first values."""
@@ -300,7 +297,8 @@ class Learner:
         self._train(study, task, "alone")
         return study
 
-    def _batches(self, data: Data) -> Batches:
+    def batches(self, data: Data) -> Batches:
+        """Batches of data, where the network lies."""
         return Batches(data, self.training.batch_size, self.body.device)
 
     def _tell(self, event: Event) -> None:
@@ -331,7 +329,7 @@ class Learner:
             keep_surroundings_(before.model, meanwhile)
             prefix = f"task-{number:04d}"
             self._stages = stages = Stages(
-                self._made_directory(), prefix, self._identity(tasks), self._save_every
+                made(self._directory), prefix, self._identity(tasks), self._save_every
             )
             torch.manual_seed(seed_of(self.seed, number, "begin"))
             try:
@@ -343,10 +341,10 @@ class Learner:
             except BaseException:
                 vars(self).update(own)
                 raise
+        stages.clear()
         for record in records:
             told = TaskLearned(record.name, record.accuracy, record.seconds, record.details)
             self._tell(told)
-        stages.clear()
         return records
 
     def _divided(self, task: Task, number: int) -> Task:
@@ -362,14 +360,6 @@ class Learner:
         self._networks = {} if not self.frozen else self._networks
         if self._directory is not None:
             self.save(self._directory / FILE)
-
-    def _made_directory(self) -> Path | None:
-        if self._directory is not None:
-            try:
-                self._directory.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CheckpointError(f"cannot write to {self._directory}: {error}") from error
-        return self._directory
 
     def _settings(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in self.settings}

@@ -110,3 +110,17 @@ def seed_of(*parts: Any) -> int:
     """A seed that is drawn from what it is for."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:7], "big")
+
+
+def made(directory: Path | None) -> Path | None:
+    """A directory, made if it is not there.
+
+    Raises:
+        CheckpointError: If it cannot be.
+    """
+    if directory is not None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {directory}: {error.strerror}") from error
+    return directory

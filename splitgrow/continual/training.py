@@ -36,7 +36,7 @@ class Training:
 
     epochs: int = 10
     batch_size: int = 64
-    lr: float = 0.05
+    lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 4e-5
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -108,7 +108,7 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(package: str) -> None
     outcome = _python("-c", f"{blocked}\nfrom splitgrow.cli.main import main\nmain(['demo'])")
     assert outcome.returncode == 1
     assert outcome.stderr == (
-        f"Error: the demo needs {package}, which is not installed: "
+        f"Error: this command needs {package}, which is not installed: "
         'pip install "splitgrow[demo]" installs it\n'
     )
 

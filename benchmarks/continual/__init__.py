@@ -1,0 +1,1 @@
+"""Tasks learnt one after the other: splitgrow's methods and those of another library."""

@@ -1,0 +1,158 @@
+"""The benchmark of tasks learnt in a row: its files, and what its peer refuses before it runs."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks.continual import avalanche_peer
+from benchmarks.continual.task_files import Task, read_tasks, write_tasks
+
+
+def task(seed: int, validation: bool = False, classes: int = 3, side: int = 4) -> Task:
+    generator = np.random.default_rng(seed)
+
+    def split(count: int) -> tuple[Any, Any]:
+        images = generator.normal(size=(count, 1, side, side)).astype(np.float32)
+        return images, np.arange(count) % classes
+
+    asided = split(5) if validation else (None, None)
+    return Task(*split(12), *split(7), *asided)
+
+
+def test_tasks_come_back_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "some.tasks"
+    written = [task(0), task(1, validation=True), task(2, classes=2)]
+    write_tasks(path, written)
+    read = read_tasks(path)
+    assert [each.classes for each in read] == [3, 3, 2]
+    assert read[0].image_shape == (1, 4, 4)
+    for ours, theirs in zip(written, read, strict=True):
+        for field in fields(Task):
+            one, other = getattr(ours, field.name), getattr(theirs, field.name)
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert one.dtype == other.dtype
+                assert np.array_equal(one, other)
+
+
+def test_ten_tasks_and_more_stay_in_order(tmp_path: Path) -> None:
+    written = [task(seed) for seed in range(12)]
+    write_tasks(tmp_path / "tasks.npz", written)
+    read = read_tasks(tmp_path / "tasks.npz")
+    assert all(np.array_equal(a.x_test, b.x_test) for a, b in zip(written, read, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_train": np.zeros((12, 1, 4, 4))}, "x_train_0 is float64"),
+        ({"y_test": np.zeros(7, np.int32)}, "y_test_0 is int32"),
+        ({"x_test": np.zeros((7, 4, 4), np.float32)}, "not float32 with 4 dimensions"),
+        ({"y_train": np.zeros(11, np.int64)}, "12 images and y_train_0 11 labels"),
+        ({"y_train": np.full(12, -1)}, "labels below 0"),
+        ({"y_train": None}, "y_train_0 is missing"),
+        ({"x_validation": np.zeros((5, 1, 4, 4), np.float32)}, "y_validation_0 is missing"),
+    ],
+)
+def test_arrays_of_another_layout_are_not_written(tmp_path, change, message) -> None:
+    path = tmp_path / "tasks.npz"
+    with pytest.raises(ValueError, match=message):
+        write_tasks(path, [replace(task(0), **change)])
+    assert not path.exists()
+
+
+def test_files_of_another_layout_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.npz"
+    with pytest.raises(FileNotFoundError, match="no such file of tasks"):
+        read_tasks(path)
+    path.write_text("no tasks")
+    with pytest.raises(ValueError, match=r"is no \.npz file"):
+        read_tasks(path)
+    np.savez(path, images=np.zeros(3))
+    with pytest.raises(ValueError, match="without a gap: images"):
+        read_tasks(path)
+    np.savez(path, x_train_0=np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"is no whole \.npz file of plain arrays"):
+        read_tasks(path)
+    with pytest.raises(ValueError, match="no x_train_0"):
+        write_tasks(path, [])
+    with pytest.raises(ValueError, match="images of different shapes"):
+        write_tasks(path, [task(0), task(1, side=5)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "joint"], "'joint' is not one of 'naive'"),
+        (["--method", "pnn"], "say --backbone mlp"),
+        (["--method", "packnet", "--epochs", "1"], "epochs before and after pruning"),
+        (["--method", "ewc", "--backbone", "lenet"], "'lenet' is not one of 'cnn'"),
+        (["--method", "ewc", "--tasks", "missing.npz"], "'missing.npz' does not exist"),
+        (["--method", "ewc", "--out", "missing/result.json"], "there is no folder missing"),
+    ],
+)
+def test_the_peer_says_what_is_wrong_with_a_call(tmp_path, arguments, message) -> None:
+    path = tmp_path / "tasks.npz"
+    write_tasks(path, [task(0)])
+    given = ["--tasks", str(path), "--out", str(tmp_path / "result.json"), *arguments]
+    result = CliRunner().invoke(avalanche_peer.main, given)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+@pytest.mark.skipif(find_spec("avalanche") is not None, reason="Avalanche is installed")
+def test_the_peer_says_where_to_get_avalanche(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.npz"
+    write_tasks(path, [task(0)])
+    given = ["--method", "ewc", "--tasks", str(path), "--out", str(tmp_path / "result.json")]
+    result = CliRunner().invoke(avalanche_peer.main, given)
+    assert result.exit_code == 1
+    assert "avalanche-requirements.txt" in result.output
+    path.write_text("no tasks")
+    assert "is no .npz file" in CliRunner().invoke(avalanche_peer.main, given).output
+
+
+class Forgetful:
+    """A stand-in for a strategy: its network knows the latest task only, and never trains."""
+
+    def __init__(self) -> None:
+        self.model = Remembering()
+        self.model.train()
+
+    def train(self, number: int) -> None:
+        self.model.latest = number
+
+
+class Remembering(torch.nn.Module):
+    latest = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        right = torch.arange(len(x)) % 2
+        wrong_side = bool(number[0] != self.latest)
+        return torch.nn.functional.one_hot((right + wrong_side) % 2, 2) * self.scale
+
+
+def test_accuracy_and_drift_are_of_each_task_after_every_one() -> None:
+    tasks = [task(seed, classes=2) for seed in range(3)]
+    said: list[str] = []
+    strategy = Forgetful()
+    found = avalanche_peer.learn(strategy, range(3), tasks, said.append)
+    assert found["accuracy"] == [[1.0], [0.0, 1.0], [0.0, 0.0, 1.0]]
+    assert found["drift"] == [1.0, 1.0, 0.0]
+    assert found["parameters"] == 2
+    assert len(found["training_seconds"]) == len(said) == 3
+    assert strategy.model.training
+    gone = torch.tensor([torch.nan])
+    assert avalanche_peer.drift_of(gone, gone) is None
