@@ -8,12 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from splitgrow.continual.finetuning import Finetuning
 from splitgrow.continual.records import Record
 from splitgrow.continual.studies import whole_study
-from splitgrow.continual.tasks import Data, Task
+from splitgrow.continual.tasks import Data, Task, joined, takes_tensors
 
 
 class Joint(Finetuning):
@@ -106,7 +106,7 @@ def _mixed(tasks: Sequence[Task]) -> Data:
     if all(isinstance(task.train, TensorDataset) for task in tasks):
         x, y = zip(*(part[:] for part in parts), strict=True)
         return TensorDataset(torch.cat(x), torch.cat(y))
-    return ConcatDataset(parts)
+    return joined(parts)
 
 
 class _Shifted(Dataset[Any]):
@@ -114,6 +114,10 @@ class _Shifted(Dataset[Any]):
 
     def __init__(self, data: Dataset[Any], offset: int) -> None:
         self._data, self._offset = data, offset
+
+    @property
+    def takes_tensors(self) -> bool:
+        return takes_tensors(self._data)
 
     def __len__(self) -> int:
         return len(cast("Any", self._data))

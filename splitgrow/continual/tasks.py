@@ -9,7 +9,14 @@ from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 
 Data: TypeAlias = "Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor]"
 """Inputs with labels: a data set of pairs, a loader of batches of them, or two tensors."""
@@ -108,11 +115,68 @@ def with_validation(task: Task, share: float, generator: torch.Generator) -> Tas
     )
 
 
+def takes_tensors(data: Any) -> bool:
+    """Whether a tensor of indices gives the inputs and labels of all these examples at once.
+
+    It does of tensors, and of a `Dataset` that says so with an attribute `takes_tensors = True`:
+    its batches are then not put together from single examples.
+    """
+    return type(data) is TensorDataset or getattr(data, "takes_tensors", False) is True
+
+
 def part_of(data: Dataset[Any], indices: Tensor) -> Dataset[Any]:
-    """Some of the examples; those of tensors are copied, so that batches are read at once."""
+    """Some of the examples; those of tensors are copied, which lie together then."""
     if type(data) is TensorDataset:
         return TensorDataset(*(tensor[indices] for tensor in data.tensors))
+    if takes_tensors(data):
+        return _Part(data, indices)
     return Subset(data, cast("Sequence[int]", indices.tolist()))
+
+
+def joined(parts: Sequence[Dataset[Any]]) -> Dataset[Any]:
+    """The examples of all parts, one part behind the other."""
+    return _Joined(parts) if all(map(takes_tensors, parts)) else ConcatDataset(parts)
+
+
+class _Part(Dataset[Any]):
+    """Some of the examples of data that take a tensor of indices; so does it."""
+
+    takes_tensors = True
+
+    def __init__(self, data: Dataset[Any], indices: Tensor) -> None:
+        self._data, self._indices = data, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._data[self._indices[index]]
+
+
+class _Joined(Dataset[Any]):
+    """The examples of several data that take a tensor of indices; so does it, and nothing else."""
+
+    takes_tensors = True
+
+    def __init__(self, parts: Sequence[Dataset[Any]]) -> None:
+        self._parts = parts
+        lengths = torch.tensor([len(cast("Sized", part)) for part in parts])
+        self._ends = lengths.cumsum(0)
+        self._begins = self._ends - lengths
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        owners = torch.bucketize(indices, self._ends, right=True)
+        places, found = [], []
+        for owner in sorted(set(owners.tolist())):
+            mine = (owners == owner).nonzero().flatten()
+            places.append(mine)
+            found.append(self._parts[owner][indices[mine] - self._begins[owner]])
+        order = torch.cat(places).argsort()
+        x, y = zip(*found, strict=True)
+        return torch.cat(x)[order], torch.cat(y)[order]
 
 
 class Batches:
@@ -156,8 +220,9 @@ class Batches:
             yield from self._in_order(torch.arange(len(cast("Sized", self._data))))
 
     def _in_order(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        if type(self._data) is TensorDataset:
-            pairs: Any = (self._data[part] for part in torch.split(order, self._size))
+        if takes_tensors(self._data):
+            data: Any = self._data
+            pairs: Any = (data[part] for part in torch.split(order, self._size))
         else:
             part: Any = Subset(cast("Dataset[Any]", self._data), cast("Any", order.tolist()))
             pairs = DataLoader(part, batch_size=self._size)
