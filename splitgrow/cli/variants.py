@@ -40,7 +40,8 @@ class Permuted:
 
     def __call__(self, images: Tensor) -> Tensor:
         """The images with their pixels moved."""
-        return images.flatten(2).index_select(2, self.order).view_as(images)
+        flat = images.flatten(2)  # of the ways to index it, gather is the fastest by far
+        return flat.gather(2, self.order.expand(*flat.shape[:2], -1)).view_as(images)
 
 
 @dataclass(frozen=True)

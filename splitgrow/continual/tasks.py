@@ -19,7 +19,10 @@ from torch.utils.data import (
 )
 
 Data: TypeAlias = "Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor]"
-"""Inputs with labels: a data set of pairs, a loader of batches of them, or two tensors."""
+"""Inputs with labels: a data set of pairs, a loader of batches of them, or two tensors.
+
+Batches of a data set are put together from single pairs, unless it `takes_tensors`.
+"""
 
 Protocol: TypeAlias = Literal["validation", "test"]
 """What decisions are made on: when to grow, how far to prune, which state to keep.

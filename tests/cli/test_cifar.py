@@ -344,6 +344,12 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a list and nothing else": (_python2([1, 2]), "no single dictionary"),
     "nothing": (b"\x80\x02.", "no single dictionary"),
     "a dictionary and a half": (b"\x80\x02}}.", "no single dictionary"),
+    "tuples in tuples": (b"\x80\x02)" + b"\x85" * 300_000 + b".", "no single dictionary"),
+    "a call with such tuples": (
+        b"\x80\x02cnumpy\ndtype\n)" + b"\x85" * 300_000 + b"R.",
+        "makes no bytes",
+    ),
+    "a list that holds itself": (b"\x80\x02]q\0h\0a.", "no single dictionary"),
     "endless steps": (b"\x80\x02" + b"]" * 1_000_001 + b".", "more than 1,000,000 steps"),
 }
 
