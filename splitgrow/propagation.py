@@ -6,20 +6,20 @@ into tensors that others share takes away what was known of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from splitgrow.aliases import Key, Memory, at_path, is_torchs, refs_of, written_by
 from splitgrow.axes import Axis
 from splitgrow.constants import Known, known_or_none, made_by, same
 from splitgrow.groups import Groups
 from splitgrow.kinds import kind_of
 from splitgrow.kinds.registry import LayerKind
-from splitgrow.removal import is_in_place_name
-from splitgrow.rules import Shaped, rule_of
-from splitgrow.steps import Ref, Source, Step, mapped, refs_in
+from splitgrow.rules import Shaped
+from splitgrow.steps import Ref, Source, Step, mapped
 
 _POINTWISE_NAMES = """
     relu relu6 elu selu celu leakyrelu gelu silu mish hardswish hardsigmoid hardtanh softplus
@@ -48,6 +48,8 @@ _MOVES_NAMES = """
 _MOVES = frozenset(_MOVES_NAMES.split())
 """What only moves values to other places."""
 
+_MATRIX_PRODUCTS = frozenset(("matmul", "bmm"))
+
 _DIMS = ("1d", "2d", "3d")
 _OVER_SPACE = frozenset(
     [
@@ -65,10 +67,8 @@ _ZEROS_OVER_SPACE = frozenset(
 )
 """What makes of a channel of zeros one of zeros; of another number it may make another one."""
 
-_FRESH = POINTWISE | _DIVISIONS | {"cat", "concat", "concatenate", "stack"}
+_FRESH = POINTWISE | _DIVISIONS | {"cat", "concat", "concatenate", "stack", "matmul", "bmm"}
 """What makes a tensor in memory of its own."""
-
-_Key = tuple[int, tuple[Any, ...]]
 
 
 def constants_read(
@@ -103,37 +103,37 @@ class _Walk:
     ) -> None:
         self.modules, self.groups, self.steps, self.values = modules, groups, steps, values
         self.read: dict[str, Known | None] = {}
-        self.facts: dict[_Key, Known] = {}
-        self.relatives: dict[_Key, set[_Key]] = {}
+        self.facts: dict[Key, Known] = {}
+        self.memory = Memory()
 
     def follow(self, index: int) -> None:
         """Takes one step."""
         step = self.steps[index]
         if isinstance(step.target, Source):
             return
-        operands = list(self._operands(step))
+        operands = [(ref.step, ref.path) for ref in refs_of(step) if self._is_tensor(ref)]
         results = {(index, path): example for path, example in _parts(step.example)}
         module = None if step.module is None else self.modules[step.module]
         kind = kind_of(module) if module is not None else None
         if kind is not None and module is not None:
             made = self._layer(step, module, kind)
-            if not _is_torchs(type(module)):  # who knows what it does to what it is given
+            if not is_torchs(type(module)):  # who knows what it does to what it is given
                 self._forget(operands)
-                self._relate([*operands, *results])
+                self.memory.relate([*operands, *results])
             self.facts.update({key: made for key in results if made is not None})
             return
-        written = self._written(step, operands)
+        written = written_by(step, module, operands)
         made_of: list[Known | None] = [None] * len(results)
-        if _is_torchs(step.target) and all(e.is_floating_point() for e in results.values()):
+        if is_torchs(step.target) and all(e.is_floating_point() for e in results.values()):
             made_of = self._made(index, written=bool(written))
         self._forget(written)
         for key, made in zip(results, made_of, strict=True):
             if made is not None:
                 self.facts[key] = made
         if written:
-            self._relate([*written, *results])
-        elif not (_is_torchs(step.target) and _plain_name(step.name) in _FRESH):
-            self._relate([*operands, *results])
+            self.memory.relate([*written, *results])
+        elif not (is_torchs(step.target) and _plain_name(step.name) in _FRESH):
+            self.memory.relate([*operands, *results])
 
     # -- layers ----------------------------------------------------------------------------------
 
@@ -165,19 +165,29 @@ class _Walk:
             return nothing
         if name in POINTWISE or name in _DIVISIONS:
             return [self._pointwise(step, name)]
+        return nothing if written else [self._whole(index, name, module)]
+
+    def _whole(self, index: int, name: str, module: nn.Module | None) -> Known | None:
+        """What is known of the result of an op on whole channels."""
+        step = self.steps[index]
+        if name in _MATRIX_PRODUCTS:
+            return self._product(index, step.args[:2])
+        if name == "scaleddotproductattention":
+            value = step.kwargs.get("value", step.args[2] if len(step.args) > 2 else None)
+            return self._product(index, (value,))
         given = self._fact(step.args[0]) if step.args else None
-        if given is None or written:
-            return nothing
-        if name in _PASSED_ON:
-            return [given if not name.endswith("dropout") or _is_off(step, module) else None]
-        if name in _OVER_SPACE or name == "prelu":
-            return [self._over_space(index, given) if name != "prelu" else given.where(given.zero)]
+        if given is None or name in _PASSED_ON:
+            return None if "dropout" in name and not _is_off(step, module) else given
+        if name == "prelu":
+            return given.where(given.zero)
+        if name in _OVER_SPACE:
+            return self._over_space(index, given)
         if name in _ZEROS_OVER_SPACE or (name == "pad" and _pads_space_with_zeros(step, given)):
-            return [self._over_space(index, given.where(given.zero))]
-        return nothing
+            return self._over_space(index, given.where(given.zero))
+        return None
 
     def _pointwise(self, step: Step, name: str) -> Known | None:
-        refs = [ref for ref in _refs(step) if self._is_tensor(ref)]
+        refs = [ref for ref in refs_of(step) if self._is_tensor(ref)]
         facts = [self._fact(ref) for ref in refs]
         known = [fact for fact in facts if fact is not None]
         if not known or any(fact.dim != known[0].dim for fact in known):
@@ -201,12 +211,20 @@ class _Walk:
             everywhere, values = everywhere | zeros.known, torch.where(zeros.known, 0.0, values)
         return known_or_none(known[0].dim, values, everywhere)
 
-    def _over_space(self, index: int, given: Known | None) -> Known | None:
+    def _product(self, index: int, factors: Sequence[Any]) -> Known | None:
+        """What is zero since a factor is, along a dimension that is not summed over."""
+        for factor in factors:
+            given = self._fact(factor)
+            found = self._over_space(index, given and given.where(given.zero), factor)
+            if found is not None:
+                return found
+        return None
+
+    def _over_space(self, index: int, given: Known | None, ref: Any = None) -> Known | None:
         """The same channels, maybe on another dimension."""
         if given is None:
             return None
-        ref = self.steps[index].args[0]
-        before = self._axes(ref)[given.dim]
+        before = self._axes(self.steps[index].args[0] if ref is None else ref)[given.dim]
         dim = self._channel_dim(self.values[index])
         if dim is None:
             return None
@@ -218,7 +236,7 @@ class _Walk:
         """Values and whether they are known, laid out in full and moved as the op moves them."""
         step = self.steps[index]
         paths = [path for path, _ in _parts(step.example)]
-        refs = [ref for ref in _refs(step) if self._is_tensor(ref)]
+        refs = [ref for ref in refs_of(step) if self._is_tensor(ref)]
         retyped = any(isinstance(leaf, torch.dtype) for leaf in step.args)
         if retyped or all(self._fact(ref) is None for ref in refs):
             return [None] * len(paths)
@@ -226,12 +244,12 @@ class _Walk:
         known = self._called(step, lambda ref: self._laid_out(ref, known=True))
         found: list[Known | None] = []
         for path in paths:
-            dim = self._channel_dim(_at(self.values[index], path))
+            dim = self._channel_dim(at_path(self.values[index], path))
             if dim is None:
                 found.append(None)
                 continue
-            numbers = _at(values, path).movedim(dim, 0).flatten(1)
-            alike = _at(known, path).movedim(dim, 0).flatten(1).all(1)
+            numbers = at_path(values, path).movedim(dim, 0).flatten(1)
+            alike = at_path(known, path).movedim(dim, 0).flatten(1).all(1)
             alike = alike & (numbers == numbers[:, :1]).all(1)
             found.append(known_or_none(dim, numbers[:, 0].clone(), alike))
         return found
@@ -260,10 +278,16 @@ class _Walk:
                 return getattr(args[0], step.target)(*args[1:], **kwargs)
             return step.target(*args, **kwargs)
 
+    def _forget(self, keys: Sequence[Key]) -> None:
+        """Takes back what was known of tensors, and of all that may lie in the same memory."""
+        for key in keys:
+            for relative in self.memory.relatives(key):
+                self.facts.pop(relative, None)
+
     # -- what is where ---------------------------------------------------------------------------
 
     def _example(self, ref: Ref) -> Any:
-        return _at(self.steps[ref.step].example, ref.path)
+        return at_path(self.steps[ref.step].example, ref.path)
 
     def _is_tensor(self, ref: Ref) -> bool:
         return isinstance(self._example(ref), Tensor)
@@ -272,7 +296,7 @@ class _Walk:
         return self.facts.get((leaf.step, leaf.path)) if isinstance(leaf, Ref) else None
 
     def _axes(self, ref: Ref) -> tuple[Axis, ...]:
-        shaped = _at(self.values[ref.step], ref.path)
+        shaped = at_path(self.values[ref.step], ref.path)
         return tuple(shaped.axes)
 
     def _channel_dim(self, shaped: Any) -> int | None:
@@ -282,54 +306,10 @@ class _Walk:
         dims = [i for i, axis in enumerate(shaped.axes) if self.groups.can_grow(axis)]
         return dims[0] - len(shaped.axes) if len(dims) == 1 else None
 
-    # -- memory ----------------------------------------------------------------------------------
-
-    def _operands(self, step: Step) -> Iterator[_Key]:
-        for ref in _refs(step):
-            if self._is_tensor(ref):
-                yield ref.step, ref.path
-
-    def _written(self, step: Step, operands: Sequence[_Key]) -> Sequence[_Key]:
-        """The operands that an op may write into."""
-        module = None if step.module is None else self.modules[step.module]
-        target = type(module) if module is not None else step.target
-        if not _is_torchs(target) or rule_of(target) is None or "out" in step.kwargs:
-            return operands
-        name = target if isinstance(target, str) else getattr(target, "__name__", "")
-        in_place = is_in_place_name(name) or bool(getattr(module, "inplace", False))
-        in_place = in_place or bool(step.kwargs.get("inplace"))
-        if getattr(target, "__module__", "") == "torch.nn.functional":
-            in_place = in_place or any(value is True for value in step.args[1:])  # by position
-        return operands[:1] if in_place else ()
-
-    def _forget(self, keys: Iterable[_Key]) -> None:
-        """Takes back what was known of tensors, and of all that may lie in the same memory."""
-        for key in keys:
-            for relative in self._family(key):
-                self.facts.pop(relative, None)
-
-    def _family(self, key: _Key) -> set[_Key]:
-        return self.relatives.setdefault(key, {key})
-
-    def _relate(self, keys: Sequence[_Key]) -> None:
-        """States that tensors may lie in the same memory."""
-        family: set[_Key] = set()
-        for key in keys:
-            family |= self._family(key)
-        self.relatives.update(dict.fromkeys(family, family))
-
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a module, or one inside, has hooks that could change what it reads or makes."""
     return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())  # noqa: SLF001
-
-
-def _is_torchs(target: Any) -> bool:
-    """Whether a target is torch's own, and so does what its name says."""
-    if isinstance(target, str):
-        return True
-    origin = str(getattr(target, "__module__", None) or "torch")  # builtin functions have none
-    return origin.partition(".")[0] in {"torch", "_operator"}
 
 
 def _plain_name(name: str) -> str:
@@ -351,12 +331,6 @@ def _pads_space_with_zeros(step: Step, given: Known) -> bool:
     return behind and (mode != "constant" or value in (None, 0))
 
 
-def _at(value: Any, path: Sequence[Any]) -> Any:
-    for index in path:
-        value = value[index]
-    return value
-
-
 def _parts(example: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
     """The tensors of a result, each with the indices that lead to it."""
     if isinstance(example, Tensor):
@@ -364,8 +338,3 @@ def _parts(example: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any
     elif isinstance(example, (tuple, list)):
         for index, part in enumerate(example):
             yield from _parts(part, (*path, index))
-
-
-def _refs(step: Step) -> Iterator[Ref]:
-    """What stands for tensors and numbers among an op's arguments."""
-    return refs_in((step.args, tuple(step.kwargs.values())))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from splitgrow.aliases import at_path, refs_of
 from splitgrow.analysis import Followed, follow
 from splitgrow.axes import Run
 from splitgrow.connections import has_weights, sections
@@ -31,7 +32,6 @@ from splitgrow.narrowing import (
 from splitgrow.propagation import constants_read, has_hooks
 from splitgrow.rules.registry import shaped_in
 from splitgrow.split import SplitLayer
-from splitgrow.steps import Ref, refs_in
 from splitgrow.undisturbed import ignore_warnings_, keep_modes_, keep_random_states_
 from splitgrow.undo import Meanwhile
 from splitgrow.widening import narrowing_breaks
@@ -153,18 +153,10 @@ def _fix_what_hooks_touch(followed: Followed, modules: Mapping[str, nn.Module]) 
         for step, value in zip(run.steps, run.values, strict=True):
             if step.module is None or not has_hooks(modules[step.module]):
                 continue
-            refs = refs_in((step.args, tuple(step.kwargs.values())))
-            near = [value, *(_value(run.values, ref) for ref in refs)]
-            for shaped in shaped_in(near):
+            read = [at_path(run.values[ref.step], ref.path) for ref in refs_of(step)]
+            for shaped in shaped_in((value, read)):
                 for axis in shaped.axes:
                     followed.graph.groups.fix(axis, f"`{step.module}` has forward hooks")
-
-
-def _value(values: Sequence[Any], ref: Ref) -> Any:
-    value = values[ref.step]
-    for index in ref.path:
-        value = value[index]
-    return value
 
 
 def _absorb_(

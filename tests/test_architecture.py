@@ -24,7 +24,7 @@ FLOORS = (
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
     {"leaves", "results", "planning", "namesakes", "progressive"}
-    | {"plain", "listing", "narrowing", "constants"},
+    | {"plain", "listing", "narrowing", "constants", "aliases"},
     {"recording", "tracing", "history", "refusals", "placing"} | {"liveness", "propagation"},
     {"handled"},
     {"widening", "growth"},
