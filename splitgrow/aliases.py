@@ -42,6 +42,8 @@ def written_by(step: Step, module: nn.Module | None, operands: Sequence[Key]) ->
         operands: The tensors among its arguments.
     """
     target = type(module) if module is not None else step.target
+    if target is len:
+        return ()
     if not is_torchs(target) or rule_of(target) is None or "out" in step.kwargs:
         return operands
     name = target if isinstance(target, str) else getattr(target, "__name__", "")

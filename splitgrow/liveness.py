@@ -42,7 +42,7 @@ def dead_units(
     outputs: Collection[Axis],
     read: Mapping[str, Known | None],
 ) -> dict[int, list[int]]:
-    """For each group the units that do not count; one of each group is left.
+    """For each group the units that do not count, which may be all of them.
 
     Args:
         graph: The channel graph.
@@ -60,11 +60,6 @@ def dead_units(
         for group in _removable(graph, modules, outputs)
     }
     _spread_(graph, found, live)
-    while empty := [group for group, units in live.items() if not bool(units.any())]:
-        # One stays, and what it reads counts then: other units may be known by what it is. The
-        # last group is the farthest down: its unit may have others stay by what it reads.
-        live[empty[-1]][0] = True
-        _spread_(graph, found, live)
     return {
         group: (~units).nonzero().flatten().tolist()
         for group, units in live.items()
@@ -76,7 +71,7 @@ def _removable(
     graph: ChannelGraph, modules: Mapping[str, nn.Module], outputs: Collection[Axis]
 ) -> list[int]:
     """The groups whose units can go at all, in order of execution."""
-    kept = set(graph.silent)
+    kept: set[int] = set()
     for axis in outputs:
         kept.update(groups_of(graph.groups.resolve(axis)))
     found: dict[int, None] = {}

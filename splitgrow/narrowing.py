@@ -20,8 +20,8 @@ from splitgrow.groups import Groups
 from splitgrow.kinds import LayerKind, kind_of
 from splitgrow.kinds.registry import Stock
 
-Gone = Mapping[int, Collection[int]]
-"""For each group the units that go, counted from 0."""
+Units = Mapping[int, Collection[int]]
+"""Some units of each group, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,16 @@ def per_unit(groups: Groups, axis: Axis, positions: Tensor) -> dict[int, Tensor]
     return found
 
 
-def kept_units(groups: Groups, gone: Gone) -> dict[int, Tensor]:
+def which_stay(groups: Groups, gone: Units) -> dict[int, Tensor]:
     """For each group of which units go, whether each unit stays."""
-    kept = {}
+    stay = {}
     for group, units in gone.items():
-        stays = torch.ones(groups.width(group), dtype=torch.bool)
-        stays[torch.tensor(sorted(units), dtype=torch.long)] = False
-        assert bool(stays.any()), f"no unit of group {group} would be left"
-        kept[group] = stays
-    return kept
+        stay[group] = torch.ones(groups.width(group), dtype=torch.bool)
+        stay[group][torch.tensor(sorted(units), dtype=torch.long)] = False
+    return stay
 
 
-def narrow_(network: nn.Module, graph: ChannelGraph, gone: Gone) -> Narrowing:
+def narrow_(network: nn.Module, graph: ChannelGraph, gone: Units) -> Narrowing:
     """Takes units out of a network in place, wherever they lie.
 
     Args:
@@ -135,7 +133,9 @@ def narrow_(network: nn.Module, graph: ChannelGraph, gone: Gone) -> Narrowing:
         graph: Its channel graph, which stays that of the network before.
         gone: The units. Of every group at least one must stay, and the groups must be free.
     """
-    kept = kept_units(graph.groups, gone)
+    kept = which_stay(graph.groups, gone)
+    assert all(bool(units.any()) for units in kept.values()), "a group would have no units left"
+    assert not any(graph.groups.is_fixed(group) for group in kept), "the width of a group is fixed"
     before = count_parameters(network)
     layers = []
     for node in graph.nodes.values():

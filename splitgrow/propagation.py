@@ -43,7 +43,8 @@ _PASSED_ON = frozenset(_PASSED_ON_NAMES.split())
 _MOVES_NAMES = """
     flatten ravel view reshape permute transpose swapaxes swapdims movedim moveaxis t squeeze
     unsqueeze expand broadcastto repeat tile cat concat concatenate stack chunk split tensorsplit
-    narrow select getitem unflatten pixelshuffle pixelunshuffle channelshuffle repeatinterleave
+    narrow select getitem unbind unflatten pixelshuffle pixelunshuffle channelshuffle
+    repeatinterleave
 """
 _MOVES = frozenset(_MOVES_NAMES.split())
 """What only moves values to other places."""
@@ -62,7 +63,7 @@ _OVER_SPACE = frozenset(
 )
 """What makes of a channel that is the same everywhere one with that same number."""
 
-_ZEROS_OVER_SPACE = frozenset(
+_ZEROS_PASS = frozenset(
     ["sum", *(f"{name}{d}" for d in _DIMS for name in ("avgpool", "zeropad", "lppool"))]
 )
 """What makes of a channel of zeros one of zeros; of another number it may make another one."""
@@ -180,11 +181,11 @@ class _Walk:
             return None if "dropout" in name and not _is_off(step, module) else given
         if name == "prelu":
             return given.where(given.zero)
+        if name == "pad":
+            name = _kind_of_padding(step, given)
         if name in _OVER_SPACE:
             return self._over_space(index, given)
-        if name in _ZEROS_OVER_SPACE or (name == "pad" and _pads_space_with_zeros(step, given)):
-            return self._over_space(index, given.where(given.zero))
-        return None
+        return self._over_space(index, given.where(given.zero)) if name in _ZEROS_PASS else None
 
     def _pointwise(self, step: Step, name: str) -> Known | None:
         refs = [ref for ref in refs_of(step) if self._is_tensor(ref)]
@@ -323,12 +324,16 @@ def _is_off(step: Step, module: nn.Module | None) -> bool:
     return step.kwargs.get("training", step.args[2] if len(step.args) > 2 else True) is False
 
 
-def _pads_space_with_zeros(step: Step, given: Known) -> bool:
+def _kind_of_padding(step: Step, given: Known) -> str:
+    """What `F.pad` does, by the name of a layer that does it; empty if nothing can be told."""
     amounts = step.args[1] if len(step.args) > 1 else step.kwargs.get("pad")
     mode = step.kwargs.get("mode", step.args[2] if len(step.args) > 2 else "constant")
     value = step.kwargs.get("value", step.args[3] if len(step.args) > 3 else None)
-    behind = isinstance(amounts, (tuple, list)) and len(amounts) // 2 < -given.dim
-    return behind and (mode != "constant" or value in (None, 0))
+    if not isinstance(amounts, (tuple, list)) or len(amounts) // 2 >= -given.dim:
+        return ""  # it reaches the channels
+    if mode != "constant":
+        return "reflectionpad2d"  # or another one that repeats what there is
+    return "zeropad2d" if value in {None, 0} else ""
 
 
 def _parts(example: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:

@@ -16,18 +16,19 @@ from splitgrow.axes import Run
 from splitgrow.connections import has_weights, sections
 from splitgrow.constants import Known
 from splitgrow.errors import UnsupportedModelError
+from splitgrow.graph import ChannelGraph
 from splitgrow.growable import refuse_unsupported
 from splitgrow.handled import HISTORY
 from splitgrow.kinds import kind_of
 from splitgrow.kinds.registry import LayerKind, Stock
 from splitgrow.liveness import dead_units, made_up_for
 from splitgrow.narrowing import (
-    Gone,
     Narrowing,
+    Units,
     count_parameters,
-    kept_units,
     narrow_,
     per_position,
+    which_stay,
 )
 from splitgrow.propagation import constants_read, has_hooks
 from splitgrow.rules.registry import shaped_in
@@ -49,10 +50,10 @@ def without_dead_units(
     bias that is there, of a Linear or of a convolution that does not pad with zeros.
 
     Module paths, classes and flags are those of the network; its layers are narrower. Every width
-    keeps one unit at least. What `growable` finds to be fixed stays as it is, and so do units on
-    which all channels of a norm depend, what the network returns, and what is near a module with
-    forward hooks. Of a network whose forward decides by values nothing is taken out, since other
-    inputs may lead it elsewhere.
+    keeps one unit at least; where that does not count, nothing reads it any more. What `growable`
+    finds to be fixed stays as it is, and so do units on which all channels of a norm depend, what
+    the network returns, and what is near a module with forward hooks. Of a network whose forward
+    decides by values nothing is taken out, since other inputs may lead it elsewhere.
 
     Args:
         network: Any module of plain layers that `growable` would take.
@@ -127,14 +128,22 @@ def _shrink_(network: nn.Module, inputs: tuple[Any, ...]) -> Narrowing:
     _fix_what_hooks_touch(followed, modules)
     run = followed.trials[0]
     read = constants_read(modules, followed.graph.groups, run.steps, run.values)
-    while gone := dead_units(followed.graph, modules, followed.outputs, read):
+    groups = followed.graph.groups
+    while True:
+        dead = dead_units(followed.graph, modules, followed.outputs, read)
+        # Where all of a group is dead, the first unit stays, and nothing reads it any more.
+        idle = {group: [0] for group, units in dead.items() if len(units) == groups.width(group)}
+        gone = {group: units[len(idle.get(group, ())) :] for group, units in dead.items()}
+        gone = {group: units for group, units in gone.items() if units}
         counts = {group: len(units) for group, units in gone.items()}
         broken = narrowing_breaks(network, inputs, followed.trials, counts)
         if not broken:
             break
         for group, reason in broken.items():
-            followed.graph.groups.fix((Run(group, 1),), reason)
-    _absorb_(modules, followed, read, gone)
+            groups.fix((Run(group, 1),), reason)
+    if gone:
+        _absorb_(modules, followed.graph, read, dead)
+        _stop_reading_(modules, followed.graph, idle)
     return narrow_(network, followed.graph, gone)
 
 
@@ -161,21 +170,43 @@ def _fix_what_hooks_touch(followed: Followed, modules: Mapping[str, nn.Module]) 
 
 def _absorb_(
     modules: Mapping[str, nn.Module],
-    followed: Followed,
+    graph: ChannelGraph,
     read: Mapping[str, Known | None],
-    gone: Gone,
+    dead: Units,
 ) -> None:
-    """Adds what constants that go have added to outputs to the biases, in place."""
-    kept = kept_units(followed.graph.groups, gone)
-    for node in followed.graph.nodes.values():
+    """Adds to the biases what units that are constant but do not count have added to outputs."""
+    live = which_stay(graph.groups, dead)
+    for node in graph.nodes.values():
         module: Stock = modules[node.name]
         kind, known = kind_of(module), read.get(node.name)
         if known is None or kind is None or not has_weights(kind, module):
             continue
-        goes = ~per_position(followed.graph.groups, node.ins, kept)
+        goes = ~per_position(graph.groups, node.ins, live)
         chosen = goes & known.known & (known.values != 0) & made_up_for(module, known)
         if bool(chosen.any()):
             _add_to_bias_(kind, module, torch.where(chosen, known.values, 0.0))
+
+
+def _stop_reading_(modules: Mapping[str, nn.Module], graph: ChannelGraph, idle: Units) -> None:
+    """Sets the weights to zero by which units are read that do not count and yet stay.
+
+    What such a unit reads may be gone, so that its value is another one.
+    """
+    read = which_stay(graph.groups, idle)
+    for node in graph.nodes.values():
+        module: Stock = modules[node.name]
+        kind = kind_of(module)
+        if kind is None or not node.followed or not has_weights(kind, module):
+            continue
+        unread = ~per_position(graph.groups, node.ins, read)
+        for name, axes in kind.tensors(module).items() if bool(unread.any()) else ():
+            for dim, along in axes.items():
+                if along.side == "in":
+                    # One of several equal sections stands for all of them.
+                    at = unread[: len(unread) // along.sections].nonzero().flatten()
+                    tensor: Tensor = getattr(module, name)
+                    with torch.no_grad():
+                        tensor.index_fill_(dim, at.to(tensor.device), 0)
 
 
 def _add_to_bias_(kind: LayerKind, module: Stock, numbers: Tensor) -> None:
