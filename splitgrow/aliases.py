@@ -42,8 +42,6 @@ def written_by(step: Step, module: nn.Module | None, operands: Sequence[Key]) ->
         operands: The tensors among its arguments.
     """
     target = type(module) if module is not None else step.target
-    if target is len:
-        return ()
     if not is_torchs(target) or rule_of(target) is None or "out" in step.kwargs:
         return operands
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
@@ -55,11 +53,11 @@ def written_by(step: Step, module: nn.Module | None, operands: Sequence[Key]) ->
 
 
 def is_torchs(target: Any) -> bool:
-    """Whether a target is torch's own, and so does what its name says."""
+    """Whether a target is torch's or Python's own, and so does what its name says."""
     if isinstance(target, str):
         return True
     origin = str(getattr(target, "__module__", None) or "torch")  # builtin functions have none
-    return origin.partition(".")[0] in {"torch", "_operator"}
+    return origin.partition(".")[0] in {"torch", "_operator", "builtins"}
 
 
 def refs_of(step: Step) -> Iterator[Ref]:

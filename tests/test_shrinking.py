@@ -22,6 +22,7 @@ from benchmarks.vision import torchvision
 from splitgrow import aliases, constants, liveness, narrowing, propagation, shrinking
 from splitgrow.kinds import kind_of
 from splitgrow.narrowing import Narrowing
+from splitgrow.rules import rule_of
 from splitgrow.shrinking import without_dead_units
 
 NETWORKS = 300
@@ -289,7 +290,7 @@ def test_shared_kernels_take_fewer_channels() -> None:
         network.head.weight[:, 32:64] = 0  # the third and fourth channel
         network.mix.weight[:, 4:8] = 0  # the two maps that are made of each
     _, record = check(network, *case.inputs())
-    assert widths(record) == {"stem": (6, 4), "mix": (6, 4)}
+    assert widths(record) == {"stem": (6, 4), "norm": (12, 8), "mix": (6, 4)}
 
 
 def test_what_the_network_returns_stays() -> None:
@@ -638,6 +639,7 @@ CONSTANTS_PASS: dict[str, Callable[[Tensor], Tensor]] = {
     "reflection": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect").mean(-1, True),
     "dropout": lambda x: F.dropout2d(F.dropout(x, 0.5, False), 0.5, False),
     "copies": lambda x: x.clone().contiguous().detach(),
+    "its own shape": lambda x: x.view(len(x), x.shape[1], -1).transpose(1, 2).mean(1),
     "moved and back": lambda x: x.permute(0, 2, 3, 1).contiguous().movedim(-1, 1),
     "cut and joined": lambda x: torch.cat([*x.split(x.size(1), 1)], 1)[:, :, 1:],
     "flattened": lambda x: x.flatten(2).mean(-1),
@@ -691,6 +693,29 @@ def test_zeros_are_followed_through(name: str) -> None:
 def test_nothing_is_known_behind(name: str) -> None:
     for bias in (0.0, 0.7):
         assert not check(between(STOPS[name], bias), image(2, 3, 8, 8))[1].layers
+
+
+_BOUNDS = {"clamp": (-0.1, 0.3), "clip": (-0.1, 0.3)}
+_OF_TWO = ("add", "radd", "iadd", "sub", "subtract", "rsub", "isub", "clampmin", "clampmax")
+
+
+@pytest.mark.parametrize("owner", [torch, F, Tensor, nn], ids=lambda owner: owner.__name__)
+def test_every_op_that_is_trusted_with_constants_deserves_it(owner: Any) -> None:
+    names = propagation.POINTWISE | propagation._DIVISIONS
+    found = [name for name in dir(owner) if propagation._plain_name(name) in names]
+    if owner is torch:
+        found = [name for name in found if rule_of(getattr(torch, name)) is not None]
+    assert len(found) > 15
+    for name in found:
+        op = getattr(owner, name)
+        op = op() if owner is nn else op
+        plain = propagation._plain_name(name)
+        of_two = plain in {*_OF_TWO, *propagation._PRODUCTS, *propagation._DIVISIONS}
+        more = (0.3,) if of_two else _BOUNDS.get(plain, ())
+        for bias in (0.0, 0.7, -0.4):
+            network = between(lambda x, op=op, more=more: op(x, *more), bias)
+            _, record = check(network, image(2, 3, 5, 5))
+            assert widths(record) == {"conv": (4, 3)}, name
 
 
 class Aliased(nn.Module):
