@@ -246,7 +246,7 @@ class _Walk:
         found: list[Known | None] = []
         for path in paths:
             dim = self._channel_dim(at_path(self.values[index], path))
-            if dim is None:
+            if dim is None or not at_path(values, path).numel():
                 found.append(None)
                 continue
             numbers = at_path(values, path).movedim(dim, 0).flatten(1)
