@@ -26,6 +26,7 @@ from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Meanwhile
 
 FILE = "learner.safetensors"
+_CACHED = 4  # networks that are kept ready to predict
 
 
 class Learner:

@@ -83,7 +83,7 @@ def test_learning_leaves_the_users_model_and_random_numbers_alone() -> None:
     assert type(model).__name__ == "Net"
 
 
-class Stop(Exception):
+class Stopped(Exception):  # noqa: N818
     """What a callback raises."""
 
 
@@ -100,12 +100,12 @@ def test_a_learner_whose_learning_fails_is_as_before(
     def fail(event: Event) -> None:
         left[0] -= isinstance(event, kind)
         if not left[0]:
-            raise Stop
+            raise Stopped
 
     made._callbacks = (fail,)
     try:
         made.learn(task(1))
-    except Stop:
+    except Stopped:
         assert same(state(made), before)
         assert same(outputs(made), given)
     else:
@@ -128,7 +128,7 @@ def test_what_was_trained_before_a_failure_is_not_trained_again(
         if isinstance(event, EpochDone):
             trained.append((event.task, event.stage, event.epoch))
             if len(trained) == stop_after:
-                raise Stop
+                raise Stopped
 
     def go_on() -> Learner:
         made = learner(method, directory=tmp_path, save_every=0, callbacks=[watch])
@@ -141,7 +141,7 @@ def test_what_was_trained_before_a_failure_is_not_trained_again(
         try:
             made = go_on()
             break
-        except Stop:
+        except Stopped:
             stop_after = len(trained) + 2
     assert same(state(made), expected)
     # Each epoch once, but for those in which it was stopped before they were written.
@@ -242,10 +242,10 @@ def test_a_file_with_a_part_that_does_not_fit_is_refused_and_the_learner_stays(
 def test_a_stage_of_another_run_is_refused(tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if isinstance(event, Judged):
-            raise Stop
+            raise Stopped
 
     made = learner("packnet", directory=tmp_path, callbacks=[stop])
-    with pytest.raises(Stop):
+    with pytest.raises(Stopped):
         made.learn(task(0))
     assert len([*tmp_path.iterdir()]) == 1
     with pytest.raises(CheckpointError, match="of another run"):
