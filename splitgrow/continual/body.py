@@ -179,6 +179,10 @@ class Body:
             head: Is put where the model's head was, or behind the model if it had none.
         """
         history = history_of(self.model)
+        values = {
+            name: nn.Parameter(value) if self._slots[name].trains else value
+            for name, value in values.items()
+        }
         with history.gate.lock, self.reading(values):
             plain = merged_at(self.model, history, edit, {})
         for parameter in plain.parameters():

@@ -132,6 +132,9 @@ def test_a_tasks_network_is_the_users_class_with_the_weights_that_the_masks_leav
     for record in made.records:
         network = made.network(record.name)
         assert type(network) is type(net())
+        assert {*dict(network.named_parameters())} == {*dict(net().named_parameters())}
+        assert {*network.state_dict()} == {*net().state_dict()}
+        assert all(p.requires_grad for p in network.parameters())
         assert not any(isinstance(module, SplitLayer) for module in network.modules())
         assert_equal(network(images(3)), oracle(made, record)(images(3)))
     # Masks that left everything would not be noticed otherwise.
