@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -61,24 +61,53 @@ def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
         TraceError: If the model's forward cannot be followed.
         ValueError: If the model does not run on the inputs.
     """
+    return follow(model, inputs).graph
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A model's channel graph with what it was made from.
+
+    Attributes:
+        graph: The channel graph.
+        trials: The recorded runs with what the rules made of them, that in evaluation mode first.
+        outputs: The axes of what the model returns.
+        decides: Whether forward asked for values, so that other inputs may lead it elsewhere.
+    """
+
+    graph: ChannelGraph
+    trials: tuple[Trial, ...]
+    outputs: tuple[Axis, ...]
+    decides: bool
+
+
+def follow(model: nn.Module, inputs: tuple[Any, ...]) -> Followed:
+    """The channel graph of a model, and the runs that led to it; as `analyse`.
+
+    Raises:
+        TraceError: If the model's forward cannot be followed.
+        ValueError: If the model does not run on the inputs.
+    """
     runs = [record(model, inputs, training=False)]
     if runs[0].fake and not _may_ask_for_the_mode(model):
         best = _best(model, runs)
-        if widens(model, inputs, best.tried(runs[0]), training=True):
-            return best.finished()
+        trial = best.tried(runs)[0]
+        if widens(model, inputs, trial, training=True):
+            return best.finished((trial, replace(trial, training=True, strict=True)), decides=False)
     try:
         runs.append(record(model, inputs, training=True))
     except (TraceError, ValueError) as error:
         warnings.warn(
             f"only evaluation mode was analysed, since {error}; what runs in training alone does "
             f"not grow along",
-            stacklevel=3,
+            stacklevel=4,
         )
     best = _best(model, runs)
     if runs[0].fake:
         # On real values nothing says what another width would decide.
-        fix_what_widening_breaks(model, inputs, best.tried(runs[0]))
-    return best.finished()
+        fix_what_widening_breaks(model, inputs, best.tried(runs)[0])
+    decides = not all(run.fake for run in runs)
+    return best.finished(best.tried(runs), decides=decides)
 
 
 def _may_ask_for_the_mode(model: nn.Module) -> bool:
@@ -124,7 +153,8 @@ class _Analysis:
         self.outermost = outermost
         self.choices: list[str] = []
         self.silence = Silence(self.groups)
-        self.values: list[Any] = []
+        self.values: list[list[Any]] = []
+        self.outputs: list[Axis] = []
         self.numbers: dict[tuple[str, str], Axis] = {}
         self.tensors: dict[int, str] = {}
         names = {id(module): name for name, module in self.modules.items()}
@@ -140,7 +170,7 @@ class _Analysis:
                 if step.target is Source.TENSOR:
                     self.tensors[index] = step.args[0]
                 values.append(self._value(step, values))
-            self.values = self.values or values
+            self.values.append(values)
         self.graph.silent = self.silence.settle()
         self._add_uncalled()
         return self
@@ -159,15 +189,19 @@ class _Analysis:
             if self._follows_a_width(axis)
         ]
 
-    def tried(self, run: Recording) -> Trial:
-        """What there is to try out at other widths."""
-        return Trial(self.graph, self.held, run.steps, self.values)
+    def tried(self, runs: Sequence[Recording]) -> tuple[Trial, ...]:
+        """What there is to try out at other widths: the second run is in training mode."""
+        pairs = enumerate(zip(runs, self.values, strict=True))
+        return tuple(
+            Trial(self.graph, self.held, run.steps, values, training=index > 0)
+            for index, (run, values) in pairs
+        )
 
-    def finished(self) -> ChannelGraph:
-        """The graph, with the numbers that follow it."""
+    def finished(self, trials: tuple[Trial, ...], *, decides: bool) -> Followed:
+        """The graph, with the numbers that follow it, and the runs."""
         unread = unread_numbers(self.graph, self.modules, self.numbers)
         self.graph.numbers = (*self.held, *unread)
-        return self.graph
+        return Followed(self.graph, trials, tuple(self.outputs), decides)
 
     def _follows_a_width(self, axis: Axis) -> bool:
         return self.groups.can_grow(axis) and not self.groups.is_free(self.groups.size(axis))
@@ -269,6 +303,7 @@ class _Analysis:
 
     def _output(self, value: Any) -> None:
         for leaf in value:
+            self.outputs.extend(leaf.axes)
             for axis in leaf.axes:
                 self.groups.fix(
                     self.groups.resolve(axis)[:-1],

@@ -103,7 +103,7 @@ def writes(network: fx.GraphModule, node: fx.Node) -> bool:
         known = type(module).__module__.startswith("torch.") or kind_of(module) is not None
         return bool(getattr(module, "inplace", False)) or not known
     if node.op == "call_method":
-        return _is_in_place_name(str(node.target))
+        return is_in_place_name(str(node.target))
     if node.op != "call_function":
         return False
     target: Any = node.target
@@ -111,13 +111,14 @@ def writes(network: fx.GraphModule, node: fx.Node) -> bool:
     known = origin.partition(".")[0] in ("torch", "_operator", "builtins", "math", "splitgrow")
     if target in _IN_PLACE or target is operator.setitem or not known:
         return True
-    if _is_in_place_name(getattr(target, "__name__", "")) or "out" in node.kwargs:
+    if is_in_place_name(getattr(target, "__name__", "")) or "out" in node.kwargs:
         return True
     given = node.args[1:] if origin == "torch.nn.functional" else ()
     return bool(node.kwargs.get("inplace")) or any(value is True for value in given)
 
 
-def _is_in_place_name(name: str) -> bool:
+def is_in_place_name(name: str) -> bool:
+    """Whether a function or method of this name writes into its first operand."""
     if re.fullmatch(r"__i[a-z]+__", name) and name not in ("__index__", "__int__", "__invert__"):
         return True
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))

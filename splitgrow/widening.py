@@ -8,7 +8,7 @@ keeps it from doing so is fixed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +25,23 @@ from splitgrow.steps import Ref, Step
 
 @dataclass(frozen=True)
 class Trial:
-    """A channel graph, and the run in evaluation mode that it has to explain.
+    """A channel graph, and a run that it has to explain.
 
     Attributes:
         graph: The channel graph.
         numbers: The numbers that modules hold.
         steps: The steps of the run.
         values: What the rules made of each step.
+        training: Whether narrower widths are to be tried out in training mode.
+        strict: Whether they must then agree in all that ops are given.
     """
 
     graph: ChannelGraph
     numbers: Sequence[HeldNumber]
     steps: Sequence[Step]
     values: Sequence[Any]
+    training: bool = False
+    strict: bool = False
 
 
 def widens(model: nn.Module, inputs: tuple[Any, ...], trial: Trial, *, training: bool) -> bool:
@@ -46,7 +50,8 @@ def widens(model: nn.Module, inputs: tuple[Any, ...], trial: Trial, *, training:
     In training mode that is strict: also functions, texts and whatever else the ops are given must
     be those of the run in evaluation mode.
     """
-    return not _difference(model, inputs, trial, _growing(trial.graph), training=training)
+    growth = dict.fromkeys(_growing(trial.graph), 1)
+    return not _difference(model, inputs, trial, growth, training=training, strict=training)
 
 
 def fix_what_widening_breaks(model: nn.Module, inputs: tuple[Any, ...], trial: Trial) -> None:
@@ -59,7 +64,8 @@ def fix_what_widening_breaks(model: nn.Module, inputs: tuple[Any, ...], trial: T
     """
 
     def difference(groups: Sequence[int]) -> str:
-        return _difference(model, inputs, trial, groups, training=False)
+        growth = dict.fromkeys(groups, 1)
+        return _difference(model, inputs, trial, growth, training=False, strict=False)
 
     graph = trial.graph
     while growing := _growing(graph):
@@ -70,29 +76,62 @@ def fix_what_widening_breaks(model: nn.Module, inputs: tuple[Any, ...], trial: T
             graph.groups.fix((Run(group, 1),), reason)
 
 
+def narrowing_breaks(
+    model: nn.Module, inputs: tuple[Any, ...], trials: Sequence[Trial], gone: Mapping[int, int]
+) -> dict[int, str]:
+    """The groups that forward would not follow if they had fewer units, each with the reason.
+
+    What holds at any greater width need not hold at a smaller one: a comparison may turn round, or
+    a dimension become one of size one.
+
+    Args:
+        model: The model. It is not changed.
+        inputs: The positional arguments of the example call.
+        trials: Its channel graph, and each run that this has to explain.
+        gone: How many units groups lose.
+    """
+    found: dict[int, str] = {}
+    for trial in trials:
+
+        def difference(groups: Sequence[int], trial: Trial = trial) -> str:
+            growth = {group: -gone[group] for group in groups}
+            return _difference(
+                model, inputs, trial, growth, training=trial.training, strict=trial.strict
+            )
+
+        found |= _culprits([group for group in gone if group not in found], difference)
+    return found
+
+
 def _difference(
     model: nn.Module,
     inputs: tuple[Any, ...],
     trial: Trial,
-    groups: Sequence[int],
+    growth: Mapping[int, int],
     *,
     training: bool,
+    strict: bool,
 ) -> str:
-    """What forward does differently when groups have grown by a unit each; empty if nothing.
+    """What forward does differently when groups have other widths; empty if nothing.
 
     Raises:
         MemoryError: If there is too little memory.
     """
-    grown = trial.graph.groups.grown(dict.fromkeys(groups, 1))
+    grown = trial.graph.groups.grown(growth)
     try:
         wider = _wider(trial.graph, grown, trial.numbers)
         steps = record_wider(model, inputs, wider, training=training)
     except MemoryError:  # no fault of the model's
         raise
     except Exception as error:  # noqa: BLE001 - whatever forward raises at another width
-        return f"forward fails when it is wider: {type(error).__name__}: {error}"
-    place = _first_difference((trial.steps, trial.values), steps, grown, strict=training)
-    return f"forward does something else when it is wider, at {place}" if place else ""
+        return f"forward fails when it is {_compared(growth)}: {type(error).__name__}: {error}"
+    place = _first_difference((trial.steps, trial.values), steps, grown, strict=strict)
+    other = f"forward does something else when it is {_compared(growth)}, at {place}"
+    return other if place else ""
+
+
+def _compared(growth: Mapping[int, int]) -> str:
+    return "narrower" if any(units < 0 for units in growth.values()) else "wider"
 
 
 def _growing(graph: ChannelGraph) -> list[int]:

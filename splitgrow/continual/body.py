@@ -56,7 +56,7 @@ class Body:
         self._slots: dict[str, Slot] = {}
         self.renew()
         self.weights = self.size
-        self.new_head(1)
+        self._features()
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -119,7 +119,13 @@ class Body:
             yield self.model
 
     def new_head(self, classes: int) -> nn.Linear:
-        """A linear layer that reads the features.
+        """A linear layer that reads the features, with values that are drawn."""
+        features = self._features()
+        device, dtype = features.device, features.dtype
+        return nn.Linear(features.shape[1], classes, device=device, dtype=dtype)
+
+    def _features(self) -> Tensor:
+        """The features of the example inputs.
 
         Raises:
             UnsupportedModelError: If they are no matrix.
@@ -135,7 +141,7 @@ class Body:
                 f"without its head, the model returns {what} instead of features (N, width); end "
                 f"it with a pooling and a flattening, and give it as it is with head=None"
             )
-        return nn.Linear(found.shape[1], classes, device=found.device, dtype=found.dtype)
+        return found
 
     def grow(self, factor: float) -> Edit | None:
         """Widens every layer inside by about a factor; what is new belongs to nobody.
@@ -173,6 +179,10 @@ class Body:
             head: Is put where the model's head was, or behind the model if it had none.
         """
         history = history_of(self.model)
+        values = {
+            name: nn.Parameter(value) if self._slots[name].trains else value
+            for name, value in values.items()
+        }
         with history.gate.lock, self.reading(values):
             plain = merged_at(self.model, history, edit, {})
         for parameter in plain.parameters():

@@ -21,10 +21,12 @@ from splitgrow.continual.stages import Stages, made, seed_of
 from splitgrow.continual.studies import Study, whole_study
 from splitgrow.continual.tasks import Batches, Data, Protocol, Task, checked, with_validation
 from splitgrow.continual.training import Fit, Loss, Training, accuracy, cross_entropy
+from splitgrow.shrinking import without_dead_units
 from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Meanwhile
 
 FILE = "learner.safetensors"
+_CACHED = 4  # networks that are kept ready to predict
 
 
 class Learner:
@@ -139,7 +141,7 @@ class Learner:
         """
         record = self._record(task)
         plain = self._plain(record)
-        return self._compacted(plain) if compact else plain
+        return without_dead_units(plain, self.body.inputs)[0] if compact else plain
 
     def predict(self, *inputs: Any, task: str) -> Tensor:
         """The logits `(N, classes)` of a task, in evaluation mode; bit for bit the same forever.
@@ -385,9 +387,3 @@ class Learner:
         raise ValueError(
             f"no task {task!r} is learned; there are {', '.join(self.tasks) or 'none'}"
         )
-
-    def _compacted(self, network: nn.Module) -> nn.Module:
-        return network
-
-
-_CACHED = 4

@@ -64,12 +64,6 @@ class Record:
         return unpacked(self.picks[name], shape)
 
     @property
-    def own_numbers(self) -> int:
-        """How many numbers are kept for this task alone: its norms, biases and head."""
-        tensors = [*(self.own or {}).values(), *self.head.parameters()]
-        return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
-
-    @property
     def pick_bits(self) -> int:
         """How many bits its picks take."""
         return sum(8 * packed.numel() for packed in self.picks.values())

@@ -98,11 +98,24 @@ def report_of(method: str, decide_on: str, body: Body, records: Sequence[Record]
         method=method,
         decide_on=decide_on,
         tasks=tuple(_task(record, body) for record in records),
-        weights=body.size,
+        weights=sum(_copied(record, body) for record in records) or body.size,
         first_weights=body.weights,
         free=sum(int((each == 0).sum()) for each in owners) if masked else 0,
         owner_bits=body.owner_bits * body.size,
     )
+
+
+def _copied(record: Record, body: Body) -> int:
+    """How many weights that others share a task has for itself."""
+    own = record.own or {}
+    return sum(own[name].numel() for name in body.shared if name in own)
+
+
+def _own_numbers(record: Record, body: Body) -> int:
+    """How many numbers are kept for a task alone: its norms, biases and head."""
+    tensors = [*(record.own or {}).values(), *record.head.parameters()]
+    numbers = sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+    return numbers - _copied(record, body)
 
 
 def _task(record: Record, body: Body) -> TaskReport:
@@ -124,7 +137,7 @@ def _task(record: Record, body: Body) -> TaskReport:
         seconds=record.seconds,
         weights=weights if masked else body.size,
         owned=owned,
-        own_numbers=record.own_numbers,
+        own_numbers=_own_numbers(record, body),
         pick_bits=record.pick_bits,
         details=record.details,
     )

@@ -35,6 +35,11 @@ class Slot:
     shared: bool
 
     @property
+    def trains(self) -> bool:
+        """Whether it is a parameter, not a buffer."""
+        return isinstance(self.tensor, nn.Parameter)
+
+    @property
     def tensor(self) -> Tensor:
         """What the model has there today."""
         where, key = self.places[0]

@@ -68,7 +68,7 @@ class Study(nn.Module):
             if slot.shared:
                 continue
             value = own.get(name, slot.tensor).detach().clone()
-            if isinstance(slot.tensor, nn.Parameter):
+            if slot.trains:
                 self._owned[name] = len(parameters)
                 parameters.append(nn.Parameter(value))
             else:

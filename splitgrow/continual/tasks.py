@@ -228,7 +228,9 @@ class Batches:
             pairs: Any = (data[part] for part in torch.split(order, self._size))
         else:
             part: Any = Subset(cast("Dataset[Any]", self._data), cast("Any", order.tolist()))
-            pairs = DataLoader(part, batch_size=self._size)
+            # With a generator of its own it draws nothing from torch's.
+            own = torch.Generator()
+            pairs = DataLoader(part, batch_size=self._size, generator=own)
         yield from self._placed(pairs)
 
     def _placed(self, pairs: Any) -> Iterator[tuple[Tensor, Tensor]]:

@@ -132,6 +132,9 @@ def test_a_tasks_network_is_the_users_class_with_the_weights_that_the_masks_leav
     for record in made.records:
         network = made.network(record.name)
         assert type(network) is type(net())
+        assert {*dict(network.named_parameters())} == {*dict(net().named_parameters())}
+        assert {*network.state_dict()} == {*net().state_dict()}
+        assert all(p.requires_grad for p in network.parameters())
         assert not any(isinstance(module, SplitLayer) for module in network.modules())
         assert_equal(network(images(3)), oracle(made, record)(images(3)))
     # Masks that left everything would not be noticed otherwise.
@@ -213,3 +216,20 @@ def test_frozen_columns_are_known_not_to_train_and_run_as_one_layer() -> None:
     assert {run.way for name, run in runs.items() if "norm" not in name} == {"merged"}
     assert 0 < runs["inner"].gradient < 0.6
     assert runs["stem"].gradient == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("method", ["packnet", "cpg"])
+def test_dead_units_are_taken_out_of_a_tasks_network_and_the_outputs_are_equal(
+    method: str,
+) -> None:
+    """With hardly any weights left to a task, some units are read by nothing."""
+    more = {"prune": 0.97} if method == "packnet" else {"sparsities": (0.97,), "goal": 0.0}
+    made = learned(method, 2, **more)
+    smaller = 0
+    for name in made.tasks:
+        whole, compact = made.network(name, compact=False), made.network(name)
+        assert_equal(compact(images(5)), whole(images(5)))
+        sizes = [sum(p.numel() for p in each.parameters()) for each in (compact, whole)]
+        assert sizes[0] <= sizes[1]
+        smaller += sizes[0] < sizes[1]
+    assert smaller > 0
