@@ -90,7 +90,7 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
             f"parts of splitgrow.merge(the model in which they grew)"
         )
     # A copy of the model copies them too, which it could not do with results of autograd.
-    inputs = pytree.tree_map_only(Tensor, Tensor.detach, inputs)
+    inputs = pytree.tree_map_only(Tensor, _by_itself, inputs)
     with gate.lock, Meanwhile() as meanwhile, meanwhile:
         keep_modes_(meanwhile)
         close_(model, gate, what, meanwhile)
@@ -101,6 +101,17 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
                 _carry_on(history, old)
             adopt_(model, history, undo)
             return model
+
+
+def _by_itself(tensor: Tensor) -> Tensor:
+    """A tensor without history, and without the rest of the one that it is a part of.
+
+    The history keeps it, and copies of the model would copy all of its storage.
+    """
+    tensor = tensor.detach()
+    plain = type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_meta
+    part = plain and tensor.untyped_storage().nbytes() > tensor.nbytes
+    return tensor.clone() if part else tensor
 
 
 def adopt_(model: nn.Module, history: History, undo: Undo) -> None:

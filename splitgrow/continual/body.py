@@ -51,7 +51,7 @@ class Body:
         if self.head is not None:
             model.set_submodule(self.head, nn.Identity())
         self.model: Any = growable(model, inputs)
-        self.inputs = inputs
+        self.inputs = history_of(self.model).inputs
         self.owners: dict[str, Tensor] = {}
         self._slots: dict[str, Slot] = {}
         self.renew()

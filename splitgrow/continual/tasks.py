@@ -87,9 +87,17 @@ def checked(data: Any) -> Data:
         raise TypeError("a data set without indices cannot be drawn from; give a DataLoader of it")
     if not isinstance(data, (Dataset, DataLoader)):
         raise TypeError(f"it must be a Dataset, a DataLoader or two tensors, got {data!r}"[:200])
-    if isinstance(data, Sized) and not len(data):
+    if _length(data) == 0:
         raise ValueError("it is empty")
     return data
+
+
+def _length(data: Any) -> int | None:
+    """How many there are; None if that is not known before they are read."""
+    try:
+        return len(data)
+    except TypeError:
+        return None
 
 
 def with_validation(task: Task, share: float, generator: torch.Generator) -> Task:
