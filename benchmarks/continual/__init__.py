@@ -1,1 +1,1 @@
-"""Tasks learnt one after the other: splitgrow's methods and those of another library."""
+"""Claim: tasks are learned one after the other without forgetting, in little space and time."""

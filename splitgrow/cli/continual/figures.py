@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from splitgrow.cli.continual.outcome import RunOutcome
 from splitgrow.cli.themes import ON_COLOUR, Theme, colour_of, plain, png, sheet
@@ -32,6 +32,8 @@ def matrix(outcome: RunOutcome, theme: Theme) -> bytes:
     axes.set_ylabel("after learning", color=theme.ink)
     plain(axes, theme)
     axes.grid(visible=False)
+    axes.hlines([row - 0.5 for row in range(1, count)], -0.5, count - 0.5, color=theme.paper)
+    axes.vlines([row - 0.5 for row in range(1, count)], -0.5, count - 0.5, color=theme.paper)
     bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0, decimals=0))
     bar.ax.tick_params(colors=theme.ink)
     bar.outline.set_visible(False)
@@ -47,7 +49,8 @@ def growth(outcome: RunOutcome, theme: Theme) -> bytes:
     own = [row[-1] for row in outcome.accuracy]
     accuracy.plot(steps, own, color=theme.train, marker="o", ms=4, label="of the task just learned")
     accuracy.plot(steps, means, color=theme.test, marker="o", ms=4, label="of all tasks so far")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracy.set_ylabel("test accuracy", color=theme.ink)
     _legend(accuracy, theme)
     shared = [task.shared / outcome.first_weights for task in outcome.tasks]

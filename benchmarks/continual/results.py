@@ -1,0 +1,246 @@
+"""What runs have come to, in one file, and the page that is made of it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.continual.jobs import Job
+from benchmarks.continual.suites import PAIRS, SUITES, Suite
+from splitgrow.cli.continual.comparison import duration
+from splitgrow.cli.continual.outcome import read_outcome
+
+FOLDER = Path(__file__).parents[1] / "results"
+RESULTS = FOLDER / "continual.json"
+PAGE = Path(__file__).parents[1] / "CONTINUAL.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What came of a run.
+
+    Attributes:
+        suite: The suite.
+        contestant: Who learned its tasks.
+        seed: The seed.
+        accuracy: The mean test accuracy of all tasks in the end.
+        learned: The mean test accuracy of every task when it was learned.
+        forgetting: By how much a task's accuracy fell from its best, on average.
+        expansion: How many times the weights of one network there are; None if it is not known.
+        megabytes: All tasks' networks, with masks; None if it is not known.
+        seconds: How long learning took.
+        unchanged: How many tasks' outputs stayed the same bit for bit; None if it is not known.
+        tasks: How many tasks there are.
+        smaller: The parameters of a task's plain network over the shared weights, over tasks.
+        faster: Its time for a batch over that of the last task's whole network, over tasks.
+        difference: The largest difference of outputs once dead units are taken out.
+        settings: What was chosen.
+        notes: What is to be known of it.
+    """
+
+    suite: str
+    contestant: str
+    seed: int
+    accuracy: float
+    learned: float
+    forgetting: float
+    expansion: float | None
+    megabytes: float | None
+    seconds: float
+    unchanged: int | None
+    tasks: int
+    smaller: float | None = None
+    faster: float | None = None
+    difference: float | None = None
+    settings: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def found_of(job: Job) -> Found:
+    """What came of a finished run."""
+    return _peer(job) if job.contestant.peer else _ours(job)
+
+
+def _ours(job: Job) -> Found:
+    run = read_outcome(job.results)
+    last = run.networks[-1]
+    return Found(
+        suite=job.suite.name,
+        contestant=job.contestant.name,
+        seed=job.seed,
+        accuracy=run.mean_accuracy,
+        learned=run.learned_accuracy,
+        forgetting=run.forgetting,
+        expansion=run.expansion,
+        megabytes=run.tasks[-1].bytes / 1e6,
+        seconds=run.seconds,
+        unchanged=sum(run.unchanged),
+        tasks=len(run.tasks),
+        smaller=statistics.fmean(n.compact / last.parameters for n in run.networks),
+        faster=statistics.median(n.compact_milliseconds / last.milliseconds for n in run.networks),
+        difference=max(n.difference for n in run.networks),
+        settings={**asdict(run.settings), "data": run.dataset, "versions": run.versions},
+    )
+
+
+def _peer(job: Job) -> Found:
+    document = json.loads(job.results.read_text(encoding="utf-8"))
+    matrix = document["accuracy"]
+    last = matrix[-1]
+    drops = [max(row[j] for row in matrix[j:]) - last[j] for j in range(len(last) - 1)]
+    still = [drift == 0 for drift in document["drift"]]
+    return Found(
+        suite=job.suite.name,
+        contestant=job.contestant.name,
+        seed=job.seed,
+        accuracy=statistics.fmean(last),
+        learned=statistics.fmean(row[-1] for row in matrix),
+        forgetting=statistics.fmean(drops) if drops else 0.0,
+        expansion=None,
+        megabytes=4 * document["parameters"] / 1e6,
+        seconds=sum(document["training_seconds"]),
+        unchanged=sum(still),
+        tasks=len(last),
+        settings=document["settings"],
+        notes=tuple(document["notes"]),
+    )
+
+
+def write_results(path: Path, found: Sequence[Found], machine: dict[str, Any]) -> None:
+    """Writes what was found."""
+    document = {"machine": machine, "runs": [asdict(each) for each in found]}
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def read_results(path: Path) -> tuple[list[Found], dict[str, Any]]:
+    """What was found, and where."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    runs = [Found(**{**each, "notes": tuple(each["notes"])}) for each in document["runs"]]
+    return runs, document["machine"]
+
+
+def page(found: Sequence[Found], machine: dict[str, Any]) -> str:
+    """The page, in Markdown."""
+    parts = [_INTRODUCTION.format(**machine)]
+    for suite in SUITES:
+        own = [each for each in found if each.suite == suite.name]
+        if own:
+            parts += [_suite(suite, own), _pairs(own), _networks(own)]
+    return "\n".join(part for part in parts if part)
+
+
+_INTRODUCTION = """# Continual learning, measured
+
+This page is made from `benchmarks/results/continual.json` by
+`python -m benchmarks.continual --page`.
+`python -m benchmarks.continual --runs DIR --data NAME=PATH ...` makes the runs; `--avalanche PYTHON`
+names an environment with Avalanche (see `benchmarks/continual/avalanche-requirements.txt`).
+
+* {cpu}, {cores} cores, {threads} thread(s) a run; torch {torch}, Python {python}; {commit}.
+* Task-incremental: every task has a head, and which task an image belongs to is told.
+* All methods have the same network, the same training images (a tenth of each task's is set apart
+  to decide on, also for methods that decide nothing), epochs, batch size, learning rate, momentum.
+  PackNet trains half as many epochs again after pruning; CPG and Pack and Expand train a network
+  alone for their goal, and while they prune. All of that is in the time.
+* Accuracies are of test images, in percent, means over seeds with the smallest and the largest.
+  "Test" after a method's name: growth, pruning and choices were decided on the test images, as the
+  published code of CPG has it; such accuracies flatter.
+* Forgotten: by how much a task's accuracy fell from its best to the end, on average.
+* Weights: how many times those of one network, norms, biases and heads apart. MB: all tasks'
+  networks together, with 32 bits a number, and the bits of masks counted.
+* Unchanged: tasks whose outputs at the end are those of when they were learned, bit for bit.
+"""
+
+
+def _suite(suite: Suite, found: Sequence[Found]) -> str:
+    lines = [
+        f"## {suite.title}",
+        "",
+        f"Network: {suite.backbone}, width {suite.width:g}; {suite.limit:,} training images a "
+        f"task, {suite.epochs} epochs, batches of {suite.batch_size}, learning rate "
+        f"{suite.learning_rate:g}.",
+        "",
+        "| method | accuracy | forgotten | weights | MB | unchanged | time | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows = sorted(_grouped(found).items(), key=lambda pair: -_mean(pair[1], "accuracy"))
+    for name, runs in rows:
+        weights = _mean_or_none(runs, "expansion")
+        unchanged = sum(run.unchanged or 0 for run in runs)
+        lines.append(
+            f"| {name} | {_percent(runs, 'accuracy')} | {_percent(runs, 'forgetting')} "
+            f"| {'' if weights is None else f'{weights:.2f}'} "
+            f"| {_mean_or_none(runs, 'megabytes') or 0:.2f} "
+            f"| {unchanged} of {sum(run.tasks for run in runs)} "
+            f"| {duration(_mean(runs, 'seconds'))} | {len(runs)} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _pairs(found: Sequence[Found]) -> str:
+    groups = _grouped(found)
+    pairs = [(peer, ours) for peer, ours in PAIRS.items() if peer in groups and ours in groups]
+    if not pairs:
+        return ""
+    lines = [
+        "Against Avalanche 0.6, on the same tasks and with the same network and budget; time is "
+        "ours over theirs, training alone:",
+        "",
+        "| ours | accuracy | Avalanche's | accuracy | difference | time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for peer, ours in pairs:
+        a, b = groups[ours], groups[peer]
+        difference = 100 * (_mean(a, "accuracy") - _mean(b, "accuracy"))
+        ratio = _mean(a, "seconds") / _mean(b, "seconds")
+        lines.append(
+            f"| {ours} | {_percent(a, 'accuracy')} | {peer} | {_percent(b, 'accuracy')} "
+            f"| {difference:+.1f} | {ratio:.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _networks(found: Sequence[Found]) -> str:
+    groups = {name: runs for name, runs in _grouped(found).items() if runs[0].smaller is not None}
+    if not groups:
+        return ""
+    lines = [
+        "A task's network made plain, dead units taken out, against the whole network of the last "
+        "task: parameters, time for a batch (median over tasks), and the largest difference of "
+        "outputs, relative to the largest.",
+        "",
+        "| method | parameters | time | difference |",
+        "|---|---|---|---|",
+    ]
+    for name, runs in sorted(groups.items()):
+        lines.append(
+            f"| {name} | {_mean(runs, 'smaller'):.2f} | {_mean(runs, 'faster'):.2f} "
+            f"| {max(run.difference or 0 for run in runs):.0e} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _grouped(found: Sequence[Found]) -> dict[str, list[Found]]:
+    groups: dict[str, list[Found]] = {}
+    for each in found:
+        groups.setdefault(each.contestant, []).append(each)
+    return groups
+
+
+def _mean(runs: Sequence[Found], name: str) -> float:
+    return statistics.fmean(float(getattr(run, name)) for run in runs)
+
+
+def _mean_or_none(runs: Sequence[Found], name: str) -> float | None:
+    known = [getattr(run, name) for run in runs if getattr(run, name) is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _percent(runs: Sequence[Found], name: str) -> str:
+    values = [100 * float(getattr(run, name)) for run in runs]
+    spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"

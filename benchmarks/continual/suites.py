@@ -1,0 +1,107 @@
+"""What is measured: data made into tasks, and the methods that learn them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Data made into tasks, with a network and a budget that all methods have alike.
+
+    Attributes:
+        name: Its name, under which `--data` gives the path.
+        title: As the page has it.
+        tasks: The number of tasks; classes are divided in their order.
+        limit: Training images of a task, of which a tenth is set apart to decide on.
+        backbone: The network.
+        width: A factor for its widths.
+        epochs: Passes through a task's data.
+    """
+
+    name: str
+    title: str
+    tasks: int
+    limit: int
+    backbone: str = "cnn"
+    width: float = 0.5
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+
+
+SUITES = (
+    Suite("glyph100", "Glyph-100, 20 tasks of 5 classes", tasks=20, limit=1000),
+    Suite("cifar10", "Split CIFAR-10 (JPEG), 5 tasks of 2 classes", tasks=5, limit=4000, width=1.0),
+    Suite("fashion", "Split Fashion-MNIST, 5 tasks of 2 classes", tasks=5, limit=4000),
+)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A way of learning the tasks.
+
+    Attributes:
+        name: Its name in results.
+        method: The method.
+        options: Its own options.
+        decide_on: What it makes decisions on.
+        backbone: Another network than the suite's.
+        peer: Whether it is Avalanche's.
+        suites: The suites that it takes part in; all if there are none.
+    """
+
+    name: str
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    decide_on: Literal["validation", "test"] = "validation"
+    backbone: str = ""
+    peer: bool = False
+    suites: tuple[str, ...] = ()
+
+
+OURS = (
+    Contestant("separate", "separate"),
+    Contestant("joint", "joint"),
+    Contestant("finetuning", "finetuning"),
+    Contestant("ewc", "ewc", {"strength": 1000.0}),
+    Contestant("lwf", "lwf"),
+    Contestant("packnet", "packnet"),
+    Contestant("piggyback", "piggyback"),
+    Contestant("progressive", "progressive", {"column": 0.25}),
+    Contestant("progressive, mlp", "progressive", {"column": 1.0}, backbone="mlp"),
+    Contestant("den", "den"),
+    Contestant("pack-and-expand", "pack-and-expand"),
+    Contestant("cpg", "cpg"),
+    Contestant("pack-and-expand, test", "pack-and-expand", decide_on="test"),
+    Contestant("cpg, test", "cpg", decide_on="test"),
+)
+PEERS = (
+    Contestant("avalanche naive", "naive", peer=True),
+    Contestant("avalanche ewc", "ewc", {"ewc-lambda": 1.0}, peer=True),
+    Contestant("avalanche lwf", "lwf", peer=True),
+    Contestant("avalanche packnet", "packnet", peer=True),
+    Contestant("avalanche pnn, mlp", "pnn", backbone="mlp", peer=True),
+)
+PAIRS = {
+    "avalanche naive": "finetuning",
+    "avalanche ewc": "ewc",
+    "avalanche lwf": "lwf",
+    "avalanche packnet": "packnet",
+    "avalanche pnn, mlp": "progressive, mlp",
+}
+"""Avalanche's methods, each with ours of the same kind."""
+
+
+def ordered() -> list[Contestant]:
+    """All of them, ours and Avalanche's of one kind one after the other."""
+    of_peer = {ours: peer for peer, ours in PAIRS.items()}
+    peers = {each.name: each for each in PEERS}
+    found = []
+    for each in OURS:
+        found.append(each)
+        if each.name in of_peer:
+            found.append(peers[of_peer[each.name]])
+    return found
