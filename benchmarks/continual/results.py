@@ -137,8 +137,9 @@ _INTRODUCTION = """# Continual learning, measured
 
 This page is made from `benchmarks/results/continual.json` by
 `python -m benchmarks.continual --page`.
-`python -m benchmarks.continual --runs DIR --data NAME=PATH ...` makes the runs; `--avalanche PYTHON`
-names an environment with Avalanche (see `benchmarks/continual/avalanche-requirements.txt`).
+`python -m benchmarks.continual --runs DIR --data NAME=PATH ...` makes the runs;
+`--avalanche PYTHON` names an environment with Avalanche (see
+`benchmarks/continual/avalanche-requirements.txt`).
 
 * {cpu}, {cores} cores, {threads} thread(s) a run; torch {torch}, Python {python}; {commit}.
 * Task-incremental: every task has a head, and which task an image belongs to is told.

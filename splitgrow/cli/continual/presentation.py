@@ -83,7 +83,8 @@ def _print(outcome: RunOutcome, report: Path, *, quiet: bool) -> None:
         f"{len(outcome.tasks)} tasks ({outcome.learned_accuracy:.2%} when learned), "
         f"{outcome.expansion:.2f} times the weights of one network, "
         f"{outcome.tasks[-1].bytes / 1e6:.2f} MB, {duration(outcome.seconds)}; "
-        f"{unchanged} of {len(outcome.tasks)} tasks unchanged bit for bit"
+        f"{unchanged} of {len(outcome.tasks)} tasks unchanged bit for bit",
+        soft_wrap=True,
     )
     if not quiet:
         console.print(f"Report: {report}")
