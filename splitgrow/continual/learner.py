@@ -337,8 +337,9 @@ class Learner:
             try:
                 self.body = before.copied()
                 records = self._learned(divided)
+                seconds = stages.earlier + time.monotonic() - began
                 for record in records:
-                    record.seconds = (time.monotonic() - began) / len(records)
+                    record.seconds = seconds / len(records)
                 self._keep(records)
             except BaseException:
                 vars(self).update(own)

@@ -28,6 +28,9 @@ _TREE = "stage"
 class Stages:
     """The stages of one task.
 
+    Attributes:
+        earlier: For how many seconds processes trained that were stopped.
+
     Args:
         directory: Where their files are; None to keep nothing.
         prefix: What the names of the files begin with.
@@ -41,6 +44,7 @@ class Stages:
         self._directory, self._prefix, self._every = directory, prefix, every
         self._identity = json.loads(json.dumps(identity))
         self._count = 0
+        self.earlier = 0.0
 
     def __call__(
         self, study: Study, fit: Callable[[int], Fit], watch: Callable[[Fit, Epoch], None]
@@ -59,17 +63,22 @@ class Stages:
             CheckpointError: If a file is damaged or of another run.
         """
         self._count += 1
-        made, path = fit(self._count), self._path()
+        made, path, before = fit(self._count), self._path(), 0.0
         if path is not None and path.exists():
             state = self._read(path)
             study.restore(state["study"])
             made.set_state(state["fit"])
-        written = time.monotonic()
+            before = float(state["seconds"])
+            self.earlier += before
+        began = written = time.monotonic()
         for epoch in made.run():
             watch(made, epoch)
             done = made.epoch == made.epochs
-            if path is not None and (done or time.monotonic() - written >= self._every):
-                self._write(path, {"study": study.snapshot(), "fit": made.state()})
+            now = time.monotonic()
+            if path is not None and (done or now - written >= self._every):
+                seconds = before + now - began
+                state = {"study": study.snapshot(), "fit": made.state(), "seconds": seconds}
+                self._write(path, state)
                 written = time.monotonic()
         return made
 

@@ -261,3 +261,23 @@ def test_what_is_learned_is_told_once_it_is_written(tmp_path: Path) -> None:
     assert (last.task, last.accuracy) == ("task 0", made.records[0].accuracy)
     assert json.dumps(last.details)
     assert (tmp_path / "learner.safetensors").exists()
+
+
+def test_time_that_a_stopped_process_trained_for_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every epoch takes an hour."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def watch(event: Event) -> None:
+        clock[0] += 3600 * isinstance(event, EpochDone)
+        if isinstance(event, EpochDone) and event.stage.startswith("retrain") and len(made) == 1:
+            raise Stopped
+
+    made = [learner("packnet", directory=tmp_path, callbacks=[watch], save_every=0)]
+    with pytest.raises(Stopped):
+        made[0].learn(task(0))
+    made.append(learner("packnet", directory=tmp_path, callbacks=[watch], save_every=0))
+    record = made[1].learn(task(0))
+    assert record.seconds == 3 * 3600  # two epochs, and one after pruning, which was made twice
