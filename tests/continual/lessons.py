@@ -19,6 +19,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "progressive": {"column": 0.5},
     "pack-and-expand": {"sparsities": (0.3, 0.6), "goal": 0.99, "expected_tasks": 3},
     "cpg": {"sparsities": (0.3, 0.6), "goal": 0.99, "expected_tasks": 3, "largest": 2.0},
+    "den": {"units": 2, "threshold": 1.0, "drift": 0.05, "l1": 1e-3, "group_lasso": 0.05},
     "ewc": {"samples": 8},
 }
 """Options with which a method does all that it can do, in little time."""
