@@ -6,19 +6,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitgrow.continual.body import Body
 from splitgrow.continual.learner import Learner
 from splitgrow.continual.parts import Unit
-from splitgrow.continual.proximal import soften_
+from splitgrow.continual.proximal import pull_, soften_
+from splitgrow.continual.records import Record
 from splitgrow.continual.regrowth import Values
 from splitgrow.continual.studies import Study, View
 from splitgrow.continual.tasks import Task
 from splitgrow.continual.units import Units
 
 Rule = Callable[[Study, float], None]
-"""What is done to a study after each step, given the learning rate that it had."""
+"""What is done to a study after each step, given the rate at which it has followed gradients."""
+
+_MEMORY = 200
+"""How many steps momentum is taken to last."""
 
 
 @dataclass
@@ -51,6 +55,7 @@ class SelectiveLearner(Learner):
 
     l1: float
     l2: float
+    pull: float
     select_epochs: int
 
     def _begin(self, task: Task) -> Course:
@@ -91,7 +96,13 @@ class SelectiveLearner(Learner):
     def _retrain(self, course: Course, goal: float | None) -> float:
         """Trains the weights between chosen units; returns the accuracy that this reaches."""
         study = self._study(course, course.units.between(course.chosen))
-        self._fit(study, course, "retrain", self._keep_to_chosen(course))
+        keep, weights = self._keep_to_chosen(course), {n: study.weight(n) for n in study.mine}
+
+        def rule(study: Study, rate: float) -> None:
+            keep(study, rate)
+            pull_(weights, course.before, rate * self.pull)
+
+        self._fit(study, course, "retrain", rule)
         self._take_over(study, course)
         return self._judge(study, course.task, "retrain", goal)
 
@@ -105,6 +116,10 @@ class SelectiveLearner(Learner):
                 study.head.weight.masked_fill_(unread, 0.0)
 
         return keep
+
+    def _plain(self, record: Record) -> nn.Module:
+        # The weights of today, whichever tasks have retrained them.
+        return self.body.plain(record.own or {}, record.edit, record.head)
 
     # -- what all of them are made of -------------------------------------------------------------
 
@@ -145,10 +160,11 @@ class SelectiveLearner(Learner):
         batches = self._batches(course.task.train)
         epochs = training.epochs if epochs is None else epochs
         steps = epochs * len(batches) if batches.known else None
-        # With momentum a gradient counts as often as it takes to fade.
-        pace = training.lr / (1 - training.momentum) if training.momentum < 1 else training.lr
 
         def after_step(step: int) -> None:
+            # As much as momentum makes of a gradient that has been the same since the first step.
+            known = range(min(step, _MEMORY))
+            pace = training.lr * sum(training.momentum**age for age in known)
             rule(study, pace * training.share(step - 1, steps))
 
         if epochs:
