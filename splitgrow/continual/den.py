@@ -38,25 +38,26 @@ class DEN(SelectiveLearner):
     on several features. So any depth and architecture will do. Its incoming weights :math:`w_i` are
     its rows in all layers that make it.
 
-    The first task trains all weights with an L1 norm, equation 2. A later one goes through
+    The first task trains all weights under :math:`L(W) + \mu \|W\|_1`. A later one goes through the
+    steps of the paper's section 3:
 
-    1. *selective retraining*, section 3.1: only its head is trained, with an L1 norm, equation 3.
-       From the weights of the head that are not zero, a breadth-first search goes backwards through
-       all weights that are not zero. Only weights between the units that it finds are trained, with
-       an L2 norm, equation 4;
-    2. *dynamic expansion*, section 3.2, if it falls short of `threshold`: every layer gains
-       `units`, in a trial on a copy of the network, where only what is new trains, with an L1 norm
-       and a group lasso on each new unit's incoming weights (equation 5),
+    1. *Selective retraining.* Only its head is trained, with an L1 norm. From those weights of the
+       head that are not zero, a breadth-first search goes backwards through all weights that are
+       not zero. Only weights between the units that it finds are trained, with an L2 norm.
+    2. *Dynamic expansion*, if it falls short of `threshold`. Every layer gains `units`, in a trial
+       on a copy of the network, where only what is new trains, with an L1 norm and a group lasso on
+       each new unit's incoming weights,
 
        .. math:: L(W^N) + \mu \|W^N\|_1 + \gamma \sum_g \|W^N_g\|_2.
 
-       Units whose group comes out as zero are useless. The network grows by the others only;
-    3. *splitting and duplication*, section 3.3: a unit whose incoming weights have drifted,
+       Units whose group comes out as zero are useless. The network grows by the others only.
+    3. *Splitting and duplication.* A unit whose incoming weights have drifted,
        :math:`\rho_i = \|w_i^t - w_i^{t-1}\|_2 > \sigma`, gets those of before back, and a new unit
-       gets the new ones. Then what was chosen or is new trains once more, under
-       :math:`\lambda \|W - W^{t-1}\|_2^2`, equation 6;
-    4. *timestamped inference*, section 3.4: a task's network has the units that there were when it
-       was learned, never any that came later.
+       gets the new ones. Then what was chosen or is new trains once more. Here and in selective
+       retraining, weights are kept near to what they were by
+       :math:`\lambda \|W - W^{t-1}\|_2^2`.
+    4. *Timestamped inference.* A task's network has the units that there were when it was learned,
+       never any that came later.
 
     What is guaranteed: of what earlier tasks see, no unit's incoming weights are further than
     :math:`\sigma` from what they were before the task, in the 2-norm of all of them together; after
@@ -83,14 +84,14 @@ class DEN(SelectiveLearner):
     Args:
         threshold: The accuracy on the data that decisions are made on, from 0 to 1, below which a
             task expands the network; one for all tasks, or one by task name.
-        drift: The threshold :math:`\sigma` of drift, and its bound: 0 to forget nothing,
-            ``math.inf`` to never split.
+        drift: The threshold :math:`\sigma` of drift, and its bound: 0 to forget nothing, at the
+            price of a duplicate of every unit that is retrained; ``math.inf`` to never split.
         units: How many channels every layer gains, before useless units are taken out; 0 to never
             expand. Where they only come in larger steps (heads, groups), the next larger number.
         l1: The factor :math:`\mu` of L1 norms.
         l2: The weight decay, in place of the training's, wherever there is no L1 norm.
         group_lasso: The factor :math:`\gamma` of the group lasso.
-        pull: The factor :math:`\lambda` with which weights are kept near in the last training.
+        pull: The factor :math:`\lambda` with which weights are kept near to what they were.
         select_epochs: The epochs of training the head alone; half of the training's by default.
         settle_epochs: The epochs of the last training; half of the training's by default.
         **common: What every learner takes; see `Learner`.
@@ -131,7 +132,7 @@ class DEN(SelectiveLearner):
         l1: float = 1e-3,
         l2: float = 1e-4,
         group_lasso: float = 1e-2,
-        pull: float = 0.5,
+        pull: float = 0.25,
         select_epochs: int | None = None,
         settle_epochs: int | None = None,
         **common: Any,

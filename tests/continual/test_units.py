@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from cases import CASES, Case
@@ -104,6 +106,40 @@ def test_every_tensor_is_covered_by_its_parts_and_every_unit_is_made(case: Case)
         of_layer = getattr(stock, key)
         turned = whole.shape != of_layer.shape
         assert torch.equal(whole.transpose(0, 1) if turned else whole, of_layer)
+
+
+class Conv1D(nn.Module):
+    """Stands for a layer that the library knows by this name: its weight is (in, out)."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+Conv1D.__module__, Conv1D.__qualname__ = "transformers.pytorch_utils", "Conv1D"
+
+
+@pytest.mark.parametrize("width", [4, 5])
+def test_a_block_may_have_its_tensor_the_other_way_round(width: int) -> None:
+    """Those that such a layer gains to read new inputs are plain Linear layers."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Conv1D(width, 4)).double()
+    body = Body(model, (torch.randn(2, 3, dtype=torch.float64),), None)
+    first, last = Units(body).growing
+    body.grow_units({first: width, last: 1})
+    body = scattered(body)
+    units = Units(body)
+    helper = next(part for part in units.parts if part.block.kind == "helper")
+    assert helper.dims == (0, 1)
+    values = {name: slot.tensor for name, slot in body.slots.items()}
+    whole, (made, read) = units._whole("2", "weight", values)
+    plain: Any = body.plain({}, body.edit, nn.Identity())[0][2]
+    assert torch.equal(whole.T, plain.weight)
+    assert [unit.home for unit, _ in made] == [last] * (width + 1)
+    assert [unit.home for unit, _ in read] == [first] * (width + 4)
 
 
 def pruned(seed: int) -> Body:
