@@ -146,9 +146,11 @@ def test_weights_that_are_not_between_chosen_units_stay_bit_for_bit(sigma: float
 
     choose(made, some)
     before = plain_at(made.body, 0)
-    made.learn(task(1))
+    record = made.learn(task(1))
     after = plain_at(made.body, 0)
     stem, hidden = chosen.values()
+    read = record.head.weight.ne(0).any(0).nonzero().flatten().tolist()
+    assert {*read} & {*range(8)} <= {*hidden}
     flat = [4 * n + k for n in stem for k in range(4)]
     for name, rows, columns in (
         ("stem", stem, []),  # the input was not among them
@@ -188,6 +190,16 @@ def test_what_is_chosen_is_what_the_head_reads_through_weights_that_are_not_zero
     assert record.details["selected"] == {"0": 2, "2": 1}
 
 
+def test_the_more_the_head_is_to_be_sparse_the_fewer_units_are_chosen() -> None:
+    counts = []
+    for l1 in (0.0, 0.05, 0.1):
+        made = den(units=0, drift=math.inf, select_epochs=8)
+        made.learn(task(0))
+        made.l1 = l1
+        counts.append(made.learn(task(1)).details["selected"]["hidden"])
+    assert counts[0] == 8 > counts[1] > counts[2] > 0
+
+
 # -- expansion ------------------------------------------------------------------------------------
 
 
@@ -225,7 +237,15 @@ def output(body: Body, values: dict[str, Tensor], head: nn.Module, x: Any) -> Te
     return found
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+NORM_LAST = Case(
+    "norm last",
+    lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1), nn.Sigmoid()),
+    (2, 2, 5, 5),
+)
+"""Units that are silent before it are none behind it."""
+
+
+@pytest.mark.parametrize("case", [*CASES, NORM_LAST], ids=lambda case: case.name)
 def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None:
     body = scattered(Body(Featured(case.model()), case.inputs(), None))
     first, x = Units(body), case.inputs(5)
@@ -327,6 +347,57 @@ def test_a_task_goes_on_with_the_duplicates_where_only_its_head_reads_them() -> 
     parents = units.on_features(units.marks({*twins.values()}))
     with torch.no_grad():
         mine.head.weight.masked_fill_(parents, 0.0)
+    assert_equal(output(body, mine.own, mine.head, x), wanted)
+
+
+def drifted_net(expanded: bool) -> tuple[Body, Units, Units, dict[str, Tensor], dict[str, Tensor]]:
+    """A network that a task has changed everywhere, after it has gained units or not.
+
+    With its units before and after that, its shared tensors before, and all of them after.
+    """
+    body = scattered(Body(net().double(), (images(0, 2).double(),), "auto"))
+    first, before = Units(body), {n: s.tensor.clone() for n, s in body.shared.items()}
+    if expanded:
+        body.grow_units(dict.fromkeys(first.growing, 2))
+        scattered(body, 1)
+    with torch.no_grad():
+        for slot in body.shared.values():
+            slot.tensor.add_(0.3 * torch.rand_like(slot.tensor))
+    values = {n: s.tensor.clone() for n, s in body.slots.items()}
+    return body, first, Units(body), before, values
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+def test_a_task_whose_units_are_all_split_goes_on_as_it_was(expanded: bool) -> None:
+    """Duplicates and new units read duplicates, each in place of what it was made of."""
+    body, first, units, before, values = drifted_net(expanded)
+    x, head = (images(3).double(),), body.new_head(2)
+    wanted = output(body, {}, head, x)
+    twins = {
+        Unit(group, units.width(group) + n): Unit(group, n)
+        for group in first.growing
+        for n in range(first.width(group))
+    }
+    growth = {group: first.width(group) for group in first.growing}
+    wide, mine = regrow_(body, growth, units, values, head, lambda unit: twins.get(unit, unit))
+    split_(body, wide, first, before, twins)
+    parents = wide.on_features(wide.marks({*twins.values()}))
+    with torch.no_grad():
+        mine.head.weight.masked_fill_(parents, 0.0)
+    assert_equal(output(body, mine.own, mine.head, x), wanted)
+
+
+def test_units_of_earlier_tasks_go_on_reading_what_was_split_not_its_duplicate() -> None:
+    body, first, units, before, values = drifted_net(expanded=False)
+    x, head = (images(3).double(),), body.new_head(2)
+    stem, _ = first.growing
+    twins = {Unit(stem, 6 + n): Unit(stem, n) for n in range(6)}
+    body.slots["stem:0.weight"].tensor.data = before["stem:0.weight"].clone()
+    body.slots["inner:0.weight"].tensor.data = before["inner:0.weight"].clone()
+    wanted = output(body, {}, head, x)  # with the stem's old weights, and the others' new ones
+    body.set_values(values)
+    wide, mine = regrow_(body, {stem: 6}, units, values, head, lambda unit: twins.get(unit, unit))
+    split_(body, wide, first, before, twins)
     assert_equal(output(body, mine.own, mine.head, x), wanted)
 
 
