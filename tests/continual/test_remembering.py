@@ -179,7 +179,7 @@ def test_any_architecture_learns_tasks_and_remembers_them(case: Case, method: st
 
 def test_a_column_is_read_by_no_column_before_it() -> None:
     made = learned("progressive", 3)
-    for name, slot in made.body.shared.items():
+    for slot in made.body.shared.values():
         if slot.block == "helper":
             assert not slot.tensor.any()
         elif slot.block == "new":
