@@ -302,6 +302,7 @@ class _Analysis:
         self.groups.fix(node.outs, reason)
 
     def _output(self, value: Any) -> None:
+        self.graph.outputs = tuple(leaf.axes for leaf in value)
         for leaf in value:
             self.outputs.extend(leaf.axes)
             for axis in leaf.axes:

@@ -60,6 +60,7 @@ class ChannelGraph:
         aliases: For every path of a module the one that it goes by.
         numbers: The numbers that modules hold and that follow widths.
         silent: The groups whose new units start as zeros.
+        outputs: The axes of the tensors that the model returns.
     """
 
     groups: Groups = field(default_factory=Groups)
@@ -67,6 +68,7 @@ class ChannelGraph:
     aliases: dict[str, str] = field(default_factory=dict)
     numbers: tuple[HeldNumber, ...] = ()
     silent: frozenset[int] = frozenset()
+    outputs: tuple[tuple[Axis, ...], ...] = ()
 
     def sized(self) -> list[LayerNode]:
         """The layers whose width can be asked for, in order of execution."""

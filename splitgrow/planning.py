@@ -305,6 +305,38 @@ def make_plan(
         generation: The generation of the new blocks, and the one that is closed first, if any.
     """
     growth = find_growth(graph, request)
+    return _planned(graph, modules, (request, growth), edits, generation)
+
+
+def make_plan_of_units(
+    graph: ChannelGraph,
+    modules: Mapping[str, nn.Module],
+    growth: Mapping[int, int],
+    edits: Sequence[Edit],
+    generation: tuple[int, int | None],
+) -> Edit:
+    """The edit that gives each group of channels some units.
+
+    Args:
+        graph: The model's channel graph.
+        modules: The model's modules by path.
+        growth: Units by group.
+        edits: The model's history.
+        generation: The generation of the new blocks, and the one that is closed first, if any.
+    """
+    gained = {node.name: _gain(graph, node, growth) for node in graph.sized()}
+    request = {name: n for name, n in gained.items() if n}
+    return _planned(graph, modules, (request, growth), edits, generation)
+
+
+def _planned(
+    graph: ChannelGraph,
+    modules: Mapping[str, nn.Module],
+    asked: tuple[Mapping[str, int], Mapping[int, int]],
+    edits: Sequence[Edit],
+    generation: tuple[int, int | None],
+) -> Edit:
+    request, growth = asked
     return Edit(
         index=len(edits) + 1,
         generation=generation[0],

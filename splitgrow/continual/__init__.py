@@ -1,6 +1,7 @@
 """Continual learning: one task after the other, on one network that grows, without forgetting."""
 
 from splitgrow.continual.cpg import CPG
+from splitgrow.continual.den import DEN
 from splitgrow.continual.events import (
     Callback,
     EpochDone,
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Learner]] = {
         PackNet,
         Piggyback,
         ProgressiveNetworks,
+        DEN,
         Finetuning,
         EWC,
         LwF,
@@ -48,6 +50,7 @@ METHODS: dict[str, type[Learner]] = {
 
 __all__ = [
     "CPG",
+    "DEN",
     "EWC",
     "METHODS",
     "Callback",

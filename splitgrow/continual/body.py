@@ -16,9 +16,12 @@ from splitgrow.continual.slots import Slot, slots_of, substituted
 from splitgrow.edits import Edit
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.growable import growable
+from splitgrow.growth import apply_
 from splitgrow.handle import Handle, handle
 from splitgrow.handled import HISTORY, history_of
+from splitgrow.history import check_structure
 from splitgrow.merging import merge, merged_at
+from splitgrow.planning import make_plan_of_units
 from splitgrow.undisturbed import undisturb_
 from splitgrow.undo import Meanwhile
 
@@ -167,6 +170,21 @@ class Body:
         if not request:
             return None
         edit = own.expand(request, freeze=False)
+        self.renew()
+        return edit
+
+    def grow_units(self, growth: Mapping[int, int]) -> Edit:
+        """Gives groups of channels some units; what is new belongs to nobody.
+
+        Args:
+            growth: How many units, by the group's number in the channel graph.
+        """
+        history = history_of(self.model)
+        with history.gate.lock:
+            check_structure(self.model, history)
+            opened = history.next_edit(freeze=False)
+            edit = make_plan_of_units(history.graph, history.modules, growth, history.edits, opened)
+            edit = apply_(self.model, history, edit, initializer="zero", optimizer=None)
         self.renew()
         return edit
 

@@ -57,6 +57,17 @@ class Training:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip!r}")
 
+    def share(self, step: int, steps: int | None) -> float:
+        """The share of its learning rate that a step has.
+
+        Args:
+            step: How many steps are done.
+            steps: How many there are in all; None if that is not known.
+        """
+        if self.schedule == "constant" or not steps:
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
     def optimizers(self, network: nn.Module) -> list[torch.optim.Optimizer]:
         """New optimizers for a network: one for weights, and one for scores if there are any."""
         scores: list[nn.Parameter] = list(network.scores) if isinstance(network, Study) else []
@@ -180,7 +191,7 @@ class Fit:
         """Sets the learning rates of the coming step."""
         if self.training.schedule == "constant" or not self.batches.known:
             return
-        share = 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / self.steps)))
+        share = self.training.share(self.step, self.steps)
         for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share

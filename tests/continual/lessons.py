@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.continual import METHODS, Learner, Task, Training
+from splitgrow.continual.body import Body
 
 MASKED = ("packnet", "piggyback", "progressive", "pack-and-expand", "cpg")
 """The methods whose tasks own weights."""
@@ -19,6 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "progressive": {"column": 0.5},
     "pack-and-expand": {"sparsities": (0.3, 0.6), "goal": 0.99, "expected_tasks": 3},
     "cpg": {"sparsities": (0.3, 0.6), "goal": 0.99, "expected_tasks": 3, "largest": 2.0},
+    "den": {"units": 2, "threshold": 1.0, "drift": 0.05, "l1": 1e-3, "group_lasso": 0.05},
     "ewc": {"samples": 8},
 }
 """Options with which a method does all that it can do, in little time."""
@@ -42,6 +44,32 @@ class Net(nn.Module):
         x = torch.relu(x + self.norm2(self.inner(x)))
         x = nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
         return self.head(self.drop(torch.relu(self.hidden(x))))
+
+
+class Featured(nn.Module):
+    """Any model, with its first output pooled to features."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.model(x)
+        while not isinstance(y, Tensor):
+            y = next(iter(y.values())) if isinstance(y, dict) else y[0]
+        return y.flatten(2).mean(2) if y.dim() > 2 else y
+
+
+@torch.no_grad()
+def scattered(body: Body, seed: int = 0) -> Body:
+    """A body with random values in all of its tensors, of which none is zero."""
+    torch.manual_seed(seed)
+    for name, slot in body.slots.items():
+        tensor = slot.tensor
+        if tensor.is_floating_point():
+            values = torch.randn(tensor.shape, dtype=tensor.dtype)
+            tensor.copy_(values.abs() + 0.5 if "running_var" in name else values * 0.5)
+    return body
 
 
 def net(seed: int = 0) -> nn.Module:

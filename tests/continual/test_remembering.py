@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import CASES, Case
 from helpers import assert_equal
-from lessons import MASKED, SHARING, images, learned, learner, net, outputs, task
+from lessons import MASKED, SHARING, Featured, images, learned, learner, net, outputs, task
 from torch import Tensor, nn
 
 from splitgrow.continual import METHODS, Learner, Task, Training
@@ -152,20 +152,6 @@ def test_what_is_judged_while_a_task_is_learned_is_what_its_network_gives(method
         own = Task(one.name, 2, one.train, None, one.test)
         record = made.learn(own)
         assert record.accuracy == made.evaluate(one.test, task=one.name)
-
-
-class Featured(nn.Module):
-    """Any model, with its first output pooled to features."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.model(x)
-        while not isinstance(y, Tensor):
-            y = next(iter(y.values())) if isinstance(y, dict) else y[0]
-        return y.flatten(2).mean(2) if y.dim() > 2 else y
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

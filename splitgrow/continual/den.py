@@ -1,0 +1,315 @@
+"""Dynamically expandable networks: retraining what a task needs, growing, splitting what drifts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splitgrow.continual.body import Body
+from splitgrow.continual.events import Grown
+from splitgrow.continual.parts import Unit
+from splitgrow.continual.proximal import drift_of, hold_, pull_, shrink_, soften_
+from splitgrow.continual.records import Record
+from splitgrow.continual.regrowth import (
+    Values,
+    alive_in,
+    all_values,
+    regrow_,
+    silence_,
+    split_,
+    widened_head,
+)
+from splitgrow.continual.selective import Course, SelectiveLearner
+from splitgrow.continual.stages import seed_of
+from splitgrow.continual.studies import Study
+from splitgrow.continual.tasks import Task
+from splitgrow.continual.units import Units
+
+
+class DEN(SelectiveLearner):
+    r"""Dynamically Expandable Networks (Yoon et al., Lifelong Learning with DEN, ICLR 2018).
+
+    A unit is a channel with everything that makes it and on all positions where it lies, as the
+    channel graph has it: the layers of a residual path make its units together, flattening puts one
+    on several features. So any depth and architecture will do. Its incoming weights :math:`w_i` are
+    its rows in all layers that make it.
+
+    The first task trains all weights under :math:`L(W) + \mu \|W\|_1`. A later one goes through the
+    steps of the paper's section 3:
+
+    1. *Selective retraining.* Only its head is trained, with an L1 norm. From those weights of the
+       head that are not zero, a breadth-first search goes backwards through all weights that are
+       not zero. Only weights between the units that it finds are trained, with an L2 norm.
+    2. *Dynamic expansion*, if it falls short of `threshold`. Every layer gains `units`, in a trial
+       on a copy of the network, where only what is new trains, with an L1 norm and a group lasso on
+       each new unit's incoming weights,
+
+       .. math:: L(W^N) + \mu \|W^N\|_1 + \gamma \sum_g \|W^N_g\|_2.
+
+       Units whose group comes out as zero are useless. The network grows by the others only.
+    3. *Splitting and duplication.* A unit whose incoming weights have drifted,
+       :math:`\rho_i = \|w_i^t - w_i^{t-1}\|_2 > \sigma`, gets those of before back, and a new unit
+       gets the new ones. Then what was chosen or is new trains once more. Here and in selective
+       retraining, weights are kept near to what they were by
+       :math:`\lambda \|W - W^{t-1}\|_2^2`.
+    4. *Timestamped inference.* A task's network has the units that there were when it was learned,
+       never any that came later.
+
+    What is guaranteed: of what earlier tasks see, no unit's incoming weights are further than
+    :math:`\sigma` from what they were before the task, in the 2-norm of all of them together; after
+    n more tasks, than :math:`n \sigma`. Weights that are not between chosen units stay bit for bit,
+    and so do an earlier task's biases, what its norms have and its head. A task's outputs are
+    therefore bit for bit the same until a weight of its network is retrained; with ``drift=0`` for
+    ever. The outputs of a task that shares retrained weights do change, by whatever that makes of
+    them.
+
+    Differences to the paper: what bounds the drift is a projection of every unit's incoming weights
+    into the ball of radius :math:`\sigma` around what they were, after each step of the last
+    training; in the paper nothing keeps them from drifting again. Units that cannot be duplicated,
+    since their width is tied to something that cannot grow, are held in that ball in place of being
+    split. Whether to grow is decided by an accuracy, not by a loss. All norms are proximal steps
+    scaled by the learning rate, so that zeros are exact and the factors are those of the equations.
+    A new unit whose weights are zero is silenced at once: what reads it is set to zero as well, and
+    so taking it out changes nothing, where the paper drops its bias. Earlier units may read new
+    ones, which only the new task sees; those that have a duplicate to read go on reading the old
+    unit, and begin with zero for the duplicate, while new units and the head read it in place of
+    the old one. Biases and norms are every task's own; what does not run along channels, such as a
+    position embedding, trains with the first task alone. If nothing was split or held back, there
+    is no last training.
+
+    Args:
+        threshold: The accuracy on the data that decisions are made on, from 0 to 1, below which a
+            task expands the network; one for all tasks, or one by task name.
+        drift: The threshold :math:`\sigma` of drift, and its bound: 0 to forget nothing, at the
+            price of a duplicate of every unit that is retrained; ``math.inf`` to never split.
+        units: How many channels every layer gains, before useless units are taken out; 0 to never
+            expand. Where they only come in larger steps (heads, groups), the next larger number.
+        l1: The factor :math:`\mu` of L1 norms.
+        l2: The weight decay, in place of the training's, wherever there is no L1 norm.
+        group_lasso: The factor :math:`\gamma` of the group lasso.
+        pull: The factor :math:`\lambda` with which weights are kept near to what they were.
+        select_epochs: The epochs of training the head alone; half of the training's by default.
+        settle_epochs: The epochs of the last training; half of the training's by default.
+        **common: What every learner takes; see `Learner`.
+
+    Example:
+        >>> import torch
+        >>> from splitgrow.continual import DEN, Task, Training
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> x = torch.randn(64, 4)
+        >>> learner = DEN(model, x[:1], training=Training(epochs=2), units=3, drift=0.0)
+        >>> for sign in (1, -1):
+        ...     record = learner.learn(Task(f"sign {sign}", 2, (x, (sign * x[:, 0] > 0).long())))
+        >>> learner.network("sign 1")[0]
+        Linear(in_features=4, out_features=16, bias=True)
+    """
+
+    method = "den"
+    frozen = False
+    settings = (
+        "threshold",
+        "drift",
+        "units",
+        "l1",
+        "l2",
+        "group_lasso",
+        "pull",
+        "select_epochs",
+        "settle_epochs",
+    )
+
+    def __init__(  # noqa: PLR0913
+        self,
+        *args: Any,
+        threshold: float | Mapping[str, float] = 0.95,
+        drift: float = 0.1,
+        units: int = 10,
+        l1: float = 1e-3,
+        l2: float = 1e-4,
+        group_lasso: float = 1e-2,
+        pull: float = 0.25,
+        select_epochs: int | None = None,
+        settle_epochs: int | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(*args, **common)
+        goals = threshold.values() if isinstance(threshold, Mapping) else (threshold,)
+        if not all(isinstance(each, (int, float)) and 0 <= each <= 1 for each in goals):
+            raise ValueError(f"a threshold must lie between 0 and 1, got {threshold!r}")
+        if isinstance(units, bool) or not isinstance(units, int) or units < 0:
+            raise ValueError(f"units must be an int of at least 0, got {units!r}")
+        for name, value in (("l1", l1), ("l2", l2), ("group_lasso", group_lasso), ("pull", pull)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        if not drift >= 0:
+            raise ValueError(f"drift must be a number of at least 0, got {drift!r}")
+        self.threshold = dict(threshold) if isinstance(threshold, Mapping) else threshold
+        self.drift, self.units = drift, units
+        self.l1, self.l2, self.group_lasso, self.pull = l1, l2, group_lasso, pull
+        half = (self.training.epochs + 1) // 2
+        self.select_epochs = half if select_epochs is None else select_epochs
+        self.settle_epochs = half if settle_epochs is None else settle_epochs
+
+    def _learn(self, task: Task, number: int) -> Record:
+        course, goal, details = self._begin(task), None, {}
+        if number == 1:
+            self._train_all(course)
+        else:
+            goal = self._goal_of(task)
+            details = self._learn_more(course, goal)
+        reached = self._judge(self._study(course, {}), task, "in the end", goal)
+        return Record(
+            name=task.name,
+            number=number,
+            classes=task.classes,
+            edit=self.body.edit,
+            head=course.values.head,
+            own=course.values.own,
+            accuracy=reached,
+            details={**details, "expansion": self.body.size / self.body.weights},
+        )
+
+    def _goal_of(self, task: Task) -> float:
+        if not isinstance(self.threshold, Mapping):
+            return float(self.threshold)
+        if task.name not in self.threshold:
+            raise ValueError(f"no threshold is given for task {task.name!r}")
+        return float(self.threshold[task.name])
+
+    def _learn_more(self, course: Course, goal: float) -> dict[str, Any]:
+        """Learns a task after others; returns what there is to say of it."""
+        self._select(course)
+        details: dict[str, Any] = {"goal": goal, "selected": course.units.counts(course.chosen)}
+        reached = details["after retraining"] = self._retrain(course, goal)
+        if reached < goal and self.units:
+            details |= self._expand(course)
+        return details | self._split(course)
+
+    def _expand(self, course: Course) -> dict[str, Any]:
+        """Grows by those of some new units that turn out to be of use."""
+        units, values = course.units, course.values
+        growth = {group: -(-self.units // units.step(group)) for group in units.growing}
+        if not growth:
+            return {}
+        torch.manual_seed(seed_of(self.seed, self._next, "expand"))
+        trial = self.body.copied()
+        trial.grow_units(growth)
+        wider = Units(trial)
+        head = widened_head(values.head, units, wider, lambda unit: unit)
+        study, dead = self._tried(course, trial, wider, Values(values.own, head))
+        fresh = wider.since(units)
+        alive = alive_in(wider, fresh, dead)
+
+        def source(unit: Unit) -> Unit:
+            if unit not in fresh:
+                return unit
+            index = unit.nth - units.width(int(unit.home))
+            return Unit(unit.home, alive[int(unit.home)][index])
+
+        kept = {group: len(alive[group]) for group in growth if group in alive}
+        self._regrow(course, kept, wider, study, source)
+        course.chosen |= course.units.since(units)
+        reached = self._judge(self._study(course, {}), course.task, "expand")
+        return {
+            "added": wider.counts(fresh - wider.chosen(dead)),
+            "removed": wider.counts(wider.chosen(dead)),
+            "after expansion": reached,
+        }
+
+    def _tried(
+        self, course: Course, trial: Body, wider: Units, values: Values
+    ) -> tuple[Study, Tensor]:
+        """A trial of new units, trained, and which of them are dead."""
+        known = self.body.slots
+        new = {n: slot.tensor for n, slot in trial.shared.items() if n not in known}
+        mine = {name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in new.items()}
+        study = self._study(course, mine, trial, values)
+        fresh = wider.marks(wider.since(course.units))
+        keep = self._keep_to_chosen(course, wider)
+        weights = {name: study.weight(name) for name in mine}
+
+        def rule(study: Study, rate: float) -> None:
+            keep(study, rate)
+            for weight in weights.values():
+                soften_(weight, rate * self.l1)
+            dead = shrink_(wider, weights, fresh, rate * self.group_lasso)
+            silence_(wider, study, weights, dead)
+
+        self._fit(study, course, "expand", rule)
+        return study, fresh & (wider.norms(weights) == 0)
+
+    def _split(self, course: Course) -> dict[str, Any]:
+        """Gives earlier tasks their units back where they have drifted, and trains once more."""
+        drifts = self._drifts(course)
+        drifted = course.units.chosen(drifts > self.drift)
+        details: dict[str, Any] = {"drift before splitting": float(drifts.max())}
+        if not drifted:
+            return {**details, "drift": float(drifts.max())}
+        units = course.units
+        twins: dict[Unit, Unit] = {}
+        growth: dict[int, int] = {}
+        for unit in sorted(u for u in drifted if u.home in units.growing):
+            group = int(unit.home)
+            twins[Unit(group, units.width(group) + growth.get(group, 0))] = unit
+            growth[group] = growth.get(group, 0) + 1
+        held = drifted - {*twins.values()}
+        details |= {"split": units.counts({*twins.values()}), "held": units.counts(held)}
+        self._duplicate(course, growth, twins)
+        self._settle(course)
+        return {**details, "drift": float(self._drifts(course).max())}
+
+    def _duplicate(
+        self, course: Course, growth: Mapping[int, int], twins: Mapping[Unit, Unit]
+    ) -> None:
+        """Adds duplicates of units, which get back what they were."""
+        units = course.units
+        torch.manual_seed(seed_of(self.seed, self._next, "split"))
+        study = self._study(course, {})
+        self._regrow(course, growth, units, study, lambda unit: twins.get(unit, unit))
+        split_(self.body, course.units, course.first, course.before, twins)
+        parents = course.units.on_features(course.units.marks({*twins.values()}))
+        with torch.no_grad():
+            course.values.head.weight.masked_fill_(parents, 0.0)
+        course.chosen |= {*twins}
+
+    def _settle(self, course: Course) -> None:
+        """Trains what is chosen once more, held near to what it was."""
+        mine = course.units.between(course.chosen)
+        study = self._study(course, mine)
+        keep, weights = self._keep_to_chosen(course), {n: study.weight(n) for n in study.mine}
+
+        def rule(study: Study, rate: float) -> None:
+            keep(study, rate)
+            pull_(weights, course.before, rate * self.pull)
+            hold_(course.units, weights, course.before, study.mine, self.drift)
+
+        with torch.no_grad():
+            rule(study, 0.0)
+        if self.settle_epochs:
+            self._fit(study, course, "settle", rule, epochs=self.settle_epochs)
+        self._take_over(study, course)
+
+    def _regrow(
+        self,
+        course: Course,
+        growth: Mapping[int, int],
+        old: Units,
+        study: Study,
+        source: Callable[[Unit], Unit],
+    ) -> None:
+        """Grows the body by units that are like some of a study's."""
+        course.units, course.values = regrow_(
+            self.body, growth, old, all_values(study), study.head, source
+        )
+        if growth:
+            size = self.body.size
+            self._tell(Grown(course.task.name, size, size / self.body.weights))
+
+    def _drifts(self, course: Course) -> Tensor:
+        now = {name: slot.tensor for name, slot in self.body.shared.items()}
+        return drift_of(course.units, now, course.before)

@@ -1,0 +1,215 @@
+"""Where units lie: on the axes of the channel graph, and in the tensors of a layer's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.axes import Axis
+from splitgrow.composition import Block, Composition
+from splitgrow.continual.slots import Slot
+from splitgrow.graph import LayerNode
+from splitgrow.groups import Groups
+from splitgrow.kinds import LayerKind
+from splitgrow.layouts import Layout
+from splitgrow.planning import layer_kind
+from splitgrow.spans import Spans
+from splitgrow.split import SplitLayer, stock
+
+
+class Unit(NamedTuple):
+    """A unit, by a name that growth does not change.
+
+    Attributes:
+        home: The number of its group; of a channel that the graph takes for constant, the path of
+            the layer that makes it.
+        nth: Its place in the group, or among the layer's constant channels.
+    """
+
+    home: int | str
+    nth: int
+
+
+CONSTANT = Unit("", 0)
+"""Any channel that is read and that the graph takes for constant: it does not tell whose it is."""
+
+Place = tuple[Unit, int]
+"""A position of an axis: the unit that lies there, and which of the unit's positions it is."""
+
+
+def places_on(groups: Groups, axis: Axis, maker: str = "") -> tuple[Place, ...]:
+    """What lies on each position of an axis.
+
+    Args:
+        groups: The store of groups.
+        axis: The axis.
+        maker: The path of the layer that makes it; empty if it is read.
+    """
+    found: list[Place] = []
+    seen: dict[Unit, int] = {}
+    constants = 0
+    for run in groups.resolve(axis):
+        if run.group is None:
+            units = [Unit(maker, constants + n) if maker else CONSTANT for n in range(run.repeat)]
+            constants += run.repeat
+        else:
+            width = groups.width(run.group)
+            units = [Unit(run.group, n) for n in range(width) for _ in range(run.repeat)]
+        for unit in units:
+            found.append((unit, seen.get(unit, 0)))
+            seen[unit] = seen.get(unit, 0) + 1
+    return tuple(found)
+
+
+class Numbers:
+    """Numbers for units, given in the order in which they are met.
+
+    Args:
+        device: Where lists of numbers are to lie.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.known: dict[Unit, int] = {CONSTANT: 0}
+
+    def of(self, places: Iterable[Place]) -> Tensor:
+        """The numbers of the units that lie on some positions."""
+        known = self.known
+        return self.listed([known.setdefault(unit, len(known)) for unit, _ in places])
+
+    def listed(self, numbers: Collection[int]) -> Tensor:
+        """Whole numbers as a tensor."""
+        return torch.tensor(list(numbers), dtype=torch.long, device=self._device)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one block has of one of a layer's tensors.
+
+    Attributes:
+        slot: The name of its slot in the body.
+        layer: The layer's path.
+        key: The tensor's name in the layer.
+        block: What the block is for.
+        shape: Its shape.
+        shared: Whether tasks share it.
+        dims: The dimension that runs along units that the layer makes, and the one along units that
+            it reads; None where there is none, and where each unit is made of itself alone.
+        made: What lies on the first of these.
+        read: What lies on the second.
+        at: The positions of both in the plain layer's tensor.
+        outs: The numbers of the units in `made`.
+        ins: The numbers of the units in `read`.
+    """
+
+    slot: str
+    layer: str
+    key: str
+    block: Block
+    shape: torch.Size
+    shared: bool
+    dims: tuple[int, int | None]
+    made: tuple[Place, ...]
+    read: tuple[Place, ...]
+    at: tuple[Tensor, Tensor]
+    outs: Tensor
+    ins: Tensor
+
+    def rows(self, of_units: Tensor) -> Tensor:
+        """What there is for each unit, by number, along the dimension of those that are made."""
+        return self._along(of_units[self.outs], self.dims[0])
+
+    def columns(self, of_units: Tensor) -> Tensor:
+        """The same along the dimension of those that are read."""
+        assert self.dims[1] is not None
+        return self._along(of_units[self.ins], self.dims[1])
+
+    def _along(self, values: Tensor, dim: int) -> Tensor:
+        return values.reshape([-1 if d == dim else 1 for d in range(len(self.shape))])
+
+    def leading(self, tensor: Tensor) -> Tensor:
+        """The tensor with what is made first, and what is read second."""
+        dim, other = self.dims
+        return tensor.movedim(dim, 0) if other is None else tensor.movedim((dim, other), (0, 1))
+
+    def trailing(self, tensor: Tensor) -> Tensor:
+        """The tensor of which `leading` is this."""
+        dim, other = self.dims
+        return tensor.movedim(0, dim) if other is None else tensor.movedim((0, 1), (dim, other))
+
+
+def parts_of(
+    node: LayerNode,
+    module: nn.Module,
+    groups: Groups,
+    slots: Mapping[int, Slot],
+    numbers: Numbers,
+) -> Iterator[Part]:
+    """The tensors of a layer's blocks that run along units.
+
+    Args:
+        node: The layer, as the channel graph knows it.
+        module: The layer.
+        groups: The store of groups.
+        slots: The body's slots, by the ids of their tensors.
+        numbers: Gives units their numbers.
+    """
+    kind, layer = layer_kind(module), stock(module)
+    outs, ins = places_on(groups, node.outs, node.name), places_on(groups, node.ins)
+    if kind.diagonal(layer):
+        ins = places_on(groups, node.ins, node.name)
+    whole = module.composition() if isinstance(module, SplitLayer) else _alone(module, kind)
+    for key, axes in kind.tensors(layer).items():
+        sides: dict[str, int] = {each.side: dim for dim, each in axes.items()}
+        if not sides or not {*axes} <= {0, 1}:
+            continue
+        makes = "out" if "out" in sides else "in"
+        dim, other = sides[makes], sides.get("in") if makes == "out" else None
+        along = outs if makes == "out" else ins
+        for index, block in enumerate(whole.modules):
+            slot = slots.get(id(getattr(block, key, None)))
+            if slot is None:
+                continue
+            at = {d: _positions(spans) for d, spans in whole.places(index, key).items()}
+            made = tuple(along[p] for p in at[dim])
+            read = tuple(ins[p] for p in at[other]) if other is not None else ()
+            dims = (dim, other)
+            if other is not None and _flipped(kind, block, key):
+                dims = (1 - dim, 1 - other)
+            yield Part(
+                slot=slot.name,
+                layer=node.name,
+                key=key,
+                block=whole.blocks[index],
+                shape=slot.tensor.shape,
+                shared=slot.shared,
+                dims=dims,
+                made=made,
+                read=read,
+                at=(numbers.listed(at[dim]), numbers.listed([] if other is None else at[other])),
+                outs=numbers.of(made),
+                ins=numbers.of(read),
+            )
+
+
+def _alone(module: Any, kind: LayerKind) -> Composition:
+    """A layer that has not grown."""
+    inputs, outputs = kind.sizes(module)
+    layouts = Layout.original(inputs), Layout.original(outputs)
+    return Composition((module,), (Block("original", 0),), *layouts)
+
+
+def _positions(spans: Spans) -> list[int]:
+    return [start + n for start, length in spans for n in range(length)]
+
+
+def _flipped(kind: LayerKind, block: Any, key: str) -> bool:
+    """Whether a block has its tensor the other way round than the plain layer."""
+    own, value = getattr(block, key), None if kind.side_by_side else kind.value(block, key)
+    if value is None or value is own or own.dim() != 2:
+        return False
+    return bool(value.data_ptr() == own.data_ptr() and value.stride() == own.stride()[::-1])

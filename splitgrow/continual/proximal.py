@@ -1,0 +1,101 @@
+r"""Proximal steps: what penalties and bounds make of weights after each step of a training.
+
+A penalty :math:`\lambda R(W)` is not added to the loss. After each step with the learning rate
+:math:`\eta` the weights are replaced by
+
+.. math:: \operatorname{argmin}_V \tfrac{1}{2} \|V - W\|^2 + \eta \lambda R(V)
+
+so that what comes out as zero is exactly zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from splitgrow.continual.units import Units
+
+
+@torch.no_grad()
+def soften_(weight: Tensor, threshold: float) -> None:
+    r"""The step of the L1 norm: :math:`\mathrm{sign}(w) \max(|w| - \theta, 0)`."""
+    weight.copy_(weight.sign() * (weight.abs() - threshold).clamp(min=0))
+
+
+@torch.no_grad()
+def shrink_(units: Units, weights: Mapping[str, Tensor], marks: Tensor, threshold: float) -> Tensor:
+    r"""The step of the group lasso, :math:`W_g \max(1 - \theta / \|W_g\|_2, 0)`.
+
+    Args:
+        units: The units.
+        weights: The tensors that are changed, by slots' names. In these, a unit's incoming weights
+            are one group.
+        marks: The units whose groups are shrunk, by number.
+        threshold: By how much.
+
+    Returns:
+        The units whose groups are zero from here on, by number.
+    """
+    norms = units.norms(weights)
+    factors = (1 - threshold / norms).clamp(min=0).nan_to_num(0.0)
+    factors = torch.where(marks, factors, torch.ones_like(factors))
+    for part in units.given(weights):
+        weight = weights[part.slot]
+        weight.mul_(part.rows(factors).to(weight.dtype))
+    return marks & (units.norms(weights) == 0)
+
+
+@torch.no_grad()
+def pull_(weights: Mapping[str, Tensor], before: Mapping[str, Tensor], strength: float) -> None:
+    r"""The step of :math:`\lambda \|W - W_0\|^2`: :math:`(W + 2 \theta W_0) / (1 + 2 \theta)`."""
+    for name, weight in weights.items():
+        if name in before:
+            weight.add_(2 * strength * before[name]).div_(1 + 2 * strength)
+
+
+def drift_of(units: Units, weights: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:
+    """By how much each unit's incoming weights differ from what they were, by number.
+
+    The 2-norm of the difference, in double precision, over the weights that there were.
+    """
+    pairs = {name: (w, before[name]) for name, w in weights.items() if name in before}
+    return units.norms({name: w.detach().double() - b.double() for name, (w, b) in pairs.items()})
+
+
+@torch.no_grad()
+def hold_(
+    units: Units,
+    weights: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    radius: float,
+) -> None:
+    """Brings units' incoming weights back to within a distance from what they were.
+
+    The nearest values that are within it; rounding included, none is beyond afterwards.
+
+    Args:
+        units: The units.
+        weights: The tensors that are changed, by slots' names.
+        before: What they were; those that were not there are free.
+        masks: Which weights may differ at all; the others are not looked at.
+        radius: The distance, in the 2-norm of all of a unit's incoming weights.
+    """
+    own = {name: weight for name, weight in weights.items() if name in before}
+    for margin in (1e-6, 1e-3, 1.0):
+        apart = {n: torch.where(masks[n], w, before[n]) for n, w in own.items()}
+        found = drift_of(units, apart, before)
+        beyond = found > radius
+        if not bool(beyond.any()):
+            return
+        factors = torch.where(beyond, (1 - margin) * radius / found, torch.ones_like(found))
+        for part in units.given(own):
+            if not bool(beyond[part.outs].any()):
+                continue
+            weight, origin = own[part.slot], before[part.slot]
+            share = part.rows(factors)
+            nearer = (origin.double() + share * (apart[part.slot] - origin).double()).to(origin)
+            moved = part.rows(beyond)
+            weight.copy_(torch.where(moved, nearer, apart[part.slot]))

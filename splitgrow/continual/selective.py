@@ -1,0 +1,173 @@
+"""Selective retraining: training only the weights between the units that a task needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.continual.body import Body
+from splitgrow.continual.learner import Learner
+from splitgrow.continual.parts import Unit
+from splitgrow.continual.proximal import pull_, soften_
+from splitgrow.continual.records import Record
+from splitgrow.continual.regrowth import Values
+from splitgrow.continual.studies import Study, View
+from splitgrow.continual.tasks import Task
+from splitgrow.continual.units import Units
+
+Rule = Callable[[Study, float], None]
+"""What is done to a study after each step, given the rate at which it has followed gradients."""
+
+_MEMORY = 200
+"""How many steps momentum is taken to last."""
+
+
+@dataclass
+class Course:
+    """A task while it is learned.
+
+    Attributes:
+        task: The task.
+        first: The units before the task.
+        before: The shared tensors before the task, by slots' names.
+        units: The units that there are by now.
+        values: What the task has of its own by now.
+        chosen: The units that it trains.
+    """
+
+    task: Task
+    first: Units
+    before: dict[str, Tensor]
+    units: Units
+    values: Values
+    chosen: frozenset[Unit] = frozenset()
+
+
+class SelectiveLearner(Learner):
+    """A learner whose tasks retrain the weights between the units that they need.
+
+    The body holds what the task that is being learned has come to. What there was before it is in
+    its course.
+    """
+
+    l1: float
+    l2: float
+    pull: float
+    select_epochs: int
+
+    def _begin(self, task: Task) -> Course:
+        units = Units(self.body)
+        head = self._new_head(task.classes).to(self.body.device)
+        before = {n: slot.tensor.detach().clone() for n, slot in self.body.shared.items()}
+        own = dict(self.records[-1].own or {}) if self.records else {}
+        return Course(task, units, before, units, Values(own, head))
+
+    def _train_all(self, course: Course) -> None:
+        """Trains everything, with an L1 norm."""
+        mine = {name: torch.ones_like(t, dtype=torch.bool) for name, t in course.before.items()}
+
+        def rule(study: Study, rate: float) -> None:
+            for weight in (*study.weights, study.head.weight):
+                soften_(weight, rate * self.l1)
+
+        study = self._study(course, mine)
+        self._fit(study, course, "train", rule, l2=0.0)
+        self._take_over(study, course)
+
+    def _select(self, course: Course) -> None:
+        """Finds the units that the task needs, by training its head alone with an L1 norm."""
+        study = self._study(course, {})
+        for parameter in study.own:
+            parameter.requires_grad_(False)
+
+        def rule(study: Study, rate: float) -> None:
+            soften_(study.head.weight, rate * self.l1)
+
+        self._fit(study, course, "select", rule, l2=0.0, epochs=self.select_epochs)
+        self._take_over(study, course)
+        read = (course.values.head.weight != 0).any(0)
+        if not bool(read.any()):  # a head that has come to nothing may need all
+            read = torch.ones_like(read)
+        course.chosen = course.units.needed(course.before, read)
+
+    def _retrain(self, course: Course, goal: float | None) -> float:
+        """Trains the weights between chosen units; returns the accuracy that this reaches."""
+        study = self._study(course, course.units.between(course.chosen))
+        keep, weights = self._keep_to_chosen(course), {n: study.weight(n) for n in study.mine}
+
+        def rule(study: Study, rate: float) -> None:
+            keep(study, rate)
+            pull_(weights, course.before, rate * self.pull)
+
+        self._fit(study, course, "retrain", rule)
+        self._take_over(study, course)
+        return self._judge(study, course.task, "retrain", goal)
+
+    def _keep_to_chosen(self, course: Course, units: Units | None = None) -> Rule:
+        """Keeps the head from reading units that are neither chosen nor new."""
+        units = course.units if units is None else units
+        unread = ~units.on_features(units.marks(course.chosen | units.since(course.units)))
+
+        def keep(study: Study, rate: float) -> None:  # noqa: ARG001
+            with torch.no_grad():
+                study.head.weight.masked_fill_(unread, 0.0)
+
+        return keep
+
+    def _plain(self, record: Record) -> nn.Module:
+        # The weights of today, whichever tasks have retrained them.
+        return self.body.plain(record.own or {}, record.edit, record.head)
+
+    # -- what all of them are made of -------------------------------------------------------------
+
+    def _study(
+        self,
+        course: Course,
+        mine: Mapping[str, Tensor],
+        body: Body | None = None,
+        values: Values | None = None,
+    ) -> Study:
+        """A study that sees all of a body, and trains a part of it."""
+        body = self.body if body is None else body
+        values = course.values if values is None else values
+        view = View(mine={name: mask for name, mask in mine.items() if bool(mask.any())})
+        for name, mask in view.mine.items():
+            if not bool(mask.all()):
+                view.base[name] = body.slots[name].tensor.detach()
+        return Study(body, view, values.own, values.head).to(body.device)
+
+    def _take_over(self, study: Study, course: Course) -> None:
+        """Makes the body, and what the task has of its own, what a study has come to."""
+        found = {name: value.detach().clone() for name, value in study.values().items()}
+        self.body.set_values({name: found[name] for name in study.mine})
+        course.values = Values(study.own_values(), study.head)
+
+    def _fit(
+        self,
+        study: Study,
+        course: Course,
+        what: str,
+        rule: Rule,
+        *,
+        l2: float | None = None,
+        epochs: int | None = None,
+    ) -> None:
+        """Trains a study, with something done after each step."""
+        training = replace(self.training, weight_decay=self.l2 if l2 is None else l2)
+        batches = self._batches(course.task.train)
+        epochs = training.epochs if epochs is None else epochs
+        steps = epochs * len(batches) if batches.known else None
+
+        def after_step(step: int) -> None:
+            # As much as momentum makes of a gradient that has been the same since the first step.
+            known = range(min(step, _MEMORY))
+            pace = training.lr * sum(training.momentum**age for age in known)
+            rule(study, pace * training.share(step - 1, steps))
+
+        if epochs:
+            self._train(
+                study, course.task, what, epochs=epochs, training=training, after_step=after_step
+            )

@@ -1,0 +1,237 @@
+"""The units of a body: which of them read which, and numbers for each of them.
+
+A unit is what a group of the channel graph gains by one: a channel with all the layers that make
+it, such as the ends of a residual path, on all the positions where it lies, such as the features
+that flattening makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splitgrow.continual.body import Body
+from splitgrow.continual.parts import Numbers, Part, Place, Unit, parts_of, places_on
+from splitgrow.graph import ChannelGraph
+from splitgrow.handled import history_of
+from splitgrow.planning import layer_kind
+from splitgrow.split import SplitLayer
+
+_Positions = tuple[dict[Place, int], dict[Place, int]]
+
+
+class Units:
+    """The units of a body, as wide as it is when this is made.
+
+    Attributes:
+        graph: The body's channel graph, of that time.
+        parts: The tensors of all blocks that run along units.
+        features: What lies on each of the features that the body returns.
+        order: The units; the position here is a unit's number.
+
+    Args:
+        body: The body. It is not changed.
+    """
+
+    def __init__(self, body: Body) -> None:
+        history = history_of(body.model)
+        self.graph: ChannelGraph = history.graph
+        self._modules = history.modules
+        self._numbers = Numbers(body.device)
+        slots = {id(slot.tensor): slot for slot in body.slots.values()}
+        groups = self.graph.groups
+        found: dict[str, Part] = {}
+        for node in self.graph.nodes.values():
+            if node.followed:
+                module = self._modules[node.name]
+                for part in parts_of(node, module, groups, slots, self._numbers):
+                    found.setdefault(part.slot, part)
+        self.parts = tuple(found.values())
+        (axes,) = self.graph.outputs
+        self.features = places_on(groups, axes[1])
+        self._features = self._numbers.of(self.features)
+        self.order = tuple(self._numbers.known)
+
+    # -- units ------------------------------------------------------------------------------------
+
+    def marks(self, chosen: Collection[Unit]) -> Tensor:
+        """Whether each unit is among some, by number."""
+        found = [unit in chosen for unit in self.order]
+        return torch.tensor(found, device=self._features.device)
+
+    def chosen(self, marks: Tensor) -> frozenset[Unit]:
+        """The units that are marked."""
+        return frozenset(self.order[n] for n in marks.nonzero().flatten().tolist())
+
+    @cached_property
+    def growing(self) -> tuple[int, ...]:
+        """The groups that can grow, in order of execution."""
+        graph = self.graph
+        groups = (g for node in graph.sized() for g in graph.growing_groups(node.outs)[::-1])
+        return tuple(dict.fromkeys(groups))
+
+    def step(self, group: int) -> int:
+        """How many channels one unit of a group is, in the first layer that makes it."""
+        nodes = self.graph.sized()
+        counts = (self.graph.multiplicity(node.outs, group) for node in nodes)
+        return next(count for count in counts if count)
+
+    def width(self, group: int | str) -> int:
+        """How many units a group has."""
+        assert isinstance(group, int)
+        return self.graph.groups.width(group)
+
+    def since(self, earlier: Units) -> frozenset[Unit]:
+        """The units that were not there yet in an earlier state of the same body."""
+        return frozenset(
+            unit
+            for unit in self.order
+            if isinstance(unit.home, int) and unit.nth >= earlier.width(unit.home)
+        )
+
+    def counts(self, chosen: Collection[Unit]) -> dict[str, int]:
+        """How many channels of each layer belong to some units."""
+        nodes = [node for node in self.graph.sized() if node.followed]
+        places = {n.name: places_on(self.graph.groups, n.outs, n.name) for n in nodes}
+        return {name: sum(unit in chosen for unit, _ in own) for name, own in places.items()}
+
+    @cached_property
+    def makers(self) -> frozenset[str]:
+        """The layers that make units of others: no norms, and nothing depthwise."""
+        return frozenset(part.layer for part in self.parts if part.dims[1] is not None)
+
+    def given(self, values: Mapping[str, Any]) -> Iterator[Part]:
+        """The parts of shared tensors that something is given for, by slots' names."""
+        return (part for part in self.parts if part.shared and part.slot in values)
+
+    # -- what reads what --------------------------------------------------------------------------
+
+    @cached_property
+    def unread(self) -> Tensor:
+        """The units that layers make and that only ops read, such as those of queries and keys.
+
+        The graph cannot tell what depends on them.
+        """
+        makers = [part for part in self.parts if part.layer in self.makers]
+        made = {unit for part in makers for unit, _ in part.made if isinstance(unit.home, int)}
+        read = {unit.home for part in makers for unit, _ in part.read}
+        read |= {unit.home for unit, _ in self.features}
+        return self.marks({unit for unit in made if unit.home not in read})
+
+    def needed(self, values: Mapping[str, Tensor], features: Tensor) -> frozenset[Unit]:
+        """The units that some features depend on, through weights that are not zero.
+
+        A unit depends on those that a layer that makes it reads, where any weight between the two
+        is not zero, at any position of a kernel. What the graph cannot tell counts as needed: units
+        that only ops read, and all constant channels as soon as one is read.
+
+        Args:
+            values: The shared tensors, by slots' names.
+            features: Which features, as bools.
+        """
+        marked = self.unread.clone()
+        marked[self._features[features]] = True
+        constants = self.marks({unit for unit in self.order if isinstance(unit.home, str)})
+        edges = [
+            (part, (part.leading(values[part.slot])[..., None] != 0).flatten(2).any(2))
+            for part in self.given(values)
+            if part.dims[1] is not None
+        ]
+        count = -1
+        while count != int(marked.sum()):
+            count = int(marked.sum())
+            if marked[0]:
+                marked |= constants
+            for part, used in edges:
+                marked[part.ins[used[marked[part.outs]].any(0)]] = True
+        return self.chosen(marked)
+
+    def between(self, chosen: Collection[Unit]) -> dict[str, Tensor]:
+        """Where the weights between some units lie in each shared tensor, by slots' names."""
+        marks, found = self.marks(chosen), {}
+        for part in self.parts:
+            if part.shared:
+                mask = part.rows(marks)
+                mask = mask & part.columns(marks) if part.dims[1] is not None else mask
+                found[part.slot] = mask.expand(part.shape).clone()
+        return found
+
+    def on_features(self, of_units: Tensor) -> Tensor:
+        """What there is for each unit, by number, for the units of the features."""
+        return of_units[self._features]
+
+    def norms(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The 2-norm of each unit's incoming weights, in double precision, by number.
+
+        These are its rows in all layers that make it, in the shared tensors that are given.
+        """
+        total = torch.zeros(len(self.order), dtype=torch.float64, device=self._features.device)
+        for part in self.given(values):
+            value = part.leading(values[part.slot].detach().double())
+            total.index_add_(0, part.outs, value.square().flatten(1).sum(1))
+        return total.sqrt()
+
+    # -- from one width to another ----------------------------------------------------------------
+
+    def born(
+        self, old: Units, values: Mapping[str, Tensor], source: Callable[[Unit], Unit]
+    ) -> dict[str, Tensor]:
+        """Values for the blocks of the last edit, taken from the same layers at another width.
+
+        Args:
+            old: The units of a body that has these layers and all units that are asked for.
+            values: The tensors of that body, by slots' names.
+            source: The unit there that a unit here is to be like.
+        """
+        last = max((part.block.edit for part in self.parts), default=0)
+        wholes: dict[tuple[str, str], tuple[Tensor, _Positions]] = {}
+        found = {}
+        for part in self.parts:
+            if part.block.edit != last:
+                continue
+            name = (part.layer, part.key)
+            if name not in wholes:
+                wholes[name] = old._whole(*name, values)
+            value, (made, read) = wholes[name]
+            rows = [made[source(unit), turn] for unit, turn in part.made]
+            value = value.index_select(0, self._numbers.listed(rows))
+            if part.dims[1] is not None:
+                columns = [read[source(unit), turn] for unit, turn in part.read]
+                value = value.index_select(1, self._numbers.listed(columns))
+            kind = layer_kind(self._modules[part.layer])
+            lengths = old._length(part.layer), self._length(part.layer)
+            value = kind.carried_over(part.key, value, *lengths)
+            found[part.slot] = part.trailing(value).contiguous()
+        return found
+
+    def _length(self, layer: str) -> int:
+        return self.graph.groups.length(self.graph.nodes[layer].outs)
+
+    def _whole(
+        self, layer: str, key: str, values: Mapping[str, Tensor]
+    ) -> tuple[Tensor, _Positions]:
+        """A tensor of the plain layer, what is made first and what is read second; their places."""
+        parts = [part for part in self.parts if (part.layer, part.key) == (layer, key)]
+        made = {at: n for p in parts for at, n in zip(p.made, p.at[0].tolist(), strict=True)}
+        read = {at: n for p in parts for at, n in zip(p.read, p.at[1].tolist(), strict=True)}
+        module = self._modules[layer]
+        kind, now = layer_kind(module), self._length(layer)
+        whole: Tensor | None = None
+        for part in parts:
+            value = part.leading(values[part.slot].detach())
+            if isinstance(module, SplitLayer):
+                born = module.outs.until(part.block.edit).length
+                value = kind.carried_over(key, value, born, now) if born != now else value
+            lead = (len(made),) if part.dims[1] is None else (len(made), len(read))
+            if whole is None:
+                whole = value.new_zeros(lead + value.shape[len(lead) :])
+            if part.dims[1] is None:
+                whole[part.at[0]] = value
+            else:
+                whole[part.at[0][:, None], part.at[1][None, :]] = value
+        assert whole is not None, f"{layer} has no tensor {key}"
+        return whole, (made, read)
