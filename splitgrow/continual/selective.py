@@ -157,7 +157,7 @@ class SelectiveLearner(Learner):
     ) -> None:
         """Trains a study, with something done after each step."""
         training = replace(self.training, weight_decay=self.l2 if l2 is None else l2)
-        batches = self._batches(course.task.train)
+        batches = self.batches(course.task.train)
         epochs = training.epochs if epochs is None else epochs
         steps = epochs * len(batches) if batches.known else None
 
