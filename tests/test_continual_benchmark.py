@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,9 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks.continual import avalanche_peer
+from benchmarks.continual.jobs import Job
+from benchmarks.continual.results import Found, page, read_results, write_results
+from benchmarks.continual.suites import PAIRS, SUITES, ordered
 from benchmarks.continual.task_files import Task, read_tasks, write_tasks
 
 
@@ -156,3 +160,78 @@ def test_accuracy_and_drift_are_of_each_task_after_every_one() -> None:
     assert strategy.model.training
     gone = torch.tensor([torch.nan])
     assert avalanche_peer.drift_of(gone, gone) is None
+
+
+# -- runs and the page -----------------------------------------------------------------------------
+
+
+def job(name: str, runs: Path, seed: int = 0) -> Job:
+    contestant = next(each for each in ordered() if each.name == name)
+    return Job(SUITES[0], contestant, seed, Path("/data/glyphs.npz"), runs)
+
+
+def test_ours_and_avalanches_of_one_kind_run_one_after_the_other_with_the_same_budget(
+    tmp_path: Path,
+) -> None:
+    names = [each.name for each in ordered()]
+    assert len({*names}) == len(names)
+    for peer, ours in PAIRS.items():
+        assert names.index(peer) == names.index(ours) + 1
+        one, other = (job(name, tmp_path).command(2, "python") for name in (ours, peer))
+        given = [dict(itertools.pairwise(c)) for c in (one, other)]
+        for flag in ("--backbone", "--width", "--batch-size", "--momentum", "--seed", "--threads"):
+            assert given[0][flag] == given[1][flag]
+        assert given[0]["--learning-rate"] == given[1]["--lr"]
+        after = int(given[1].get("--packnet-post-prune-epochs", 0))
+        assert int(given[1]["--epochs"]) - after == int(given[0]["--epochs"])
+    with pytest.raises(ValueError, match="need --avalanche"):
+        job("avalanche ewc", tmp_path).command(1, None)
+
+
+def test_a_run_is_finished_once_its_results_say_so(tmp_path: Path) -> None:
+    one, peer = job("cpg", tmp_path), job("avalanche ewc", tmp_path)
+    for each in (one, peer):
+        assert not each.finished
+        each.directory.mkdir(parents=True)
+        each.results.write_text("{")
+        assert not each.finished
+    one.results.write_text('{"finished": false}')
+    assert not one.finished
+    one.results.write_text('{"finished": true}')
+    peer.results.write_text("{}")
+    assert one.finished
+    assert peer.finished
+
+
+def found(name: str, seed: int, accuracy: float, seconds: float, **more: Any) -> Found:
+    given: dict[str, Any] = {"expansion": 1.5, "megabytes": 2.0, "unchanged": 20, **more}
+    return Found(
+        suite="glyph100",
+        contestant=name,
+        seed=seed,
+        accuracy=accuracy,
+        learned=0.9,
+        forgetting=0.1,
+        seconds=seconds,
+        tasks=20,
+        settings={},
+        **given,
+    )
+
+
+def test_the_page_has_means_with_their_spread_and_the_pairs(tmp_path: Path) -> None:
+    runs = [
+        found("ewc", 0, 0.80, 10.0),
+        found("ewc", 1, 0.90, 30.0),
+        found("avalanche ewc", 0, 0.80, 40.0, expansion=None, megabytes=None),
+        found("cpg", 0, 0.95, 100.0, smaller=0.5, faster=0.25, difference=1e-6),
+    ]
+    where = {"cpu": "a", "cores": 2, "threads": 1, "torch": "t", "python": "p", "commit": "c"}
+    write_results(tmp_path / "continual.json", runs, where)
+    assert read_results(tmp_path / "continual.json") == (runs, where)
+    text = page(runs, where)
+    assert "| cpg | 95.0 | 10.0 | 1.50 | 2.00 | 20 of 20 | 1.7 min | 1 |" in text
+    assert "| ewc | 85.0 (80.0 to 90.0) | 10.0 (10.0 to 10.0) |" in text
+    assert "| ewc | 85.0 (80.0 to 90.0) | avalanche ewc | 80.0 | +5.0 | 0.50 |" in text
+    assert "| cpg | 0.50 | 0.25 | 1e-06 |" in text
+    assert text.index("| cpg | 95") < text.index("| ewc | 85") < text.index("| avalanche ewc | 80")

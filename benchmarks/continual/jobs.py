@@ -80,6 +80,10 @@ class Job:
             if avalanche is None:
                 raise ValueError("Avalanche's methods need --avalanche PYTHON")
             own = {"tasks": self.tasks_file, "lr": suite.learning_rate, "out": self.results}
+            more = round(contestant.retrains * suite.epochs)
+            if more:
+                common["epochs"] += more
+                own["packnet-post-prune-epochs"] = more
             program = [avalanche, "-m", "benchmarks.continual.avalanche_peer"]
             return [*program, *_options({**common, **own, **contestant.options})]
         own = {

@@ -50,7 +50,8 @@ class Contestant:
         decide_on: What it makes decisions on.
         backbone: Another network than the suite's.
         peer: Whether it is Avalanche's.
-        suites: The suites that it takes part in; all if there are none.
+        retrains: How many more epochs it has after pruning, as a share of the suite's; ours add
+            them themselves.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Contestant:
     decide_on: Literal["validation", "test"] = "validation"
     backbone: str = ""
     peer: bool = False
-    suites: tuple[str, ...] = ()
+    retrains: float = 0.0
 
 
 OURS = (
@@ -82,7 +83,7 @@ PEERS = (
     Contestant("avalanche naive", "naive", peer=True),
     Contestant("avalanche ewc", "ewc", {"ewc-lambda": 1.0}, peer=True),
     Contestant("avalanche lwf", "lwf", peer=True),
-    Contestant("avalanche packnet", "packnet", peer=True),
+    Contestant("avalanche packnet", "packnet", peer=True, retrains=0.5),
     Contestant("avalanche pnn, mlp", "pnn", backbone="mlp", peer=True),
 )
 PAIRS = {

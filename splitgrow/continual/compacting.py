@@ -96,6 +96,11 @@ class CompactingLearner(MaskedLearner):
         self.prune_lr, self.expected_tasks = prune_lr, expected_tasks
 
     def _learn(self, task: Task, number: int) -> Record:
+        if not self.batches(task.train).known:
+            raise ValueError(
+                f"task {task.name!r} has a loader of unknown length, over which pruning cannot be "
+                f"spread; give it a length, or a Dataset"
+            )
         goal = self._goal_of(task)
         study, reached = self._trained(task, number, goal)
         details: dict[str, Any] = {"goal": goal, "before pruning": reached}

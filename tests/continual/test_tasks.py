@@ -104,8 +104,11 @@ def test_a_loader_without_length_is_learned_from_at_a_constant_rate() -> None:
             yield from zip(x, y, strict=True)
 
     made = learner("finetuning")
-    made.learn(Task("task 0", 2, DataLoader(Stream(), batch_size=16), None, task(0).test))
+    stream = Task("task 0", 2, DataLoader(Stream(), batch_size=16), None, task(0).test)
+    made.learn(stream)
     assert made.tasks == ("task 0",)
+    with pytest.raises(ValueError, match="loader of unknown length, over which pruning"):
+        learner("cpg").learn(stream)
 
 
 X, Y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.long)
