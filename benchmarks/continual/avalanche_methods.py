@@ -5,6 +5,7 @@ Only imported where Avalanche is installed, and after `benchmarks.vision.torchvi
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from avalanche.benchmarks.utils import (
     TaskLabels,
 )
 from avalanche.models import PNN, MultiHeadClassifier, as_multitask
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.supervised import EWC, LwF, Naive, PackNet, PNNStrategy
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -43,6 +44,8 @@ class Settings:
     batch_size: int
     lr: float
     momentum: float
+    nesterov: bool
+    schedule: str
     weight_decay: float
     seed: int
     ewc_lambda: float
@@ -59,6 +62,31 @@ class Settings:
         methods = ("ewc", "lwf", "packnet")
         others = tuple(f"{name}_" for name in methods if name != self.method)
         return {name: value for name, value in vars(self).items() if not name.startswith(others)}
+
+
+class Cosine(SupervisedPlugin):
+    """Has the learning rate fall along half a cosine: for each task, and anew after pruning.
+
+    Args:
+        settings: What was asked for.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        after = settings.packnet_post_prune_epochs if settings.method == "packnet" else 0
+        self._cycles = (settings.epochs - after, after)
+        self._rate = settings.lr
+
+    def before_training_iteration(self, strategy: Any, **_: Any) -> None:
+        """Sets the learning rate of the coming step; the optimizer may be a new one."""
+        first, second = self._cycles
+        steps, epoch = len(strategy.dataloader), strategy.clock.train_exp_epochs
+        later = epoch >= first
+        epochs, begun = (second, epoch - first) if later else (first, epoch)
+        step = begun * steps + strategy.clock.train_epoch_iterations
+        share = 0.5 * (1 + math.cos(math.pi * step / (epochs * steps)))
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = self._rate * share
 
 
 def experiences(tasks: Sequence[Task]) -> list[Any]:
@@ -110,6 +138,7 @@ def strategy(
         model.parameters(),
         lr=settings.lr,
         momentum=settings.momentum,
+        nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
     )
     with warnings.catch_warnings():
@@ -123,6 +152,7 @@ def strategy(
         train_mb_size=settings.batch_size,
         train_epochs=settings.epochs,
         evaluator=silent,
+        plugins=[Cosine(settings)] if settings.schedule == "cosine" else [],
         **options(settings, len(tasks)),
     )
     return made, _notes(settings, model)

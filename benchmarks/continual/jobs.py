@@ -85,7 +85,8 @@ class Job:
                 common["epochs"] += more
                 own["packnet-post-prune-epochs"] = more
             program = [avalanche, "-m", "benchmarks.continual.avalanche_peer"]
-            return [*program, *_options({**common, **own, **contestant.options})]
+            flags = _options({**common, **own, **contestant.options})
+            return [*program, *flags, "--nesterov", "--schedule", "cosine"]  # as ours train
         own = {
             "data": self.data,
             "tasks": suite.tasks,
