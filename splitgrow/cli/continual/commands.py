@@ -32,7 +32,8 @@ METHOD is one of:
 PATH is one of:
   data.npz      with x_train, y_train, x_test, y_test
   folder, .zip  with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
-  folder        with idx files as MNIST has them, or CIFAR's own files
+  folder        with train-images-idx3-ubyte.gz and the other three
+  folder, .tar.gz  CIFAR-10's or CIFAR-100's own files, python or binary version
 
 \b
 Examples:
