@@ -18,7 +18,7 @@ from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.initializers import initializer_of
 from splitgrow.optimizers import NewParameter, group_name, join_, listed, plan_joining
 from splitgrow.placing import Prepared, holders_in, place_, prepare
-from splitgrow.planning import check_request, make_plan, rounded_up
+from splitgrow.planning import check_request, find_growth, make_plan, rounded_up
 from splitgrow.split import SplitLayer
 from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Undo
@@ -37,7 +37,8 @@ def plan(
     opened = history.next_edit(freeze=freeze)
     checked = check_request(history.graph, request)
     checked = rounded_up(history.graph, checked, round_to)
-    return make_plan(history.graph, history.modules, checked, history.edits, opened)
+    growth = find_growth(history.graph, checked)
+    return make_plan(history.graph, history.modules, growth, history.edits, opened, request=checked)
 
 
 def apply_(

@@ -291,29 +291,11 @@ def _checked_units(name: str, n: object) -> int:
 def make_plan(
     graph: ChannelGraph,
     modules: Mapping[str, nn.Module],
-    request: Mapping[str, int],
-    edits: Sequence[Edit],
-    generation: tuple[int, int | None],
-) -> Edit:
-    """The edit that gives each layer what it asks for.
-
-    Args:
-        graph: The model's channel graph.
-        modules: The model's modules by path.
-        request: Units by layer name.
-        edits: The model's history.
-        generation: The generation of the new blocks, and the one that is closed first, if any.
-    """
-    growth = find_growth(graph, request)
-    return _planned(graph, modules, (request, growth), edits, generation)
-
-
-def make_plan_of_units(
-    graph: ChannelGraph,
-    modules: Mapping[str, nn.Module],
     growth: Mapping[int, int],
     edits: Sequence[Edit],
     generation: tuple[int, int | None],
+    *,
+    request: Mapping[str, int] | None = None,
 ) -> Edit:
     """The edit that gives each group of channels some units.
 
@@ -323,20 +305,11 @@ def make_plan_of_units(
         growth: Units by group.
         edits: The model's history.
         generation: The generation of the new blocks, and the one that is closed first, if any.
+        request: Units by layer name, as they were asked for; by default all that layers gain.
     """
-    gained = {node.name: _gain(graph, node, growth) for node in graph.sized()}
-    request = {name: n for name, n in gained.items() if n}
-    return _planned(graph, modules, (request, growth), edits, generation)
-
-
-def _planned(
-    graph: ChannelGraph,
-    modules: Mapping[str, nn.Module],
-    asked: tuple[Mapping[str, int], Mapping[int, int]],
-    edits: Sequence[Edit],
-    generation: tuple[int, int | None],
-) -> Edit:
-    request, growth = asked
+    if request is None:
+        gained = {node.name: _gain(graph, node, growth) for node in graph.sized()}
+        request = {name: n for name, n in gained.items() if n}
     return Edit(
         index=len(edits) + 1,
         generation=generation[0],

@@ -21,7 +21,7 @@ from splitgrow.handle import Handle, handle
 from splitgrow.handled import HISTORY, history_of
 from splitgrow.history import check_structure
 from splitgrow.merging import merge, merged_at
-from splitgrow.planning import make_plan_of_units
+from splitgrow.planning import make_plan
 from splitgrow.undisturbed import undisturb_
 from splitgrow.undo import Meanwhile
 
@@ -183,7 +183,7 @@ class Body:
         with history.gate.lock:
             check_structure(self.model, history)
             opened = history.next_edit(freeze=False)
-            edit = make_plan_of_units(history.graph, history.modules, growth, history.edits, opened)
+            edit = make_plan(history.graph, history.modules, growth, history.edits, opened)
             edit = apply_(self.model, history, edit, initializer="zero", optimizer=None)
         self.renew()
         return edit
