@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.continual.jobs import Job
 from benchmarks.continual.suites import PAIRS, SUITES, Suite
 from splitgrow.cli.continual.comparison import duration
-from splitgrow.cli.continual.outcome import read_outcome
+from splitgrow.cli.continual.outcome import forgetting_of, read_outcome
 
 FOLDER = Path(__file__).parents[1] / "results"
 RESULTS = FOLDER / "continual.json"
@@ -91,7 +91,6 @@ def _peer(job: Job) -> Found:
     document = json.loads(job.results.read_text(encoding="utf-8"))
     matrix = document["accuracy"]
     last = matrix[-1]
-    drops = [max(row[j] for row in matrix[j:]) - last[j] for j in range(len(last) - 1)]
     still = [drift == 0 for drift in document["drift"]]
     return Found(
         suite=job.suite.name,
@@ -99,7 +98,7 @@ def _peer(job: Job) -> Found:
         seed=job.seed,
         accuracy=statistics.fmean(last),
         learned=statistics.fmean(row[-1] for row in matrix),
-        forgetting=statistics.fmean(drops) if drops else 0.0,
+        forgetting=forgetting_of(matrix),
         expansion=None,
         megabytes=4 * document["parameters"] / 1e6,
         seconds=sum(document["training_seconds"]),

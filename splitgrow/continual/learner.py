@@ -149,14 +149,8 @@ class Learner:
         Raises:
             ValueError: If no such task is learned.
         """
-        network = self._networks.get(task)
-        if network is None:
-            network = self.network(task, compact=False)
-            while len(self._networks) >= _CACHED:
-                self._networks.pop(next(iter(self._networks)))
-            self._networks[task] = network
         with torch.no_grad():
-            logits: Tensor = network(*inputs)
+            logits: Tensor = self._ready(task)(*inputs)
         return logits
 
     def evaluate(self, data: Data, *, task: str) -> float:
@@ -165,8 +159,7 @@ class Learner:
         Raises:
             ValueError: If no such task is learned.
         """
-        network = self.network(task, compact=False)
-        return accuracy(network, self.batches(checked(data)))
+        return accuracy(self._ready(task), self.batches(checked(data)))
 
     def report(self) -> Report:
         """Sizes, accuracies and times of what is learned."""
@@ -309,6 +302,16 @@ class Learner:
 
     # -- inside ----------------------------------------------------------------------------------
 
+    def _ready(self, task: str) -> nn.Module:
+        """A task's network, kept for the next time."""
+        network = self._networks.get(task)
+        if network is None:
+            network = self.network(task, compact=False)
+            while len(self._networks) >= _CACHED:
+                self._networks.pop(next(iter(self._networks)))
+            self._networks[task] = network
+        return network
+
     def _learn_together(self, tasks: Sequence[Task]) -> list[Record]:
         """Learns tasks, all or nothing.
 
@@ -364,19 +367,17 @@ class Learner:
         if self._directory is not None:
             self.save(self._directory / FILE)
 
-    def _settings(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in self.settings}
-        return {
+    def _kind(self) -> dict[str, Any]:
+        """What the learner is, as plain data: what another one has learned it cannot take over."""
+        kind = {
+            "method": self.method,
             "training": dict(vars(self.training)),
             "decide_on": self.decide_on,
             "validation_share": self._share,
             "seed": self.seed,
-            **{name: plain_data(value) for name, value in own.items()},
+            **{name: getattr(self, name) for name in self.settings},
         }
-
-    def _kind(self) -> dict[str, Any]:
-        """What the learner is, as plain data: what another one has learned it cannot take over."""
-        return {"method": self.method, **self._settings()}
+        return dict(plain_data(kind))
 
     def _identity(self, tasks: Sequence[Task]) -> dict[str, Any]:
         return {**self._kind(), "known": [*self.tasks], "tasks": [task.name for task in tasks]}

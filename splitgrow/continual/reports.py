@@ -97,7 +97,7 @@ def report_of(method: str, decide_on: str, body: Body, records: Sequence[Record]
     return Report(
         method=method,
         decide_on=decide_on,
-        tasks=tuple(_task(record, body) for record in records),
+        tasks=tuple(_task(record, body, masked=masked) for record in records),
         weights=sum(_copied(record, body) for record in records) or body.size,
         first_weights=body.weights,
         free=sum(int((each == 0).sum()) for each in owners) if masked else 0,
@@ -118,7 +118,7 @@ def _own_numbers(record: Record, body: Body) -> int:
     return numbers - _copied(record, body)
 
 
-def _task(record: Record, body: Body) -> TaskReport:
+def _task(record: Record, body: Body, *, masked: bool) -> TaskReport:
     weights = owned = 0
     for name, owners in body.owners.items():
         own = owners == record.number
@@ -129,7 +129,6 @@ def _task(record: Record, body: Body) -> TaskReport:
             weights += int((record.unpacked(name, earlier.shape) != 0).logical_and(earlier).sum())
         else:
             weights += int(earlier.sum())
-    masked = any(bool(each.any()) for each in body.owners.values())
     return TaskReport(
         name=record.name,
         classes=record.classes,

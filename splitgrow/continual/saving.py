@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,7 +38,7 @@ def write_learned(
         CheckpointError: If it cannot be written; a file that was there is untouched then.
     """
     extra = {
-        "kind": _plain(kind),
+        "kind": dict(kind),
         "owners": body.owners,
         "weights": body.weights,
         "records": [record.written() for record in records],
@@ -65,7 +64,7 @@ def read_learned(
     extra = load(body.model, path)
     if not isinstance(extra, Mapping) or {*extra} != _PARTS:
         raise CheckpointError(f"{name} holds no learner")
-    differing = _differences(extra["kind"], _plain(kind))
+    differing = _differences(extra["kind"], kind)
     if differing:
         raise CheckpointError(
             f"{name} was learned with other settings: {'; '.join(differing)}; give another "
@@ -80,10 +79,6 @@ def read_learned(
     _set_owners(body, extra["owners"], max((r.number for r in records), default=1))
     body.weights = extra["weights"]
     return body, records, extra["more"]
-
-
-def _plain(kind: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(kind))
 
 
 def _differences(found: Any, wanted: Mapping[str, Any]) -> list[str]:

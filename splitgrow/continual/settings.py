@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,9 +39,5 @@ def check_settings(decide_on: Any, validation_share: Any, seed: Any) -> None:
 
 
 def plain_data(value: Any) -> Any:
-    """A setting as JSON has it."""
-    if isinstance(value, Mapping):
-        return {str(key): plain_data(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_data(item) for item in value]
-    return value
+    """A setting as JSON gives it back."""
+    return json.loads(json.dumps(value))

@@ -42,7 +42,7 @@ class Stages:
         self, directory: Path | None, prefix: str, identity: Any, every: float = 20.0
     ) -> None:
         self._directory, self._prefix, self._every = directory, prefix, every
-        self._identity = json.loads(json.dumps(identity))
+        self._identity = identity
         self._count = 0
         self.earlier = 0.0
 

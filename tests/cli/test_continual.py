@@ -26,6 +26,7 @@ from splitgrow.cli.continual.outcome import (
     read_outcome,
     write_outcome,
 )
+from splitgrow.cli.continual.running import Run
 from splitgrow.cli.continual.settings import BACKBONES, METHODS, SPLITS, RunSettings
 from splitgrow.cli.main import main
 from splitgrow.cli.tasksets import KINDS
@@ -258,3 +259,23 @@ def test_the_lists_that_need_no_torch_are_those_of_the_library() -> None:
     assert {*METHODS} == {*continual.METHODS}
     assert {*BACKBONES} == {*MADE}
     assert {*SPLITS} == {*KINDS}
+
+
+@pytest.mark.parametrize("method", ["packnet", "joint"])
+def test_a_run_that_was_stopped_between_learning_and_judging_goes_on(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is learned is written before what it came to."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(whole, method=method).exit_code == 0
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_note", stop)
+        assert run(stopped, method=method).exit_code == 130
+    assert (stopped / "learner.safetensors").exists()
+    assert not (stopped / "results.json").exists()
+    assert run(stopped, method=method).exit_code == 0
+    assert results_without_times(stopped) == results_without_times(whole)

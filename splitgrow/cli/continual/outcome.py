@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from splitgrow.checkpoints.writing import write_aside
 from splitgrow.cli.continual.settings import RunSettings
 
 VERSION = 1
@@ -111,19 +112,8 @@ class RunOutcome:
 
     @property
     def forgetting(self) -> float:
-        """By how much the accuracy of a task fell from its best to the last, on average.
-
-        Chaudhry et al., Riemannian Walk for Incremental Learning, section 3; the last task counts
-        as 0.
-        """
-        if len(self.accuracy) < 2:
-            return 0.0
-        last = self.accuracy[-1]
-        drops = [
-            max(row[index] for row in self.accuracy[index:]) - last[index]
-            for index in range(len(last) - 1)
-        ]
-        return sum(drops) / len(drops)
+        """By how much the accuracy of a task fell from its best to the last, on average."""
+        return forgetting_of(self.accuracy)
 
     @property
     def expansion(self) -> float:
@@ -136,18 +126,36 @@ class RunOutcome:
         return sum(task.seconds for task in self.tasks)
 
 
+def forgetting_of(accuracy: Sequence[Sequence[float]]) -> float:
+    """By how much the accuracy of a task fell from its best to the last, on average.
+
+    Chaudhry et al., Riemannian Walk for Incremental Learning, section 3; the last task does not
+    count.
+
+    Args:
+        accuracy: For each learned task, the accuracies of it and of those before it right then.
+    """
+    if len(accuracy) < 2:
+        return 0.0
+    last = accuracy[-1]
+    drops = [
+        max(row[index] for row in accuracy[index:]) - last[index] for index in range(len(last) - 1)
+    ]
+    return sum(drops) / len(drops)
+
+
 def write_outcome(path: Path, outcome: RunOutcome) -> None:
-    """Writes a run as JSON: whole, or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        text = json.dumps({"version": VERSION, **asdict(outcome)}, indent=1)
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Writes a run as JSON: whole, or not at all.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    text = json.dumps({"version": VERSION, **asdict(outcome)}, indent=1)
+    write_aside(path, lambda aside: _write(aside, text + "\n"))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def read_outcome(path: Path) -> RunOutcome:

@@ -29,7 +29,7 @@ from splitgrow.cli.continual.outcome import (
 from splitgrow.cli.continual.settings import RunSettings
 from splitgrow.cli.datasets import Dataset
 from splitgrow.cli.targets import load_model
-from splitgrow.continual import Data, Learner, Task, Training
+from splitgrow.continual import Data, Learner, Report, Task, Training
 
 _ROUNDS = 15
 _EXPECTING = ("cpg", "pack-and-expand", "packnet")
@@ -85,9 +85,11 @@ class Run:
             self._rows, self._learned = list(before.accuracy), list(before.tasks)
             self._digests = list(before.digests)
         names = tuple(task.name for task in self.tasks[: self.done])
-        if self.learner.tasks != names or not self.done - 1 <= len(self._rows) <= self.done:
+        missing = self.done - len(self._rows)  # stopped between learning and judging
+        at_once = self.done if self.settings.method == "joint" else 1
+        if self.learner.tasks != names or not 0 <= missing <= at_once:
             raise OutcomeError(f"{self._out} holds other tasks; give another directory")
-        if self.done and len(self._rows) < self.done:  # stopped between learning and judging
+        if missing:
             self._note()
         return self.done
 
@@ -100,7 +102,7 @@ class Run:
         if self.settings.method == "joint":
             if not self.done:
                 self.learner.learn_all(self.tasks)
-                self._note_joint()
+                self._note()
         else:
             for task in self.tasks[self.done :]:
                 self.learner.learn(task)
@@ -151,38 +153,18 @@ class Run:
 
     def _note(self) -> None:
         """Judges the learned tasks, and writes down what there is."""
-        self._rows.append(self._judged())
-        self._learned.append(self._task_outcome(self.done - 1))
-        self._digests.append(self._digest(self.tasks[self.done - 1]))
+        row, report = self._judged(), self.learner.report()
+        for index in range(len(self._rows), self.done):
+            self._rows.append(row[: index + 1])
+            self._learned.append(_task_outcome(report, index))
+            self._digests.append(self._digest(self.tasks[index]))
         write_outcome(self._out / RESULTS, self._outcome(finished=False))
-
-    def _note_joint(self) -> None:
-        row = self._judged()
-        self._rows = [row[: index + 1] for index in range(self.done)]
-        self._learned = [self._task_outcome(index) for index in range(self.done)]
-        self._digests = [self._digest(task) for task in self.tasks]
 
     def _judged(self) -> tuple[float, ...]:
         found = []
         for task in self.tasks[: self.done]:
             found.append(self.learner.evaluate(_test(task), task=task.name))
         return tuple(found)
-
-    def _task_outcome(self, index: int) -> TaskOutcome:
-        report = self.learner.report()
-        task = report.tasks[index]
-        return TaskOutcome(
-            name=task.name,
-            classes=task.classes,
-            decided=task.accuracy,
-            seconds=task.seconds,
-            weights=task.weights,
-            own_numbers=task.own_numbers,
-            pick_bits=task.pick_bits,
-            shared=report.weights,
-            bytes=report.bytes,
-            details=task.details,
-        )
 
     def _digest(self, task: Task) -> str:
         """A digest of the bits that a task's network gives for some test images."""
@@ -204,7 +186,7 @@ class Run:
             finished=finished,
             tasks=tuple(self._learned),
             accuracy=tuple(self._rows),
-            first_weights=self.learner.report().first_weights,
+            first_weights=self.learner.body.weights,
             networks=networks,
             digests=tuple(self._digests),
             unchanged=unchanged,
@@ -227,6 +209,22 @@ class Run:
             compact_milliseconds=milliseconds[1],
             difference=float((given - expected).abs().max()) / scale,
         )
+
+
+def _task_outcome(report: Report, index: int) -> TaskOutcome:
+    task = report.tasks[index]
+    return TaskOutcome(
+        name=task.name,
+        classes=task.classes,
+        decided=task.accuracy,
+        seconds=task.seconds,
+        weights=task.weights,
+        own_numbers=task.own_numbers,
+        pick_bits=task.pick_bits,
+        shared=report.weights,
+        bytes=report.bytes,
+        details=task.details,
+    )
 
 
 def backbone(settings: RunSettings, dataset: Dataset) -> nn.Module:
