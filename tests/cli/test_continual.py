@@ -8,13 +8,13 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from killing import steps_and_seconds
 
 from splitgrow import continual
 from splitgrow.cli.backbones import BACKBONES as MADE
@@ -103,34 +103,42 @@ def results_without_times(path: Path) -> Any:
     return document
 
 
+KILLED = """
+import sys
+sys.path.insert(0, "tests")
+from killing import Steps
+from splitgrow.cli.main import main
+with Steps() as steps:
+    main(sys.argv[1:], standalone_mode=False)
+print(steps.taken)
+"""
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_ten_times_comes_to_the_same_results(tmp_path: Path) -> None:
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+    def ended(out: Path, **environment: str) -> tuple[int, str]:
+        """The exit code and the last line printed."""
+        process = subprocess.run(
             [
-                sys.executable, "-m", "splitgrow.cli", "continual", "--method", "cpg",
+                sys.executable, "-c", KILLED, "continual", "--method", "cpg", "--quiet",
                 "--out", str(out), *QUICK, "--tasks", "5", "--epochs", "2", "-o", "growth=0.5",
             ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent.parent.parent,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ".", **environment},
+            check=False,
         )  # fmt: skip
+        return process.returncode, process.stdout.strip().split("\n")[-1]
 
-    began = time.monotonic()
-    assert start(tmp_path / "whole").wait() == 0
-    whole = time.monotonic() - began
-    draw, killed = random.Random(0), 0
-    while killed < 10:
-        process = start(tmp_path / "killed")
-        # Half of the time goes by before anything is learned.
-        time.sleep(draw.uniform(0.4, 0.8) * whole)
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed += 1
-    assert killed >= 3
-    assert start(tmp_path / "killed").wait() == 0
+    whole = ended(tmp_path / "whole")
+    steps, draw = int(whole[1]), random.Random(0)
+    for _ in range(10):
+        moment = steps_and_seconds(draw.randint(1, steps // 10), draw.uniform(0, 0.1))
+        assert ended(tmp_path / "killed", **moment) == (-signal.SIGKILL, "")
+    code, rest = ended(tmp_path / "killed")
+    assert code == 0
+    assert int(rest) < steps  # it went on, and did not begin anew
     found = results_without_times(tmp_path / "killed")
     assert found == results_without_times(tmp_path / "whole")
 

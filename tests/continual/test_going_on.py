@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from killing import steps_and_seconds
 from lessons import MASKED, SHARING, images, learned, learner, net, outputs, task
 from torch import nn
 
@@ -151,56 +152,47 @@ def test_what_was_trained_before_a_failure_is_not_trained_again(
 
 
 KILLED = """
-import sys, torch
+import hashlib, sys, torch
 sys.path[:0] = ["tests", "tests/continual"]
 torch.set_num_threads(1)
 from pathlib import Path
+from killing import Steps
 from lessons import learner, task, outputs
 made = learner(sys.argv[1], directory=Path(sys.argv[2]), save_every=0)
 made.resume()
-print("ready", flush=True)
-for index in range(len(made.records), 3):
-    made.learn(task(index))
-import hashlib
+with Steps() as steps:
+    for index in range(len(made.records), 3):
+        made.learn(task(index))
 digest = hashlib.sha256()
 for name, value in outputs(made).items():
     digest.update(name.encode() + value.detach().numpy().tobytes())
-print(digest.hexdigest())
+print(digest.hexdigest(), steps.taken)
 """
 
 
-def run(method: str, directory: Path, after: float | None) -> str | None:
-    """Runs to the end, or is killed some time after it has begun to learn."""
-    process = subprocess.Popen(
+def run(method: str, directory: Path, **environment: str) -> tuple[int, list[str]]:
+    """The exit code and the words printed."""
+    ended = subprocess.run(
         [sys.executable, "-c", KILLED, method, str(directory)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent.parent,
-        env={**os.environ, "PYTHONPATH": "."},
+        env={**os.environ, "PYTHONPATH": ".", **environment},
+        check=False,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    if after is not None:
-        time.sleep(after)
-        process.send_signal(signal.SIGKILL)
-    with process.stdout:
-        text = process.stdout.read()
-    process.wait()
-    return text.strip() or None
+    return ended.returncode, ended.stdout.split()
 
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
-    whole = run("cpg", tmp_path / "whole", None)
-    draw, kills = random.Random(0), 0
-    for _ in range(10):
-        found = run("cpg", tmp_path / "killed", draw.uniform(0.0, 0.25))
-        if found is not None:
-            break
-        kills += 1
-    assert kills >= 3
-    assert run("cpg", tmp_path / "killed", None) == whole
-    assert len(whole or "") == 64
+    _, (digest, steps) = run("cpg", tmp_path / "whole")
+    draw = random.Random(0)
+    for _ in range(5):
+        moment = steps_and_seconds(draw.randint(1, int(steps) // 5), draw.uniform(0, 0.05))
+        assert run("cpg", tmp_path / "killed", **moment) == (-signal.SIGKILL, [])
+    _, (found, rest) = run("cpg", tmp_path / "killed")
+    assert found == digest
+    assert int(rest) < int(steps)  # it went on, and did not begin anew
 
 
 def test_a_file_of_other_settings_another_method_or_no_learner_is_refused(tmp_path: Path) -> None:
