@@ -58,6 +58,11 @@ class Job:
             return False
         return bool(found.get("finished", self.contestant.peer))
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options: the contestant's, and what was chosen for the suite."""
+        return {**self.contestant.options, **self.suite.chosen.get(self.contestant.name, {})}
+
     def command(self, threads: int, avalanche: str | None) -> list[str]:
         """What is to be run.
 
@@ -85,7 +90,7 @@ class Job:
                 common["epochs"] += more
                 own["packnet-post-prune-epochs"] = more
             program = [avalanche, "-m", "benchmarks.continual.avalanche_peer"]
-            flags = _options({**common, **own, **contestant.options})
+            flags = _options({**common, **own, **self.options})
             return [*program, *flags, "--nesterov", "--schedule", "cosine"]  # as ours train
         own = {
             "data": self.data,
@@ -98,7 +103,7 @@ class Job:
         }
         options = [
             part
-            for name, value in contestant.options.items()
+            for name, value in self.options.items()
             for part in ("--option", f"{name}={json.dumps(value)}")
         ]
         program = [sys.executable, "-m", "splitgrow.cli", "continual"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ class Suite:
         backbone: The network.
         width: A factor for its widths.
         epochs: Passes through a task's data.
+        chosen: What `benchmarks.continual.tuning` chose for a contestant, without test images.
     """
 
     name: str
@@ -30,12 +32,13 @@ class Suite:
     batch_size: int = 64
     learning_rate: float = 0.01
     momentum: float = 0.9
+    chosen: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 SUITES = (
     Suite("glyph100", "Glyph-100, 20 tasks of 5 classes", tasks=20, limit=1000),
-    Suite("cifar10", "Split CIFAR-10 (JPEG), 5 tasks of 2 classes", tasks=5, limit=4000, width=1.0),
-    Suite("fashion", "Split Fashion-MNIST, 5 tasks of 2 classes", tasks=5, limit=4000),
+    Suite("cifar10", "Split CIFAR-10 (JPEG), 5 tasks of 2 classes", tasks=5, limit=2000),
+    Suite("fashion", "Split Fashion-MNIST, 5 tasks of 2 classes", tasks=5, limit=2000),
 )
 
 
@@ -67,7 +70,7 @@ OURS = (
     Contestant("separate", "separate"),
     Contestant("joint", "joint"),
     Contestant("finetuning", "finetuning"),
-    Contestant("ewc", "ewc", {"strength": 1000.0}),
+    Contestant("ewc", "ewc"),
     Contestant("lwf", "lwf"),
     Contestant("packnet", "packnet"),
     Contestant("piggyback", "piggyback"),
@@ -81,11 +84,19 @@ OURS = (
 )
 PEERS = (
     Contestant("avalanche naive", "naive", peer=True),
-    Contestant("avalanche ewc", "ewc", {"ewc-lambda": 1.0}, peer=True),
+    Contestant("avalanche ewc", "ewc", peer=True),
     Contestant("avalanche lwf", "lwf", peer=True),
     Contestant("avalanche packnet", "packnet", peer=True, retrains=0.5),
     Contestant("avalanche pnn, mlp", "pnn", backbone="mlp", peer=True),
 )
+CANDIDATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "ewc": {"strength": (100.0, 1_000.0, 10_000.0, 100_000.0)},
+    "lwf": {"strength": (0.3, 1.0, 3.0, 10.0)},
+    "avalanche ewc": {"ewc-lambda": (1.0, 10.0, 100.0, 1_000.0, 10_000.0)},
+    "avalanche lwf": {"lwf-alpha": (1.0, 3.0, 10.0, 30.0)},
+}
+"""Strengths to choose from, for methods that are nothing without the right one."""
+
 PAIRS = {
     "avalanche naive": "finetuning",
     "avalanche ewc": "ewc",

@@ -41,8 +41,8 @@ class CompactingLearner(MaskedLearner):
         prune_epochs: The epochs of every step of pruning; a fifth of the training's by default.
         sparsities: The shares of a task's weights that are pruned one after the other.
         patience: After how many sparsities in a row that miss the goal pruning ends.
-        retrain_epochs: The epochs in which picks and weights train again after pruning; half of
-            the training's by default.
+        retrain_epochs: The epochs in which picks and weights train again after pruning; as many
+            as the training's by default.
         prune_lr: The learning rate while pruning, as a share of the training's.
         expected_tasks: How many tasks there will be; None if that is not known.
         **common: What every learner takes; see `Learner`.
@@ -71,7 +71,7 @@ class CompactingLearner(MaskedLearner):
         largest: float = 1.5,
         prune_epochs: int | None = None,
         sparsities: tuple[float, ...] = _SPARSITIES,
-        patience: int = 1,
+        patience: int = 3,
         retrain_epochs: int | None = None,
         prune_lr: float = 0.1,
         expected_tasks: int | None = None,
@@ -91,7 +91,12 @@ class CompactingLearner(MaskedLearner):
         self.tolerance, self.growth, self.largest = tolerance, growth, largest
         epochs = self.training.epochs
         self.prune_epochs = max(1, epochs // 5) if prune_epochs is None else prune_epochs
-        self.retrain_epochs = (epochs + 1) // 2 if retrain_epochs is None else retrain_epochs
+        self.retrain_epochs = epochs if retrain_epochs is None else retrain_epochs
+        if self.prune_epochs < 1 or self.retrain_epochs < 0 or patience < 1:
+            raise ValueError(
+                f"prune_epochs ({self.prune_epochs}) and patience ({patience}) must be at least 1, "
+                f"retrain_epochs ({self.retrain_epochs}) at least 0"
+            )
         self.sparsities, self.patience = tuple(sparsities), patience
         self.prune_lr, self.expected_tasks = prune_lr, expected_tasks
 

@@ -171,6 +171,8 @@ def test_what_cannot_be_learned_is_refused_and_the_learner_stays() -> None:
         ("cpg", {"growth": 0}, ValueError, "growth"),
         ("cpg", {"largest": 0.5}, ValueError, "largest"),
         ("cpg", {"sparsities": (0.5, 0.2)}, ValueError, "sparsities must rise"),
+        ("cpg", {"patience": 0}, ValueError, "patience"),
+        ("cpg", {"retrain_epochs": -1}, ValueError, "retrain_epochs"),
         ("packnet", {"prune": 1.0}, ValueError, "prune must lie"),
         ("packnet", {"prune": "even"}, ValueError, "needs expected_tasks"),
         ("packnet", {"retrain_epochs": -1}, ValueError, "must not be negative"),
