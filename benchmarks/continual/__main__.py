@@ -72,6 +72,7 @@ def _jobs(
         for suite in SUITES:
             for contestant in ordered():
                 chosen = not only or contestant.name in only
+                chosen = chosen and suite.name in (contestant.only or {suite.name})
                 able = avalanche is not None or not contestant.peer
                 if suite.name in data and chosen and able:
                     yield Job(suite, contestant, seed, data[suite.name].resolve(), runs.resolve())

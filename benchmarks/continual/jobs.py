@@ -74,7 +74,7 @@ class Job:
         common: dict[str, Any] = {
             "backbone": backbone,
             "width": 1.0 if contestant.backbone else suite.width,
-            "epochs": suite.epochs,
+            "epochs": suite.epochs * contestant.epochs,
             "batch-size": suite.batch_size,
             "momentum": suite.momentum,
             "seed": self.seed,

@@ -55,6 +55,8 @@ class Contestant:
         peer: Whether it is Avalanche's.
         retrains: How many more epochs it has after pruning, as a share of the suite's; ours add
             them themselves.
+        epochs: How many times the suite's epochs it has.
+        only: The suites that it takes part in; all if there are none.
     """
 
     name: str
@@ -64,10 +66,13 @@ class Contestant:
     backbone: str = ""
     peer: bool = False
     retrains: float = 0.0
+    epochs: int = 1
+    only: tuple[str, ...] = ()
 
 
 OURS = (
     Contestant("separate", "separate"),
+    Contestant("separate, 5x epochs", "separate", epochs=5, only=("glyph100",)),
     Contestant("joint", "joint"),
     Contestant("finetuning", "finetuning"),
     Contestant("ewc", "ewc"),
@@ -79,8 +84,8 @@ OURS = (
     Contestant("den", "den"),
     Contestant("pack-and-expand", "pack-and-expand"),
     Contestant("cpg", "cpg"),
-    Contestant("pack-and-expand, test", "pack-and-expand", decide_on="test"),
-    Contestant("cpg, test", "cpg", decide_on="test"),
+    Contestant("pack-and-expand, test", "pack-and-expand", decide_on="test", only=("glyph100",)),
+    Contestant("cpg, test", "cpg", decide_on="test", only=("glyph100",)),
 )
 PEERS = (
     Contestant("avalanche naive", "naive", peer=True),

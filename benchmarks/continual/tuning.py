@@ -2,8 +2,8 @@
 
     python -m benchmarks.continual.tuning --runs DIR --data glyph100=PATH --avalanche PYTHON
 
-Half of each class's training images is learned from and the other half judged; what is best for
-one seed there is to be written into `benchmarks.continual.suites`. Avalanche's methods are given
+Half of each class's training images is learned from, and some of the other half are judged; what
+is best for one seed there is to be written into `benchmarks.continual.suites`. Avalanche's methods are given
 the same care as ours.
 """
 
@@ -23,6 +23,9 @@ from benchmarks.continual.running import data_option, run_all, write_task_files
 from benchmarks.continual.suites import CANDIDATES, SUITES, Suite, ordered
 from splitgrow.cli import datasets
 
+JUDGED = 200
+"""Images of a class, at most, that are judged."""
+
 TUNING = FOLDER / "continual-tuning.json"
 
 
@@ -36,7 +39,8 @@ def hold_out(source: Path, target: Path) -> None:
     dataset = datasets.load(source)
     labels = dataset.y_train.numpy()
     order = np.argsort(labels, kind="stable")
-    learned, judged = np.sort(order[0::2]), np.sort(order[1::2])
+    learned, others = order[0::2], order[1::2]
+    judged = np.concatenate([others[labels[others] == each][:JUDGED] for each in np.unique(labels)])
     pixels = dataset.x_train.numpy()
     low, high = pixels.min((0, 2, 3), keepdims=True), pixels.max((0, 2, 3), keepdims=True)
     # Images are normalised by an affine map of each channel, from 0 and 255 at its ends.
