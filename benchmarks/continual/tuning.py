@@ -3,8 +3,8 @@
     python -m benchmarks.continual.tuning --runs DIR --data glyph100=PATH --avalanche PYTHON
 
 Half of each class's training images is learned from, and some of the other half are judged; what
-is best for one seed there is to be written into `benchmarks.continual.suites`. Avalanche's methods are given
-the same care as ours.
+is best for one seed there is to be written into `benchmarks.continual.suites`. Avalanche's methods
+are given the same care as ours.
 """
 
 from __future__ import annotations
