@@ -40,7 +40,8 @@ class CompactingLearner(MaskedLearner):
         largest: The largest expansion: how many times the first network's weights there may be.
         prune_epochs: The epochs of every step of pruning; a fifth of the training's by default.
         sparsities: The shares of a task's weights that are pruned one after the other.
-        patience: After how many sparsities in a row that miss the goal pruning ends.
+        patience: After how many sparsities in a row that miss the goal pruning ends; None to try
+            all of them, since a sparser state may hold the goal again.
         retrain_epochs: The epochs in which picks and weights train again after pruning; as many
             as the training's by default.
         prune_lr: The learning rate while pruning, as a share of the training's.
@@ -71,7 +72,7 @@ class CompactingLearner(MaskedLearner):
         largest: float = 1.5,
         prune_epochs: int | None = None,
         sparsities: tuple[float, ...] = _SPARSITIES,
-        patience: int = 3,
+        patience: int | None = None,
         retrain_epochs: int | None = None,
         prune_lr: float = 0.1,
         expected_tasks: int | None = None,
@@ -92,7 +93,8 @@ class CompactingLearner(MaskedLearner):
         epochs = self.training.epochs
         self.prune_epochs = max(1, epochs // 5) if prune_epochs is None else prune_epochs
         self.retrain_epochs = epochs if retrain_epochs is None else retrain_epochs
-        if self.prune_epochs < 1 or self.retrain_epochs < 0 or patience < 1:
+        least = 1 if patience is None else patience
+        if self.prune_epochs < 1 or self.retrain_epochs < 0 or least < 1:
             raise ValueError(
                 f"prune_epochs ({self.prune_epochs}) and patience ({patience}) must be at least 1, "
                 f"retrain_epochs ({self.retrain_epochs}) at least 0"
@@ -166,7 +168,7 @@ class CompactingLearner(MaskedLearner):
                 kept, missed = _State(sparsity, reached, study.snapshot()), 0
                 continue
             missed += 1
-            if missed >= self.patience:
+            if missed == self.patience:
                 break
         return kept
 
