@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +16,18 @@ from click.testing import CliRunner
 
 from benchmarks.continual import avalanche_peer
 from benchmarks.continual.jobs import Job
-from benchmarks.continual.results import Found, page, read_results, write_results
-from benchmarks.continual.suites import PAIRS, SUITES, ordered
+from benchmarks.continual.results import (
+    PAGE,
+    RESULTS,
+    TUNING,
+    Found,
+    page,
+    read_results,
+    write_results,
+)
+from benchmarks.continual.suites import CANDIDATES, PAIRS, SUITES, ordered
 from benchmarks.continual.task_files import Task, read_tasks, write_tasks
+from benchmarks.continual.tuning import JUDGED, candidates, hold_out
 
 
 def task(seed: int, validation: bool = False, classes: int = 3, side: int = 4) -> Task:
@@ -235,3 +245,57 @@ def test_the_page_has_means_with_their_spread_and_the_pairs(tmp_path: Path) -> N
     assert "| ewc | 85.0 (80.0 to 90.0) | avalanche ewc | 80.0 | +5.0 | 0.50 |" in text
     assert "| cpg | 0.50 | 0.25 | 1e-06 |" in text
     assert text.index("| cpg | 95") < text.index("| ewc | 85") < text.index("| avalanche ewc | 80")
+
+
+# -- strengths -------------------------------------------------------------------------------------
+
+
+def test_strengths_are_chosen_on_training_images_that_are_not_learned_from(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(4 * 2 * JUDGED + 20) % 4
+    # Every image is another one, and the test images are yet others.
+    images = generator.integers(0, 256, (len(labels), 6, 6, 1), dtype=np.uint8)
+    images[0, 0, 0], images[0, 0, 1] = 0, 255
+    source, target = tmp_path / "all.npz", tmp_path / "tuning" / "held.npz"
+    np.savez(source, x_train=images, y_train=labels, x_test=255 - images[:8], y_test=labels[:8])
+    hold_out(source, target)
+    held = np.load(target)
+    learned, judged = ({each.tobytes() for each in held[name]} for name in ("x_train", "x_test"))
+    assert learned | judged <= {each.tobytes() for each in images}
+    assert not learned & judged
+    assert len(learned) == len(labels) // 2
+    assert np.bincount(held["y_test"]).tolist() == [JUDGED] * 4
+
+
+def test_every_strength_is_tried_alike_and_nothing_else_is_changed(tmp_path: Path) -> None:
+    for suite in SUITES:
+        tried = candidates(suite, tmp_path / "held.npz", tmp_path)
+        assert {*tried} == {*CANDIDATES}
+        for name, options in CANDIDATES.items():
+            ((option, values),) = options.items()
+            assert [value for value, _ in tried[name]] == [*values]
+            commands = [each.command(1, "python") for _, each in tried[name]]
+            assert len({each.directory for _, each in tried[name]}) == len(values)
+            flags = [
+                before
+                for before, *parts in zip(commands[0], *(c[1:] for c in commands), strict=False)
+                if len({*parts}) > 1
+            ]
+            own = f"--{option}" if name.startswith("avalanche") else "--option"
+            assert sorted(flags) == sorted(["--out", own])
+
+
+def test_the_strengths_that_were_taken_are_the_best_that_were_tried() -> None:
+    tried = json.loads(TUNING.read_text())
+    for suite in SUITES:
+        assert {*suite.chosen} == {*tried[suite.name]} == {*CANDIDATES}
+        for name, ((option, taken),) in ((n, o.items()) for n, o in suite.chosen.items()):
+            came = {float(value): accuracy for value, accuracy in tried[suite.name][name].items()}
+            assert {*came} == {*CANDIDATES[name][option]}
+            assert came[taken] == max(accuracy or 0 for accuracy in came.values())
+
+
+def test_the_page_is_made_from_the_results() -> None:
+    tuning = json.loads(TUNING.read_text())
+    assert PAGE.read_text() == page(*read_results(RESULTS), tuning)
+    assert "**" in page(*read_results(RESULTS), tuning).split("## Strengths")[1]

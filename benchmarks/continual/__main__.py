@@ -19,6 +19,7 @@ from benchmarks.continual.jobs import Job
 from benchmarks.continual.results import (
     PAGE,
     RESULTS,
+    TUNING,
     found_of,
     page,
     read_results,
@@ -61,7 +62,8 @@ def main(  # noqa: PLR0913
         run_all([job for job in missing if not job.finished], jobs, threads, avalanche)
         _collect(missing, threads)
     found, where = read_results(RESULTS)
-    PAGE.write_text(page(found, where), encoding="utf-8")
+    tuning = json.loads(TUNING.read_text()) if TUNING.exists() else None
+    PAGE.write_text(page(found, where, tuning), encoding="utf-8")
     console.print(f"{PAGE}: {len(found)} runs")
 
 

@@ -16,6 +16,7 @@ from splitgrow.cli.continual.outcome import forgetting_of, read_outcome
 
 FOLDER = Path(__file__).parents[1] / "results"
 RESULTS = FOLDER / "continual.json"
+TUNING = FOLDER / "continual-tuning.json"
 PAGE = Path(__file__).parents[1] / "CONTINUAL.md"
 
 
@@ -122,13 +123,23 @@ def read_results(path: Path) -> tuple[list[Found], dict[str, Any]]:
     return runs, document["machine"]
 
 
-def page(found: Sequence[Found], machine: dict[str, Any]) -> str:
-    """The page, in Markdown."""
+def page(
+    found: Sequence[Found], machine: dict[str, Any], tuning: dict[str, Any] | None = None
+) -> str:
+    """The page, in Markdown.
+
+    Args:
+        found: What came of the runs.
+        machine: Where they were made.
+        tuning: What came of `benchmarks.continual.tuning`.
+    """
     parts = [_INTRODUCTION.format(**machine)]
     for suite in SUITES:
         own = [each for each in found if each.suite == suite.name]
         if own:
             parts += [_suite(suite, own), _pairs(own), _networks(own)]
+    if tuning:
+        parts.append(_tuning(tuning))
     return "\n".join(part for part in parts if part)
 
 
@@ -144,8 +155,12 @@ This page is made from `benchmarks/results/continual.json` by
 * Task-incremental: every task has a head, and which task an image belongs to is told.
 * All methods have the same network, the same training images (a tenth of each task's is set apart
   to decide on, also for methods that decide nothing), epochs, batch size, learning rate, momentum.
-  PackNet trains half as many epochs again after pruning; CPG and Pack and Expand train a network
-  alone for their goal, and while they prune. All of that is in the time.
+  PackNet trains half as many epochs again after pruning, ours and Avalanche's alike. CPG and Pack
+  and Expand train a network alone for their goal, then to the goal, while they prune, and again
+  after it: five times as many epochs and more, all of them in the time. "Separate, 5x epochs" tells
+  what as much training comes to without sharing.
+* The strengths of EWC and LwF were chosen for each data set, ours and Avalanche's alike, on
+  training images that were held out, for one seed; the table at the end has what was tried.
 * Accuracies are of test images, in percent, means over seeds with the smallest and the largest.
   "Test" after a method's name: growth, pruning and choices were decided on the test images, as the
   published code of CPG has it; such accuracies flatter.
@@ -222,6 +237,31 @@ def _networks(found: Sequence[Found]) -> str:
             f"| {max(run.difference or 0 for run in runs):.0e} |"
         )
     return "\n".join([*lines, ""])
+
+
+def _tuning(tried: dict[str, Any]) -> str:
+    lines = [
+        "## Strengths",
+        "",
+        "Mean accuracy of all tasks in the end on training images that were held out, for one "
+        "seed: `python -m benchmarks.continual.tuning`. What is in bold was taken.",
+        "",
+        "| tasks | method | strengths and what they came to |",
+        "|---|---|---|",
+    ]
+    for suite in SUITES:
+        for name, values in tried.get(suite.name, {}).items():
+            taken = {f"{value:g}" for value in suite.chosen.get(name, {}).values()}
+            shown = [
+                f"**{value}: {_tried(came)}**" if value in taken else f"{value}: {_tried(came)}"
+                for value, came in values.items()
+            ]
+            lines.append(f"| {suite.name} | {name} | {', '.join(shown)} |")
+    return "\n".join([*lines, ""])
+
+
+def _tried(accuracy: float | None) -> str:
+    return "failed" if accuracy is None else f"{100 * accuracy:.1f}"
 
 
 def _grouped(found: Sequence[Found]) -> dict[str, list[Found]]:

@@ -37,8 +37,8 @@ class Suite:
 
 SUITES = (
     Suite("glyph100", "Glyph-100, 20 tasks of 5 classes", tasks=20, limit=1000),
-    Suite("cifar10", "Split CIFAR-10 (JPEG), 5 tasks of 2 classes", tasks=5, limit=2000),
-    Suite("fashion", "Split Fashion-MNIST, 5 tasks of 2 classes", tasks=5, limit=2000),
+    Suite("cifar10", "Split CIFAR-10 (JPEG), 5 tasks of 2 classes", tasks=5, limit=1000),
+    Suite("fashion", "Split Fashion-MNIST, 5 tasks of 2 classes", tasks=5, limit=1000),
 )
 
 
