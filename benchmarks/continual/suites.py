@@ -84,7 +84,6 @@ OURS = (
     Contestant("den", "den"),
     Contestant("pack-and-expand", "pack-and-expand"),
     Contestant("cpg", "cpg"),
-    Contestant("pack-and-expand, test", "pack-and-expand", decide_on="test", only=("glyph100",)),
     Contestant("cpg, test", "cpg", decide_on="test", only=("glyph100",)),
 )
 PEERS = (
@@ -95,9 +94,9 @@ PEERS = (
     Contestant("avalanche pnn, mlp", "pnn", backbone="mlp", peer=True),
 )
 CANDIDATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
-    "ewc": {"strength": (1.0, 10.0, 100.0, 1_000.0, 10_000.0)},
+    "ewc": {"strength": (1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)},
     "lwf": {"strength": (0.03, 0.1, 0.3, 1.0, 3.0)},
-    "avalanche ewc": {"ewc-lambda": (1.0, 10.0, 30.0, 100.0, 300.0, 1_000.0)},
+    "avalanche ewc": {"ewc-lambda": (1.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0)},
     "avalanche lwf": {"lwf-alpha": (0.3, 1.0, 3.0, 10.0)},
 }
 """Strengths to choose from, for methods that are nothing without the right one."""
