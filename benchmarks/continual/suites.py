@@ -96,7 +96,9 @@ PEERS = (
 CANDIDATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "ewc": {"strength": (0.1, 1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)},
     "lwf": {"strength": (0.03, 0.1, 0.3, 1.0, 3.0)},
-    "avalanche ewc": {"ewc-lambda": (1.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0)},
+    "avalanche ewc": {
+        "ewc-lambda": (1.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0)
+    },
     "avalanche lwf": {"lwf-alpha": (0.3, 1.0, 3.0, 10.0)},
 }
 """Strengths to choose from, for methods that are nothing without the right one."""
