@@ -36,9 +36,42 @@ class Suite:
 
 
 SUITES = (
-    Suite("glyph100", "Glyph-100, 20 tasks of 5 classes", tasks=20, limit=1000),
-    Suite("cifar10", "Split CIFAR-10 (JPEG), 5 tasks of 2 classes", tasks=5, limit=1000),
-    Suite("fashion", "Split Fashion-MNIST, 5 tasks of 2 classes", tasks=5, limit=1000),
+    Suite(
+        "glyph100",
+        "Glyph-100, 20 tasks of 5 classes",
+        tasks=20,
+        limit=1000,
+        chosen={
+            "ewc": {"strength": 100.0},
+            "lwf": {"strength": 0.3},
+            "avalanche ewc": {"ewc-lambda": 100.0},
+            "avalanche lwf": {"lwf-alpha": 3.0},
+        },
+    ),
+    Suite(
+        "cifar10",
+        "Split CIFAR-10 (JPEG), 5 tasks of 2 classes",
+        tasks=5,
+        limit=1000,
+        chosen={
+            "ewc": {"strength": 1.0},
+            "lwf": {"strength": 0.1},
+            "avalanche ewc": {"ewc-lambda": 1_000.0},
+            "avalanche lwf": {"lwf-alpha": 3.0},
+        },
+    ),
+    Suite(
+        "fashion",
+        "Split Fashion-MNIST, 5 tasks of 2 classes",
+        tasks=5,
+        limit=1000,
+        chosen={
+            "ewc": {"strength": 10_000.0},
+            "lwf": {"strength": 0.3},
+            "avalanche ewc": {"ewc-lambda": 10_000.0},
+            "avalanche lwf": {"lwf-alpha": 3.0},
+        },
+    ),
 )
 
 
