@@ -114,7 +114,7 @@ OURS = (
     Contestant("piggyback", "piggyback"),
     Contestant("progressive", "progressive", {"column": 0.25}),
     Contestant("progressive, mlp", "progressive", {"column": 1.0}, backbone="mlp"),
-    Contestant("den", "den"),
+    Contestant("den", "den", {"largest": 1.5}),
     Contestant("pack-and-expand", "pack-and-expand"),
     Contestant("cpg", "cpg"),
     Contestant("cpg, test", "cpg", decide_on="test", only=("glyph100",)),

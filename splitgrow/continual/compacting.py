@@ -11,6 +11,7 @@ from splitgrow.continual.masked import MaskedLearner
 from splitgrow.continual.masks import Picks
 from splitgrow.continual.pruning import GradualPruning, keep_largest
 from splitgrow.continual.records import Record
+from splitgrow.continual.settings import checked_goal, goal_for
 from splitgrow.continual.studies import Study
 from splitgrow.continual.tasks import Task
 from splitgrow.continual.training import Training
@@ -79,16 +80,13 @@ class CompactingLearner(MaskedLearner):
         **common: Any,
     ) -> None:
         super().__init__(*args, **common)
-        goals = goal.values() if isinstance(goal, Mapping) else () if goal is None else (goal,)
-        if not all(isinstance(each, (int, float)) and 0 <= each <= 1 for each in goals):
-            raise ValueError(f"a goal must lie between 0 and 1, got {goal!r}")
         if not growth > 0 or not largest >= 1:
             raise ValueError(
                 f"growth ({growth!r}) must be above 0, largest ({largest!r}) at least 1"
             )
         if list(sparsities) != sorted({*sparsities}) or not all(0 < s < 1 for s in sparsities):
             raise ValueError(f"sparsities must rise within 0 and 1, got {sparsities!r}")
-        self.goal = dict(goal) if isinstance(goal, Mapping) else goal
+        self.goal = checked_goal("goal", goal)
         self.tolerance, self.growth, self.largest = tolerance, growth, largest
         epochs = self.training.epochs
         self.prune_epochs = max(1, epochs // 5) if prune_epochs is None else prune_epochs
@@ -108,7 +106,7 @@ class CompactingLearner(MaskedLearner):
                 f"task {task.name!r} has a loader of unknown length, over which pruning cannot be "
                 f"spread; give it a length, or a Dataset"
             )
-        goal = self._goal_of(task)
+        goal = self._goal_of(task, goal_for(task.name, "goal", self.goal))
         study, reached = self._trained(task, number, goal)
         details: dict[str, Any] = {"goal": goal, "before pruning": reached}
         kept = _State(0.0, reached, study.snapshot())
@@ -122,15 +120,6 @@ class CompactingLearner(MaskedLearner):
         record = self._commit(study, task, kept.accuracy)
         record.details = details
         return record
-
-    def _goal_of(self, task: Task) -> float:
-        if isinstance(self.goal, Mapping):
-            if task.name not in self.goal:
-                raise ValueError(f"no goal is given for task {task.name!r}")
-            return float(self.goal[task.name])
-        if self.goal is not None:
-            return float(self.goal)
-        return self._judge(self._trained_alone(task), task, "alone")
 
     def _trained(self, task: Task, number: int, goal: float) -> tuple[Study, float]:
         """A study that holds the goal, or one at the largest expansion."""

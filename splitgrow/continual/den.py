@@ -24,6 +24,7 @@ from splitgrow.continual.regrowth import (
     widened_head,
 )
 from splitgrow.continual.selective import Course, SelectiveLearner
+from splitgrow.continual.settings import checked_goal, goal_for
 from splitgrow.continual.stages import seed_of
 from splitgrow.continual.studies import Study
 from splitgrow.continual.tasks import Task
@@ -83,11 +84,14 @@ class DEN(SelectiveLearner):
 
     Args:
         threshold: The accuracy on the data that decisions are made on, from 0 to 1, below which a
-            task expands the network; one for all tasks, or one by task name.
+            task expands the network; one for all tasks, or one by task name. None for what a
+            network of the same kind reaches that is trained on the task alone.
         drift: The threshold :math:`\sigma` of drift, and its bound: 0 to forget nothing, at the
             price of a duplicate of every unit that is retrained; ``math.inf`` to never split.
         units: How many channels every layer gains, before useless units are taken out; 0 to never
             expand. Where they only come in larger steps (heads, groups), the next larger number.
+        largest: How many times the first network's weights there may be for an expansion to begin;
+            None for no bound. Splitting is not bounded, since it is what bounds the drift.
         l1: The factor :math:`\mu` of L1 norms.
         l2: The weight decay, in place of the training's, wherever there is no L1 norm.
         group_lasso: The factor :math:`\gamma` of the group lasso.
@@ -115,6 +119,7 @@ class DEN(SelectiveLearner):
         "threshold",
         "drift",
         "units",
+        "largest",
         "l1",
         "l2",
         "group_lasso",
@@ -126,9 +131,10 @@ class DEN(SelectiveLearner):
     def __init__(  # noqa: PLR0913
         self,
         *args: Any,
-        threshold: float | Mapping[str, float] = 0.95,
+        threshold: float | Mapping[str, float] | None = None,
         drift: float = 0.1,
         units: int = 10,
+        largest: float | None = None,
         l1: float = 1e-3,
         l2: float = 1e-4,
         group_lasso: float = 1e-2,
@@ -138,9 +144,6 @@ class DEN(SelectiveLearner):
         **common: Any,
     ) -> None:
         super().__init__(*args, **common)
-        goals = threshold.values() if isinstance(threshold, Mapping) else (threshold,)
-        if not all(isinstance(each, (int, float)) and 0 <= each <= 1 for each in goals):
-            raise ValueError(f"a threshold must lie between 0 and 1, got {threshold!r}")
         if isinstance(units, bool) or not isinstance(units, int) or units < 0:
             raise ValueError(f"units must be an int of at least 0, got {units!r}")
         for name, value in (("l1", l1), ("l2", l2), ("group_lasso", group_lasso), ("pull", pull)):
@@ -148,8 +151,10 @@ class DEN(SelectiveLearner):
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
         if not drift >= 0:
             raise ValueError(f"drift must be a number of at least 0, got {drift!r}")
-        self.threshold = dict(threshold) if isinstance(threshold, Mapping) else threshold
-        self.drift, self.units = drift, units
+        if largest is not None and not largest >= 1:
+            raise ValueError(f"largest must be at least 1, got {largest!r}")
+        self.threshold = checked_goal("threshold", threshold)
+        self.drift, self.units, self.largest = drift, units, largest
         self.l1, self.l2, self.group_lasso, self.pull = l1, l2, group_lasso, pull
         half = (self.training.epochs + 1) // 2
         self.select_epochs = half if select_epochs is None else select_epochs
@@ -160,7 +165,7 @@ class DEN(SelectiveLearner):
         if number == 1:
             self._train_all(course)
         else:
-            goal = self._goal_of(task)
+            goal = self._goal_of(task, goal_for(task.name, "threshold", self.threshold))
             details = self._learn_more(course, goal)
         reached = self._judge(self._study(course, {}), task, "in the end", goal)
         return Record(
@@ -174,21 +179,18 @@ class DEN(SelectiveLearner):
             details={**details, "expansion": self.body.size / self.body.weights},
         )
 
-    def _goal_of(self, task: Task) -> float:
-        if not isinstance(self.threshold, Mapping):
-            return float(self.threshold)
-        if task.name not in self.threshold:
-            raise ValueError(f"no threshold is given for task {task.name!r}")
-        return float(self.threshold[task.name])
-
     def _learn_more(self, course: Course, goal: float) -> dict[str, Any]:
         """Learns a task after others; returns what there is to say of it."""
         self._select(course)
         details: dict[str, Any] = {"goal": goal, "selected": course.units.counts(course.chosen)}
         reached = details["after retraining"] = self._retrain(course, goal)
-        if reached < goal and self.units:
+        if reached < goal and self.units and self._has_room:
             details |= self._expand(course)
         return details | self._split(course)
+
+    @property
+    def _has_room(self) -> bool:
+        return self.largest is None or self.body.size < self.largest * self.body.weights
 
     def _expand(self, course: Course) -> dict[str, Any]:
         """Grows by those of some new units that turn out to be of use."""

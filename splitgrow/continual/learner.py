@@ -292,6 +292,10 @@ class Learner:
         self._train(study, task, "alone")
         return study
 
+    def _goal_of(self, task: Task, given: float | None) -> float:
+        """What a task is to reach: the accuracy given, or that of a network trained on it alone."""
+        return self._judge(self._trained_alone(task), task, "alone") if given is None else given
+
     def batches(self, data: Data) -> Batches:
         """Batches of data, where the network lies."""
         return Batches(data, self.training.batch_size, self.body.device)

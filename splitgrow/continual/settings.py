@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +37,31 @@ def check_settings(decide_on: Any, validation_share: Any, seed: Any) -> None:
         raise ValueError(f"validation_share must lie between 0 and 1, got {validation_share!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed must be an int, got {seed!r}")
+
+
+def checked_goal(name: str, goal: Any) -> float | dict[str, float] | None:
+    """An accuracy for all tasks, or one by task name, or None.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    goals = goal.values() if isinstance(goal, Mapping) else () if goal is None else (goal,)
+    if not all(isinstance(each, (int, float)) and 0 <= each <= 1 for each in goals):
+        raise ValueError(f"a {name} must lie between 0 and 1, got {goal!r}")
+    return dict(goal) if isinstance(goal, Mapping) else goal
+
+
+def goal_for(task: str, name: str, goal: float | Mapping[str, float] | None) -> float | None:
+    """The accuracy that is given for a task.
+
+    Raises:
+        ValueError: If there is one for other tasks only.
+    """
+    if not isinstance(goal, Mapping):
+        return goal
+    if task not in goal:
+        raise ValueError(f"no {name} is given for task {task!r}")
+    return float(goal[task])
 
 
 def plain_data(value: Any) -> Any:

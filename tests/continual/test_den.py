@@ -14,7 +14,7 @@ from helpers import assert_equal
 from lessons import Featured, images, learner, net, outputs, scattered, task
 from torch import Tensor, nn
 
-from splitgrow.continual import DEN, EpochDone, Grown, Task, Training
+from splitgrow.continual import DEN, EpochDone, Grown, Judged, Task, Training
 from splitgrow.continual.body import Body
 from splitgrow.continual.parts import Unit
 from splitgrow.continual.proximal import hold_, pull_, shrink_, soften_
@@ -173,6 +173,7 @@ def test_what_is_chosen_is_what_the_head_reads_through_weights_that_are_not_zero
         torch.randn(2, 3),
         select_epochs=0,
         training=FAST,
+        threshold=0.95,
     )
     x = torch.randn(40, 3)
     made.learn(Task("a", 2, (x, (x[:, 0] > 0).long())))
@@ -227,6 +228,28 @@ def test_a_task_that_reaches_its_threshold_adds_nothing() -> None:
     with pytest.raises(ValueError, match="no threshold is given for task 'task 3'"):
         made.learn(task(3))
     assert made.tasks == ("task 0", "task 1", "task 2")
+
+
+def test_without_a_threshold_a_task_is_to_reach_what_a_network_reaches_alone() -> None:
+    judged: list[Judged] = []
+    made = den(
+        threshold=None,
+        callbacks=[lambda event: judged.append(event) if isinstance(event, Judged) else None],
+    )
+    records = [made.learn(task(index)) for index in range(2)]
+    (alone,) = (event for event in judged if event.stage == "alone")
+    assert alone.task == "task 1"  # the first has nothing to grow beyond
+    assert records[1].details["goal"] == alone.accuracy
+    assert {event.goal for event in judged if event.stage == "retrain"} == {alone.accuracy}
+
+
+def test_no_expansion_begins_at_the_largest_size() -> None:
+    for largest, added in ((1.0, False), (1.01, True)):
+        made = den(threshold=1.0, drift=math.inf, group_lasso=0.0, l1=0.0, largest=largest)
+        records = [made.learn(task(index)) for index in range(3)]
+        assert ("added" in records[1].details) == added
+        assert "added" not in records[2].details
+        assert (made.body.size > made.body.weights) == added
 
 
 @torch.no_grad()
@@ -564,6 +587,7 @@ def test_a_learner_that_was_killed_goes_on_where_it_was(tmp_path: Path, stage: s
         {"drift": math.nan},
         {"units": -1},
         {"units": 2.5},
+        {"largest": 0.9},
         {"l1": -1.0},
         {"group_lasso": math.inf},
         {"pull": -1.0},
