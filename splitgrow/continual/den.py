@@ -82,6 +82,10 @@ class DEN(SelectiveLearner):
     position embedding, trains with the first task alone. If nothing was split or held back, there
     is no last training.
 
+    A limit: a norm behind a layer makes up for the size of its weights, so there the group lasso
+    hardly ever brings a unit's group to zero, and an expansion keeps nearly all that it adds;
+    `largest` bounds it.
+
     Args:
         threshold: The accuracy on the data that decisions are made on, from 0 to 1, below which a
             task expands the network; one for all tasks, or one by task name. None for what a
