@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -341,3 +342,51 @@ def test_a_fused_look_alike_has_values_for_all_of_its_tensors() -> None:
     (norm,) = (module for module in fused.modules() if isinstance(module, nn.BatchNorm1d))
     assert type(norm) is nn.BatchNorm1d
     assert not any(buffer.is_meta for buffer in norm.buffers())
+
+
+@pytest.mark.parametrize(
+    ("norm", "rescales"),
+    [
+        (nn.BatchNorm1d(6), True),
+        (nn.BatchNorm1d(6, affine=False), False),
+        (nn.InstanceNorm1d(6, affine=True), True),
+        (nn.InstanceNorm1d(6), False),
+        (nn.GroupNorm(3, 6), True),
+        (nn.GroupNorm(3, 6, affine=False), False),
+        (nn.PReLU(6), False),
+        (nn.Linear(6, 6), False),
+        (nn.Conv1d(6, 6, 1, groups=6), False),
+    ],
+    ids=repr,
+)
+def test_a_layer_that_rescales_undoes_the_size_of_its_input_and_has_a_scale_to_give_it_another(
+    norm: nn.Module, rescales: bool
+) -> None:
+    found = kind_of(norm)
+    assert found is not None
+    assert found.rescales(norm) == rescales
+    torch.manual_seed(0)
+    x, sizes = torch.randn(8, 6, 5), torch.tensor([1.0, 1.0, 3.0, 3.0, 5.0, 5.0])[:, None]
+    if not isinstance(norm, nn.Linear):
+        undone = torch.allclose(norm(x * sizes), norm(x), atol=1e-3)
+        assert undone == ("Norm" in type(norm).__name__)
+        scale = getattr(norm, "weight", None)
+        assert not rescales or not torch.allclose(with_scale(norm, scale, 0.5)(x), norm(x))
+
+
+def with_scale(norm: nn.Module, scale: Any, factor: float) -> nn.Module:
+    other = copy.deepcopy(norm)
+    other.register_parameter("weight", nn.Parameter(scale.detach() * factor))
+    return other
+
+
+def test_a_layer_that_is_like_a_norm_rescales_as_it_does() -> None:
+    class Mine(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    register_layer(Mine, like=nn.BatchNorm1d)
+    found = kind_of(Mine(6))
+    assert found is not None
+    assert found.rescales(Mine(6))
+    assert not found.rescales(Mine(6, affine=False))

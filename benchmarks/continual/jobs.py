@@ -60,7 +60,10 @@ class Job:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The method's own options: the contestant's, and what was chosen for the suite."""
+        """What it is told: the contestant's options, and what was chosen for the suite.
+
+        Those of the method, and `learning-rate` if it is not the suite's.
+        """
         return {**self.contestant.options, **self.suite.chosen.get(self.contestant.name, {})}
 
     def command(self, threads: int, avalanche: str | None) -> list[str]:
@@ -69,7 +72,8 @@ class Job:
         Raises:
             ValueError: If it is Avalanche's and there is no Python with it.
         """
-        suite, contestant = self.suite, self.contestant
+        suite, contestant, options = self.suite, self.contestant, dict(self.options)
+        rate = options.pop("learning-rate", suite.learning_rate)
         backbone = contestant.backbone or suite.backbone
         common: dict[str, Any] = {
             "backbone": backbone,
@@ -84,30 +88,30 @@ class Job:
         if contestant.peer:
             if avalanche is None:
                 raise ValueError("Avalanche's methods need --avalanche PYTHON")
-            own = {"tasks": self.tasks_file, "lr": suite.learning_rate, "out": self.results}
+            own = {"tasks": self.tasks_file, "lr": rate, "out": self.results}
             more = round(contestant.retrains * suite.epochs)
             if more:
                 common["epochs"] += more
                 own["packnet-post-prune-epochs"] = more
             program = [avalanche, "-m", "benchmarks.continual.avalanche_peer"]
-            flags = _options({**common, **own, **self.options})
+            flags = _options({**common, **own, **options})
             return [*program, *flags, "--nesterov", "--schedule", "cosine"]  # as ours train
         own = {
             "data": self.data,
             "tasks": suite.tasks,
             "limit": suite.limit,
-            "learning-rate": suite.learning_rate,
+            "learning-rate": rate,
             "weight-decay": 0,
             "decide-on": contestant.decide_on,
             "out": self.directory,
         }
-        options = [
+        of_method = [
             part
-            for name, value in self.options.items()
+            for name, value in options.items()
             for part in ("--option", f"{name}={json.dumps(value)}")
         ]
         program = [sys.executable, "-m", "splitgrow.cli", "continual"]
-        return [*program, *_options({**common, **own}), *options]
+        return [*program, *_options({**common, **own}), *of_method]
 
     def start(self, threads: int, avalanche: str | None) -> subprocess.Popen[bytes]:
         """Starts the run; what it prints goes to a file beside its results."""

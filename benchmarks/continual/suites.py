@@ -133,8 +133,13 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
         "ewc-lambda": (1.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0)
     },
     "avalanche lwf": {"lwf-alpha": (0.3, 1.0, 3.0, 10.0)},
+    "progressive, mlp": {"learning-rate": (0.01, 0.03, 0.1, 0.3)},
+    "avalanche pnn, mlp": {"learning-rate": (0.01, 0.03, 0.1, 0.3)},
 }
-"""Strengths to choose from, for methods that are nothing without the right one."""
+"""What to choose from, for methods that are nothing without the right strength.
+
+Networks without norms need another learning rate than the suites', too.
+"""
 
 PAIRS = {
     "avalanche naive": "finetuning",

@@ -12,12 +12,13 @@ from torch import Tensor
 from splitgrow.continual.body import Body
 from splitgrow.continual.events import Grown
 from splitgrow.continual.parts import Unit
-from splitgrow.continual.proximal import drift_of, hold_, pull_, shrink_, soften_
+from splitgrow.continual.proximal import drift_of, hold_, lower_, pull_, shrink_, soften_
 from splitgrow.continual.records import Record
 from splitgrow.continual.regrowth import (
     Values,
     alive_in,
     all_values,
+    draw_,
     regrow_,
     silence_,
     split_,
@@ -46,12 +47,13 @@ class DEN(SelectiveLearner):
        head that are not zero, a breadth-first search goes backwards through all weights that are
        not zero. Only weights between the units that it finds are trained, with an L2 norm.
     2. *Dynamic expansion*, if it falls short of `threshold`. Every layer gains `units`, in a trial
-       on a copy of the network, where only what is new trains, with an L1 norm and a group lasso on
-       each new unit's incoming weights,
+       on a copy of the network, where only what is new trains, with an L1 norm and a group lasso,
 
        .. math:: L(W^N) + \mu \|W^N\|_1 + \gamma \sum_g \|W^N_g\|_2.
 
-       Units whose group comes out as zero are useless. The network grows by the others only.
+       A new unit's group is its incoming weights; of a unit that goes through batch, instance or
+       group norms, the scales of these, since the size of its weights has no effect there. Units
+       whose group comes out as zero are useless. The network grows by the others only.
     3. *Splitting and duplication.* A unit whose incoming weights have drifted,
        :math:`\rho_i = \|w_i^t - w_i^{t-1}\|_2 > \sigma`, gets those of before back, and a new unit
        gets the new ones. Then what was chosen or is new trains once more. Here and in selective
@@ -74,17 +76,15 @@ class DEN(SelectiveLearner):
     since their width is tied to something that cannot grow, are held in that ball in place of being
     split. Whether to grow is decided by an accuracy, not by a loss. All norms are proximal steps
     scaled by the learning rate, so that zeros are exact and the factors are those of the equations.
-    A new unit whose weights are zero is silenced at once: what reads it is set to zero as well, and
-    so taking it out changes nothing, where the paper drops its bias. Earlier units may read new
-    ones, which only the new task sees; those that have a duplicate to read go on reading the old
-    unit, and begin with zero for the duplicate, while new units and the head read it in place of
-    the old one. Biases and norms are every task's own; what does not run along channels, such as a
-    position embedding, trains with the first task alone. If nothing was split or held back, there
-    is no last training.
-
-    A limit: a norm behind a layer makes up for the size of its weights, so there the group lasso
-    hardly ever brings a unit's group to zero, and an expansion keeps nearly all that it adds;
-    `largest` bounds it.
+    A new unit begins with its group half as large as what the group lasso takes off in that
+    training, if its length is known, but with no less than a twentieth of what is drawn: so what
+    the loss does not hold up is zero before the end of a short training, too. A new unit whose
+    group is zero is silenced at once: what reads it is set to zero as well, and so taking it out
+    changes nothing, where the paper drops its bias. Earlier units may read new ones, which only the
+    new task sees; those that have a duplicate to read go on reading the old unit, and begin with
+    zero for the duplicate, while new units and the head read it in place of the old one. Biases and
+    norms are every task's own; what does not run along channels, such as a position embedding,
+    trains with the first task alone. If nothing was split or held back, there is no last training.
 
     Args:
         threshold: The accuracy on the data that decisions are made on, from 0 to 1, below which a
@@ -206,9 +206,15 @@ class DEN(SelectiveLearner):
         trial = self.body.copied()
         trial.grow_units(growth)
         wider = Units(trial)
-        head = widened_head(values.head, units, wider, lambda unit: unit)
-        study, dead = self._tried(course, trial, wider, Values(values.own, head))
         fresh = wider.since(units)
+        head = widened_head(values.head, units, wider, lambda unit: unit)
+        draw_(
+            trial,
+            {*trial.shared} - {*self.body.shared},
+            head,
+            wider.on_features(wider.marks(fresh)),
+        )
+        study, dead = self._tried(course, trial, wider, Values(values.own, head))
         alive = alive_in(wider, fresh, dead)
 
         def source(unit: Unit) -> Unit:
@@ -238,16 +244,20 @@ class DEN(SelectiveLearner):
         fresh = wider.marks(wider.since(course.units))
         keep = self._keep_to_chosen(course, wider)
         weights = {name: study.weight(name) for name in mine}
+        own = study.own_parameters
+        groups = {**weights, **{part.slot: own[part.slot] for part in wider.scales}}
+        if self.group_lasso:
+            lower_(wider, groups, fresh, self.group_lasso * self._distance(course) / 2)
 
         def rule(study: Study, rate: float) -> None:
             keep(study, rate)
             for weight in weights.values():
                 soften_(weight, rate * self.l1)
-            dead = shrink_(wider, weights, fresh, rate * self.group_lasso)
+            dead = shrink_(wider, groups, fresh, rate * self.group_lasso)
             silence_(wider, study, weights, dead)
 
         self._fit(study, course, "expand", rule)
-        return study, fresh & (wider.norms(weights) == 0)
+        return study, fresh & (wider.sizes(groups) == 0)
 
     def _split(self, course: Course) -> dict[str, Any]:
         """Gives earlier tasks their units back where they have drifted, and trains once more."""

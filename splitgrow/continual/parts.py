@@ -97,6 +97,7 @@ class Part:
         block: What the block is for.
         shape: Its shape.
         shared: Whether tasks share it.
+        scales: Whether it is what a norm scales units by, whatever the size of what makes them.
         dims: The dimension that runs along units that the layer makes, and the one along units that
             it reads; None where there is none, and where each unit is made of itself alone.
         made: What lies on the first of these.
@@ -112,6 +113,7 @@ class Part:
     block: Block
     shape: torch.Size
     shared: bool
+    scales: bool
     dims: tuple[int, int | None]
     made: tuple[Place, ...]
     read: tuple[Place, ...]
@@ -187,6 +189,7 @@ def parts_of(
                 block=whole.blocks[index],
                 shape=slot.tensor.shape,
                 shared=slot.shared,
+                scales=key == "weight" and kind.rescales(layer),
                 dims=dims,
                 made=made,
                 read=read,

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from splitgrow.continual.masked import MaskedLearner
 from splitgrow.continual.records import Record
+from splitgrow.continual.studies import Study
 from splitgrow.continual.tasks import Task
+from splitgrow.continual.units import Units
 
 
 class ProgressiveNetworks(MaskedLearner):
@@ -23,9 +25,15 @@ class ProgressiveNetworks(MaskedLearner):
     (equation 1), and which no earlier column reads: the new columns are blocks without a helper
     into the old. Only the new column trains. The task's head reads the units of all columns.
 
+    A column begins as a network of its own: what it reads of columns below begins at zero, and what
+    it reads of itself is drawn as in a network of its width. Where a unit reads m units of its
+    column and n of others, what it reads of others learns by m / n of the gradient, as if those
+    were scaled by :math:`\alpha = \sqrt{m / n}`: otherwise the many columns below would take a
+    step of training further the more of them there are.
+
     Differences to the paper: the lateral connections are part of the layers themselves, without
-    adapters of one more nonlinear layer (section 2.1); norms of the older columns' units are every
-    task's own, too, so that a task sees them scaled to its data.
+    adapters of one more nonlinear layer, whose :math:`\alpha` is learned (section 2.1); norms of
+    the older columns' units are every task's own, too, so that a task sees them scaled to its data.
 
     Args:
         column: The width of a new column, as a share of the network's first width.
@@ -42,14 +50,28 @@ class ProgressiveNetworks(MaskedLearner):
         self.column = column
 
     def _learn(self, task: Task, number: int) -> Record:
+        earlier = Units(self.body)
         if number > 1:
             # Every growth is in proportion to the widths that there are by then.
             self._grow(task, 1 + self.column / (1 + self.column * (number - 2)))
         study = self._begin(task, mine=self._trains)
+        if number > 1:
+            self._set_apart_(study, earlier)
         self._train(study, task, "train")
         record = self._commit(study, task, self._judge(study, task, "train"))
         self._own_the_rest(number)
         return record
+
+    def _set_apart_(self, study: Study, earlier: Units) -> None:
+        """Has a column begin as a network of its own."""
+        units = Units(self.body)
+        fresh = units.since(earlier)
+        grown = {unit.home for unit in fresh}
+        below = units.marks({unit for unit in units.order if unit.home in grown} - fresh)
+        for part in units.given(study.mine):
+            if part.dims[1] is not None:
+                _begin_apart_(study.weight(part.slot), part.columns(below))
+        _begin_apart_(study.head.weight, units.on_features(below))
 
     def _trains(self, name: str) -> Tensor:
         """Where a tensor trains: in new blocks, not in helpers, which older units would read."""
@@ -60,3 +82,21 @@ class ProgressiveNetworks(MaskedLearner):
     def _own_the_rest(self, number: int) -> None:
         """The zeros of helpers are the task's own, so that they stay."""
         self.body.own_all(number)
+
+
+def _begin_apart_(weight: Tensor, below: Tensor) -> None:
+    """Sets what is read of columns below to zero, slows it down, and scales the rest up.
+
+    Args:
+        weight: The weight.
+        below: Which of its columns read them, as bools that are broadcast to it.
+    """
+    others = int(below.sum())
+    own = below.numel() - others
+    if not (own and others):
+        return
+    with torch.no_grad():
+        # It was drawn with a variance that goes with one over the number of units that are read.
+        weight.mul_((below.numel() / own) ** 0.5 * ~below)
+    pace = torch.where(below, own / others, 1.0).to(weight.dtype)
+    weight.register_hook(lambda gradient: gradient * pace)  # type: ignore[no-untyped-call]

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from splitgrow.continual.units import Units
 
+_SMALLEST = 0.05
+
 
 @torch.no_grad()
 def soften_(weight: Tensor, threshold: float) -> None:
@@ -25,26 +27,38 @@ def soften_(weight: Tensor, threshold: float) -> None:
 
 
 @torch.no_grad()
-def shrink_(units: Units, weights: Mapping[str, Tensor], marks: Tensor, threshold: float) -> Tensor:
+def shrink_(units: Units, values: Mapping[str, Tensor], marks: Tensor, threshold: float) -> Tensor:
     r"""The step of the group lasso, :math:`W_g \max(1 - \theta / \|W_g\|_2, 0)`.
 
     Args:
         units: The units.
-        weights: The tensors that are changed, by slots' names. In these, a unit's incoming weights
-            are one group.
+        values: The tensors that are changed, by slots' names. In these, what says how much of a
+            unit there is (`Units.sizes`) is one group.
         marks: The units whose groups are shrunk, by number.
         threshold: By how much.
 
     Returns:
         The units whose groups are zero from here on, by number.
     """
-    norms = units.norms(weights)
-    factors = (1 - threshold / norms).clamp(min=0).nan_to_num(0.0)
-    factors = torch.where(marks, factors, torch.ones_like(factors))
-    for part in units.given(weights):
-        weight = weights[part.slot]
-        weight.mul_(part.rows(factors).to(weight.dtype))
-    return marks & (units.norms(weights) == 0)
+    factors = (1 - threshold / units.sizes(values)).clamp(min=0).nan_to_num(0.0)
+    units.resize_(values, torch.where(marks, factors, torch.ones_like(factors)))
+    return marks & (units.sizes(values) == 0)
+
+
+@torch.no_grad()
+def lower_(units: Units, values: Mapping[str, Tensor], marks: Tensor, size: float) -> None:
+    """Brings groups, as in `shrink_`, down to a 2-norm, where they are above it.
+
+    Never to less than a twentieth of what they are, from where they would hardly begin to learn.
+
+    Args:
+        units: The units.
+        values: The tensors that are changed, by slots' names.
+        marks: The units whose groups are changed, by number.
+        size: The norm.
+    """
+    factors = (size / units.sizes(values)).clamp(_SMALLEST, 1).nan_to_num(1.0)
+    units.resize_(values, torch.where(marks, factors, torch.ones_like(factors)))
 
 
 @torch.no_grad()

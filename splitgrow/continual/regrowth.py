@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -48,6 +49,24 @@ def widened_head(head: nn.Linear, old: Units, new: Units, source: Source) -> nn.
     return made
 
 
+@torch.no_grad()
+def draw_(body: Body, new: Iterable[str], head: nn.Linear, features: Tensor) -> None:
+    """Draws values for what is zero of what is new, so that all of it learns from the first step.
+
+    Args:
+        body: The body.
+        new: The new shared tensors, by slots' names.
+        head: The head that reads it.
+        features: Which features are new, as bools.
+    """
+    for name in sorted(new):
+        tensor = body.slots[name].tensor
+        drawn = nn.init.kaiming_uniform_(torch.empty_like(tensor), a=math.sqrt(5))
+        tensor.copy_(torch.where(tensor == 0, drawn, tensor))
+    drawn = body.new_head(head.out_features).weight
+    head.weight.copy_(torch.where(features, drawn, head.weight))
+
+
 def regrow_(
     body: Body,
     growth: Mapping[int, int],
@@ -86,7 +105,7 @@ def regrow_(
 
 
 def silence_(units: Units, study: Study, weights: Mapping[str, Tensor], dead: Tensor) -> None:
-    """Has nothing read units whose incoming weights are zero, and takes their biases.
+    """Has nothing read units whose groups are zero, and takes their biases.
 
     So they are silent, and taking them out changes nothing.
 
@@ -105,7 +124,7 @@ def silence_(units: Units, study: Study, weights: Mapping[str, Tensor], dead: Te
                 weight = weights[part.slot]
                 weight.masked_fill_(part.columns(dead), 0.0)
         for part in units.parts:
-            if part.slot in own and part.key == "bias" and part.layer in units.makers:
+            if part.slot in own and part.key == "bias":
                 own[part.slot].masked_fill_(dead[part.outs], 0.0)
         study.head.weight.masked_fill_(units.on_features(dead), 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from splitgrow.continual.records import Record
 from splitgrow.continual.regrowth import Values
 from splitgrow.continual.studies import Study, View
 from splitgrow.continual.tasks import Task
+from splitgrow.continual.training import Training
 from splitgrow.continual.units import Units
 
 Rule = Callable[[Study, float], None]
@@ -23,6 +25,12 @@ Rule = Callable[[Study, float], None]
 
 _MEMORY = 200
 """How many steps momentum is taken to last."""
+
+
+def _pace(training: Training, step: int, steps: int | None) -> float:
+    """How far a step takes a weight whose gradient has been 1 since the first step."""
+    momentum = sum(training.momentum**age for age in range(min(step, _MEMORY)))
+    return training.lr * momentum * training.share(step - 1, steps)
 
 
 @dataclass
@@ -121,6 +129,21 @@ class SelectiveLearner(Learner):
         # The weights of today, whichever tasks have retrained them.
         return self.body.plain(record.own or {}, record.edit, record.head)
 
+    def _distance(self, course: Course) -> float:
+        """How far the training takes a weight whose gradient is 1 all the time.
+
+        Infinite if it is not known how long it is.
+        """
+        steps = self._steps(course, self.training.epochs)
+        if steps is None:
+            return math.inf
+        return sum(_pace(self.training, step, steps) for step in range(1, steps + 1))
+
+    def _steps(self, course: Course, epochs: int) -> int | None:
+        """How many steps some epochs are, if that is known."""
+        batches = self.batches(course.task.train)
+        return epochs * len(batches) if batches.known else None
+
     # -- what all of them are made of -------------------------------------------------------------
 
     def _study(
@@ -157,15 +180,11 @@ class SelectiveLearner(Learner):
     ) -> None:
         """Trains a study, with something done after each step."""
         training = replace(self.training, weight_decay=self.l2 if l2 is None else l2)
-        batches = self.batches(course.task.train)
         epochs = training.epochs if epochs is None else epochs
-        steps = epochs * len(batches) if batches.known else None
+        steps = self._steps(course, epochs)
 
         def after_step(step: int) -> None:
-            # As much as momentum makes of a gradient that has been the same since the first step.
-            known = range(min(step, _MEMORY))
-            pace = training.lr * sum(training.momentum**age for age in known)
-            rule(study, pace * training.share(step - 1, steps))
+            rule(study, _pace(training, step, steps))
 
         if epochs:
             self._train(

@@ -7,7 +7,7 @@ that flattening makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -169,11 +169,50 @@ class Units:
 
         These are its rows in all layers that make it, in the shared tensors that are given.
         """
+        return self._norms(self.given(values), values)
+
+    @cached_property
+    def scaled(self) -> Tensor:
+        """The units that norms bring to a size of their own, whatever that of their weights."""
+        return self.marks({unit for part in self.parts if part.scales for unit, _ in part.made})
+
+    @cached_property
+    def scales(self) -> tuple[Part, ...]:
+        """What norms scale units by."""
+        return tuple(part for part in self.parts if part.scales)
+
+    def sizes(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The 2-norm of what says how much of a unit there is, in double precision, by number.
+
+        These are the scales of the norms that a unit goes through; of one that goes through none,
+        its incoming weights.
+
+        Args:
+            values: Tensors by slots' names; others are left out.
+        """
+        scales = self._norms((part for part in self.scales if part.slot in values), values)
+        return torch.where(self.scaled, scales, self.norms(values))
+
+    def _norms(self, parts: Iterable[Part], values: Mapping[str, Tensor]) -> Tensor:
         total = torch.zeros(len(self.order), dtype=torch.float64, device=self._features.device)
-        for part in self.given(values):
+        for part in parts:
             value = part.leading(values[part.slot].detach().double())
-            total.index_add_(0, part.outs, value.square().flatten(1).sum(1))
+            total.index_add_(0, part.outs, value.square().reshape(len(value), -1).sum(1))
         return total.sqrt()
+
+    @torch.no_grad()
+    def resize_(self, values: Mapping[str, Tensor], factors: Tensor) -> None:
+        """Multiplies `sizes` of units.
+
+        Args:
+            values: The tensors that are changed, by slots' names.
+            factors: By what, by number.
+        """
+        apart = torch.where(self.scaled, torch.ones_like(factors), factors)
+        for part in self.parts:
+            if part.slot in values and (part.shared or part.scales):
+                value = values[part.slot]
+                value.mul_(part.rows(factors if part.scales else apart).to(value.dtype))
 
     # -- from one width to another ----------------------------------------------------------------
 

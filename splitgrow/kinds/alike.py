@@ -124,6 +124,10 @@ class Alike(LayerKind):
         """As its base has it."""
         return self.base.diagonal(module)
 
+    def rescales(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.rescales(module)
+
     def sections(self, module: Stock) -> int:
         """As its base has it."""
         return self.base.sections(module)

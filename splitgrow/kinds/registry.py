@@ -106,6 +106,13 @@ class LayerKind(ABC):
         """Whether it is a batch norm, some blocks of which may be held while others move."""
         return False
 
+    def rescales(self, module: Stock) -> bool:  # noqa: ARG002
+        """Whether it brings each channel, or each few, to a size of their own: its `weight`.
+
+        Then the size of the weights that make a channel has no effect.
+        """
+        return False
+
     def reads_neighbours(self, module: Stock) -> bool:  # noqa: ARG002
         """Whether an output position reads more than the same position of its input."""
         return False

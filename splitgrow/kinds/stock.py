@@ -202,6 +202,9 @@ class _Norm(LayerKind):
     def batch_norm(self, module: Stock) -> bool:
         return "Batch" in _norm(module).__name__
 
+    def rescales(self, module: Stock) -> bool:
+        return module.weight is not None
+
     def keeps_statistics(self, module: Stock) -> bool:
         return module.running_mean is not None
 
@@ -233,6 +236,9 @@ class _GroupNorm(LayerKind):
 
     def bundle(self, module: Stock) -> int:
         return int(module.num_channels // module.num_groups)
+
+    def rescales(self, module: Stock) -> bool:
+        return module.weight is not None
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         arguments: dict[str, Any] = {"eps": module.eps, "affine": module.affine}

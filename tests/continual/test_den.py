@@ -16,9 +16,17 @@ from torch import Tensor, nn
 
 from splitgrow.continual import DEN, EpochDone, Grown, Judged, Task, Training
 from splitgrow.continual.body import Body
-from splitgrow.continual.parts import Unit
-from splitgrow.continual.proximal import hold_, pull_, shrink_, soften_
-from splitgrow.continual.regrowth import alive_in, all_values, regrow_, silence_, split_
+from splitgrow.continual.parts import CONSTANT, Unit
+from splitgrow.continual.proximal import hold_, lower_, pull_, shrink_, soften_
+from splitgrow.continual.regrowth import (
+    alive_in,
+    all_values,
+    draw_,
+    regrow_,
+    silence_,
+    split_,
+    widened_head,
+)
 from splitgrow.continual.selective import Course
 from splitgrow.continual.studies import Study, View
 from splitgrow.continual.units import Units
@@ -124,7 +132,7 @@ def choose(made: Any, choice: Callable[[Units], frozenset[Unit]]) -> None:
 
 
 def test_a_task_whose_weights_are_not_retrained_stays_bit_for_bit() -> None:
-    made = den(drift=0.1)
+    made = den(drift=0.1, group_lasso=0.0)
     made.learn(task(0))
     choose(made, lambda units: units.since(units))  # none
     assert not changed(made, 1)
@@ -286,10 +294,9 @@ def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None
     # Of each group the units in the middle go; of one group, all.
     gone = {unit for unit in fresh if unit.nth == first.width(unit.home) + 1}
     gone |= {unit for unit in fresh if unit.home == first.growing[-1]}
-    with torch.no_grad():
-        for part in wider.given(weights):
-            weights[part.slot].masked_fill_(part.rows(wider.marks(gone)), 0.0)
-    dead = wider.marks(fresh) & (wider.norms(weights) == 0)
+    groups = {**weights, **{p.slot: study.own_parameters[p.slot] for p in wider.scales}}
+    wider.resize_(groups, 1.0 - wider.marks(gone).double())
+    dead = wider.marks(fresh) & (wider.sizes(groups) == 0)
     assert wider.chosen(dead) == gone
     silence_(wider, study, weights, dead)
     study.eval()
@@ -442,6 +449,88 @@ def test_units_that_cannot_be_duplicated_are_held() -> None:
     assert made.records[1].details["drift"] <= 1e-4
 
 
+# -- what is of use ----
+
+
+def test_a_units_group_is_its_weights_or_the_scales_of_the_norms_that_it_goes_through() -> None:
+    """Against groups that are put together by hand."""
+    body = scattered(Body(net().double(), (images(0, 2).double(),), "auto"))
+    units = Units(body)
+    values = {n: s.tensor.clone() for n, s in body.slots.items() if s.trains and "bias" not in n}
+    before = {name: value.clone() for name, value in values.items()}
+    scales = ["norm:0.weight", "norm2:0.weight"]
+    groups = {
+        "stem": torch.stack([before[name] for name in scales], 1),
+        "hidden": before["hidden:0.weight"],
+    }
+    threshold = float(torch.cat([rows.norm(dim=1) for rows in groups.values()]).median())
+    dead = shrink_(units, values, units.marks({*units.order}), threshold)
+    for rows in groups.values():
+        rows.mul_((1 - threshold / rows.norm(dim=1, keepdim=True)).clamp(min=0))
+    assert_equal(torch.stack([values[name] for name in scales], 1), groups["stem"])
+    assert_equal(values["hidden:0.weight"], groups["hidden"])
+    for name in ("stem:0.weight", "inner:0.weight"):
+        assert torch.equal(values[name], before[name])
+    gone = sum(int((rows == 0).all(1).sum()) for rows in groups.values())
+    assert 0 < gone < 14
+    assert len(units.chosen(dead) - {CONSTANT}) == gone
+
+
+def test_the_size_of_weights_in_front_of_a_norm_has_no_effect_and_its_scales_have() -> None:
+    """Why the scales are the group: in training, batch norms undo the size of weights."""
+    body = scattered(Body(net().double(), (images(0, 2).double(),), "auto"))
+    units, x = Units(body), images(4).double()
+    assert {unit.home for unit in units.chosen(units.scaled)} == {units.growing[0]}
+    body.model.train()
+    body.model.drop.p = 0.0
+    for slot in body.slots.values():
+        if slot.name.startswith("norm") and slot.name.endswith(("weight", "bias")):
+            slot.tensor.detach().abs_()
+    wanted = body.model(x)
+    for name, effect in (("stem:0.weight", 0.0), ("norm:0.weight", 0.1), ("hidden:0.weight", 0.1)):
+        with torch.no_grad():
+            body.slots[name].tensor.mul_(2.0)
+            apart = float((body.model(x) - wanted).abs().max())
+            body.slots[name].tensor.div_(2.0)
+        assert apart < 1e-4 if not effect else apart > effect
+
+
+def test_new_units_begin_small_but_not_nothing_and_everything_new_is_drawn() -> None:
+    body = Body(net().double(), (images(0, 2).double(),), "auto")
+    first, trial = Units(body), body.copied()
+    trial.grow_units(dict.fromkeys(first.growing, 3))
+    wider, added = Units(trial), {*trial.shared} - {*body.shared}
+    fresh = wider.marks(wider.since(first))
+    head = widened_head(body.new_head(2), first, wider, lambda unit: unit)
+    assert any(not trial.slots[name].tensor.any() for name in added)
+    assert not head.weight[:, 8:].any()
+    old = head.weight.detach().clone()
+    draw_(trial, added, head, wider.on_features(fresh))
+    assert all((trial.slots[name].tensor != 0).all() for name in added)
+    assert (head.weight[:, 8:] != 0).all()
+    assert torch.equal(head.weight[:, :8], old[:, :8])
+    values = {n: s.tensor.clone() for n, s in trial.slots.items() if s.trains and "bias" not in n}
+    sizes = wider.sizes(values)
+    lower_(wider, values, fresh, 0.1)
+    assert torch.allclose(wider.sizes(values)[fresh], (0.05 * sizes[fresh]).clamp(min=0.1))
+    assert torch.equal(wider.sizes(values)[~fresh], sizes[~fresh])
+    lower_(wider, values, fresh, math.inf)
+    assert torch.allclose(wider.sizes(values)[fresh], (0.05 * sizes[fresh]).clamp(min=0.1))
+
+
+def test_the_stronger_the_group_lasso_the_fewer_units_stay_in_front_of_norms_too() -> None:
+    added = dict.fromkeys((0.01, 0.1, 1.0), 0)
+    for strength in added:
+        for seed in range(3):
+            made = den(threshold=1.0, group_lasso=strength, units=6, drift=math.inf, seed=seed)
+            for index in range(2):
+                made.learn(task(index))
+            added[strength] += made.records[1].details["added"]["stem"]
+    assert added[0.01] == 3 * 6
+    assert 0 < added[0.1] < 3 * 6
+    assert added[1.0] == 0
+
+
 # -- proximal steps -------------------------------------------------------------------------------
 
 
@@ -451,17 +540,6 @@ def test_the_proximal_steps_are_the_nearest_points() -> None:
     soften_(weight, 0.1)
     assert torch.allclose(weight, torch.tensor([0.4, -0.1, 0.0, -1.9]))
     assert weight[2] == 0
-    body = scattered(Body(net().double(), (images(0, 2).double(),), "auto"))
-    units = Units(body)
-    names = ["stem:0.weight", "inner:0.weight"]
-    weights = {name: body.slots[name].tensor.clone() for name in names}
-    rows = torch.cat([weight.flatten(1) for weight in weights.values()], 1)
-    smallest = float(rows.norm(dim=1).min()) + 0.01
-    dead = shrink_(units, weights, units.marks({*units.order}), smallest)
-    after = torch.cat([weight.flatten(1) for weight in weights.values()], 1)
-    assert int(dead.sum()) - int(units.norms(weights).eq(0).sum()) == 0
-    expected = rows * (1 - smallest / rows.norm(dim=1, keepdim=True)).clamp(min=0)
-    assert torch.allclose(after, expected, atol=1e-12)
     weight, origin = {"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}
     pull_(weight, origin, 0.5)
     assert weight["w"].item() == 2.0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from splitgrow.continual import METHODS, Learner, Task, Training
 from splitgrow.continual.records import Record
+from splitgrow.continual.units import Units
 from splitgrow.split import SplitLayer
 
 
@@ -188,6 +189,71 @@ def test_a_column_is_read_by_no_column_before_it() -> None:
         elif slot.block == "new":
             assert slot.tensor.any()
     assert any(slot.block == "helper" for slot in made.body.shared.values())
+
+
+def column_of(case: Case) -> tuple[Any, Units, Any]:
+    """A second column before it has learned: the learner, the units before it, and the study."""
+    made: Any = METHODS["progressive"](Featured(case.model()), case.inputs(), head=None)
+    x = case.inputs(0)[0].repeat(4, *[1] * (len(case.shape) - 1))
+    one = Task("a", 2, (x, torch.arange(len(x)) % 2))
+    made.learn(one)
+    made.body, earlier = made.body.copied(), Units(made.body)
+    made._grow(one, 2.0)
+    study = made._begin(one, mine=made._trains)
+    made._set_apart_(study, earlier)
+    return made, earlier, study
+
+
+APART = [
+    case
+    for case in CASES
+    if case.name in {"residual", "dense", "bottleneck", "u-net", "conv to linear", "1-d"}
+]
+
+
+@pytest.mark.parametrize("case", APART, ids=lambda case: case.name)
+def test_a_column_begins_as_a_network_of_its_own_and_learns_to_read_the_others(case: Case) -> None:
+    made, earlier, study = column_of(case)
+    x = case.inputs(1)
+    before = study.eval()(*x)
+    assert before.std() > 0
+    older = {part.slot for part in earlier.parts if part.shared}
+    with torch.no_grad():
+        for name in older:
+            made.body.slots[name].tensor.mul_(3.0)
+    assert torch.equal(study(*x), before)
+    # The control: what it reads of the others has a gradient, and so learns.
+    study.train()
+    study(*case.inputs(2)).square().sum().backward()
+    with torch.no_grad():
+        for parameter in study.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(0.01 * parameter.grad)
+        after = study.eval()(*x)
+        for name in older:
+            made.body.slots[name].tensor.mul_(3.0)
+    assert not torch.equal(study(*x), after)
+
+
+def test_what_a_column_reads_of_itself_is_drawn_as_in_a_network_of_its_width() -> None:
+    made: Any = learned("progressive", 1, column=0.25)
+    made.body, earlier = made.body.copied(), Units(made.body)
+    made._grow(task(1), 1.25)
+    study = made._begin(task(1), mine=made._trains)
+    made._set_apart_(study, earlier)
+    own, others = 2, 8  # units of the last layer
+    weight = study.head.weight.detach()
+    assert not weight[:, :others].any()
+    assert 0.5 * own**-0.5 < float(weight[:, others:].abs().max()) <= own**-0.5
+    # It learns by as much less as there are more of the others.
+    features = study.eval().features(images(3))
+    logits = study.head(features.detach())
+    logits.square().sum().backward()
+    whole = 2 * logits.detach().T @ features.detach()
+    gradient = study.head.weight.grad
+    assert_equal(gradient[:, others:], whole[:, others:])
+    assert_equal(gradient[:, :others], whole[:, :others] * own / others)
+    assert whole[:, :others].abs().max() > 0.1
 
 
 def test_frozen_columns_are_known_not_to_train_and_run_as_one_layer() -> None:
