@@ -133,6 +133,7 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
         "ewc-lambda": (1.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0)
     },
     "avalanche lwf": {"lwf-alpha": (0.3, 1.0, 3.0, 10.0)},
+    "den": {"pull": (0.25, 1.0, 4.0)},
     "progressive, mlp": {"learning-rate": (0.01, 0.03, 0.1, 0.3)},
     "avalanche pnn, mlp": {"learning-rate": (0.01, 0.03, 0.1, 0.3)},
 }
