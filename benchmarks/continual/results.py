@@ -161,8 +161,9 @@ This page is made from `benchmarks/results/continual.json` by
   and Expand train a network alone for their goal, then to the goal, while they prune, and again
   after it: five times as many epochs and more, all of them in the time. "Separate, 5x epochs" tells
   what as much training comes to without sharing.
-* The strengths of EWC and LwF were chosen for each data set, ours and Avalanche's alike, on
-  training images that were held out, for one seed; the table at the end has what was tried.
+* The strengths of EWC and LwF, the pull of DEN, and the learning rates of networks without norms
+  were chosen for each data set, ours and Avalanche's alike, on training images that were held out,
+  for one seed; the table at the end has what was tried.
 * Accuracies are of test images, in percent, means over seeds with the smallest and the largest.
   "Test" after a method's name: growth, pruning and choices were decided on the test images, as the
   published code of CPG has it; such accuracies flatter.
@@ -204,20 +205,24 @@ def _pairs(found: Sequence[Found]) -> str:
     if not pairs:
         return ""
     lines = [
-        "Against Avalanche 0.6, on the same tasks and with the same network and budget; time is "
-        "ours over theirs, training alone:",
+        "Against Avalanche 0.6, on the same tasks and with the same network and budget, over the "
+        "seeds that both have; difference: of a seed's two runs; time: ours over theirs, training "
+        "alone.",
         "",
         "| ours | accuracy | Avalanche's | accuracy | difference | time |",
         "|---|---|---|---|---|---|",
     ]
     for peer, ours in pairs:
-        a, b = groups[ours], groups[peer]
-        difference = 100 * (_mean(a, "accuracy") - _mean(b, "accuracy"))
-        ratio = _mean(a, "seconds") / _mean(b, "seconds")
-        lines.append(
-            f"| {ours} | {_percent(a, 'accuracy')} | {peer} | {_percent(b, 'accuracy')} "
-            f"| {difference:+.1f} | {ratio:.2f} |"
-        )
+        a, b = ({run.seed: run for run in groups[name]} for name in (ours, peer))
+        both = sorted(a.keys() & b.keys())
+        if both:
+            apart = [100 * (a[seed].accuracy - b[seed].accuracy) for seed in both]
+            mine, theirs = [a[seed] for seed in both], [b[seed] for seed in both]
+            ratio = _mean(mine, "seconds") / _mean(theirs, "seconds")
+            lines.append(
+                f"| {ours} | {_percent(mine, 'accuracy')} | {peer} "
+                f"| {_percent(theirs, 'accuracy')} | {_spread(apart, '+.1f')} | {ratio:.2f} |"
+            )
     return "\n".join([*lines, ""])
 
 
@@ -243,12 +248,12 @@ def _networks(found: Sequence[Found]) -> str:
 
 def _tuning(tried: dict[str, Any]) -> str:
     lines = [
-        "## Strengths",
+        "## What was chosen",
         "",
         "Mean accuracy of all tasks in the end on training images that were held out, for one "
         "seed: `python -m benchmarks.continual.tuning`. What is in bold was taken.",
         "",
-        "| tasks | method | strengths and what they came to |",
+        "| tasks | method | values and what they came to |",
         "|---|---|---|",
     ]
     for suite in SUITES:
@@ -283,6 +288,10 @@ def _mean_or_none(runs: Sequence[Found], name: str) -> float | None:
 
 
 def _percent(runs: Sequence[Found], name: str) -> str:
-    values = [100 * float(getattr(run, name)) for run in runs]
-    spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}"
+    return _spread([100 * float(getattr(run, name)) for run in runs], ".1f")
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """The mean, with the smallest and the largest if these look different."""
+    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
+    return f"{statistics.fmean(values):{form}}" + (f" ({low} to {high})" if low != high else "")
