@@ -280,8 +280,11 @@ def test_every_strength_is_tried_alike_and_nothing_else_is_changed(tmp_path: Pat
         for name, options in CANDIDATES.items():
             ((option, values),) = options.items()
             assert [value for value, _ in tried[name]] == [*values]
-            commands = [each.command(1, "python") for _, each in tried[name]]
-            assert len({each.directory for _, each in tried[name]}) == len(values)
+            commands = [jobs[-1].command(1, "python") for _, jobs in tried[name]]
+            assert all([j.seed for j in jobs] == [*range(suite.tried)] for _, jobs in tried[name])
+            assert len({j.directory for _, jobs in tried[name] for j in jobs}) == (
+                len(values) * suite.tried
+            )
             flags = [
                 before
                 for before, *parts in zip(commands[0], *(c[1:] for c in commands), strict=False)

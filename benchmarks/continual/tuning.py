@@ -3,13 +3,15 @@
     python -m benchmarks.continual.tuning --runs DIR --data glyph100=PATH --avalanche PYTHON
 
 Half of each class's training images is learned from, and some of the other half are judged; what
-is best for one seed there is to be written into `benchmarks.continual.suites`. Avalanche's methods
+is best there on average is to be written into `benchmarks.continual.suites`. Avalanche's methods
 are given the same care as ours.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,29 +55,39 @@ def hold_out(source: Path, target: Path) -> None:
     )
 
 
-def candidates(suite: Suite, data: Path, runs: Path) -> dict[str, list[tuple[float, Job]]]:
-    """A run for every strength, by contestant."""
+def candidates(suite: Suite, data: Path, runs: Path) -> dict[str, list[tuple[float, list[Job]]]]:
+    """Every value with its runs, one for each seed, by contestant."""
     found = {}
     for contestant in ordered():
         for option, values in CANDIDATES.get(contestant.name, {}).items():
             found[contestant.name] = [
                 (
                     value,
-                    Job(
-                        replace(suite, chosen={}),
-                        replace(
-                            contestant,
-                            name=f"{contestant.name} {value:g}",
-                            options={**contestant.options, option: value},
-                        ),
-                        0,
-                        data,
-                        runs,
-                    ),
+                    [
+                        Job(
+                            replace(suite, chosen={}),
+                            replace(
+                                contestant,
+                                name=f"{contestant.name} {value:g}",
+                                options={**contestant.options, option: value},
+                            ),
+                            seed,
+                            data,
+                            runs,
+                        )
+                        for seed in range(suite.tried)
+                    ],
                 )
                 for value in values
             ]
     return found
+
+
+def came_to(jobs: Sequence[Job]) -> float | None:
+    """The mean accuracy over seeds; None if any run failed."""
+    if not all(job.finished for job in jobs):
+        return None
+    return statistics.fmean(found_of(job).accuracy for job in jobs)
 
 
 @click.command()
@@ -93,14 +105,11 @@ def main(runs: Path, data: dict[str, Path], jobs: int, avalanche: str) -> None:
         if not held.exists():
             hold_out(data[suite.name], held)
         tried = candidates(suite, held, runs.resolve())
-        everything = [job for each in tried.values() for _, job in each]
+        everything = [job for each in tried.values() for _, own in each for job in own]
         write_task_files(everything)
         run_all([job for job in everything if not job.finished], jobs, 1, avalanche)
         document[suite.name] = {
-            name: {
-                f"{value:g}": found_of(job).accuracy if job.finished else None
-                for value, job in each
-            }
+            name: {f"{value:g}": came_to(own) for value, own in each}
             for name, each in tried.items()
         }
         TUNING.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -142,7 +142,7 @@ class DEN(SelectiveLearner):
         l1: float = 1e-3,
         l2: float = 1e-4,
         group_lasso: float = 1e-2,
-        pull: float = 0.25,
+        pull: float = 1.0,
         select_epochs: int | None = None,
         settle_epochs: int | None = None,
         **common: Any,
