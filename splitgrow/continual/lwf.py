@@ -25,26 +25,43 @@ class LwF(Finetuning):
     .. math:: L_{new} + \lambda \sum_j L_{old}(y^{(j)}_o, \hat y^{(j)}_o)
 
     with the cross entropy of softened outputs, :math:`p'_i \propto p_i^{1/T}` (equations 2 and 3),
-    times T squared, so that its gradients do not depend on T. The earlier heads train along.
+    times T squared, so that its gradients do not depend on T. The earlier heads train along. Before
+    that the new head is trained by itself (the paper's warm-up step), so that what it says at
+    random does not disturb what the others read.
 
-    Differences to the paper: the new head is not trained by itself first.
+    Differences to the paper: what earlier heads say is computed batch by batch, not once for all:
+    so it fits inputs that are augmented, too.
 
     Args:
         strength: The factor :math:`\lambda`.
         temperature: T.
+        warmup_epochs: For how long the new head is trained by itself; 0 for not at all, None for a
+            fifth of the training's epochs.
         **common: What every learner takes; see `Learner`.
     """
 
     method = "lwf"
-    settings = ("strength", "temperature")
+    settings = ("strength", "temperature", "warmup_epochs")
 
     def __init__(
-        self, *args: Any, strength: float = 1.0, temperature: float = 2.0, **common: Any
+        self,
+        *args: Any,
+        strength: float = 1.0,
+        temperature: float = 2.0,
+        warmup_epochs: int | None = None,
+        **common: Any,
     ) -> None:
         super().__init__(*args, **common)
         if not strength >= 0 or not temperature > 0:
             raise ValueError("strength must not be negative, and temperature be above 0")
+        if warmup_epochs is None:
+            warmup_epochs = -(-self.training.epochs // 5)
+        if isinstance(warmup_epochs, bool) or not isinstance(warmup_epochs, int):
+            raise ValueError(f"warmup_epochs must be an int or None, got {warmup_epochs!r}")
+        if warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs must be at least 0, got {warmup_epochs!r}")
         self.strength, self.temperature = strength, temperature
+        self.warmup_epochs = warmup_epochs
         self._teacher: Study | None = None
 
     def _learn(self, task: Task, number: int) -> Record:
@@ -52,12 +69,23 @@ class LwF(Finetuning):
         study.others = nn.ModuleList(copy.deepcopy(record.head) for record in self.records)
         before = self.body.copied()
         self._teacher = Study(before, View(), {}, copy.deepcopy(study.head)).eval()
+        if self.records and self.warmup_epochs:
+            self._warm_up(study, task)
         self._train(study, task, "train", loss=self._loss)
         self._teacher = None
         pairs = zip(self.records, study.others, strict=True)
         self.records = [replace(record, head=cast("nn.Linear", head)) for record, head in pairs]
         del study.others
         return self._taken_over(study, task, number)
+
+    def _warm_up(self, study: Study, task: Task) -> None:
+        """Trains the head of a study alone."""
+        held = [*study.weights, *study.own]
+        for parameter in held:
+            parameter.requires_grad_(False)
+        self._train(study, task, "warm up", epochs=self.warmup_epochs)
+        for parameter in held:
+            parameter.requires_grad_(True)
 
     def _loss(self, network: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         features = network.features(x)

@@ -120,10 +120,27 @@ def test_lwf_without_its_second_loss_is_finetuning_and_with_it_remembers_more() 
         return float(drifted), made.predict(images(3), task="task 1")
 
     longer = Training(epochs=8, batch_size=16, lr=0.05)
-    free, given = drift(learned("lwf", 1, strength=0.0, training=longer))
+    free, given = drift(learned("lwf", 1, strength=0.0, warmup_epochs=0, training=longer))
     _, plain = drift(learned("finetuning", 1, training=longer))
     assert torch.equal(given, plain)  # the old heads alone decay
     assert drift(learned("lwf", 1, strength=3.0, training=longer))[0] < 0.7 * free
+
+
+def test_lwf_trains_a_new_head_by_itself_first() -> None:
+    made: Any = learned("lwf", 1)
+    train, changed = made._train, {}
+
+    def watched(study: Any, task: Any, what: str, **more: Any) -> Any:
+        before = {name: p.detach().clone() for name, p in study.named_parameters()}
+        done = train(study, task, what, **more)
+        changed[what] = {n for n, p in study.named_parameters() if not torch.equal(p, before[n])}
+        return done
+
+    made._train = watched
+    made.learn(task(1))
+    assert list(changed) == ["warm up", "train"]
+    assert changed["warm up"] == {"head.weight", "head.bias"}
+    assert changed["train"] > {"head.weight", "head.bias", "others.0.weight"}
 
 
 def test_joint_training_judges_each_example_among_the_classes_of_its_task() -> None:

@@ -181,6 +181,8 @@ def test_what_cannot_be_learned_is_refused_and_the_learner_stays() -> None:
         ("ewc", {"strength": -1}, ValueError, "strength must not be negative"),
         ("ewc", {"samples": 0}, ValueError, "samples must be"),
         ("lwf", {"temperature": 0}, ValueError, "temperature"),
+        ("lwf", {"warmup_epochs": -1}, ValueError, "warmup_epochs must be at least 0"),
+        ("lwf", {"warmup_epochs": 1.5}, ValueError, "warmup_epochs must be an int"),
         ("separate", {"colour": 3}, TypeError, "colour"),
         ("cpg", {"head": "nowhere"}, ValueError, "no module 'nowhere'"),
         ("cpg", {"head": "hidden"}, ValueError, "is no nn.Linear that is called once"),
