@@ -58,10 +58,12 @@ SUITES = (
         tasks=5,
         limit=1000,
         chosen={
-            "ewc": {"strength": 1.0},
-            "lwf": {"strength": 0.1},
-            "avalanche ewc": {"ewc-lambda": 1_000.0},
+            "ewc": {"strength": 10.0},
+            "lwf": {"strength": 0.3},
+            "avalanche ewc": {"ewc-lambda": 300.0},
             "avalanche lwf": {"lwf-alpha": 3.0},
+            "progressive, mlp": {"learning-rate": 0.01},
+            "avalanche pnn, mlp": {"learning-rate": 0.01},
         },
     ),
     Suite(
@@ -70,10 +72,12 @@ SUITES = (
         tasks=5,
         limit=1000,
         chosen={
-            "ewc": {"strength": 10_000.0},
+            "ewc": {"strength": 1_000.0},
             "lwf": {"strength": 0.3},
             "avalanche ewc": {"ewc-lambda": 10_000.0},
             "avalanche lwf": {"lwf-alpha": 3.0},
+            "progressive, mlp": {"learning-rate": 0.03},
+            "avalanche pnn, mlp": {"learning-rate": 0.03},
         },
     ),
 )
@@ -137,8 +141,8 @@ CANDIDATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
         "ewc-lambda": (1.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0)
     },
     "avalanche lwf": {"lwf-alpha": (0.3, 1.0, 3.0, 10.0)},
-    "progressive, mlp": {"learning-rate": (0.01, 0.03, 0.1, 0.3)},
-    "avalanche pnn, mlp": {"learning-rate": (0.01, 0.03, 0.1, 0.3)},
+    "progressive, mlp": {"learning-rate": (0.01, 0.03, 0.1)},
+    "avalanche pnn, mlp": {"learning-rate": (0.01, 0.03, 0.1)},
 }
 """What to choose from, for methods that are nothing without the right strength.
 
