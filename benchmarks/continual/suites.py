@@ -50,6 +50,8 @@ SUITES = (
             "lwf": {"strength": 0.3},
             "avalanche ewc": {"ewc-lambda": 100.0},
             "avalanche lwf": {"lwf-alpha": 3.0},
+            "progressive, mlp": {"learning-rate": 0.1},
+            "avalanche pnn, mlp": {"learning-rate": 0.03},
         },
     ),
     Suite(
