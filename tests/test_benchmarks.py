@@ -126,8 +126,13 @@ def test_claims_run_in_quick_mode(tmp_path: Path) -> None:
     threads = str(torch.get_num_threads())
     options = ["--quick", "--rounds", "1", "--threads", threads, "--json", str(path)]
     found = CliRunner().invoke(main, [*arguments, *options])
-    assert found.exit_code == 0, found.output
-    assert set(results.read(path)) == set(chosen)
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.output
+    entries = results.read(path)
+    assert set(entries) == set(chosen)
+    # Others may use the machine, too: no test is decided by a time. Memory can be relied on.
+    broken = Thresholds.read().broken(entries.values(), quick=True)
+    assert found.exit_code == bool(broken), found.output
+    assert not [name for name in broken if name.startswith("growth-memory")]
 
 
 # -- the runs of benchmarks/progressive ------------------------------------------------------------
