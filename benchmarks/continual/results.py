@@ -68,7 +68,6 @@ def found_of(job: Job) -> Found:
 
 def _ours(job: Job) -> Found:
     run = read_outcome(job.results)
-    last = run.networks[-1]
     return Found(
         suite=job.suite.name,
         contestant=job.contestant.name,
@@ -81,8 +80,10 @@ def _ours(job: Job) -> Found:
         seconds=run.seconds,
         unchanged=sum(run.unchanged),
         tasks=len(run.tasks),
-        smaller=statistics.fmean(n.compact / last.parameters for n in run.networks),
-        faster=statistics.median(n.compact_milliseconds / last.milliseconds for n in run.networks),
+        smaller=statistics.fmean(n.compact / n.whole for n in run.networks),
+        faster=statistics.median(
+            n.compact_milliseconds / n.whole_milliseconds for n in run.networks
+        ),
         difference=max(n.difference for n in run.networks),
         settings={**asdict(run.settings), "data": run.dataset, "versions": run.versions},
     )

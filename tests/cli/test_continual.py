@@ -72,6 +72,15 @@ def test_a_run_leaves_results_pictures_and_one_page(finished: Path) -> None:
         assert task.name in page
 
 
+def test_the_tasks_networks_are_held_against_the_whole_one(finished: Path) -> None:
+    first, last = read_outcome(finished).networks
+    assert first.whole == last.whole == last.parameters
+    for each in (first, last):
+        assert each.compact <= each.parameters <= each.whole
+        assert each.difference < 1e-5
+        assert min(each.whole_milliseconds, each.milliseconds, each.compact_milliseconds) > 0
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_says_what_it_came_to(method: str, tmp_path: Path) -> None:
     result = run(tmp_path / "out", "--quiet", method=method)
@@ -99,7 +108,8 @@ def results_without_times(path: Path) -> Any:
     for task in document["tasks"]:
         del task["seconds"]
     for network in document["networks"]:
-        del network["milliseconds"], network["compact_milliseconds"]
+        for times in ("whole_milliseconds", "milliseconds", "compact_milliseconds"):
+            del network[times]
     return document
 
 
@@ -204,8 +214,9 @@ def test_runs_are_compared_in_a_table_and_as_json(finished: Path, tmp_path: Path
     [
         ("", "cannot be read"),
         ("{}", "holds no run"),
-        ('{"version": 2}', "holds no run"),
         ('{"version": 1}', "holds no run"),
+        ('{"version": 2}', "holds no run"),
+        ('{"version": 3}', "holds no run"),
         ("[" * 100_000, "cannot be read"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 from splitgrow.checkpoints.writing import write_aside
 from splitgrow.cli.continual.settings import RunSettings
 
-VERSION = 1
+VERSION = 2
 RESULTS = "results.json"
 
 
@@ -52,18 +52,24 @@ class TaskOutcome:
 class NetworkOutcome:
     """A task's plain network, with and without the units that it does not need.
 
+    The times are medians of batches that the three networks took in turns.
+
     Attributes:
         task: The task's name.
-        parameters: How many parameters it has.
+        whole: How many parameters the last task's plain network has, the largest of all.
+        parameters: How many this one has.
         compact: How many once dead units are taken out.
-        milliseconds: For a batch.
+        whole_milliseconds: For a batch, of the last task's.
+        milliseconds: Of this one.
         compact_milliseconds: Once dead units are taken out.
-        difference: How far the outputs of the two differ, relative to the largest.
+        difference: How far the outputs differ once they are, relative to the largest.
     """
 
     task: str
+    whole: int
     parameters: int
     compact: int
+    whole_milliseconds: float
     milliseconds: float
     compact_milliseconds: float
     difference: float
