@@ -16,11 +16,13 @@ from click.testing import CliRunner
 
 from benchmarks.continual import avalanche_peer
 from benchmarks.continual.jobs import Job
+from benchmarks.continual.picture import picture
 from benchmarks.continual.results import (
     PAGE,
     RESULTS,
     TUNING,
     Found,
+    by_contestant,
     page,
     read_results,
     write_results,
@@ -28,6 +30,7 @@ from benchmarks.continual.results import (
 from benchmarks.continual.suites import CANDIDATES, PAIRS, SUITES, ordered
 from benchmarks.continual.task_files import Task, read_tasks, write_tasks
 from benchmarks.continual.tuning import JUDGED, candidates, hold_out
+from splitgrow.cli.themes import LIGHT
 
 
 def task(seed: int, validation: bool = False, classes: int = 3, side: int = 4) -> Task:
@@ -253,6 +256,16 @@ def test_the_page_has_means_with_their_spread_and_the_pairs(tmp_path: Path) -> N
     assert text.index("| cpg | 95") < text.index("| ewc | 85") < text.index("| avalanche ewc | 80")
 
 
+def test_the_picture_changes_with_what_it_shows_and_with_nothing_else() -> None:
+    runs = [found("ewc", 0, 0.80, 10.0), found("cpg", 0, 0.95, 100.0)]
+    drawn = picture(by_contestant(runs), LIGHT)
+    assert drawn.startswith(b"\x89PNG")
+    assert drawn == picture(by_contestant(runs[::-1]), LIGHT)  # rows are ordered by accuracy
+    for change in ({"accuracy": 0.9}, {"learned": 0.99}, {"megabytes": 3.0}, {"seconds": 20.0}):
+        other = [runs[0], replace(runs[1], **change)]
+        assert drawn != picture(by_contestant(other), LIGHT)
+
+
 # -- strengths -------------------------------------------------------------------------------------
 
 
@@ -309,4 +322,7 @@ def test_the_strengths_that_were_taken_are_the_best_that_were_tried() -> None:
 def test_the_page_is_made_from_the_results() -> None:
     tuning = json.loads(TUNING.read_text())
     assert PAGE.read_text() == page(*read_results(RESULTS), tuning)
+    for line in PAGE.read_text().splitlines():
+        if line.startswith("!["):
+            assert (PAGE.parent / line.split("(")[1].rstrip(")")).exists()
     assert "**" in page(*read_results(RESULTS), tuning).split("## What was chosen")[1]

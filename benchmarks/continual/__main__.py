@@ -3,7 +3,7 @@
     python -m benchmarks.continual --runs DIR --data glyph100=PATH --data cifar10=PATH
 
 Every run is a process of its own, which goes on where it was if it was stopped. --page writes
-benchmarks/CONTINUAL.md from benchmarks/results/continual.json, and stops.
+benchmarks/CONTINUAL.md and its pictures from benchmarks/results/continual.json, and stops.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from benchmarks.continual.jobs import Job
+from benchmarks.continual.picture import write_pictures
 from benchmarks.continual.results import (
     PAGE,
     RESULTS,
@@ -64,6 +65,7 @@ def main(  # noqa: PLR0913
     found, where = read_results(RESULTS)
     tuning = json.loads(TUNING.read_text()) if TUNING.exists() else None
     PAGE.write_text(page(found, where, tuning), encoding="utf-8")
+    write_pictures(found)
     console.print(f"{PAGE}: {len(found)} runs")
 
 

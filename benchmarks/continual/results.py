@@ -37,7 +37,8 @@ class Found:
         unchanged: How many tasks' outputs stayed the same bit for bit; None if it is not known.
         tasks: How many tasks there are.
         smaller: The parameters of a task's plain network over the shared weights, over tasks.
-        faster: Its time for a batch over that of the last task's whole network, over tasks.
+        faster: Its time for a batch over that of the last task's whole network, in turn with it,
+            over tasks; None if it is not known.
         difference: The largest difference of outputs once dead units are taken out.
         settings: What was chosen.
         notes: What is to be known of it.
@@ -175,6 +176,11 @@ This page is made from `benchmarks/results/continual.json` by
 """
 
 
+def picture_of(suite: Suite) -> str:
+    """The name of the file of its picture."""
+    return f"continual-{suite.name}.png"
+
+
 def _suite(suite: Suite, found: Sequence[Found]) -> str:
     lines = [
         f"## {suite.title}",
@@ -183,10 +189,12 @@ def _suite(suite: Suite, found: Sequence[Found]) -> str:
         f"task, {suite.epochs} epochs, batches of {suite.batch_size}, learning rate "
         f"{suite.learning_rate:g}.",
         "",
+        f"![Accuracy, size and time of every method](results/{picture_of(suite)})",
+        "",
         "| method | accuracy | forgotten | weights | MB | unchanged | time | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    rows = sorted(_grouped(found).items(), key=lambda pair: -_mean(pair[1], "accuracy"))
+    rows = sorted(by_contestant(found).items(), key=lambda pair: -_mean(pair[1], "accuracy"))
     for name, runs in rows:
         weights = _mean_or_none(runs, "expansion")
         unchanged = sum(run.unchanged or 0 for run in runs)
@@ -201,7 +209,7 @@ def _suite(suite: Suite, found: Sequence[Found]) -> str:
 
 
 def _pairs(found: Sequence[Found]) -> str:
-    groups = _grouped(found)
+    groups = by_contestant(found)
     pairs = [(peer, ours) for peer, ours in PAIRS.items() if peer in groups and ours in groups]
     if not pairs:
         return ""
@@ -228,20 +236,24 @@ def _pairs(found: Sequence[Found]) -> str:
 
 
 def _networks(found: Sequence[Found]) -> str:
-    groups = {name: runs for name, runs in _grouped(found).items() if runs[0].smaller is not None}
+    groups = {
+        name: runs for name, runs in by_contestant(found).items() if runs[0].smaller is not None
+    }
     if not groups:
         return ""
     lines = [
         "A task's network made plain, dead units taken out, against the whole network of the last "
-        "task: parameters, time for a batch (median over tasks), and the largest difference of "
-        "outputs, relative to the largest.",
+        "task: parameters, time for a batch (the two in turn; median over tasks), and the largest "
+        "difference of outputs, relative to the largest.",
         "",
         "| method | parameters | time | difference |",
         "|---|---|---|---|",
     ]
     for name, runs in sorted(groups.items()):
+        faster = _mean_or_none(runs, "faster")
+        time = "" if faster is None else f"{faster:.2f}"
         lines.append(
-            f"| {name} | {_mean(runs, 'smaller'):.2f} | {_mean(runs, 'faster'):.2f} "
+            f"| {name} | {_mean(runs, 'smaller'):.2f} | {time} "
             f"| {max(run.difference or 0 for run in runs):.0e} |"
         )
     return "\n".join([*lines, ""])
@@ -273,7 +285,8 @@ def _tried(accuracy: float | None) -> str:
     return "failed" if accuracy is None else f"{100 * accuracy:.1f}"
 
 
-def _grouped(found: Sequence[Found]) -> dict[str, list[Found]]:
+def by_contestant(found: Sequence[Found]) -> dict[str, list[Found]]:
+    """The runs of each contestant."""
     groups: dict[str, list[Found]] = {}
     for each in found:
         groups.setdefault(each.contestant, []).append(each)
