@@ -8,18 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from splitgrow.cli import bundles, cifar, idx, imagefolder, npz
+from splitgrow.cli import arguments, bundles, cifar, idx, imagefolder, npz
 from splitgrow.cli.rawdata import (
     DatasetError,
     Images,
     Integers,
     RawData,
     Track,
-    array_split,
 )
 
 FORMATS = (
@@ -115,16 +112,9 @@ def _untracked(names: Sequence[str], _label: str) -> Iterable[str]:
 
 
 def _digits(seed: int) -> RawData:
-    """1,797 grey images of 8x8 pixels; a fifth of them, with the classes in proportion, to test."""
-    bunch = load_digits()
-    train, test = train_test_split(
-        np.arange(len(bunch.target)), test_size=0.2, random_state=seed, stratify=bunch.target
-    )
-    images = bunch.images[:, None]
-    return RawData(
-        array_split("digits", images[train], bunch.target[train]),
-        array_split("digits", images[test], bunch.target[test]),
-    )
+    """Read where they are asked for: scikit-learn takes seconds to import."""
+    raw: RawData = arguments.load("splitgrow.cli.digits").read(seed)
+    return raw
 
 
 def _holds_cifar(path: Path) -> bool:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -111,6 +112,17 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(package: str) -> None
         f"Error: this command needs {package}, which is not installed: "
         'pip install "splitgrow[demo]" installs it\n'
     )
+
+
+def test_data_of_ones_own_need_no_scikit_learn(tmp_path: Path) -> None:
+    labels = np.arange(6) % 2
+    images = np.arange(96, dtype=np.uint8).reshape(6, 4, 4)
+    path = tmp_path / "own.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    load = f"datasets.load(pathlib.Path({str(path)!r}))"
+    blocked = "import sys, pathlib; sys.modules['sklearn'] = None"
+    outcome = _python("-c", f"{blocked}\nfrom splitgrow.cli import datasets\nprint({load}.name)")
+    assert outcome.stdout == "own\n", outcome.stderr
 
 
 def test_a_package_that_is_missing_for_another_reason_is_not_hidden() -> None:
