@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
-from dataclasses import fields, replace
+from dataclasses import astuple, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,19 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from benchmarks.continual import avalanche_peer
 from benchmarks.continual.jobs import Job
-from benchmarks.continual.picture import picture
+from benchmarks.continual.picture import Row, described, picture, rows, rows_of
 from benchmarks.continual.results import (
+    FOLDER,
     PAGE,
     RESULTS,
     TUNING,
     Found,
-    by_contestant,
     page,
+    picture_of,
     read_results,
     write_results,
 )
@@ -256,14 +259,25 @@ def test_the_page_has_means_with_their_spread_and_the_pairs(tmp_path: Path) -> N
     assert text.index("| cpg | 95") < text.index("| ewc | 85") < text.index("| avalanche ewc | 80")
 
 
-def test_the_picture_changes_with_what_it_shows_and_with_nothing_else() -> None:
-    runs = [found("ewc", 0, 0.80, 10.0), found("cpg", 0, 0.95, 100.0)]
-    drawn = picture(by_contestant(runs), LIGHT)
-    assert drawn.startswith(b"\x89PNG")
-    assert drawn == picture(by_contestant(runs[::-1]), LIGHT)  # rows are ordered by accuracy
+def test_the_picture_shows_what_it_says_it_shows_and_equal_rows_give_equal_bytes() -> None:
+    runs = [found("ewc", 0, 0.80, 10.0), found("ewc", 1, 0.90, 30.0), found("cpg", 0, 0.95, 100.0)]
+    shown = rows(runs)
+    assert [row.name for row in shown] == ["ewc", "cpg"]
+    ewc = Row("ewc", 85.0, 80.0, 90.0, 90.0, 2.0, 20.0)
+    assert astuple(shown[0]) == ("ewc", *map(pytest.approx, astuple(ewc)[1:]))
+    drawn = picture(shown, LIGHT)
+    with Image.open(io.BytesIO(drawn)) as image:
+        assert image.info["Description"] == described(shown)
+    assert drawn == picture(rows(runs[::-1]), LIGHT)
+    pixels = {_pixels(drawn)}
     for change in ({"accuracy": 0.9}, {"learned": 0.99}, {"megabytes": 3.0}, {"seconds": 20.0}):
-        other = [runs[0], replace(runs[1], **change)]
-        assert drawn != picture(by_contestant(other), LIGHT)
+        pixels.add(_pixels(picture(rows([*runs[:2], replace(runs[2], **change)]), LIGHT)))
+    assert len(pixels) == 5
+
+
+def _pixels(png: bytes) -> bytes:
+    with Image.open(io.BytesIO(png)) as image:
+        return image.tobytes()
 
 
 # -- strengths -------------------------------------------------------------------------------------
@@ -322,7 +336,8 @@ def test_the_strengths_that_were_taken_are_the_best_that_were_tried() -> None:
 def test_the_page_is_made_from_the_results() -> None:
     tuning = json.loads(TUNING.read_text())
     assert PAGE.read_text() == page(*read_results(RESULTS), tuning)
-    for line in PAGE.read_text().splitlines():
-        if line.startswith("!["):
-            assert (PAGE.parent / line.split("(")[1].rstrip(")")).exists()
+    for suite in SUITES:
+        assert f"(results/{picture_of(suite)})" in PAGE.read_text()
+        with Image.open(FOLDER / picture_of(suite)) as image:
+            assert image.info["Description"] == described(rows_of(suite, read_results(RESULTS)[0]))
     assert "**" in page(*read_results(RESULTS), tuning).split("## What was chosen")[1]

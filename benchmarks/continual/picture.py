@@ -2,55 +2,96 @@
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.continual.results import FOLDER, Found, by_contestant, picture_of
-from benchmarks.continual.suites import SUITES
+from benchmarks.continual.suites import SUITES, Suite
 from splitgrow.cli.themes import LIGHT, Theme, plain, png, sheet
 
 _OFTEN = (1.0, 2.0, 5.0)
-Runs: TypeAlias = Sequence[Found]
 
 
-def write_pictures(found: Runs) -> None:
+@dataclass(frozen=True)
+class Row:
+    """What is shown of a method: means over its runs.
+
+    Attributes:
+        name: Its name.
+        accuracy: In percent, in the end.
+        least: The smallest of the runs.
+        most: The largest.
+        learned: The accuracy of every task when it was learned, in percent.
+        megabytes: All tasks' networks, masks counted.
+        seconds: How long learning took.
+    """
+
+    name: str
+    accuracy: float
+    least: float
+    most: float
+    learned: float
+    megabytes: float
+    seconds: float
+
+
+def rows(found: Sequence[Found]) -> list[Row]:
+    """The rows of a picture, the most accurate last."""
+    shown = []
+    for name, runs in by_contestant(found).items():
+        values = [100 * run.accuracy for run in runs]
+        row = Row(
+            name=name,
+            accuracy=statistics.fmean(values),
+            least=min(values),
+            most=max(values),
+            learned=100 * statistics.fmean(run.learned for run in runs),
+            megabytes=statistics.fmean(run.megabytes or 0.0 for run in runs),
+            seconds=statistics.fmean(run.seconds for run in runs),
+        )
+        shown.append(row)
+    return sorted(shown, key=lambda row: (row.accuracy, row.name))
+
+
+def described(rows: Sequence[Row]) -> str:
+    """The numbers that a picture shows, which it has as its description, too."""
+    return json.dumps([asdict(row) for row in rows])
+
+
+def write_pictures(found: Sequence[Found]) -> None:
     """Writes the page's pictures, one for each suite that has runs."""
     for suite in SUITES:
-        own = by_contestant([each for each in found if each.suite == suite.name])
-        if own:
-            (FOLDER / picture_of(suite)).write_bytes(picture(own, LIGHT))
+        shown = rows_of(suite, found)
+        if shown:
+            (FOLDER / picture_of(suite)).write_bytes(picture(shown, LIGHT))
 
 
-def picture(methods: Mapping[str, Runs], theme: Theme) -> bytes:
-    """A PNG of a suite: a row for each method, the most accurate on top.
+def rows_of(suite: Suite, found: Sequence[Found]) -> list[Row]:
+    """The rows of a suite's picture."""
+    return rows([each for each in found if each.suite == suite.name])
 
-    Args:
-        methods: Each method's runs, over seeds.
-        theme: The colours.
-    """
-    rows = sorted(methods.items(), key=lambda pair: _mean(pair[1], _accuracy))
+
+def picture(rows: Sequence[Row], theme: Theme) -> bytes:
+    """A PNG with a row for each method, the last on top."""
     figure = sheet(theme, height=1.5 + 0.3 * len(rows))
     accuracy, size, time = figure.subplots(1, 3, sharey=True, width_ratios=(2, 1, 1))
-    for at, (name, runs) in enumerate(rows):
-        colour = theme.test if name.startswith("avalanche") else theme.train
-        values = [_accuracy(run) for run in runs]
-        learned = _mean(runs, _learned)
-        accuracy.plot([_mean(runs, _accuracy), learned], [at, at], color=colour, lw=1, ls=":")
-        accuracy.plot([min(values), max(values)], [at, at], color=colour, lw=5, alpha=0.35)
-        accuracy.plot(learned, at, "o", ms=6, mfc=theme.paper, color=colour)
-        accuracy.plot(_mean(runs, _accuracy), at, "o", ms=6, color=colour)
-        size.plot(_mean(runs, lambda run: run.megabytes or 0.0), at, "o", ms=6, color=colour)
-        time.plot(_mean(runs, lambda run: run.seconds), at, "o", ms=6, color=colour)
-    accuracy.set_yticks(range(len(rows)), labels=[name for name, _ in rows])
-    _name(accuracy, "accuracy in percent", theme)
-    _name(size, "MB, masks counted", theme)
-    _name(time, "seconds of learning", theme)
-    for axes in (size, time):
+    for at, row in enumerate(rows):
+        colour = theme.test if row.name.startswith("avalanche") else theme.train
+        accuracy.plot([row.accuracy, row.learned], [at, at], color=colour, lw=1, ls=":")
+        accuracy.plot([row.least, row.most], [at, at], color=colour, lw=5, alpha=0.35)
+        accuracy.plot(row.learned, at, "o", ms=6, mfc=theme.paper, color=colour)
+        for axes, value in ((accuracy, row.accuracy), (size, row.megabytes), (time, row.seconds)):
+            axes.plot(value, at, "o", ms=6, color=colour)
+    accuracy.set_yticks(range(len(rows)), labels=[row.name for row in rows])
+    _finish(accuracy, "accuracy in percent", theme)
+    for axes, name in ((size, "MB, masks counted"), (time, "seconds of learning")):
+        _finish(axes, name, theme)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=_OFTEN, numticks=5))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -59,10 +100,10 @@ def picture(methods: Mapping[str, Runs], theme: Theme) -> bytes:
         handles=_legend(theme), loc="outside lower center", ncols=4, frameon=False, fontsize=8,
         labelcolor=theme.ink,
     )  # fmt: skip
-    return png(figure)
+    return png(figure, description=described(rows))
 
 
-def _name(axes: Axes, text: str, theme: Theme) -> None:
+def _finish(axes: Axes, text: str, theme: Theme) -> None:
     plain(axes, theme)
     axes.set_xlabel(text, color=theme.ink)
 
@@ -77,15 +118,3 @@ def _legend(theme: Theme) -> list[Line2D]:
         mark("when learned", theme.ink, theme.paper),
         Line2D([], [], color=theme.ink, lw=5, alpha=0.35, label="over seeds"),
     ]
-
-
-def _accuracy(run: Found) -> float:
-    return 100 * run.accuracy
-
-
-def _learned(run: Found) -> float:
-    return 100 * run.learned
-
-
-def _mean(runs: Runs, of: Callable[[Found], float]) -> float:
-    return statistics.fmean(of(run) for run in runs)

@@ -63,9 +63,10 @@ def name_stretch(axes: Axes, name: str, stretch: tuple[float, float], theme: The
     )
 
 
-def png(figure: Figure) -> bytes:
-    """The picture as a file; equal pictures give equal bytes."""
+def png(figure: Figure, *, description: str | None = None) -> bytes:
+    """The picture as a file, with a description inside; equal ones give equal bytes."""
     buffer = io.BytesIO()
     # The software's version in the file would make equal runs give different bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    metadata = {"Software": None, "Description": description}
+    figure.savefig(buffer, format="png", metadata=metadata)
     return buffer.getvalue()
