@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from splitgrow.continual.finetuning import Finetuning
 from splitgrow.continual.records import Record
 from splitgrow.continual.studies import whole_study
-from splitgrow.continual.tasks import Data, Task, joined, takes_tensors
+from splitgrow.continual.tasks import Data, Task, joined, labels, takes_tensors
 
 
 class Joint(Finetuning):
@@ -124,4 +125,6 @@ class _Shifted(Dataset[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         x, y = self._data[index]
+        # As 64-bit integers: labels of one byte would begin anew behind 255.
+        y = labels(y) if isinstance(y, Tensor) and y.dim() else operator.index(y)
         return x, y + self._offset

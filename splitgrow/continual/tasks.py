@@ -64,7 +64,10 @@ class Task:
             if data is None and part != "train":
                 continue
             try:
-                object.__setattr__(self, part, checked(data))
+                data = checked(data)
+                if type(data) is TensorDataset and len(data.tensors) == 2:
+                    _check_range(labels(data.tensors[1]), self.classes)
+                object.__setattr__(self, part, data)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{part} data of task {self.name!r}: {error}") from error
 
@@ -90,6 +93,26 @@ def checked(data: Any) -> Data:
     if _length(data) == 0:
         raise ValueError("it is empty")
     return data
+
+
+def labels(given: Tensor) -> Tensor:
+    """Labels of examples as the losses want them: `(N,)`, 64-bit integers.
+
+    Raises:
+        TypeError: If they are no integers.
+        ValueError: If there is not one for each example.
+    """
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise TypeError(f"labels must be integers from 0 on, got {given.dtype}")
+    if given.dim() != 1:
+        raise ValueError(f"labels must be one integer an example, got {tuple(given.shape)}")
+    return given.to(torch.int64)
+
+
+def _check_range(found: Tensor, classes: int) -> None:
+    least, most = int(found.min()), int(found.max())
+    if least < 0 or most >= classes:
+        raise ValueError(f"labels from {least} to {most} are not those of {classes} classes")
 
 
 def _length(data: Any) -> int | None:
@@ -244,4 +267,4 @@ class Batches:
     def _placed(self, pairs: Any) -> Iterator[tuple[Tensor, Tensor]]:
         for pair in pairs:
             x, y = pair
-            yield x.to(self._device), y.to(self._device)
+            yield x.to(self._device), labels(y).to(self._device)

@@ -157,6 +157,7 @@ class Fit:
 
         Raises:
             FloatingPointError: If the training has diverged.
+            ValueError: If the data have no batch.
         """
         while self.epoch < self.epochs:
             self.history.append(self._pass())
@@ -164,7 +165,10 @@ class Fit:
 
     def _pass(self) -> Epoch:
         self.network.train()
-        total = right = seen = 0.0
+        # Numbers stay where the network lies until the end: to ask for one waits for the device.
+        losses: list[Tensor] = []
+        right: list[Tensor] = []
+        counts: list[int] = []
         for x, y in self.batches.drawn(self._generator):
             self._set_rates()
             loss, logits = self._loss(self.network, x, y)
@@ -178,14 +182,17 @@ class Fit:
             self.step += 1
             if self._after_step is not None:
                 self._after_step(self.step)
-            total += loss.item() * len(y)
-            right += (logits.argmax(1) == y).sum().item()
-            seen += len(y)
+            losses.append(loss.detach())
+            right.append((logits.detach().argmax(1) == y).sum())
+            counts.append(len(y))
+        if not counts:
+            raise ValueError("the training data have no batch")
+        total = sum(each * n for each, n in zip(torch.stack(losses).tolist(), counts, strict=True))
         if not math.isfinite(total):
             raise FloatingPointError(
                 f"the loss was {total} after {self.step} steps; a lower learning rate may help"
             )
-        return Epoch(total / seen, right / seen)
+        return Epoch(total / sum(counts), int(torch.stack(right).sum()) / sum(counts))
 
     def _set_rates(self) -> None:
         """Sets the learning rates of the coming step."""
@@ -222,10 +229,10 @@ def accuracy(network: nn.Module, batches: Batches) -> float:
     training = network.training
     network.eval()
     try:
-        right = seen = 0
+        right, seen = [], 0
         for x, y in batches:
-            right += int((network(x).argmax(1) == y).sum())
+            right.append((network(x).argmax(1) == y).sum())
             seen += len(y)
     finally:
         network.train(training)
-    return right / max(1, seen)
+    return int(torch.stack(right).sum()) / seen if right else 0.0

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from splitgrow.continual import Joint, Study, Task, Training
+from splitgrow.continual.joint import _mixed
 from splitgrow.continual.lwf import _softened
+from splitgrow.continual.tasks import Batches
 from splitgrow.continual.training import cross_entropy
 
 
@@ -164,6 +166,26 @@ def test_joint_training_one_by_one_ends_as_all_at_once() -> None:
         made.learn(task(index))
     assert made.tasks == ("task 0", "task 1")
     assert made.evaluate(task(0).test, task="task 0") >= 0.3
+
+
+@pytest.mark.parametrize("kind", ["tensors", "tensor of indices", "examples"])
+def test_mixed_labels_of_one_byte_do_not_begin_anew(kind: str) -> None:
+    x, y = torch.randn(2, 3), torch.tensor([0, 199], dtype=torch.uint8)
+
+    class Data(Dataset[Any]):
+        takes_tensors = kind == "tensor of indices"
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: Any) -> Any:
+            return x[index], y[index]
+
+    data: Any = (x, y) if kind == "tensors" else Data()
+    mixed: Any = _mixed([Task("a", 200, data), Task("b", 200, data)])
+    everything = Batches(mixed, 4, torch.device("cpu"))
+    assert [label for _, part in everything for label in part.tolist()] == [0, 199, 200, 399]
+    assert y.add(200).tolist() != [200, 399]  # what bytes would make of it
 
 
 def test_joint_training_needs_data_that_can_be_mixed() -> None:

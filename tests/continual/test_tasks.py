@@ -125,6 +125,10 @@ X, Y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.long)
         (("a", 2, 5), TypeError, "must be a Dataset, a DataLoader or two tensors"),
         (("a", 2, None), TypeError, "must be a Dataset"),
         (("a", 2, (X[:0], Y[:0])), ValueError, "it is empty"),
+        (("a", 2, (X, Y + 2)), ValueError, "train data of task 'a': labels from 2 to 2 are not"),
+        (("a", 2, (X, Y), None, (X, Y - 1)), ValueError, "labels from -1 to -1 are not those of 2"),
+        (("a", 2, (X, Y.float())), TypeError, "labels must be integers from 0 on, got torch.float"),
+        (("a", 2, (X, Y > 0)), TypeError, "labels must be integers from 0 on, got torch.bool"),
         (("a", 2, (X, Y), (X, Y[:2])), ValueError, "test data of task 'a'"),
         (("a", 2, (X, Y), None, 3), TypeError, "validation data of task 'a'"),
     ],
@@ -134,6 +138,25 @@ def test_a_task_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(error, match=reason):
         Task(*arguments)
+
+
+def test_labels_may_be_integers_of_any_size() -> None:
+    plain, other = learner("packnet"), learner("packnet")
+    x, y = task(0).train[:]
+    plain.learn(Task("a", 2, (x, y)))
+    other.learn(Task("a", 2, (x, y.to(torch.int32))))
+    probe = images(5, 8)
+    assert torch.equal(plain.predict(probe, task="a"), other.predict(probe, task="a"))
+
+
+def test_a_loader_without_batches_is_refused() -> None:
+    class Nothing(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(())
+
+    empty: DataLoader[Any] = DataLoader(Nothing(), batch_size=4)
+    with pytest.raises(ValueError, match="the training data have no batch"):
+        learner("packnet").learn(Task("a", 2, empty, validation=(X, Y)))
 
 
 def test_what_cannot_be_learned_is_refused_and_the_learner_stays() -> None:
@@ -150,7 +173,13 @@ def test_what_cannot_be_learned_is_refused_and_the_learner_stays() -> None:
     with pytest.raises(ValueError, match="no test data to decide on"):
         learner("packnet", decide_on="test").learn(Task("b", 2, task(1).train))
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
-        made.learn(Task("b", 2, (images(0, 20), torch.full((20,), 7))))
+        made.learn(Task("b", 2, Watched(images(0, 20), torch.full((20,), 7))))
+    for wrong, error, reason in (
+        (torch.zeros(20), TypeError, "labels must be integers from 0 on, got torch.float32"),
+        (torch.zeros(20, 1).long(), ValueError, r"one integer an example, got \(\d+, 1\)"),
+    ):
+        with pytest.raises(error, match=reason):
+            made.learn(Task("b", 2, Watched(images(0, 20), wrong)))
     with pytest.raises(FloatingPointError, match="a lower learning rate may help"):
         made.learn(Task("b", 2, (images(0, 20) * float("inf"), torch.zeros(20).long())))
     assert made.tasks == ("task 0",)
