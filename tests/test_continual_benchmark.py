@@ -21,6 +21,7 @@ from benchmarks.continual.jobs import Job
 from benchmarks.continual.picture import Row, described, picture, rows, rows_of
 from benchmarks.continual.results import (
     FOLDER,
+    OTHER_DAY,
     PAGE,
     RESULTS,
     TUNING,
@@ -256,6 +257,11 @@ def test_the_page_has_means_with_their_spread_and_the_pairs(tmp_path: Path) -> N
     ours = "| ewc | 85.0 (80.0 to 90.0) | avalanche ewc"
     assert f"{ours} | 80.0 (77.0 to 83.0) | +5.0 (+3.0 to +7.0) | 0.50 |" in text
     assert "| cpg | 0.50 | 0.25 | 1e-06 |" in text
+    assert OTHER_DAY not in text
+    later = page([*runs[:-1], replace(runs[-1], measured="2000-01-02")], where)
+    assert "| cpg | 95.0 | 10.0 | 1.50 | 2.00 | 20 of 20 | 1.7 min † | 1 |" in later
+    assert later.count(" †") == 1
+    assert "the other rows (2000-01-02)" in later
     assert text.index("| cpg | 95") < text.index("| ewc | 85") < text.index("| avalanche ewc | 80")
 
 
@@ -263,7 +269,7 @@ def test_the_picture_shows_what_it_says_it_shows_and_equal_rows_give_equal_bytes
     runs = [found("ewc", 0, 0.80, 10.0), found("ewc", 1, 0.90, 30.0), found("cpg", 0, 0.95, 100.0)]
     shown = rows(runs)
     assert [row.name for row in shown] == ["ewc", "cpg"]
-    ewc = Row("ewc", 85.0, 80.0, 90.0, 90.0, 2.0, 20.0)
+    ewc = Row("ewc", 85.0, 80.0, 90.0, 90.0, 2.0, 20.0, other_day=False)
     assert astuple(shown[0]) == ("ewc", *map(pytest.approx, astuple(ewc)[1:]))
     drawn = picture(shown, LIGHT)
     with Image.open(io.BytesIO(drawn)) as image:

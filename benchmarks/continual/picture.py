@@ -11,7 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from benchmarks.continual.results import FOLDER, Found, by_contestant, picture_of
+from benchmarks.continual.results import (
+    FOLDER,
+    OTHER_DAY,
+    Found,
+    by_contestant,
+    other_days,
+    picture_of,
+)
 from benchmarks.continual.suites import SUITES, Suite
 from splitgrow.cli.themes import LIGHT, Theme, plain, png, sheet
 
@@ -30,6 +37,7 @@ class Row:
         learned: The accuracy of every task when it was learned, in percent.
         megabytes: All tasks' networks, masks counted.
         seconds: How long learning took.
+        other_day: Whether on another day than most.
     """
 
     name: str
@@ -39,11 +47,12 @@ class Row:
     learned: float
     megabytes: float
     seconds: float
+    other_day: bool
 
 
 def rows(found: Sequence[Found]) -> list[Row]:
     """The rows of a picture, the most accurate last."""
-    shown = []
+    shown, others = [], other_days(found) if found else {}
     for name, runs in by_contestant(found).items():
         values = [100 * run.accuracy for run in runs]
         row = Row(
@@ -54,6 +63,7 @@ def rows(found: Sequence[Found]) -> list[Row]:
             learned=100 * statistics.fmean(run.learned for run in runs),
             megabytes=statistics.fmean(run.megabytes or 0.0 for run in runs),
             seconds=statistics.fmean(run.seconds for run in runs),
+            other_day=name in others,
         )
         shown.append(row)
     return sorted(shown, key=lambda row: (row.accuracy, row.name))
@@ -88,7 +98,8 @@ def picture(rows: Sequence[Row], theme: Theme) -> bytes:
         accuracy.plot(row.learned, at, "o", ms=6, mfc=theme.paper, color=colour)
         for axes, value in ((accuracy, row.accuracy), (size, row.megabytes), (time, row.seconds)):
             axes.plot(value, at, "o", ms=6, color=colour)
-    accuracy.set_yticks(range(len(rows)), labels=[row.name for row in rows])
+    names = [row.name + OTHER_DAY * row.other_day for row in rows]
+    accuracy.set_yticks(range(len(rows)), labels=names)
     _finish(accuracy, "accuracy in percent", theme)
     for axes, name in ((size, "MB, masks counted"), (time, "seconds of learning")):
         _finish(axes, name, theme)
@@ -97,9 +108,13 @@ def picture(rows: Sequence[Row], theme: Theme) -> bytes:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
     figure.legend(
-        handles=_legend(theme), loc="outside lower center", ncols=4, frameon=False, fontsize=8,
+        handles=_legend(theme, rows),
+        loc="outside lower center",
+        ncols=5,
+        frameon=False,
+        fontsize=8,
         labelcolor=theme.ink,
-    )  # fmt: skip
+    )
     return png(figure, description=described(rows))
 
 
@@ -108,13 +123,16 @@ def _finish(axes: Axes, text: str, theme: Theme) -> None:
     axes.set_xlabel(text, color=theme.ink)
 
 
-def _legend(theme: Theme) -> list[Line2D]:
+def _legend(theme: Theme, rows: Sequence[Row]) -> list[Line2D]:
     def mark(name: str, colour: str, face: str) -> Line2D:
         return Line2D([], [], marker="o", ls="", ms=6, color=colour, mfc=face, label=name)
 
-    return [
+    found = [
         mark("splitgrow", theme.train, theme.train),
         mark("Avalanche", theme.test, theme.test),
         mark("when learned", theme.ink, theme.paper),
         Line2D([], [], color=theme.ink, lw=5, alpha=0.35, label="over seeds"),
     ]
+    if any(row.other_day for row in rows):
+        found.append(Line2D([], [], ls="", label=f"{OTHER_DAY.strip()} time of another day"))
+    return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,6 +44,7 @@ class Found:
         difference: The largest difference of outputs once dead units are taken out.
         settings: What was chosen.
         notes: What is to be known of it.
+        measured: The day on which the run ended; empty if it is not known.
     """
 
     suite: str
@@ -60,6 +63,7 @@ class Found:
     difference: float | None = None
     settings: dict[str, Any]
     notes: tuple[str, ...] = ()
+    measured: str = ""
 
 
 def found_of(job: Job) -> Found:
@@ -87,6 +91,7 @@ def _ours(job: Job) -> Found:
         ),
         difference=max(n.difference for n in run.networks),
         settings={**asdict(run.settings), "data": run.dataset, "versions": run.versions},
+        measured=_day(job.results),
     )
 
 
@@ -109,7 +114,12 @@ def _peer(job: Job) -> Found:
         tasks=len(last),
         settings=document["settings"],
         notes=tuple(document["notes"]),
+        measured=_day(job.results),
     )
+
+
+def _day(path: Path) -> str:
+    return datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()
 
 
 def write_results(path: Path, found: Sequence[Found], machine: dict[str, Any]) -> None:
@@ -176,9 +186,28 @@ This page is made from `benchmarks/results/continual.json` by
 """
 
 
+def other_days(found: Sequence[Found]) -> dict[str, list[str]]:
+    """The contestants of a suite that did not run on the day on which most runs were made.
+
+    Returns:
+        Their days. A machine that many share is not as fast on every day.
+    """
+    usual = Counter(each.measured for each in found).most_common(1)[0][0]
+    days = {name: {run.measured for run in runs} for name, runs in by_contestant(found).items()}
+    return {name: sorted(own) for name, own in days.items() if own != {usual}}
+
+
 def picture_of(suite: Suite) -> str:
     """The name of the file of its picture."""
     return f"continual-{suite.name}.png"
+
+
+OTHER_DAY = " †"
+_OTHER_DAYS = (
+    "Not all of these runs were made on the day of the other rows ({days}), and the machine is not "
+    "as fast on every day: their times are not to be compared with the others. Pairs below are of "
+    "one day."
+)
 
 
 def _suite(suite: Suite, found: Sequence[Found]) -> str:
@@ -195,6 +224,7 @@ def _suite(suite: Suite, found: Sequence[Found]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     rows = sorted(by_contestant(found).items(), key=lambda pair: -_mean(pair[1], "accuracy"))
+    others = other_days(found)
     for name, runs in rows:
         weights = _mean_or_none(runs, "expansion")
         unchanged = sum(run.unchanged or 0 for run in runs)
@@ -203,8 +233,12 @@ def _suite(suite: Suite, found: Sequence[Found]) -> str:
             f"| {'' if weights is None else f'{weights:.2f}'} "
             f"| {_mean_or_none(runs, 'megabytes') or 0:.2f} "
             f"| {unchanged} of {sum(run.tasks for run in runs)} "
-            f"| {duration(_mean(runs, 'seconds'))} | {len(runs)} |"
+            f"| {duration(_mean(runs, 'seconds'))}{OTHER_DAY if name in others else ''} "
+            f"| {len(runs)} |"
         )
+    if others:
+        days = ", ".join(sorted({day for own in others.values() for day in own}))
+        lines += ["", f"{OTHER_DAY.strip()} {_OTHER_DAYS.format(days=days)}"]
     return "\n".join([*lines, ""])
 
 
