@@ -258,10 +258,13 @@ def test_the_page_has_means_with_their_spread_and_the_pairs(tmp_path: Path) -> N
     assert f"{ours} | 80.0 (77.0 to 83.0) | +5.0 (+3.0 to +7.0) | 0.50 |" in text
     assert "| cpg | 0.50 | 0.25 | 1e-06 |" in text
     assert OTHER_DAY not in text
-    later = page([*runs[:-1], replace(runs[-1], measured="2000-01-02")], where)
+    # Times of another day are marked, and left out where there are some of the same day.
+    other = {"measured": "2000-01-02"}
+    later = page([replace(runs[0], **other), *runs[1:-1], replace(runs[-1], **other)], where)
     assert "| cpg | 95.0 | 10.0 | 1.50 | 2.00 | 20 of 20 | 1.7 min † | 1 |" in later
+    assert "| 4.4 min | 3 |" in later
     assert later.count(" †") == 1
-    assert "the other rows (2000-01-02)" in later
+    assert "† Of 2000-01-02; all other times" in later
     assert text.index("| cpg | 95") < text.index("| ewc | 85") < text.index("| avalanche ewc | 80")
 
 

@@ -16,8 +16,9 @@ from benchmarks.continual.results import (
     OTHER_DAY,
     Found,
     by_contestant,
-    other_days,
     picture_of,
+    seconds_of,
+    usual_day,
 )
 from benchmarks.continual.suites import SUITES, Suite
 from splitgrow.cli.themes import LIGHT, Theme, plain, png, sheet
@@ -37,7 +38,7 @@ class Row:
         learned: The accuracy of every task when it was learned, in percent.
         megabytes: All tasks' networks, masks counted.
         seconds: How long learning took.
-        other_day: Whether on another day than most.
+        other_day: Whether that is of another day than the others'.
     """
 
     name: str
@@ -52,9 +53,10 @@ class Row:
 
 def rows(found: Sequence[Found]) -> list[Row]:
     """The rows of a picture, the most accurate last."""
-    shown, others = [], other_days(found) if found else {}
+    shown = []
     for name, runs in by_contestant(found).items():
         values = [100 * run.accuracy for run in runs]
+        seconds, then = seconds_of(runs, usual_day(found))
         row = Row(
             name=name,
             accuracy=statistics.fmean(values),
@@ -62,8 +64,8 @@ def rows(found: Sequence[Found]) -> list[Row]:
             most=max(values),
             learned=100 * statistics.fmean(run.learned for run in runs),
             megabytes=statistics.fmean(run.megabytes or 0.0 for run in runs),
-            seconds=statistics.fmean(run.seconds for run in runs),
-            other_day=name in others,
+            seconds=seconds,
+            other_day=not then,
         )
         shown.append(row)
     return sorted(shown, key=lambda row: (row.accuracy, row.name))

@@ -186,15 +186,19 @@ This page is made from `benchmarks/results/continual.json` by
 """
 
 
-def other_days(found: Sequence[Found]) -> dict[str, list[str]]:
-    """The contestants of a suite that did not run on the day on which most runs were made.
+def usual_day(found: Sequence[Found]) -> str:
+    """The day on which most of some runs were made."""
+    return Counter(each.measured for each in found).most_common(1)[0][0]
 
-    Returns:
-        Their days. A machine that many share is not as fast on every day.
+
+def seconds_of(runs: Sequence[Found], day: str) -> tuple[float, bool]:
+    """How long runs took on a day, on average, and whether any was made on it.
+
+    If none was, how long they took on others: a machine that many share is not as fast on every
+    day.
     """
-    usual = Counter(each.measured for each in found).most_common(1)[0][0]
-    days = {name: {run.measured for run in runs} for name, runs in by_contestant(found).items()}
-    return {name: sorted(own) for name, own in days.items() if own != {usual}}
+    then = [run.seconds for run in runs if run.measured == day]
+    return statistics.fmean(then or [run.seconds for run in runs]), bool(then)
 
 
 def picture_of(suite: Suite) -> str:
@@ -204,9 +208,8 @@ def picture_of(suite: Suite) -> str:
 
 OTHER_DAY = " †"
 _OTHER_DAYS = (
-    "Not all of these runs were made on the day of the other rows ({days}), and the machine is not "
-    "as fast on every day: their times are not to be compared with the others. Pairs below are of "
-    "one day."
+    "Of {days}; all other times are of {usual}. The machine is not as fast on every day, so these "
+    "are not to be compared with the others."
 )
 
 
@@ -224,21 +227,23 @@ def _suite(suite: Suite, found: Sequence[Found]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     rows = sorted(by_contestant(found).items(), key=lambda pair: -_mean(pair[1], "accuracy"))
-    others = other_days(found)
+    usual, others = usual_day(found), set()
     for name, runs in rows:
         weights = _mean_or_none(runs, "expansion")
         unchanged = sum(run.unchanged or 0 for run in runs)
+        seconds, then = seconds_of(runs, usual)
+        if not then:
+            others |= {run.measured for run in runs}
         lines.append(
             f"| {name} | {_percent(runs, 'accuracy')} | {_percent(runs, 'forgetting')} "
             f"| {'' if weights is None else f'{weights:.2f}'} "
             f"| {_mean_or_none(runs, 'megabytes') or 0:.2f} "
             f"| {unchanged} of {sum(run.tasks for run in runs)} "
-            f"| {duration(_mean(runs, 'seconds'))}{OTHER_DAY if name in others else ''} "
-            f"| {len(runs)} |"
+            f"| {duration(seconds)}{'' if then else OTHER_DAY} | {len(runs)} |"
         )
     if others:
-        days = ", ".join(sorted({day for own in others.values() for day in own}))
-        lines += ["", f"{OTHER_DAY.strip()} {_OTHER_DAYS.format(days=days)}"]
+        days = ", ".join(sorted(others))
+        lines += ["", f"{OTHER_DAY.strip()} {_OTHER_DAYS.format(usual=usual, days=days)}"]
     return "\n".join([*lines, ""])
 
 
