@@ -23,7 +23,8 @@ from benchmarks.continual.results import (
 from benchmarks.continual.suites import SUITES, Suite
 from splitgrow.cli.themes import LIGHT, Theme, plain, png, sheet
 
-_OFTEN = (1.0, 2.0, 5.0)
+_WIDE = 30.0
+"""From this ratio of the largest to the smallest on, powers of ten alone are marked."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,7 @@ def picture(rows: Sequence[Row], theme: Theme) -> bytes:
     _finish(accuracy, "accuracy in percent", theme)
     for axes, name in ((size, "MB, masks counted"), (time, "seconds of learning")):
         _finish(axes, name, theme)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=_OFTEN, numticks=5))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        _in_powers(axes)
     figure.legend(
         handles=_legend(theme, rows),
         loc="outside lower center",
@@ -118,6 +116,15 @@ def picture(rows: Sequence[Row], theme: Theme) -> bytes:
         labelcolor=theme.ink,
     )
     return png(figure, description=described(rows))
+
+
+def _in_powers(axes: Axes) -> None:
+    least, most = axes.dataLim.intervalx
+    axes.set_xscale("log")
+    subs = (1.0,) if most > _WIDE * least else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=5))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _finish(axes: Axes, text: str, theme: Theme) -> None:
