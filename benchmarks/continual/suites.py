@@ -125,7 +125,6 @@ OURS = (
     Contestant("progressive", "progressive", {"column": 0.25}),
     Contestant("progressive, mlp", "progressive", {"column": 1.0}, backbone="mlp"),
     Contestant("den", "den", {"largest": 1.5}),
-    Contestant("den, drift 0.03", "den", {"largest": 1.5, "drift": 0.03}, only=("glyph100",)),
     Contestant("pack-and-expand", "pack-and-expand"),
     Contestant("cpg", "cpg"),
     Contestant("cpg, test", "cpg", decide_on="test", only=("glyph100",)),
