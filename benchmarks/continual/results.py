@@ -73,6 +73,7 @@ def found_of(job: Job) -> Found:
 
 def _ours(job: Job) -> Found:
     run = read_outcome(job.results)
+    whole = run.networks[-1].parameters
     return Found(
         suite=job.suite.name,
         contestant=job.contestant.name,
@@ -85,7 +86,7 @@ def _ours(job: Job) -> Found:
         seconds=run.seconds,
         unchanged=sum(run.unchanged),
         tasks=len(run.tasks),
-        smaller=statistics.fmean(n.compact / n.whole for n in run.networks),
+        smaller=statistics.fmean(n.compact / whole for n in run.networks),
         faster=statistics.median(
             n.compact_milliseconds / n.whole_milliseconds for n in run.networks
         ),

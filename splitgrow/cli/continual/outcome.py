@@ -56,17 +56,15 @@ class NetworkOutcome:
 
     Attributes:
         task: The task's name.
-        whole: How many parameters the last task's plain network has, the largest of all.
-        parameters: How many this one has.
+        parameters: How many parameters it has; the last task's is the whole network.
         compact: How many once dead units are taken out.
-        whole_milliseconds: For a batch, of the last task's.
+        whole_milliseconds: For a batch, of the whole network.
         milliseconds: Of this one.
         compact_milliseconds: Once dead units are taken out.
         difference: How far the outputs differ once they are, relative to the largest.
     """
 
     task: str
-    whole: int
     parameters: int
     compact: int
     whole_milliseconds: float

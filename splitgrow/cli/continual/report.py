@@ -67,7 +67,7 @@ first.</figcaption></figure>
 <h2>Their networks, made plain</h2>
 <p>Every task's network is a plain model of its own. Units that nothing reads or that are always
 zero are then taken out. The last task's, with all of its units, is the whole network: it has
-{outcome.networks[-1].whole:,} parameters.</p>
+{outcome.networks[-1].parameters:,} parameters.</p>
 {_networks(outcome)}"""
 
 

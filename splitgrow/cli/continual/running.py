@@ -204,7 +204,6 @@ class Run:
         scale = max(float(expected.abs().max()), 1e-30)
         return NetworkOutcome(
             task=task.name,
-            whole=_size(last),
             parameters=_size(own),
             compact=_size(compact),
             whole_milliseconds=milliseconds[0],
