@@ -61,7 +61,7 @@ def apply_(
     with Undo() as undo, undo:
         edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
         if before is not None:
-            before.check(model, history, undo)
+            before.check(model, history)
         return edit
 
 
