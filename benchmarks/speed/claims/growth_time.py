@@ -188,7 +188,7 @@ def _widen(
 
 CLAIM = Claim(
     "growth-time",
-    "The time of one growth with an optimizer and `check=False`: a layer, or all; beside it torch.cat by hand with "
-    "a new optimizer, and gromo",
+    "The time of one growth with an optimizer and `check=False`: a layer, or all; beside it "
+    "torch.cat by hand with a new optimizer, and gromo",
     run,
 )
