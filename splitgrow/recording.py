@@ -33,7 +33,7 @@ from splitgrow.leaves import (
 from splitgrow.outputs import OpaqueError, tensors_in
 from splitgrow.places import place_of_caller, place_of_error
 from splitgrow.results import result_of_function, result_of_leaf
-from splitgrow.rules.targets import target_of
+from splitgrow.rules.targets import HANDS_OUT_MEMORY, target_of
 from splitgrow.steps import Ref, Source, Step, mapped, untracked
 from splitgrow.tracked import Tracked
 from splitgrow.undisturbed import ignore_warnings_, undisturb_
@@ -320,6 +320,8 @@ class Recorder(TorchFunctionMode):
         if self.inside:
             return func(*args, **kwargs)
         name, target, seen = target_of(func, args)
+        if name in HANDS_OUT_MEMORY and args and isinstance(args[0], FakeTensor):
+            raise RuntimeError(f"`{name}` hands out memory, and a fake tensor has none")
         plain, named = untracked(args), untracked(kwargs)
         result = result_of_function(func, plain, named)
         if result is None:
