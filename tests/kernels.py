@@ -33,6 +33,7 @@ Kernel = Callable[..., Any]
 
 VARIABLE = "SPLITGROW_TEST_KERNELS"
 _ALIGNMENT = 64
+_NUDGED = (torch.float32, torch.float64)
 _installed: list[torch.library.Library] = []
 
 
@@ -74,8 +75,11 @@ def turned(tensor: Tensor, dim: int, number: int) -> Tensor:
 
 
 def nudged(result: Any, number: int) -> Any:
-    """A result with some values off by an ulp or two, but for whole numbers."""
-    if not isinstance(result, Tensor) or not result.is_floating_point() or not result.numel():
+    """A result with some values off by an ulp or two, but for whole numbers.
+
+    Not of half precision, where kernels add in single precision and round once.
+    """
+    if not isinstance(result, Tensor) or result.dtype not in _NUDGED or not result.numel():
         return result
     at = torch.arange(result.numel()).mul_(number | 1).add_(number)
     ulps = at.bitwise_right_shift_(3).remainder_(3).sub_(1).to(result.dtype).view(result.shape)
@@ -121,7 +125,7 @@ _OPS: dict[str, Callable[..., Any]] = {
             *("native_layer_norm_backward", "native_group_norm_backward"),
             *("native_batch_norm_backward", "_native_batch_norm_legit"),
             *("sum", "sum.dim_IntList", "mean", "mean.dim", "var.correction"),
-            *("linalg_vector_norm", "cumsum", "avg_pool2d", "_adaptive_avg_pool2d"),
+            *("linalg_vector_norm", "cumsum"),
             *("_softmax", "_log_softmax", "logsumexp", "exp", "log", "tanh", "sigmoid", "erf"),
             *("gelu", "silu", "mish", "elu", "softplus", "sin", "cos", "pow.Tensor_Scalar"),
         ),
