@@ -21,6 +21,7 @@ from splitgrow.handled import HISTORY, history_of
 from splitgrow.history import History, grown_elsewhere, structure
 from splitgrow.journal.state_dicts import check_fit, follow_, put_journal, take_journal
 from splitgrow.places import levels_to_caller
+from splitgrow.states import moved
 from splitgrow.undisturbed import keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile, Undo
 from splitgrow.wrapping import is_sharded
@@ -132,6 +133,7 @@ def _carry_on(history: History, old: History) -> None:
     history.edits, history.generation = old.edits, old.generation
     history.exact_from, history.frozen = old.exact_from, old.frozen
     history.narrower, history.shares = old.narrower, old.shares
+    history.states = old.states
     if history.modules != old.modules:
         # Closed generations held modules that are gone.
         history.exact_from = history.generation
@@ -288,6 +290,22 @@ def _load_state_dict(
             return super(cls, self).load_state_dict(state, strict, **kwargs)
 
 
+def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
+    """Moves or converts the tensors, those that closed generations hold among them.
+
+    Raises:
+        SplitGrowError: If an earlier generation is being shown.
+    """
+    cls: Any = _made_here(self)
+    history: History | None = vars(self).get(HISTORY)
+    if history is not None:
+        history.refuse_while_viewing("move or convert the model")
+    applied: nn.Module = super(cls, self)._apply(fn, *args, **kwargs)
+    if history is not None:
+        moved(history.states, fn)
+    return applied
+
+
 def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
     """As `_load_state_dict` does, where the model is part of one that is loaded."""
     cls: Any = _made_here(self)
@@ -353,6 +371,7 @@ def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Mod
             "__qualname__": original.__qualname__,
             "__doc__": original.__doc__,
             "__reduce_ex__": _reduce,
+            "_apply": _apply,
             "state_dict": _state_dict,
             "load_state_dict": _load_state_dict,
             "_load_from_state_dict": _load_from_state_dict,
