@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -287,6 +288,9 @@ def _load_state_dict(
             follow_(self, journal, state, "", undo)
             if journal.edits and strict:
                 check_fit(self, state)
+            history = history_of(self)
+            meanwhile.on_failure(partial(setattr, history, "loading", history.loading))
+            history.loading = True
             return super(cls, self).load_state_dict(state, strict, **kwargs)
 
 
@@ -314,8 +318,9 @@ def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: 
         gate.refuse_if_shown(what)
         with gate.lock, Meanwhile() as meanwhile, meanwhile:
             close_(self, gate, what, meanwhile)
-            with Undo() as undo, undo:
-                follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
+            if not history_of(self).loading:
+                with Undo() as undo, undo:
+                    follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
     except SplitGrowError as error:
         args[-1].append(str(error))  # torch raises all that it finds there
     super(cls, self)._load_from_state_dict(state_dict, prefix, *args)

@@ -43,6 +43,7 @@ class History:
         states: What modules held when a generation was closed, by generation.
         viewing: Whether an earlier generation is being shown.
         gate: Which thread has the model to itself, if one has.
+        loading: Whether a state_dict is being loaded whose journal was followed already.
     """
 
     graph: ChannelGraph
@@ -57,6 +58,7 @@ class History:
     states: dict[int, list[State]] = field(default_factory=dict)
     narrower: tuple[tuple[int, tuple[Any, ...]], ...] = ()
     gate: Gate = field(default_factory=Gate)
+    loading: bool = False
 
     def inputs_at(self, view: int | None) -> tuple[Any, ...]:
         """Example inputs for the model as it was after an edit; None: as it is now."""

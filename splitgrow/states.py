@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from splitgrow.deepened import Deepened
 from splitgrow.fading import FadeIn
 from splitgrow.split import SplitLayer
+from splitgrow.undisturbed import objects_of
 from splitgrow.undo import Undo
 
 BUFFERS = "_buffers"
@@ -86,9 +86,8 @@ def owners_of(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     if type(module).__module__.startswith("splitgrow.") and not _is_wrapper(module):
         return
     yield "", vars(module)
-    for name, value in vars(module).items():
-        if name not in _TORCHS and _is_object(value):
-            yield name, vars(value)
+    for name, value in objects_of(module).items():
+        yield name, vars(value)
 
 
 def owner_of(module: nn.Module, owner: str) -> dict[str, Any] | None:
@@ -102,17 +101,6 @@ def _is_wrapper(module: nn.Module) -> bool:
 
 _TORCHS = frozenset(vars(nn.Module()))
 _OURS = frozenset(("view", "tensor_result", "answers", "blocks", "inserted", "_runner"))
-_NO_OBJECTS = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, Enum)
-
-
-def _is_object(value: Any) -> bool:
-    """Whether a value is an object of a class of its own, with attributes."""
-    if isinstance(value, _NO_OBJECTS) or not hasattr(value, "__dict__"):
-        return False
-    source = type(value).__module__
-    return source not in {"builtins", "functools"} and not source.startswith(
-        ("splitgrow.", "torch.")
-    )
 
 
 def may_hold(module: nn.Module, owner: str, name: str) -> bool:
