@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from splitgrow.composition import Block, BlockKind, Composition
-from splitgrow.kinds import LayerKind, kind_of
+from splitgrow.kinds import LayerKind, entry_of
 from splitgrow.layouts import Layout
 from splitgrow.running import LayerRun, Runner
 from splitgrow.whole import make_dense_
@@ -54,9 +54,7 @@ class SplitLayer(nn.ModuleList):
     @property
     def kind(self) -> LayerKind:
         """The entry for the type of its blocks."""
-        kind = kind_of(self.original)
-        assert kind is not None, type(self.original)
-        return kind
+        return entry_of(self.original)
 
     @property
     def ran(self) -> LayerRun | None:

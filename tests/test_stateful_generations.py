@@ -529,11 +529,16 @@ def test_a_failed_growth_takes_nothing_down(monkeypatch: Any) -> None:
 def test_what_fails_inside_leaves_what_was_there() -> None:
     model, before = grown("object")
     today, kept = output(model), held(model)
-    with pytest.raises(ZeroDivisionError), model.at(0):
-        model.eval()(X)
-        model.between.tracker.steps = 100
-        model.made_inside = 3
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with model.at(0):
+            model.eval()(X)
+            model.between.tracker.steps = 100
+            model.made_inside = 3
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert torch.equal(output(model), today)
     assert same_objects(held(model), kept)
     assert torch.equal(shown(model, 0), before[0])
