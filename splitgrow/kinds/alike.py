@@ -217,10 +217,14 @@ class Registered(Alike):
             names = self.base.tensors(module)
         except Exception as error:  # noqa: BLE001 - whatever reading its attributes leads to
             return f"one could not be made like it ({type(error).__name__}: {error})"
+        # Not asked of the module itself, which while torch.fx traces it answers for its tensors.
+        held = {**vars(module), **module._parameters, **module._buffers}  # noqa: SLF001
         for name in names:
-            own, expected = getattr(module, name, ...), getattr(plain, name)
-            if own is ...:
+            if name not in held and hasattr(type(module), name):
+                continue  # made anew for each call
+            if name not in held:
                 return f"it has no `{name}`"
+            own, expected = held[name], getattr(plain, name)
             shapes = [None if t is None else tuple(t.shape) for t in (own, expected)]
             if shapes[0] != shapes[1]:
                 return f"its `{name}` is {shapes[0]}, which would be {shapes[1]} there"
@@ -313,8 +317,9 @@ def unregister_layer(layer: type[nn.Module] | str | LayerKind) -> None:
         >>> splitgrow.register_layer(Shifted, like=torch.nn.Linear)
         >>> splitgrow.unregister_layer(Shifted)
         >>> net = torch.nn.Sequential(Shifted(2, 3), torch.nn.Linear(3, 1))
-        >>> splitgrow.growable(net, torch.ones(1, 2)).layers[0].growable
-        False
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))
+        >>> [layer.name for layer in net.layers if layer.growable]
+        ['1']
     """
     if isinstance(layer, LayerKind):
         remove_kind(layer.layers)

@@ -372,7 +372,8 @@ class _Embedding(LayerKind):
         names += ["mode", "include_last_offset"] if layer is nn.EmbeddingBag else []
         arguments: dict[str, Any] = {name: getattr(module, name) for name in names}
         placement = _placement(module, options)
-        return layer(module.num_embeddings, sizes[1], **arguments, **placement)
+        made: nn.Module = layer(module.num_embeddings, sizes[1], **arguments, **placement)
+        return made
 
     def limits(self, module: Stock) -> str:
         if module.max_norm is not None:
