@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
 
 from splitgrow.births import Births
-from splitgrow.errors import TraceError
+from splitgrow.errors import TraceError, UnsupportedLayerError
 from splitgrow.leaves import (
     LEAF_NUMBERS,
     as_if_resized,
@@ -116,7 +116,7 @@ def record(
     try:
         steps = _run(model, inputs, recorder, training=training, fake=False)
         return Recording(steps, False, recorder)
-    except MemoryError:
+    except (MemoryError, UnsupportedLayerError):
         raise
     except Exception as error:
         message = _failure(model, inputs, error, recorder.inside, training=training)

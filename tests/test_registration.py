@@ -145,7 +145,7 @@ FORMS: dict[str, tuple[type[nn.Module], Any, list[Any], Tensor]] = {
         Kernel1d,
         nn.Conv1d,
         [lambda: Kernel1d(3, 6, 3), nn.ReLU, lambda: Kernel1d(6, 2, 1)],
-        IMAGE[0],
+        IMAGE[:, :, 0],
     ),
     "transposed": (
         Transposed,
