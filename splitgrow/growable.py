@@ -60,6 +60,7 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
         TraceError: If the model's forward cannot be followed.
         UnsupportedModelError: If the model is wrapped, compiled, scripted or uninitialised, or has
             layers that grew as part of another model.
+        UnsupportedLayerError: If a layer is not what it was registered as.
 
     Example:
         >>> import torch, splitgrow

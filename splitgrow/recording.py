@@ -98,6 +98,7 @@ def record(
     Raises:
         ValueError: If the model does not run on the inputs.
         TraceError: If it does not run on tensors without values, and there are no others.
+        UnsupportedLayerError: If a layer is not what it was registered as.
         MemoryError: If there is too little memory.
     """
     _check_signature(model, inputs)
