@@ -141,9 +141,8 @@ class SplitLayer(nn.ModuleList):
         value = getattr(self.original, name)
         if isinstance(value, int) and not isinstance(value, bool):
             # A width, a number of groups: as the plain layer of this size has it.
-            return getattr(
-                self.kind.build(self.original, self.sizes(self.view), device="meta"), name
-            )
+            sized = self.kind.build(self.original, self.sizes(self.view), device="meta")
+            return getattr(sized, name, value)  # or the user's own number
         return value
 
 

@@ -299,7 +299,9 @@ def put_(states: Iterable[State], copies: Mapping[int, Any]) -> None:
     undo = Undo()  # nothing is taken back
     for state in states:
         copy = copies.get(id(state.module))
+        if type(copy) is not type(state.module):  # a grown layer that has become a stock one
+            continue
         for owner, values in state.values.items():
-            own = owner_of(copy, owner) if isinstance(copy, nn.Module) else None
+            own = owner_of(copy, owner)
             if own is not None:
                 _show_in(own, owner, state.module, copied(values, memo), undo)

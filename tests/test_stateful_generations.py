@@ -378,6 +378,7 @@ def test_a_merged_generation_is_the_same_to_the_bit(name: str) -> None:
     model, before = grown(name)
     for generation, expected in enumerate(before):
         merged = splitgrow.merge(model, generation=generation)
+        assert merged.mid.out_features == (6, 8, 9)[generation]
         assert torch.equal(output(merged), expected) or generation  # helpers add up otherwise
         assert torch.allclose(output(merged), expected, rtol=0, atol=1e-12)
     assert torch.equal(shown(model, 0), before[0])
@@ -559,3 +560,30 @@ def test_a_frozen_network_may_run_in_training_mode_inside() -> None:
     with model.at(0):
         model(X)
     assert torch.equal(shown(model, 0), before[0])
+
+
+class Outside(nn.Module):
+    """Keeps its counter on a layer that grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.first.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.first.calls += 1
+        return self.head(self.first(x)) / (1 + self.first.calls)
+
+
+def test_a_number_that_lies_on_a_grown_layer_is_that_of_the_generation() -> None:
+    torch.manual_seed(0)
+    model = splitgrow.growable(Outside().double(), X)
+    train(model)
+    before = output(model)
+    model.expand_layer("first", 2)
+    train(model)
+    today = output(model)
+    assert model.first.calls > 3
+    assert torch.equal(shown(model, 0), before)
+    assert torch.equal(output(model), today)
