@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
 
 from splitgrow.births import Births
-from splitgrow.errors import TraceError
+from splitgrow.errors import TraceError, UnsupportedLayerError
 from splitgrow.leaves import (
     LEAF_NUMBERS,
     as_if_resized,
@@ -98,6 +98,7 @@ def record(
     Raises:
         ValueError: If the model does not run on the inputs.
         TraceError: If it does not run on tensors without values, and there are no others.
+        UnsupportedLayerError: If a layer is not what it was registered as.
         MemoryError: If there is too little memory.
     """
     _check_signature(model, inputs)
@@ -116,7 +117,7 @@ def record(
     try:
         steps = _run(model, inputs, recorder, training=training, fake=False)
         return Recording(steps, False, recorder)
-    except MemoryError:
+    except (MemoryError, UnsupportedLayerError):
         raise
     except Exception as error:
         message = _failure(model, inputs, error, recorder.inside, training=training)
