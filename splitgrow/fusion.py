@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
+from splitgrow.deployed import held_against
 from splitgrow.errors import FusionError, TraceError
-from splitgrow.gate import close_
 from splitgrow.handled import history_of
-from splitgrow.history import History, view_
-from splitgrow.merging import merge
+from splitgrow.history import History
+from splitgrow.merging import merged
+from splitgrow.output_comparison import fitting
 from splitgrow.passes import PASSES
 from splitgrow.tracing import follow
-from splitgrow.undisturbed import keep_modes_, keep_surroundings_
-from splitgrow.undo import Meanwhile, Undo
-
-_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
-_COARSE = 5e-2  # half precision
-"""Above these a fusion is wrong; below, it is the rounding of its dtype through a deep network."""
+from splitgrow.undisturbed import keep_modes_
+from splitgrow.undo import Meanwhile
 
 
 def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True) -> Any:
@@ -67,13 +61,13 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
 
 
 def _fused(model: nn.Module, history: History, generation: int | None, *, check: bool) -> Any:
-    plain = merge(model, generation).eval()
-    inputs = _fitting(model, history.inputs_at(history.view_of(generation)))
+    plain = merged(model, history, generation, check=False).eval()
+    inputs = fitting(model, history.inputs_at(history.view_of(generation)))
     try:
         graph = follow(plain, inputs)
     except TraceError as error:
         warnings.warn(f"the model is merged, not fused: {error}", stacklevel=3)
-        return plain
+        return merged(model, history, generation, check=check).eval()
     fused = fx.GraphModule(plain, graph, class_name=type(model).__name__)
     for simplify in PASSES:
         simplify(fused)
@@ -84,60 +78,9 @@ def _fused(model: nn.Module, history: History, generation: int | None, *, check:
     fused.recompile()
     fused.eval()
     if check:
-        checked = _checked(model, history, fused, inputs, generation)
-        fused.meta["largest_difference"] = checked
+        verdict = held_against(model, history, generation, fused, "fuse")
+        if verdict.fault:
+            raise FusionError(f"the fused network {verdict.fault}; please report this")
+        if verdict.compared:
+            fused.meta["largest_difference"] = verdict.difference
     return fused
-
-
-def _fitting(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The example inputs on the device, and in the floating dtype, that the model has today."""
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if parameter is None:
-        return inputs
-
-    def fit(tensor: Tensor) -> Tensor:
-        dtype = parameter.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(parameter.device, dtype)
-
-    return pytree.tree_map_only(Tensor, fit, inputs)  # type: ignore[no-any-return]
-
-
-def _checked(
-    model: nn.Module,
-    history: History,
-    fused: nn.Module,
-    inputs: tuple[Any, ...],
-    generation: int | None,
-) -> float:
-    with Meanwhile() as meanwhile, meanwhile:
-        keep_surroundings_(model, meanwhile)
-        close_(model, history.gate, "fuse", meanwhile)
-        evaluate_(model, meanwhile)
-        if generation is not None:
-            view_(model, history, generation, meanwhile)
-        torch.set_grad_enabled(False)
-        expected = [t for t in pytree.tree_leaves(model(*inputs)) if isinstance(t, Tensor)]
-        actual = [t for t in pytree.tree_leaves(fused(*inputs)) if isinstance(t, Tensor)]
-    worst = 0.0
-    for ours, theirs in zip(actual, expected, strict=True):
-        if ours.shape != theirs.shape:
-            raise FusionError(f"outputs have shapes {ours.shape} and {theirs.shape}")
-        if not ours.numel():
-            continue
-        largest = max(theirs.abs().max().item(), torch.finfo(torch.float32).tiny)
-        difference = (ours.double() - theirs.double()).abs().max().item() / largest
-        tolerance = _TOLERANCES.get(theirs.dtype, _COARSE)
-        if not difference <= tolerance:
-            raise FusionError(
-                f"the fused network differs from the model by {difference:.1e} of its largest "
-                f"output, which is more than rounding ({tolerance:.0e}); please report this"
-            )
-        worst = max(worst, difference)
-    return worst
-
-
-def evaluate_(model: nn.Module, undo: Undo) -> None:
-    """Puts a model in evaluation mode, until that is taken back: each module's own flag is kept."""
-    for module in model.modules():
-        undo.on_failure(partial(setattr, module, "training", module.training))
-        module.training = False

@@ -18,18 +18,19 @@ FLOORS = (
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"}
     | {"steadiness"},
     {"steps", "composition", "generations", "fading", "removal", "connections"},
-    {"assembly", "blockwise", "vanishing"},
+    {"assembly", "blockwise", "vanishing", "hooks"},
     {"multiplied", "normalised"},
     {"merged"},
     {"running"},
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
+    {"unwrapping"},
     {"leaves", "results", "planning", "namesakes", "progressive"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
     {"recording", "tracing", "history", "refusals", "placing"}
     | {"liveness", "propagation", "output_comparison"},
     {"handled", "locating"},
-    {"unchanged"},
+    {"unchanged", "deployed"},
     {"widening", "growth"},
     {"analysis", "consolidation"},
     {"value_trials"},
