@@ -11,6 +11,7 @@ from splitgrow.deployed import held_against
 from splitgrow.errors import FusionError, TraceError
 from splitgrow.handled import history_of
 from splitgrow.history import History
+from splitgrow.hooks import carry_hooks_
 from splitgrow.merging import merged
 from splitgrow.output_comparison import fitting
 from splitgrow.passes import PASSES
@@ -69,6 +70,7 @@ def _fused(model: nn.Module, history: History, generation: int | None, *, check:
         warnings.warn(f"the model is merged, not fused: {error}", stacklevel=3)
         return merged(model, history, generation, check=check).eval()
     fused = fx.GraphModule(plain, graph, class_name=type(model).__name__)
+    carry_hooks_(plain, fused)
     for simplify in PASSES:
         simplify(fused)
     for node in fused.graph.nodes:

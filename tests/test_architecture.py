@@ -17,8 +17,11 @@ FLOORS = (
     {"silence", "layouts", "edits", "kinds", "folding", "execution"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"}
     | {"steadiness"},
-    {"steps", "composition", "generations", "fading", "removal", "connections"},
-    {"assembly", "blockwise", "vanishing", "hooks"},
+    {"steps", "composition", "generations", "fading", "connections"},
+    {"assembly", "blockwise", "hooks"},
+    {"readers"},
+    {"removal"},
+    {"vanishing"},
     {"multiplied", "normalised"},
     {"merged"},
     {"running"},
