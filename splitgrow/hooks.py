@@ -37,9 +37,9 @@ def _hooks_in(module: nn.Module, stores: tuple[str, ...]) -> dict[int, Any]:
     return found
 
 
-def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether hooks of the user's run when the module is called forward."""
-    return bool(_hooks_in(module, ("_forward_pre_hooks", "_forward_hooks")))
+def has_run_hooks(module: nn.Module) -> bool:
+    """Whether hooks of the user's run when the module is called, forward or backward."""
+    return bool(_hooks_in(module, _RUN))
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from itertools import count
 
 from torch import Tensor, fx, nn
 
-from splitgrow.hooks import has_hooks
+from splitgrow.hooks import has_run_hooks
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
@@ -72,7 +72,7 @@ class Readers:
 
 def is_free(module: nn.Module) -> bool:
     """Whether a module has no hooks, which would be lost with it, or see something else."""
-    return not any(map(has_hooks, module.modules()))
+    return not any(map(has_run_hooks, module.modules()))
 
 
 def free_path(network: fx.GraphModule, path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from splitgrow.errors import TraceError
-from splitgrow.hooks import has_hooks
+from splitgrow.hooks import has_run_hooks
 from splitgrow.kinds import kind_of
 from splitgrow.places import place_of_caller, place_of_error
 from splitgrow.results import result_of_leaf
@@ -24,8 +24,9 @@ from splitgrow.undo import Meanwhile
 class _Tracer(fx.Tracer):
     """Traces down to stock layers and other known ones, and remembers each op's place."""
 
-    def __init__(self) -> None:
+    def __init__(self, hooked: Collection[nn.Module]) -> None:
         super().__init__()
+        self._hooked = hooked
         # A buffer that forward updates in place must not be updated by tracing it.
         self.proxy_buffer_attributes = True
 
@@ -33,7 +34,7 @@ class _Tracer(fx.Tracer):
         """Stock modules, layers of a known kind, shared kernels and what has hooks stay whole."""
         known = kind_of(m) is not None or type(m) in SHARED_KERNELS
         # Hooks run where their module is called, so it has to be one.
-        return known or has_hooks(m) or super().is_leaf_module(m, module_qualified_name)
+        return known or m in self._hooked or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -72,10 +73,11 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
         for name, parameter in signature.parameters.items()
         if name not in given and parameter.default is not inspect.Parameter.empty
     }
+    hooked = {module for module in model.modules() if has_run_hooks(module)}
     try:
         with Meanwhile() as meanwhile, meanwhile:
             undisturb_(model, meanwhile)
-            graph = _Tracer().trace(model, concrete_args=defaults or None)
+            graph = _Tracer(hooked).trace(model, concrete_args=defaults or None)
             made = {key: value for key, value in vars(model).items() if _made_by_tracing(key)}
     except MemoryError:  # no fault of the model's
         raise
