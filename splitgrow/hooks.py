@@ -26,6 +26,8 @@ _OF_STATE = (
     "_load_state_dict_post_hooks",
 )
 _RUN = (*_BEFORE, *_BEHIND)
+HOOKS = (*_RUN, *_OF_STATE)
+"""The attributes of a module that hold its hooks."""
 
 
 def _hooks_in(module: nn.Module, stores: tuple[str, ...]) -> dict[int, Any]:
@@ -44,7 +46,7 @@ def has_run_hooks(module: nn.Module) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether the user has put any hooks on a module."""
-    return bool(_hooks_in(module, (*_RUN, *_OF_STATE)))
+    return bool(_hooks_in(module, HOOKS))
 
 
 def has_state_hooks(module: nn.Module) -> bool:
@@ -54,7 +56,7 @@ def has_state_hooks(module: nn.Module) -> bool:
 
 def only_computing_hooks(module: nn.Module) -> bool:
     """Whether all hooks on a module are those of weight norm, spectral norm or pruning."""
-    return all(map(_is_torchs, _hooks_in(module, (*_RUN, *_OF_STATE)).values()))
+    return all(map(_is_torchs, _hooks_in(module, HOOKS).values()))
 
 
 def computing_hooks(module: nn.Module) -> Iterator[Any]:

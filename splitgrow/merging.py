@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from splitgrow.attributes import hold_, numbers_at
@@ -58,7 +59,8 @@ def merge(model: nn.Module, generation: int | None = None, *, check: bool = True
         GenerationError: If the generation is no longer exact because of `unfreeze`.
         StructureChangedError: If the model was changed by hand since the generation was closed.
         UnsupportedModelError: If FSDP has sharded the model, or a single block of a grown layer has
-            hooks of its own, which no plain layer could run.
+            hooks of its own, which no plain layer could run, or something in the model cannot be
+            copied.
         SplitGrowError: If the model was never made growable.
 
     Example:
@@ -81,17 +83,23 @@ def merge(model: nn.Module, generation: int | None = None, *, check: bool = True
 
 
 def merged(model: nn.Module, history: History, generation: int | None, *, check: bool) -> nn.Module:
-    """As `merge` does it, by a thread that has the model to itself.
-
-    Raises:
-        MergeError: If it is checked, and computes something different.
-    """
+    """As `merge` does it, by a thread that has the model to itself."""
     history.refuse_while_viewing("merge")
     view = history.view_of(generation)
     shares = history.shares.get(generation or 0, ()) if view is not None else ()
-    plain = merged_at(model, history, view, dict(shares))
-    if not check:
-        return plain
+    with torch.inference_mode(mode=False):  # what is merged can be trained
+        plain = merged_at(model, history, view, dict(shares))
+    return checked_(plain, model, history, generation) if check else plain
+
+
+def checked_(
+    plain: nn.Module, model: nn.Module, history: History, generation: int | None
+) -> nn.Module:
+    """A merged model that was held against the one it is made from, and has no fades that are over.
+
+    Raises:
+        MergeError: If the two compute something different.
+    """
     with Undo() as undo, undo:
         # The model's own code may ask for more of a fade than its output: that is tried out.
         ended = end_own_fades_(plain, undo)

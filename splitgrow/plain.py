@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from splitgrow.deepened import Deepened
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.fading import FadeIn
-from splitgrow.hooks import carry_hooks_, computing_hooks
+from splitgrow.hooks import HOOKS, carry_hooks_, computing_hooks
 from splitgrow.split import SplitLayer
 from splitgrow.undo import Meanwhile, Undo
 from splitgrow.unwrapping import unwrap_
@@ -40,6 +40,10 @@ def plain_copy(
         shares: How far fades are to have come, where that is not as today. Of those that were
             inserted, and that are then over or have not begun, the path that counts is left; None
             to leave all fades as they are.
+
+    Raises:
+        UnsupportedModelError: If something in the module cannot be copied.
+        MemoryError: If there is too little memory.
     """
     for part in module.modules():
         if isinstance(part, SplitLayer):
@@ -51,7 +55,7 @@ def plain_copy(
                 finish(part, memo[id(part)])
         else:
             memo.update((id(made), made.detach().clone()) for made in _made_by_forward(part))
-    copied: nn.Module = copy.deepcopy(module, memo)
+    copied = _copied(module, memo)
     for part, twin in _twins(module, copied):
         memo[id(part)] = twin
         carry_hooks_(part, twin, memo)
@@ -59,6 +63,28 @@ def plain_copy(
         if id(fade) in memo:
             memo[id(fade)].alpha = alpha
     return unwrap_(copied, view, end_fades=shares is not None)
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        UnsupportedModelError: If there can be none.
+        MemoryError: If there is too little memory.
+    """
+    try:
+        copied: nn.Module = copy.deepcopy(module, memo)
+        grown = (part for part in module.modules() if isinstance(part, SplitLayer))
+        for part in grown:  # what the copy of the module goes without
+            copy.deepcopy([vars(part)[name] for name in HOOKS], memo)
+    except MemoryError:  # no fault of the model's
+        raise
+    except Exception as error:  # whatever the user's objects raise
+        raise UnsupportedModelError(
+            f"{type(module).__name__} holds something, or has a hook, that copy.deepcopy cannot "
+            f"copy: {type(error).__name__}: {error}"
+        ) from error
+    return copied
 
 
 def _twins(module: nn.Module, copied: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
