@@ -212,8 +212,9 @@ def _tell_of_lost_hooks(
     unseen = {id(part) for part in _unseen(model, view)}
     lost = []
     for path, part in model.named_modules():
-        carried = isinstance(part, (SplitLayer, Deepened))
-        gone = has_state_hooks(part) if carried else id(memo.get(id(part))) not in there
+        left_out = isinstance(part, (SplitLayer, Deepened)) and has_state_hooks(part)
+        twin = memo.get(id(part))  # of a wrapper the hooks go to whatever is in its place
+        gone = left_out or (id(twin) not in there and not isinstance(part, Deepened))
         if has_hooks(part) and gone and id(part) not in unseen:
             lost.append(path or type(model).__name__)
     if lost:
