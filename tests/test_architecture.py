@@ -14,7 +14,7 @@ FLOORS = (
     {"errors", "axes", "spans", "typed", "undo"},
     {"wrapping"},
     {"groups", "kernels", "whole", "partial"},
-    {"silence", "layouts", "edits", "kinds", "folding", "execution"}
+    {"silence", "remainders", "layouts", "edits", "kinds", "folding", "execution"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"},
     {"steps", "composition", "generations", "fading", "removal", "connections"},
     {"assembly", "blockwise", "vanishing"},
@@ -23,7 +23,7 @@ FLOORS = (
     {"running"},
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
-    {"leaves", "results", "planning", "namesakes", "progressive"}
+    {"leaves", "results", "planning", "namesakes", "progressive", "choices"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
     {"recording", "tracing", "history", "refusals", "placing"} | {"liveness", "propagation"},
     {"handled"},

@@ -1,6 +1,16 @@
 """The rules of the ops: what each does to channel axes."""
 
-from splitgrow.rules import elementwise, functional, joins, products, reshaping, sizes, spatial
+from splitgrow.rules import (
+    elementwise,
+    functional,
+    joins,
+    picking,
+    products,
+    reductions,
+    reshaping,
+    sizes,
+    spatial,
+)
 from splitgrow.rules.registry import Op, Shaped, Unknown, register_op, result_of, rule_of
 
 __all__ = [
@@ -10,7 +20,9 @@ __all__ = [
     "elementwise",
     "functional",
     "joins",
+    "picking",
     "products",
+    "reductions",
     "register_op",
     "reshaping",
     "result_of",

@@ -7,7 +7,7 @@ and register it for the module types, functions and method names that run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from splitgrow.axes import Axis, Size, constant
 from splitgrow.groups import Groups
+from splitgrow.remainders import Remainders
 from splitgrow.silence import Silence
 
 
@@ -31,6 +32,39 @@ class Unknown(Exception):  # noqa: N818 - raised by a rule to say that it cannot
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Where several numbers could follow a dimension, and one was taken to.
+
+    Attributes:
+        place: The line of the user's source.
+        count: How many there were.
+        rest: Which of them is the -1, if there is one.
+        taken: The axis of the one that was taken.
+    """
+
+    place: str
+    count: int
+    rest: int | None
+    taken: Axis
+
+
+STRICT = False
+"""Whether what a rule runs into is raised, instead of fixing what it was given; for tests."""
+
+_OTHER_NAMES = {
+    "dim": ("axis",),
+    "dims": ("dim", "axis"),
+    "keepdim": ("keepdims",),
+    "input": ("x", "a", "x1", "self", "tensor"),
+    "other": ("x2", "mat2", "vec2", "tensor2"),
+    "size": ("sizes", "shape"),
+    "shape": ("size",),
+    "tensors": ("arrays",),
+}
+"""Other names under which torch takes an argument, numpy's above all."""
+
+
+@dataclass(frozen=True)
 class Op:
     """One op of a traced network, as its rule sees it.
 
@@ -43,10 +77,11 @@ class Op:
         example: An example result, of fake tensors and plain numbers.
         groups: The store to state in what must hold.
         module: The module, if the op is a module call.
-        outermost: Which of several numbers that could follow a dimension is taken to: the
-            outermost, or the -1 among them.
+        preferred: Which of several numbers that could follow a dimension is taken to, by place;
+            otherwise the outermost.
         choices: Where there was such a choice.
         silence: Where zeros are needed and where they do not stay.
+        remainders: Which remainders of divisions must stay.
     """
 
     name: str
@@ -57,23 +92,43 @@ class Op:
     example: Any
     groups: Groups
     module: nn.Module | None = field(default=None)
-    outermost: bool = True
-    choices: list[str] = field(default_factory=list)
+    preferred: Mapping[str, int] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
     silence: Silence | None = None
+    remainders: Remainders | None = None
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
-        """An argument given by position or by name; of a module, one of its attributes."""
+        """An argument given by position or by name; of a module, one of its attributes.
+
+        Torch takes many by several names, such as ``dim`` and ``axis``, and so does this.
+        """
         if self.module is not None and index > 0:
             return getattr(self.module, name, default)
-        return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
+        if index < len(self.args):
+            return self.args[index]
+        names = (name, *_OTHER_NAMES.get(name, ()))
+        return next((self.kwargs[key] for key in names if key in self.kwargs), default)
+
+    def several(self, index: int, name: str) -> Sequence[Any]:
+        """Numbers given as one tuple, as one number, or each by itself from a position on."""
+        first = self.argument(index, name)
+        if isinstance(first, (tuple, list)):
+            return first
+        if isinstance(first, Shaped):
+            raise Unknown("is given a tensor where numbers were expected")
+        return () if first is None else (first, *self.args[index + 1 :])
+
+    def tensor(self, index: int, name: str) -> Shaped:
+        """An argument that must be a tensor."""
+        tensor = self.argument(index, name)
+        if not isinstance(tensor, Shaped):
+            raise Unknown("is given something else than a tensor")
+        return tensor
 
     @property
     def x(self) -> Shaped:
         """The first argument, which must be a tensor."""
-        x = self.args[0] if self.args else self.kwargs.get("input", self.kwargs.get("x"))
-        if not isinstance(x, Shaped):
-            raise Unknown("is given something else than a tensor")
-        return x
+        return self.tensor(0, "input")
 
     def reason(self, text: str) -> str:
         """A reason for fixing an axis, naming the op and its place: "`add` at model.py:12 ..."."""
@@ -90,6 +145,13 @@ class Op:
     def fix(self, axis: Axis, text: str) -> None:
         """Fixes an axis, for a reason that names the op."""
         self.groups.fix(axis, self.reason(text))
+
+    def fix_all(self, text: str, *, but: Sequence[Shaped] = ()) -> None:
+        """Fixes all tensors among the arguments, but for some."""
+        for shaped in self.shaped():
+            if not any(shaped is other for other in but):
+                for axis in shaped.axes:
+                    self.fix(axis, text)
 
     def plain(self, value: Any) -> Any:
         """A value whose numbers are plain ones; those that could have grown no longer can."""
@@ -192,8 +254,8 @@ def register_op(
     """
 
     def register(rule: Rule) -> Rule:
-        for target in targets:
-            if target in _RULES:
+        for target in dict.fromkeys(targets):  # torch has some functions by two names
+            if target in _RULES and _RULES[target] is not rule:
                 raise ValueError(f"{target!r} has a rule already: {_RULES[target].__name__}")
             _RULES[target] = rule
         if follows_sizes:
@@ -233,16 +295,43 @@ def result_of(op: Op) -> Any:
     try:
         if rule is None:
             raise Unknown("is not an op that splitgrow knows")
-        if rule not in _SIZED and any(op.sizes()):
-            op = replace(op, args=op.plain(op.args), kwargs=op.plain(op.kwargs))
-        result = rule(op)
-        if not _explains(result, op):
-            raise Unknown("changes shapes in a way that its rule does not explain")
+        result = _answer(rule, op)
     except Unknown as unknown:
-        fix_arguments(op, str(unknown))
-        return op.constants(str(unknown))
+        return _given_up(op, str(unknown))
+    except MemoryError:
+        raise
+    except Exception as error:
+        if STRICT:
+            raise
+        return _given_up(op, f"is not followed: its rule ends in {type(error).__name__}: {error}")
     if rule not in _KEEPS_ZEROS:
         op.hear(result)
+    return result
+
+
+def _given_up(op: Op, text: str) -> Any:
+    fix_arguments(op, text)
+    return op.constants(text)
+
+
+def _answer(rule: Rule, op: Op) -> Any:
+    """What a rule says of an op, held against the example.
+
+    A result that is written into a tensor of the user's is that tensor, and must grow as it does.
+    """
+    out = op.kwargs.get("out")
+    if out is not None:
+        op = replace(op, kwargs={key: item for key, item in op.kwargs.items() if key != "out"})
+    if rule not in _SIZED and any(op.sizes()):
+        op = replace(op, args=op.plain(op.args), kwargs=op.plain(op.kwargs))
+    result = rule(op)
+    if not _explains(result, op):
+        raise Unknown("changes shapes in a way that its rule does not explain")
+    for written, made in zip(shaped_in(out), shaped_in(result), strict=False):
+        if list(map(op.groups.length, written.axes)) != list(map(op.groups.length, made.axes)):
+            raise Unknown("writes into a tensor of another shape")
+        for axis, other in zip(written.axes, made.axes, strict=True):
+            op.groups.tie(axis, other, op.reason("writes it into a tensor that does not grow"))
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from fractions import Fraction
 from typing import Any
@@ -15,6 +16,7 @@ from splitgrow.tracked import plain_value
 
 @register_op(
     *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.neg),
+    *(operator.lshift, operator.rshift),
     follows_sizes=True,
 )
 def arithmetic(op: Op) -> Any:
@@ -41,9 +43,14 @@ def _whole(op: Op) -> Size | None:
             return _settled(op, other, one).scaled(Fraction(one.value))
         if op.target is operator.floordiv and one_moves and not other_moves:
             return _settled(op, one, other).scaled(Fraction(1, other.value))
+        if op.target in _SHIFTS and one_moves and not other_moves:
+            return _settled(op, one, other).scaled(_SHIFTS[op.target] ** other.value)
     except ArithmeticError:
         return None
     return None
+
+
+_SHIFTS = {operator.lshift: Fraction(2), operator.rshift: Fraction(1, 2)}
 
 
 def _settled(op: Op, moving: Size, factor: Size) -> Size:
@@ -52,9 +59,22 @@ def _settled(op: Op, moving: Size, factor: Size) -> Size:
     return moving
 
 
+@register_op(operator.mod, follows_sizes=True)
+def remainder(op: Op) -> Any:
+    """What is left of a division: growth keeps it if it comes in whole multiples of the divisor."""
+    size, divisor = as_size(op.args[0]), as_size(op.args[1])
+    if op.groups.slope(divisor) or divisor.value <= 0:
+        return used(op)
+    reason = op.reason("looks at what is left when it is divided")
+    if op.remainders is None:
+        return used(op)
+    op.remainders.keep(size, divisor.value, reason)
+    return op.example
+
+
 @register_op(
-    *(operator.mod, operator.truediv, operator.pow, operator.lshift, operator.rshift),
-    *(operator.and_, operator.or_, operator.xor, operator.invert, divmod, plain_value),
+    *(operator.truediv, operator.pow),
+    *(operator.and_, operator.or_, operator.xor, operator.invert, plain_value),
     follows_sizes=True,
 )
 def used(op: Op) -> Any:
@@ -139,9 +159,21 @@ def attribute(op: Op) -> Any:
     raise Unknown(f"reads `.{name}`, which splitgrow does not know")
 
 
-@register_op("numel", "nelement", torch.numel, len)
+@register_op("numel", "nelement", torch.numel, follows_sizes=True)
+def elements(op: Op) -> Any:
+    """The number of elements, which follows the one dimension that can grow."""
+    growing = [axis for axis in op.x.axes if op.groups.can_grow(axis)]
+    if len(growing) > 1:
+        op.fix_all("counts its positions")
+    if len(growing) != 1:
+        return op.example
+    length = op.groups.length(growing[0])
+    others = math.prod(op.groups.length(axis) for axis in op.x.axes if axis is not growing[0])
+    return op.groups.size(growing[0]).scaled(Fraction(others)) if length else op.example
+
+
+@register_op(len)
 def counts(op: Op) -> Any:
-    """Numbers of elements: fixed where they would change."""
-    for axis in op.x.axes[:1] if op.target is len else op.x.axes:
-        op.fix(axis, "counts its positions")
+    """The length as a plain number, which Python makes of it: fixed where it would change."""
+    op.fix(op.x.axes[0], "counts its positions")
     return op.example
