@@ -25,7 +25,8 @@ from splitgrow.recording import Recording, record
 from splitgrow.refusals import is_sized, refusals, subclass_refusal
 from splitgrow.remainders import Remainders
 from splitgrow.rules import Op, Shaped, result_of
-from splitgrow.rules.registry import Choice, constant_like, fix_arguments, shaped_in
+from splitgrow.rules.op import Choice, constant_like, shaped_in
+from splitgrow.rules.registry import fix_arguments
 from splitgrow.silence import Silence
 from splitgrow.split import SplitLayer, stock
 from splitgrow.steps import Ref, Source, Step, mapped

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from splitgrow.groups import Groups
-from splitgrow.rules.registry import Choice
+from splitgrow.rules.op import Choice
 
 MOST_TRIES = 8
 """How often a model is followed again for the sake of choices, however many there are."""

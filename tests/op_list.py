@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
 import sys
 import types
@@ -16,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from between import unchecked
 from helpers import split_layers
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -184,8 +184,7 @@ def runs_alike(sample: Sample) -> bool:
     same = all(torch.equal(*pair) for pair in zip(*runs, strict=True))
     results = runs[0]
     fits = all(
-        tensor.isfinite().all() and max(tensor.shape, default=0) <= LONGEST**2
-        for tensor in results
+        tensor.isfinite().all() and max(tensor.shape, default=0) <= LONGEST**2 for tensor in results
     )
     return same and fits and any(tensor.dim() for tensor in results)
 
@@ -197,7 +196,7 @@ def verdict(sample: Sample, network: Between) -> tuple[str, str]:
     inputs = tuple(sample.tensors)
     before = network(*map(Tensor.clone, inputs))
     try:
-        model: Any = _unchecked(splitgrow.growable)(network, inputs)
+        model: Any = unchecked(splitgrow.growable)(network, inputs)
     except SplitGrowError as error:
         return "refused", str(error)
     names = {f"front.{key}.linear" for key in network.grown}
@@ -229,21 +228,11 @@ def verdict(sample: Sample, network: Between) -> tuple[str, str]:
 def _grow(model: Any, name: str) -> None:
     for units in range(1, 25):
         try:
-            _unchecked(model.expand_layer)(name, units)
+            unchecked(model.expand_layer)(name, units)
         except ValueError:  # units come in bundles
             continue
         return
     raise AssertionError(f"{name} does not grow by any number of units")
-
-
-def _unchecked(function: Any) -> Any:
-    """The call without its own check in values: here the rules are to be right by themselves."""
-
-    def call(*args: Any) -> Any:
-        checks = "check" in inspect.signature(function).parameters
-        return function(*args, **({"check": False} if checks else {}))
-
-    return call
 
 
 def _give_values(model: nn.Module) -> None:
@@ -271,9 +260,7 @@ def tried(infos: Any, most: int) -> tuple[Counter[str], list[tuple[str, str, str
                         warnings.simplefilter("ignore")
                         found = verdict(sample, network)
                 except Exception as error:  # noqa: BLE001 - it is to be counted
-                    import traceback
-                    tb = traceback.extract_tb(error.__traceback__)[-1]
-                    found = "internal", f"{type(error).__name__}: {error} {tb.filename}:{tb.lineno}"
+                    found = "internal", f"{type(error).__name__}: {error}"
                 counts[found[0]] += 1
                 cases.append((f"{sample.name}, {name}", *found))
     return counts, cases

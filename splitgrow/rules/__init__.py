@@ -11,7 +11,8 @@ from splitgrow.rules import (
     sizes,
     spatial,
 )
-from splitgrow.rules.registry import Op, Shaped, Unknown, register_op, result_of, rule_of
+from splitgrow.rules.op import Op, Shaped, Unknown
+from splitgrow.rules.registry import register_op, result_of, rule_of
 
 __all__ = [
     "Op",

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from splitgrow.axes import Axis
-from splitgrow.rules.registry import Op, Shaped, each, register_op
+from splitgrow.rules.op import Op, Shaped
+from splitgrow.rules.registry import each, register_op
 
 _ACTIVATIONS = """
     relu relu6 elu selu celu leaky_relu rrelu gelu silu mish hardswish hardsigmoid hardtanh

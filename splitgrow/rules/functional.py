@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from splitgrow.axes import Axis, constant
-from splitgrow.rules.registry import Op, Shaped, Unknown, each, register_op
+from splitgrow.rules.op import Op, Shaped, Unknown
+from splitgrow.rules.registry import each, register_op
 
 
 def _reason(op: Op, weight: Any) -> str:
@@ -97,7 +98,7 @@ def _others(op: Op) -> Any:
 def prelu(op: Op) -> Any:
     """One slope for all channels, or one for each."""
     weight = op.tensor(1, "weight")
-    if op.groups.length(weight.axes[-1]) == 1:
+    if not weight.axes or op.groups.length(weight.axes[-1]) == 1:
         op.fix_all("takes its one slope from it", but=[op.x])
         return op.x
     return _fixed(op, op.x, {1} if len(op.x.axes) > 1 else {0}, weight)

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitgrow.axes import Axis, Size, constant
-from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, register_op
+from splitgrow.rules.op import Op, Shaped, Unknown, as_size
+from splitgrow.rules.registry import register_op
 
 
 def dimension(op: Op, shaped: Shaped, dim: Any, *, extra: int = 0) -> int:

@@ -16,7 +16,8 @@ import torch
 from splitgrow.axes import Axis, Size, constant
 from splitgrow.rules.elementwise import broadcast
 from splitgrow.rules.joins import dimension, fix_position, stretch, with_axis
-from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, register_op
+from splitgrow.rules.op import Op, Shaped, Unknown, as_size
+from splitgrow.rules.registry import register_op
 
 _BY_NUMBER = "picks positions of it by number"
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from splitgrow.axes import Axis, scaled
 from splitgrow.rules.elementwise import broadcast
 from splitgrow.rules.joins import dimension
-from splitgrow.rules.registry import Op, Shaped, Unknown, register_op
+from splitgrow.rules.op import Op, Shaped, Unknown
+from splitgrow.rules.registry import register_op
 
 _SUMS = "sums over it, so that new channels would change the old result"
 

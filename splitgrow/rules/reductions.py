@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from splitgrow.axes import Axis, constant
 from splitgrow.rules.elementwise import broadcast
 from splitgrow.rules.joins import dimension
-from splitgrow.rules.registry import Op, Shaped, Unknown, each, register_op
+from splitgrow.rules.op import Op, Shaped, Unknown
+from splitgrow.rules.registry import each, register_op
 
 _REDUCTIONS = """
     mean sum amax amin prod std var logsumexp norm median any all max min argmax argmin nansum

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from splitgrow.axes import Axis, Size, constant, scaled
 from splitgrow.rules.elementwise import broadcast
 from splitgrow.rules.joins import dimension, with_axis
-from splitgrow.rules.registry import Choice, Op, Shaped, Unknown, as_size, register_op, shaped_in
+from splitgrow.rules.op import Choice, Op, Shaped, Unknown, as_size, shaped_in
+from splitgrow.rules.registry import register_op
 from splitgrow.rules.stretches import matched
 
 
@@ -165,10 +166,16 @@ def repeat_interleave(op: Op) -> Any:
     return with_axis(op.x, dim, scaled(op.x.axes[dim], count))
 
 
+def _fix_space(op: Op) -> None:
+    for axis in op.x.axes[-2:]:
+        op.fix(axis, "works along it as if it were space")
+
+
 @register_op(nn.PixelShuffle, F.pixel_shuffle, keeps_zeros=True)
 def pixel_shuffle(op: Op) -> Any:
     """(..., C * r * r, H, W) to (..., C, H * r, W * r): channels come in bundles of r * r."""
     factor = op.argument(1, "upscale_factor")
+    _fix_space(op)
     bundle = op.groups.bundle(op.x.axes[-3], factor**2, op.reason("takes channels in bundles"))
     space = tuple(constant(int(size)) for size in op.example.shape[-2:])
     return Shaped((*op.x.axes[:-3], bundle, *space))
@@ -178,6 +185,7 @@ def pixel_shuffle(op: Op) -> Any:
 def pixel_unshuffle(op: Op) -> Any:
     """(..., C, H * r, W * r) to (..., C * r * r, H, W): each channel becomes r * r of them."""
     factor = op.argument(1, "downscale_factor")
+    _fix_space(op)
     space = tuple(constant(int(size)) for size in op.example.shape[-2:])
     return Shaped((*op.x.axes[:-3], scaled(op.x.axes[-3], factor**2), *space))
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from splitgrow.axes import Axis, Size, constant
-from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, register_op
+from splitgrow.rules.op import Op, Shaped, Unknown, as_size
+from splitgrow.rules.registry import register_op
 from splitgrow.tracked import plain_value
 
 

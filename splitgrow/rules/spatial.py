@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from splitgrow.axes import constant, scaled
-from splitgrow.rules.registry import Op, Shaped, Unknown, each, register_op
+from splitgrow.rules.op import Op, Shaped, Unknown
+from splitgrow.rules.registry import each, register_op
 from splitgrow.sharedkernel import SHARED_KERNELS
 
 _POOLS = """
