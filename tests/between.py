@@ -60,7 +60,8 @@ def _network(
     looks: bool,
 ) -> Between:
     network = Between(op, first, nn.Identity(), also, looks=False).double()
-    network.behind = reader(network(x).detach())
+    with torch.no_grad():
+        network.behind = reader(network(x))
     network.looks = looks
     return randomise(network.double()).eval()  # type: ignore[return-value]
 
