@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from splitgrow.axes import Axis, Size, constant
-from splitgrow.rules.op import Op, Shaped, Unknown, as_size
+from splitgrow.rules.op import Choice, Op, Shaped, Unknown, as_size
 from splitgrow.rules.registry import register_op
 from splitgrow.tracked import plain_value
 
@@ -33,6 +33,11 @@ def _whole(op: Op) -> Size | None:
         return one.scaled(Fraction(-1))
     other = as_size(op.args[1])
     one_moves, other_moves = bool(op.groups.slope(one)), bool(op.groups.slope(other))
+    if op.target is operator.floordiv and one_moves and op.groups.is_free(other):
+        answer = _share(op, one, other)
+        if answer is not None:
+            return answer
+        other_moves = False
     try:
         if op.target is operator.add:
             return one + other
@@ -51,6 +56,24 @@ def _whole(op: Op) -> Size | None:
     return None
 
 
+def _share(op: Op, whole: Size, count: Size) -> Size | None:
+    """What is in each of so many parts, where their number may follow the whole: heads of a width.
+
+    As well the number may stay, and the parts grow; what lets more grow is taken.
+    """
+    axis = op.groups.axis_of(whole)
+    if axis is None or whole.value % count.value:
+        return None
+    follows = op.preferred.get(op.place, 0) % 2 == 0
+    each = whole.value // count.value
+    reason = op.reason("divides by it")
+    part = op.groups.bundle(axis, each, reason) if follows else axis
+    op.choices.append(Choice(op.place, 2, None, part))
+    if not follows or not op.groups.equate(part, count, reason):
+        return None
+    return Size(each)
+
+
 _SHIFTS = {operator.lshift: Fraction(2), operator.rshift: Fraction(1, 2)}
 
 
@@ -64,12 +87,9 @@ def _settled(op: Op, moving: Size, factor: Size) -> Size:
 def remainder(op: Op) -> Any:
     """What is left of a division: growth keeps it if it comes in whole multiples of the divisor."""
     size, divisor = as_size(op.args[0]), as_size(op.args[1])
-    if op.groups.slope(divisor) or divisor.value <= 0:
+    if divisor.value <= 0 or op.remainders is None:
         return used(op)
-    reason = op.reason("looks at what is left when it is divided")
-    if op.remainders is None:
-        return used(op)
-    op.remainders.keep(size, divisor.value, reason)
+    op.remainders.keep(size, divisor, op.reason("looks at what is left when it is divided"))
     return op.example
 
 
