@@ -125,7 +125,6 @@ def _may_ask_for_the_mode(model: nn.Module) -> bool:
 
 
 def _best(model: nn.Module, runs: Sequence[Recording]) -> _Analysis:
-    """What is found in recorded runs, where there was a choice by the one that lets most grow."""
     return best_of(lambda preferred: _Analysis(model, preferred=preferred).run(runs))
 
 
@@ -240,10 +239,7 @@ class _Analysis:
             step.example,
             self.groups,
             layer,
-            self.preferred,
-            self.choices,
-            self.silence,
-            self.remainders,
+            *(self.preferred, self.choices, self.silence, self.remainders),
         )
         kind = kind_of(layer) if layer is not None else None
         return result_of(op) if kind is None else self._layer(op, str(step.module), kind)
