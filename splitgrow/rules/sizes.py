@@ -32,28 +32,31 @@ def _whole(op: Op) -> Size | None:
     if op.target is operator.neg:
         return one.scaled(Fraction(-1))
     other = as_size(op.args[1])
-    one_moves, other_moves = bool(op.groups.slope(one)), bool(op.groups.slope(other))
-    if op.target is operator.floordiv and one_moves and op.groups.is_free(other):
-        answer = _share(op, one, other)
-        if answer is not None:
-            return answer
-        other_moves = False
+    if op.target is operator.add:
+        return one + other
+    if op.target is operator.sub:
+        return one + other.scaled(Fraction(-1))
+    if op.target is operator.mul and op.groups.slope(other):
+        one, other = other, one
+    if op.target is operator.floordiv and op.groups.slope(one) and op.groups.is_free(other):
+        each = _share(op, one, other)
+        if each is not None:
+            return each
+    elif op.groups.slope(other):
+        return None
     try:
-        if op.target is operator.add:
-            return one + other
-        if op.target is operator.sub:
-            return one + other.scaled(Fraction(-1))
-        if op.target is operator.mul and not other_moves:
-            return _settled(op, one, other).scaled(Fraction(other.value))
-        if op.target is operator.mul and not one_moves:
-            return _settled(op, other, one).scaled(Fraction(one.value))
-        if op.target is operator.floordiv and one_moves and not other_moves:
-            return _settled(op, one, other).scaled(Fraction(1, other.value))
-        if op.target in _SHIFTS and one_moves and not other_moves:
-            return _settled(op, one, other).scaled(_SHIFTS[op.target] ** other.value)
+        return _settled(op, one, other).scaled(_factor(op.target, other.value))
     except ArithmeticError:
         return None
-    return None
+
+
+def _factor(target: Any, number: int) -> Fraction:
+    """What an operator with a number as its right operand multiplies its left one by."""
+    if target is operator.mul:
+        return Fraction(number)
+    if target is operator.floordiv:
+        return Fraction(1, number)
+    return Fraction(2) ** (number if target is operator.lshift else -number)
 
 
 def _share(op: Op, whole: Size, count: Size) -> Size | None:
@@ -72,9 +75,6 @@ def _share(op: Op, whole: Size, count: Size) -> Size | None:
     if not follows or not op.groups.equate(part, count, reason):
         return None
     return Size(each)
-
-
-_SHIFTS = {operator.lshift: Fraction(2), operator.rshift: Fraction(1, 2)}
 
 
 def _settled(op: Op, moving: Size, factor: Size) -> Size:
