@@ -21,7 +21,7 @@ _STANDARD = str(Path(os.__file__).parent) + os.sep
 
 
 def place_of_caller() -> str:
-    """The innermost line on the stack that is neither torch's, splitgrow's nor Python's own: ``m.py:12``."""
+    """The innermost line on the stack that is the user's own: ``model.py:12``."""
     frame = sys._getframe(1)  # noqa: SLF001
     while frame.f_back is not None and not _is_the_users(frame.f_code.co_filename):
         frame = frame.f_back
