@@ -164,7 +164,8 @@ def _mere_use(name: str) -> Any:
     return method
 
 
-_OF_OBJECTS = frozenset(dir(object)) - {"__repr__", "__str__", "__format__"}
+# Among what all objects have is the making of texts: messages name widths that nothing hangs on.
+_OF_OBJECTS = frozenset(dir(object))
 _SAME = frozenset(("from_bytes", "__index__", "__getnewargs__", "real", "numerator"))
 """What makes other numbers, is never called, or is the number itself."""
 
