@@ -66,6 +66,8 @@ class Runner:
         self.ran: LayerRun | None = None
         self._composition = composition if view is None else composition.until(view)
         self._blockwise = Blockwise(self._composition)
+        kind, original = composition.kind, composition.original
+        self._channel_dim = kind.channel_dim(original) if kind.reads_channels else None
         self._reasons: dict[Any, str] = {}
         self._merged = Merged(self._composition, self.own if view is None else None)
         self._bytes = _bytes_of(self._composition)
@@ -74,6 +76,9 @@ class Runner:
         """The layer's output, in the mode that is chosen."""
         if torch.compiler.is_compiling():
             return self._run_compiled(x, *args, **kwargs)
+        if not self._fits(x):  # in the plain layer's words, if it refuses that
+            plain = self._composition.plain().train(self.modules[-1].training)
+            return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
         mode = execution_mode()
         against = self._against_merging(mode, x)
         eager = is_eager(x)
@@ -103,6 +108,15 @@ class Runner:
         if self._merged.traceable and self._bytes <= LARGEST:
             return self._merged.run_traced(x, *args, **kwargs)
         return self._blockwise.run(self._composition.modules, x, *args, **kwargs)
+
+    def _fits(self, x: object) -> bool:
+        """Whether an input has the layer's number of channels, where these lie."""
+        if not isinstance(x, Tensor):
+            return False
+        if self._channel_dim is None or x.is_nested:
+            return True
+        shape, dim = x.shape, self._channel_dim
+        return -len(shape) <= dim < len(shape) and shape[dim] == self._composition.sizes[0]
 
     def _against_merging(self, mode: Mode, x: Tensor) -> str:
         """Why not to run as one layer; empty if nothing speaks against it."""

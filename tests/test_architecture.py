@@ -22,7 +22,7 @@ FLOORS = (
     {"merged"},
     {"running"},
     {"split", "deepened", "rules", "graph", "passes", "gate"}
-    | {"initializers", "attributes", "optimizers", "replacing"},
+    | {"initializers", "attributes", "optimizers", "replacing", "hooks"},
     {"leaves", "results", "planning", "namesakes", "progressive"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
     {"recording", "tracing", "history", "refusals", "placing"} | {"liveness", "propagation"},
