@@ -18,9 +18,9 @@ FLOORS = (
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"},
     {"steps", "composition", "generations", "fading", "removal", "connections"},
     {"assembly", "blockwise", "vanishing"},
-    {"multiplied", "normalised"},
-    {"merged"},
-    {"running"},
+    {"multiplied", "normalised", "sources"},
+    {"merged", "livetensor"},
+    {"running", "standing"},
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing", "hooks"},
     {"leaves", "results", "planning", "namesakes", "progressive"}
