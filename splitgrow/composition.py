@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -85,6 +86,11 @@ class Composition:
     def original(self) -> nn.Module:
         """The layer as it was before its first growth."""
         return self.modules[0]
+
+    @cached_property
+    def template(self) -> nn.Module:
+        """The plain layer that it equals, without values."""
+        return self.kind.build_merged(self.original, self.sizes, device="meta")
 
     @property
     def sizes(self) -> tuple[int, int]:

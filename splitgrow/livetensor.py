@@ -60,6 +60,9 @@ class LiveTensor(Tensor):
     ) -> Any:
         """Does what torch was asked for, and hands on what was written."""
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001
+                return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001
             first = args[0] if args else None
             special = _SPECIAL.get(func)
@@ -95,6 +98,10 @@ class LiveTensor(Tensor):
         if not name.startswith("__") and own.get("_whole"):
             return getattr(next(own["_source"].owners()), name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def set_(self, *_: Any, **__: Any) -> Any:
+        """Refuses to have other memory; torch does not ask about that."""
+        return _refused("`set_`")(self)
 
     def __deepcopy__(self, memo: Any) -> Tensor:
         """A tensor of its own, and a Parameter if this is one."""
@@ -220,7 +227,6 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
         for name in (
             "register_hook",
             "register_post_accumulate_grad_hook",
-            "set_",
             "resize_",
             "resize_as_",
             "share_memory_",

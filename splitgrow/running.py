@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from splitgrow.blockwise import Blockwise
 from splitgrow.composition import Composition
 from splitgrow.eager import is_eager
+from splitgrow.errors import UnsupportedLayerError
 from splitgrow.execution import Mode, execution_mode
 from splitgrow.generations import hold_statistics
 from splitgrow.merged import Merged
@@ -52,6 +53,7 @@ class Runner:
         view: The edit that is shown; None for all.
         modules: All blocks, also those that are not shown.
         own: Which tensors are theirs.
+        composition: What is shown.
         ran: How the last call was executed.
 
     Args:
@@ -64,24 +66,29 @@ class Runner:
         self.view, self.modules = view, composition.modules
         self.own = Own(composition.modules) if own is None else own
         self.ran: LayerRun | None = None
-        self._composition = composition if view is None else composition.until(view)
-        self._blockwise = Blockwise(self._composition)
+        self.composition = composition if view is None else composition.until(view)
+        self._blockwise = Blockwise(self.composition)
+        _ = self.composition.template  # while it can be made
         kind, original = composition.kind, composition.original
         self._channel_dim = kind.channel_dim(original) if kind.reads_channels else None
         self._reasons: dict[Any, str] = {}
-        self._merged = Merged(self._composition, self.own if view is None else None)
-        self._bytes = _bytes_of(self._composition)
+        self._merged = Merged(self.composition, self.own if view is None else None)
+        self._bytes = _bytes_of(self.composition)
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output, in the mode that is chosen."""
+        """The layer's output, in the mode that is chosen.
+
+        Raises:
+            UnsupportedLayerError: If torch.fx traces it.
+        """
         if torch.compiler.is_compiling():
             return self._run_compiled(x, *args, **kwargs)
-        if not self._fits(x):  # in the plain layer's words, if it refuses that
-            plain = self._composition.plain().train(self.modules[-1].training)
+        eager = is_eager(x)
+        if not self._fits(x, eager=eager):  # in the plain layer's words, if it refuses that
+            plain = self.composition.plain().train(self.modules[-1].training)
             return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
         mode = execution_mode()
         against = self._against_merging(mode, x)
-        eager = is_eager(x)
         if not against and not eager:
             if self._merged.traceable:
                 self.ran = LayerRun("merged", None, "it is being traced")
@@ -96,7 +103,7 @@ class Runner:
                 self.ran = LayerRun("merged", self._merged.computed, _WHY[mode])
                 return output
         self.ran = LayerRun("blockwise", None, against)
-        composition = self._composition
+        composition = self.composition
         if eager and self.view is None:
             self._merged.leave()
         elif eager:
@@ -107,26 +114,36 @@ class Runner:
         """The layer's output while torch's compiler follows; the mode is not asked for."""
         if self._merged.traceable and self._bytes <= LARGEST:
             return self._merged.run_traced(x, *args, **kwargs)
-        return self._blockwise.run(self._composition.modules, x, *args, **kwargs)
+        return self._blockwise.run(self.composition.modules, x, *args, **kwargs)
 
-    def _fits(self, x: object) -> bool:
-        """Whether an input has the layer's number of channels, where these lie."""
+    def _fits(self, x: object, *, eager: bool) -> bool:
+        """Whether an input has the layer's number of channels, where these lie.
+
+        Raises:
+            UnsupportedLayerError: If torch.fx traces it.
+        """
+        if isinstance(x, fx.Proxy):
+            raise UnsupportedLayerError(
+                f"torch.fx cannot trace a {type(self.composition.original).__name__} that "
+                f"splitgrow has grown; make the model plain first, with splitgrow.merge, or have "
+                f"its calls stay as they are (a Tracer whose is_leaf_module is true for it)"
+            )
         if not isinstance(x, Tensor):
             return False
-        if self._channel_dim is None or x.is_nested:
+        if self._channel_dim is None or x.is_nested or not eager:
             return True
         shape, dim = x.shape, self._channel_dim
-        return -len(shape) <= dim < len(shape) and shape[dim] == self._composition.sizes[0]
+        return -len(shape) <= dim < len(shape) and shape[dim] == self.composition.sizes[0]
 
     def _against_merging(self, mode: Mode, x: Tensor) -> str:
         """Why not to run as one layer; empty if nothing speaks against it."""
-        if len(self._composition.modules) == 1:
+        if len(self.composition.modules) == 1:
             return "it has one block"
-        if self._composition.kind.couples:
+        if self.composition.kind.couples:
             return ""
         if mode == "blockwise":
             return 'asked for by execution("blockwise")'
-        if any(is_hooked(module) for module in self._composition.modules):
+        if any(is_hooked(module) for module in self.composition.modules):
             return "its blocks have hooks, which would not run"
         try:
             self._merged.assembly.look()
@@ -143,7 +160,7 @@ class Runner:
         """Why putting the layer together would be slower; empty if it is faster."""
         if self._bytes > LARGEST:
             return "it is too large to be put together"
-        composition = self._composition
+        composition = self.composition
         more = len(composition.modules) - 1
         ins, outs = composition.sizes
         rows = x.numel() // ins if composition.kind.reads_channels else x.numel()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from splitgrow.composition import Block, BlockKind, Composition, known_kind
@@ -94,6 +93,14 @@ class SplitLayer(nn.ModuleList):
         whole = Composition((*self._modules.values(),), self.blocks, self.ins, self.outs)
         return whole if view is None else whole.until(view)
 
+    def _shown(self) -> Composition:
+        """What is shown; made ready with all that the compiler could not follow."""
+        runner = self._runner
+        current = runner is not None and runner.modules == (*self._modules.values(),)
+        if runner is not None and current and runner.view == self.view:
+            return runner.composition
+        return self.composition(self.view)
+
     def sizes(self, view: int | None = None) -> tuple[int, int]:
         """The numbers of input and output channels, now or after an edit."""
         if view is None:
@@ -145,10 +152,7 @@ class SplitLayer(nn.ModuleList):
                 return own[store][name]
         if "blocks" not in own or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        composition = self.composition(self.view)
-        if torch.compiler.is_compiling() and name in composition.kind.tensors(self.original):
-            return composition.assembled(name)
-        return answer(self, composition, name)
+        return answer(self, self._shown(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute: one of a stock layer's on all blocks.
@@ -160,7 +164,7 @@ class SplitLayer(nn.ModuleList):
             super().__setattr__(name, value)
         elif name in self._modules:
             refuse(self.composition(), f"block {name} of the layer cannot be replaced")
-        elif set_on_blocks(self.composition(self.view), name, value):
+        elif set_on_blocks(self._shown(), name, value):
             self._runner = None
         else:
             super().__setattr__(name, value)
@@ -196,8 +200,12 @@ class SplitLayer(nn.ModuleList):
         super().register_buffer(name, tensor, persistent)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What torch.jit.script takes in its place: the stock layer."""
-        return self.plain(self.view)
+        """Refuses to be scripted: torch would put what this returns into the model itself.
+
+        Raises:
+            UnsupportedLayerError: Always.
+        """
+        refuse(self.composition(), "the layer cannot be scripted")
 
 
 _OWN = {"training", "blocks", "ins", "outs", "view"}

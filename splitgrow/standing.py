@@ -77,13 +77,8 @@ class Guarded(dict[str, Any]):
 
 def tensor_names(composition: Composition) -> set[str]:
     """The names of the plain layer's parameters and buffers."""
-    plain = plain_shape(composition)
+    plain = composition.template
     return {*plain._parameters, *plain._buffers} | {*composition.kind.tensors(composition.original)}  # noqa: SLF001
-
-
-def plain_shape(composition: Composition) -> nn.Module:
-    """A plain layer of the same size, without values."""
-    return composition.kind.build_merged(composition.original, composition.sizes, device="meta")
 
 
 def answer(layer: nn.Module, composition: Composition, name: str) -> Any:
@@ -104,7 +99,7 @@ def answer(layer: nn.Module, composition: Composition, name: str) -> Any:
     if name in own:
         return _number(composition, name, own[name])
     if name in own["_parameters"] or name in own["_buffers"] or name in own["_modules"]:
-        plain = vars(plain_shape(composition))
+        plain = vars(composition.template)
         if name in plain["_modules"]:
             return own["_modules"][name]
         if name in plain["_parameters"] or name in plain["_buffers"]:
@@ -134,8 +129,9 @@ def _missing(layer: nn.Module, name: str) -> NoReturn:
 def _number(composition: Composition, name: str, value: Any) -> Any:
     """A width, or a shape: as the plain layer of this size has it."""
     numbers = value if isinstance(value, tuple) else (value,)
-    if numbers and all(type(number) is int for number in numbers):
-        return vars(plain_shape(composition)).get(name, value)
+    whole = bool(numbers) and all(type(number) is int for number in numbers)
+    if whole or ((value is None or type(value) is float) and _is_width(composition, name)):
+        return vars(composition.template).get(name, value)
     return value
 
 
@@ -143,6 +139,8 @@ def tensor_of(composition: Composition, name: str) -> Any:
     """One of the plain layer's tensors; None if there is none of that name."""
     kind, original = composition.kind, composition.original
     listed = name in kind.tensors(original)
+    if listed and torch.compiler.is_compiling():
+        return composition.assembled(name)
     source = Source(composition, name)
     if next(source.owners(), None) is None or (listed and kind.value(original, name) is None):
         return None
@@ -176,7 +174,7 @@ def set_on_blocks(composition: Composition, name: str, value: Any) -> bool:
         refuse(composition, f"the layer's `{name}` cannot be replaced")
     if name not in vars(original) or isinstance(value, _OWN):
         return False
-    plain = plain_shape(composition)
+    plain = composition.template
     if name not in vars(plain):
         return False
     if value == vars(plain)[name]:
@@ -193,4 +191,4 @@ def _is_width(composition: Composition, name: str) -> bool:
     """Whether an attribute is another one in a layer twice as wide."""
     kind, original, sizes = composition.kind, composition.original, composition.sizes
     wider = kind.build_merged(original, (2 * sizes[0], 2 * sizes[1]), device="meta")
-    return bool(vars(wider).get(name) != vars(plain_shape(composition)).get(name))
+    return bool(vars(wider).get(name) != vars(composition.template).get(name))
