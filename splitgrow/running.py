@@ -149,8 +149,8 @@ class Runner:
             self._merged.assembly.look()
         except Unfit:
             return _UNFIT
-        if mode == "merged":
-            return ""
+        if mode == "merged" or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return ""  # while torch.jit traces, sizes are no numbers
         key = self._merged.assembly.flags, x.shape
         if key not in self._reasons:
             self._reasons[key] = self._slower(x)
