@@ -158,11 +158,14 @@ class SplitLayer(nn.ModuleList):
         """Sets an attribute: one of a stock layer's on all blocks.
 
         Raises:
-            UnsupportedLayerError: If it is a tensor, a width or a block, which cannot be replaced.
+            UnsupportedLayerError: If it is a tensor or a width, or another layer for a block.
         """
         if name[:1] == "_" or name in _OWN or "blocks" not in self.__dict__:
             super().__setattr__(name, value)
         elif name in self._modules:
+            if type(value) is type(self._modules[name]):  # found out when it is to grow again
+                super().__setattr__(name, value)
+                return
             refuse(self.composition(), f"block {name} of the layer cannot be replaced")
         elif set_on_blocks(self._shown(), name, value):
             self._runner = None
