@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace
 
+from splitgrow.errors import UnsupportedLayerError
 from splitgrow.undo import Undo
 
 _fx_traces = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
@@ -215,6 +216,17 @@ class Deepened(nn.Module):
     def __bool__(self) -> bool:
         """As the wrapped module, which may be an empty container."""
         return bool(self.wrapped)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuses to be scripted, since it takes whatever arguments its module takes.
+
+        Raises:
+            UnsupportedLayerError: Always.
+        """
+        raise UnsupportedLayerError(
+            f"a {type(self.wrapped).__name__} that splitgrow has inserted layers at cannot be "
+            f"scripted; make the model plain first, with splitgrow.merge"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: not the view, which belongs to a ``with`` block."""

@@ -22,9 +22,9 @@ FLOORS = (
     {"readers"},
     {"removal"},
     {"vanishing"},
-    {"multiplied", "normalised"},
-    {"merged"},
-    {"running"},
+    {"multiplied", "normalised", "sources"},
+    {"merged", "livetensor"},
+    {"running", "standing"},
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
     {"unwrapping"},

@@ -183,7 +183,8 @@ class LayerKind(ABC):
             if name not in own and getattr(module, name, None) is not None:
                 return (
                     f"its `{name}` is computed from other tensors before each call (weight norm, "
-                    f"spectral norm or pruning); remove that first, grow, and apply it again"
+                    f"spectral norm or pruning); remove that first, and apply it again to what "
+                    f"splitgrow.merge makes of the grown model"
                 )
         extra = own - self.tensors(module).keys() - {"num_batches_tracked"}
         if extra:
