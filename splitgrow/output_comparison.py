@@ -116,7 +116,7 @@ def outputs_of(
     with Meanwhile() as meanwhile, meanwhile:
         modules = list(model.modules())
         keep_random_states_(modules, meanwhile)
-        keep_attributes_(modules, meanwhile)
+        keep_attributes_(modules, meanwhile, tensors=True)
         keep_modes_(meanwhile)
         ignore_warnings_()
         keep_nothing_(meanwhile)
