@@ -74,7 +74,7 @@ def consolidate_(
         history.modules = structure(model)
         history.edits = [*history.edits, edit]
         if before is not None:
-            before.check(model, history, undo)
+            before.check(model, history)
     return edit
 
 

@@ -71,7 +71,7 @@ def expand_input_(  # noqa: PLR0913
         history.graph = analyse_again(model, history.inputs, history.broken)
         history.modules = structure(model)
         if before is not None:
-            before.check(model, history, undo)
+            before.check(model, history)
     return edit
 
 

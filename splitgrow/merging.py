@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from splitgrow.hooks import has_hooks, has_state_hooks, only_computing_hooks
 from splitgrow.places import levels_to_caller
 from splitgrow.plain import plain_copy
 from splitgrow.split import SplitLayer
+from splitgrow.states import State, put_
 from splitgrow.undo import Undo
 from splitgrow.unwrapping import end_own_fades_
 from splitgrow.wrapping import is_sharded
@@ -87,8 +88,9 @@ def merged(model: nn.Module, history: History, generation: int | None, *, check:
     history.refuse_while_viewing("merge")
     view = history.view_of(generation)
     shares = history.shares.get(generation or 0, ()) if view is not None else ()
+    states = history.states.get(generation or 0, ()) if view is not None else ()
     with torch.inference_mode(mode=False):  # what is merged can be trained
-        plain = merged_at(model, history, view, dict(shares))
+        plain = merged_at(model, history, view, dict(shares), states)
     return checked_(plain, model, history, generation) if check else plain
 
 
@@ -120,7 +122,11 @@ _WAY_OUT = (
 
 
 def merged_at(
-    model: nn.Module, history: History, view: int | None, fades: Mapping[FadeIn, float]
+    model: nn.Module,
+    history: History,
+    view: int | None,
+    fades: Mapping[FadeIn, float],
+    states: Iterable[State] = (),
 ) -> nn.Module:
     """A new, plain model that computes what a model did after an edit.
 
@@ -129,6 +135,7 @@ def merged_at(
         history: Its history.
         view: The number of the edit; None for today.
         fades: How far fades are to have come.
+        states: What modules held then besides parameters; by default what they hold today.
 
     Raises:
         StructureChangedError: If the model was changed by hand since.
@@ -153,6 +160,7 @@ def merged_at(
         _set_training(split, layer, frozen)
 
     plain = plain_copy(model, view, memo, finish, shares=fades)
+    put_(states, memo)
     for (name, attribute), number in numbers.items():
         holder = memo.get(id(history.modules[name]))
         if holder is not None:

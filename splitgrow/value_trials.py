@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from splitgrow.analysis import Followed, analyse
 from splitgrow.axes import Run
-from splitgrow.execution import execution
 from splitgrow.graph import ChannelGraph
 from splitgrow.growth import widen_
 from splitgrow.history import structure
@@ -195,8 +194,7 @@ class _ValueTrial:
                 prepared = [prepare(modules, self.edit, change, stirred) for change in changes]
             numbers = plan_numbers(self.graph, growth)
             widen_(self.model, modules, prepared, numbers, meanwhile)
-            with execution("blockwise"):  # which leaves the storage of what was there alone
-                return run()
+            return run()
 
     def _compared(self, growth: Mapping[int, int]) -> Comparison:
         actual = self._outputs()

@@ -91,7 +91,7 @@ def insert_(
         history.generation = edit.generation
         history.edits = [*history.edits, edit]
         if before is not None:
-            before.check(model, history, undo)
+            before.check(model, history)
     return edit
 
 
