@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from splitgrow.blockwise import Blockwise
 from splitgrow.composition import Composition
 from splitgrow.eager import is_eager
-from splitgrow.execution import Mode, execution_mode
+from splitgrow.execution import Mode, execution_mode, keeps
 from splitgrow.generations import hold_statistics
 from splitgrow.merged import Merged
 from splitgrow.whole import Own, Unfit
@@ -72,8 +72,8 @@ class Runner:
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, in the mode that is chosen."""
-        if torch.compiler.is_compiling():
-            return self._run_compiled(x, *args, **kwargs)
+        if torch.compiler.is_compiling() or not keeps():
+            return self._run_keeping_nothing(x, *args, **kwargs)
         mode = execution_mode()
         against = self._against_merging(mode, x)
         eager = is_eager(x)
@@ -98,9 +98,13 @@ class Runner:
             composition = composition.dense()
         return self._blockwise.run(composition.modules, x, *args, **kwargs)
 
-    def _run_compiled(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output while torch's compiler follows; the mode is not asked for."""
-        if self._merged.traceable and self._bytes <= LARGEST:
+    def _run_keeping_nothing(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output while torch's compiler follows, or a run only looks.
+
+        The mode is not asked for, and no tensor comes to lie elsewhere.
+        """
+        hooks = not self._composition.kind.couples and any(map(is_hooked, self.modules))
+        if self._merged.traceable and self._bytes <= LARGEST and not hooks:
             return self._merged.run_traced(x, *args, **kwargs)
         return self._blockwise.run(self._composition.modules, x, *args, **kwargs)
 
