@@ -8,8 +8,11 @@ from wild.extras import op_list
 LEFT_OUT = ("empty", "_like", "nn.functional.dropout", "nn.functional.alpha_dropout", "bernoulli",
             "normal", "randn", "rand", "multinomial", "exponential", "cauchy", "geometric",
             "log_normal", "uniform", "rrelu", "feature_alpha", "resize_", "jiterator", "to_sparse",
-            "sparse.", "new_", "nn.functional.fractional", "as_strided")  # fmt: skip
-"""Random ones, those that read memory which nobody wrote, and those that give no dense tensor."""
+            "sparse.", "new_", "nn.functional.fractional", "as_strided", "native_batch_norm",
+            "batch_norm_with", "lu_unpack", "lu_solve", "ormqr", "householder", "segment_reduce",
+            "embedding_bag", "max_unpool", "ops.aten")  # fmt: skip
+"""Random ones, those that read memory which nobody wrote, those that give no dense tensor, and those
+that trust sizes and indices of arguments, and write where they must not."""
 
 
 def write_op(draft: Draft) -> None:

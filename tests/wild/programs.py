@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import logging
 import random
 import warnings
 from collections.abc import Iterator
@@ -95,7 +96,9 @@ class Program:
 
 @contextmanager
 def surroundings() -> Iterator[None]:
-    """Float64 throughout and no warnings; the rest is put back."""
+    """Float64 throughout and not a word, of torch's logs neither; the rest is put back."""
+    fake = logging.getLogger("torch._subclasses.fake_tensor")
+    silent, fake.disabled = fake.disabled, True
     dtype, state = torch.get_default_dtype(), torch.get_rng_state()
     torch.set_default_dtype(torch.float64)
     try:
@@ -103,6 +106,7 @@ def surroundings() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        fake.disabled = silent
         torch.set_default_dtype(dtype)
         torch.set_rng_state(state)
         torch.set_grad_enabled(True)
