@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from wild.programs import draw
+from wild.smaller import smaller as without_lines
 from wild.summary import Progress, Summary
 from wild.trials import tried, tried_on
 from wild.verdicts import Verdict
@@ -31,11 +32,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--program", type=int, help="the seed of one, shown and tried alone")
     parser.add_argument("--json", type=Path, help="where the summary goes")
+    parser.add_argument("--smaller", action="store_true", help="with fewer lines, if it is wrong")
     asked = parser.parse_args()
-    faulthandler.enable()
     torch.set_num_threads(1)
     if asked.program is not None:
-        return one(asked.program)
+        return one(asked.program, smaller=asked.smaller)
     summary, code = Summary(), 0
     progress = Progress(asked.programs)
     try:
@@ -53,9 +54,11 @@ def main() -> int:
     return code or int(bool(summary.findings))
 
 
-def one(seed: int) -> int:
+def one(seed: int, *, smaller: bool) -> int:
     """Shows a program and what comes of it."""
     program = draw(seed)
+    if smaller:
+        program = without_lines(program, tried_on(program))
     sys.stdout.write(f"{program.source}\nforward takes {list(program.arguments)}\n")
     verdict = tried_on(program)
     sys.stdout.write(f"{verdict}\n")
@@ -79,4 +82,5 @@ def _begin(ready: partial[object]) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     sys.exit(main())

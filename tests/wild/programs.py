@@ -68,14 +68,15 @@ class Program:
     def code(self) -> CodeType:
         """Compiled, with its lines where tracebacks find them."""
         lines = self.source.splitlines(keepends=True)
-        linecache.cache.clear()  # of the programs before it
+        for name in [name for name in linecache.cache if name.startswith("program_")]:
+            del linecache.cache[name]
         linecache.cache[self.filename] = (len(self.source), None, lines, self.filename)
         return compile(self.source, self.filename, "exec")
 
     def make(self, code: CodeType | None = None) -> nn.Module:
         """A fresh module with values that a formula could not hide behind; always the same."""
         names: dict[str, Any] = {"__name__": f"program_{self.seed}"}
-        torch.manual_seed(self.seed)
+        torch.default_generator.manual_seed(self.seed)
         exec(self.code() if code is None else code, names)
         model: nn.Module = names["Program"]().double()
         return randomise(model).eval()

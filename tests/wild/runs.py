@@ -32,7 +32,7 @@ class Run:
 
 def called(model: nn.Module, inputs: tuple[Tensor, ...], seed: int = 0) -> list[Tensor]:
     """The tensors that a model gives, with the random state held."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     return [tensor.detach().clone() for tensor in tensors_of(model(*inputs))]
 
 
@@ -47,7 +47,7 @@ def trained(
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Outputs in training mode, and gradients of parameters; the mode is put back."""
     model.train()
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     outputs = tensors_of(model(*program.inputs()))
     kept = [tensor.detach().clone() for tensor in outputs]
     parts = outputs if like is None else leading(outputs, like)
