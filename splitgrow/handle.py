@@ -87,7 +87,11 @@ class Handle(DepthMethods):
     ) -> Edit:
         """Adds units to a layer and to all that is tied to it, and helpers to all that read it.
 
-        The old outputs are unchanged. If the layer makes the model's output, the old outputs lead.
+        In evaluation mode the old outputs are unchanged, up to rounding: a wider matrix may be
+        multiplied by another kernel. If the layer makes the model's output, the old outputs lead.
+        In training mode that holds with ``freeze=False``; a growth that freezes has the norms that
+        existed use their running statistics from then on, in training too, so that outputs move by
+        what those and the batch's differ.
 
         Args:
             layer: Its index or name in `layers`.

@@ -241,9 +241,8 @@ def compared(
         noise = difference(leading(noisy(), expected), leading(actual, expected))
     except NotRunnableError:
         return Comparison(found, base)
-    if noise > _CHAOS:
-        return Comparison(found, base, checkable=False)
-    return Comparison(found, max(base, _TIMES * noise))
+    tolerance = max(base, _TIMES * noise)
+    return Comparison(found, tolerance, checkable=noise <= _CHAOS or found > tolerance)
 
 
 def evaluate_(model: nn.Module, undo: Undo) -> None:

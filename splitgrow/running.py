@@ -103,10 +103,20 @@ class Runner:
 
         The mode is not asked for, and no tensor comes to lie elsewhere.
         """
-        hooks = not self._composition.kind.couples and any(map(is_hooked, self.modules))
-        if self._merged.traceable and self._bytes <= LARGEST and not hooks:
+        if self._merged.traceable and not self._apart(x):
             return self._merged.run_traced(x, *args, **kwargs)
         return self._blockwise.run(self._composition.modules, x, *args, **kwargs)
+
+    def _apart(self, x: Tensor) -> bool:
+        """Whether blocks are to run by themselves where the layer would be joined at every call."""
+        if self._composition.kind.couples:
+            return False
+        if self._bytes > LARGEST:
+            return True
+        if torch.compiler.is_compiling():
+            return False
+        elements = sum(p.numel() for module in self.modules for p in module.parameters())
+        return any(map(is_hooked, self.modules)) or self._costs_more(elements, x)
 
     def _against_merging(self, mode: Mode, x: Tensor) -> str:
         """Why not to run as one layer; empty if nothing speaks against it."""
@@ -133,15 +143,23 @@ class Runner:
         """Why putting the layer together would be slower; empty if it is faster."""
         if self._bytes > LARGEST:
             return "it is too large to be put together"
-        composition = self._composition
-        more = len(composition.modules) - 1
-        ins, outs = composition.sizes
-        rows = x.numel() // ins if composition.kind.reads_channels else x.numel()
         copied = self._merged.assembly.copied
-        joining = _JOINING[composition.kind.reads_neighbours(composition.original)]
-        if copied > more * (joining * rows * outs + _PER_BLOCK):
+        if self._costs_more(copied, x):
+            rows = self._rows(x)
             return f"putting it together would copy {copied:,} elements for {rows:,} rows"
         return ""
+
+    def _rows(self, x: Tensor) -> int:
+        composition = self._composition
+        reads = composition.kind.reads_channels
+        return x.numel() // composition.sizes[0] if reads else x.numel()
+
+    def _costs_more(self, copied: int, x: Tensor) -> bool:
+        """Whether copying so many elements takes longer than joining what the blocks give."""
+        composition = self._composition
+        more = len(composition.modules) - 1
+        joining = _JOINING[composition.kind.reads_neighbours(composition.original)]
+        return copied > more * (joining * self._rows(x) * composition.sizes[1] + _PER_BLOCK)
 
 
 def _bytes_of(composition: Composition) -> int:

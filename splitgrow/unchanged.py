@@ -61,7 +61,9 @@ class Unchanged:
             )
         old = leading(now, self.outputs)
         found = compared(old, self.outputs, lambda: outputs_of(model, inputs, noisy=True))
-        if not found.same:
+        if not found.checkable:
+            _tell("it is random, or rounding alone changes it")
+        elif not found.same:
             place = _first_difference(model, history, found.tolerance)
             raise InexactError(
                 f"it would change what the model computes, by {found.difference:.1e} of the "
@@ -87,12 +89,15 @@ def before_edit(model: nn.Module, history: History, *, check: bool) -> Unchanged
     try:
         return Unchanged(outputs_of(model, fitting(model, history.inputs)))
     except NotRunnableError as error:
-        warnings.warn(
-            f"what the model computes is not compared before and after: it does not run on its "
-            f"example inputs ({error})",
-            stacklevel=levels_to_caller(),
-        )
+        _tell(f"the model does not run on its example inputs ({error})")
         return None
+
+
+def _tell(reason: str) -> None:
+    warnings.warn(
+        f"what the model computes is not compared before and after the edit: {reason}",
+        stacklevel=levels_to_caller(),
+    )
 
 
 def _first_difference(model: nn.Module, history: History, tolerance: float) -> str:

@@ -32,7 +32,8 @@ class DepthMethods(Handled):
         """Inserts a layer, or several, that change nothing until they learn.
 
         It grows like any other layer, in width and in depth. In evaluation mode the outputs are as
-        before; an identity with a batch norm is nearly one in training mode, all else is one there.
+        before; an identity with a batch norm is nearly one in training mode, all else is one there
+        (where the edit freezes nothing, see `expand_layer`).
 
         Args:
             after: A layer's index or name, for the place behind it, its norm and its activation;
