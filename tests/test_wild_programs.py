@@ -25,6 +25,7 @@ from wild.trials import Trial, tried, tried_on
 from wild.verdicts import Verdict, general
 
 import splitgrow
+from splitgrow.rules import registry
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS, PARTS = 240, 4
@@ -104,8 +105,6 @@ def _believe_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_rule_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from splitgrow.rules import registry
-
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
     splitgrow.register_op(torch.fft.fftshift)(lambda op: op.x)
     _believe_everything(monkeypatch)

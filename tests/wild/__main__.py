@@ -7,21 +7,16 @@ PYTHONPATH=tests:. python -m wild --program 1234
 from __future__ import annotations
 
 import argparse
-import faulthandler
-import multiprocessing
-import signal
 import sys
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
 
+from wild.children import verdicts
 from wild.programs import draw
 from wild.smaller import smaller as without_lines
 from wild.summary import Progress, Summary
-from wild.trials import tried, tried_on
-from wild.verdicts import Verdict
+from wild.trials import tried_on
 
 
 def main() -> int:
@@ -65,22 +60,5 @@ def one(seed: int, *, smaller: bool) -> int:
     return int(verdict.verdict == "WRONG")
 
 
-def verdicts(seeds: range, jobs: int) -> Iterator[Verdict]:
-    """The verdicts, in the order of the seeds, however many processes there are."""
-    if jobs == 1:
-        yield from map(tried, seeds)
-        return
-    ready = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the parent ends them
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, _begin, (ready,)) as pool:
-        yield from pool.imap(tried, seeds, chunksize=20)
-
-
-def _begin(ready: partial[object]) -> None:
-    ready()
-    torch.set_num_threads(1)
-
-
 if __name__ == "__main__":
-    faulthandler.enable()
     sys.exit(main())

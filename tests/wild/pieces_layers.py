@@ -77,7 +77,9 @@ def _in_closure(d: Draft, m: str, text: str) -> str:
 
 def _in_cell(d: Draft, m: str, text: str) -> str:
     name = d.fresh("closing")
-    d.add(d.setup, f"def {name}(layer):\n    def call(h):\n        return layer(h)\n    return call")
+    d.add(
+        d.setup, f"def {name}(layer):\n    def call(h):\n        return layer(h)\n    return call"
+    )
     d.init += [f"{m} = {text}", f"{m}_call = {name}({m})"]
     return f"{m}_call(h)"
 

@@ -26,7 +26,9 @@ piece("norms", "h = $m(h.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)", init="$m = n
       when="4d ch1")  # fmt: skip
 piece("norms", "h = $m(h.transpose(1, -1)).transpose(1, -1)", init="$m = nn.BatchNorm1d($C)",
       when="3d last")  # fmt: skip
-piece("norms", "h = $m(h.transpose(0, 1)).transpose(0, 1)", init="$m = nn.BatchNorm1d(3)", when="3d")
+piece(
+    "norms", "h = $m(h.transpose(0, 1)).transpose(0, 1)", init="$m = nn.BatchNorm1d(3)", when="3d"
+)
 piece("norms", "h = h.permute(2, 1, 0)\nh = F.batch_norm(h, None, None, $m, $n, True)\n"
       "h = h.permute(2, 1, 0)", init="$m = nn.Parameter(torch.rand(h1))\n$n = nn.Parameter("
       "torch.rand(h1))".replace("h1", "$S"), when="3d last")  # fmt: skip

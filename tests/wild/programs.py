@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from wild.drafts import BATCH, FAMILIES, Argument, Draft
 from wild.pieces_layers import write_layer
 
-for name in ("shapes", "mixing", "space", "python", "torch"):
+for name in ("shapes", "mixing", "space", "numbers", "state", "control", "torch"):
     importlib.import_module(f"wild.pieces_{name}")
 
 TRIES = 40

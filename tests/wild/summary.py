@@ -82,7 +82,9 @@ class Summary:
             seeds = ", ".join(str(finding.seed) for finding in found[:5])
             lines.append(f"{len(found):7,}  {name}\n         --program {seeds}")
         wrong = self.verdicts["WRONG"]
-        lines.append(f"\n{total:,} programs, {wrong} wrong, {self.internal} of them internal errors")
+        lines.append(
+            f"\n{total:,} programs, {wrong} wrong, {self.internal} of them internal errors"
+        )
         return "\n".join(lines) + "\n"
 
 
@@ -96,7 +98,9 @@ class Progress:
     def tell(self, summary: Summary, last: Verdict) -> None:
         """After each program: findings at once, the count now and then."""
         if last.verdict == "WRONG":
-            self._line(f"--program {last.seed}: {last.kind}: {last.text[:150]} [{last.layer}]", "\n")
+            self._line(
+                f"--program {last.seed}: {last.kind}: {last.text[:150]} [{last.layer}]", "\n"
+            )
         done, now = sum(summary.verdicts.values()), time.monotonic()
         if self.stream.isatty():
             if now - self.told > 0.5 or done == self.total:

@@ -88,7 +88,9 @@ class Trial:
         self.code = program.code()
         self.layer, self.told = "", list[warnings.WarningMessage]()
         self.freeze = self.rng.random() < 0.5
-        self.extras = {what for what in ("fuse", "copy", "load", "again") if self.rng.random() < 0.3}
+        self.extras = {
+            what for what in ("fuse", "copy", "load", "again") if self.rng.random() < 0.3
+        }
 
     def made(self) -> nn.Module:
         return self.program.make(self.code)
@@ -144,14 +146,12 @@ class Trial:
     def known(self) -> Known:
         """Runs the plain program."""
         plain, program = self.made(), self.program
-        parameters = list(plain.parameters())
         first = evaluated(plain, program)
         stateful = not identical(evaluated(plain, program), first)
         noisy = {EVAL} if not identical(evaluated(self.made(), program, 0, 1), first) else set()
         batch = _works(lambda: evaluated(self.made(), program, 2))
         plan: Plan = ((EVAL, 0), (EVAL, 1), *(((EVAL, 2),) if batch else ()))
-        fresh = self.made()
-        if not self.freeze and _works(lambda: run(fresh, program, list(fresh.parameters()), ((TRAIN, 0),))):
+        if not self.freeze and self.trains():
             plan = (*plan, (TRAIN, 0), (EVAL, 0))
             if _random_in_training(self.made(), program):
                 noisy |= {TRAIN, EVAL} if stateful else {TRAIN}
@@ -161,6 +161,11 @@ class Trial:
         if tolerance > max(WORST, program.coarse) or not all(finite(o) for _, o in found.outputs):
             raise Refused("program: so ill-conditioned that nothing could be compared")
         return Known(program, plan, found, frozenset(noisy), stateful, tolerance)
+
+    def trains(self) -> bool:
+        """Whether gradients can be taken."""
+        plain = self.made()
+        return _works(lambda: run(plain, self.program, list(plain.parameters()), ((TRAIN, 0),)))
 
     def conditioning(self, first: list[Tensor]) -> float:
         """What the last bits of the parameters change, many times over."""

@@ -18,11 +18,11 @@ SHORTEST = 16
 """Characters of a reason that explains something."""
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - a verdict
     """The library says that it does not do it, and why."""
 
 
-class Wrong(Exception):
+class Wrong(Exception):  # noqa: N818 - a verdict
     """A promise is broken: what kind, and how."""
 
     def __init__(self, kind: str, text: str) -> None:
@@ -79,7 +79,9 @@ def on_purpose(error: Exception) -> bool:
 
 def described(error: Exception) -> str:
     """An error with the library's line that it came through, in one line."""
-    places = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(LIBRARY)]
+    places = [
+        f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith(LIBRARY)
+    ]
     where = f" at {Path(places[-1].filename).name}:{places[-1].name}" if places else ""
     text = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}{where}: {text[:200]}"
