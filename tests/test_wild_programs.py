@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import subprocess
@@ -28,7 +29,7 @@ import splitgrow
 from splitgrow.rules import registry
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS, PARTS = 240, 4
+PROGRAMS, PARTS, TRIALS = 240, 4, 5
 
 PLAIN = """
 import torch
@@ -61,7 +62,7 @@ def test_hundreds_of_wild_programs_keep_their_outputs_or_say_why_not(part: int) 
 
 
 def test_a_plain_program_is_exact() -> None:
-    for seed in range(12):
+    for seed in range(TRIALS):
         assert tried_on(program(seed=seed)).verdict == "exact"
 
 
@@ -69,8 +70,8 @@ def test_a_plain_program_is_exact() -> None:
 
 
 def _wrong(monkeypatch: pytest.MonkeyPatch, source: str = PLAIN) -> set[str]:
-    """The kinds of wrong that a dozen trials of a program find."""
-    found = [tried_on(program(source, seed)) for seed in range(12)]
+    """The kinds of wrong that a few trials of a program find."""
+    found = [tried_on(program(source, seed)) for seed in range(TRIALS)]
     return {verdict.kind for verdict in found if verdict.verdict == "WRONG"}
 
 
@@ -169,7 +170,7 @@ def test_a_helper_that_is_not_zero_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_every_family_is_drawn() -> None:
-    drawn = Counter(piece.split(":")[0] for seed in range(300) for piece in draw(seed).pieces)
+    drawn = Counter(piece.split(":")[0] for seed in range(150) for piece in draw(seed).pieces)
     assert not set(FAMILIES) - set(drawn) - {"torch"}
 
 
@@ -181,14 +182,11 @@ print(hashlib.sha256("".join(draw(seed).source for seed in range(25)).encode()).
 
 
 def test_a_seed_gives_the_same_program_in_every_process() -> None:
-    found = set()
-    for hash_seed in ("0", "1"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        environment["PYTHONPATH"] = f"tests{os.pathsep}."
-        command = [sys.executable, "-c", DRAWS]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
-        found.add(done.stdout)
-    assert len(found) == 1
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": f"tests{os.pathsep}."}
+    command = [sys.executable, "-c", DRAWS]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    here = "".join(draw(seed).source for seed in range(25))
+    assert done.stdout.decode().strip() == hashlib.sha256(here.encode()).hexdigest()
 
 
 def test_a_seed_gives_the_same_verdict_again() -> None:

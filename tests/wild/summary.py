@@ -91,8 +91,8 @@ class Summary:
 class Progress:
     """One line that tells how far it is."""
 
-    def __init__(self, total: int, stream: TextIO = sys.stderr, every: int = 500) -> None:
-        self.total, self.stream, self.every = total, stream, every
+    def __init__(self, total: int, stream: TextIO | None = None, every: int = 500) -> None:
+        self.total, self.stream, self.every = total, stream or sys.stderr, every
         self.started = self.told = time.monotonic()
 
     def tell(self, summary: Summary, last: Verdict) -> None:

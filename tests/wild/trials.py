@@ -33,6 +33,8 @@ from wild.runs import (
 from wild.verdicts import SHORTEST, Refused, Verdict, Wrong, asked, described
 
 Plan = tuple[tuple[str, int], ...]
+EXTRAS = ("fuse", "copy", "load", "again", "several")
+"""What is done to some programs only."""
 WORST = 1e-4
 """A program that answers to the last bit of its input with more than this is no test."""
 
@@ -88,9 +90,7 @@ class Trial:
         self.code = program.code()
         self.layer, self.told = "", list[warnings.WarningMessage]()
         self.freeze = self.rng.random() < 0.5
-        self.extras = {
-            what for what in ("fuse", "copy", "load", "again") if self.rng.random() < 0.3
-        }
+        self.extras = {what for what in EXTRAS if self.rng.random() < 0.3}
 
     def made(self) -> nn.Module:
         return self.program.make(self.code)
@@ -127,10 +127,16 @@ class Trial:
         return splitgrow.growable(model, self.program.inputs())
 
     def expand(self, model: Any, layer: Any) -> Any:
-        steps = self.rng.choice([1, 2, 3, max(layer.width // layer.step, 1)])
-        return splitgrow.handle(model).expand_layer(
-            layer.name, steps * layer.step, freeze=self.freeze
-        )
+        handle = splitgrow.handle(model)
+        request = {layer.name: self.more(layer)}
+        if "several" in self.extras:
+            can = [one for one in handle.layers if one.growable]
+            request.update((one.name, self.more(one)) for one in self.rng.sample(can, 1))
+        return handle.expand(request, freeze=self.freeze)
+
+    def more(self, layer: Any) -> int:
+        """How many units a layer gains: a step, some, or as many as it has."""
+        return self.rng.choice([1, 2, 3, max(layer.width // layer.step, 1)]) * layer.step
 
     def chosen(self, model: nn.Module) -> Any:
         """The layer that is to grow: one that can, mostly."""
