@@ -31,6 +31,7 @@ def undisturb_(model: nn.Module, undo: Undo) -> None:
     keep_random_states_(modules, undo)
     keep_attributes_(modules, undo)
     silence_hooks(modules)
+    run_eagerly_(modules, undo)
     keep_modes_(undo)  # the last, so that it comes first: nothing can be put back in fake tensors
 
 
