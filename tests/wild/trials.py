@@ -239,7 +239,9 @@ class Trial:
             other = torch.zeros_like(one) if theirs is None else theirs
             one = torch.zeros_like(other) if ours is None else one
             # A sum that cancels is compared with the largest gradient, not with itself.
-            largest = max(t.abs().max().item() for t in known.run.gradients if t is not None)
+            largest = max(
+                [t.abs().max().item() for t in known.run.gradients if t is not None] + [0.0]
+            )
             gap = (one - other).abs().max().item() / max(largest, 1e-6)
             if not gap <= 100 * known.tolerance:
                 raise Wrong("gradients", f"of {tuple(other.shape)} differ by {gap:.3g}")
