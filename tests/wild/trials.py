@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from helpers import _randomise_own, split_layers
 from torch import Tensor, nn
 
 import splitgrow
@@ -30,8 +29,10 @@ from wild.runs import (
     identical,
     run,
 )
+from wild.values import give_values_, stir_
 from wild.verdicts import SHORTEST, Refused, Verdict, Wrong, asked, described
 
+Gradients = list[Tensor | None]
 Plan = tuple[tuple[str, int], ...]
 EXTRAS = ("fuse", "copy", "load", "again", "several")
 """What is done to some programs only."""
@@ -234,16 +235,19 @@ class Trial:
             assert_close(kind, parts, theirs, known.tolerance)
         if known.noisy:
             return
-        for ours, theirs in zip(found.gradients, known.run.gradients, strict=True):
-            one = torch.zeros(()) if ours is None else ours
+        self.assert_gradients(found.gradients, known)
+
+    def assert_gradients(self, found: Gradients, known: Known) -> None:
+        """Those of old parameters are as before, measured by the largest."""
+        expected = [t for t in known.run.gradients if t is not None]
+        largest = max([t.abs().max().item() for t in expected if finite([t])] + [1e-6])
+        for ours, theirs in zip(found, known.run.gradients, strict=True):
+            if ours is None and theirs is None:
+                continue
+            one = torch.zeros_like(theirs) if ours is None else ours
             other = torch.zeros_like(one) if theirs is None else theirs
-            one = torch.zeros_like(other) if ours is None else one
-            # A sum that cancels is compared with the largest gradient, not with itself.
-            largest = max(
-                [t.abs().max().item() for t in known.run.gradients if t is not None] + [0.0]
-            )
-            gap = (one - other).abs().max().item() / max(largest, 1e-6)
-            if not gap <= 100 * known.tolerance:
+            gap = (one - other).abs().max().item() / largest
+            if finite([other]) and not gap <= 100 * known.tolerance:
                 raise Wrong("gradients", f"of {tuple(other.shape)} differ by {gap:.3g}")
 
     def assert_merged(self, model: Any, known: Known) -> None:
@@ -372,25 +376,3 @@ def _random_in_training(model: nn.Module, program: Program) -> bool:
 
 def _tensors(outputs: Any) -> list[Tensor]:
     return [t for t in torch.utils._pytree.tree_leaves(outputs) if isinstance(t, Tensor)]
-
-
-@torch.no_grad()
-def give_values_(model: Any) -> None:
-    """Gives new units values that matter; what reads them still has zeros, which hide them.
-
-    Where it is the other way round, since new units must be silent at birth, all is left alone.
-    """
-    edit = splitgrow.handle(model).edits[-1]
-    if any(flag for change in edit.changes for flag in (*change.silent_ins, *change.silent_outs)):
-        return
-    for split in split_layers(model):
-        for module, block in zip(split, split.blocks, strict=True):
-            if block.kind == "new":
-                _randomise_own(module)
-
-
-@torch.no_grad()
-def stir_(model: Any) -> None:
-    """Moves all that is new, so that it counts."""
-    for parameter in splitgrow.handle(model).generation_parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.3)
