@@ -154,7 +154,8 @@ class Trial:
         """Runs the plain program."""
         plain, program = self.made(), self.program
         first = evaluated(plain, program)
-        stateful = not identical(evaluated(plain, program), first)
+        stateful = any(piece.startswith("state") for piece in program.pieces)
+        stateful = stateful or not identical(evaluated(plain, program), first)
         noisy = {EVAL} if not identical(evaluated(self.made(), program, 0, 1), first) else set()
         batch = _works(lambda: evaluated(self.made(), program, 2))
         plan: Plan = ((EVAL, 0), (EVAL, 1), *(((EVAL, 2),) if batch else ()))
