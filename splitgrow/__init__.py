@@ -25,7 +25,7 @@ from splitgrow.fading import FadeIn, FadeSchedule
 from splitgrow.fusion import fuse
 from splitgrow.growable import growable
 from splitgrow.handle import Handle, handle
-from splitgrow.kinds import register_layer
+from splitgrow.kinds import register_layer, unregister_layer
 from splitgrow.listing import Layer
 from splitgrow.merging import merge
 from splitgrow.progressive import (
@@ -35,7 +35,7 @@ from splitgrow.progressive import (
     ProgressiveEncoder,
     ProgressiveGenerator,
 )
-from splitgrow.rules import register_op
+from splitgrow.rules import register_op, unregister_op
 from splitgrow.running import LayerRun
 from splitgrow.sharedkernel import SharedKernelConv1d, SharedKernelConv2d, SharedKernelConv3d
 
@@ -83,6 +83,8 @@ __all__ = [
     "register_layer",
     "register_op",
     "save",
+    "unregister_layer",
+    "unregister_op",
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from splitgrow.kinds import Along, LayerKind, kind_of
+from splitgrow.kinds import Along, LayerKind, entry_of
 from splitgrow.layouts import Layout, Piece
 from splitgrow.spans import Spans, regions
 from splitgrow.whole import is_dense, room_for
@@ -50,9 +50,7 @@ class Composition:
     kind: LayerKind = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        kind = kind_of(self.original)
-        assert kind is not None, type(self.original)
-        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "kind", entry_of(self.original))
 
     @property
     def original(self) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,7 @@ from splitgrow.handled import HISTORY, history_of
 from splitgrow.history import History, check_structure
 from splitgrow.plain import plain_copy
 from splitgrow.split import SplitLayer
+from splitgrow.states import State, put_
 from splitgrow.wrapping import is_sharded
 
 
@@ -64,11 +65,16 @@ def merge(model: nn.Module, generation: int | None = None) -> nn.Module:
 def _merged(model: nn.Module, history: History, generation: int | None) -> nn.Module:
     view = history.view_of(generation)
     fades = history.shares.get(generation or 0, ()) if view is not None else ()
-    return merged_at(model, history, view, dict(fades))
+    states = history.states.get(generation or 0, ()) if view is not None else ()
+    return merged_at(model, history, view, dict(fades), states)
 
 
 def merged_at(
-    model: nn.Module, history: History, view: int | None, fades: Mapping[FadeIn, float]
+    model: nn.Module,
+    history: History,
+    view: int | None,
+    fades: Mapping[FadeIn, float],
+    states: Iterable[State] = (),
 ) -> nn.Module:
     """A new, plain model that computes what a model did after an edit.
 
@@ -77,6 +83,7 @@ def merged_at(
         history: Its history.
         view: The number of the edit; None for today.
         fades: How far fades are to have come.
+        states: What modules held then besides parameters; by default what they hold today.
 
     Raises:
         StructureChangedError: If the model was changed by hand since.
@@ -93,6 +100,7 @@ def merged_at(
     # The copy takes these in place of what it would have made itself.
     memo: dict[int, Any] = {id(history): None}
     plain = plain_copy(model, view, memo, lambda split, layer: _set_training(split, layer, frozen))
+    put_(states, {**memo, id(model): plain})
     vars(plain).pop(HISTORY, None)
     plain.__class__ = original_class(plain)
     for fade, alpha in fades.items():

@@ -38,12 +38,26 @@ def make_stock(network: fx.GraphModule) -> None:
             continue
         path = str(node.target)
         layer = network.get_submodule(path)
+        if type(layer) is nn.SyncBatchNorm:  # what is deployed is one process
+            network.set_submodule(path, _as_batch_norm(layer, node.meta["example"].dim()))
+            continue
         kind = kind_of(layer)
         parts = kind.stock_parts(layer) if kind is not None else []
         if len(parts) == 1:
             network.set_submodule(path, parts[0])
         elif parts:
             _chain(network, node, parts)
+
+
+def _as_batch_norm(layer: nn.SyncBatchNorm, dims: int) -> nn.Module:
+    """The batch norm of one process, with the same tensors."""
+    make = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(dims, nn.BatchNorm1d)
+    norm = make(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+    )
+    norm._parameters.update(layer._parameters)  # noqa: SLF001
+    norm._buffers.update(layer._buffers)  # noqa: SLF001
+    return norm.train(layer.training)
 
 
 def _chain(network: fx.GraphModule, node: fx.Node, parts: list[nn.Module]) -> None:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
 
 from splitgrow.births import Births
-from splitgrow.errors import TraceError
+from splitgrow.errors import TraceError, UnsupportedLayerError
 from splitgrow.leaves import (
     LEAF_NUMBERS,
     as_if_resized,
@@ -33,19 +33,11 @@ from splitgrow.leaves import (
 from splitgrow.outputs import OpaqueError, tensors_in
 from splitgrow.places import place_of_caller, place_of_error
 from splitgrow.results import result_of_function, result_of_leaf
-from splitgrow.rules.targets import target_of
+from splitgrow.rules.targets import HANDS_OUT_MEMORY, target_of
 from splitgrow.steps import Ref, Source, Step, mapped, untracked
 from splitgrow.tracked import Tracked
 from splitgrow.undisturbed import ignore_warnings_, undisturb_
 from splitgrow.undo import Meanwhile
-
-_MEMORY = frozenset(("data_ptr", "__dlpack__", "storage", "untyped_storage"))
-"""What hands out a tensor's memory, where code that torch cannot see may read it."""
-
-
-class ValuesNeededError(Exception):
-    """The run needs tensors with values."""
-
 
 _Modules = Sequence[tuple[str, nn.Module]]
 """Modules by path."""
@@ -106,6 +98,7 @@ def record(
     Raises:
         ValueError: If the model does not run on the inputs.
         TraceError: If it does not run on tensors without values, and there are no others.
+        UnsupportedLayerError: If a layer is not what it was registered as.
         MemoryError: If there is too little memory.
     """
     _check_signature(model, inputs)
@@ -124,7 +117,7 @@ def record(
     try:
         steps = _run(model, inputs, recorder, training=training, fake=False)
         return Recording(steps, False, recorder)
-    except MemoryError:
+    except (MemoryError, UnsupportedLayerError):
         raise
     except Exception as error:
         message = _failure(model, inputs, error, recorder.inside, training=training)
@@ -328,8 +321,8 @@ class Recorder(TorchFunctionMode):
         if self.inside:
             return func(*args, **kwargs)
         name, target, seen = target_of(func, args)
-        if name in _MEMORY and args and isinstance(args[0], FakeTensor):
-            raise ValuesNeededError(f"`{name}` hands out memory, and a fake tensor has none")
+        if name in HANDS_OUT_MEMORY and args and isinstance(args[0], FakeTensor):
+            raise RuntimeError(f"`{name}` hands out memory, and a fake tensor has none")
         plain, named = untracked(args), untracked(kwargs)
         result = result_of_function(func, plain, named)
         if result is None:

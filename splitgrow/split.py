@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from splitgrow.composition import Block, BlockKind, Composition
-from splitgrow.kinds import LayerKind, kind_of
+from splitgrow.kinds import LayerKind, entry_of
 from splitgrow.layouts import Layout
 from splitgrow.running import LayerRun, Runner
 from splitgrow.whole import make_dense_
@@ -54,9 +54,7 @@ class SplitLayer(nn.ModuleList):
     @property
     def kind(self) -> LayerKind:
         """The entry for the type of its blocks."""
-        kind = kind_of(self.original)
-        assert kind is not None, type(self.original)
-        return kind
+        return entry_of(self.original)
 
     @property
     def ran(self) -> LayerRun | None:
@@ -143,9 +141,8 @@ class SplitLayer(nn.ModuleList):
         value = getattr(self.original, name)
         if isinstance(value, int) and not isinstance(value, bool):
             # A width, a number of groups: as the plain layer of this size has it.
-            return getattr(
-                self.kind.build(self.original, self.sizes(self.view), device="meta"), name
-            )
+            sized = self.kind.build(self.original, self.sizes(self.view), device="meta")
+            return getattr(sized, name, value)  # or the user's own number
         return value
 
 

@@ -56,6 +56,8 @@ def test_the_public_names_are_these() -> None:
         "register_layer",
         "register_op",
         "save",
+        "unregister_layer",
+        "unregister_op",
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "splitgrow"
 FLOORS = (
     {"errors", "axes", "spans", "typed", "undo"},
-    {"wrapping"},
+    {"wrapping", "trees"},
     {"groups", "kernels", "whole", "partial"},
     {"silence", "layouts", "edits", "kinds", "folding", "execution"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"}
@@ -24,7 +24,7 @@ FLOORS = (
     {"running"},
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
-    {"leaves", "results", "planning", "namesakes", "progressive"}
+    {"leaves", "results", "planning", "namesakes", "progressive", "states"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
     {"recording", "tracing", "history", "refusals", "placing"}
     | {"liveness", "propagation", "output_comparison"},

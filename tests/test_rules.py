@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_equal, leading, randomise, randomise_new_blocks
+from helpers import assert_equal, largest_difference, leading, randomise, randomise_new_blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -313,7 +313,7 @@ def test_the_ops_that_fix_would_indeed_change_the_old_function(name: str) -> Non
     known_to_be_harmless |= {"slice past the end"}
     known_to_be_harmless |= {"index_select", "unbind", "cumsum", "an unknown method"}
     known_to_be_harmless |= {"a tensor made from the width"}
-    same = overlap.shape == before.shape and torch.equal(overlap, before)
+    same = overlap.shape == before.shape and largest_difference(overlap, before) <= 1e-12
     assert same == (name in known_to_be_harmless)
 
 

@@ -1,7 +1,19 @@
 """The rules of the ops: what each does to channel axes."""
 
 from splitgrow.rules import elementwise, functional, joins, products, reshaping, sizes, spatial
-from splitgrow.rules.registry import Op, Shaped, Unknown, register_op, result_of, rule_of
+from splitgrow.rules.registry import (
+    _RULES,
+    BUILT_IN,
+    Op,
+    Shaped,
+    Unknown,
+    register_op,
+    result_of,
+    rule_of,
+    unregister_op,
+)
+
+BUILT_IN.update(_RULES)
 
 __all__ = [
     "Op",
@@ -17,4 +29,5 @@ __all__ = [
     "rule_of",
     "sizes",
     "spatial",
+    "unregister_op",
 ]

@@ -14,8 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from splitgrow.axes import Axis, Size, constant
+from splitgrow.axes import Axis, Run, Size, constant
+from splitgrow.errors import SplitGrowError
 from splitgrow.groups import Groups
+from splitgrow.rules.checks import check_rule, check_targets, rule_name
 from splitgrow.silence import Silence
 
 
@@ -176,7 +178,11 @@ def register_op(
             says by `Op.hear` where not. An RMS norm over all channels asks for that.
 
     Raises:
-        ValueError: If one of the targets has a rule already.
+        TypeError: If a target is none of these, or the rule no function of one argument.
+        ValueError: If there is no target, one of them has a rule already, or is a name of no
+            method of tensors.
+
+    `unregister_op` takes it back.
 
     Example:
         >>> import torch, splitgrow
@@ -190,12 +196,15 @@ def register_op(
         >>> splitgrow.growable(net, torch.ones(1, 2)).layers[0].growable
         True
     """
+    if BUILT_IN:
+        check_targets(targets)
 
     def register(rule: Rule) -> Rule:
+        check_rule(rule)
         for target in targets:
             if target in _RULES:
-                raise ValueError(f"{target!r} has a rule already: {_RULES[target].__name__}")
-            _RULES[target] = rule
+                raise ValueError(f"{target!r} has a rule already: {rule_name(_RULES[target])}")
+        _RULES.update(dict.fromkeys(targets, rule))
         if follows_sizes:
             _SIZED.add(rule)
         if keeps_zeros:
@@ -203,6 +212,38 @@ def register_op(
         return rule
 
     return register
+
+
+BUILT_IN: set[Any] = set()
+"""The targets of splitgrow's own rules, once all of them are there."""
+
+
+def unregister_op(*targets: Any) -> None:
+    """Takes back rules that `register_op` was given: models are analysed without them afterwards.
+
+    Args:
+        targets: As they were given to `register_op`.
+
+    Raises:
+        ValueError: If there is no target, or one has no rule, or one of splitgrow's own; none is
+            taken back then.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> rule = splitgrow.register_op(torch.special.i1)(lambda op: op.x)
+        >>> splitgrow.unregister_op(torch.special.i1)
+    """
+    if not targets:
+        raise ValueError("unregister_op needs the targets that register_op was given")
+    for target in targets:
+        if target in BUILT_IN:
+            raise ValueError(f"{target!r} has one of splitgrow's own rules")
+        if target not in _RULES:
+            raise ValueError(f"{target!r} has no rule")
+    gone = {_RULES.pop(target) for target in {*targets}}
+    for rule in gone - {*_RULES.values()}:
+        _SIZED.discard(rule)
+        _KEEPS_ZEROS.discard(rule)
 
 
 def rule_of(target: Any) -> Rule | None:
@@ -235,7 +276,7 @@ def result_of(op: Op) -> Any:
             raise Unknown("is not an op that splitgrow knows")
         if rule not in _SIZED and any(op.sizes()):
             op = replace(op, args=op.plain(op.args), kwargs=op.plain(op.kwargs))
-        result = rule(op)
+        result = rule(op) if op.target in BUILT_IN else _asked(rule, op)
         if not _explains(result, op):
             raise Unknown("changes shapes in a way that its rule does not explain")
     except Unknown as unknown:
@@ -244,6 +285,42 @@ def result_of(op: Op) -> Any:
     if rule not in _KEEPS_ZEROS:
         op.hear(result)
     return result
+
+
+def _asked(rule: Rule, op: Op) -> Any:
+    """What a user's rule answers.
+
+    Raises:
+        SplitGrowError: If it fails, or answers with something else than axes.
+    """
+    what = f"the rule `{rule_name(rule)}` of `{op.name}` at {op.place}"
+    remedy = (
+        "mend it, or take it back by splitgrow.unregister_op; a rule that cannot tell raises "
+        "splitgrow.rules.Unknown"
+    )
+    try:
+        result = rule(op)
+    except (Unknown, SplitGrowError):
+        raise
+    except Exception as error:
+        raise SplitGrowError(
+            f"{what} failed with {type(error).__name__}: {error}; {remedy}"
+        ) from error
+    for shaped in shaped_in(result):
+        if not _is_axes(shaped.axes):
+            raise SplitGrowError(f"{what} answered with the axes {shaped.axes!r:.60}; {remedy}")
+    if isinstance(op.example, Tensor) and not isinstance(result, Shaped):
+        raise SplitGrowError(
+            f"{what} answered with {result!r:.60} where the op gives a tensor, of which a rule "
+            f"returns the axes as Shaped; {remedy}"
+        )
+    return result
+
+
+def _is_axes(axes: Any) -> bool:
+    return isinstance(axes, tuple) and all(
+        isinstance(axis, tuple) and all(isinstance(run, Run) for run in axis) for axis in axes
+    )
 
 
 def _could_grow(op: Op) -> bool:
