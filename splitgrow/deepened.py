@@ -236,14 +236,16 @@ def with_first(result: Any, tensor: Tensor) -> Any:
     return type(result)((tensor, *result[1:]))
 
 
-def first_name(module: nn.Module) -> str:
-    """The name of the first argument of a module's forward."""
-    return next(iter(inspect.signature(module.forward).parameters))
+def first_name(module: nn.Module, kwargs: Mapping[str, Any]) -> str:
+    """Under which name a call that names all of its arguments gives a module the first one."""
+    # The class's own forward: while a model is recorded, modules have one that takes anything.
+    arguments = list(inspect.signature(type(module).forward).parameters)[1:]
+    return next((name for name in arguments if name in kwargs), next(iter(kwargs)))
 
 
 def first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a call gives a module as its first argument."""
-    return args[0] if args else kwargs[first_name(module)]
+    return args[0] if args else kwargs[first_name(module, kwargs)]
 
 
 def with_first_argument(
@@ -252,4 +254,4 @@ def with_first_argument(
     """The arguments of a call with another first one."""
     if args:
         return (value, *args[1:]), kwargs
-    return args, {**kwargs, first_name(module): value}
+    return args, {**kwargs, first_name(module, kwargs): value}

@@ -17,19 +17,23 @@ FLOORS = (
     {"silence", "layouts", "edits", "kinds", "folding", "execution"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"}
     | {"steadiness"},
-    {"steps", "composition", "generations", "fading", "removal", "connections"},
-    {"assembly", "blockwise", "vanishing"},
+    {"steps", "composition", "generations", "fading", "connections"},
+    {"assembly", "blockwise", "hooks"},
+    {"readers"},
+    {"removal"},
+    {"vanishing"},
     {"multiplied", "normalised"},
     {"merged"},
     {"running"},
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
+    {"unwrapping"},
     {"leaves", "results", "planning", "namesakes", "progressive", "states"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
     {"recording", "tracing", "history", "refusals", "placing"}
     | {"liveness", "propagation", "output_comparison"},
     {"handled", "locating"},
-    {"unchanged"},
+    {"unchanged", "deployed"},
     {"widening", "growth"},
     {"analysis", "consolidation"},
     {"value_trials"},
