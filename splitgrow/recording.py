@@ -329,7 +329,9 @@ class Recorder(TorchFunctionMode):
             result = func(*plain, **named)
         if target is None:
             return result
-        return self._record(name, target, seen, kwargs, result)
+        recorded = self._record(name, target, seen, kwargs, result)
+        # What these return must be no subclass of int, which Python would turn into one anyhow.
+        return result if name in ("int", "index", "len") else recorded
 
     def number(self, target: Any, args: tuple[Any, ...], value: Any, name: str = "") -> Any:
         """Takes down what is computed with tracked numbers."""

@@ -19,7 +19,7 @@ from splitgrow.axes import Run
 from splitgrow.graph import ChannelGraph, HeldNumber
 from splitgrow.groups import Groups
 from splitgrow.recording import Wider, record_wider
-from splitgrow.rules.registry import Shaped, leaves_of
+from splitgrow.rules.op import Shaped, leaves_of
 from splitgrow.steps import Ref, Step
 
 

@@ -14,7 +14,7 @@ FLOORS = (
     {"errors", "axes", "spans", "typed", "undo"},
     {"wrapping", "trees"},
     {"groups", "kernels", "whole", "partial"},
-    {"silence", "layouts", "edits", "kinds", "folding", "execution"}
+    {"silence", "remainders", "layouts", "edits", "kinds", "folding", "execution"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"}
     | {"steadiness"},
     {"steps", "composition", "generations", "fading", "connections"},
@@ -28,7 +28,7 @@ FLOORS = (
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
     {"unwrapping"},
-    {"leaves", "results", "planning", "namesakes", "progressive", "states"}
+    {"leaves", "results", "planning", "namesakes", "progressive", "states", "choices"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
     {"recording", "tracing", "history", "refusals", "placing"}
     | {"liveness", "propagation", "output_comparison"},

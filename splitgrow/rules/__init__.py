@@ -1,12 +1,20 @@
 """The rules of the ops: what each does to channel axes."""
 
-from splitgrow.rules import elementwise, functional, joins, products, reshaping, sizes, spatial
+from splitgrow.rules import (
+    elementwise,
+    functional,
+    joins,
+    picking,
+    products,
+    reductions,
+    reshaping,
+    sizes,
+    spatial,
+)
+from splitgrow.rules.op import Op, Shaped, Unknown
 from splitgrow.rules.registry import (
     _RULES,
     BUILT_IN,
-    Op,
-    Shaped,
-    Unknown,
     register_op,
     result_of,
     rule_of,
@@ -22,7 +30,9 @@ __all__ = [
     "elementwise",
     "functional",
     "joins",
+    "picking",
     "products",
+    "reductions",
     "register_op",
     "reshaping",
     "result_of",
