@@ -76,9 +76,9 @@ def _wrong(monkeypatch: pytest.MonkeyPatch, source: str = PLAIN) -> set[str]:
 
 
 BETWEEN = {
-    "an order": "h.flip(0, 1)",
-    "a hidden width": "h / h.size(1).bit_length() ** 2",
     "a number of parameters": "h / len(list(self.parameters()))",
+    "a number of entries": "h / len(self.state_dict())",
+    "a text": "h / len(repr(self))",
 }
 
 
@@ -103,8 +103,7 @@ def _believe_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_rule_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
-    splitgrow.register_op(torch.fft.fftshift)(lambda op: op.x)
+    monkeypatch.setitem(registry._RULES, torch.fft.fftshift, lambda op: op.x)
     _believe_everything(monkeypatch)
     assert "outputs" in _wrong(monkeypatch, PLAIN.replace("h.relu()", "torch.fft.fftshift(h)"))
 
