@@ -23,7 +23,7 @@ FLOORS = (
     {"running"},
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
-    {"leaves", "results", "planning", "namesakes", "progressive"}
+    {"leaves", "results", "planning", "progressive"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
     {"recording", "tracing", "history", "refusals", "placing"} | {"liveness", "propagation"},
     {"handled"},
