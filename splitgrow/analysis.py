@@ -19,6 +19,7 @@ from splitgrow.graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.kinds import LayerKind, kind_of, sized_layers
 from splitgrow.leaves import is_leaf
 from splitgrow.modes import may_ask_for_the_mode
+from splitgrow.places import levels_to_caller
 from splitgrow.recording import Recording, record
 from splitgrow.refusals import is_sized, refusals, subclass_refusal
 from splitgrow.rules import Op, Shaped, result_of
@@ -26,8 +27,6 @@ from splitgrow.rules.registry import constant_like, fix_arguments, shaped_in
 from splitgrow.silence import Silence
 from splitgrow.split import SplitLayer, stock
 from splitgrow.steps import Ref, Source, Step, mapped
-from splitgrow.undisturbed import ignore_warnings_, keep_modes_
-from splitgrow.undo import Meanwhile
 from splitgrow.widening import Trial, fix_what_widening_breaks, widens
 
 
@@ -99,7 +98,7 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> Followed:
         warnings.warn(
             f"only evaluation mode was analysed, since {error}; what runs in training alone does "
             f"not grow along",
-            stacklevel=4,
+            stacklevel=levels_to_caller(),
         )
     best = _best(model, runs)
     if runs[0].fake:
@@ -127,14 +126,6 @@ def _best(model: nn.Module, runs: Sequence[Recording]) -> _Analysis:
         other = _Analysis(model, outermost=False).run(runs)
         best = max(best, other, key=lambda analysis: analysis.growing)
     return best
-
-
-def analyse_again(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
-    """The channel graph of a model that was changed; the warnings were given the first time."""
-    with Meanwhile() as meanwhile, meanwhile:
-        keep_modes_(meanwhile)
-        ignore_warnings_()
-        return analyse(model, inputs)
 
 
 class _Analysis:

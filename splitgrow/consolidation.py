@@ -24,6 +24,7 @@ from splitgrow.replacing import JointParameter, plan_replacing, replace_
 from splitgrow.running import is_hooked
 from splitgrow.spans import Spans, overlaps
 from splitgrow.split import SplitLayer
+from splitgrow.unchanged import before_edit
 from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Undo
 from splitgrow.whole import room_for
@@ -40,7 +41,9 @@ class Consolidated:
     parameters: list[JointParameter]
 
 
-def consolidate_(model: nn.Module, history: History, *, optimizer: object) -> Edit | None:
+def consolidate_(
+    model: nn.Module, history: History, *, optimizer: object, check: bool
+) -> Edit | None:
     """Joins the blocks of the open generation, layer by layer, all or nothing.
 
     Returns:
@@ -60,6 +63,7 @@ def consolidate_(model: nn.Module, history: History, *, optimizer: object) -> Ed
             ]
         if not found:
             return None
+        before = before_edit(model, history, check=check)
         replacing = plan_replacing(optimizers, [p for item in found for p in item.parameters])
         keep_(history, undo)
         for item in found:
@@ -69,6 +73,8 @@ def consolidate_(model: nn.Module, history: History, *, optimizer: object) -> Ed
         edit = Edit(index, history.generation, None, {}, {}, (), joined=joined)
         history.modules = structure(model)
         history.edits = [*history.edits, edit]
+        if before is not None:
+            before.check(model, history)
     return edit
 
 

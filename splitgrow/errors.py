@@ -26,6 +26,10 @@ class FixedWidthError(SplitGrowError):
     """A layer's width is tied to something that cannot change."""
 
 
+class InexactError(SplitGrowError):
+    """An edit would change what the model computes; it was taken back."""
+
+
 class InsertionError(SplitGrowError):
     """Nothing can be inserted at that place without changing what the model computes."""
 

@@ -53,6 +53,20 @@ def execution(mode: Mode) -> Iterator[None]:
         _MODE.reset(token)
 
 
+_KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
+
+
+def keeps() -> bool:
+    """Whether grown layers may keep what they put together, in which blocks' tensors then lie."""
+    return _KEEPS.get()
+
+
+def keep_nothing_(undo: Undo) -> None:
+    """Has grown layers run without leaving a trace in themselves: for runs that only look."""
+    undo.on_failure(partial(_KEEPS.set, _KEEPS.get()))
+    _KEEPS.set(False)
+
+
 def execution_mode() -> Mode:
     """The mode that is chosen now."""
     return _MODE.get()

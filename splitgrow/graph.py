@@ -79,6 +79,11 @@ class ChannelGraph:
         groups = groups_of(self.groups.resolve(axis))
         return [group for group in groups if not self.groups.is_fixed(group)][::-1]
 
+    def output_shapes(self, growth: Mapping[int, int]) -> list[tuple[int, ...]]:
+        """The shapes of the tensors that the model returns once groups have grown."""
+        grown = self.groups.grown(growth)
+        return [tuple(map(grown.length, axes)) for axes in self.outputs]
+
     def silent_insertions(self, axis: Axis, growth: Mapping[int, int]) -> tuple[bool, ...]:
         """For each insertion that growth makes on an axis, whether it must start as zeros."""
         runs = self.groups.resolve(axis)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from splitgrow.analysis import analyse
+from splitgrow.analysis import follow
 from splitgrow.errors import SplitGrowError, UnsupportedModelError
 from splitgrow.gate import ORIGINAL_CLASS, Gate, close_, refuse_inside_forward
 from splitgrow.handle import Handle
@@ -23,6 +23,7 @@ from splitgrow.journal.state_dicts import check_fit, follow_, put_journal, take_
 from splitgrow.places import levels_to_caller
 from splitgrow.undisturbed import keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile, Undo
+from splitgrow.value_trials import fix_what_values_break
 from splitgrow.wrapping import is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -30,7 +31,9 @@ Model = TypeVar("Model", bound=nn.Module)
 _TAKEN = "_splitgrow_taken"
 
 
-def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
+def growable(
+    model: Model, example_inputs: Tensor | tuple[Any, ...], *, check: bool = True
+) -> Model:
     """Makes a model growable, in place, and returns it.
 
     The model's layers are analysed once, and nothing is replaced yet: module paths, state_dict,
@@ -40,6 +43,13 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     warning; `splitgrow.handle(model)` then has it.
 
     Analysing again is harmless, and is the way on after the model was changed by hand.
+
+    What shapes cannot show is tried out in values: the model runs on the example inputs as it is
+    and as if all that can grow had grown, with helpers at zero and random new units, and must give
+    the same up to rounding. Layers that break this are fixed, and their reason says where values
+    first differ. Its hooks run meanwhile, random draws are held at constants. That takes two
+    forward passes (four if the model's code does other things in training); a model on the meta
+    device, or one that rounding alone changes, is looked at by shapes only.
 
     Other threads may run the model meanwhile, and while it grows: a change waits until calls of the
     model or its parts that are under way have come to an end, for a minute at most, and calls of
@@ -51,6 +61,7 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
     Args:
         model: Any module that runs on the example inputs.
         example_inputs: A tensor, or a tuple of the positional arguments of an example call.
+        check: Whether to try growth out in values, besides shapes.
 
     Raises:
         TypeError: If the arguments are of other types.
@@ -96,7 +107,10 @@ def growable(model: Model, example_inputs: Tensor | tuple[Any, ...]) -> Model:
         close_(model, gate, what, meanwhile)
         with Undo() as undo, undo:
             keep_surroundings_(model, undo)
-            history = History(analyse(model, inputs), inputs, structure(model), gate=gate)
+            followed = follow(model, inputs)
+            edits = len(old.edits) if old is not None else 0
+            broken = fix_what_values_break(model, inputs, followed, edits) if check else {}
+            history = History(followed.graph, inputs, structure(model), gate=gate, broken=broken)
             if old is not None:
                 _carry_on(history, old)
             adopt_(model, history, undo)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from splitgrow.attributes import change_
 from splitgrow.deepened import Deepened
-from splitgrow.edits import Edit
+from splitgrow.edits import Edit, NumberChange
 from splitgrow.fading import FadeIn
 from splitgrow.generations import freeze_, unfreeze_
 from splitgrow.history import History, check_structure, keep_, structure
@@ -20,6 +20,7 @@ from splitgrow.optimizers import NewParameter, group_name, join_, listed, plan_j
 from splitgrow.placing import Prepared, holders_in, place_, prepare
 from splitgrow.planning import check_request, find_growth, make_plan, rounded_up
 from splitgrow.split import SplitLayer
+from splitgrow.unchanged import before_edit
 from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Undo
 
@@ -42,15 +43,26 @@ def plan(
 
 
 def apply_(
-    model: nn.Module, history: History, edit: Edit, *, initializer: str, optimizer: object
+    model: nn.Module,
+    history: History,
+    edit: Edit,
+    *,
+    initializer: str,
+    optimizer: object,
+    check: bool,
 ) -> Edit:
     """Carries out a planned edit on its model.
 
     Everything that can fail on account of the request or for want of memory is done before the
-    first change; what then follows is taken back if it is interrupted.
+    first change; what then follows is taken back if it is interrupted, and with `check` if the
+    model then computes something else.
     """
+    before = before_edit(model, history, check=check)
     with Undo() as undo, undo:
-        return carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
+        edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
+        if before is not None:
+            before.check(model, history)
+        return edit
 
 
 def carry_out_(
@@ -74,11 +86,7 @@ def carry_out_(
     keep_(history, undo)
     if edit.closes is not None:
         close_(model, history, undo)
-    holders = holders_in(model)
-    for item in prepared:
-        place_(history.modules, item, holders, undo)
-    for number in edit.numbers:
-        change_(history.modules[number.module], number.attribute, number.value[1], undo)
+    widen_(model, history.modules, prepared, edit.numbers, undo)
     join_(joining, undo)
     groups = history.graph.groups.grown(edit.growth)
     history.graph = replace(history.graph, groups=groups)
@@ -86,6 +94,21 @@ def carry_out_(
     history.generation = edit.generation
     history.edits = [*history.edits, edit]
     return edit
+
+
+def widen_(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    prepared: Iterable[Prepared],
+    numbers: Iterable[NumberChange],
+    undo: Undo,
+) -> None:
+    """Puts what was prepared in place, and sets the numbers that follow."""
+    holders = holders_in(model)
+    for item in prepared:
+        place_(modules, item, holders, undo)
+    for number in numbers:
+        change_(modules[number.module], number.attribute, number.value[1], undo)
 
 
 def _new_parameters(prepared: list[Prepared]) -> Iterator[NewParameter]:

@@ -83,10 +83,15 @@ class Handle(DepthMethods):
         initializer: str = "zero",
         freeze: bool = True,
         optimizer: object = None,
+        check: bool = True,
     ) -> Edit:
         """Adds units to a layer and to all that is tied to it, and helpers to all that read it.
 
-        The old outputs are unchanged. If the layer makes the model's output, the old outputs lead.
+        In evaluation mode the old outputs are unchanged, up to rounding: a wider matrix may be
+        multiplied by another kernel. If the layer makes the model's output, the old outputs lead.
+        In training mode that holds with ``freeze=False``; a growth that freezes has the norms that
+        existed use their running statistics from then on, in training too, so that outputs move by
+        what those and the batch's differ.
 
         Args:
             layer: Its index or name in `layers`.
@@ -100,6 +105,10 @@ class Handle(DepthMethods):
                 running statistic that exists.
             optimizer: One or several optimizers. New parameters join the param group of the
                 original weight (or bias) of their layer; state that exists is kept.
+            check: Whether to run the model on its example inputs before and after, in evaluation
+                mode, and to take the edit back if what it computes has changed by more than
+                rounding: two forward passes, in which its hooks run. A model on the meta device,
+                or sharded by FSDP, has no values to compare.
 
         Returns:
             The record of what was done.
@@ -111,6 +120,8 @@ class Handle(DepthMethods):
             UnsupportedLayerError: If the module has no width of its own.
             FixedWidthError: If the layer is tied to something that cannot grow.
             OptimizerError: If the optimizer does not train the layer.
+            InexactError: If `check` finds that the model would compute something else; the error
+                names the first layer or op that does.
             StructureChangedError: If the model was changed by hand since it was analysed.
 
         In all these cases model and optimizer are as before.
@@ -121,6 +132,7 @@ class Handle(DepthMethods):
             initializer=initializer,
             freeze=freeze,
             optimizer=optimizer,
+            check=check,
         )
 
     def expand(
@@ -131,6 +143,7 @@ class Handle(DepthMethods):
         initializer: str = "zero",
         freeze: bool = True,
         optimizer: object = None,
+        check: bool = True,
     ) -> Edit:
         """Adds units to several layers in one edit; otherwise as `expand_layer`.
 
@@ -140,7 +153,14 @@ class Handle(DepthMethods):
         with self._turn("grow"), Meanwhile() as meanwhile, meanwhile:
             self._alone("grow", meanwhile)
             edit = plan(model, history, request, freeze=freeze, round_to=round_to)
-            return apply_(model, history, edit, initializer=initializer, optimizer=optimizer)
+            return apply_(
+                model,
+                history,
+                edit,
+                initializer=initializer,
+                optimizer=optimizer,
+                check=check,
+            )
 
     def expand_input(
         self,
@@ -150,6 +170,7 @@ class Handle(DepthMethods):
         initializer: str = "zero",
         freeze: bool = True,
         optimizer: object = None,
+        check: bool = True,
     ) -> Edit:
         """Adds n channels to the model's input: grey to colour, colour to depth.
 
@@ -163,6 +184,7 @@ class Handle(DepthMethods):
             initializer: As in `expand_layer`, like `freeze` and `optimizer`.
             freeze: Whether the first edit closes generation 0.
             optimizer: One or several optimizers.
+            check: As in `expand_layer`.
 
         Returns:
             The record of what was done.
@@ -191,6 +213,7 @@ class Handle(DepthMethods):
                 initializer=initializer,
                 freeze=freeze,
                 optimizer=optimizer,
+                check=check,
             )
 
     def plan(
@@ -211,7 +234,7 @@ class Handle(DepthMethods):
             self._alone("close a generation", meanwhile)
             return next_generation_(self._model, self._history)
 
-    def consolidate(self, *, optimizer: object = None) -> Edit | None:
+    def consolidate(self, *, optimizer: object = None, check: bool = True) -> Edit | None:
         """Joins what several growths added to a layer in the open generation to one block each.
 
         A layer that grew often has many small parameters, each of which takes time in the optimizer
@@ -227,6 +250,7 @@ class Handle(DepthMethods):
             optimizer: One or several optimizers. The new parameters take the places of the old,
                 with the state of parameters that had been there all along and received no gradient
                 before they were. Leave it out if you make a new optimizer afterwards.
+            check: As in `expand_layer`.
 
         Returns:
             The record of what was done; None if there was nothing to join.
@@ -254,7 +278,7 @@ class Handle(DepthMethods):
         """
         with self._turn("consolidate"), Meanwhile() as meanwhile, meanwhile:
             self._alone("consolidate", meanwhile)
-            return consolidate_(self._model, self._history, optimizer=optimizer)
+            return consolidate_(self._model, self._history, optimizer=optimizer, check=check)
 
     def generation_parameters(self, generation: int | None = None) -> list[nn.Parameter]:
         """The parameters that were born in a generation (default: the open one).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -41,6 +41,7 @@ class History:
         shares: How far the fades had come when a generation was closed, by generation.
         viewing: Whether an earlier generation is being shown.
         gate: Which thread has the model to itself, if one has.
+        broken: The layers whose growth was found to change what the model computes, and why.
     """
 
     graph: ChannelGraph
@@ -54,6 +55,7 @@ class History:
     shares: dict[int, list[tuple[FadeIn, float]]] = field(default_factory=dict)
     narrower: tuple[tuple[int, tuple[Any, ...]], ...] = ()
     gate: Gate = field(default_factory=Gate)
+    broken: Mapping[str, str] = field(default_factory=dict)
 
     def inputs_at(self, view: int | None) -> tuple[Any, ...]:
         """Example inputs for the model as it was after an edit; None: as it is now."""

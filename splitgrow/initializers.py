@@ -57,6 +57,24 @@ def _zero_channels(tensor: nn.Parameter, axes: object, side: str, chosen: Sequen
             tensor.index_fill_(dim, section.nonzero().flatten(), 0)
 
 
+def stirred(block: nn.Module, kind: str, silent: Sequence[bool]) -> None:
+    """Helpers zero, and new units with values that no formula could hide behind, for trials.
+
+    Where units must be silent at birth they are as `zero` has them.
+    """
+    zero(block, kind, silent)
+    if kind == "helper" or any(silent):
+        return
+    with torch.no_grad():
+        for name, tensor in (*block.named_parameters(), *block.named_buffers()):
+            if not tensor.is_floating_point():
+                continue
+            if name == "running_var" or (name == "weight" and tensor.dim() == 1):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.dim() == 1:
+                tensor.normal_(std=0.3)
+
+
 _INITIALIZERS: dict[str, Initializer] = {"zero": zero}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splitgrow.analysis import analyse_again, analyse_with_free_input
+from splitgrow.analysis import analyse_with_free_input
 from splitgrow.axes import Axis, groups_of
 from splitgrow.edits import Edit, InputChange
 from splitgrow.errors import FixedWidthError
@@ -17,11 +17,13 @@ from splitgrow.graph import ChannelGraph
 from splitgrow.growth import carry_out_
 from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.planning import plan_changes, plan_numbers
+from splitgrow.unchanged import before_edit
 from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Undo
+from splitgrow.value_trials import analyse_again
 
 
-def expand_input_(
+def expand_input_(  # noqa: PLR0913
     model: nn.Module,
     history: History,
     n: int,
@@ -30,6 +32,7 @@ def expand_input_(
     freeze: bool,
     initializer: str,
     optimizer: object,
+    check: bool,
 ) -> Edit:
     """Adds channels to an input, all or nothing.
 
@@ -42,6 +45,7 @@ def expand_input_(
     if n < 1:
         raise ValueError(f"n (={n}) must be at least 1: inputs only grow")
     check_structure(model, history)
+    before = before_edit(model, history, check=check)
     with Undo() as undo, undo:
         keep_surroundings_(model, undo)
         name = _named(model, history.inputs, name)
@@ -64,8 +68,10 @@ def expand_input_(
         edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
         history.narrower = (*history.narrower, (edit.index, history.inputs))
         history.inputs = widened(model, history.inputs, edit.inputs)
-        history.graph = analyse_again(model, history.inputs)
+        history.graph = analyse_again(model, history.inputs, history.broken)
         history.modules = structure(model)
+        if before is not None:
+            before.check(model, history)
     return edit
 
 

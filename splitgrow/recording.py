@@ -39,6 +39,14 @@ from splitgrow.tracked import Tracked
 from splitgrow.undisturbed import ignore_warnings_, undisturb_
 from splitgrow.undo import Meanwhile
 
+_MEMORY = frozenset(("data_ptr", "__dlpack__", "storage", "untyped_storage"))
+"""What hands out a tensor's memory, where code that torch cannot see may read it."""
+
+
+class ValuesNeededError(Exception):
+    """The run needs tensors with values."""
+
+
 _Modules = Sequence[tuple[str, nn.Module]]
 """Modules by path."""
 
@@ -320,6 +328,8 @@ class Recorder(TorchFunctionMode):
         if self.inside:
             return func(*args, **kwargs)
         name, target, seen = target_of(func, args)
+        if name in _MEMORY and args and isinstance(args[0], FakeTensor):
+            raise ValuesNeededError(f"`{name}` hands out memory, and a fake tensor has none")
         plain, named = untracked(args), untracked(kwargs)
         result = result_of_function(func, plain, named)
         if result is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from splitgrow.blockwise import Blockwise
 from splitgrow.composition import Composition
 from splitgrow.eager import is_eager
-from splitgrow.execution import Mode, execution_mode
+from splitgrow.execution import Mode, execution_mode, keeps
 from splitgrow.generations import hold_statistics
 from splitgrow.merged import Merged
 from splitgrow.whole import Own, Unfit
@@ -72,8 +72,8 @@ class Runner:
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, in the mode that is chosen."""
-        if torch.compiler.is_compiling():
-            return self._run_compiled(x, *args, **kwargs)
+        if torch.compiler.is_compiling() or not keeps():
+            return self._run_keeping_nothing(x, *args, **kwargs)
         mode = execution_mode()
         against = self._against_merging(mode, x)
         eager = is_eager(x)
@@ -98,11 +98,25 @@ class Runner:
             composition = composition.dense()
         return self._blockwise.run(composition.modules, x, *args, **kwargs)
 
-    def _run_compiled(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output while torch's compiler follows; the mode is not asked for."""
-        if self._merged.traceable and self._bytes <= LARGEST:
+    def _run_keeping_nothing(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output while torch's compiler follows, or a run only looks.
+
+        The mode is not asked for, and no tensor comes to lie elsewhere.
+        """
+        if self._merged.traceable and not self._apart(x):
             return self._merged.run_traced(x, *args, **kwargs)
         return self._blockwise.run(self._composition.modules, x, *args, **kwargs)
+
+    def _apart(self, x: Tensor) -> bool:
+        """Whether blocks are to run by themselves where the layer would be joined at every call."""
+        if self._composition.kind.couples:
+            return False
+        if self._bytes > LARGEST:
+            return True
+        if torch.compiler.is_compiling():
+            return False
+        elements = sum(p.numel() for module in self.modules for p in module.parameters())
+        return any(map(is_hooked, self.modules)) or self._costs_more(elements, x)
 
     def _against_merging(self, mode: Mode, x: Tensor) -> str:
         """Why not to run as one layer; empty if nothing speaks against it."""
@@ -129,15 +143,23 @@ class Runner:
         """Why putting the layer together would be slower; empty if it is faster."""
         if self._bytes > LARGEST:
             return "it is too large to be put together"
-        composition = self._composition
-        more = len(composition.modules) - 1
-        ins, outs = composition.sizes
-        rows = x.numel() // ins if composition.kind.reads_channels else x.numel()
         copied = self._merged.assembly.copied
-        joining = _JOINING[composition.kind.reads_neighbours(composition.original)]
-        if copied > more * (joining * rows * outs + _PER_BLOCK):
+        if self._costs_more(copied, x):
+            rows = self._rows(x)
             return f"putting it together would copy {copied:,} elements for {rows:,} rows"
         return ""
+
+    def _rows(self, x: Tensor) -> int:
+        composition = self._composition
+        reads = composition.kind.reads_channels
+        return x.numel() // composition.sizes[0] if reads else x.numel()
+
+    def _costs_more(self, copied: int, x: Tensor) -> bool:
+        """Whether copying so many elements takes longer than joining what the blocks give."""
+        composition = self._composition
+        more = len(composition.modules) - 1
+        joining = _JOINING[composition.kind.reads_neighbours(composition.original)]
+        return copied > more * (joining * self._rows(x) * composition.sizes[1] + _PER_BLOCK)
 
 
 def _bytes_of(composition: Composition) -> int:

@@ -31,6 +31,7 @@ def undisturb_(model: nn.Module, undo: Undo) -> None:
     keep_random_states_(modules, undo)
     keep_attributes_(modules, undo)
     silence_hooks(modules)
+    run_eagerly_(modules, undo)
     keep_modes_(undo)  # the last, so that it comes first: nothing can be put back in fake tensors
 
 
@@ -41,7 +42,11 @@ def keep_surroundings_(model: nn.Module, undo: Undo) -> None:
 
 
 def keep_random_states_(modules: Iterable[nn.Module], undo: Undo) -> None:
-    """Has the states of random number generators put back: Python's, numpy's and torch's."""
+    """Has the states of random number generators put back: Python's, numpy's, torch's, modules'."""
+    modules = list(modules)
+    for held in (value for module in modules for value in vars(module).values()):
+        if isinstance(held, torch.Generator):
+            undo.on_failure(partial(held.set_state, held.get_state()))
     undo.on_failure(partial(random.setstate, random.getstate()))
     numpy: Any = sys.modules.get("numpy")  # only if it is in use
     if numpy is not None:
@@ -107,6 +112,20 @@ def keep_attributes_(modules: Sequence[nn.Module], undo: Undo) -> None:
         for name, value in own.items():
             if type(value) in _CONTAINERS and name not in _STORES:
                 own[name] = value.copy()
+
+
+def run_eagerly_(modules: Iterable[nn.Module], undo: Undo) -> None:
+    """Has nothing compiled meanwhile: compiling takes longer than all that is looked at here.
+
+    Attributes of the modules must be put back afterwards.
+    """
+    for module in modules:
+        if module.__dict__.get("_compiled_call_impl") is not None:
+            module.__dict__["_compiled_call_impl"] = None
+    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")  # only if it is in use
+    if hasattr(dynamo, "_stance") and hasattr(torch.compiler, "set_stance"):
+        undo.on_failure(partial(setattr, dynamo, "_stance", dynamo._stance))  # noqa: SLF001
+        torch.compiler.set_stance("force_eager")
 
 
 def silence_hooks(modules: Sequence[nn.Module]) -> None:

@@ -9,6 +9,7 @@ block's own for the time of a call, as torch.func.functional_call has it: it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.spans import Spans, regions
+from splitgrow.undo import Undo
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """The memory formats with the channels last, by the number of dimensions."""
@@ -38,6 +40,17 @@ def make_dense_(module: nn.Module) -> None:
         if parameter is not None and not is_dense(parameter):
             with torch.inference_mode(mode=False):
                 parameter.data = parameter.data.clone()
+
+
+def keep_storage_(parameters: Iterable[nn.Parameter], undo: Undo) -> None:
+    """Has parameters lie again where they lie now; they come to lie elsewhere as layers run."""
+    for parameter in parameters:
+        undo.on_failure(partial(_lay_back, parameter, parameter.detach()))
+
+
+def _lay_back(parameter: nn.Parameter, place: Tensor) -> None:
+    if parameter.data_ptr() != place.data_ptr() or parameter.stride() != place.stride():
+        parameter.data = place
 
 
 class Unfit(Exception):  # noqa: N818

@@ -50,7 +50,7 @@ def widens(model: nn.Module, inputs: tuple[Any, ...], trial: Trial, *, training:
     In training mode that is strict: also functions, texts and whatever else the ops are given must
     be those of the run in evaluation mode.
     """
-    growth = dict.fromkeys(_growing(trial.graph), 1)
+    growth = dict.fromkeys(growing_groups_in(trial.graph), 1)
     return not _difference(model, inputs, trial, growth, training=training, strict=training)
 
 
@@ -68,8 +68,8 @@ def fix_what_widening_breaks(model: nn.Module, inputs: tuple[Any, ...], trial: T
         return _difference(model, inputs, trial, growth, training=False, strict=False)
 
     graph = trial.graph
-    while growing := _growing(graph):
-        found = _culprits(growing, difference)
+    while growing := growing_groups_in(graph):
+        found = culprits_in(growing, difference)
         if not found or difference(()):  # the run is never twice the same, so nothing can be told
             return
         for group, reason in found.items():
@@ -99,7 +99,7 @@ def narrowing_breaks(
                 model, inputs, trial, growth, training=trial.training, strict=trial.strict
             )
 
-        found |= _culprits([group for group in gone if group not in found], difference)
+        found |= culprits_in([group for group in gone if group not in found], difference)
     return found
 
 
@@ -134,12 +134,14 @@ def _compared(growth: Mapping[int, int]) -> str:
     return "narrower" if any(units < 0 for units in growth.values()) else "wider"
 
 
-def _growing(graph: ChannelGraph) -> list[int]:
+def growing_groups_in(graph: ChannelGraph) -> list[int]:
     """The groups that some layer can be asked to grow."""
     return list(dict.fromkeys(g for node in graph.sized() for g in graph.growing_groups(node.outs)))
 
 
-def _culprits(groups: Sequence[int], difference: Callable[[Sequence[int]], str]) -> dict[int, str]:
+def culprits_in(
+    groups: Sequence[int], difference: Callable[[Sequence[int]], str]
+) -> dict[int, str]:
     """The groups whose growth makes a difference, with what it is; halved until they are found."""
     reason = difference(groups)
     if not reason:
@@ -147,7 +149,7 @@ def _culprits(groups: Sequence[int], difference: Callable[[Sequence[int]], str])
     if len(groups) == 1:
         return {groups[0]: reason}
     half = len(groups) // 2
-    found = _culprits(groups[:half], difference) | _culprits(groups[half:], difference)
+    found = culprits_in(groups[:half], difference) | culprits_in(groups[half:], difference)
     return found or dict.fromkeys(groups, reason)  # only together do they make one
 
 

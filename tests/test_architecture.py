@@ -15,7 +15,8 @@ FLOORS = (
     {"wrapping"},
     {"groups", "kernels", "whole", "partial"},
     {"silence", "layouts", "edits", "kinds", "folding", "execution"}
-    | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"},
+    | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"}
+    | {"steadiness"},
     {"steps", "composition", "generations", "fading", "removal", "connections"},
     {"assembly", "blockwise", "vanishing"},
     {"multiplied", "normalised"},
@@ -25,10 +26,13 @@ FLOORS = (
     | {"initializers", "attributes", "optimizers", "replacing"},
     {"leaves", "results", "planning", "progressive"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
-    {"recording", "tracing", "history", "refusals", "placing"} | {"liveness", "propagation"},
-    {"handled"},
+    {"recording", "tracing", "history", "refusals", "placing"}
+    | {"liveness", "propagation", "output_comparison"},
+    {"handled", "locating"},
+    {"unchanged"},
     {"widening", "growth"},
     {"analysis", "consolidation"},
+    {"value_trials"},
     {"depth", "inputs"},
     {"handle", "journal"},
     {"growable", "reporting"},

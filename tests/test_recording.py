@@ -24,8 +24,11 @@ def test_control_the_laws_fail_where_a_width_is_used_in_secret() -> None:
     def forward(model: Any, x: Tensor) -> Tensor:
         return model.head(model.one(x) * sum(1 for _ in model.modules()))
 
+    model = splitgrow.growable(written(forward), X, check=False)
+    before = model(X)
+    model.expand_layer("one", 4, check=False)
     with pytest.raises(AssertionError):
-        laws_hold(splitgrow.growable(written(forward), X))
+        assert_equal(model(X), before)
 
 
 # --- control flow -------------------------------------------------------------------------------
@@ -421,3 +424,22 @@ def test_control_what_is_not_an_output_may_grow_in_its_middle() -> None:
 
     model = splitgrow.growable(written(forward, wide=nn.Linear(16, 3)), X)
     assert laws_hold(model) == ["one", "other", "wide"]
+
+
+def by_dlpack(model: Any, x: Tensor) -> Tensor:
+    return model.head(torch.from_dlpack(model.one(x).detach()))
+
+
+def by_storage(model: Any, x: Tensor) -> Tensor:
+    y = model.one(x)
+    return model.head(y * (y.untyped_storage().nbytes() > 0))
+
+
+def by_address(model: Any, x: Tensor) -> Tensor:
+    y = model.one(x)
+    return model.head(y if y.data_ptr() else 0 * y)
+
+
+@pytest.mark.parametrize("forward", [by_dlpack, by_storage, by_address])
+def test_what_reads_memory_is_recorded_on_tensors_that_have_some(forward: Forward) -> None:
+    laws_hold(splitgrow.growable(written(forward), X))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.speed.claims import (
     against_masks,
     analysis_time,
+    check_time,
     fuse_memory,
     fused_inference,
     grown_inference,
@@ -30,6 +31,7 @@ CLAIMS = (
     growth_memory.CLAIM,
     growth_time.CLAIM,
     analysis_time.CLAIM,
+    check_time.CLAIM,
     fuse_memory.CLAIM,
     training_memory.CLAIM,
 )

@@ -265,7 +265,7 @@ def _new_history(
         moved: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs)
         return moved
 
-    history = History(ChannelGraph(), (), {})
+    history = History(ChannelGraph(), (), {}, broken=old.broken if old is not None else {})
     if contents.inputs is not None:
         history.inputs = read(contents.inputs)
         history.narrower = tuple((e, read(t)) for e, t in contents.narrower if t is not None)

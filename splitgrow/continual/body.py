@@ -184,7 +184,7 @@ class Body:
             check_structure(self.model, history)
             opened = history.next_edit(freeze=False)
             edit = make_plan(history.graph, history.modules, growth, history.edits, opened)
-            edit = apply_(self.model, history, edit, initializer="zero", optimizer=None)
+            edit = apply_(self.model, history, edit, initializer="zero", optimizer=None, check=True)
         self.renew()
         return edit
 

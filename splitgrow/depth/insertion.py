@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from splitgrow.analysis import analyse_again
 from splitgrow.deepened import Deepened, note_questions_
 from splitgrow.depth.blocks import captured, copied_block
 from splitgrow.depth.inserts import (
@@ -34,8 +33,10 @@ from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
 from splitgrow.planning import find_node
 from splitgrow.refusals import stray_references
+from splitgrow.unchanged import before_edit
 from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Meanwhile, Undo
+from splitgrow.value_trials import analyse_again
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def insert_(
     *,
     freeze: bool,
     optimizer: object,
+    check: bool,
 ) -> Edit:
     """Inserts something; whatever fails, everything is as before."""
     optimizers = listed(optimizer)
@@ -70,6 +72,7 @@ def insert_(
         keep_surroundings_(model, undo)
         planned = _plan(model, history, after, wanted, undo, freeze=freeze)
         edit = planned.edit
+        before = before_edit(model, history, check=check)
         (insertion,) = edit.inserted
         beside = (planned.host, history.modules[insertion.options["after"]])
         new = _new_parameters(planned.module, insertion, beside)
@@ -82,11 +85,13 @@ def insert_(
         join_(joining, undo)
         with Meanwhile() as meanwhile, meanwhile:
             asked = note_questions_(meanwhile)
-            history.graph = analyse_again(model, history.inputs)
+            history.graph = analyse_again(model, history.inputs, history.broken)
         tell_wrappers_(model, asked, undo)
         history.modules = structure(model)
         history.generation = edit.generation
         history.edits = [*history.edits, edit]
+        if before is not None:
+            before.check(model, history)
     return edit
 
 

@@ -27,11 +27,13 @@ class DepthMethods(Handled):
         activation: nn.Module | None = None,
         freeze: bool = True,
         optimizer: object = None,
+        check: bool = True,
     ) -> Edit:
         """Inserts a layer, or several, that change nothing until they learn.
 
         It grows like any other layer, in width and in depth. In evaluation mode the outputs are as
-        before; an identity with a batch norm is nearly one in training mode, all else is one there.
+        before; an identity with a batch norm is nearly one in training mode, all else is one there
+        (where the edit freezes nothing, see `expand_layer`).
 
         Args:
             after: A layer's index or name, for the place behind it, its norm and its activation;
@@ -53,6 +55,7 @@ class DepthMethods(Handled):
             freeze: Whether the first edit closes generation 0, as in `expand_layer`.
             optimizer: One or several optimizers. New parameters join the param group of the module
                 that they are next to.
+            check: Whether to compare the outputs before and after, as in `expand_layer`.
 
         Returns:
             The record of what was done; ``edit.inserted[0].name`` is the path of what is new.
@@ -63,6 +66,7 @@ class DepthMethods(Handled):
             InsertionError: If nothing of this kind can be inserted there without changing the
                 function; the error says what can.
             OptimizerError: If the optimizer does not train the module next to it.
+            InexactError: If `check` finds that the model would compute something else.
             StructureChangedError: If the model was changed by hand since it was analysed.
 
         In all these cases model and optimizer are as before.
@@ -84,7 +88,13 @@ class DepthMethods(Handled):
         with self._turn("insert a layer"), Meanwhile() as meanwhile, meanwhile:
             self._alone("insert a layer", meanwhile)
             return insert_(
-                self._model, self._history, after, wanted, freeze=freeze, optimizer=optimizer
+                self._model,
+                self._history,
+                after,
+                wanted,
+                freeze=freeze,
+                optimizer=optimizer,
+                check=check,
             )
 
     def plan_insertion(

@@ -22,6 +22,7 @@ def expand_layer(  # noqa: PLR0913
     initializer: str = "zero",
     freeze: bool = True,
     optimizer: object = None,
+    check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
     """Adds units to a layer in all processes that hold a model, as `model.expand_layer` in one.
@@ -41,6 +42,8 @@ def expand_layer(  # noqa: PLR0913
         initializer: How new blocks get their values.
         freeze: Whether the first growth closes generation 0.
         optimizer: One or several optimizers of this process.
+        check: As in `model.expand_layer`, in every process; a sharded model is compared only where
+            all of it is held for the edit (`expand_input`, `insert_layer`, `consolidate`).
         timeout: Seconds to wait for the other processes, at each step.
 
     Returns:
@@ -73,11 +76,12 @@ def expand_layer(  # noqa: PLR0913
         initializer=initializer,
         freeze=freeze,
         optimizer=optimizer,
+        check=check,
         timeout=timeout,
     )
 
 
-def expand(
+def expand(  # noqa: PLR0913
     wrapped: nn.Module,
     request: Mapping[int | str, int],
     *,
@@ -85,10 +89,16 @@ def expand(
     initializer: str = "zero",
     freeze: bool = True,
     optimizer: object = None,
+    check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
     """Adds units to several layers in one edit; otherwise as `expand_layer`."""
-    options: dict[str, Any] = {"round_to": round_to, "initializer": initializer, "freeze": freeze}
+    options: dict[str, Any] = {
+        "round_to": round_to,
+        "initializer": initializer,
+        "freeze": freeze,
+        "check": check,
+    }
     asked = dict(request) if isinstance(request, Mapping) else request
     return carry_out(
         wrapped,
@@ -99,7 +109,7 @@ def expand(
     )
 
 
-def expand_input(
+def expand_input(  # noqa: PLR0913
     wrapped: nn.Module,
     n: int,
     *,
@@ -107,6 +117,7 @@ def expand_input(
     initializer: str = "zero",
     freeze: bool = True,
     optimizer: object = None,
+    check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
     """Adds n channels to the model's input, as `model.expand_input`; otherwise as `expand_layer`.
@@ -114,7 +125,12 @@ def expand_input(
     Of a sharded model every process holds all of it for as long as that takes, since the model is
     run on its example inputs.
     """
-    options: dict[str, Any] = {"name": name, "initializer": initializer, "freeze": freeze}
+    options: dict[str, Any] = {
+        "name": name,
+        "initializer": initializer,
+        "freeze": freeze,
+        "check": check,
+    }
     return carry_out(
         wrapped,
         _in_words("expand_input", n, **options),
@@ -136,6 +152,7 @@ def insert_layer(  # noqa: PLR0913
     activation: nn.Module | None = None,
     freeze: bool = True,
     optimizer: object = None,
+    check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
     """Inserts a layer, or several, as `model.insert_layer`; otherwise as `expand_layer`.
@@ -150,6 +167,7 @@ def insert_layer(  # noqa: PLR0913
         "kernel_size": kernel_size,
         "activation": activation,
         "freeze": freeze,
+        "check": check,
     }
     return carry_out(
         wrapped,
@@ -186,7 +204,7 @@ def next_generation(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> int:
 
 
 def consolidate(
-    wrapped: nn.Module, *, optimizer: object = None, timeout: float = TIMEOUT
+    wrapped: nn.Module, *, optimizer: object = None, check: bool = True, timeout: float = TIMEOUT
 ) -> Edit | None:
     """Joins what several growths added to one block each, as `model.consolidate`.
 
@@ -195,6 +213,7 @@ def consolidate(
     Args:
         wrapped: As in `expand_layer`.
         optimizer: One or several optimizers of this process.
+        check: As in `model.consolidate`.
         timeout: Seconds to wait for the other processes, at each step.
 
     Returns:
@@ -205,8 +224,8 @@ def consolidate(
     """
     return carry_out(
         wrapped,
-        _in_words("consolidate"),
-        lambda model: model.consolidate(optimizer=optimizer),
+        _in_words("consolidate", check=check),
+        lambda model: model.consolidate(optimizer=optimizer, check=check),
         optimizer=optimizer,
         timeout=timeout,
         values=True,

@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from splitgrow.analysis import analyse_again
 from splitgrow.attributes import change_, held_number
 from splitgrow.consolidation import consolidated, put_joined_
 from splitgrow.deepened import note_questions_
@@ -34,6 +33,8 @@ from splitgrow.placing import holders_in, place_, prepare
 from splitgrow.planning import layer_kind, planned_blocks
 from splitgrow.split import SplitLayer, stock
 from splitgrow.undo import Meanwhile, Undo
+from splitgrow.value_trials import analyse_again
+from splitgrow.whole import keep_storage_
 
 LARGEST = 2**40
 """More units than any layer has; what is more is not even looked at."""
@@ -194,7 +195,7 @@ def restore_(model: nn.Module, history: History, journal: Journal, start: int, u
     history.generation, history.exact_from = journal.generation, journal.exact_from
     history.modules = structure(model)
     if start < len(journal.edits) or not history.graph.nodes:
-        history.graph = analysed_(model, history.inputs, undo)
+        history.graph = analysed_(model, history.inputs, history.broken, undo)
 
 
 def _parent(name: str) -> str:
@@ -250,31 +251,26 @@ def widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> 
             history.inputs = inputs
 
 
-def _lay_back(parameter: nn.Parameter, place: Tensor) -> None:
-    if parameter.data_ptr() != place.data_ptr() or parameter.stride() != place.stride():
-        parameter.data = place
-
-
 def _elements(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     held = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
     return sum(tensor.numel() for tensor in held if isinstance(tensor, Tensor))
 
 
-def analysed_(model: nn.Module, inputs: tuple[Any, ...], undo: Undo) -> ChannelGraph:
+def analysed_(
+    model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str], undo: Undo
+) -> ChannelGraph:
     """The channel graph of a model that was put together again.
 
     Raises:
         CheckpointError: If it does not run.
         MemoryError: If there is too little memory, which says nothing of the file.
     """
-    for parameter in model.parameters():
-        # Where the model runs on real values, frozen ones come to lie in tensors of grown layers.
-        undo.on_failure(partial(_lay_back, parameter, parameter.detach()))
+    keep_storage_(model.parameters(), undo)
     try:
         with Meanwhile() as meanwhile, meanwhile:
             asked = note_questions_(meanwhile)
             with Bounded(_elements(model, inputs)):
-                graph = analyse_again(model, inputs)
+                graph = analyse_again(model, inputs, broken)
     except MemoryError:
         raise
     except (Exception, Unbounded) as error:

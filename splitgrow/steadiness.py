@@ -1,0 +1,95 @@
+"""Torch function modes for runs that are compared: random draws held still, and rounding noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+_DRAWS = """
+    rand randn rand_like randn_like normal normal_ uniform_ exponential_ cauchy_ log_normal_ rrelu
+"""
+_FILLED = dict.fromkeys(_DRAWS.split(), 0.5)
+_FILLED |= dict.fromkeys(("bernoulli", "bernoulli_", "geometric_", "poisson"), 1.0)
+_SEEDED = frozenset(
+    ("randint", "randint_like", "random_", "randperm", "multinomial", "gumbel_softmax")
+)
+_DROPOUT_OF = {F.scaled_dot_product_attention: "dropout_p"}
+
+
+class Steady(TorchFunctionMode):
+    """Random draws are constants, and dropout drops nothing, whatever the shapes are.
+
+    A wider network draws more numbers than a narrow one. So with one seed they would still compute
+    differently, although nothing but the draws differs.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if "dropout" in name:
+            return _kept(func, args, kwargs)
+        if name == "multi_head_attention_forward":
+            kwargs["training"] = False
+        if func in _DROPOUT_OF and _DROPOUT_OF[func] in kwargs:
+            kwargs[_DROPOUT_OF[func]] = 0.0
+        if name in _FILLED and not (name == "rrelu" and not kwargs.get("training")):
+            result = func(*args, **kwargs)
+            return result.fill_(_FILLED[name]) if isinstance(result, Tensor) else result
+        if name in _SEEDED:
+            torch.manual_seed(0)
+        return func(*args, **kwargs)
+
+
+def _kept(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What dropout gives if it drops nothing: its input, in memory of its own unless in place."""
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, Tensor):
+        return func(*args, **kwargs)
+    in_place = kwargs.get("inplace", False) or func.__name__.endswith("_")
+    return x if in_place else x.clone()
+
+
+_ROUNDING = """
+    linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul
+    __matmul__ __rmatmul__ mm bmm addmm baddbmm einsum tensordot scaled_dot_product_attention
+    multi_head_attention_forward batch_norm layer_norm rms_norm group_norm instance_norm softmax
+    log_softmax mean sum var std norm normalize cumsum cosine_similarity embedding
+"""
+_ROUNDS = frozenset(_ROUNDING.split())
+"""Functions that sum, which other kernels round otherwise; their results are new tensors."""
+
+
+class Noise(TorchFunctionMode):
+    """Every sum comes out one unit in the last place off, up or down.
+
+    So much may another kernel change it; what becomes of that is what rounding does to a model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in _ROUNDS:
+            if isinstance(result, tuple):
+                return type(result)(map(self.off, result)) if type(result) is tuple else result
+            return self.off(result)
+        return result
+
+    def off(self, value: Any) -> Any:
+        """A floating tensor one unit in the last place off; anything else as it is."""
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+            return value
+        with torch._C.DisableTorchFunction():  # noqa: SLF001
+            unit = torch.finfo(value.dtype).eps
+            signs = torch.randint(0, 2, value.shape, generator=self._generator).to(value) * 2 - 1
+            # A sum of large terms that cancel is off by as much as one that does not.
+            usual = value.detach().square().mean().sqrt().nan_to_num(0.0, 0.0, 0.0)
+            return value + signs * unit * torch.maximum(value.abs(), usual)

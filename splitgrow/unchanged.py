@@ -1,0 +1,128 @@
+"""Holding an edit to its promise: what the model computes afterwards is what it computed before."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from splitgrow.attributes import change_, numbers_at
+from splitgrow.deepened import Deepened
+from splitgrow.errors import InexactError
+from splitgrow.history import History
+from splitgrow.locating import Value, Watch, first_difference
+from splitgrow.output_comparison import (
+    NotRunnableError,
+    compared,
+    fitting,
+    has_values,
+    leading,
+    outputs_of,
+)
+from splitgrow.places import levels_to_caller
+from splitgrow.split import SplitLayer
+from splitgrow.undo import Meanwhile, Undo
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """What a model gave before an edit, on its example inputs in evaluation mode.
+
+    Attributes:
+        outputs: The tensors that it returned.
+    """
+
+    outputs: list[Tensor]
+
+    def check(self, model: nn.Module, history: History) -> None:
+        """Makes sure that the model gives the same after the last edit, up to rounding.
+
+        If a layer that makes the model's output grew, the old outputs must lead.
+
+        Raises:
+            InexactError: If it does not. The edit is then to be taken back.
+        """
+        inputs = fitting(model, history.inputs)
+        try:
+            now = outputs_of(model, inputs)
+        except NotRunnableError as error:
+            raise InexactError(
+                f"the model no longer runs afterwards: {error}; {_WAY_OUT}"
+            ) from None
+        shapes = history.graph.output_shapes({})
+        if len(shapes) == len(now) and shapes != [tuple(tensor.shape) for tensor in now]:
+            raise InexactError(
+                f"its outputs would have the shapes {[tuple(t.shape) for t in now]} instead of "
+                f"{shapes}; {_WAY_OUT}"
+            )
+        old = leading(now, self.outputs)
+        found = compared(old, self.outputs, lambda: outputs_of(model, inputs, noisy=True))
+        if not found.checkable:
+            _tell("it is random, or rounding alone changes it")
+        elif not found.same:
+            place = _first_difference(model, history, found.tolerance)
+            raise InexactError(
+                f"it would change what the model computes, by {found.difference:.1e} of the "
+                f"largest output, where {found.tolerance:.0e} is rounding{place}; {_WAY_OUT}"
+            )
+
+
+_WAY_OUT = (
+    "it was taken back. If the model was changed since it was analysed (a hook, a module's "
+    "attribute), splitgrow.growable(model, example_inputs) finds out what can still grow; "
+    "`check=False` does it all the same"
+)
+
+
+def before_edit(model: nn.Module, history: History, *, check: bool) -> Unchanged | None:
+    """What a model gives now, to hold an edit against; None if that cannot be or is not wanted.
+
+    A model with tensors on the meta device has no values that could be compared. Where one does
+    not run on its example inputs there is a warning.
+    """
+    if not check or not has_values(model, history.inputs):
+        return None
+    try:
+        return Unchanged(outputs_of(model, fitting(model, history.inputs)))
+    except NotRunnableError as error:
+        _tell(f"the model does not run on its example inputs ({error})")
+        return None
+
+
+def _tell(reason: str) -> None:
+    warnings.warn(
+        f"what the model computes is not compared before and after the edit: {reason}",
+        stacklevel=levels_to_caller(),
+    )
+
+
+def _first_difference(model: nn.Module, history: History, tolerance: float) -> str:
+    """Where values first differ from those without the last edit, for the message."""
+    if history.edits[-1].joined:  # the blocks of before are no longer there
+        return ""
+    inputs, before = fitting(model, history.inputs), list[Value]()
+
+    def run(seen: Callable[[Value], None]) -> None:
+        outputs_of(model, inputs, watch=Watch(model, seen))
+
+    with suppress(NotRunnableError):
+        with Meanwhile() as meanwhile, meanwhile:
+            _show_before_(model, history, meanwhile)
+            run(before.append)
+        place = first_difference(run, before, tolerance)
+        return f"; {place}" if place else ""
+    return ""
+
+
+def _show_before_(model: nn.Module, history: History, undo: Undo) -> None:
+    view = history.edits[-1].index - 1
+    for module in model.modules():
+        if isinstance(module, (SplitLayer, Deepened)):
+            undo.on_failure(partial(setattr, module, "view", module.view))
+            module.view = view
+    for (name, attribute), number in numbers_at(history.edits, view).items():
+        change_(history.modules[name], attribute, number, undo)

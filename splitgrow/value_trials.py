@@ -1,0 +1,226 @@
+"""Trying a channel graph out in values: the model runs as if all that can grow had grown.
+
+Shapes cannot see a hook that mixes channels, a wrong rule, a width taken by C code, a look at a
+layer's type or at the number of parameters, a layer that forward reaches in some other way. So the
+model is widened for a moment, as growth does it, with helpers at zero and new units that matter.
+What it computes must stay. What breaks that is found by halving, and fixed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis import Followed, analyse
+from splitgrow.axes import Run
+from splitgrow.graph import ChannelGraph
+from splitgrow.growth import widen_
+from splitgrow.history import structure
+from splitgrow.initializers import stirred
+from splitgrow.locating import Value, Watch, first_difference
+from splitgrow.output_comparison import (
+    Comparison,
+    NotRunnableError,
+    compared,
+    fitting,
+    has_values,
+    hooked,
+    leading,
+    outputs_of,
+)
+from splitgrow.places import levels_to_caller
+from splitgrow.placing import prepare
+from splitgrow.planning import plan_changes, plan_numbers
+from splitgrow.undisturbed import ignore_warnings_, keep_modes_, keep_surroundings_
+from splitgrow.undo import Meanwhile
+from splitgrow.widening import culprits_in, growing_groups_in
+
+_GAINS = (1, 3)
+"""How many units groups gain: by turns the one and the other."""
+_CHANGES = "growing it changes what the model computes"
+_Result = TypeVar("_Result")
+
+
+def fix_what_values_break(
+    model: nn.Module, inputs: tuple[Any, ...], followed: Followed, edits: int = 0
+) -> dict[str, str]:
+    """Fixes the groups whose growth would change what the model computes.
+
+    Two runs of the model are enough where nothing breaks and its code takes the same steps in
+    training as in evaluation; four otherwise. A model without values is left as it is.
+
+    Args:
+        model: The model. It is not changed.
+        inputs: The positional arguments of an example call.
+        followed: Its channel graph, and the runs that led to it.
+        edits: The number of edits so far.
+
+    Returns:
+        The layers on the groups that it fixed, with the reasons.
+    """
+    graph = followed.graph
+    broken: dict[str, str] = {}
+    if not growing_groups_in(graph) or not has_values(model, inputs):
+        return broken
+    inputs = fitting(model, inputs)
+    try:
+        for training, expected in _references(model, inputs, followed):
+            trial = _ValueTrial(model, inputs, graph, expected, edits + 1, training)
+            broken |= trial.fix_culprits()
+    except NotRunnableError as error:
+        _tell(f"the model does not run on its example inputs: {error}")
+    except _UncheckableError:
+        _tell("the model is random, or rounding alone changes what it computes")
+    return broken
+
+
+def analyse_again(
+    model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str]
+) -> ChannelGraph:
+    """The channel graph of a model that was changed; the warnings were given the first time.
+
+    Args:
+        model: Any module. It is not changed.
+        inputs: The positional arguments of an example call.
+        broken: The layers whose growth was found to change what the model computes, and why.
+    """
+    with Meanwhile() as meanwhile, meanwhile:
+        keep_modes_(meanwhile)
+        ignore_warnings_()
+        graph = analyse(model, inputs)
+    for name in broken.keys() & graph.nodes.keys():
+        graph.groups.fix(graph.nodes[name].outs, broken[name])
+    return graph
+
+
+def _references(
+    model: nn.Module, inputs: tuple[Any, ...], followed: Followed
+) -> Iterator[tuple[bool, list[Tensor]]]:
+    """The modes to try, whether training, and what the model gives there.
+
+    Where one recorded run stands for both modes, so does one run here: in training mode if it can
+    be run in that, where norms mix more.
+
+    Raises:
+        NotRunnableError: If the model does not run in evaluation mode.
+    """
+    one = len({id(trial.steps) for trial in followed.trials}) < len(followed.trials)
+    for training in (True, False) if one else (False, True):
+        try:
+            expected = outputs_of(model, inputs, training=training)
+        except NotRunnableError:
+            if not training:
+                raise
+            continue
+        yield training, expected
+        if one:
+            return
+
+
+def _tell(reason: str) -> None:
+    warnings.warn(
+        f"growth could be tried out by shapes only, not in values: {reason}",
+        stacklevel=levels_to_caller(),
+    )
+
+
+class _UncheckableError(Exception):
+    """The model's outputs cannot be compared."""
+
+
+@dataclass(frozen=True)
+class _ValueTrial:
+    """One mode of a model, and what it gives there."""
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+    graph: ChannelGraph
+    expected: list[Tensor]
+    edit: int
+    training: bool
+
+    def fix_culprits(self) -> dict[str, str]:
+        """Fixes what breaks; the layers on it, with the reasons.
+
+        Raises:
+            _UncheckableError: If nothing can be told.
+        """
+        broken: dict[str, str] = {}
+        while growing := growing_groups_in(self.graph):
+            found = culprits_in(growing, self._difference)
+            if not found:
+                break
+            for group, reason in found.items():
+                on_it = (n for n in self.graph.sized() if group in self.graph.steps(n))
+                broken.update((node.name, reason) for node in on_it)
+                self.graph.groups.fix((Run(group, 1),), reason)
+        return broken
+
+    def _difference(self, groups: Sequence[int]) -> str:
+        """What the model computes differently when groups are wider; empty if nothing.
+
+        Raises:
+            _UncheckableError: If that cannot be told.
+        """
+        growth = {group: _GAINS[(group + self.training) % len(_GAINS)] for group in groups}
+        try:
+            found = self._widened(growth, partial(self._compared, growth))
+        except NotRunnableError as error:
+            return f"forward fails when it is wider: {error}"
+        if not found.checkable:
+            raise _UncheckableError
+        if found.same:
+            return ""
+        return self._reason(growth, found.tolerance) if len(groups) == 1 else _CHANGES
+
+    def _outputs(self, **options: Any) -> list[Tensor]:
+        return outputs_of(self.model, self.inputs, training=self.training, **options)
+
+    def _widened(self, growth: Mapping[int, int], run: Callable[[], _Result]) -> _Result:
+        """What a function gives while the model is wider."""
+        with Meanwhile() as meanwhile, meanwhile:
+            keep_surroundings_(self.model, meanwhile)
+            modules = structure(self.model)
+            changes = plan_changes(self.graph, modules, growth)
+            with torch.inference_mode(mode=False):
+                prepared = [prepare(modules, self.edit, change, stirred) for change in changes]
+            numbers = plan_numbers(self.graph, growth)
+            widen_(self.model, modules, prepared, numbers, meanwhile)
+            return run()
+
+    def _compared(self, growth: Mapping[int, int]) -> Comparison:
+        actual = self._outputs()
+        shapes = self.graph.output_shapes(growth)
+        if len(shapes) == len(actual) and shapes != [tuple(t.shape) for t in actual]:
+            return Comparison(math.inf, 0.0)
+        old = leading(actual, self.expected)
+        return compared(old, self.expected, lambda: self._outputs(noisy=True))
+
+    def _reason(self, growth: Mapping[int, int], tolerance: float) -> str:
+        """Why a group breaks it: where values first differ, or which hooks make the difference."""
+        before: list[Value] = []
+        self._outputs(watch=Watch(self.model, before.append))
+        hooks = hooked(self.model)
+        silent = self._outputs(hooks=False) if hooks else []
+
+        def look() -> str:
+            if hooks:
+                now = leading(self._outputs(hooks=False), silent)
+                if compared(now, silent, lambda: now).same:
+                    return f"a hook on {', '.join(map(repr, hooks))} makes the difference"
+            return first_difference(
+                lambda seen: self._outputs(watch=Watch(self.model, seen)), before, tolerance
+            )
+
+        place = ""
+        with suppress(NotRunnableError):
+            place = self._widened(growth, look)
+        return f"{_CHANGES}: {place}" if place else _CHANGES
