@@ -154,6 +154,9 @@ class _Analysis:
     def run(self, runs: Sequence[Recording]) -> _Analysis:
         """Follows the channels through all of the runs."""
         for recording in runs:
+            self.refusals = {**recording.recorder.strays, **self.refusals}
+            self.graph.assigned += recording.recorder.assigned
+        for recording in runs:
             values: list[Any] = []
             self.tensors = {}
             for index, step in enumerate(recording.steps):

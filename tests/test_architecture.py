@@ -14,7 +14,7 @@ FLOORS = (
     {"errors", "axes", "spans", "typed", "undo"},
     {"wrapping"},
     {"groups", "kernels", "whole", "partial"},
-    {"silence", "layouts", "edits", "kinds", "folding", "execution"}
+    {"silence", "layouts", "edits", "kinds", "folding", "execution", "holders", "reassigned"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"}
     | {"steadiness"},
     {"steps", "composition", "generations", "fading", "removal", "connections"},
@@ -26,6 +26,7 @@ FLOORS = (
     | {"initializers", "attributes", "optimizers", "replacing"},
     {"leaves", "results", "planning", "progressive"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
+    {"standins"},
     {"recording", "tracing", "history", "refusals", "placing"}
     | {"liveness", "propagation", "output_comparison"},
     {"handled", "locating"},
