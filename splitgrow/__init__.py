@@ -13,6 +13,7 @@ from splitgrow.errors import (
     GenerationError,
     InexactError,
     InsertionError,
+    MergeError,
     OptimizerError,
     SplitGrowError,
     StructureChangedError,
@@ -25,7 +26,7 @@ from splitgrow.fading import FadeIn, FadeSchedule
 from splitgrow.fusion import fuse
 from splitgrow.growable import growable
 from splitgrow.handle import Handle, handle
-from splitgrow.kinds import register_layer
+from splitgrow.kinds import register_layer, unregister_layer
 from splitgrow.listing import Layer
 from splitgrow.merging import merge
 from splitgrow.progressive import (
@@ -35,7 +36,7 @@ from splitgrow.progressive import (
     ProgressiveEncoder,
     ProgressiveGenerator,
 )
-from splitgrow.rules import register_op
+from splitgrow.rules import register_op, unregister_op
 from splitgrow.running import LayerRun
 from splitgrow.sharedkernel import SharedKernelConv1d, SharedKernelConv2d, SharedKernelConv3d
 
@@ -59,6 +60,7 @@ __all__ = [
     "Layer",
     "LayerChange",
     "LayerRun",
+    "MergeError",
     "NumberChange",
     "OptimizerError",
     "ProgressiveAutoencoder",
@@ -83,6 +85,8 @@ __all__ = [
     "register_layer",
     "register_op",
     "save",
+    "unregister_layer",
+    "unregister_op",
 ]
 
 

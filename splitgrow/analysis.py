@@ -7,13 +7,14 @@ directly, or computed by something else.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from splitgrow.axes import Axis, Size, constant, scaled
+from splitgrow.choices import best_of
 from splitgrow.errors import TraceError
 from splitgrow.graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.kinds import LayerKind, kind_of, sized_layers
@@ -22,8 +23,10 @@ from splitgrow.modes import may_ask_for_the_mode
 from splitgrow.places import levels_to_caller
 from splitgrow.recording import Recording, record
 from splitgrow.refusals import is_sized, refusals, subclass_refusal
+from splitgrow.remainders import Remainders
 from splitgrow.rules import Op, Shaped, result_of
-from splitgrow.rules.registry import constant_like, fix_arguments, shaped_in
+from splitgrow.rules.op import Choice, constant_like, shaped_in
+from splitgrow.rules.registry import fix_arguments
 from splitgrow.silence import Silence
 from splitgrow.split import SplitLayer, stock
 from splitgrow.steps import Ref, Source, Step, mapped
@@ -120,19 +123,18 @@ def _may_ask_for_the_mode(model: nn.Module) -> bool:
 
 
 def _best(model: nn.Module, runs: Sequence[Recording]) -> _Analysis:
-    """What is found in recorded runs, where there was a choice by the one that lets more grow."""
-    best = _Analysis(model).run(runs)
-    if best.choices:
-        other = _Analysis(model, outermost=False).run(runs)
-        best = max(best, other, key=lambda analysis: analysis.growing)
-    return best
+    return best_of(lambda preferred: _Analysis(model, preferred=preferred).run(runs))
 
 
 class _Analysis:
     """One pass over the recorded runs of a model's forward."""
 
     def __init__(
-        self, model: nn.Module, *, outermost: bool = True, free_input: str | None = None
+        self,
+        model: nn.Module,
+        *,
+        preferred: Mapping[str, int] | None = None,
+        free_input: str | None = None,
     ) -> None:
         self.free_input = free_input
         self.free_axes: tuple[Axis, ...] = ()
@@ -140,9 +142,10 @@ class _Analysis:
         self.graph = ChannelGraph()
         self.groups = self.graph.groups
         self.refusals = refusals(self.modules)
-        self.outermost = outermost
-        self.choices: list[str] = []
+        self.preferred = dict(preferred or {})
+        self.choices: list[Choice] = []
         self.silence = Silence(self.groups)
+        self.remainders = Remainders(self.groups)
         self.values: list[list[Any]] = []
         self.outputs: list[Axis] = []
         self.numbers: dict[tuple[str, str], Axis] = {}
@@ -164,6 +167,7 @@ class _Analysis:
                     self.tensors[index] = step.args[0]
                 values.append(self._value(step, values))
             self.values.append(values)
+        self.remainders.settle()
         self.graph.silent = self.silence.settle()
         self._add_uncalled()
         return self
@@ -227,9 +231,7 @@ class _Analysis:
             step.example,
             self.groups,
             layer,
-            self.outermost,
-            self.choices,
-            self.silence,
+            *(self.preferred, self.choices, self.silence, self.remainders),
         )
         kind = kind_of(layer) if layer is not None else None
         return result_of(op) if kind is None else self._layer(op, str(step.module), kind)

@@ -41,7 +41,6 @@ class Assembly:
         self._settled: tuple[Any, ...] = ()
         self._copies: list[tuple[Tensor, int, Any]] = []
         self._copied: dict[tuple[bool, ...], int] = {}
-        self._template: nn.Module | None = None
         self._settling = Lock()  # several threads may run the layer at a time
         self._find_parts()
 
@@ -178,12 +177,7 @@ class Assembly:
     @property
     def template(self) -> nn.Module:
         """The plain layer, without values."""
-        if self._template is None:
-            composition = self.composition
-            self._template = composition.kind.build_merged(
-                composition.original, composition.sizes, device="meta"
-            )
-        return self._template
+        return self.composition.template
 
     @property
     def names(self) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from splitgrow.composition import Composition, arranged
 from splitgrow.layouts import Piece
-from splitgrow.spans import Spans, take
+from splitgrow.spans import Spans, part_of
 
 
 class Step(NamedTuple):
@@ -49,7 +49,7 @@ class Blockwise:
         """
         y: Tensor | None = None
         for block, step in zip(modules, self._steps, strict=True):
-            read = take(x, self._dim, step.reads) if step.reads else x
+            read = part_of(x, self._dim, step.reads) if step.reads else x
             part: Tensor = block(read, *args, **kwargs)
             if step.pieces and y is not None:
                 part = arranged(y, part, step.pieces, self._dim)

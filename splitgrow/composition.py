@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from splitgrow.errors import StructureChangedError
 from splitgrow.kinds import Along, LayerKind, kind_of
 from splitgrow.layouts import Layout, Piece
 from splitgrow.spans import Spans, regions
@@ -31,6 +33,26 @@ class Block:
     edit: int
 
 
+_WAY_OUT = "change blocks by growth only, or make the model plain first, with splitgrow.merge"
+
+
+def known_kind(block: nn.Module) -> LayerKind:
+    """The entry for the type of a block.
+
+    Raises:
+        StructureChangedError: If there is none: something has replaced the block.
+    """
+    kind = kind_of(block)
+    if kind is None:
+        raise StructureChangedError(
+            f"a block of a layer that splitgrow has grown has been replaced by a "
+            f"{type(block).__name__} ({type(block).__module__}), which it does not know. A "
+            f"tool that replaces layers, for quantization or LoRA say, cannot take a grown one; "
+            f"{_WAY_OUT}. If it was registered once, register it again by splitgrow.register_layer"
+        )
+    return kind
+
+
 @dataclass(frozen=True)
 class Composition:
     """The blocks of a grown layer, and where their channels lie.
@@ -50,14 +72,25 @@ class Composition:
     kind: LayerKind = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        kind = kind_of(self.original)
-        assert kind is not None, type(self.original)
-        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "kind", known_kind(self.original))
+        for module in self.modules:
+            if type(module) is not type(self.original):
+                known_kind(module)
+        if len(self.modules) != len(self.blocks):
+            raise StructureChangedError(
+                f"a {type(self.original).__name__} that splitgrow has grown has "
+                f"{len(self.modules)} blocks in place of {len(self.blocks)}; {_WAY_OUT}"
+            )
 
     @property
     def original(self) -> nn.Module:
         """The layer as it was before its first growth."""
         return self.modules[0]
+
+    @cached_property
+    def template(self) -> nn.Module:
+        """The plain layer that it equals, without values."""
+        return self.kind.build_merged(self.original, self.sizes, device="meta")
 
     @property
     def sizes(self) -> tuple[int, int]:

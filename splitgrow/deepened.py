@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace
 
+from splitgrow.errors import UnsupportedLayerError
 from splitgrow.undo import Undo
 
 _fx_traces = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
@@ -230,6 +231,17 @@ class Deepened(nn.Module):
         """As the wrapped module, which may be an empty container."""
         return bool(self.wrapped)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuses to be scripted, since it takes whatever arguments its module takes.
+
+        Raises:
+            UnsupportedLayerError: Always.
+        """
+        raise UnsupportedLayerError(
+            f"a {type(self.wrapped).__name__} that splitgrow has inserted layers at cannot be "
+            f"scripted; make the model plain first, with splitgrow.merge"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over: not the view, which belongs to a ``with`` block."""
         return {**self.__dict__, "view": None}
@@ -250,14 +262,16 @@ def with_first(result: Any, tensor: Tensor) -> Any:
     return type(result)((tensor, *result[1:]))
 
 
-def first_name(module: nn.Module) -> str:
-    """The name of the first argument of a module's forward."""
-    return next(iter(inspect.signature(module.forward).parameters))
+def first_name(module: nn.Module, kwargs: Mapping[str, Any]) -> str:
+    """Under which name a call that names all of its arguments gives a module the first one."""
+    # The class's own forward: while a model is recorded, modules have one that takes anything.
+    arguments = list(inspect.signature(type(module).forward).parameters)[1:]
+    return next((name for name in arguments if name in kwargs), next(iter(kwargs)))
 
 
 def first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a call gives a module as its first argument."""
-    return args[0] if args else kwargs[first_name(module)]
+    return args[0] if args else kwargs[first_name(module, kwargs)]
 
 
 def with_first_argument(
@@ -266,4 +280,4 @@ def with_first_argument(
     """The arguments of a call with another first one."""
     if args:
         return (value, *args[1:]), kwargs
-    return args, {**kwargs, first_name(module): value}
+    return args, {**kwargs, first_name(module, kwargs): value}

@@ -50,6 +50,10 @@ class CheckpointError(SplitGrowError):
     """A checkpoint cannot be written, is damaged, or does not fit the model."""
 
 
+class MergeError(SplitGrowError):
+    """The merged model does not equal the model it was made from."""
+
+
 class FusionError(SplitGrowError):
     """The fused network does not equal the model it was made from."""
 

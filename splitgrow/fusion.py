@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
-from splitgrow.errors import FusionError, TraceError
-from splitgrow.gate import close_
+from splitgrow.deployed import held_against
+from splitgrow.errors import FusionError, TraceError, UnsupportedModelError
 from splitgrow.handled import history_of
-from splitgrow.history import History, view_
-from splitgrow.merging import merge
+from splitgrow.history import History
+from splitgrow.hooks import carry_hooks_
+from splitgrow.merging import checked_, merged
+from splitgrow.output_comparison import fitting, has_values
 from splitgrow.passes import PASSES
 from splitgrow.tracing import follow
-from splitgrow.undisturbed import keep_modes_, keep_surroundings_
-from splitgrow.undo import Meanwhile, Undo
-
-_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
-_COARSE = 5e-2  # half precision
-"""Above these a fusion is wrong; below, it is the rounding of its dtype through a deep network."""
+from splitgrow.undisturbed import keep_modes_
+from splitgrow.undo import Meanwhile
 
 
 def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True) -> Any:
@@ -33,6 +29,9 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
     zero, layers that are identities. Of a `FadeIn` that is over, the new path is left. Folding is
     done in float64. The model itself is untouched.
 
+    A module with hooks stays whole, so that they run, and nothing is folded into it or out of it;
+    nor is anything whose tensors forward itself reads. The hooks of state_dicts are gone.
+
     Where torch.fx cannot trace the model, because its forward decides by values or shapes, the
     answer is `splitgrow.merge(model)` in evaluation mode, with a warning that says what is in the
     way: grown layers are single layers there too, but norms are not folded.
@@ -40,14 +39,17 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
     Args:
         model: A growable model, grown or not.
         generation: The generation to recover; default: the network of today.
-        check: Whether to run both on the example inputs and compare. The largest difference,
-            relative to the largest output, is then in ``fused.meta["largest_difference"]``.
+        check: Whether to run both on the example inputs and compare, where `splitgrow.merge` would.
+            The largest difference, relative to the largest output, is then in
+            ``fused.meta["largest_difference"]``.
 
     Raises:
         FusionError: If the outputs differ by more than rounding.
+        MergeError: If it is merged instead, and the outputs differ by more than rounding.
         TypeError: If an argument is of another type.
         ValueError: If there is no such generation.
         GenerationError: If the generation is no longer exact because of `unfreeze`.
+        UnsupportedModelError: As `splitgrow.merge` says, or if tensors lie on the meta device.
         SplitGrowError: If the model was never made growable.
 
     Example:
@@ -67,14 +69,34 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
 
 
 def _fused(model: nn.Module, history: History, generation: int | None, *, check: bool) -> Any:
-    plain = merge(model, generation).eval()
-    inputs = _fitting(model, history.inputs_at(history.view_of(generation)))
+    plain = merged(model, history, generation, check=False).eval()
+    if not has_values(plain, ()):
+        raise UnsupportedModelError(
+            "tensors on the meta device have no values that could be folded; splitgrow.merge makes "
+            "such a model plain"
+        )
+    inputs = fitting(model, history.inputs_at(history.view_of(generation)))
     try:
-        graph = follow(plain, inputs)
+        with torch.inference_mode(mode=False):  # so that what is folded can still be trained
+            fused = _simplified(plain, inputs)
     except TraceError as error:
         warnings.warn(f"the model is merged, not fused: {error}", stacklevel=3)
-        return plain
-    fused = fx.GraphModule(plain, graph, class_name=type(model).__name__)
+        return checked_(plain, model, history, generation) if check else plain
+    if check:
+        verdict = held_against(model, history, generation, fused, "fuse")
+        if verdict.fault:
+            raise FusionError(f"the fused network {verdict.fault}; please report this")
+        if verdict.compared:
+            fused.meta["largest_difference"] = verdict.difference
+    return fused
+
+
+def _simplified(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
+    """A plain model as a graph, as small as it gets."""
+    graph = follow(plain, inputs)
+    fused = fx.GraphModule(plain, graph, class_name=type(plain).__name__)
+    carry_hooks_(plain, fused)
+    _keep_out_of_state(plain, fused)
     for simplify in PASSES:
         simplify(fused)
     for node in fused.graph.nodes:
@@ -83,61 +105,12 @@ def _fused(model: nn.Module, history: History, generation: int | None, *, check:
     fused.delete_all_unused_submodules()
     fused.recompile()
     fused.eval()
-    if check:
-        checked = _checked(model, history, fused, inputs, generation)
-        fused.meta["largest_difference"] = checked
     return fused
 
 
-def _fitting(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The example inputs on the device, and in the floating dtype, that the model has today."""
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if parameter is None:
-        return inputs
-
-    def fit(tensor: Tensor) -> Tensor:
-        dtype = parameter.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(parameter.device, dtype)
-
-    return pytree.tree_map_only(Tensor, fit, inputs)  # type: ignore[no-any-return]
-
-
-def _checked(
-    model: nn.Module,
-    history: History,
-    fused: nn.Module,
-    inputs: tuple[Any, ...],
-    generation: int | None,
-) -> float:
-    with Meanwhile() as meanwhile, meanwhile:
-        keep_surroundings_(model, meanwhile)
-        close_(model, history.gate, "fuse", meanwhile)
-        evaluate_(model, meanwhile)
-        if generation is not None:
-            view_(model, history, generation, meanwhile)
-        torch.set_grad_enabled(False)
-        expected = [t for t in pytree.tree_leaves(model(*inputs)) if isinstance(t, Tensor)]
-        actual = [t for t in pytree.tree_leaves(fused(*inputs)) if isinstance(t, Tensor)]
-    worst = 0.0
-    for ours, theirs in zip(actual, expected, strict=True):
-        if ours.shape != theirs.shape:
-            raise FusionError(f"outputs have shapes {ours.shape} and {theirs.shape}")
-        if not ours.numel():
-            continue
-        largest = max(theirs.abs().max().item(), torch.finfo(torch.float32).tiny)
-        difference = (ours.double() - theirs.double()).abs().max().item() / largest
-        tolerance = _TOLERANCES.get(theirs.dtype, _COARSE)
-        if not difference <= tolerance:
-            raise FusionError(
-                f"the fused network differs from the model by {difference:.1e} of its largest "
-                f"output, which is more than rounding ({tolerance:.0e}); please report this"
-            )
-        worst = max(worst, difference)
-    return worst
-
-
-def evaluate_(model: nn.Module, undo: Undo) -> None:
-    """Puts a model in evaluation mode, until that is taken back: each module's own flag is kept."""
-    for module in model.modules():
-        undo.on_failure(partial(setattr, module, "training", module.training))
-        module.training = False
+def _keep_out_of_state(plain: nn.Module, fused: fx.GraphModule) -> None:
+    """Leaves buffers out of the state_dict that were not in it, which torch.fx takes no note of."""
+    for node in fused.graph.find_nodes(op="get_attr"):
+        owner, _, name = str(node.target).rpartition(".")
+        if name in plain.get_submodule(owner)._non_persistent_buffers_set:  # noqa: SLF001
+            fused.get_submodule(owner)._non_persistent_buffers_set.add(name)  # noqa: SLF001

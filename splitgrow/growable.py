@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -21,6 +22,7 @@ from splitgrow.handled import HISTORY, history_of
 from splitgrow.history import History, changed_modules, grown_elsewhere, structure
 from splitgrow.journal.state_dicts import check_fit, follow_, put_journal, take_journal
 from splitgrow.places import levels_to_caller
+from splitgrow.states import moved
 from splitgrow.undisturbed import keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile, Undo
 from splitgrow.value_trials import fix_what_values_break
@@ -69,6 +71,7 @@ def growable(
         TraceError: If the model's forward cannot be followed.
         UnsupportedModelError: If the model is wrapped, compiled, scripted or uninitialised, or has
             layers that grew as part of another model.
+        UnsupportedLayerError: If a layer is not what it was registered as.
 
     Example:
         >>> import torch, splitgrow
@@ -146,6 +149,7 @@ def _carry_on(history: History, old: History) -> None:
     history.edits, history.generation = old.edits, old.generation
     history.exact_from, history.frozen = old.exact_from, old.frozen
     history.narrower, history.shares = old.narrower, old.shares
+    history.states = old.states
     if changed_modules(history.modules, old):
         # Closed generations held modules that are gone.
         history.exact_from = history.generation
@@ -299,7 +303,26 @@ def _load_state_dict(
             follow_(self, journal, state, "", undo)
             if journal.edits and strict:
                 check_fit(self, state)
+            history = history_of(self)
+            meanwhile.on_failure(partial(setattr, history, "loading", history.loading))
+            history.loading = True
             return super(cls, self).load_state_dict(state, strict, **kwargs)
+
+
+def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
+    """Moves or converts the tensors, those that closed generations hold among them.
+
+    Raises:
+        SplitGrowError: If an earlier generation is being shown.
+    """
+    cls: Any = _made_here(self)
+    history: History | None = vars(self).get(HISTORY)
+    if history is not None:
+        history.refuse_while_viewing("move or convert the model")
+    applied: nn.Module = super(cls, self)._apply(fn, *args, **kwargs)
+    if history is not None:
+        moved(history.states, fn)
+    return applied
 
 
 def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -310,8 +333,9 @@ def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: 
         gate.refuse_if_shown(what)
         with gate.lock, Meanwhile() as meanwhile, meanwhile:
             close_(self, gate, what, meanwhile)
-            with Undo() as undo, undo:
-                follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
+            if not history_of(self).loading:
+                with Undo() as undo, undo:
+                    follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
     except SplitGrowError as error:
         args[-1].append(str(error))  # torch raises all that it finds there
     super(cls, self)._load_from_state_dict(state_dict, prefix, *args)
@@ -367,6 +391,7 @@ def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Mod
             "__qualname__": original.__qualname__,
             "__doc__": original.__doc__,
             "__reduce_ex__": _reduce,
+            "_apply": _apply,
             "state_dict": _state_dict,
             "load_state_dict": _load_state_dict,
             "_load_from_state_dict": _load_from_state_dict,

@@ -21,6 +21,7 @@ from splitgrow.optimizers import NewParameter, group_name, join_, listed, plan_j
 from splitgrow.placing import Prepared, place_, prepare
 from splitgrow.planning import check_request, find_growth, make_plan, rounded_up
 from splitgrow.split import SplitLayer
+from splitgrow.states import take
 from splitgrow.unchanged import before_edit
 from splitgrow.undisturbed import keep_surroundings_
 from splitgrow.undo import Undo
@@ -122,10 +123,12 @@ def _new_parameters(prepared: list[Prepared]) -> Iterator[NewParameter]:
 
 
 def close_(model: nn.Module, history: History, undo: Undo) -> None:
-    """Closes the open generation: freezes it, and takes down how far its fades have come."""
+    """Closes the open generation: freezes it, and takes down whatever else forward may move."""
     shares = [(m, m.alpha) for m in model.modules() if isinstance(m, FadeIn)]
     history.shares = {**history.shares, history.generation: shares}
     history.frozen = {**history.frozen, history.generation: freeze_(model, undo)}
+    before = history.states.get(history.generation - 1, ())
+    history.states = {**history.states, history.generation: take(model, before)}
 
 
 def next_generation_(model: nn.Module, history: History) -> int:
@@ -142,7 +145,7 @@ def unfreeze_all_(model: nn.Module, history: History) -> None:
     with Undo() as undo, undo:
         keep_(history, undo)
         unfreeze_(model, history.frozen_parameters(), undo)
-        history.frozen = {}
+        history.frozen, history.states = {}, {}
         history.exact_from = history.generation
 
 

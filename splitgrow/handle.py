@@ -227,6 +227,12 @@ class Handle(DepthMethods):
     def next_generation(self) -> int:
         """Closes the open generation: freezes its parameters and running statistics.
 
+        What else forward may move is taken down, for `at`: a copy of every buffer (one that has not
+        changed since the last generation was closed is not copied again), and of plain data in the
+        modules' attributes: numbers, flags, texts, tensors, and lists, tuples, sets and dicts of
+        these. They go on moving as the model trains. That costs the memory of the model's buffers
+        once, and then that of what moved, for each generation; in files likewise.
+
         Returns:
             The number of the generation that is open now.
         """
@@ -334,6 +340,13 @@ class Handle(DepthMethods):
         In evaluation mode its outputs are bit for bit those that it gave before it was closed. No
         gradients are recorded inside. The model is shown so to the thread that asks for it; other
         threads that run or change it meanwhile are refused.
+
+        Buffers and plain data in attributes are those that `next_generation` has taken down;
+        forward may move them, and afterwards modules hold what they held before: attributes that
+        are set inside, or came to be, are gone. What cannot be taken down is shown as it is today:
+        what modules hold in objects that hold other objects (a queue in a cache in an attribute),
+        in containers that also hold modules or parameters, in generators of random numbers, in
+        closures and in globals. The model cannot be moved or converted inside.
 
         Raises:
             TypeError: If `generation` is not an int.

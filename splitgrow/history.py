@@ -22,6 +22,7 @@ from splitgrow.kinds import LayerKind
 from splitgrow.planning import layer_kind
 from splitgrow.reassigned import Paths, changes_between, paths_in
 from splitgrow.split import SplitLayer
+from splitgrow.states import State, show_
 from splitgrow.undo import Undo
 
 
@@ -40,9 +41,11 @@ class History:
         frozen: The parameters that closing generations froze, as (module, name): a parameter
             object may be replaced, by ``load_state_dict(assign=True)`` for one.
         shares: How far the fades had come when a generation was closed, by generation.
+        states: What modules held when a generation was closed, by generation.
         viewing: Whether an earlier generation is being shown.
         gate: Which thread has the model to itself, if one has.
         broken: The layers whose growth was found to change what the model computes, and why.
+        loading: Whether a state_dict is being loaded whose journal was followed already.
     """
 
     graph: ChannelGraph
@@ -54,9 +57,11 @@ class History:
     frozen: dict[int, list[Owned]] = field(default_factory=dict)
     viewing: bool = False
     shares: dict[int, list[tuple[FadeIn, float]]] = field(default_factory=dict)
+    states: dict[int, list[State]] = field(default_factory=dict)
     narrower: tuple[tuple[int, tuple[Any, ...]], ...] = ()
     gate: Gate = field(default_factory=Gate)
     broken: Mapping[str, str] = field(default_factory=dict)
+    loading: bool = False
 
     def inputs_at(self, view: int | None) -> tuple[Any, ...]:
         """Example inputs for the model as it was after an edit; None: as it is now."""
@@ -210,4 +215,6 @@ def view_(model: nn.Module, history: History, generation: int, undo: Undo) -> No
     for fade, alpha in history.shares.get(generation, ()) if view is not None else ():
         undo.on_failure(partial(setattr, fade, "alpha", fade.alpha))
         fade.alpha = alpha
+    if view is not None and generation in history.states:
+        show_(model, history.states[generation], undo)
     show_as_trained_(history.frozen.get(generation, ()), undo)

@@ -154,7 +154,8 @@ class _Multiplied(Function):
         ctx.call, ctx.shape = call, x.shape
         needed = call.plan.gradients is not None and columns is None
         ctx.save_for_backward(x if needed else None, columns)
-        return call.layer.kernel.output(x, call.weight, call.bias)
+        # Some shapes make it a view, which autograd lets nobody change in place behind a Function.
+        return call.layer.kernel.output(x, call.weight, call.bias).detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

@@ -28,6 +28,7 @@ def normalised(assembly: Assembly, x: Tensor) -> Tensor:
         Unfit: If the blocks, as they are now, cannot run as one.
     """
     norm: Any = assembly.composition.original
+    norm._check_input_dim(x)  # noqa: SLF001
     values = assembly.values()
     mean, var = values.get("running_mean"), values.get("running_var")
     moves = moves_of(assembly.composition)
@@ -69,9 +70,13 @@ def _mixed(
     """Some blocks normalise by the batch's statistics, the others by their own.
 
     Raises:
-        Unfit: If something of the others trains.
+        Unfit: If something of the others trains, or the batch is empty.
+        ValueError: If there is nothing to take a variance of.
     """
     composition = assembly.composition
+    if not x.numel():  # torch's own function answers for that, the kernel below does not
+        raise Unfit
+    F._verify_batch_size(x.shape)  # type: ignore[attr-defined]  # noqa: SLF001
     norm: Any = composition.original
     for part, trains in zip(assembly.parts, assembly.flags, strict=True):
         if trains and part.block not in moving and torch.is_grad_enabled():

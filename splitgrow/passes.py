@@ -5,8 +5,6 @@ Each takes a graph module and changes it in place. `PASSES` lists them in the or
 
 from __future__ import annotations
 
-from collections import Counter
-from itertools import count
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch.nn import functional as F
 
 from splitgrow.folding import norm_scale_and_shift, scale_outputs_
 from splitgrow.kinds import kind_of
+from splitgrow.readers import Readers, free_path, is_free, path_for
 from splitgrow.sharedkernel import SHARED_KERNELS
 from splitgrow.vanishing import drop_vanished, end_fades
 
@@ -28,7 +27,7 @@ _IDENTITIES = (
     nn.FeatureAlphaDropout,
 )
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def make_stock(network: fx.GraphModule) -> None:
@@ -38,21 +37,38 @@ def make_stock(network: fx.GraphModule) -> None:
             continue
         path = str(node.target)
         layer = network.get_submodule(path)
+        if type(layer) is nn.SyncBatchNorm and is_free(layer):  # what is deployed is one process
+            network.set_submodule(path, _as_batch_norm(layer, node.meta["example"].dim()))
+            continue
         kind = kind_of(layer)
-        parts = kind.stock_parts(layer) if kind is not None else []
-        if len(parts) == 1:
-            network.set_submodule(path, parts[0])
-        elif parts:
+        parts = kind.stock_parts(layer) if kind is not None and is_free(layer) else []
+        if parts:
             _chain(network, node, parts)
+
+
+def _as_batch_norm(layer: nn.SyncBatchNorm, dims: int) -> nn.Module:
+    """The batch norm of one process, with the same tensors."""
+    make = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(dims, nn.BatchNorm1d)
+    norm = make(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+    )
+    norm._parameters.update(layer._parameters)  # noqa: SLF001
+    norm._buffers.update(layer._buffers)  # noqa: SLF001
+    return norm.train(layer.training)
 
 
 def _chain(network: fx.GraphModule, node: fx.Node, parts: list[nn.Module]) -> None:
     """Runs several modules one after the other where there was one."""
-    network.set_submodule(str(node.target), nn.Sequential(*parts))
+    path = path_for(network, str(node.target))
+    if len(parts) == 1:
+        network.set_submodule(path, parts[0])
+        node.target = path
+        return
+    network.set_submodule(path, nn.Sequential(*parts))
     value: Any = node.args[0]
     with network.graph.inserting_before(node):
         for index in range(len(parts)):
-            value = network.graph.call_module(f"{node.target}.{index}", (value,))
+            value = network.graph.call_module(f"{path}.{index}", (value,))
             value.meta.update(node.meta)
     node.replace_all_uses_with(value)
     network.graph.erase_node(node)
@@ -68,35 +84,18 @@ def spread_shared_kernels(network: fx.GraphModule) -> None:
     layers: list[tuple[fx.Node, Any]] = [
         (node, network.get_submodule(str(node.target))) for node in calls
     ]
-    taken = {str(node.target).rpartition(".")[0] for node in _reads(network)}
+    taken = set()
     for node, layer in layers:
-        if type(layer) not in SHARED_KERNELS or _has_hooks(layer):
+        if type(layer) not in SHARED_KERNELS or not is_free(layer):
             continue
         given: Any = node.args[0] if node.args else node.kwargs["x"]
         channels = int(given.meta["example"].shape[-1 - layer.dims])
-        path = str(node.target)
+        path = path_for(network, str(node.target))
         if path in taken:
-            path = _free_path(network, path)
+            path = free_path(network, path)
         taken.add(path)
         network.set_submodule(path, layer.depthwise(channels))
         node.target, node.args, node.kwargs = path, (given,), {}
-
-
-def _reads(network: fx.GraphModule) -> list[fx.Node]:
-    """Where the network uses tensors directly, which must stay what they are."""
-    return network.graph.find_nodes(op="get_attr")
-
-
-def _has_hooks(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)  # noqa: SLF001
-
-
-def _free_path(network: fx.GraphModule, path: str) -> str:
-    """A path beside this one at which there is nothing."""
-    parent, _, name = path.rpartition(".")
-    owner = network.get_submodule(parent)
-    free = next(f"{name}_{i}" for i in count(2) if not hasattr(owner, f"{name}_{i}"))
-    return f"{parent}.{free}".removeprefix(".")
 
 
 def drop_identities(network: fx.GraphModule) -> None:
@@ -111,7 +110,8 @@ def _passes_on(network: fx.GraphModule, node: fx.Node) -> bool:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
     if node.op == "call_module":
-        return type(network.get_submodule(str(node.target))) in _IDENTITIES
+        module = network.get_submodule(str(node.target))
+        return type(module) in _IDENTITIES and is_free(module)
     if node.op != "call_function":
         return False
     if node.target in _DROPOUTS:
@@ -126,46 +126,47 @@ def _passes_on(network: fx.GraphModule, node: fx.Node) -> bool:
 def fold_norms(network: fx.GraphModule) -> None:
     """Folds each batch norm into the convolution or Linear before it, where that is exact.
 
-    It is where the layer runs once and only the norm reads it. A layer that is called twice keeps
-    its norms: folding one of them would change the other call.
+    It is where the layer runs once, only the norm reads what it makes, and neither has hooks or
+    tensors that forward reads itself. A layer that is called twice keeps its norms: folding one of
+    them would change the other call.
     """
-    calls = Counter(n.target for n in network.graph.nodes if n.op == "call_module")
-    owners = Counter(
-        id(parameter)
-        for module in network.modules()
-        for parameter in module._parameters.values()  # noqa: SLF001
-    )
+    readers = Readers(network)
     for node in list(network.graph.nodes):
-        if node.op != "call_module" or calls[node.target] != 1:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
-        norm = network.get_submodule(str(node.target))
-        before = node.args[0] if node.args else None
-        if not isinstance(norm, _NORMS) or norm.running_mean is None:
-            continue
-        if not isinstance(before, fx.Node) or not _can_take_a_norm(network, before, norm, calls):
-            continue
+        norm: Any = network.get_submodule(str(node.target))
         layer: Any = network.get_submodule(str(before.target))
-        _fold(layer, norm, shared=owners[id(layer.weight)] > 1)
-        node.replace_all_uses_with(before)
-        network.graph.erase_node(node)
+        if type(norm) not in _NORMS or norm.running_mean is None:
+            continue
+        if not all(_is_apart(module, readers) for module in (norm, layer)):
+            continue
+        if _can_take_a_norm(layer, before, norm):
+            _fold(layer, norm, shared=readers.is_shared(layer.weight))
+            node.replace_all_uses_with(before)
+            network.graph.erase_node(node)
 
 
-def _can_take_a_norm(
-    network: fx.GraphModule, node: fx.Node, norm: nn.Module, calls: Counter[Any]
-) -> bool:
-    if node.op != "call_module" or calls[node.target] != 1 or len(node.users) != 1:
-        return False
-    layer = network.get_submodule(str(node.target))
+def _is_apart(module: nn.Module, readers: Readers) -> bool:
+    """Whether nothing but one call of a module knows of it and of its tensors."""
+    return readers.runs_once(module) and is_free(module) and not readers.reads_directly(module)
+
+
+def _can_take_a_norm(layer: Any, node: fx.Node, norm: Any) -> bool:
     kind = kind_of(layer)
     if kind is None or not kind.sized or kind.computes_weight:
         return False
+    # What weight norm or pruning computes before each call would be computed anew.
+    own = layer._parameters  # noqa: SLF001
+    if own.get("weight") is None or (layer.bias is not None and own.get("bias") is None):
+        return False
     # The two must mean the same dimension by "channels": a Linear works on the last one.
     ndim = node.meta["example"].dim()
-    return kind.channel_dim(layer) % ndim == 1 and kind.sizes(layer)[1] == norm.num_features
+    return kind.channel_dim(layer) % ndim == 1 and bool(kind.sizes(layer)[1] == norm.num_features)
 
 
 def _fold(layer: Any, norm: Any, *, shared: bool) -> None:
-    """Folds a norm into a layer, in place unless the weight belongs to other modules too."""
+    """Folds a norm into a layer, in place unless the weight's memory belongs to others too."""
     scale, shift = norm_scale_and_shift(
         norm.running_mean,
         norm.running_var,

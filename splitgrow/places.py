@@ -19,10 +19,12 @@ _NOT_THE_USERS = tuple(
     for module in (torch, sys.modules["splitgrow"])
     if module.__file__
 )
+_STANDARD = str(Path(os.__file__).parent) + os.sep
+"""Where Python's own library lies, and below it, in some installations, what was installed."""
 
 
 def place_of_caller() -> str:
-    """The innermost line on the stack that is neither torch's nor splitgrow's: ``model.py:12``."""
+    """The innermost line on the stack that is the user's own: ``model.py:12``."""
     frame = sys._getframe(1)  # noqa: SLF001
     while frame.f_back is not None and not _is_the_users(frame.f_code.co_filename):
         frame = frame.f_back
@@ -63,7 +65,8 @@ def failure_of(
 
 @lru_cache(maxsize=4096)
 def _is_the_users(filename: str) -> bool:
-    return not filename.startswith(_NOT_THE_USERS)
+    own = filename.startswith(_STANDARD) and "-packages" not in filename[len(_STANDARD) :]
+    return not (own or filename.startswith(_NOT_THE_USERS))
 
 
 def _place(filename: str, line: int) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from splitgrow.edits import LayerChange
 from splitgrow.generations import held
 from splitgrow.holders import Holders, put_in_place_
+from splitgrow.hooks import hand_over_
 from splitgrow.initializers import Initializer, silent_channels
 from splitgrow.layouts import Layout
 from splitgrow.planning import build_block, planned_blocks
@@ -91,6 +92,7 @@ def place_(modules: Mapping[str, nn.Module], item: Prepared, holders: Holders, u
     set_blocks_(split, (item.modules, item.blocks), (item.ins, item.outs), undo)
     replaced = modules[item.change.name]
     if replaced is not split:
+        hand_over_(replaced, split, undo)
         put_in_place_(holders, replaced, split, undo)
 
 

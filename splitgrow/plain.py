@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from splitgrow.deepened import ORIGINAL, Deepened, Inserted
+from splitgrow.deepened import Deepened
+from splitgrow.errors import UnsupportedModelError
+from splitgrow.fading import FadeIn
+from splitgrow.hooks import HOOKS, carry_hooks_, computing_hooks
 from splitgrow.split import SplitLayer
+from splitgrow.undo import Meanwhile, Undo
+from splitgrow.unwrapping import unwrap_
 
 
 def plain_copy(
@@ -20,8 +25,11 @@ def plain_copy(
     memo: dict[int, Any],
     finish: Callable[[SplitLayer, nn.Module], None] | None = None,
     stock_of: Callable[[SplitLayer, int | None], nn.Module] = SplitLayer.plain,
+    shares: Mapping[FadeIn, float] | None = None,
 ) -> nn.Module:
     """A copy of a module in which everything that has grown is plain.
+
+    The user's hooks come along: those of a grown layer lie on the stock layer in its place.
 
     Args:
         module: Any module.
@@ -29,87 +37,99 @@ def plain_copy(
         memo: As of `copy.deepcopy`; in the end it has the copy of every part by the part's id.
         finish: What else is to be done with the stock layer of each grown one.
         stock_of: Makes the stock layer of a grown one.
+        shares: How far fades are to have come, where that is not as today. Of those that were
+            inserted, and that are then over or have not begun, the path that counts is left; None
+            to leave all fades as they are.
+
+    Raises:
+        UnsupportedModelError: If something in the module cannot be copied.
+        MemoryError: If there is too little memory.
     """
-    deepened = []
     for part in module.modules():
         if isinstance(part, SplitLayer):
-            memo[id(part)] = stock_of(part, view)
+            with Meanwhile() as meanwhile, meanwhile:
+                for block in part:
+                    _compute_anew_(block, meanwhile)
+                memo[id(part)] = stock_of(part, view)
             if finish is not None:
                 finish(part, memo[id(part)])
-        elif isinstance(part, Deepened):
-            deepened.append(part)
-    for part in reversed(deepened):  # what lies within comes first
-        memo[id(part)] = _plain(part, view, memo)
-    return copy.deepcopy(module, memo)
+        else:
+            memo.update((id(made), made.detach().clone()) for made in _made_by_forward(part))
+    copied = _copied(module, memo)
+    for part, twin in _twins(module, copied):
+        memo[id(part)] = twin
+        carry_hooks_(part, twin, memo)
+    for fade, alpha in (shares or {}).items():
+        if id(fade) in memo:
+            memo[id(fade)].alpha = alpha
+    return unwrap_(copied, view, end_fades=shares is not None)
 
 
-def _plain(deepened: Deepened, view: int | None, memo: dict[int, Any]) -> nn.Module:
-    before = deepened.seen(before=True, view=view)
-    behind = deepened.seen(before=False, view=view)
-    wrapped = copy.deepcopy(deepened.wrapped, memo)
-    if not before and not behind:
-        return wrapped
-    modules = {
-        item.name: copy.deepcopy(deepened.part(item.name), memo) for item in (*before, *behind)
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy.
+
+    Raises:
+        UnsupportedModelError: If there can be none.
+        MemoryError: If there is too little memory.
+    """
+    try:
+        copied: nn.Module = copy.deepcopy(module, memo)
+        grown = (part for part in module.modules() if isinstance(part, SplitLayer))
+        for part in grown:  # what the copy of the module goes without
+            copy.deepcopy([vars(part)[name] for name in HOOKS], memo)
+    except MemoryError:  # no fault of the model's
+        raise
+    except Exception as error:  # whatever the user's objects raise
+        raise UnsupportedModelError(
+            f"{type(module).__name__} holds something, or has a hook, that copy.deepcopy cannot "
+            f"copy: {type(error).__name__}: {error}"
+        ) from error
+    return copied
+
+
+def _twins(module: nn.Module, copied: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Each part of a module with its copy.
+
+    Raises:
+        UnsupportedModelError: If a class copies itself in a way of its own, and leaves something
+            that has grown where it was.
+    """
+    copies = {
+        (path, isinstance(twin, Deepened)): twin  # a wrapper has the path of what it wraps
+        for path, twin in copied.named_modules(remove_duplicate=False)
     }
-    known = deepened.tensor_result and not deepened.answers
-    arguments = _plain_arguments(wrapped) if known else None
-    chain = all(item.form == "chain" for item in (*before, *behind))
-    if chain and arguments is not None and len(arguments) == 1:
-        parts = [*(modules[i.name] for i in before), wrapped, *(modules[i.name] for i in behind)]
-        return nn.Sequential(*(layer for part in parts for layer in _layers(part, wrapped)))
-    if arguments is not None:
-        plain = _as_graph(wrapped, modules, arguments, (before, behind))
-        return plain.train(deepened.training)
-    same = Deepened(wrapped)
-    same.tensor_result, same.answers = deepened.tensor_result, deepened.answers
-    shown = tuple(item for item in deepened.inserted if item.name in modules)
-    same.set_inserted({item.name: modules[item.name] for item in shown}, shown)
-    return same
+    for path, part in module.named_modules(remove_duplicate=False):
+        twin = copies.get((path, isinstance(part, Deepened)))
+        grown = isinstance(part, (SplitLayer, Deepened))
+        if twin is not None and grown and (twin is part or isinstance(twin, SplitLayer)):
+            raise UnsupportedModelError(
+                f"something that holds `{path}` is copied by a __deepcopy__ of its own, which does "
+                f"not copy that, or not with `copy.deepcopy(part, memo)`"
+            )
+        if twin is not None and twin is not part:
+            yield part, twin
 
 
-def _layers(part: nn.Module, wrapped: nn.Module) -> list[nn.Module]:
-    return list(part) if type(part) is nn.Sequential and part is not wrapped else [part]
+def _made_by_forward(module: nn.Module) -> Iterator[Tensor]:
+    """The tensors in a module's attributes that autograd made, which torch refuses to copy.
+
+    Weight norm and the like leave one in a parameter's place, and what forward keeps is often one.
+    """
+    for name, value in vars(module).items():
+        if name not in _STORES and isinstance(value, (Tensor, list, tuple, dict)):
+            leaves = pytree.tree_leaves(value)
+            yield from (x for x in leaves if isinstance(x, Tensor) and not x.is_leaf)
 
 
-def _plain_arguments(module: nn.Module) -> list[inspect.Parameter] | None:
-    """The arguments of a module, unless it takes any number of them."""
-    arguments = list(inspect.signature(module.forward).parameters.values())
-    open_kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return None if any(a.kind in open_kinds for a in arguments) else arguments
+_STORES = ("_parameters", "_modules")
 
 
-def _as_graph(
-    wrapped: nn.Module,
-    modules: dict[str, nn.Module],
-    arguments: list[inspect.Parameter],
-    seen: tuple[list[Inserted], list[Inserted]],
-) -> nn.Module:
-    """What was inserted and the module as a torch.fx.GraphModule."""
-    root = nn.Module()
-    root.add_module(ORIGINAL, wrapped)
-    for name, module in modules.items():
-        root.add_module(name, module)
-    graph = fx.Graph()
-    given = []
-    for argument in arguments:
-        empty = argument.default is inspect.Parameter.empty
-        default = {} if empty else {"default_value": argument.default}
-        given.append(graph.placeholder(argument.name, **default))
-    x, others = given[0], given[1:]
-
-    def made(item: Inserted, x: fx.Node) -> fx.Node:
-        more = {"block": others, "beside": given}.get(item.form, [])
-        result = graph.call_module(item.name, (x, *more))
-        if item.form in {"residual", "gate"}:
-            how = operator.add if item.form == "residual" else operator.mul
-            result = graph.call_function(how, (x, result))
-        return result
-
-    for item in seen[0]:
-        x = made(item, x)
-    x = graph.call_module(ORIGINAL, (x, *others))
-    for item in seen[1]:
-        x = made(item, x)
-    graph.output(x)
-    return fx.GraphModule(root, graph, class_name=type(wrapped).__name__)
+@torch.no_grad()
+def _compute_anew_(block: nn.Module, undo: Undo) -> None:
+    """Has a block hold what weight norm and the like would compute at its next call."""
+    hooks = list(computing_hooks(block))
+    if hooks:
+        undo.keep(vars(block))
+        block.training = False  # a spectral norm moves its vectors in training
+        for hook in hooks:
+            hook(block, None)

@@ -11,15 +11,13 @@ from torch import nn
 from splitgrow.edits import Edit, LayerChange, NumberChange
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.graph import ChannelGraph, LayerNode
-from splitgrow.kinds import LayerKind, kind_of
+from splitgrow.kinds import LayerKind, entry_of
 from splitgrow.split import stock
 
 
 def layer_kind(module: nn.Module) -> LayerKind:
     """The entry of a layer of the graph, split or not."""
-    kind = kind_of(stock(module))
-    assert kind is not None, type(module)
-    return kind
+    return entry_of(stock(module))
 
 
 def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:

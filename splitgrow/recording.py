@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
 
 from splitgrow.births import Births
-from splitgrow.errors import TraceError
+from splitgrow.errors import TraceError, UnsupportedLayerError
 from splitgrow.leaves import (
     LEAF_NUMBERS,
     Wider,
@@ -35,7 +35,7 @@ from splitgrow.outputs import OpaqueError, tensors_in
 from splitgrow.places import failure_of, place_of_caller
 from splitgrow.reassigned import assigned_since, paths_in
 from splitgrow.results import result_of_function, result_of_leaf
-from splitgrow.rules.targets import target_of
+from splitgrow.rules.targets import HANDS_OUT_MEMORY, target_of
 from splitgrow.standins import (
     Modules,
     clone,
@@ -49,13 +49,6 @@ from splitgrow.steps import Ref, Source, Step, mapped, untracked
 from splitgrow.tracked import Tracked
 from splitgrow.undisturbed import ignore_warnings_, undisturb_
 from splitgrow.undo import Meanwhile
-
-_MEMORY = frozenset(("data_ptr", "__dlpack__", "storage", "untyped_storage"))
-"""What hands out a tensor's memory, where code that torch cannot see may read it."""
-
-
-class ValuesNeededError(Exception):
-    """The run needs tensors with values."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +93,7 @@ def record(
     Raises:
         ValueError: If the model does not run on the inputs.
         TraceError: If it does not run on tensors without values, and there are no others.
+        UnsupportedLayerError: If a layer is not what it was registered as.
         MemoryError: If there is too little memory.
     """
     _check_signature(model, inputs)
@@ -116,7 +110,7 @@ def record(
             steps = _run(
                 model, inputs, recorder, training=training, fake=fake, standing_in=standing_in
             )
-        except MemoryError:  # no fault of the model's
+        except (MemoryError, UnsupportedLayerError):  # no fault of forward's
             raise
         except Exception as error:  # noqa: BLE001 - whatever forward raises
             failures.append((recorder.inside, error))
@@ -317,15 +311,17 @@ class Recorder(TorchFunctionMode):
         if self.inside:
             return func(*args, **kwargs)
         name, target, seen = target_of(func, args)
-        if name in _MEMORY and args and isinstance(args[0], FakeTensor):
-            raise ValuesNeededError(f"`{name}` hands out memory, and a fake tensor has none")
+        if name in HANDS_OUT_MEMORY and args and isinstance(args[0], FakeTensor):
+            raise RuntimeError(f"`{name}` hands out memory, and a fake tensor has none")
         plain, named = untracked(args), untracked(kwargs)
         result = result_of_function(func, plain, named)
         if result is None:
             result = func(*plain, **named)
         if target is None:
             return result
-        return self._record(name, target, seen, kwargs, result)
+        recorded = self._record(name, target, seen, kwargs, result)
+        # What these return must be no subclass of int, which Python would turn into one anyhow.
+        return result if name in ("int", "index", "len") else recorded
 
     def number(self, target: Any, args: tuple[Any, ...], value: Any, name: str = "") -> Any:
         """Takes down what is computed with tracked numbers."""

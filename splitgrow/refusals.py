@@ -22,7 +22,8 @@ def subclass_refusal(module: nn.Module) -> str:
     if "Parametrized" in type(module).__name__:
         return (
             "it is parametrized; remove the parametrization "
-            "(torch.nn.utils.parametrize.remove_parametrizations), grow, and apply it again"
+            "(torch.nn.utils.parametrize.remove_parametrizations), and apply it again to what "
+            "splitgrow.merge makes of the grown model"
         )
     return (
         f"{type(module).__name__} is a subclass of {base.__name__} that splitgrow does not know; "

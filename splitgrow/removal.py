@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from splitgrow.kinds import kind_of
+from splitgrow.readers import Readers, memory_of, tensor_at
 
 _FRESH_OPS = """
     add sub mul div truediv multiply subtract divide true_divide neg pow sqrt rsqrt square exp log
@@ -86,14 +87,26 @@ def drop_unread(network: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _drop_tensor(network: fx.GraphModule, path: str) -> None:
-    """Takes a tensor off the network that none of its nodes uses any more."""
-    if any(node.op == "get_attr" and node.target == path for node in network.graph.nodes):
-        return
+    """Takes a tensor off the network that nothing in it uses any more."""
     owner_path, _, name = path.rpartition(".")
     owner = network.get_submodule(owner_path)
-    calls = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
-    if not any(f"{owner_path}.".startswith(f"{call}.") for call in calls):
+    for node in network.graph.find_nodes(op="get_attr"):
+        other, _, other_name = str(node.target).rpartition(".")
+        if other_name == name and network.get_submodule(other) is owner:
+            return
+    if not Readers(network).runs(owner):
         delattr(owner, name)
+
+
+def is_written(network: fx.GraphModule, tensor: Tensor) -> bool:
+    """Whether an op may write into the memory of a tensor that belongs to the network."""
+    for node in network.graph.find_nodes(op="get_attr"):
+        found = tensor_at(network, node)
+        if found is not None and memory_of(found) == memory_of(tensor):
+            users = (u for one in _relatives((node,), network, without=None) for u in one.users)
+            if any(writes(network, user) for user in users):
+                return True
+    return False
 
 
 def writes(network: fx.GraphModule, node: fx.Node) -> bool:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from splitgrow.blockwise import Blockwise
 from splitgrow.composition import Composition
 from splitgrow.eager import is_eager
+from splitgrow.errors import UnsupportedLayerError
 from splitgrow.execution import Mode, execution_mode, keeps
 from splitgrow.generations import hold_statistics
 from splitgrow.merged import Merged
@@ -52,6 +53,7 @@ class Runner:
         view: The edit that is shown; None for all.
         modules: All blocks, also those that are not shown.
         own: Which tensors are theirs.
+        composition: What is shown.
         ran: How the last call was executed.
 
     Args:
@@ -64,19 +66,34 @@ class Runner:
         self.view, self.modules = view, composition.modules
         self.own = Own(composition.modules) if own is None else own
         self.ran: LayerRun | None = None
-        self._composition = composition if view is None else composition.until(view)
-        self._blockwise = Blockwise(self._composition)
+        self.composition = composition if view is None else composition.until(view)
+        self._blockwise = Blockwise(self.composition)
+        _ = self.composition.template  # while it can be made
+        kind, original = composition.kind, composition.original
+        self._channel_dim = kind.channel_dim(original) if kind.reads_channels else None
         self._reasons: dict[Any, str] = {}
-        self._merged = Merged(self._composition, self.own if view is None else None)
-        self._bytes = _bytes_of(self._composition)
+        self._merged = Merged(self.composition, self.own if view is None else None)
+        self._bytes = _bytes_of(self.composition)
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output, in the mode that is chosen."""
-        if torch.compiler.is_compiling() or not keeps():
+        """The layer's output, in the mode that is chosen.
+
+        Raises:
+            UnsupportedLayerError: If torch.fx traces it.
+        """
+        if torch.compiler.is_compiling():
             return self._run_keeping_nothing(x, *args, **kwargs)
+        eager = is_eager(x)
+        if not self._fits(x, eager=eager):  # in the plain layer's words, if it refuses that
+            plain = self.composition.plain().train(self.modules[-1].training)
+            return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
+        if not keeps():
+            return self._run_keeping_nothing(x, *args, **kwargs)
+        return self._run_in_mode(eager, x, *args, **kwargs)
+
+    def _run_in_mode(self, eager: bool, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: FBT001
         mode = execution_mode()
         against = self._against_merging(mode, x)
-        eager = is_eager(x)
         if not against and not eager:
             if self._merged.traceable:
                 self.ran = LayerRun("merged", None, "it is being traced")
@@ -91,7 +108,7 @@ class Runner:
                 self.ran = LayerRun("merged", self._merged.computed, _WHY[mode])
                 return output
         self.ran = LayerRun("blockwise", None, against)
-        composition = self._composition
+        composition = self.composition
         if eager and self.view is None:
             self._merged.leave()
         elif eager:
@@ -105,11 +122,30 @@ class Runner:
         """
         if self._merged.traceable and not self._apart(x):
             return self._merged.run_traced(x, *args, **kwargs)
-        return self._blockwise.run(self._composition.modules, x, *args, **kwargs)
+        return self._blockwise.run(self.composition.modules, x, *args, **kwargs)
+
+    def _fits(self, x: object, *, eager: bool) -> bool:
+        """Whether an input has the layer's number of channels, where these lie.
+
+        Raises:
+            UnsupportedLayerError: If torch.fx traces it.
+        """
+        if isinstance(x, fx.Proxy):
+            raise UnsupportedLayerError(
+                f"torch.fx cannot trace a {type(self.composition.original).__name__} that "
+                f"splitgrow has grown; make the model plain first, with splitgrow.merge, or have "
+                f"its calls stay as they are (a Tracer whose is_leaf_module is true for it)"
+            )
+        if not isinstance(x, Tensor):
+            return False
+        if self._channel_dim is None or x.is_nested or not eager:
+            return True
+        shape, dim = x.shape, self._channel_dim
+        return -len(shape) <= dim < len(shape) and shape[dim] == self.composition.sizes[0]
 
     def _apart(self, x: Tensor) -> bool:
         """Whether blocks are to run by themselves where the layer would be joined at every call."""
-        if self._composition.kind.couples:
+        if self.composition.kind.couples:
             return False
         if self._bytes > LARGEST:
             return True
@@ -120,20 +156,20 @@ class Runner:
 
     def _against_merging(self, mode: Mode, x: Tensor) -> str:
         """Why not to run as one layer; empty if nothing speaks against it."""
-        if len(self._composition.modules) == 1:
+        if len(self.composition.modules) == 1:
             return "it has one block"
-        if self._composition.kind.couples:
+        if self.composition.kind.couples:
             return ""
         if mode == "blockwise":
             return 'asked for by execution("blockwise")'
-        if any(is_hooked(module) for module in self._composition.modules):
+        if any(is_hooked(module) for module in self.composition.modules):
             return "its blocks have hooks, which would not run"
         try:
             self._merged.assembly.look()
         except Unfit:
             return _UNFIT
-        if mode == "merged":
-            return ""
+        if mode == "merged" or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return ""  # while torch.jit traces, sizes are no numbers
         key = self._merged.assembly.flags, x.shape
         if key not in self._reasons:
             self._reasons[key] = self._slower(x)
@@ -150,13 +186,13 @@ class Runner:
         return ""
 
     def _rows(self, x: Tensor) -> int:
-        composition = self._composition
+        composition = self.composition
         reads = composition.kind.reads_channels
         return x.numel() // composition.sizes[0] if reads else x.numel()
 
     def _costs_more(self, copied: int, x: Tensor) -> bool:
         """Whether copying so many elements takes longer than joining what the blocks give."""
-        composition = self._composition
+        composition = self.composition
         more = len(composition.modules) - 1
         joining = _JOINING[composition.kind.reads_neighbours(composition.original)]
         return copied > more * (joining * self._rows(x) * composition.sizes[1] + _PER_BLOCK)

@@ -31,7 +31,7 @@ from splitgrow.narrowing import (
     which_stay,
 )
 from splitgrow.propagation import constants_read, has_hooks
-from splitgrow.rules.registry import shaped_in
+from splitgrow.rules.op import shaped_in
 from splitgrow.split import SplitLayer
 from splitgrow.undisturbed import ignore_warnings_, keep_modes_, keep_random_states_
 from splitgrow.undo import Meanwhile

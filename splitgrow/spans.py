@@ -60,6 +60,11 @@ def take(tensor: Tensor, dim: int, spans: Spans) -> Tensor:
     """The part of a tensor at these positions: the tensor itself or a view, if it can be."""
     if spans == ((0, tensor.shape[dim]),):
         return tensor
+    return part_of(tensor, dim, spans)
+
+
+def part_of(tensor: Tensor, dim: int, spans: Spans) -> Tensor:
+    """As `take`, of a tensor that has other positions as well; its sizes are not looked at."""
     parts = [tensor.narrow(dim, start, length) for start, length in spans]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 

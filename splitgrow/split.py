@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from splitgrow.composition import Block, BlockKind, Composition
-from splitgrow.kinds import LayerKind, kind_of
+from splitgrow.composition import Block, BlockKind, Composition, known_kind
+from splitgrow.kinds import LayerKind
 from splitgrow.layouts import Layout
+from splitgrow.livetensor import LiveTensor
 from splitgrow.running import LayerRun, Runner
+from splitgrow.standing import Guarded, answer, refuse, set_on_blocks, tensor_names
 from splitgrow.whole import make_dense_
 from splitgrow.wrapping import is_managed, several_processes
 
@@ -40,11 +42,14 @@ class SplitLayer(nn.ModuleList):
     def __init__(self, original: nn.Module) -> None:
         super().__init__([original])
         inputs, outputs = self.kind.sizes(original)
-        self.blocks: tuple[Block, ...] = (Block("original", 0),)
         self.ins = Layout.original(inputs)
         self.outs = Layout.original(outputs)
         self.view: int | None = None
+        self.blocks: tuple[Block, ...] = (Block("original", 0),)
         self._runner: Runner | None = None
+        for store in ("_parameters", "_buffers"):
+            names = self.kind.tensors(original)
+            self.__dict__[store] = Guarded(names, type(original).__name__)
 
     @property
     def original(self) -> nn.Module:
@@ -54,9 +59,7 @@ class SplitLayer(nn.ModuleList):
     @property
     def kind(self) -> LayerKind:
         """The entry for the type of its blocks."""
-        kind = kind_of(self.original)
-        assert kind is not None, type(self.original)
-        return kind
+        return known_kind(self.original)
 
     @property
     def ran(self) -> LayerRun | None:
@@ -89,6 +92,14 @@ class SplitLayer(nn.ModuleList):
         """Its blocks and where their channels lie, now or after an edit."""
         whole = Composition((*self._modules.values(),), self.blocks, self.ins, self.outs)
         return whole if view is None else whole.until(view)
+
+    def _shown(self) -> Composition:
+        """What is shown; made ready with all that the compiler could not follow."""
+        runner = self._runner
+        current = runner is not None and runner.modules == (*self._modules.values(),)
+        if runner is not None and current and runner.view == self.view:
+            return runner.composition
+        return self.composition(self.view)
 
     def sizes(self, view: int | None = None) -> tuple[int, int]:
         """The numbers of input and output channels, now or after an edit."""
@@ -127,26 +138,81 @@ class SplitLayer(nn.ModuleList):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._runner = Runner(self.composition(), None)
 
+    # -- in the place of the plain layer ----------------------------------------------------------
+
     def __getattr__(self, name: str) -> Any:
         """Answers for a stock layer of the present size.
 
         Raises:
             AttributeError: If a stock layer has no such attribute.
         """
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("_") or "0" not in self.__dict__.get("_modules", {}):
-                raise
-        if name in self.kind.tensors(self.original):
-            return self.composition(self.view).assembled(name)
-        value = getattr(self.original, name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            # A width, a number of groups: as the plain layer of this size has it.
-            return getattr(
-                self.kind.build(self.original, self.sizes(self.view), device="meta"), name
-            )
-        return value
+        own = self.__dict__
+        for store in ("_parameters", "_buffers", "_modules"):
+            if name in own.get(store, {}).keys():  # noqa: SIM118 - what is guarded tells of others
+                return own[store][name]
+        if "blocks" not in own or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return answer(self, self._shown(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute: one of a stock layer's on all blocks.
+
+        Raises:
+            UnsupportedLayerError: If it is a tensor or a width, or another layer for a block.
+        """
+        if name[:1] == "_" or name in _OWN or "blocks" not in self.__dict__:
+            super().__setattr__(name, value)
+        elif name in self._modules:
+            if type(value) is type(self._modules[name]):  # found out when it is to grow again
+                super().__setattr__(name, value)
+                return
+            refuse(self.composition(), f"block {name} of the layer cannot be replaced")
+        elif set_on_blocks(self._shown(), name, value):
+            self._runner = None
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Deletes an attribute of its own.
+
+        Raises:
+            UnsupportedLayerError: If it is one of the stock layer's tensors, or a block.
+        """
+        if name in self._modules or name in tensor_names(self.composition()):
+            refuse(self.composition(), f"the layer's `{name}` cannot be deleted")
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Adds a parameter that a stock layer does not have.
+
+        Raises:
+            UnsupportedLayerError: If a stock layer has it, or it is one of those.
+        """
+        if isinstance(param, LiveTensor) or name in tensor_names(self.composition()):
+            refuse(self.composition(), f"the layer's `{name}` cannot be registered")
+        super().register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Adds a buffer that a stock layer does not have.
+
+        Raises:
+            UnsupportedLayerError: If a stock layer has it.
+        """
+        if name in tensor_names(self.composition()):
+            refuse(self.composition(), f"the layer's `{name}` cannot be registered")
+        super().register_buffer(name, tensor, persistent)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuses to be scripted: torch would put what this returns into the model itself.
+
+        Raises:
+            UnsupportedLayerError: Always.
+        """
+        refuse(self.composition(), "the layer cannot be scripted")
+
+
+_OWN = {"training", "blocks", "ins", "outs", "view"}
+"""The attributes that are not the stock layer's."""
 
 
 def stock(module: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from splitgrow.errors import TraceError
+from splitgrow.hooks import has_run_hooks
 from splitgrow.kinds import kind_of
 from splitgrow.places import place_of_caller, place_of_error
 from splitgrow.results import result_of_leaf
@@ -23,15 +24,17 @@ from splitgrow.undo import Meanwhile
 class _Tracer(fx.Tracer):
     """Traces down to stock layers and other known ones, and remembers each op's place."""
 
-    def __init__(self) -> None:
+    def __init__(self, hooked: Collection[nn.Module]) -> None:
         super().__init__()
+        self._hooked = hooked
         # A buffer that forward updates in place must not be updated by tracing it.
         self.proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Stock modules, layers of a known kind and shared kernels stay whole."""
+        """Stock modules, layers of a known kind, shared kernels and what has hooks stay whole."""
         known = kind_of(m) is not None or type(m) in SHARED_KERNELS
-        return known or super().is_leaf_module(m, module_qualified_name)
+        # Hooks run where their module is called, so it has to be one.
+        return known or m in self._hooked or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -41,7 +44,8 @@ class _Tracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         """Follows a submodule, also one that forward makes on the spot, as in ``nn.ReLU()(x)``."""
-        if all(m is not known for known in self.root.modules()) and not list(m.parameters()):
+        known = self.submodule_paths or {}
+        if m not in known and not list(m.parameters()):
             return forward(*args, **kwargs)  # there is no path to name it by
         return super().call_module(m, forward, args, kwargs)
 
@@ -69,10 +73,11 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
         for name, parameter in signature.parameters.items()
         if name not in given and parameter.default is not inspect.Parameter.empty
     }
+    hooked = {module for module in model.modules() if has_run_hooks(module)}
     try:
         with Meanwhile() as meanwhile, meanwhile:
             undisturb_(model, meanwhile)
-            graph = _Tracer().trace(model, concrete_args=defaults or None)
+            graph = _Tracer(hooked).trace(model, concrete_args=defaults or None)
             made = {key: value for key, value in vars(model).items() if _made_by_tracing(key)}
     except MemoryError:  # no fault of the model's
         raise
@@ -98,10 +103,20 @@ def _made_by_tracing(attribute: str) -> bool:
 class _Evaluator(fx.Interpreter):
     """Runs a graph on fake tensors and keeps every result."""
 
+    def __init__(self, model: nn.Module, graph: fx.Graph, mode: FakeTensorMode) -> None:
+        super().__init__(model, graph=graph)
+        self.extra_traceback = False
+        self._mode = mode
+
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         n.meta["example"] = result
         return result
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A tensor of the model's without its values, since ops may write into it."""
+        value = super().get_attr(target, args, kwargs)
+        return self._mode.from_tensor(value) if isinstance(value, Tensor) else value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A layer whose output's shape is known need not run for it, which takes far longer."""
@@ -125,8 +140,7 @@ def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
         else:
             values.append(given.get(name, node.args[0] if node.args else None))
     fakes = pytree.tree_map_only(Tensor, mode.from_tensor, values)
-    evaluator = _Evaluator(model, graph=graph)
-    evaluator.extra_traceback = False
+    evaluator = _Evaluator(model, graph, mode)
     try:
         with mode, torch.no_grad():
             evaluator.run(*fakes, enable_io_processing=False)

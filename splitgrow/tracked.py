@@ -70,6 +70,16 @@ class Tracked(int):
     def __abs__(self) -> Any:
         return self if int.__ge__(self, 0) else -self
 
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def conjugate(self) -> Any:
+        """The number itself."""
+        return self
+
     def __reduce__(self) -> Any:
         return int, (int.__int__(self),)
 
@@ -118,7 +128,6 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "mod": operator.mod,
     "truediv": operator.truediv,
     "pow": operator.pow,
-    "divmod": divmod,
     "lshift": operator.lshift,
     "rshift": operator.rshift,
     "and": operator.and_,
@@ -140,3 +149,28 @@ for _comparison in _COMPARISONS:
     setattr(Tracked, _name, _binary(_name, _comparison))
 for _name, _operation in _UNARY.items():
     setattr(Tracked, f"__{_name}__", _unary(f"__{_name}__", _operation))
+
+
+def _mere_use(name: str) -> Any:
+    """A method or property of plain ints, for which the number is used as a mere value."""
+    own: Any = getattr(int, name)
+    if not callable(own):
+        return property(lambda self: getattr(self._used(name), name))
+
+    def method(self: Tracked, *args: Any, **kwargs: Any) -> Any:
+        return own(self._used(name.strip("_")), *args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+# Among what all objects have is the making of texts: messages name widths that nothing hangs on.
+_OF_OBJECTS = frozenset(dir(object))
+_SAME = frozenset(("from_bytes", "__index__", "__getnewargs__", "real", "numerator"))
+"""What makes other numbers, is never called, or is the number itself."""
+
+for _name in dir(int):
+    if _name not in Tracked.__dict__ and _name not in _OF_OBJECTS | _SAME:
+        setattr(Tracked, _name, _mere_use(_name))
+for _name in ("real", "numerator"):
+    setattr(Tracked, _name, property(lambda self: self))

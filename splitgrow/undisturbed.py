@@ -7,7 +7,9 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
 from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -104,11 +106,15 @@ _CONTAINERS = (list, dict, set)
 
 
 def keep_attributes_(modules: Sequence[nn.Module], undo: Undo) -> None:
-    """Has every attribute of the modules put back: forward may set some, and fill containers."""
+    """Has every attribute of the modules put back: forward may set some, and fill containers.
+
+    So are those of objects that the modules hold.
+    """
     kept = [module.__dict__ for module in modules]
-    undo.keep(*kept, *(own[name] for own in kept for name in _STORES))
-    for module in modules:
-        own = module.__dict__
+    objects = {id(value): value for module in modules for value in objects_of(module).values()}
+    kept += [vars(value) for value in objects.values()]
+    undo.keep(*kept, *(module.__dict__[name] for module in modules for name in _STORES))
+    for own in kept:
         for name, value in own.items():
             if type(value) in _CONTAINERS and name not in _STORES:
                 own[name] = value.copy()
@@ -126,6 +132,22 @@ def run_eagerly_(modules: Iterable[nn.Module], undo: Undo) -> None:
     if hasattr(dynamo, "_stance") and hasattr(torch.compiler, "set_stance"):
         undo.on_failure(partial(setattr, dynamo, "_stance", dynamo._stance))  # noqa: SLF001
         torch.compiler.set_stance("force_eager")
+
+
+_NO_OBJECTS = (nn.Module, torch.Tensor, type, ModuleType, FunctionType, MethodType, Enum)
+_PYTHONS = ("builtins.", "collections.", "functools.")
+
+
+def objects_of(module: nn.Module) -> dict[str, Any]:
+    """The objects of somebody's classes, with attributes of their own, that a module holds."""
+    found = {}
+    for name, value in vars(module).items():
+        if name in _STORES or isinstance(value, _NO_OBJECTS) or not hasattr(value, "__dict__"):
+            continue
+        source = f"{type(value).__module__}."
+        if not source.startswith(("splitgrow.", "torch.", *_PYTHONS)):
+            found[name] = value
+    return found
 
 
 def silence_hooks(modules: Sequence[nn.Module]) -> None:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from splitgrow.fading import blend
 from splitgrow.kinds import kind_of
 from splitgrow.kinds.alike import Same
-from splitgrow.removal import drop_unread, replace_by
+from splitgrow.readers import free_path, is_free, tensor_at, tensors_of
+from splitgrow.removal import drop_unread, is_written, replace_by
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -46,8 +47,8 @@ def end_fades(network: fx.GraphModule) -> None:
         if node.op != "call_function" or node.target is not blend:
             continue
         old, new, share = node.args
-        value = _tensor_at(network, share)
-        if value is None or value.numel() != 1:
+        value = tensor_at(network, share)
+        if value is None or value.numel() != 1 or is_written(network, value):
             continue
         counts = {0.0: old, 1.0: new}.get(value.item())
         dtypes = {path.meta["example"].dtype for path in (old, new)}
@@ -56,9 +57,25 @@ def end_fades(network: fx.GraphModule) -> None:
             if not replace_by(network, node, counts):
                 _copy_of(network, node, counts)
         elif len(dtypes) == 1:
-            _set_tensor(network, str(share.target), value.to(dtypes.pop()))
+            node.args = (old, new, _converted(network, share, value.to(dtypes.pop())))
             node.target = torch.lerp
             node.meta.pop("is_wrapped", None)  # torch.fx's mark, which names the function
+
+
+def _converted(network: fx.GraphModule, node: fx.Node, tensor: Tensor) -> fx.Node:
+    """A node that looks up a tensor in another dtype: at its own path, if it is read there only."""
+    path = str(node.target)
+    looked_up = sum(other.target == path for other in network.graph.find_nodes(op="get_attr"))
+    alone = looked_up == 1 and len(node.users) == 1
+    path = path if alone else free_path(network, path)
+    owner, _, name = path.rpartition(".")
+    network.get_submodule(owner).register_buffer(name, tensor)
+    if alone:
+        return node
+    with network.graph.inserting_after(node):
+        made = network.graph.get_attr(path)
+    made.meta.update(node.meta)
+    return made
 
 
 def _copy_of(network: fx.GraphModule, node: fx.Node, value: fx.Node) -> None:
@@ -71,20 +88,6 @@ def _copy_of(network: fx.GraphModule, node: fx.Node, value: fx.Node) -> None:
     network.graph.erase_node(node)
     for other in others:
         drop_unread(network, other)
-
-
-def _tensor_at(network: fx.GraphModule, node: Any) -> Tensor | None:
-    """The tensor that a node looks up in the network."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    owner, _, name = str(node.target).rpartition(".")
-    found = getattr(network.get_submodule(owner), name)
-    return found if isinstance(found, Tensor) else None
-
-
-def _set_tensor(network: fx.GraphModule, path: str, tensor: Tensor) -> None:
-    owner, _, name = path.rpartition(".")
-    network.get_submodule(owner).register_buffer(name, tensor)
 
 
 def drop_vanished(network: fx.GraphModule) -> None:
@@ -115,7 +118,8 @@ def _equal_operand(network: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     if node.op == "call_module":
         plain = len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node)
         module = network.get_submodule(str(node.target))
-        return node.args[0] if plain and is_identity(module) else None  # type: ignore[return-value]
+        gone = plain and is_free(module) and is_identity(module) and not _changes(network, module)
+        return node.args[0] if gone else None  # type: ignore[return-value]
     neutral = 0 if node.target in _ADDITIONS else 1 if node.target in _PRODUCTS else None
     if neutral is None or node.kwargs or len(node.args) != 2:
         return None
@@ -140,6 +144,8 @@ def _clip_of(network: fx.GraphModule, node: fx.Node) -> tuple[float, float] | No
     """The range to which an activation clips and which it leaves alone; None if it is none."""
     if node.op == "call_module":
         module = network.get_submodule(str(node.target))
+        if not is_free(module):
+            return None
         if type(module) is nn.ReLU:
             return 0.0, math.inf
         if type(module) in (nn.ReLU6, nn.Hardtanh):
@@ -164,7 +170,14 @@ def _always(network: fx.GraphModule, node: fx.Node, value: int) -> bool:
     if not isinstance(layer.weight, nn.Parameter):
         return False
     bias_fits = value == 0 if layer.bias is None else bool((layer.bias == value).all())
-    return bias_fits and not torch.count_nonzero(layer.weight)
+    if not bias_fits or torch.count_nonzero(layer.weight):
+        return False
+    return is_free(layer) and not _changes(network, layer)
+
+
+def _changes(network: fx.GraphModule, module: nn.Module) -> bool:
+    """Whether forward itself writes into a module's tensors, whose values then tell nothing."""
+    return any(is_written(network, tensor) for tensor in tensors_of(module))
 
 
 def _is_layer(module: nn.Module) -> bool:

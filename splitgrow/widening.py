@@ -20,7 +20,7 @@ from splitgrow.graph import ChannelGraph, HeldNumber
 from splitgrow.groups import Groups
 from splitgrow.leaves import Wider
 from splitgrow.recording import record_wider
-from splitgrow.rules.registry import Shaped, leaves_of
+from splitgrow.rules.op import Shaped, leaves_of
 from splitgrow.steps import Ref, Step
 
 

@@ -361,8 +361,8 @@ def error_of(attempt: Callable[[], Any]) -> str:
     return "nothing"
 
 
-def lost_rank(rank: int, how: str, lost: int, gone: bool) -> tuple[str, float]:
-    """What the others hear when a rank is gone, or never comes, and how long that takes them."""
+def lost_rank(rank: int, how: str, lost: int, gone: bool) -> str:
+    """What the others hear when a rank is gone, or never comes."""
     agreement._MARGIN = 1.0
     model = wrapped(network(), how)
     optimizer = adam(model)
@@ -372,12 +372,10 @@ def lost_rank(rank: int, how: str, lost: int, gone: bool) -> tuple[str, float]:
         if gone:
             os._exit(3)
         time.sleep(100.0)
-    start = time.monotonic()
     sharded_parameters(model)
     inner = model.module if how == "ddp" else model
     with unchanged(inner, optimizer), unchanged(model):
-        heard = error_of(lambda: distributed.expand_layer(model, "0", 2, timeout=1.0))
-    return heard, time.monotonic() - start
+        return error_of(lambda: distributed.expand_layer(model, "0", 2, timeout=1.0))
 
 
 def lost_while_growing(rank: int) -> str:
@@ -618,7 +616,7 @@ def views_of_sharded(rank: int) -> None:
         now = model(x)
     with model.at(0):
         assert torch.equal(model(x), first)
-    assert not torch.equal(now, first)
+    assert (now - first).abs().max() > 1e-6
     with distributed.gathered(model, timeout=TIMEOUT) as plain:
         merged, fused = splitgrow.merge(plain), splitgrow.fuse(plain)
         assert torch.equal(plain(x), now)

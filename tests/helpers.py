@@ -34,13 +34,31 @@ def largest_difference(actual: Any, expected: Any) -> float:
 
 
 def assert_equal(actual: Any, expected: Any) -> None:
-    """Fails unless two outputs are equal up to the rounding of their dtype."""
+    """Fails unless two outputs are equal up to the rounding of their dtype.
+
+    This is what holds wherever the two were computed by other shapes: after growth, insertion,
+    merging, fusion, in another execution mode, by compiled code, in other batches. There a kernel,
+    which the processor chooses, may add in another order.
+    """
     tolerance = min(TOLERANCES[tensor.dtype] for tensor in tensors_of(expected))
     assert largest_difference(actual, expected) <= tolerance
 
 
 def assert_identical(actual: Any, expected: Any) -> None:
-    """Fails unless two outputs are equal bit for bit."""
+    """Fails unless two outputs are equal bit for bit.
+
+    That holds on any processor where, and is asked only where,
+
+    * the same kernels run on the same shapes, strides and alignment: the same model and input once
+      more; a closed generation, whose blocks lie dense while it is shown; what was saved, loaded,
+      copied, pickled or merged without having grown; the same training from the same seed;
+    * values were copied, selected or indexed, and not computed with: weights put together, states
+      taken over, data, nearest neighbours, a fade at 0 or 1;
+    * arithmetic is exact: nothing but zeros is added, it is multiplied by one, numbers are whole.
+
+    Two frozen tensors that must not move, and `not torch.equal` for one that must, are no matter of
+    rounding either. Everything else is `assert_equal`, and `tests/kernels.py` finds it.
+    """
     ours, theirs = tensors_of(actual), tensors_of(expected)
     assert len(ours) == len(theirs) > 0
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))

@@ -32,6 +32,7 @@ def test_the_public_names_are_these() -> None:
         "Layer",
         "LayerChange",
         "LayerRun",
+        "MergeError",
         "NumberChange",
         "OptimizerError",
         "ProgressiveAutoencoder",
@@ -56,6 +57,8 @@ def test_the_public_names_are_these() -> None:
         "register_layer",
         "register_op",
         "save",
+        "unregister_layer",
+        "unregister_op",
     ]
 
 

@@ -12,25 +12,30 @@ import pytest
 ROOT = Path(__file__).parent.parent / "splitgrow"
 FLOORS = (
     {"errors", "axes", "spans", "typed", "undo"},
-    {"wrapping"},
+    {"wrapping", "trees"},
     {"groups", "kernels", "whole", "partial"},
-    {"silence", "layouts", "edits", "kinds", "folding", "execution", "holders", "reassigned"}
+    {"silence", "remainders", "layouts", "edits", "kinds", "folding", "execution"}
+    | {"holders", "reassigned"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"}
     | {"steadiness"},
-    {"steps", "composition", "generations", "fading", "removal", "connections"},
-    {"assembly", "blockwise", "vanishing"},
-    {"multiplied", "normalised"},
-    {"merged"},
-    {"running"},
+    {"steps", "composition", "generations", "fading", "connections"},
+    {"assembly", "blockwise", "hooks"},
+    {"readers"},
+    {"removal"},
+    {"vanishing"},
+    {"multiplied", "normalised", "sources"},
+    {"merged", "livetensor"},
+    {"running", "standing"},
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
-    {"leaves", "results", "planning", "progressive"}
+    {"unwrapping"},
+    {"leaves", "results", "planning", "progressive", "states", "choices"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
     {"standins"},
     {"recording", "tracing", "history", "refusals", "placing"}
     | {"liveness", "propagation", "output_comparison"},
     {"handled", "locating"},
-    {"unchanged"},
+    {"unchanged", "deployed"},
     {"widening", "growth"},
     {"analysis", "consolidation"},
     {"value_trials"},

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import assert_equal
+from helpers import assert_equal, largest_difference
 from snapshots import differences, picture, unchanged
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
@@ -779,7 +779,7 @@ def test_a_generation_closed_after_unfreeze_is_exact_again():
     train(model.train(), optimizer)
     with model.eval().at(2):
         assert torch.equal(model(X), expected)
-    assert not torch.equal(model(X), expected)
+    assert largest_difference(model(X), expected) > 1e-6
 
 
 @pytest.mark.parametrize(

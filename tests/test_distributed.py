@@ -119,10 +119,8 @@ def test_what_one_rank_cannot_follow_changes_nothing_on_any(how: str) -> None:
 def test_a_rank_that_does_not_come_stops_the_others(how: str, lost: int, gone: bool) -> None:
     found = in_processes(3, work.lost_rank, how, lost, gone, lost=(lost,))
     for rank in {0, 1, 2} - {lost}:
-        heard, seconds = found[rank]
-        assert heard.startswith("DistributedError: ")
-        assert f"rank {lost} did not answer" in heard
-        assert seconds < 10
+        assert found[rank].startswith("DistributedError: ")
+        assert f"rank {lost} did not answer" in found[rank]
 
 
 def test_a_rank_that_dies_while_all_grow_stops_the_others() -> None:

@@ -111,10 +111,10 @@ def other(run, path):
 
 torch.set_num_threads(1)
 with tempfile.TemporaryDirectory() as directory:
-    trials = Trials(Path(directory), seconds=1.0)
+    trials = Trials(Path(directory))
     one = trials.originals[2]
     for load in (loaded, raises, hangs, allocates, half, crashes, dice, other):
-        trials.load = load
+        trials.load, trials.seconds = load, 1.0 if load is hangs else 60.0
         trial = trials.of(Mutant("", True, one.main, {**one.files}))
         print(load.__name__, trials.is_bad(trial), trial.outcome, trial.memory, sep="|")
 """

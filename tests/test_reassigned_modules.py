@@ -139,9 +139,7 @@ PATTERNS = (
 )
 
 
-@pytest.mark.parametrize(
-    "before", [0, 1, 2], ids=["never called", "called once", "called twice"]
-)
+@pytest.mark.parametrize("before", [0, 1, 2], ids=["never called", "called once", "called twice"])
 @pytest.mark.parametrize("between", PATTERNS, ids=lambda f: f.__name__)
 def test_what_forward_assigns_is_no_change(
     between: Callable[[Any, Tensor], Tensor], before: int

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_equal, leading, randomise, randomise_new_blocks
+from helpers import assert_equal, largest_difference, leading, randomise, randomise_new_blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -118,6 +118,7 @@ KEEPING: dict[str, Op] = {
     "arithmetic": lambda x: 2 * x + x**2 / 3 - x // 2,
     "where": lambda x: torch.where(x > 0, x, 0.1 * x),
     "dropout": lambda x: F.dropout(x, 0.5, training=False),
+    "numel": lambda x: x * (x.numel() > 0),
     "dropout module": nn.Dropout2d(0.5),
     "identity": nn.Identity(),
     "copies": lambda x: x.contiguous().clone().to(x.dtype).type_as(x),
@@ -273,7 +274,6 @@ FIXING: dict[str, tuple[Op, str]] = {
     "einsum": (lambda x: torch.einsum("bchw,bchw->bhw", x, x)[:, None], "einsum"),
     "an unknown function": (lambda x: torch.fft.fft(x, dim=1).real, "fft_fft"),
     "an unknown method": (lambda x: x.diff(dim=1), "diff"),
-    "numel": (lambda x: x * (x.numel() > 0), "numel"),
 }
 
 
@@ -294,7 +294,7 @@ def test_an_op_that_growth_cannot_pass_is_named_with_its_place(name: str) -> Non
     assert_equal(leading(model(x), before), before)
 
 
-@pytest.mark.parametrize("name", [n for n in FIXING if "literal" not in n and "numel" not in n])
+@pytest.mark.parametrize("name", [n for n in FIXING if "literal" not in n])
 def test_the_ops_that_fix_would_indeed_change_the_old_function(name: str) -> None:
     """The control: eight channels with eight more behind them give another result, or none."""
     op = FIXING[name][0]
@@ -313,7 +313,7 @@ def test_the_ops_that_fix_would_indeed_change_the_old_function(name: str) -> Non
     known_to_be_harmless |= {"slice past the end"}
     known_to_be_harmless |= {"index_select", "unbind", "cumsum", "an unknown method"}
     known_to_be_harmless |= {"a tensor made from the width"}
-    same = overlap.shape == before.shape and torch.equal(overlap, before)
+    same = overlap.shape == before.shape and largest_difference(overlap, before) <= 1e-12
     assert same == (name in known_to_be_harmless)
 
 

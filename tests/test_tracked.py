@@ -53,7 +53,7 @@ def answer(operation: Callable[..., Any], *args: Any) -> Any:
 
 
 ARITHMETIC = [operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod]
-OTHERS = [operator.truediv, operator.pow, divmod, operator.and_, operator.or_, operator.xor]
+OTHERS = [operator.truediv, operator.pow, operator.and_, operator.or_, operator.xor]
 SHIFTS = [operator.lshift, operator.rshift]
 COMPARISONS = [operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge]
 BINARY = [*ARITHMETIC, *OTHERS, *SHIFTS, *COMPARISONS]

@@ -1,4 +1,4 @@
-"""What growth promises in training mode: all of it if nothing is frozen, norms held still if not."""
+"""Growth promises in training mode: all of it if nothing is frozen, norms held still if not."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from splitgrow.checkpoints.archives import Archive
 from splitgrow.checkpoints.contents import MODEL, Contents, Tensors, tensors_of
-from splitgrow.checkpoints.trees import read_tree
 from splitgrow.errors import CheckpointError
 from splitgrow.history import structure
 from splitgrow.journal.filling import fill_meta_
 from splitgrow.journal.state_dicts import has_extra_state
 from splitgrow.progressive.halves import ProgressiveHalf
+from splitgrow.trees import read_tree
 from splitgrow.undo import Undo
 from splitgrow.whole import CHANNELS_LAST
 

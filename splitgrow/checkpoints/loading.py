@@ -28,7 +28,6 @@ from splitgrow.checkpoints.training import (
     schedulers_of,
     set_random_states_,
 )
-from splitgrow.checkpoints.trees import read_tree
 from splitgrow.errors import CheckpointError
 from splitgrow.execution import Mode, set_execution_mode_
 from splitgrow.gate import Gate, close_, refuse_inside_forward
@@ -39,6 +38,7 @@ from splitgrow.history import History, check_structure, grown_elsewhere
 from splitgrow.journal import Journal, rebuild_, restore_, widen_inputs_
 from splitgrow.journal.state_dicts import common_edits
 from splitgrow.optimizers import optimizers_of
+from splitgrow.trees import read_tree
 from splitgrow.undisturbed import keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile, Undo
 from splitgrow.wrapping import refuse_wrapped

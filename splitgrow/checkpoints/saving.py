@@ -18,7 +18,6 @@ from splitgrow.checkpoints.training import (
     saved_scheduler,
     schedulers_of,
 )
-from splitgrow.checkpoints.trees import Writer
 from splitgrow.checkpoints.writing import write_archive
 from splitgrow.errors import CheckpointError
 from splitgrow.execution import execution_mode
@@ -28,6 +27,7 @@ from splitgrow.history import History, check_structure
 from splitgrow.journal import journal_of
 from splitgrow.journal.state_dicts import has_extra_state
 from splitgrow.optimizers import optimizers_of
+from splitgrow.trees import Writer
 from splitgrow.typed import written
 
 CONTENTS = "splitgrow"

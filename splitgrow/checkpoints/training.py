@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from splitgrow.checkpoints.fitting import check_groups, check_scheduler, inner
-from splitgrow.checkpoints.trees import Writer, read_tree
 from splitgrow.errors import CheckpointError
+from splitgrow.trees import Writer, read_tree
 from splitgrow.undo import Undo
 
 Read = Callable[[str], Tensor]

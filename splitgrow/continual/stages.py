@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from splitgrow.checkpoints.archives import Archive
-from splitgrow.checkpoints.trees import Writer, read_tree
 from splitgrow.checkpoints.writing import write_archive
 from splitgrow.continual.studies import Study
 from splitgrow.continual.training import Epoch, Fit
 from splitgrow.errors import CheckpointError
+from splitgrow.trees import Writer, read_tree
 
 _TREE = "stage"
 

@@ -81,7 +81,7 @@ class DepthMethods(Handled):
             >>> edit = net.insert_layer("0", "identity")
             >>> edit.inserted[0].name, edit.inserted[0].type
             ('1.inserted1', 'Conv2d + ReLU')
-            >>> torch.equal(net(x), before)
+            >>> torch.allclose(net(x), before, atol=1e-5)
             True
         """
         wanted = Wanted(kind, module, form, kernel_size, activation)

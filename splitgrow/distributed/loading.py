@@ -22,16 +22,16 @@ from splitgrow.checkpoints.training import (
     schedulers_of,
     set_random_states_,
 )
-from splitgrow.checkpoints.trees import read_tree
 from splitgrow.distributed.agreement import Agreement
 from splitgrow.distributed.carrying import TIMEOUT, Wrapped, group_of, picture_of, plain_of
 from splitgrow.distributed.storing import Manifest, opened_manifest
 from splitgrow.errors import CheckpointError
 from splitgrow.handled import history_of
 from splitgrow.history import check_structure, keep_
-from splitgrow.journal import Journal
+from splitgrow.journal import Journal, states_of
 from splitgrow.journal.state_dicts import common_edits, follow_
 from splitgrow.optimizers import optimizers_of
+from splitgrow.trees import read_tree
 from splitgrow.undo import Undo
 from splitgrow.wrapping import wrapper_told
 
@@ -197,6 +197,8 @@ class _Loading:
         """Gives the model its values, which nothing can keep from it any more."""
         for name, tensor in tensors_of(self.held.model).tensors.items():
             tensor.copy_(self._targets[name])
+        history = history_of(self.held.model)
+        history.states = states_of(self.held.model, self._journal, {})
 
 
 def _checked(model: nn.Module, manifest: Manifest) -> Journal:

@@ -23,7 +23,6 @@ from splitgrow.checkpoints.training import (
     saved_scheduler,
     schedulers_of,
 )
-from splitgrow.checkpoints.trees import Writer
 from splitgrow.distributed.agreement import Agreement
 from splitgrow.distributed.carrying import TIMEOUT, Wrapped, group_of, picture_of, plain_of
 from splitgrow.distributed.storing import commit, give_up, next_place, prepared
@@ -35,6 +34,7 @@ from splitgrow.history import check_structure
 from splitgrow.journal import journal_of
 from splitgrow.journal.state_dicts import has_extra_state
 from splitgrow.optimizers import optimizers_of
+from splitgrow.trees import Writer
 
 
 def save(

@@ -29,6 +29,40 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A tensor as data.
+
+    Attributes:
+        dtype: The name of its dtype.
+        shape: Its shape.
+        content: Its bytes, in base64.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    content: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a module held when a generation was closed, where the model does not tell.
+
+    Attributes:
+        path: The path of the module.
+        values: The values by owner and name, as trees.
+        gone: The names of what it did not hold then, by owner.
+        tensors: The tensors in the values, by name.
+        lost: The names of what is not here, since it is no plain data.
+    """
+
+    path: str
+    values: object
+    gone: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    tensors: Mapping[str, Packed] = field(default_factory=dict, hash=False)
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Journal:
     """The history of a model, as data.
 
@@ -40,6 +74,7 @@ class Journal:
         fixed: The names of all parameters that do not train.
         held: The paths of the modules whose running statistics are held.
         shares: How far the fades had come when a generation was closed, by generation.
+        states: What modules held when a generation was closed, by generation.
         version: The version of the format.
     """
 
@@ -50,6 +85,7 @@ class Journal:
     fixed: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
     shares: Mapping[int, tuple[Share, ...]] = field(default_factory=dict, hash=False)
+    states: Mapping[int, tuple[Held, ...]] = field(default_factory=dict, hash=False)
     version: int = VERSION
 
     def to_json(self) -> str:
@@ -96,7 +132,9 @@ class Journal:
                 raise CheckpointError(f"edit {number} of the journal does not follow from the last")
             generation = edit.generation
         closed = range(self.generation)
-        known = all(generation in closed for generation in (*self.frozen, *self.shares))
+        known = all(
+            generation in closed for generation in (*self.frozen, *self.shares, *self.states)
+        )
         if not 0 <= self.exact_from <= self.generation <= MOST_GENERATIONS or not known:
             raise CheckpointError("the journal's generations contradict each other")
         for share in (share for shares in self.shares.values() for share in shares):

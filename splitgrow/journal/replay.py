@@ -28,6 +28,7 @@ from splitgrow.history import History, structure
 from splitgrow.holders import holders_in
 from splitgrow.inputs import widened
 from splitgrow.journal.bounded import TIMES, Bounded, Unbounded
+from splitgrow.journal.holding import states_of
 from splitgrow.journal.records import Journal
 from splitgrow.kinds import kind_of
 from splitgrow.placing import place_, prepare
@@ -156,7 +157,14 @@ def _check_number(modules: Mapping[str, nn.Module], number: NumberChange) -> Non
         raise CheckpointError(f"`{name}` is {number.value[0]} there, in this model {found!r}")
 
 
-def restore_(model: nn.Module, history: History, journal: Journal, start: int, undo: Undo) -> None:
+def restore_(
+    model: nn.Module,
+    history: History,
+    journal: Journal,
+    start: int,
+    undo: Undo,
+    tensors: Mapping[str, Any] | None = None,
+) -> None:
     """Brings back what a model's history knows, once its modules and tensors are there.
 
     Args:
@@ -165,6 +173,7 @@ def restore_(model: nn.Module, history: History, journal: Journal, start: int, u
         journal: What to bring back.
         start: The number of edits that had been done already.
         undo: Takes it back. The history itself has to be kept by the caller.
+        tensors: Tensors that are yet to be loaded into the model, by name.
 
     Raises:
         CheckpointError: If the journal names something that is not there, or the model cannot be
@@ -192,6 +201,7 @@ def restore_(model: nn.Module, history: History, journal: Journal, start: int, u
         generation: [(_fade(modules[share.path]), share.alpha) for share in shares]
         for generation, shares in journal.shares.items()
     }
+    history.states = states_of(model, journal, tensors or {})
     history.edits = [*journal.edits]
     history.generation, history.exact_from = journal.generation, journal.exact_from
     history.modules = structure(model)

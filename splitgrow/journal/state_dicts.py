@@ -15,6 +15,7 @@ from splitgrow.errors import CheckpointError
 from splitgrow.handled import history_of
 from splitgrow.history import History, keep_
 from splitgrow.journal.filling import materialise_
+from splitgrow.journal.holding import later_states, states_of
 from splitgrow.journal.records import Journal
 from splitgrow.journal.replay import rebuild_, restore_, widen_inputs_
 from splitgrow.journal.taking import journal_of
@@ -102,19 +103,28 @@ def follow_(
     history = history_of(model)
     history.refuse_while_viewing("load a state_dict")
     start = common_edits(history.edits, journal.edits)
+    keep_(history, undo)
     if start < len(history.edits):
         complete(model, state, prefix, start)
+        tensors = _own_of(state, prefix)
+        states = later_states(model, history.states, journal.generation, tensors)
+        history.states = {**states, **states_of(model, journal, tensors)}
         return
-    own = journal_of(model, history)
+    tensors = _own_of(state, prefix)
+    own = replace(journal_of(model, history), states=journal.states)
     if replace(own, fixed=journal.fixed, held=journal.held) == journal:
-        return  # whatever the user has frozen since stays frozen
+        # Whatever the user has frozen since stays frozen.
+        history.states = states_of(model, journal, tensors)
+        return
     refuse_wrapped(model, "grow to what a state_dict needs")
-    keep_(history, undo)
     rebuild_(model, journal.edits[start:], given or {}, undo)
-    tensors = {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
     materialise_(model, tensors, undo)
     widen_inputs_(model, history, journal.edits[start:])
-    restore_(model, history, journal, start, undo)
+    restore_(model, history, journal, start, undo, tensors)
+
+
+def _own_of(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
 
 
 def common_edits(own: list[Edit], other: tuple[Edit, ...]) -> int:

@@ -6,6 +6,7 @@ from torch import nn
 
 from splitgrow.generations import held
 from splitgrow.history import History
+from splitgrow.journal.holding import held_states
 from splitgrow.journal.records import Journal, Share
 
 
@@ -33,4 +34,5 @@ def journal_of(model: nn.Module, history: History) -> Journal:
             )
             for generation, shares in history.shares.items()
         },
+        states=held_states(model, history),
     )

@@ -33,7 +33,5 @@ class Linear(Kernel):
 
     def weight_gradient(self, of_output: Tensor, x: Tensor, weight: Tensor) -> Tensor:  # noqa: ARG002
         """(out, in), summed over everything before the channels."""
-        rows, columns = of_output.flatten(0, -2), x.flatten(0, -2)
-        if x.dim() == 1:
-            rows, columns = of_output.unsqueeze(0), x.unsqueeze(0)
+        rows, columns = (t.reshape(-1, t.shape[-1]) for t in (of_output, x))
         return columns.T.mm(rows) if self.transposed else rows.T.mm(columns)

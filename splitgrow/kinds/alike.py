@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
+from splitgrow.errors import UnsupportedLayerError
 from splitgrow.kernels import Kernel
 from splitgrow.kinds.registry import (
     FOUND,
@@ -17,6 +19,7 @@ from splitgrow.kinds.registry import (
     TensorAxes,
     add_kind,
     name_of,
+    remove_kind,
 )
 from splitgrow.wrapping import plain_type
 
@@ -173,6 +176,61 @@ class Same(Alike):
         return [self.as_base(module)]
 
 
+class Registered(Alike):
+    """A type that a user says is a form of a stock type, which need not be one of its bases.
+
+    Args:
+        base: The entry of the stock type.
+        like: The stock type.
+        layer: The type, or its dotted name.
+    """
+
+    def __init__(
+        self, base: LayerKind, like: type[nn.Module], layer: type[nn.Module] | str
+    ) -> None:
+        super().__init__(base, (layer,))
+        self.like = like
+        self._found_fit: WeakSet[nn.Module] = WeakSet()
+
+    def covers(self, module: Stock) -> bool:
+        """As its base has it.
+
+        Raises:
+            UnsupportedLayerError: If the module does not have what a form of the base has.
+        """
+        if module not in self._found_fit:
+            unfit = self._unfit(module)
+            if unfit:
+                name = type(module).__name__
+                raise UnsupportedLayerError(
+                    f"{name} is registered as a form of {self.like.__name__}, but {unfit}: give "
+                    f"it what {self.like.__name__} has, or take the registration back by "
+                    f"splitgrow.unregister_layer({name})"
+                )
+            self._found_fit.add(module)
+        return self.base.covers(module)
+
+    def _unfit(self, module: Stock) -> str:
+        """What a module lacks to be a form of the base; empty if nothing."""
+        try:
+            plain: Any = self.base.build(module, self.base.sizes(module), device="meta")
+            names = self.base.tensors(module)
+        except Exception as error:  # noqa: BLE001 - whatever reading its attributes leads to
+            return f"one could not be made like it ({type(error).__name__}: {error})"
+        # Not asked of the module itself, which while torch.fx traces it answers for its tensors.
+        held = {**vars(module), **module._parameters, **module._buffers}  # noqa: SLF001
+        for name in names:
+            if name not in held and hasattr(type(module), name):
+                continue  # made anew for each call
+            if name not in held:
+                return f"it has no `{name}`"
+            own, expected = held[name], getattr(plain, name)
+            shapes = [None if t is None else tuple(t.shape) for t in (own, expected)]
+            if shapes[0] != shapes[1]:
+                return f"its `{name}` is {shapes[0]}, which would be {shapes[1]} there"
+        return ""
+
+
 def register_layer(
     layer: type[nn.Module] | str | LayerKind, *, like: type[nn.Module] | None = None
 ) -> None:
@@ -180,14 +238,17 @@ def register_layer(
 
     Args:
         layer: A layer type, by itself or by its dotted name; or a whole `LayerKind`.
-        like: The stock type that it is a form of: it has the same tensors under the same names, its
+        like: The stock type that it is a form of, one of its bases or not: it has the same tensors
+            and numbers under the same names (which is looked at where a model has one), its
             outputs are computed from the same inputs, and adding up what it makes of two parts of
             its input channels gives what it makes of all. A block may have no bias where the layer
             has one, so forward must take None for it. Needed unless `layer` is a `LayerKind`.
 
     Raises:
-        TypeError: If `layer` is neither, or `like` is not a type that can grow.
-        ValueError: If the type is registered already.
+        TypeError: If `layer` is neither or computes nothing, or `like` is not a type that can grow.
+        ValueError: If the type is registered already, or the name is no dotted one.
+
+    `unregister_layer` takes it back.
 
     Example:
         >>> import torch, splitgrow
@@ -204,16 +265,82 @@ def register_layer(
     if isinstance(layer, LayerKind):
         if like is not None:
             raise TypeError("a LayerKind says all there is to say; leave `like` out")
+        for own in layer.layers:
+            _check_type(own)
+        if not layer.layers:
+            raise ValueError(f"{type(layer).__name__}.layers names no layer type")
         add_kind(layer)
         return
-    if not isinstance(layer, str) and not (
-        isinstance(layer, type) and issubclass(layer, nn.Module)
-    ):
-        raise TypeError(f"layer must be a module type, its dotted name or a LayerKind: {layer!r}")
-    base = KINDS.get(like) if like is not None else None
-    if base is None:
+    _check_type(layer)
+    base = KINDS.get(like) if isinstance(like, type) else None
+    if base is None or not isinstance(like, type):
         raise TypeError(f"like must be a layer type that can grow, such as nn.Conv2d, got {like!r}")
-    add_kind(Alike(base, (layer,)))
+    add_kind(Registered(base, like, layer))
+
+
+def _check_type(layer: object) -> None:
+    """Makes sure that something is a layer type or the name of one.
+
+    Raises:
+        TypeError: If it is not.
+        ValueError: If it is a text that is no dotted name.
+    """
+    if isinstance(layer, str):
+        if "." not in layer or not all(part.isidentifier() for part in layer.split(".")):
+            raise ValueError(
+                f"{layer!r} is no dotted name of a layer type, such as 'package.module.Layer'"
+            )
+    elif not isinstance(layer, type) or not issubclass(layer, nn.Module):
+        raise TypeError(f"layer must be a module type, its dotted name or a LayerKind: {layer!r}")
+    elif layer.forward is nn.Module.forward:
+        raise TypeError(f"{layer.__name__} has no forward, so that it computes nothing")
+
+
+def unregister_layer(layer: type[nn.Module] | str | LayerKind) -> None:
+    """Takes back what `register_layer` was told.
+
+    Models are analysed without it from then on. One that has grown layers of the type does not run
+    until it is registered again; `splitgrow.merge` makes a plain model of it before.
+
+    Args:
+        layer: As it was given to `register_layer`.
+
+    Raises:
+        TypeError: If it is none of those.
+        ValueError: If it was not registered, or is one of splitgrow's own types.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> class Shifted(torch.nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(x.roll(1, 0))
+        >>> splitgrow.register_layer(Shifted, like=torch.nn.Linear)
+        >>> splitgrow.unregister_layer(Shifted)
+        >>> net = torch.nn.Sequential(Shifted(2, 3), torch.nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))
+        >>> [layer.name for layer in net.layers if layer.growable]
+        ['1']
+    """
+    if isinstance(layer, LayerKind):
+        remove_kind(layer.layers)
+        return
+    _check_type(layer)
+    remove_kind((layer,))
+
+
+def entry_of(module: nn.Module) -> LayerKind:
+    """The entry for a module that had one when its model was analysed.
+
+    Raises:
+        UnsupportedLayerError: If it has none any more.
+    """
+    kind = kind_of(module)
+    if kind is None:
+        raise UnsupportedLayerError(
+            f"{type(module).__name__} is no layer type that splitgrow knows any more; register it "
+            f"again by splitgrow.register_layer"
+        )
+    return kind
 
 
 def sized_layers() -> tuple[type[nn.Module], ...]:

@@ -7,7 +7,7 @@ and how to make a block of it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
@@ -183,7 +183,8 @@ class LayerKind(ABC):
             if name not in own and getattr(module, name, None) is not None:
                 return (
                     f"its `{name}` is computed from other tensors before each call (weight norm, "
-                    f"spectral norm or pruning); remove that first, grow, and apply it again"
+                    f"spectral norm or pruning); remove that first, and apply it again to what "
+                    f"splitgrow.merge makes of the grown model"
                 )
         extra = own - self.tensors(module).keys() - {"num_batches_tracked"}
         if extra:
@@ -202,6 +203,10 @@ FOUND: WeakKeyDictionary[type[nn.Module], LayerKind | None] = WeakKeyDictionary(
 """What was found for each type that was asked for, as long as there is that type."""
 
 
+BUILT_IN: dict[type[nn.Module] | str, LayerKind] = {}
+"""Those that are splitgrow's own."""
+
+
 def add_kind(kind: LayerKind) -> LayerKind:
     """Adds an entry for its layer types.
 
@@ -210,10 +215,28 @@ def add_kind(kind: LayerKind) -> LayerKind:
     """
     for layer in kind.layers:
         if layer in KINDS:
-            raise ValueError(f"{name_of(layer)} is registered already, by {KINDS[layer]}")
+            raise ValueError(
+                f"{name_of(layer)} is registered already, by {type(KINDS[layer]).__name__}"
+            )
     KINDS.update(dict.fromkeys(kind.layers, kind))
     FOUND.clear()
     return kind
+
+
+def remove_kind(layers: Iterable[type[nn.Module] | str]) -> None:
+    """Takes the entries of layer types out again, all of them or none.
+
+    Raises:
+        ValueError: If one of them has none, or one of splitgrow's own.
+    """
+    for layer in layers:
+        if layer in BUILT_IN:
+            raise ValueError(f"{name_of(layer)} is one of splitgrow's own layer types")
+        if layer not in KINDS:
+            raise ValueError(f"{name_of(layer)} is not registered")
+    for layer in layers:
+        del KINDS[layer]
+    FOUND.clear()
 
 
 def name_of(layer: type[nn.Module] | str) -> str:

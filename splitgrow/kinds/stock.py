@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from splitgrow.kernels import Convolution, Kernel, Linear
@@ -80,23 +81,22 @@ def cast(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     return layer
 
 
-def _convolution(module: Stock) -> type[nn.Module]:
-    """The stock type of a convolution or of a subclass."""
-    return next(layer for layer in _CONVS if isinstance(module, layer))
-
-
 class _Conv(LayerKind):
-    layers = tuple(_CONVS)
+    """One of torch's convolutions. Modules of other types may be given that are a form of it."""
+
     sized = True
 
-    def channel_dim(self, module: Stock) -> int:
-        return -1 - _CONVS[_convolution(module)][0]
+    def __init__(self, layer: type[nn.Module]) -> None:
+        self.layer, self.layers = layer, (layer,)
+
+    def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
+        return -1 - _CONVS[self.layer][0]
 
     def sizes(self, module: Stock) -> tuple[int, int]:
         return module.in_channels, module.out_channels
 
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        dims, transposed = _CONVS[_convolution(module)]
+        dims, transposed = _CONVS[self.layer]
         if len(shape) != dims + 2 or shape[1] != module.in_channels or transposed:
             return None
         if not isinstance(module.padding, tuple):
@@ -123,7 +123,7 @@ class _Conv(LayerKind):
 
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:
         bias = {0: Along("out")}
-        transposed = _CONVS[_convolution(module)][1]
+        transposed = _CONVS[self.layer][1]
         if self.diagonal(module):
             # (out, 1, *kernel), or transposed (in, out // in, *kernel)
             return {"weight": {0: Along("in" if transposed else "out")}, "bias": bias}
@@ -136,7 +136,7 @@ class _Conv(LayerKind):
         return bool(max(module.kernel_size) > 1)
 
     def kernel(self, module: Stock) -> Kernel:
-        dims, transposed = _CONVS[_convolution(module)]
+        dims, transposed = _CONVS[self.layer]
         padding, before = module.padding, ()
         if not transposed and (isinstance(padding, str) or module.padding_mode != "zeros"):
             padding, before = (0,) * dims, tuple(vars(module)["_reversed_padding_repeated_twice"])
@@ -156,16 +156,16 @@ class _Conv(LayerKind):
             name: getattr(module, name)
             for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
         }
-        if _CONVS[_convolution(module)][1]:
+        if _CONVS[self.layer][1]:
             arguments["output_padding"] = module.output_padding
         groups = sizes[0] if self.diagonal(module) else module.groups
         bias = options.get("bias", module.bias is not None)
-        return _convolution(module)(
+        return self.layer(
             *sizes, groups=groups, bias=bias, **arguments, **_placement(module, options)
         )
 
 
-_NORMS = (
+_NORMS: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.BatchNorm3d,
@@ -175,32 +175,30 @@ _NORMS = (
 )
 
 
-def _norm(module: Stock) -> Any:
-    """The stock type of a norm or of a subclass."""
-    return next(layer for layer in _NORMS if isinstance(module, layer))
-
-
 class _Norm(LayerKind):
-    """The norms that treat every channel by itself."""
+    """A norm that treats every channel by itself."""
 
-    layers = _NORMS
     # Instance norms also take a single sample, without a batch dimension before the channels.
     _FROM_BEHIND = MappingProxyType(
         {nn.InstanceNorm1d: -2, nn.InstanceNorm2d: -3, nn.InstanceNorm3d: -4}
     )
 
-    def channel_dim(self, module: Stock) -> int:
-        return self._FROM_BEHIND.get(_norm(module), 1)
+    def __init__(self, layer: type[nn.Module]) -> None:
+        self.layer, self.layers = layer, (layer,)
+
+    def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
+        behind: Mapping[Any, int] = self._FROM_BEHIND
+        return behind.get(self.layer, 1)
 
     def sizes(self, module: Stock) -> tuple[int, int]:
         return module.num_features, module.num_features
 
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        dims = int(_norm(module).__name__[-2])  # BatchNorm2d
+        dims = int(self.layer.__name__[-2])  # BatchNorm2d
         return shape if len(shape) == dims + 2 and shape[1] == module.num_features else None
 
-    def batch_norm(self, module: Stock) -> bool:
-        return "Batch" in _norm(module).__name__
+    def batch_norm(self, module: Stock) -> bool:  # noqa: ARG002
+        return "Batch" in self.layer.__name__
 
     def rescales(self, module: Stock) -> bool:
         return module.weight is not None
@@ -215,8 +213,27 @@ class _Norm(LayerKind):
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         names = ("eps", "momentum", "affine", "track_running_stats")
         arguments: dict[str, Any] = {name: getattr(module, name) for name in names}
-        built = _norm(module)(sizes[1], **arguments, **_placement(module, options))
+        built = self.layer(sizes[1], **arguments, **_placement(module, options))
         return _without_missing(built, module)
+
+
+class _SyncBatchNorm(_Norm):
+    """A batch norm that takes the statistics of the batches of all processes."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.SyncBatchNorm)
+
+    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        return shape if len(shape) > 1 and shape[1] == module.num_features else None
+
+    def batch_norm(self, module: Stock) -> bool:  # noqa: ARG002
+        # Where there are other processes its blocks run by themselves: they ask those.
+        return not (dist.is_available() and dist.is_initialized())
+
+    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        built: nn.Module = super().build(module, sizes, **options)
+        vars(built)["process_group"] = module.process_group
+        return built
 
 
 class _GroupNorm(LayerKind):
@@ -327,10 +344,12 @@ class _PReLU(LayerKind):
 
 
 class _Embedding(LayerKind):
-    layers = (nn.Embedding, nn.EmbeddingBag)
     sized = True
     mixes = False
     reads_channels = False
+
+    def __init__(self, layer: type[nn.Module]) -> None:
+        self.layer, self.layers = layer, (layer,)
 
     def runs_as_one(self, module: Stock) -> bool:
         return not module.sparse  # gradients of a whole table would be dense
@@ -348,12 +367,13 @@ class _Embedding(LayerKind):
         return {"weight": {1: Along("out")}}
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        layer = nn.EmbeddingBag if isinstance(module, nn.EmbeddingBag) else nn.Embedding
+        layer: Any = self.layer
         names = ["norm_type", "scale_grad_by_freq", "sparse", "padding_idx"]
         names += ["mode", "include_last_offset"] if layer is nn.EmbeddingBag else []
         arguments: dict[str, Any] = {name: getattr(module, name) for name in names}
         placement = _placement(module, options)
-        return layer(module.num_embeddings, sizes[1], **arguments, **placement)
+        made: nn.Module = layer(module.num_embeddings, sizes[1], **arguments, **placement)
+        return made
 
     def limits(self, module: Stock) -> str:
         if module.max_norm is not None:
@@ -361,5 +381,14 @@ class _Embedding(LayerKind):
         return ""
 
 
-for _kind in (_Linear(), _Conv(), _Norm(), _GroupNorm(), _PReLU(), _Embedding(), _RMSNorm()):
+for _kind in (
+    _Linear(),
+    *map(_Conv, _CONVS),
+    *map(_Norm, _NORMS),
+    _SyncBatchNorm(),
+    _GroupNorm(),
+    _PReLU(),
+    *map(_Embedding, (nn.Embedding, nn.EmbeddingBag)),
+    _RMSNorm(),
+):
     add_kind(_kind)

@@ -1,7 +1,27 @@
 """The rules of the ops: what each does to channel axes."""
 
-from splitgrow.rules import elementwise, functional, joins, products, reshaping, sizes, spatial
-from splitgrow.rules.registry import Op, Shaped, Unknown, register_op, result_of, rule_of
+from splitgrow.rules import (
+    elementwise,
+    functional,
+    joins,
+    picking,
+    products,
+    reductions,
+    reshaping,
+    sizes,
+    spatial,
+)
+from splitgrow.rules.op import Op, Shaped, Unknown
+from splitgrow.rules.registry import (
+    _RULES,
+    BUILT_IN,
+    register_op,
+    result_of,
+    rule_of,
+    unregister_op,
+)
+
+BUILT_IN.update(_RULES)
 
 __all__ = [
     "Op",
@@ -10,11 +30,14 @@ __all__ = [
     "elementwise",
     "functional",
     "joins",
+    "picking",
     "products",
+    "reductions",
     "register_op",
     "reshaping",
     "result_of",
     "rule_of",
     "sizes",
     "spatial",
+    "unregister_op",
 ]

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from splitgrow.axes import Axis
-from splitgrow.rules.registry import Op, Shaped, each, register_op
+from splitgrow.rules.op import Op, Shaped
+from splitgrow.rules.registry import each, register_op
 
 _ACTIVATIONS = """
     relu relu6 elu selu celu leaky_relu rrelu gelu silu mish hardswish hardsigmoid hardtanh
@@ -19,14 +20,23 @@ _ARITHMETIC = """
     add sub subtract mul multiply div divide true_divide floor_divide pow remainder fmod
     maximum minimum lerp addcmul addcdiv where rsub masked_fill clamp clamp_min clamp_max clip
     eq ne lt le gt ge logical_and logical_or logical_not logical_xor atan2 hypot copysign
+    fmin fmax float_power logaddexp logaddexp2 xlogy heaviside ldexp nextafter isclose arctan2
+    greater greater_equal less less_equal not_equal bitwise_and bitwise_or bitwise_xor polar complex
 """
 _FUNCTIONS = """
     abs neg negative positive exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sign
     sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc erfinv floor ceil round trunc
-    frac sgn nan_to_num isnan isinf isfinite relu_ sigmoid_ tanh_ logit sinc
+    frac sgn nan_to_num isnan isinf isfinite relu_ sigmoid_ tanh_ logit sinc fix absolute
+    isposinf isneginf isreal signbit rad2deg deg2rad lgamma digamma i0 angle conj conj_physical
+    resolve_conj resolve_neg bitwise_not arccos arcsin arctan arccosh arcsinh arctanh
+"""
+_SPECIAL = """
+    bessel_j0 bessel_j1 digamma entr erf erfc erfcx erfinv exp2 expit expm1 gammaln i0 i0e i1 i1e
+    log1p log_ndtr logit ndtr ndtri round sinc xlog1py xlogy
 """
 _COPIES = """
     clone contiguous detach detach_ requires_grad_ float double half bfloat16 int long bool cpu cuda
+    short byte char
     zeros_like ones_like full_like empty_like rand_like randn_like bernoulli zero_ fill_ copy_
     normal_ uniform_ bernoulli_ dropout alpha_dropout
 """
@@ -56,6 +66,7 @@ def _functions() -> list[Any]:
     found = [
         *each(f"{names} {in_place}", torch),
         *each(f"{_ACTIVATIONS} {in_place} {_DROPOUTS}", F),
+        *each(_SPECIAL, torch.special),
     ]
     return list({id(function): function for function in found}.values())
 
@@ -72,7 +83,8 @@ _KEEP_ZEROS = frozenset(_ZEROS_STAY.split())
 def elementwise(op: Op) -> Any:
     """Ties what meets position by position; a dimension of size one is spread over the other's."""
     axes = broadcast(op, [tensor.axes for tensor in op.shaped()])
-    numbers = [leaf for leaf in op.args if isinstance(leaf, (int, float))]
+    given = (*op.args, op.kwargs.get("other"))
+    numbers = [leaf for leaf in given if isinstance(leaf, (int, float))]
     added = "mul" not in op.name and any(numbers)
     if added or op.name not in _KEEP_ZEROS:
         op.hear(Shaped(axes))
@@ -88,7 +100,7 @@ def conversion(op: Op) -> Any:
 def broadcast(op: Op, tensors: list[tuple[Axis, ...]]) -> tuple[Axis, ...]:
     """The axes of the result when tensors meet under torch's broadcasting."""
     axes = []
-    for dim in range(-max(map(len, tensors)), 0):
+    for dim in range(-max(map(len, tensors), default=0), 0):
         meeting = [axes[dim] for axes in tensors if len(axes) >= -dim]
         wide = [axis for axis in meeting if op.groups.length(axis) != 1]
         if wide:

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from splitgrow.axes import Axis, constant
-from splitgrow.rules.registry import Op, Shaped, Unknown, each, register_op
+from splitgrow.rules.op import Op, Shaped, Unknown
+from splitgrow.rules.registry import each, register_op
 
 
 def _reason(op: Op, weight: Any) -> str:
@@ -25,6 +26,10 @@ def _reason(op: Op, weight: Any) -> str:
 def _fixed(op: Op, x: Shaped, dims: set[int], weight: Any) -> Any:
     """The axes of the input, of which those that meet the weight are fixed."""
     reason = _reason(op, weight)
+    for shaped in op.shaped():
+        if shaped is not x:
+            for axis in shaped.axes:
+                op.groups.fix(axis, reason)
     axes: list[Axis] = []
     for index, length in enumerate(op.example.shape):
         if index in dims or index >= len(x.axes):
@@ -40,15 +45,6 @@ def _fixed(op: Op, x: Shaped, dims: set[int], weight: Any) -> Any:
 def linear(op: Op) -> Any:
     """(..., in) to (..., out)."""
     return _fixed(op, op.x, {len(op.x.axes) - 1}, op.argument(1, "weight"))
-
-
-@register_op(torch.addmm, "addmm", torch.baddbmm, "baddbmm")
-def addmm(op: Op) -> Any:
-    """A product of matrices added to a tensor."""
-    x, weight = op.argument(1, "mat1"), op.argument(2, "mat2")
-    if not isinstance(x, Shaped) or len(x.axes) != op.example.dim():
-        raise Unknown("is given something else than tensors")
-    return _fixed(op, x, {len(x.axes) - 1}, weight)
 
 
 @register_op(F.conv1d, F.conv2d, F.conv3d)
@@ -80,14 +76,39 @@ def recurrent(op: Op) -> Any:  # noqa: ARG001
     raise Unknown("feeds its hidden units back into itself, which splitgrow cannot grow yet")
 
 
-@register_op(F.batch_norm, F.instance_norm, torch.batch_norm)
+@register_op(F.batch_norm, torch.batch_norm)
+def batch_norm(op: Op) -> Any:
+    """Normalises each channel by tensors that do not grow, or over the batch and space."""
+    at, name = (5, "training")
+    dims = range(1 if op.argument(at, name, False) is False else 0, len(op.x.axes))
+    return _fixed(op, op.x, set(dims), _others(op))
+
+
+@register_op(F.instance_norm, F.group_norm, torch.group_norm)
 def norm(op: Op) -> Any:
-    """Scales and shifts channels by tensors that do not grow."""
-    weight = op.kwargs.get("running_mean", op.args[1] if len(op.args) > 1 else None)
-    return _fixed(op, op.x, set(range(1, len(op.x.axes))), weight)
+    """Takes its statistics over space, perhaps over several channels; each example by itself."""
+    return _fixed(op, op.x, set(range(1, len(op.x.axes))), _others(op))
 
 
-@register_op(F.group_norm, torch.group_norm)
-def group_norm(op: Op) -> Any:
-    """Takes its statistics over several channels and space."""
-    return _fixed(op, op.x, set(range(1, len(op.x.axes))), op.argument(2, "weight"))
+def _others(op: Op) -> Any:
+    return next((shaped for shaped in op.shaped() if shaped is not op.x), None)
+
+
+@register_op(F.prelu, "prelu", keeps_zeros=True)
+def prelu(op: Op) -> Any:
+    """One slope for all channels, or one for each."""
+    weight = op.tensor(1, "weight")
+    if not weight.axes or op.groups.length(weight.axes[-1]) == 1:
+        op.fix_all("takes its one slope from it", but=[op.x])
+        return op.x
+    return _fixed(op, op.x, {1} if len(op.x.axes) > 1 else {0}, weight)
+
+
+@register_op(F.embedding)
+def embedding(op: Op) -> Any:
+    """Indices in, rows of a table out."""
+    if op.argument(3, "max_norm") is not None:
+        raise Unknown("changes the rows that it looks up")
+    table = op.tensor(1, "weight")
+    op.fix(table.axes[0], "picks positions of it by number")
+    return Shaped((*op.x.axes, table.axes[-1]))

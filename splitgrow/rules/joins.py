@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitgrow.axes import Axis, Size, constant
-from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, register_op
+from splitgrow.rules.op import Op, Shaped, Unknown, as_size
+from splitgrow.rules.registry import register_op
 
 
 def dimension(op: Op, shaped: Shaped, dim: Any, *, extra: int = 0) -> int:
@@ -68,10 +68,26 @@ def stack(op: Op) -> Any:
 def chunk(op: Op) -> Any:
     """Equal parts, which grow alike."""
     dim = dimension(op, op.x, op.argument(2, "dim", 0))
-    count = op.argument(1, "chunks", op.argument(1, "sections"))
+    return _chunks(op, dim, op.argument(1, "chunks", op.argument(1, "sections")))
+
+
+@register_op(torch.hsplit, "hsplit", torch.vsplit, "vsplit", torch.dsplit, "dsplit")
+def split_along_one(op: Op) -> Any:
+    """Equal parts of the columns, the rows or what lies behind each other."""
+    dim = {"hsplit": 0 if len(op.x.axes) == 1 else 1, "vsplit": 0, "dsplit": 2}[op.name]
+    return _chunks(op, dim, op.argument(1, "sections", op.argument(1, "indices")))
+
+
+def _chunks(op: Op, dim: int, count: Any) -> Any:
     axis = op.x.axes[dim]
     if not isinstance(count, int):
-        raise Unknown(f"splits at {count!r}")
+        if isinstance(count, Shaped) or count is None:
+            count = op.kwargs.get("tensor_indices_or_sections", op.kwargs.get("indices"))
+        if not isinstance(count, (tuple, list)) or not all(isinstance(n, int) for n in count):
+            raise Unknown("splits at positions that it cannot be told")
+        op.fix(axis, "cuts it at positions that are written down")
+        sizes = (int(part.shape[dim]) for part in op.example)
+        return tuple(with_axis(op.x, dim, op.given_up([axis], size)) for size in sizes)
     if op.groups.length(axis) % count:
         op.fix(axis, f"cuts it into {count} unequal parts")
         sizes = (int(part.shape[dim]) for part in op.example)
@@ -88,15 +104,26 @@ def glu(op: Op) -> Any:
     return with_axis(op.x, dim, half)
 
 
-@register_op(torch.split, "split", follows_sizes=True, keeps_zeros=True)
+@register_op(
+    torch.split,
+    "split",
+    torch.split_with_sizes,
+    "split_with_sizes",
+    follows_sizes=True,
+    keeps_zeros=True,
+)
 def split(op: Op) -> Any:
     """Parts of given sizes. Sizes that are written down stay, so what they measure is fixed."""
     dim = dimension(op, op.x, op.argument(2, "dim", 0))
-    sizes = op.argument(1, "split_size_or_sections", op.argument(1, "split_size"))
+    sizes = op.argument(
+        1, "split_size_or_sections", op.argument(1, "split_size", op.argument(1, "split_sizes"))
+    )
     axis = op.x.axes[dim]
     length = op.groups.length(axis)
     if not isinstance(sizes, (tuple, list)):
         step = as_size(sizes)
+        if step.value <= 0:
+            raise Unknown("splits into parts of no size")
         if op.groups.slope(step) and length % step.value == 0:
             sizes = [step] * (length // step.value)
         else:
@@ -138,11 +165,11 @@ def narrow(op: Op) -> Any:
 def select(op: Op) -> Any:
     """One position of a dimension, which can therefore not grow before it."""
     dim = dimension(op, op.x, op.argument(1, "dim"))
-    _fix_position(op, op.x.axes[dim], as_size(op.argument(2, "index")))
+    fix_position(op, op.x.axes[dim], as_size(op.argument(2, "index")))
     return with_axis(op.x, dim)
 
 
-def _fix_position(op: Op, axis: Axis, index: Size) -> None:
+def fix_position(op: Op, axis: Axis, index: Size) -> None:
     """Fixes an axis around one position that is picked out by number."""
     if index.value < 0:
         index = op.groups.size(axis) + index
@@ -159,43 +186,3 @@ def stretch(op: Op, axis: Axis, start: Size, stop: Size) -> Axis:
     head, _ = op.groups.cut_at(axis, stop, reason)
     _, part = op.groups.cut_at(head, start, reason)
     return op.groups.resolve(part)
-
-
-@register_op(operator.getitem, follows_sizes=True, keeps_zeros=True)
-def getitem(op: Op) -> Any:
-    """Items of tuples, and slices, ellipses and new dimensions of tensors."""
-    source, index = op.x, op.args[1]
-    items = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(item, (Shaped, list)) for item in items):
-        raise Unknown("picks positions by a list or a tensor of indices")
-    used = sum(item is not None and item is not Ellipsis for item in items)
-    rest = [slice(None)] * (len(source.axes) - used)
-    at = items.index(Ellipsis) if Ellipsis in items else len(items)
-    items[at : at + 1] = rest
-    axes: list[Axis] = []
-    remaining = iter(source.axes)
-    for item in items:
-        if item is None:
-            axes.append(constant(1))
-        elif isinstance(item, slice):
-            axes.append(_sliced(op, next(remaining), item))
-        else:
-            _fix_position(op, next(remaining), as_size(item))
-    return Shaped(tuple(axes))
-
-
-def _sliced(op: Op, axis: Axis, item: slice) -> Axis:
-    if item == slice(None):
-        return axis
-    whole = op.groups.size(axis)
-    if item.step not in (None, 1):
-        op.fix(axis, "takes every so many positions of it")
-        step = as_size(item.step).value
-        raw = (item.start, item.stop)
-        start, stop = (b.value if isinstance(b, Size) else b for b in raw)
-        return op.given_up([axis], len(range(whole.value)[slice(start, stop, step)]))
-    bounds = []
-    for bound, default in ((item.start, Size(0)), (item.stop, whole)):
-        size = default if bound is None else as_size(bound)
-        bounds.append(whole + size if size.value < 0 else size)
-    return stretch(op, axis, *bounds)

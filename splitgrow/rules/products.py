@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from splitgrow.axes import Axis, scaled
 from splitgrow.rules.elementwise import broadcast
-from splitgrow.rules.registry import Op, Shaped, Unknown, register_op
+from splitgrow.rules.joins import dimension
+from splitgrow.rules.op import Op, Shaped, Unknown
+from splitgrow.rules.registry import register_op
 
 _SUMS = "sums over it, so that new channels would change the old result"
 
@@ -18,21 +20,87 @@ _SUMS = "sums over it, so that new channels would change the old result"
 @register_op(
     torch.matmul, torch.bmm, "matmul", "bmm", "__matmul__", torch.mm, "mm", keeps_zeros=True
 )
-@register_op("__rmatmul__", keeps_zeros=True)
+@register_op("__rmatmul__", torch.mv, "mv", torch.dot, "dot", torch.vdot, keeps_zeros=True)
+@register_op(torch.linalg.matmul, keeps_zeros=True)
 def matmul(op: Op) -> Any:
     """What is summed over cannot grow, the rest passes; the dimensions before are broadcast."""
-    left, right = op.argument(0, "input"), op.argument(1, "other", op.argument(1, "mat2"))
+    left, right = op.x, op.tensor(1, "vec" if op.name == "mv" else "other")
     if op.target == "__rmatmul__":
         left, right = right, left
-    if not (isinstance(left, Shaped) and isinstance(right, Shaped)):
-        raise Unknown("multiplies something else than tensors")
-    if min(len(left.axes), len(right.axes)) < 2:
-        raise Unknown("multiplies a matrix by a vector")
-    for axis in (left.axes[-1], right.axes[-2]):
-        op.fix(axis, _SUMS)
+    return Shaped(product(op, left, right))
+
+
+def product(op: Op, left: Shaped, right: Shaped) -> tuple[Axis, ...]:
+    """The axes of a product of matrices or vectors."""
+    if not left.axes or not right.axes:
+        raise Unknown("multiplies something else than matrices and vectors")
+    op.fix(left.axes[-1], _SUMS)
+    op.fix(right.axes[-2:][0], _SUMS)
     before = [tensor.axes[:-2] for tensor in (left, right)]
     batch = broadcast(op, before) if any(before) else ()
-    return Shaped((*batch, left.axes[-2], right.axes[-1]))
+    return (*batch, *left.axes[-2:-1], *(right.axes[-1:] if len(right.axes) > 1 else ()))
+
+
+@register_op(torch.addmm, "addmm", torch.baddbmm, "baddbmm", torch.addmv, "addmv")
+def added_product(op: Op) -> Any:
+    """A product added to a tensor."""
+    names = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"), "addmv": ("mat", "vec")}
+    left, right = (op.tensor(i + 1, n) for i, n in enumerate(names[op.name.strip("_")]))
+    return Shaped(broadcast(op, [op.x.axes, product(op, left, right)]))
+
+
+@register_op(torch.addbmm, "addbmm")
+def added_products(op: Op) -> Any:
+    """The sum of a batch of products added to a tensor."""
+    left, right = op.tensor(1, "batch1"), op.tensor(2, "batch2")
+    for tensor in (left, right):
+        op.fix(tensor.axes[0], _SUMS)
+    return Shaped(broadcast(op, [op.x.axes, product(op, left, right)[1:]]))
+
+
+@register_op(torch.outer, "outer", torch.ger, "ger", keeps_zeros=True)
+def outer(op: Op) -> Any:
+    """Each of one vector with each of another."""
+    return Shaped((*op.x.axes, *op.tensor(1, "vec2").axes))
+
+
+@register_op(torch.addr, "addr")
+def added_outer(op: Op) -> Any:
+    """The same, added to a tensor."""
+    vectors = (op.tensor(1, "vec1"), op.tensor(2, "vec2"))
+    return Shaped(broadcast(op, [op.x.axes, tuple(v.axes[0] for v in vectors)]))
+
+
+@register_op(torch.inner, "inner", keeps_zeros=True)
+def inner(op: Op) -> Any:
+    """Products of last dimensions."""
+    left, right = op.x, op.tensor(1, "other")
+    if not left.axes or not right.axes:
+        raise Unknown("multiplies something else than vectors")
+    for tensor in (left, right):
+        op.fix(tensor.axes[-1], _SUMS)
+    return Shaped((*left.axes[:-1], *right.axes[:-1]))
+
+
+@register_op(torch.tensordot, keeps_zeros=True)
+def tensordot(op: Op) -> Any:
+    """What is summed over cannot grow, the rest passes."""
+    left, right, dims = op.tensor(0, "a"), op.tensor(1, "b"), op.argument(2, "dims", 2)
+    if isinstance(dims, int):
+        count = len(left.axes)
+        dims = (range(count - dims, count), range(dims))
+    if not isinstance(dims, (tuple, list)) or len(dims) != 2:
+        raise Unknown("sums over dimensions that it cannot be told")
+    axes: list[Axis] = []
+    for tensor, summed in zip((left, right), dims, strict=True):
+        listed = [summed] if isinstance(summed, int) else summed
+        gone = {dimension(op, tensor, dim) for dim in listed}
+        for dim, axis in enumerate(tensor.axes):
+            if dim in gone:
+                op.fix(axis, _SUMS)
+            else:
+                axes.append(axis)
+    return Shaped(tuple(axes))
 
 
 @register_op(F.scaled_dot_product_attention, keeps_zeros=True)
@@ -44,6 +112,9 @@ def attention(op: Op) -> Any:
     for axis in (query.axes[-1], key.axes[-1], key.axes[-2], value.axes[-2], query.axes[-2]):
         op.fix(axis, _SUMS)
     mask = op.argument(3, "attn_mask")
+    if isinstance(mask, Shaped):
+        for axis in mask.axes[-2:]:
+            op.fix(axis, _SUMS)
     if op.kwargs.get("enable_gqa"):
         key, value = (_repeated(op, tensor, query.axes[-3]) for tensor in (key, value))
     scores = [tensor.axes[:-2] for tensor in (query, key, value)]
@@ -65,11 +136,15 @@ def einsum(op: Op) -> Any:
     equation, operands = op.args[0], op.args[1:]
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
-    if not isinstance(equation, str) or "->" not in equation:
-        raise Unknown("is not written as `...->...`")
+    if not isinstance(equation, str):
+        raise Unknown("is not written with letters")
     if not all(isinstance(operand, Shaped) for operand in operands):
         raise Unknown("is given something else than tensors")
-    inputs, output = equation.replace(" ", "").split("->")
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    if not arrow:  # those that appear once, in the order of the alphabet
+        letters = inputs.replace("...", "").replace(",", "")
+        once = sorted(letter for letter in letters if letters.count(letter) == 1)
+        output = ("..." if "..." in inputs else "") + "".join(once)
     named: dict[str, list[Axis]] = {}
     for letters, operand in zip(inputs.split(","), operands, strict=True):
         names = _spelled_out(letters, len(operand.axes))

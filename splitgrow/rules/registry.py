@@ -7,152 +7,20 @@ and register it for the module types, functions and method names that run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from splitgrow.axes import Axis, Size, constant
-from splitgrow.groups import Groups
-from splitgrow.silence import Silence
+from splitgrow.axes import Run, Size
+from splitgrow.errors import SplitGrowError
+from splitgrow.rules.checks import check_rule, check_targets, rule_name
+from splitgrow.rules.op import Op, Shaped, Unknown, constant_like, leaves_of, shaped_in
 
-
-@dataclass(frozen=True)
-class Shaped:
-    """A tensor on its way through the network: one axis for each of its dimensions."""
-
-    axes: tuple[Axis, ...]
-
-
-class Unknown(Exception):  # noqa: N818 - raised by a rule to say that it cannot tell
-    """The rule cannot say what happens to the channels: they become fixed, for this reason."""
-
-
-@dataclass(frozen=True)
-class Op:
-    """One op of a traced network, as its rule sees it.
-
-    Attributes:
-        name: What the user would call it: ``add``, ``Conv2d``.
-        place: The line of the user's source that runs it.
-        target: The function, the module's type or the method's name.
-        args: Positional arguments; tensors are `Shaped`, numbers from shapes are `Size`.
-        kwargs: Named arguments, likewise.
-        example: An example result, of fake tensors and plain numbers.
-        groups: The store to state in what must hold.
-        module: The module, if the op is a module call.
-        outermost: Which of several numbers that could follow a dimension is taken to: the
-            outermost, or the -1 among them.
-        choices: Where there was such a choice.
-        silence: Where zeros are needed and where they do not stay.
-    """
-
-    name: str
-    place: str
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    example: Any
-    groups: Groups
-    module: nn.Module | None = field(default=None)
-    outermost: bool = True
-    choices: list[str] = field(default_factory=list)
-    silence: Silence | None = None
-
-    def argument(self, index: int, name: str, default: Any = None) -> Any:
-        """An argument given by position or by name; of a module, one of its attributes."""
-        if self.module is not None and index > 0:
-            return getattr(self.module, name, default)
-        return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
-
-    @property
-    def x(self) -> Shaped:
-        """The first argument, which must be a tensor."""
-        x = self.args[0] if self.args else self.kwargs.get("input", self.kwargs.get("x"))
-        if not isinstance(x, Shaped):
-            raise Unknown("is given something else than a tensor")
-        return x
-
-    def reason(self, text: str) -> str:
-        """A reason for fixing an axis, naming the op and its place: "`add` at model.py:12 ..."."""
-        return f"`{self.name}` at {self.place} {text}"
-
-    def shaped(self) -> Iterator[Shaped]:
-        """All tensors among the arguments."""
-        return shaped_in((self.args, self.kwargs))
-
-    def sizes(self) -> Iterator[Size]:
-        """All numbers among the arguments that come from shapes."""
-        return (leaf for leaf in leaves_of((self.args, self.kwargs)) if isinstance(leaf, Size))
-
-    def fix(self, axis: Axis, text: str) -> None:
-        """Fixes an axis, for a reason that names the op."""
-        self.groups.fix(axis, self.reason(text))
-
-    def plain(self, value: Any) -> Any:
-        """A value whose numbers are plain ones; those that could have grown no longer can."""
-        if isinstance(value, Size):
-            self.groups.fix_size(value, self.reason("uses the number as it is"))
-            return value.value
-        if isinstance(value, (tuple, list)):
-            return type(value)(self.plain(item) for item in value)
-        if isinstance(value, dict):
-            return {key: self.plain(item) for key, item in value.items()}
-        if isinstance(value, slice):
-            return slice(self.plain(value.start), self.plain(value.stop), self.plain(value.step))
-        return value
-
-    def hear(self, result: Any) -> None:
-        """States that channels of the result are not zero where those of the operands are."""
-        if self.silence is None:
-            return
-        for shaped in shaped_in(result):
-            for axis in shaped.axes:
-                reason = self.reason("makes something else than zeros of zeros")
-                self.silence.hear(axis, reason)
-
-    def constants(self, text: str) -> Any:
-        """A result like the example's whose tensors have no channels that could grow."""
-        reason = self.reason(text)
-        return pytree.tree_map(lambda leaf: constant_like(leaf, reason), self.example)
-
-    def given_up(self, axes: Iterable[Axis], length: int) -> Axis:
-        """A constant axis made of others, which remembers why those are fixed."""
-        reasons = (reason for axis in axes for reason in self.groups.reasons(axis))
-        return constant(length, next(reasons, ""))
-
-
-def constant_like(example: Any, reason: str) -> Any:
-    """A tensor with constant axes of the example's shape; anything but a tensor as it is."""
-    if isinstance(example, Tensor):
-        return Shaped(tuple(constant(int(size), reason) for size in example.shape))
-    return example
-
-
-def shaped_in(value: Any) -> Iterator[Shaped]:
-    """All tensors in nested values."""
-    return (leaf for leaf in leaves_of(value) if isinstance(leaf, Shaped))
-
-
-def leaves_of(value: Any) -> Iterator[Any]:
-    """What pytree finds in nested values, without its detours in the common cases."""
-    if isinstance(value, _LEAVES):
-        yield value
-    elif type(value) in (tuple, list, dict):
-        for item in value.values() if type(value) is dict else value:
-            yield from leaves_of(item)
-    else:
-        yield from pytree.tree_leaves(value, is_leaf=_is_value)
-
-
-_LEAVES = (Shaped, Size, Tensor, int, float, str)
-
-
-def _is_value(node: Any) -> bool:
-    return isinstance(node, (Shaped, Size))
-
+STRICT = False
+"""Whether what a rule runs into is raised, instead of fixing what it was given; for tests."""
 
 Rule = Callable[[Op], Any]
 
@@ -176,7 +44,11 @@ def register_op(
             says by `Op.hear` where not. An RMS norm over all channels asks for that.
 
     Raises:
-        ValueError: If one of the targets has a rule already.
+        TypeError: If a target is none of these, or the rule no function of one argument.
+        ValueError: If there is no target, one of them has a rule already, or is a name of no
+            method of tensors.
+
+    `unregister_op` takes it back.
 
     Example:
         >>> import torch, splitgrow
@@ -190,12 +62,15 @@ def register_op(
         >>> splitgrow.growable(net, torch.ones(1, 2)).layers[0].growable
         True
     """
+    if BUILT_IN:
+        check_targets(targets)
 
     def register(rule: Rule) -> Rule:
-        for target in targets:
-            if target in _RULES:
-                raise ValueError(f"{target!r} has a rule already: {_RULES[target].__name__}")
-            _RULES[target] = rule
+        check_rule(rule)
+        for target in targets:  # torch has some functions by two names
+            if target in _RULES and _RULES[target] is not rule:
+                raise ValueError(f"{target!r} has a rule already: {rule_name(_RULES[target])}")
+        _RULES.update(dict.fromkeys(targets, rule))
         if follows_sizes:
             _SIZED.add(rule)
         if keeps_zeros:
@@ -205,14 +80,52 @@ def register_op(
     return register
 
 
+BUILT_IN: set[Any] = set()
+"""The targets of splitgrow's own rules, once all of them are there."""
+
+
+def unregister_op(*targets: Any) -> None:
+    """Takes back rules that `register_op` was given: models are analysed without them afterwards.
+
+    Args:
+        targets: As they were given to `register_op`.
+
+    Raises:
+        ValueError: If there is no target, or one has no rule, or one of splitgrow's own; none is
+            taken back then.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> rule = splitgrow.register_op(torch.special.i1)(lambda op: op.x)
+        >>> splitgrow.unregister_op(torch.special.i1)
+    """
+    if not targets:
+        raise ValueError("unregister_op needs the targets that register_op was given")
+    for target in targets:
+        if target in BUILT_IN:
+            raise ValueError(f"{target!r} has one of splitgrow's own rules")
+        if target not in _RULES:
+            raise ValueError(f"{target!r} has no rule")
+    gone = {_RULES.pop(target) for target in {*targets}}
+    for rule in gone - {*_RULES.values()}:
+        _SIZED.discard(rule)
+        _KEEPS_ZEROS.discard(rule)
+
+
 def rule_of(target: Any) -> Rule | None:
     """The rule for a target, or None."""
     if target in _RULES:
         return _RULES[target]
+    if _writes_into_its_own(target):
+        return _RULES.get(target[:-1])
     if isinstance(target, type) and issubclass(target, tuple):
         return _named_tuple
     name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
     return _RULES.get(name)
+
+
+def _writes_into_its_own(target: Any) -> bool:
+    return isinstance(target, str) and target.endswith("_") and not target.endswith("__")
 
 
 def _named_tuple(op: Op) -> Any:
@@ -233,16 +146,83 @@ def result_of(op: Op) -> Any:
     try:
         if rule is None:
             raise Unknown("is not an op that splitgrow knows")
-        if rule not in _SIZED and any(op.sizes()):
-            op = replace(op, args=op.plain(op.args), kwargs=op.plain(op.kwargs))
-        result = rule(op)
-        if not _explains(result, op):
-            raise Unknown("changes shapes in a way that its rule does not explain")
+        result = _answer(rule, op)
     except Unknown as unknown:
-        fix_arguments(op, str(unknown))
-        return op.constants(str(unknown))
+        return _given_up(op, str(unknown))
+    except (MemoryError, SplitGrowError):
+        raise
+    except Exception as error:
+        if STRICT:
+            raise
+        return _given_up(op, f"is not followed: its rule ends in {type(error).__name__}: {error}")
     if rule not in _KEEPS_ZEROS:
         op.hear(result)
+    return result
+
+
+def _asked(rule: Rule, op: Op) -> Any:
+    """What a user's rule answers.
+
+    Raises:
+        SplitGrowError: If it fails, or answers with something else than axes.
+    """
+    what = f"the rule `{rule_name(rule)}` of `{op.name}` at {op.place}"
+    remedy = (
+        "mend it, or take it back by splitgrow.unregister_op; a rule that cannot tell raises "
+        "splitgrow.rules.Unknown"
+    )
+    try:
+        result = rule(op)
+    except (Unknown, SplitGrowError):
+        raise
+    except Exception as error:
+        raise SplitGrowError(
+            f"{what} failed with {type(error).__name__}: {error}; {remedy}"
+        ) from error
+    for shaped in shaped_in(result):
+        if not _is_axes(shaped.axes):
+            raise SplitGrowError(f"{what} answered with the axes {shaped.axes!r:.60}; {remedy}")
+    if isinstance(op.example, Tensor) and not isinstance(result, Shaped):
+        raise SplitGrowError(
+            f"{what} answered with {result!r:.60} where the op gives a tensor, of which a rule "
+            f"returns the axes as Shaped; {remedy}"
+        )
+    return result
+
+
+def _is_axes(axes: Any) -> bool:
+    return isinstance(axes, tuple) and all(
+        isinstance(axis, tuple) and all(isinstance(run, Run) for run in axis) for axis in axes
+    )
+
+
+def _given_up(op: Op, text: str) -> Any:
+    fix_arguments(op, text)
+    return op.constants(text)
+
+
+def _answer(rule: Rule, op: Op) -> Any:
+    """What a rule says of an op, held against the example.
+
+    A result that is written into a tensor of the user's is that tensor, and must grow as it does.
+    """
+    out = op.kwargs.get("out")
+    if out is not None:
+        op = replace(op, kwargs={key: item for key, item in op.kwargs.items() if key != "out"})
+    if rule not in _SIZED and any(op.sizes()):
+        op = replace(op, args=op.plain(op.args), kwargs=op.plain(op.kwargs))
+    result = rule(op) if op.target in BUILT_IN else _asked(rule, op)
+    if not _explains(result, op):
+        raise Unknown("changes shapes in a way that its rule does not explain")
+    if out is None and _writes_into_its_own(op.target):
+        out = op.x
+    for written, made in zip(shaped_in(out), shaped_in(result), strict=False):
+        if list(map(op.groups.length, written.axes)) != list(map(op.groups.length, made.axes)):
+            if out is op.x:  # such as `squeeze_`, which turns the tensor itself
+                continue
+            raise Unknown("writes into a tensor of another shape")
+        for axis, other in zip(written.axes, made.axes, strict=True):
+            op.groups.tie(axis, other, op.reason("writes it into a tensor that does not grow"))
     return result
 
 
@@ -282,15 +262,6 @@ def _explains(result: Any, op: Op) -> bool:
         elif isinstance(answer, Size) and answer.value != example:
             return False
     return True
-
-
-def as_size(number: Any) -> Size:
-    """A number of a shape, whether written down or taken from a tensor."""
-    if isinstance(number, Size):
-        return number
-    if isinstance(number, int) and not isinstance(number, bool):
-        return Size(number)
-    raise Unknown(f"is given {number!r} where a whole number was expected")
 
 
 def each(names: str, *owners: Any) -> list[Any]:

@@ -11,15 +11,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitgrow.axes import Axis, Size, constant, scaled
+from splitgrow.rules.elementwise import broadcast
 from splitgrow.rules.joins import dimension, with_axis
-from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, register_op
+from splitgrow.rules.op import Choice, Op, Shaped, Unknown, as_size, shaped_in
+from splitgrow.rules.registry import register_op
+from splitgrow.rules.stretches import matched
 
 
 @register_op(torch.permute, "permute", keeps_zeros=True)
 def permute(op: Op) -> Any:
     """Dimensions in another order."""
-    dims = _several(op, "dims")
-    if sorted(d % len(op.x.axes) for d in dims) != list(range(len(op.x.axes))):
+    dims = [dimension(op, op.x, dim) for dim in op.several(1, "dims")]
+    if sorted(dims) != list(range(len(op.x.axes))):
         raise Unknown(f"is given the dimensions {dims!r}")
     return Shaped(tuple(op.x.axes[dim] for dim in dims))
 
@@ -35,7 +38,7 @@ def permute(op: Op) -> Any:
 )
 def transpose(op: Op) -> Any:
     """Two dimensions exchanged."""
-    names = ("axis0", "axis1") if "axes" in op.name else ("dim0", "dim1")
+    names = ("axis0", "axis1") if "axis0" in op.kwargs or "axis1" in op.kwargs else ("dim0", "dim1")
     one, other = (dimension(op, op.x, op.argument(i + 1, names[i])) for i in (0, 1))
     axes = list(op.x.axes)
     axes[one], axes[other] = axes[other], axes[one]
@@ -63,26 +66,19 @@ def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (tuple, list)) else (value,)
 
 
-def _several(op: Op, name: str) -> Sequence[Any]:
-    """Numbers given one by one or as one tuple."""
-    if name in op.kwargs:
-        return _listed(op.kwargs[name])
-    first, *others = op.args[1:]
-    return (first, *others) if others else _listed(first)
-
-
 @register_op(torch.squeeze, "squeeze", keeps_zeros=True)
 def squeeze(op: Op) -> Any:
     """Without dimensions of size one, which can therefore not grow."""
-    dim = op.argument(1, "dim")
+    dims = op.several(1, "dim")
     ndim = len(op.x.axes)
-    chosen = range(ndim) if dim is None else [dimension(op, op.x, d) for d in _listed(dim)]
+    everywhere = op.argument(1, "dim") is None
+    chosen = range(ndim) if everywhere else [dimension(op, op.x, d) for d in dims]
     axes = []
     for index, axis in enumerate(op.x.axes):
         if index in chosen and op.groups.length(axis) == 1:
             op.fix(axis, "drops it because it is of size one")
         else:
-            if index in chosen and dim is not None:
+            if index in chosen and not everywhere:
                 op.fix(axis, "would drop it if it were of size one")
             axes.append(axis)
     return Shaped(tuple(axes))
@@ -95,23 +91,39 @@ def unsqueeze(op: Op) -> Any:
     return Shaped((*op.x.axes[:dim], constant(1), *op.x.axes[dim:]))
 
 
-@register_op(
-    "expand", "expand_as", torch.broadcast_to, "broadcast_to", follows_sizes=True, keeps_zeros=True
-)
+@register_op("expand", torch.broadcast_to, "broadcast_to", follows_sizes=True, keeps_zeros=True)
 def expand(op: Op) -> Any:
     """Dimensions of size one spread out; those of other sizes keep theirs."""
-    if op.name == "expand_as":
-        raise Unknown("spreads one tensor over another")
-    sizes = _several(op, "size")
+    return spread(op, op.x, [as_size(number) for number in op.several(1, "size")])
+
+
+@register_op("expand_as", keeps_zeros=True)
+def expand_as(op: Op) -> Any:
+    """Dimensions of size one spread out to the shape of another tensor."""
+    return spread(op, op.x, [op.groups.size(axis) for axis in op.tensor(1, "other").axes])
+
+
+@register_op(torch.broadcast_tensors, keeps_zeros=True)
+def broadcast_tensors(op: Op) -> Any:
+    """Tensors spread out to the one shape that they have together."""
+    given = op.args[0] if len(op.args) == 1 and isinstance(op.args[0], (tuple, list)) else op.args
+    tensors = list(shaped_in(given))
+    sizes = [op.groups.size(axis) for axis in broadcast(op, [t.axes for t in tensors])]
+    return tuple(spread(op, tensor, sizes) for tensor in tensors)
+
+
+def spread(op: Op, tensor: Shaped, sizes: Sequence[Size]) -> Shaped:
+    """A tensor's dimensions of size one, and new ones before the first, spread to sizes.
+
+    What is alike along a dimension may be so along one that grows.
+    """
     axes = []
-    missing = len(sizes) - len(op.x.axes)
-    for index, number in enumerate(sizes):
-        size = as_size(number)
-        axis = op.x.axes[index - missing] if index >= missing else constant(1)
+    missing = len(sizes) - len(tensor.axes)
+    for index, size in enumerate(sizes):
+        axis = tensor.axes[index - missing] if index >= missing else constant(1)
         if op.groups.length(axis) == 1 and size.value not in (1, -1):
             op.fix(axis, "spreads its one channel")
-            op.groups.fix_size(size, op.reason("makes a tensor of a size taken from the width"))
-            axis = op.given_up([axis], size.value)
+            axis = spread_axis(op, axis, size)
         elif size.value != -1 and not op.groups.equate(
             axis, size, op.reason("spreads it to a size that does not change")
         ):
@@ -120,14 +132,25 @@ def expand(op: Op) -> Any:
     return Shaped(tuple(axes))
 
 
+def spread_axis(op: Op, axis: Axis, size: Size) -> Axis:
+    """The axis of a tensor that is alike along it, as long as a number says."""
+    measured = op.groups.slope(size) and not op.groups.is_free(size)
+    wide = op.groups.axis_of(size) if measured else None
+    if wide is None:
+        op.groups.fix_size(size, op.reason("makes a tensor of a size taken from the width"))
+        return op.given_up([axis], size.value)
+    op.hear(Shaped((wide,)))
+    return wide
+
+
 @register_op("repeat", torch.tile, "tile", follows_sizes=True, keeps_zeros=True)
 def repeat(op: Op) -> Any:
     """Dimensions laid out several times, one whole copy behind the other."""
-    counts = [as_size(n) for n in _several(op, "repeats" if op.name == "repeat" else "dims")]
+    given = op.several(1, "repeats" if op.name == "repeat" else "dims")
+    counts = [as_size(number) for number in given]
     for count in counts:
         op.plain(count)
-    if len(counts) < len(op.x.axes):
-        raise Unknown("repeats by too few numbers")
+    counts = [Size(1)] * (len(op.x.axes) - len(counts)) + counts
     missing = len(counts) - len(op.x.axes)
     axes = (constant(1),) * missing + op.x.axes
     return Shaped(tuple(axis * count.value for axis, count in zip(axes, counts, strict=True)))
@@ -137,16 +160,22 @@ def repeat(op: Op) -> Any:
 def repeat_interleave(op: Op) -> Any:
     """Each position of a dimension several times in a row."""
     count, dim = op.argument(1, "repeats"), op.argument(2, "dim")
-    if not isinstance(count, int) or dim is None:
+    if not isinstance(count, int) or isinstance(count, bool) or dim is None:
         raise Unknown("repeats each position by a number of its own")
     dim = dimension(op, op.x, dim)
     return with_axis(op.x, dim, scaled(op.x.axes[dim], count))
+
+
+def _fix_space(op: Op) -> None:
+    for axis in op.x.axes[-2:]:
+        op.fix(axis, "works along it as if it were space")
 
 
 @register_op(nn.PixelShuffle, F.pixel_shuffle, keeps_zeros=True)
 def pixel_shuffle(op: Op) -> Any:
     """(..., C * r * r, H, W) to (..., C, H * r, W * r): channels come in bundles of r * r."""
     factor = op.argument(1, "upscale_factor")
+    _fix_space(op)
     bundle = op.groups.bundle(op.x.axes[-3], factor**2, op.reason("takes channels in bundles"))
     space = tuple(constant(int(size)) for size in op.example.shape[-2:])
     return Shaped((*op.x.axes[:-3], bundle, *space))
@@ -156,6 +185,7 @@ def pixel_shuffle(op: Op) -> Any:
 def pixel_unshuffle(op: Op) -> Any:
     """(..., C, H * r, W * r) to (..., C * r * r, H, W): each channel becomes r * r of them."""
     factor = op.argument(1, "downscale_factor")
+    _fix_space(op)
     space = tuple(constant(int(size)) for size in op.example.shape[-2:])
     return Shaped((*op.x.axes[:-3], scaled(op.x.axes[-3], factor**2), *space))
 
@@ -190,39 +220,48 @@ def unflatten(op: Op) -> Any:
 @register_op(torch.reshape, "reshape", "view", follows_sizes=True, keeps_zeros=True)
 def reshape(op: Op) -> Any:
     """Dimensions merged and divided, where the new shape follows the widths as they grow."""
-    numbers = list(_several(op, "shape"))
-    if len(numbers) == 1 and not isinstance(numbers[0], (int, Size)):
-        raise Unknown(f"is given {numbers[0]!r} as a shape")
-    shape = [int(size) for size in op.example.shape]
+    numbers = list(op.several(1, "shape"))
+    if not numbers and op.example.dim():
+        raise Unknown("is given something else than a shape")
+    return reshaped(op, numbers)
+
+
+@register_op("view_as", "reshape_as", keeps_zeros=True)
+def reshape_as(op: Op) -> Any:
+    """Dimensions merged and divided to the shape of another tensor."""
+    other = op.tensor(1, "other")
+    return reshaped(op, [op.groups.size(axis) for axis in other.axes])
+
+
+def reshaped(op: Op, numbers: Sequence[Any]) -> Shaped:
+    """The tensor in another shape of as many elements."""
+    sizes = [as_size(number) for number in numbers]
+    old = [op.groups.length(axis) for axis in op.x.axes]
+    new = [int(size) for size in op.example.shape]
+    if 0 in old:
+        op.fix_all("has no elements that could tell how it is reshaped")
+        return Shaped(tuple(op.given_up(op.x.axes, size) for size in new))
     axes: list[Axis] = []
-    for old, new in _matched([op.groups.length(axis) for axis in op.x.axes], shape):
-        merged = merge(op, op.x.axes[old])
-        axes.extend(divide(op, merged, numbers[new], shape[new]))
+    for before, after in matched(old, new, lambda a, b: _cost(op, op.x.axes[a], sizes[b])):
+        merged = merge(op, op.x.axes[before])
+        axes.extend(divide(op, merged, sizes[after], new[after]))
     return Shaped(tuple(op.groups.resolve(axis) for axis in axes))
 
 
-def _matched(old: list[int], new: list[int]) -> list[tuple[slice, slice]]:
-    """The smallest stretches of old and of new dimensions that hold equally many elements."""
-    pairs = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        first_old, first_new = i, j
-        ours, theirs = 1, 1
-        while (ours != theirs or (first_old, first_new) == (i, j)) and (
-            i < len(old) or j < len(new)
-        ):
-            if (ours <= theirs and i < len(old)) or j >= len(new):
-                ours, i = ours * old[i], i + 1
-            else:
-                theirs, j = theirs * new[j], j + 1
-            if ours == theirs and i > first_old and j > first_new:
-                break
-        pairs.append((slice(first_old, i), slice(first_new, j)))
-    # Dimensions of size one at the end belong to the last stretch.
-    while len(pairs) > 1 and (pairs[-1][0].start == len(old) or pairs[-1][1].start == len(new)):
-        pairs.pop()
-        pairs[-1] = (slice(pairs[-1][0].start, len(old)), slice(pairs[-1][1].start, len(new)))
-    return pairs
+def _cost(op: Op, axes: Sequence[Axis], sizes: Sequence[Size]) -> float:
+    """How much of a stretch of dimensions could not grow if it became one of these sizes."""
+    growing = [axis for axis in axes if op.groups.can_grow(axis)]
+    moving = [size for size in sizes if op.groups.slope(size)]
+    measured = [size for size in moving if not op.groups.is_free(size)]
+    if not growing:
+        return len(measured) + 0.25 * len(moving)
+    if len(growing) > 1 or len(measured) > 1:
+        return len(growing) + len(measured)
+    if not measured:
+        return 0 if moving or any(size.value == -1 for size in sizes) else 1
+    (axis,), (size,) = growing, measured
+    own = op.groups.slope(op.groups.size(axis)).keys() & op.groups.slope(size).keys()
+    return 0 if own else 0.5
 
 
 def merge(op: Op, axes: tuple[Axis, ...]) -> Axis:
@@ -254,23 +293,27 @@ def divide(
         for size in sizes:
             op.groups.fix_size(size, op.reason("reshapes by a width"))
         return [axis] if len(shape) == 1 else [op.given_up([axis], size) for size in shape]
-    index = _moving(op, sizes)
-    if index is None:
+    candidates = _candidates(op, sizes)
+    if not candidates:
         _refuse_literal(op, axis, *sizes)
         return [op.given_up([axis], length) for length in shape]
+    index = candidates[op.preferred.get(op.place, 0) % len(candidates)]
     for other in (*sizes[:index], *sizes[index + 1 :]):
         op.groups.fix_size(other, op.reason("divides it by this number"))
     outer, inner = math.prod(shape[:index]), math.prod(shape[index + 1 :])
     reason = op.reason("divides it")
     section = op.groups.sections(axis, outer, reason)
     part = op.groups.bundle(section, inner, reason)
+    if len(candidates) > 1:
+        rest = [i for i, at in enumerate(candidates) if sizes[at].value == -1]
+        op.choices.append(Choice(op.place, len(candidates), rest[0] if rest else None, part))
     if sizes[index].value != -1 and not op.groups.equate(part, sizes[index], reason):
         _refuse_literal(op, axis, *sizes)
     return [part if i == index else constant(length) for i, length in enumerate(shape)]
 
 
-def _moving(op: Op, sizes: Sequence[Size]) -> int | None:
-    """Which of the sizes grows with the dimension that they divide.
+def _candidates(op: Op, sizes: Sequence[Size]) -> list[int]:
+    """Which of the sizes could grow with the dimension that they divide, the outermost first.
 
     One that measures a width does. Otherwise it is one that nothing holds yet: the number in a
     module's attribute, such as its heads, or the -1 that takes what is left.
@@ -278,17 +321,15 @@ def _moving(op: Op, sizes: Sequence[Size]) -> int | None:
     moving = [i for i, size in enumerate(sizes) if op.groups.slope(size)]
     measured = [i for i in moving if not op.groups.is_free(sizes[i])]
     if measured:
-        return measured[0] if len(measured) == 1 else None
-    free = [i for i, size in enumerate(sizes) if i in moving or size.value == -1]
-    rest = [i for i in free if sizes[i].value == -1]
-    if rest and rest[0] != free[0]:
-        op.choices.append(op.place)
-        return free[0] if op.outermost else rest[0]
-    return free[0] if free else None
+        return measured if len(measured) == 1 else []
+    return [i for i, size in enumerate(sizes) if i in moving or size.value == -1]
 
 
 def _refuse_literal(op: Op, axis: Axis, *sizes: Size) -> None:
     """Fixes an axis whose size is written down in the user's source."""
+    if not sizes:
+        op.fix(axis, "drops it because it is of size one")
+        return
     written = ", ".join(str(size.value) for size in sizes)
     op.fix(
         axis,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from fractions import Fraction
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 
 from splitgrow.axes import Axis, Size, constant
-from splitgrow.rules.registry import Op, Shaped, Unknown, as_size, register_op
+from splitgrow.rules.op import Choice, Op, Shaped, Unknown, as_size
+from splitgrow.rules.registry import register_op
 from splitgrow.tracked import plain_value
 
 
 @register_op(
     *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.neg),
+    *(operator.lshift, operator.rshift),
     follows_sizes=True,
 )
 def arithmetic(op: Op) -> Any:
@@ -29,21 +32,49 @@ def _whole(op: Op) -> Size | None:
     if op.target is operator.neg:
         return one.scaled(Fraction(-1))
     other = as_size(op.args[1])
-    one_moves, other_moves = bool(op.groups.slope(one)), bool(op.groups.slope(other))
+    if op.target is operator.add:
+        return one + other
+    if op.target is operator.sub:
+        return one + other.scaled(Fraction(-1))
+    if op.target is operator.mul and op.groups.slope(other):
+        one, other = other, one
+    if op.target is operator.floordiv and op.groups.slope(one) and op.groups.is_free(other):
+        each = _share(op, one, other)
+        if each is not None:
+            return each
+    elif op.groups.slope(other):
+        return None
     try:
-        if op.target is operator.add:
-            return one + other
-        if op.target is operator.sub:
-            return one + other.scaled(Fraction(-1))
-        if op.target is operator.mul and not other_moves:
-            return _settled(op, one, other).scaled(Fraction(other.value))
-        if op.target is operator.mul and not one_moves:
-            return _settled(op, other, one).scaled(Fraction(one.value))
-        if op.target is operator.floordiv and one_moves and not other_moves:
-            return _settled(op, one, other).scaled(Fraction(1, other.value))
+        return _settled(op, one, other).scaled(_factor(op.target, other.value))
     except ArithmeticError:
         return None
-    return None
+
+
+def _factor(target: Any, number: int) -> Fraction:
+    """What an operator with a number as its right operand multiplies its left one by."""
+    if target is operator.mul:
+        return Fraction(number)
+    if target is operator.floordiv:
+        return Fraction(1, number)
+    return Fraction(2) ** (number if target is operator.lshift else -number)
+
+
+def _share(op: Op, whole: Size, count: Size) -> Size | None:
+    """What is in each of so many parts, where their number may follow the whole: heads of a width.
+
+    As well the number may stay, and the parts grow; what lets more grow is taken.
+    """
+    axis = op.groups.axis_of(whole)
+    if axis is None or whole.value % count.value:
+        return None
+    follows = op.preferred.get(op.place, 0) % 2 == 0
+    each = whole.value // count.value
+    reason = op.reason("divides by it")
+    part = op.groups.bundle(axis, each, reason) if follows else axis
+    op.choices.append(Choice(op.place, 2, None, part))
+    if not follows or not op.groups.equate(part, count, reason):
+        return None
+    return Size(each)
 
 
 def _settled(op: Op, moving: Size, factor: Size) -> Size:
@@ -52,9 +83,19 @@ def _settled(op: Op, moving: Size, factor: Size) -> Size:
     return moving
 
 
+@register_op(operator.mod, follows_sizes=True)
+def remainder(op: Op) -> Any:
+    """What is left of a division: growth keeps it if it comes in whole multiples of the divisor."""
+    size, divisor = as_size(op.args[0]), as_size(op.args[1])
+    if divisor.value <= 0 or op.remainders is None:
+        return used(op)
+    op.remainders.keep(size, divisor, op.reason("looks at what is left when it is divided"))
+    return op.example
+
+
 @register_op(
-    *(operator.mod, operator.truediv, operator.pow, operator.lshift, operator.rshift),
-    *(operator.and_, operator.or_, operator.xor, operator.invert, divmod, plain_value),
+    *(operator.truediv, operator.pow),
+    *(operator.and_, operator.or_, operator.xor, operator.invert, plain_value),
     follows_sizes=True,
 )
 def used(op: Op) -> Any:
@@ -139,9 +180,21 @@ def attribute(op: Op) -> Any:
     raise Unknown(f"reads `.{name}`, which splitgrow does not know")
 
 
-@register_op("numel", "nelement", torch.numel, len)
+@register_op("numel", "nelement", torch.numel, follows_sizes=True)
+def elements(op: Op) -> Any:
+    """The number of elements, which follows the one dimension that can grow."""
+    growing = [axis for axis in op.x.axes if op.groups.can_grow(axis)]
+    if len(growing) > 1:
+        op.fix_all("counts its positions")
+    if len(growing) != 1:
+        return op.example
+    length = op.groups.length(growing[0])
+    others = math.prod(op.groups.length(axis) for axis in op.x.axes if axis is not growing[0])
+    return op.groups.size(growing[0]).scaled(Fraction(others)) if length else op.example
+
+
+@register_op(len)
 def counts(op: Op) -> Any:
-    """Numbers of elements: fixed where they would change."""
-    for axis in op.x.axes[:1] if op.target is len else op.x.axes:
-        op.fix(axis, "counts its positions")
+    """The length as a plain number, which Python makes of it: fixed where it would change."""
+    op.fix(op.x.axes[0], "counts its positions")
     return op.example

@@ -1,4 +1,4 @@
-"""Ops that change space and leave channels alone, and reductions and mixing along a dimension."""
+"""Ops that change space and leave channels alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from splitgrow.axes import constant, scaled
-from splitgrow.rules.joins import dimension
-from splitgrow.rules.registry import Op, Shaped, Unknown, each, register_op
+from splitgrow.rules.op import Op, Shaped, Unknown
+from splitgrow.rules.registry import each, register_op
 from splitgrow.sharedkernel import SHARED_KERNELS
 
 _POOLS = """
@@ -62,12 +62,41 @@ def _space_changed(op: Op, dims: int) -> Any:
     for axis in op.x.axes[first:]:
         op.fix(axis, "works along it as if it were space")
     kept = op.x.axes[:first]
+    for other in op.shaped():
+        if other is not op.x:
+            _meet(op, other, first)
 
     def answer(example: Any) -> Any:
         sizes = example.shape[first:]
         return Shaped(kept + tuple(constant(int(size)) for size in sizes))
 
     return pytree.tree_map_only(Tensor, answer, op.example)
+
+
+def _meet(op: Op, other: Shaped, first: int) -> None:
+    """Ties the batch and channels of another tensor to those of the first, and fixes its space."""
+    reason = op.reason("ties it to a size that does not change")
+    for index, axis in enumerate(other.axes):
+        own = op.x.axes[index] if index < first else ()
+        if own and op.groups.length(own) == op.groups.length(axis):
+            op.groups.tie(own, axis, reason)
+        else:
+            op.fix(axis, "works along it as if it were space")
+            op.fix(own, "meets it with a tensor of another size")
+
+
+@register_op(F.grid_sample)
+def grid_sample(op: Op) -> Any:
+    """Samples space at positions that another tensor says."""
+    op.fix_all("takes positions from it", but=[op.x])
+    op.fix(op.x.axes[0], "samples each at positions of its own")
+    return _sampled(op)
+
+
+def _sampled(op: Op) -> Shaped:
+    for axis in op.x.axes[2:]:
+        op.fix(axis, "works along it as if it were space")
+    return Shaped((*op.x.axes[:2], *(constant(int(size)) for size in op.example.shape[2:])))
 
 
 @register_op(F.pad)
@@ -111,72 +140,3 @@ def unfold(op: Op) -> Any:
     window = int(op.example.shape[1]) // op.groups.length(x.axes[1])
     places = constant(int(op.example.shape[2]))
     return Shaped((x.axes[0], scaled(x.axes[1], window), places))
-
-
-_REDUCTIONS = "mean sum amax amin prod std var logsumexp norm median any all max min argmax argmin"
-
-
-@register_op(*each(_REDUCTIONS, torch), *[n for n in _REDUCTIONS.split() if hasattr(Tensor, n)])
-def reduction(op: Op) -> Any:
-    """Reduces dimensions; one whose channels it mixes cannot grow, the others pass."""
-    if isinstance(op.argument(1, "dim"), Shaped):
-        raise Unknown("compares two tensors")
-    ndim = len(op.x.axes)
-    dim = op.argument(1, "dim", op.kwargs.get("axis"))
-    keep = op.argument(2, "keepdim", False)
-    if op.name == "norm" and "dim" not in op.kwargs:  # its second argument is the order
-        dim = op.argument(2, "dim")
-        keep = op.argument(3, "keepdim", False)
-    if isinstance(dim, bool) or not isinstance(dim, (int, tuple, list, type(None))):
-        raise Unknown(f"reduces {dim!r}")
-    given = (
-        range(ndim)
-        if dim is None or dim in ((), [])
-        else (dim if not isinstance(dim, int) else [dim])
-    )
-    reduced = {dimension(op, op.x, d) for d in given}
-    axes = []
-    for index, axis in enumerate(op.x.axes):
-        if index not in reduced:
-            axes.append(axis)
-            continue
-        op.fix(axis, "mixes all its channels into one value")
-        if keep:
-            axes.append(constant(1))
-    return pytree.tree_map_only(Tensor, lambda _: Shaped(tuple(axes)), op.example)
-
-
-_MIXING = "softmax log_softmax softmin normalize cumsum cumprod sort argsort flip roll logcumsumexp"
-
-
-@register_op(*each(_MIXING, torch, F), *[n for n in _MIXING.split() if hasattr(Tensor, n)])
-@register_op(nn.Softmax, nn.LogSoftmax, nn.Softmin, F.gumbel_softmax)
-def mixing(op: Op) -> Any:
-    """Mixes along one dimension, which can therefore not grow; the others pass."""
-    fallback = {"normalize": 1, "sort": -1, "argsort": -1}.get(op.name)
-    position = 2 if op.name in ("normalize", "roll") else 1
-    name = "dims" if op.name in ("flip", "roll") else "dim"
-    dims = op.argument(position, name, fallback)
-    if dims is None:
-        raise Unknown("mixes along a dimension that it leaves open")
-    for dim in dims if isinstance(dims, (tuple, list)) else [dims]:
-        op.fix(op.x.axes[dimension(op, op.x, dim)], "mixes its channels")
-    return pytree.tree_map_only(Tensor, lambda _: op.x, op.example)
-
-
-@register_op(nn.Softmax2d, nn.LocalResponseNorm, F.local_response_norm)
-def channel_mixing(op: Op) -> Any:
-    """Mixes along the channels, which can therefore not grow; the others pass."""
-    op.fix(op.x.axes[-3 if op.name == "Softmax2d" else 1], "mixes its channels")
-    return op.x
-
-
-@register_op(nn.LayerNorm, F.layer_norm, nn.RMSNorm, F.rms_norm)
-def trailing_norm(op: Op) -> Any:
-    """Normalises over the last dimensions, whose statistics would change with their width."""
-    shape = op.argument(1, "normalized_shape")
-    if not isinstance(shape, (tuple, list)):
-        raise Unknown("normalises over a shape that follows a width")
-    for axis in op.x.axes[len(op.x.axes) - len(shape) :]:
-        op.fix(axis, "takes its statistics over all its channels")
-    return op.x

@@ -30,6 +30,9 @@ _FACTS = """
 _HARMLESS = frozenset(_FACTS.split())
 """What tells nothing of a tensor's size and makes no tensor."""
 
+HANDS_OUT_MEMORY = frozenset(("data_ptr", "__dlpack__", "storage", "untyped_storage"))
+"""What gives a tensor's memory to code that torch cannot see."""
+
 
 def target_of(function: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
     """The name, the target and the arguments under which a call is taken down.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case
-from helpers import assert_equal
+from helpers import assert_equal, largest_difference
 from lessons import Featured, images, learner, net, outputs, scattered, task
 from torch import Tensor, nn
 
@@ -319,7 +319,7 @@ def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None
             for slot in body.shared.values():
                 if slot.block == "new":
                     slot.tensor.zero_()
-        assert not torch.equal(output(body, values.own, values.head, x), wanted)
+        assert largest_difference(output(body, values.own, values.head, x), wanted) > 1e-6
 
 
 # -- splitting ------------------------------------------------------------------------------------

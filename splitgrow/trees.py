@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,12 +16,16 @@ from splitgrow.errors import CheckpointError
 class Writer:
     """Turns trees into JSON, and collects their tensors.
 
+    Args:
+        collections: Whether sets and deques are plain data, too.
+
     Attributes:
         tensors: The tensors so far, by the names under which the JSON has them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, collections: bool = False) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self._collections = collections
 
     def written(self, tree: Any, where: str, *, keep_objects: bool = False) -> Any:
         """What JSON takes for a tree.
@@ -55,6 +59,9 @@ class Writer:
         if type(tree) in {list, tuple, torch.Size}:
             items = [inside(item, index) for index, item in enumerate(tree)]
             return items if type(tree) is list else {"tuple": items}
+        if self._collections and type(tree) in {set, frozenset, deque}:
+            items = [inside(item, index) for index, item in enumerate(tree)]
+            return {type(tree).__name__: [tree.maxlen, items] if type(tree) is deque else items}
         return self._other(tree, where, keep_objects=keep_objects)
 
     def _named(self, tensor: Tensor, where: str) -> str:
@@ -120,6 +127,8 @@ def _read(data: Any, tensor: Callable[[str], Tensor], like: Any) -> Any:
         return _mapping(kind, value, tensor, like)
     if kind == "tuple" and isinstance(value, list):
         return tuple(_read(value, tensor, like))
+    if kind in _OTHERS:
+        return _collection(kind, value, tensor)
     if kind == "object":
         if like is None:
             raise CheckpointError(f"the file has a {value} passed over that nothing stands for")
@@ -127,6 +136,24 @@ def _read(data: Any, tensor: Callable[[str], Tensor], like: Any) -> Any:
     if kind == "tensor" and isinstance(value, str):
         return tensor(value)
     return _scalar(kind, value)
+
+
+_OTHERS = frozenset(("set", "frozenset", "deque"))
+
+
+def _collection(kind: str, value: Any, tensor: Callable[[str], Tensor]) -> Any:
+    try:
+        most, items = value if kind == "deque" else (None, value)
+        if not isinstance(items, list) or type(most) not in {int, type(None)}:
+            raise TypeError
+        found = [_read(item, tensor, None) for item in items]
+        return (
+            deque(found, most)
+            if kind == "deque"
+            else {"set": set, "frozenset": frozenset}[kind](found)
+        )
+    except (OverflowError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the file has a {kind} that is none") from error
 
 
 def _scalar(kind: str, value: Any) -> Any:

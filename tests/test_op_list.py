@@ -1,0 +1,81 @@
+"""Torch's own list of ops: whatever an op does to channels, growth is exact or does not happen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from op_list import list_of_ops, tried
+from torch import Tensor
+
+from splitgrow.rules import registry
+
+try:
+    OPS = list_of_ops()
+except ImportError as error:  # torch keeps the list to itself and may move it
+    pytest.skip(f"this torch comes without its list of ops: {error}", allow_module_level=True)
+
+PARTS = 16
+KNOWN = 250
+"""How many cases at least grow: an empty list, or one of which nothing grows, shows nothing."""
+
+
+@pytest.fixture(scope="module")
+def grown() -> list[str]:
+    return []
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_growth_before_and_behind_an_op_is_exact_or_fixed(part: int, grown: list[str]) -> None:
+    _, cases = tried(OPS[part::PARTS], most=1)
+    bad = [case for case in cases if case[1] not in ("exact", "fixed", "refused", "not finite")]
+    assert not bad
+    assert all(reason for _, verdict, reason in cases if verdict == "fixed")
+    grown.extend(name for name, verdict, _ in cases if verdict == "exact")
+
+
+def test_many_ops_let_growth_pass(grown: list[str]) -> None:
+    assert not grown or len(grown) >= KNOWN
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("softmax", lambda op: op.x),
+        ("fliplr", lambda op: op.x),
+        ("flip", lambda op: op.x),
+        ("addmm", lambda op: op.x),
+    ],
+)
+def test_control_a_wrong_rule_is_found(name: str, rule: Any, monkeypatch: Any) -> None:
+    for target in (getattr(torch, name), name if hasattr(Tensor, name) else None):
+        monkeypatch.setitem(registry._RULES, target, rule)
+    counts, _ = tried([info for info in OPS if info.name == name], most=2)
+    assert counts["wrong"] > 0
+
+
+def test_what_a_rule_runs_into_fixes_what_it_was_given(monkeypatch: Any) -> None:
+    def broken(op: Any) -> Any:
+        raise IndexError("no such thing")
+
+    monkeypatch.setattr(registry, "STRICT", False)
+    for target in (torch.cumsum, "cumsum"):
+        monkeypatch.setitem(registry._RULES, target, broken)
+    _, cases = tried([info for info in OPS if info.name == "cumsum"], most=1)
+    assert cases
+    for _, verdict, reason in cases:
+        assert verdict == "fixed"
+        assert "`cumsum` at " in reason
+        assert "IndexError" in reason
+        assert "op_list.py" in reason
+
+
+def test_control_the_tests_see_what_a_rule_runs_into(monkeypatch: Any) -> None:
+    def broken(op: Any) -> Any:
+        raise IndexError("no such thing")
+
+    for target in (torch.cumsum, "cumsum"):
+        monkeypatch.setitem(registry._RULES, target, broken)
+    counts, _ = tried([info for info in OPS if info.name == "cumsum"], most=1)
+    assert counts["internal"] == counts.total()
