@@ -20,7 +20,6 @@ from splitgrow.graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.kinds import LayerKind, kind_of, sized_layers
 from splitgrow.leaves import is_leaf
 from splitgrow.modes import may_ask_for_the_mode
-from splitgrow.namesakes import unread_numbers
 from splitgrow.places import levels_to_caller
 from splitgrow.recording import Recording, record
 from splitgrow.refusals import is_sized, refusals, subclass_refusal
@@ -158,6 +157,9 @@ class _Analysis:
     def run(self, runs: Sequence[Recording]) -> _Analysis:
         """Follows the channels through all of the runs."""
         for recording in runs:
+            self.refusals = {**recording.recorder.strays, **self.refusals}
+            self.graph.assigned += recording.recorder.assigned
+        for recording in runs:
             values: list[Any] = []
             self.tensors = {}
             for index, step in enumerate(recording.steps):
@@ -194,8 +196,7 @@ class _Analysis:
 
     def finished(self, trials: tuple[Trial, ...], *, decides: bool) -> Followed:
         """The graph, with the numbers that follow it, and the runs."""
-        unread = unread_numbers(self.graph, self.modules, self.numbers)
-        self.graph.numbers = (*self.held, *unread)
+        self.graph.numbers = tuple(self.held)
         return Followed(self.graph, trials, tuple(self.outputs), decides)
 
     def _follows_a_width(self, axis: Axis) -> bool:

@@ -32,6 +32,18 @@ def note_questions_(undo: Undo) -> set[int]:
     return _questions
 
 
+_runs: set[int] | None = None
+"""The wrappers that ran, while that is watched."""
+
+
+def note_runs_(undo: Undo) -> set[int]:
+    """The ids of wrappers that run, until taken back."""
+    global _runs  # noqa: PLW0603
+    undo.on_failure(partial(globals().update, _runs=_runs))
+    _runs = set()
+    return _runs
+
+
 Form = Literal["chain", "residual", "gate", "block", "beside"]
 ORIGINAL = "original"
 """The name of the wrapped module below the wrapper."""
@@ -115,6 +127,8 @@ class Deepened(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives, with what was inserted before and behind it."""
+        if _runs is not None:
+            _runs.add(id(self))
         for item in self.seen(before=True, view=self.view):
             x = first_argument(self.wrapped, args, kwargs)
             result = self._made_by(item, x, args, kwargs)

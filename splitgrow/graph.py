@@ -61,6 +61,7 @@ class ChannelGraph:
         numbers: The numbers that modules hold and that follow widths.
         silent: The groups whose new units start as zeros.
         outputs: The axes of the tensors that the model returns.
+        assigned: The paths at which forward itself puts modules, and what these are like.
     """
 
     groups: Groups = field(default_factory=Groups)
@@ -69,6 +70,7 @@ class ChannelGraph:
     numbers: tuple[HeldNumber, ...] = ()
     silent: frozenset[int] = frozenset()
     outputs: tuple[tuple[Axis, ...], ...] = ()
+    assigned: tuple[tuple[str, str], ...] = ()
 
     def sized(self) -> list[LayerNode]:
         """The layers whose width can be asked for, in order of execution."""

@@ -19,7 +19,7 @@ from splitgrow.errors import SplitGrowError, UnsupportedModelError
 from splitgrow.gate import ORIGINAL_CLASS, Gate, close_, refuse_inside_forward
 from splitgrow.handle import Handle
 from splitgrow.handled import HISTORY, history_of
-from splitgrow.history import History, grown_elsewhere, structure
+from splitgrow.history import History, changed_modules, grown_elsewhere, structure
 from splitgrow.journal.state_dicts import check_fit, follow_, put_journal, take_journal
 from splitgrow.places import levels_to_caller
 from splitgrow.states import moved
@@ -150,7 +150,7 @@ def _carry_on(history: History, old: History) -> None:
     history.exact_from, history.frozen = old.exact_from, old.frozen
     history.narrower, history.shares = old.narrower, old.shares
     history.states = old.states
-    if history.modules != old.modules:
+    if changed_modules(history.modules, old):
         # Closed generations held modules that are gone.
         history.exact_from = history.generation
 

@@ -15,9 +15,10 @@ from splitgrow.edits import Edit, NumberChange
 from splitgrow.fading import FadeIn
 from splitgrow.generations import freeze_, unfreeze_
 from splitgrow.history import History, check_structure, keep_, structure
+from splitgrow.holders import holders_in
 from splitgrow.initializers import initializer_of
 from splitgrow.optimizers import NewParameter, group_name, join_, listed, plan_joining
-from splitgrow.placing import Prepared, holders_in, place_, prepare
+from splitgrow.placing import Prepared, place_, prepare
 from splitgrow.planning import check_request, find_growth, make_plan, rounded_up
 from splitgrow.split import SplitLayer
 from splitgrow.states import take

@@ -20,6 +20,7 @@ from splitgrow.generations import Owned, show_as_trained_
 from splitgrow.graph import ChannelGraph
 from splitgrow.kinds import LayerKind
 from splitgrow.planning import layer_kind
+from splitgrow.reassigned import Paths, changes_between, paths_in
 from splitgrow.split import SplitLayer
 from splitgrow.states import State, show_
 from splitgrow.undo import Undo
@@ -112,7 +113,14 @@ class History:
 
 def structure(model: nn.Module) -> dict[str, nn.Module]:
     """All modules of a model by path, every path of each."""
-    return dict(model.named_modules(remove_duplicate=False))
+    return paths_in(model)
+
+
+def changed_modules(now: Paths, history: History) -> list[str]:
+    """The paths of modules that came, went or were replaced, where that counts."""
+    graph = history.graph
+    followed = {node.name for node in graph.nodes.values() if node.followed}
+    return changes_between(history.modules, now, graph.assigned, followed)
 
 
 def check_structure(model: nn.Module, history: History) -> None:
@@ -120,10 +128,10 @@ def check_structure(model: nn.Module, history: History) -> None:
 
     Raises:
         StructureChangedError: If modules came, went or were replaced, or a layer's tensors have
-            other shapes.
+            other shapes. Modules that forward makes anew at each call are none.
     """
-    now, then = structure(model), history.modules
-    changed = [name for name in {**then, **now} if now.get(name) is not then.get(name)]
+    now = structure(model)
+    changed = changed_modules(now, history)
     groups = history.graph.groups
     for node in history.graph.nodes.values():
         module = now.get(node.name)

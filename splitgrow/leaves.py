@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +20,19 @@ _LEAF_NUMBERS = """
 """
 LEAF_NUMBERS = frozenset(_LEAF_NUMBERS.split())
 """The numbers of layers that growth changes."""
+
+
+@dataclass(frozen=True)
+class Wider:
+    """A model with other widths than it has, to be recorded as if it had them.
+
+    Attributes:
+        sizes: The numbers of input and output channels of layers, by module path.
+        numbers: The numbers that modules hold, by module path and attribute.
+    """
+
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 def is_leaf(module: nn.Module) -> bool:

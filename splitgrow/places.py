@@ -8,8 +8,11 @@ import traceback
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 _NOT_THE_USERS = tuple(
     str(Path(module.__file__).parent) + os.sep
@@ -44,6 +47,20 @@ def place_of_error(trace: TracebackType | None) -> str:
         if _is_the_users(frame.filename)
     ]
     return places[-1] if places else "an unknown place"
+
+
+def failure_of(
+    model: nn.Module, inputs: tuple[Any, ...], error: Exception, layer: str, *, training: bool
+) -> str:
+    """What there is to say of a model that fails on its example inputs."""
+    shapes = pytree.tree_map_only(Tensor, lambda t: tuple(t.shape), inputs)
+    mode = "training" if training else "evaluation"
+    message = str(error).replace("FakeTensor", "Tensor")
+    within = f"in `{layer}`, " if layer else ""
+    return (
+        f"{type(model).__name__} does not run on example_inputs of shapes {shapes} in {mode} mode: "
+        f"{within}{place_of_error(error.__traceback__)}: {type(error).__name__}: {message}"
+    )
 
 
 @lru_cache(maxsize=4096)

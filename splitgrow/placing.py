@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from splitgrow.edits import LayerChange
 from splitgrow.generations import held
+from splitgrow.holders import Holders, put_in_place_
 from splitgrow.hooks import hand_over_
 from splitgrow.initializers import Initializer, silent_channels
 from splitgrow.layouts import Layout
@@ -95,26 +94,6 @@ def place_(modules: Mapping[str, nn.Module], item: Prepared, holders: Holders, u
     if replaced is not split:
         hand_over_(replaced, split, undo)
         put_in_place_(holders, replaced, split, undo)
-
-
-Holders = Mapping[int, Sequence[tuple[dict[str, Any], str]]]
-"""For each module, by its id, the dictionaries that hold it, with its names there."""
-
-
-def holders_in(model: nn.Module) -> Holders:
-    """Who holds the modules of a model."""
-    holders: dict[int, list[tuple[dict[str, Any], str]]] = {}
-    for module in model.modules():
-        for name, child in module._modules.items():  # noqa: SLF001
-            holders.setdefault(id(child), []).append((module._modules, name))  # noqa: SLF001
-    return holders
-
-
-def put_in_place_(holders: Holders, old: nn.Module, new: nn.Module, undo: Undo) -> None:
-    """Puts a module in the place of another, wherever that is held."""
-    for children, name in holders[id(old)]:
-        undo.on_failure(partial(children.__setitem__, name, old))
-        children[name] = new
 
 
 def set_blocks_(

@@ -8,8 +8,8 @@ record names every op, every tensor and every number taken from a shape or an at
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from splitgrow.births import Births
 from splitgrow.errors import TraceError, UnsupportedLayerError
 from splitgrow.leaves import (
     LEAF_NUMBERS,
+    Wider,
     as_if_resized,
     is_leaf,
     resized,
@@ -31,16 +32,23 @@ from splitgrow.leaves import (
     shallow,
 )
 from splitgrow.outputs import OpaqueError, tensors_in
-from splitgrow.places import place_of_caller, place_of_error
+from splitgrow.places import failure_of, place_of_caller
+from splitgrow.reassigned import assigned_since, paths_in
 from splitgrow.results import result_of_function, result_of_leaf
 from splitgrow.rules.targets import HANDS_OUT_MEMORY, target_of
+from splitgrow.standins import (
+    Modules,
+    clone,
+    otherwise_reached,
+    set_mode_,
+    stand_in_,
+    told_apart,
+    use_copies_,
+)
 from splitgrow.steps import Ref, Source, Step, mapped, untracked
 from splitgrow.tracked import Tracked
 from splitgrow.undisturbed import ignore_warnings_, undisturb_
 from splitgrow.undo import Meanwhile
-
-_Modules = Sequence[tuple[str, nn.Module]]
-"""Modules by path."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +60,6 @@ class Recording:
     recorder: Recorder
 
 
-@dataclass(frozen=True)
-class Wider:
-    """A model with other widths than it has, to be recorded as if it had them.
-
-    Attributes:
-        sizes: The numbers of input and output channels of layers, by module path.
-        numbers: The numbers that modules hold, by module path and attribute.
-    """
-
-    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
-
-
 def record_wider(
     model: nn.Module, inputs: tuple[Any, ...], wider: Wider, *, training: bool
 ) -> list[Step]:
@@ -74,7 +69,7 @@ def record_wider(
         Exception: Whatever forward raises at those widths.
     """
     recorder = Recorder(wider)
-    return _run(model, inputs, recorder, training=training, fake=True)
+    return _run(model, inputs, recorder, training=training, fake=True, standing_in=False)
 
 
 def record(
@@ -102,26 +97,33 @@ def record(
         MemoryError: If there is too little memory.
     """
     _check_signature(model, inputs)
-    recorder = (make or Recorder)()
-    try:
-        steps = _run(model, inputs, recorder, training=training, fake=True)
-        return Recording(steps, True, recorder)
-    except MemoryError:  # no fault of the model's
-        raise
-    except Exception as error:  # forward asks for values, or is wrong: a real run will tell
-        tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
-        if any(isinstance(t, Tensor) and t.is_meta for t in tensors):
-            message = _failure(model, inputs, error, recorder.inside, training=training)
-            raise TraceError(f"{message} (tensors on the meta device have no values)") from error
-    recorder = (make or Recorder)()
-    try:
-        steps = _run(model, inputs, recorder, training=training, fake=False)
-        return Recording(steps, False, recorder)
-    except (MemoryError, UnsupportedLayerError):
-        raise
-    except Exception as error:
-        message = _failure(model, inputs, error, recorder.inside, training=training)
-        raise ValueError(message) from error
+    tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
+    valued = not any(isinstance(t, Tensor) and t.is_meta for t in tensors)
+    # Forward may ask for values, or tell a layer from its stand-in.
+    ways = (
+        ((True, True), (False, True), (False, False)) if valued else ((True, True), (True, False))
+    )
+    failures: list[tuple[str, Exception]] = []
+    for fake, standing_in in ways:
+        recorder = (make or Recorder)()
+        try:
+            steps = _run(
+                model, inputs, recorder, training=training, fake=fake, standing_in=standing_in
+            )
+        except (MemoryError, UnsupportedLayerError):  # no fault of forward's
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever forward raises
+            failures.append((recorder.inside, error))
+            continue
+        if not standing_in:
+            reason = told_apart(failures[-1][1])
+            recorder.strays = {step.module: reason for step in steps if step.module is not None}
+        return Recording(steps, fake, recorder)
+    layer, last = failures[-1]
+    message = failure_of(model, inputs, last, layer, training=training)
+    if not valued:
+        raise TraceError(f"{message} (tensors on the meta device have no values)") from last
+    raise ValueError(message) from last
 
 
 def _check_signature(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
@@ -134,19 +136,6 @@ def _check_signature(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any
         ) from None
 
 
-def _failure(
-    model: nn.Module, inputs: tuple[Any, ...], error: Exception, layer: str, *, training: bool
-) -> str:
-    shapes = pytree.tree_map_only(Tensor, lambda t: tuple(t.shape), inputs)
-    mode = "training" if training else "evaluation"
-    message = str(error).replace("FakeTensor", "Tensor")
-    within = f"in `{layer}`, " if layer else ""
-    return (
-        f"{type(model).__name__} does not run on example_inputs of shapes {shapes} in {mode} mode: "
-        f"{within}{place_of_error(error.__traceback__)}: {type(error).__name__}: {message}"
-    )
-
-
 def _run(
     model: nn.Module,
     inputs: tuple[Any, ...],
@@ -154,9 +143,10 @@ def _run(
     *,
     training: bool,
     fake: bool,
+    standing_in: bool,
 ) -> list[Step]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    copied: Callable[[Tensor], Tensor] = mode.from_tensor if fake else _clone
+    copied: Callable[[Tensor], Tensor] = mode.from_tensor if fake else clone
     with Meanwhile() as meanwhile, meanwhile:
         undisturb_(model, meanwhile)
         # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
@@ -164,49 +154,20 @@ def _run(
         torch.set_grad_enabled(False)
         modules = list(model.named_modules())
         for _, module in modules:
-            _set_mode(module, training=training)
+            set_mode_(module, training=training)
         inputs = pytree.tree_map_only(Tensor, copied, inputs)
         recorder.know(modules)
-        _use_copies(modules, recorder, copied)
+        use_copies_(modules, recorder.owners, copied)
         recorder.given(_check_signature(model, inputs))
+        recorder.standing_in = standing_in
         recorder.prepare(modules)
+        stand_in_(model, recorder.stand_ins, meanwhile)
+        before = paths_in(model)
         with mode if fake else recorder.births, recorder:
             output = model(*inputs)
         recorder.finish(output)
+        recorder.assigned = assigned_since(before, model)
     return recorder.steps
-
-
-def _clone(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone()
-    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
-
-
-def _set_mode(module: nn.Module, *, training: bool) -> None:
-    own = module.__dict__
-    if "training" in own:  # what assigning to it comes to, without a search for tensors
-        own["training"] = training
-    else:
-        module.training = training
-
-
-def _use_copies(modules: _Modules, recorder: Recorder, copied: Callable[[Tensor], Tensor]) -> None:
-    """Lets forward write into copies; the originals are put back with the other attributes.
-
-    A leaf is run in evaluation mode if at all, where it writes into nothing of its own.
-    """
-    for name, module in modules:
-        if name and is_leaf(module):
-            continue
-        stores: tuple[dict[str, Any], ...] = (
-            module._parameters,  # noqa: SLF001
-            module._buffers,  # noqa: SLF001
-            module.__dict__,
-        )
-        for store in stores:
-            for key, tensor in store.items():
-                if isinstance(tensor, Tensor):
-                    store[key] = copied(tensor)
-                    recorder.owners[id(store[key])] = f"{name}.{key}".removeprefix(".")
 
 
 class Recorder(TorchFunctionMode):
@@ -224,10 +185,18 @@ class Recorder(TorchFunctionMode):
         self._active = True
         self.births = Births()
         """The tensors that were made in a run on real values."""
+        self.standing_in = False
+        """Whether look-alikes are to stand for the leaf modules."""
+        self.stand_ins: dict[nn.Module, nn.Module] = {}
+        """What stands for each leaf module where growth could replace it."""
+        self.strays: dict[str, str] = {}
+        """Why leaf modules cannot grow that forward reached in some other way."""
+        self.assigned: tuple[tuple[str, str], ...] = ()
+        """Where forward put modules of its own, and what these are like."""
 
     # -- before and after ------------------------------------------------------------------------
 
-    def know(self, modules: _Modules) -> None:
+    def know(self, modules: Modules) -> None:
         """Learns the paths of the model's tensors."""
         for name, module in modules:
             for store in (module._parameters, module._buffers):  # noqa: SLF001
@@ -242,7 +211,7 @@ class Recorder(TorchFunctionMode):
                 if isinstance(leaf, Tensor):
                     self._note(leaf, self._add("input", Source.INPUT, (name,), {}, leaf))
 
-    def prepare(self, modules: _Modules) -> None:
+    def prepare(self, modules: Modules) -> None:
         """Puts itself between the model and its leaf modules, and behind every number it holds.
 
         The attributes of the model must be put back afterwards.
@@ -251,22 +220,43 @@ class Recorder(TorchFunctionMode):
         for name, module in modules:
             if module in below_a_leaf:
                 continue
-            own = module.__dict__
             if name and is_leaf(module):
                 if module._modules:  # noqa: SLF001
                     below_a_leaf.update(module.modules())
                 as_it_was = shallow(module)
                 sizes = self._wider.sizes.get(name)
                 shown = as_it_was if sizes is None else as_if_resized(as_it_was, sizes)
-                own["forward"] = self._recorded_forward(name, as_it_was, shown)
-                for key in LEAF_NUMBERS & own.keys():
-                    value = getattr(shown, key)
-                    if type(value) is int:
-                        own[key] = Tracked.of(value, self, (name, key))
+                forward = self._recorded_forward(name, as_it_was, shown)
+                if self.standing_in:
+                    stand_in = self.stand_ins[module] = shallow(module)
+                    self._show(name, shown, stand_in, forward, ())
+                    forward = self._strays_forward(name, forward)
+                self._show(name, shown, module, forward, (True,) if self.standing_in else ())
             else:
+                own = module.__dict__
                 for key, value in list(own.items()):
                     if type(value) in (int, list, tuple):
                         own[key] = self._tracked_attribute(name, key, value)
+
+    def _show(self, name: str, shown: nn.Module, module: Any, forward: Any, stray: Any) -> None:
+        """Has a leaf module, or what stands for it, tell what becomes of it."""
+        own = module.__dict__
+        own["forward"] = forward
+        for key in LEAF_NUMBERS & own.keys():
+            value = getattr(shown, key)
+            if type(value) is int:
+                own[key] = Tracked.of(value, self, (name, key, *stray))
+
+    def _strays_forward(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not self.inside:
+                self._stray(name)
+            return forward(*args, **kwargs)
+
+        return run
+
+    def _stray(self, name: str) -> None:
+        self.strays.setdefault(name, otherwise_reached(name, place_of_caller()))
 
     def _recorded_forward(
         self, name: str, module: nn.Module, shown: nn.Module
@@ -382,8 +372,11 @@ class Recorder(TorchFunctionMode):
             if leaf.keeper is not self:
                 return int.__int__(leaf)
             if not isinstance(leaf.origin, Ref):
+                name, key, *stray = leaf.origin
+                if stray:
+                    self._stray(name)
                 value = int.__int__(leaf)
-                leaf.origin = self._add("attribute", Source.NUMBER, leaf.origin, {}, value)
+                leaf.origin = self._add("attribute", Source.NUMBER, (name, key), {}, value)
             return leaf.origin
         if not isinstance(leaf, Tensor):
             return leaf

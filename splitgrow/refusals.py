@@ -6,6 +6,7 @@ from collections.abc import Container, Iterator, Mapping
 
 from torch import nn
 
+from splitgrow.holders import held_by
 from splitgrow.kinds import kind_of, sized_layers
 
 
@@ -47,8 +48,8 @@ def refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
     for holder, attribute, module in stray_references(modules, names):
         found.setdefault(
             names[id(module)],
-            f"`{holder or 'the model'}` also holds it in the plain attribute `{attribute}`, where "
-            f"growth could not replace it; use nn.ModuleList or nn.ModuleDict there",
+            f"`{holder or 'the model'}` also holds it in a tuple or set in the attribute "
+            f"`{attribute}`, where growth could not replace it; use a list or nn.ModuleList there",
         )
     if kind_of(modules[""]) is not None or isinstance(modules[""], sized_layers()):
         found[""] = "the model is itself one layer; put it into an nn.Sequential"
@@ -58,12 +59,8 @@ def refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
 def stray_references(
     modules: Mapping[str, nn.Module], known: Container[int]
 ) -> Iterator[tuple[str, str, nn.Module]]:
-    """Modules of the model that some module also holds outside its registered children."""
+    """Modules of the model that some module also holds where nothing could replace them."""
     for holder, module in modules.items():
-        for attribute, value in vars(module).items():
-            if attribute[:1] == "_" or not isinstance(value, (list, tuple, dict, nn.Module)):
-                continue
-            items = value.values() if isinstance(value, dict) else value
-            for item in (items,) if isinstance(items, nn.Module) else tuple(items):
-                if isinstance(item, nn.Module) and id(item) in known:
-                    yield holder, attribute, item
+        for attribute, container, _, held in held_by(module):
+            if container is None and id(held) in known:
+                yield holder, attribute, held

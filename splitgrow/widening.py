@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from splitgrow.axes import Run
 from splitgrow.graph import ChannelGraph, HeldNumber
 from splitgrow.groups import Groups
-from splitgrow.recording import Wider, record_wider
+from splitgrow.leaves import Wider
+from splitgrow.recording import record_wider
 from splitgrow.rules.op import Shaped, leaves_of
 from splitgrow.steps import Ref, Step
 

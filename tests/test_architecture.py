@@ -15,6 +15,7 @@ FLOORS = (
     {"wrapping", "trees"},
     {"groups", "kernels", "whole", "partial"},
     {"silence", "remainders", "layouts", "edits", "kinds", "folding", "execution"}
+    | {"holders", "reassigned"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"}
     | {"steadiness"},
     {"steps", "composition", "generations", "fading", "connections"},
@@ -28,8 +29,9 @@ FLOORS = (
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
     {"unwrapping"},
-    {"leaves", "results", "planning", "namesakes", "progressive", "states", "choices"}
+    {"leaves", "results", "planning", "progressive", "states", "choices"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
+    {"standins"},
     {"recording", "tracing", "history", "refusals", "placing"}
     | {"liveness", "propagation", "output_comparison"},
     {"handled", "locating"},

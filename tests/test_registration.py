@@ -438,7 +438,9 @@ def test_a_rule_that_cannot_tell_or_does_not_explain_the_shapes_fixes_with_a_rea
         splitgrow.unregister_op(torch.special.airy_ai)
 
 
-@pytest.mark.parametrize("targets", [(), (torch.relu,), (torch.special.zeta,), ("relu",), (nn.ReLU,)])
+@pytest.mark.parametrize(
+    "targets", [(), (torch.relu,), (torch.special.zeta,), ("relu",), (nn.ReLU,)]
+)
 def test_only_rules_that_were_registered_are_taken_back(targets: tuple[Any, ...]) -> None:
     before = dict(registry._RULES)
     with pytest.raises(ValueError, match=r"own rules|has no rule|needs the targets"):

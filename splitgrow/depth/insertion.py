@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from splitgrow.deepened import Deepened, note_questions_
+from splitgrow.deepened import Deepened, note_questions_, note_runs_
 from splitgrow.depth.blocks import captured, copied_block
 from splitgrow.depth.inserts import (
     Builder,
@@ -81,11 +81,12 @@ def insert_(
         if edit.closes is not None:
             close_(model, history, undo)
         planned.prepare(undo)
-        wrap_(model, planned.host, planned.module, (edit.index, insertion), undo)
+        wrapper = wrap_(model, planned.host, planned.module, (edit.index, insertion), undo)
         join_(joining, undo)
         with Meanwhile() as meanwhile, meanwhile:
-            asked = note_questions_(meanwhile)
+            asked, ran = note_questions_(meanwhile), note_runs_(meanwhile)
             history.graph = analyse_again(model, history.inputs, history.broken)
+        _refuse_unseen(insertion.host, seen=id(wrapper) in ran)
         tell_wrappers_(model, asked, undo)
         history.modules = structure(model)
         history.generation = edit.generation
@@ -271,12 +272,20 @@ def _described(module: nn.Module) -> str:
     return " + ".join(names) if len(names) < 8 else f"{type(module).__name__} of {len(names)} parts"
 
 
+def _refuse_unseen(host: str, *, seen: bool) -> None:
+    if not seen:
+        raise InsertionError(
+            f"forward reaches `{host}` otherwise than by that name (through a closure, a tuple or "
+            f"another object that holds it), so that what is inserted would not run"
+        )
+
+
 def _refuse_stray(model: nn.Module, host: str, module: nn.Module) -> None:
     known = {id(module)}
     for holder, attribute, _ in stray_references(structure(model), known):
         raise InsertionError(
-            f"`{holder or 'the model'}` also holds `{host}` in the plain attribute `{attribute}`, "
-            f"where what is inserted would not be seen; use nn.ModuleList or nn.ModuleDict there"
+            f"`{holder or 'the model'}` also holds `{host}` in a tuple or set in the attribute "
+            f"`{attribute}`, where what is inserted would not be seen; use a list there"
         )
 
 

@@ -75,7 +75,7 @@ class _CallRecorder(Recorder):
         super().prepare(modules)
         for name, module in modules:
             if name and not isinstance(module, Deepened):
-                own = module.__dict__
+                own = self.stand_ins.get(module, module).__dict__
                 forward = own.get("forward") or module.forward
                 own["forward"] = self._noted_forward(name, forward)
 
@@ -107,6 +107,7 @@ class Sites:
         assert isinstance(recorder, _CallRecorder)
         self.steps: Sequence[Step] = recording.steps
         self.calls = recorder.calls
+        self.strays = recorder.strays
         self.modules: Mapping[str, nn.Module] = dict(model.named_modules())
         self._intervals = intervals_of(self.steps)
         self._readers: dict[Ref, list[int]] = {}
@@ -178,6 +179,8 @@ class Sites:
             InsertionError: If it is not called exactly once.
         """
         calls = [call for call in self.calls if call.path == path]
+        if path in self.strays:
+            raise InsertionError(f"`{path}`: {self.strays[path]}")
         if len(calls) != 1:
             raise InsertionError(
                 f"`{path}` is called {len(calls)} times in a forward pass, and what is inserted at "

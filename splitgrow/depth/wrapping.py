@@ -11,7 +11,7 @@ from torch import nn
 from splitgrow.deepened import Deepened, Inserted
 from splitgrow.depth.wanted import KINDS
 from splitgrow.edits import Insertion
-from splitgrow.placing import holders_in, put_in_place_
+from splitgrow.holders import holders_in, put_in_place_
 from splitgrow.undo import Undo
 
 
@@ -21,8 +21,8 @@ def wrap_(
     module: nn.Module,
     inserted: tuple[int, Insertion],
     undo: Undo,
-) -> None:
-    """Puts a module before or behind another.
+) -> Deepened:
+    """Puts a module before or behind another, and gives the wrapper that holds both.
 
     Args:
         model: The model.
@@ -41,8 +41,9 @@ def wrap_(
         wrapper.tensor_result = insertion.tensor_result
         wrapper.set_inserted({item.name: module}, (item,))
         put_in_place_(holders_in(model), host, wrapper, undo)
-        return
+        return wrapper
     modules: Mapping[str, Any] = {i.name: wrapper.part(i.name) for i in wrapper.inserted}
     undo.on_failure(partial(wrapper.set_inserted, modules, wrapper.inserted))
     new = {item.name: module, **modules}
     wrapper.set_inserted(new, (item, *wrapper.inserted))
+    return wrapper

@@ -25,12 +25,13 @@ from splitgrow.fading import FadeIn
 from splitgrow.generations import held, hold_statistics, release_
 from splitgrow.graph import ChannelGraph
 from splitgrow.history import History, structure
+from splitgrow.holders import holders_in
 from splitgrow.inputs import widened
 from splitgrow.journal.bounded import TIMES, Bounded, Unbounded
 from splitgrow.journal.holding import states_of
 from splitgrow.journal.records import Journal
 from splitgrow.kinds import kind_of
-from splitgrow.placing import holders_in, place_, prepare
+from splitgrow.placing import place_, prepare
 from splitgrow.planning import layer_kind, planned_blocks
 from splitgrow.split import SplitLayer, stock
 from splitgrow.undo import Meanwhile, Undo
