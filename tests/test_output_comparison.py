@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -176,9 +175,9 @@ class Clipping(nn.Module):
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_that_writes_into_its_layers_is_looked_at_without_a_trace(training):
     torch.manual_seed(0)
-    model: Any = Clipping().train(training)
+    model, x = Clipping().train(training), torch.randn(4, 3)
     with unchanged(model, but=ANALYSIS):
-        splitgrow.growable(model, torch.randn(4, 3))
+        splitgrow.growable(model, x)
     with unchanged(model), pytest.raises(splitgrow.FixedWidthError):
         model.expand_layer("one", 2)
     with unchanged(model):
