@@ -25,8 +25,8 @@ from splitgrow.places import levels_to_caller
 from splitgrow.states import moved
 from splitgrow.undisturbed import keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile, Undo
+from splitgrow.unsupported import refuse_unsupported, refuse_unsupported_inputs
 from splitgrow.value_trials import fix_what_values_break
-from splitgrow.wrapping import is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -103,6 +103,7 @@ def growable(
             f"{', '.join(foreign)} did not grow here, as part of this model; build it from the "
             f"parts of splitgrow.merge(the model in which they grew)"
         )
+    refuse_unsupported_inputs(inputs)
     # A copy of the model copies them too, which it could not do with results of autograd.
     inputs = pytree.tree_map_only(Tensor, _by_itself, inputs)
     with gate.lock, Meanwhile() as meanwhile, meanwhile:
@@ -153,41 +154,6 @@ def _carry_on(history: History, old: History) -> None:
     if changed_modules(history.modules, old):
         # Closed generations held modules that are gone.
         history.exact_from = history.generation
-
-
-def refuse_unsupported(model: nn.Module) -> None:
-    """Makes sure that a model is one that can be made growable.
-
-    Raises:
-        UnsupportedModelError: If it is wrapped, compiled, scripted or uninitialised.
-    """
-    kind = type(model).__name__
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise UnsupportedModelError(
-            f"the model is wrapped in {kind}; make the module inside growable "
-            f"(splitgrow.growable(model.module, ...)) and grow it by splitgrow.distributed"
-        )
-    if is_sharded(model):
-        raise UnsupportedModelError(
-            "FSDP has sharded the model, so that it cannot be run alone to look at it; make it "
-            "growable before it is sharded, in every process"
-        )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError("the model is a ScriptModule; grow it before scripting")
-    if "_orig_mod" in model._modules:  # noqa: SLF001
-        raise UnsupportedModelError(
-            "the model is compiled; make the original growable and compile it after each growth"
-        )
-    lazy = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params()  # type: ignore[misc]
-    ]
-    if lazy:
-        raise UnsupportedModelError(
-            f"{', '.join(lazy)} {'is' if len(lazy) == 1 else 'are'} not initialised yet; run the "
-            f"model once on example inputs first"
-        )
 
 
 _MEMBERS = {
@@ -357,7 +323,7 @@ def _class_for(
 
 def _taken_names(model: nn.Module) -> frozenset[str]:
     """The names of methods that the model has already, for something else."""
-    taken = frozenset(name for name in _METHODS if hasattr(model, name))
+    taken = frozenset(name for name in _METHODS if _has(model, name))
     if taken:
         warnings.warn(
             f"{type(model).__name__} has its own {', '.join(sorted(taken))}; use "
@@ -365,6 +331,13 @@ def _taken_names(model: nn.Module) -> frozenset[str]:
             stacklevel=levels_to_caller(),
         )
     return taken
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        return hasattr(model, name)
+    except Exception:  # noqa: BLE001 - a property that raises, or a `__getattr__` without an end
+        return hasattr(type(model), name)
 
 
 def _growable_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
