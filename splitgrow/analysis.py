@@ -22,7 +22,7 @@ from splitgrow.leaves import is_leaf
 from splitgrow.modes import may_ask_for_the_mode
 from splitgrow.places import levels_to_caller
 from splitgrow.recording import Recording, record
-from splitgrow.refusals import is_sized, refusals, subclass_refusal
+from splitgrow.refusals import emptiness, is_sized, refusals, subclass_refusal
 from splitgrow.remainders import Remainders
 from splitgrow.rules import Op, Shaped, result_of
 from splitgrow.rules.op import Choice, constant_like, shaped_in
@@ -260,7 +260,8 @@ class _Analysis:
         name, parametrization, _ = path.partition(".parametrizations.")
         owner = self.modules.get(name if parametrization else path.rpartition(".")[0])
         if isinstance(owner, sized_layers()) and kind_of(owner) is None:
-            return constant_like(step.example, subclass_refusal(owner))
+            root = self.refusals.get("", "") if owner is self.modules[""] else ""
+            return constant_like(step.example, root or subclass_refusal(owner))
         what = f"the tensor `{path}`" if path else "a tensor that is not the model's"
         return constant_like(step.example, f"it is tied to {what}, which does not grow")
 
@@ -345,7 +346,7 @@ class _Analysis:
         owner = self.modules[name]
         sizes = owner.sizes() if isinstance(owner, SplitLayer) else kind.sizes(module)
         assert module is not None
-        refusal = self.refusals.get(name, "") or kind.refusal(module)
+        refusal = self.refusals.get(name) or kind.refusal(module) or emptiness(sizes)
         if kind.couples:
             self.silence.need(axis)
         if kind.diagonal(module):

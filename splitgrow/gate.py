@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.errors import SplitGrowError
+from splitgrow.errors import SplitGrowError, UnsupportedModelError
 from splitgrow.undo import Undo
 
 PATIENCE = 60.0
@@ -146,11 +146,20 @@ def _closed(cls: type[nn.Module]) -> Any:
     """A subclass of a class, of the same name, whose calls wait.
 
     A class that was made here keeps it: compiled code, which looks at classes, meets it again.
+
+    Raises:
+        UnsupportedModelError: If the class allows no subclass.
     """
     closed = vars(cls).get(_CLOSED)
     if closed is None:
         own = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__call__": _wait}
-        closed = type(cls.__name__, (cls,), own)
+        try:
+            closed = type(cls.__name__, (cls,), own)
+        except TypeError as error:
+            raise UnsupportedModelError(
+                f"{cls.__name__} cannot be subclassed, as splitgrow does to add its methods "
+                f"({error}); put the model into an nn.Sequential"
+            ) from error
         if ORIGINAL_CLASS in vars(cls):
             setattr(cls, _CLOSED, closed)
     return closed

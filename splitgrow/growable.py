@@ -16,8 +16,8 @@ from splitgrow.handled import HISTORY
 from splitgrow.history import History, changed_modules, grown_elsewhere, structure
 from splitgrow.undisturbed import keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile, Undo
+from splitgrow.unsupported import refuse_unsupported, refuse_unsupported_inputs
 from splitgrow.value_trials import fix_what_values_break
-from splitgrow.wrapping import is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -92,6 +92,7 @@ def growable(
             f"{', '.join(foreign)} did not grow here, as part of this model; build it from the "
             f"parts of splitgrow.merge(the model in which they grew)"
         )
+    refuse_unsupported_inputs(inputs)
     # A copy of the model copies them too, which it could not do with results of autograd.
     inputs = pytree.tree_map_only(Tensor, _by_itself, inputs)
     with gate.lock, Meanwhile() as meanwhile, meanwhile:
@@ -142,38 +143,3 @@ def _carry_on(history: History, old: History) -> None:
     if changed_modules(history.modules, old):
         # Closed generations held modules that are gone.
         history.exact_from = history.generation
-
-
-def refuse_unsupported(model: nn.Module) -> None:
-    """Makes sure that a model is one that can be made growable.
-
-    Raises:
-        UnsupportedModelError: If it is wrapped, compiled, scripted or uninitialised.
-    """
-    kind = type(model).__name__
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise UnsupportedModelError(
-            f"the model is wrapped in {kind}; make the module inside growable "
-            f"(splitgrow.growable(model.module, ...)) and grow it by splitgrow.distributed"
-        )
-    if is_sharded(model):
-        raise UnsupportedModelError(
-            "FSDP has sharded the model, so that it cannot be run alone to look at it; make it "
-            "growable before it is sharded, in every process"
-        )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError("the model is a ScriptModule; grow it before scripting")
-    if "_orig_mod" in model._modules:  # noqa: SLF001
-        raise UnsupportedModelError(
-            "the model is compiled; make the original growable and compile it after each growth"
-        )
-    lazy = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params()  # type: ignore[misc]
-    ]
-    if lazy:
-        raise UnsupportedModelError(
-            f"{', '.join(lazy)} {'is' if len(lazy) == 1 else 'are'} not initialised yet; run the "
-            f"model once on example inputs first"
-        )

@@ -90,7 +90,7 @@ def _named(model: nn.Module, inputs: tuple[Any, ...], name: str | None) -> str:
     tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
     if name is None:
         if not tensors:
-            raise ValueError(f"none of the inputs {', '.join(given)} is a tensor")
+            raise ValueError(f"none of forward's arguments ({', '.join(given)}) is one tensor")
         return tensors[0]
     if not isinstance(name, str):
         raise TypeError(f"name must be the name of an argument of forward, got {name!r}")

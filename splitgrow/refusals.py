@@ -26,9 +26,22 @@ def subclass_refusal(module: nn.Module) -> str:
             "splitgrow.merge makes of the grown model"
         )
     return (
-        f"{type(module).__name__} is a subclass of {base.__name__} that splitgrow does not know; "
-        f"teach it with splitgrow.register_layer"
+        f"{_name_beside(base, type(module))} is a subclass of {base.__name__} that splitgrow does "
+        f"not know; teach it with splitgrow.register_layer"
     )
+
+
+def _name_beside(base: type, kind: type) -> str:
+    same = kind.__name__ == base.__name__
+    return f"{kind.__module__}.{kind.__qualname__}" if same else kind.__name__
+
+
+def emptiness(sizes: tuple[int, int]) -> str:
+    """Why a layer of these sizes cannot grow, if it has nothing to grow from."""
+    if all(sizes):
+        return ""
+    what = "units" if sizes[0] else "inputs"
+    return f"it has no {what}; put a layer with at least one in its place"
 
 
 def refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -51,6 +64,12 @@ def refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
             f"`{holder or 'the model'}` also holds it in a tuple or set in the attribute "
             f"`{attribute}`, where growth could not replace it; use a list or nn.ModuleList there",
         )
+    for name in modules:
+        if name.rpartition(".")[2] == "_orig_mod":
+            found[name] = (
+                "it was compiled by torch.compile(layer), which goes on calling it whatever is put "
+                "in its place; use layer.compile() instead, or compile after growth"
+            )
     if kind_of(modules[""]) is not None or isinstance(modules[""], sized_layers()):
         found[""] = "the model is itself one layer; put it into an nn.Sequential"
     return found

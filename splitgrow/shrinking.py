@@ -17,7 +17,6 @@ from splitgrow.connections import has_weights, sections
 from splitgrow.constants import Known
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.graph import ChannelGraph
-from splitgrow.growable import refuse_unsupported
 from splitgrow.handled import HISTORY
 from splitgrow.kinds import kind_of
 from splitgrow.kinds.registry import LayerKind, Stock
@@ -35,6 +34,7 @@ from splitgrow.rules.op import shaped_in
 from splitgrow.split import SplitLayer
 from splitgrow.undisturbed import ignore_warnings_, keep_modes_, keep_random_states_
 from splitgrow.undo import Meanwhile
+from splitgrow.unsupported import refuse_unsupported
 from splitgrow.widening import narrowing_breaks
 
 

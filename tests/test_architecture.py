@@ -28,7 +28,7 @@ FLOORS = (
     {"running", "standing"},
     {"split", "deepened", "rules", "graph", "passes", "gate"}
     | {"initializers", "attributes", "optimizers", "replacing"},
-    {"unwrapping"},
+    {"unwrapping", "unsupported"},
     {"leaves", "results", "planning", "progressive", "states", "choices"}
     | {"plain", "listing", "narrowing", "constants", "aliases"},
     {"standins"},

@@ -32,7 +32,7 @@ from splitgrow.errors import CheckpointError
 from splitgrow.execution import Mode, set_execution_mode_
 from splitgrow.gate import Gate, close_, refuse_inside_forward
 from splitgrow.graph import ChannelGraph
-from splitgrow.growable import adopt_, refuse_unsupported
+from splitgrow.growable import adopt_
 from splitgrow.handled import HISTORY
 from splitgrow.history import History, check_structure, grown_elsewhere
 from splitgrow.journal import Journal, rebuild_, restore_, widen_inputs_
@@ -41,6 +41,7 @@ from splitgrow.optimizers import optimizers_of
 from splitgrow.trees import read_tree
 from splitgrow.undisturbed import keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile, Undo
+from splitgrow.unsupported import refuse_unsupported
 from splitgrow.wrapping import refuse_wrapped
 
 

@@ -167,6 +167,11 @@ def _check(
     path, original = host
     args, kwargs = captured(model, original, inputs)
     x = first_argument(original, args, kwargs)
+    if x.is_meta:
+        raise InsertionError(
+            f"a copy of `{path}` is tried out on values before it is believed, and the meta device "
+            f"has none; insert it where the model has values"
+        )
     with Meanwhile() as meanwhile, meanwhile:
         undisturb_(model, meanwhile)
         undisturb_(block, meanwhile)
@@ -199,7 +204,11 @@ class _Captured(Exception):  # noqa: N818
 def captured(
     model: nn.Module, host: nn.Module, inputs: tuple[Any, ...]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with which a module is called when the model runs on its example inputs."""
+    """The arguments with which a module is called when the model runs on its example inputs.
+
+    Raises:
+        InsertionError: If it is not called.
+    """
 
     def capture(*args: Any, **kwargs: Any) -> Any:
         raise _Captured(args, kwargs)
@@ -215,4 +224,4 @@ def captured(
         except _Captured as captured:
             args, kwargs = captured.args
             return args, dict(kwargs)
-    return (), {}
+    raise InsertionError("the example inputs lead to no call of the module that could be seen")

@@ -26,8 +26,9 @@ from splitgrow.depth.sites import Site, Sites
 from splitgrow.depth.wanted import After, Wanted
 from splitgrow.depth.wrapping import wrap_
 from splitgrow.edits import Edit, Insertion
-from splitgrow.errors import InsertionError
+from splitgrow.errors import InsertionError, TraceError
 from splitgrow.fading import FadeIn
+from splitgrow.graph import ChannelGraph
 from splitgrow.growth import close_
 from splitgrow.history import History, check_structure, keep_, structure
 from splitgrow.optimizers import NewParameter, join_, listed, plan_joining
@@ -85,7 +86,7 @@ def insert_(
         join_(joining, undo)
         with Meanwhile() as meanwhile, meanwhile:
             asked, ran = note_questions_(meanwhile), note_runs_(meanwhile)
-            history.graph = analyse_again(model, history.inputs, history.broken)
+            history.graph = _analysed(model, history, insertion.host)
         _refuse_unseen(insertion.host, seen=id(wrapper) in ran)
         tell_wrappers_(model, asked, undo)
         history.modules = structure(model)
@@ -173,7 +174,8 @@ def _module_path(history: History, after: object) -> str:
         raise TypeError(f"`after` is a layer's index, a module's path or an edge, got {after!r}")
     if after in history.modules and after:
         return history.graph.aliases.get(after, after)
-    close = difflib.get_close_matches(after, history.modules, n=3, cutoff=0.4)
+    named = [name for name in history.modules if name]
+    close = difflib.get_close_matches(after, named, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see named_modules()"
     raise ValueError(f"no module {after!r}; {hint}")
 
@@ -270,6 +272,20 @@ def _described(module: nn.Module) -> str:
     parts = [m for m in module.modules() if not any(True for _ in m.children())]
     names = [type(part).__name__ for part in parts]
     return " + ".join(names) if len(names) < 8 else f"{type(module).__name__} of {len(names)} parts"
+
+
+def _analysed(model: nn.Module, history: History, host: str) -> ChannelGraph:
+    """The channel graph of a model with something in it that was just put there.
+
+    Raises:
+        InsertionError: If the model no longer runs.
+    """
+    try:
+        return analyse_again(model, history.inputs, history.broken)
+    except (ValueError, TraceError) as error:
+        raise InsertionError(
+            f"with what is inserted at `{host}`, the model no longer runs: {error}"
+        ) from error
 
 
 def _refuse_unseen(host: str, *, seen: bool) -> None:

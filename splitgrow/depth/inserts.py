@@ -258,6 +258,12 @@ def last_layer(branch: nn.Module, example: Tensor) -> str:
             layer.
     """
     keeps_shape(branch, example)
+    if example.is_meta:
+        raise InsertionError(
+            "whether a module makes zeros with its last layer at zero is tried out on values, and "
+            "the meta device has none; fade it in (kind='fade'), or insert it where the model has "
+            "values"
+        )
     copied = copy.deepcopy(branch).eval()
     called: list[str] = []
     for name, module in copied.named_modules():
