@@ -194,7 +194,7 @@ def class_for(
 
 def _taken_names(model: nn.Module) -> frozenset[str]:
     """The names of methods that the model has already, for something else."""
-    taken = frozenset(name for name in _METHODS if hasattr(model, name))
+    taken = frozenset(name for name in _METHODS if _has(model, name))
     if taken:
         warnings.warn(
             f"{type(model).__name__} has its own {', '.join(sorted(taken))}; use "
@@ -202,6 +202,13 @@ def _taken_names(model: nn.Module) -> frozenset[str]:
             stacklevel=levels_to_caller(),
         )
     return taken
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        return hasattr(model, name)
+    except Exception:  # noqa: BLE001 - a property that raises, or a `__getattr__` without an end
+        return hasattr(type(model), name)
 
 
 def _growable_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
