@@ -16,6 +16,7 @@ from splitgrow.hooks import carry_hooks_
 from splitgrow.merging import checked_, merged
 from splitgrow.output_comparison import fitting, has_values
 from splitgrow.passes import PASSES
+from splitgrow.places import levels_to_caller
 from splitgrow.tracing import follow
 from splitgrow.undisturbed import keep_modes_
 from splitgrow.undo import Meanwhile
@@ -80,15 +81,35 @@ def _fused(model: nn.Module, history: History, generation: int | None, *, check:
         with torch.inference_mode(mode=False):  # so that what is folded can still be trained
             fused = _simplified(plain, inputs)
     except TraceError as error:
-        warnings.warn(f"the model is merged, not fused: {error}", stacklevel=3)
+        warnings.warn(f"the model is merged, not fused: {error}", stacklevel=levels_to_caller())
         return checked_(plain, model, history, generation) if check else plain
     if check:
         verdict = held_against(model, history, generation, fused, "fuse")
         if verdict.fault:
-            raise FusionError(f"the fused network {verdict.fault}; please report this")
+            return _instead(model, history, generation, verdict.fault)
         if verdict.compared:
             fused.meta["largest_difference"] = verdict.difference
     return fused
+
+
+def _instead(model: nn.Module, history: History, generation: int | None, fault: str) -> nn.Module:
+    """The merged model, where it is torch.fx's trace that computes something else.
+
+    Python's own code may take what stands for a number while torch.fx traces, and nothing raises.
+
+    Raises:
+        FusionError: If the trace is right, and what was made of it is not.
+    """
+    plain = merged(model, history, generation, check=False).eval()
+    inputs = fitting(model, history.inputs_at(history.view_of(generation)))
+    traced = fx.GraphModule(plain, follow(plain, inputs), class_name=type(plain).__name__)
+    if not held_against(model, history, generation, traced, "fuse").fault:
+        raise FusionError(f"the fused network {fault}; please report this")
+    warnings.warn(
+        f"the model is merged, not fused: what torch.fx makes of its forward {fault}",
+        stacklevel=levels_to_caller(),
+    )
+    return merged(model, history, generation, check=True).eval()
 
 
 def _simplified(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:

@@ -77,9 +77,11 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
     try:
         with Meanwhile() as meanwhile, meanwhile:
             undisturb_(model, meanwhile)
+            before = _held(model)
             graph = _Tracer(hooked).trace(model, concrete_args=defaults or None)
+            _refuse_assignments(model, before)
             made = {key: value for key, value in vars(model).items() if _made_by_tracing(key)}
-    except MemoryError:  # no fault of the model's
+    except (MemoryError, TraceError):
         raise
     except Exception as error:  # whatever the user's forward raises
         raise TraceError(
@@ -93,6 +95,31 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
         ignore_warnings_("The .grad attribute of a Tensor that is not")
         _evaluate(model, graph, given)
     return graph
+
+
+def _held(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """What the modules hold in attributes and buffers, by path and name."""
+    return {
+        (path, name): value
+        for path, module in model.named_modules()
+        for store in (vars(module), module._buffers)  # noqa: SLF001
+        for name, value in store.items()
+    }
+
+
+def _refuse_assignments(model: nn.Module, before: dict[tuple[str, str], Any]) -> None:
+    """Makes sure that forward keeps nothing that it computes: a graph could not.
+
+    Raises:
+        TraceError: If it assigns something to an attribute.
+    """
+    for (path, name), value in _held(model).items():
+        if isinstance(value, fx.Proxy) and before.get((path, name)) is not value:
+            raise TraceError(
+                f"torch.fx cannot trace {type(model).__name__}.forward: it assigns "
+                f"`{path}.{name}`".replace("`.", "`")
+                + ", which a graph would leave out; write into the buffer instead (`.copy_()`)"
+            )
 
 
 def _made_by_tracing(attribute: str) -> bool:
