@@ -473,3 +473,12 @@ def test_models_with_hooks_and_statistics_compute_in_training_what_they_did():
     assert torch.equal(model[1][0].num_batches_tracked, statistics[1])
     randomise_new_blocks(model)
     assert_equal(outputs_of(splitgrow.merge(model).eval(), x), outputs_of(model.eval(), x))
+
+
+def test_what_broke_is_known_to_a_checkpoint(tmp_path):
+    model = splitgrow.growable(large(looking(by_logarithm)), X)
+    model.expand_layer("head", 1)
+    splitgrow.save(model, tmp_path / "model.safetensors")
+    fresh = large(looking(by_logarithm))
+    splitgrow.load(fresh, tmp_path / "model.safetensors")
+    assert reasons(fresh)["one"] == reasons(model)["one"]

@@ -75,6 +75,7 @@ class Journal:
         held: The paths of the modules whose running statistics are held.
         shares: How far the fades had come when a generation was closed, by generation.
         states: What modules held when a generation was closed, by generation.
+        broken: The layers whose growth was found to change what the model computes, and why.
         version: The version of the format.
     """
 
@@ -86,6 +87,7 @@ class Journal:
     held: tuple[str, ...] = ()
     shares: Mapping[int, tuple[Share, ...]] = field(default_factory=dict, hash=False)
     states: Mapping[int, tuple[Held, ...]] = field(default_factory=dict, hash=False)
+    broken: Mapping[str, str] = field(default_factory=dict, hash=False)
     version: int = VERSION
 
     def to_json(self) -> str:

@@ -204,6 +204,7 @@ def restore_(
     history.states = states_of(model, journal, tensors or {})
     history.edits = [*journal.edits]
     history.generation, history.exact_from = journal.generation, journal.exact_from
+    history.broken = {**journal.broken, **history.broken}
     history.modules = structure(model)
     if start < len(journal.edits) or not history.graph.nodes:
         history.graph = analysed_(model, history.inputs, history.broken, undo)

@@ -111,7 +111,7 @@ def follow_(
         history.states = {**states, **states_of(model, journal, tensors)}
         return
     tensors = _own_of(state, prefix)
-    own = replace(journal_of(model, history), states=journal.states)
+    own = replace(journal_of(model, history), states=journal.states, broken=journal.broken)
     if replace(own, fixed=journal.fixed, held=journal.held) == journal:
         # Whatever the user has frozen since stays frozen.
         history.states = states_of(model, journal, tensors)

@@ -35,4 +35,5 @@ def journal_of(model: nn.Module, history: History) -> Journal:
             for generation, shares in history.shares.items()
         },
         states=held_states(model, history),
+        broken=dict(history.broken),
     )
