@@ -287,6 +287,8 @@ class _Analysis:
             owner = parent
         reason = f"forward uses its `{name}` directly, at {step.place}"
         known = kind_of(stock(self.modules[owner])) if owner in self.modules else None
+        if known is not None:
+            self.graph.touched.add(owner)
         if known is not None and owner not in self.refusals:
             self.refusals[owner] = reason
             if owner in self.graph.nodes:

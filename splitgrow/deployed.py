@@ -57,6 +57,7 @@ def held_against(
         what: How it was made, as a verb, for warnings and errors.
     """
     inputs = fitting(model, history.inputs_at(history.view_of(generation)))
+    touched = history.graph.touched
     if not has_values(model, inputs) or several_processes():
         return _UNKNOWN
     with Meanwhile() as meanwhile, meanwhile:
@@ -65,7 +66,7 @@ def held_against(
         if generation is not None:
             view_(model, history, generation, meanwhile)
         try:
-            expected = outputs_of(model, inputs)
+            expected = outputs_of(model, inputs, touched=touched)
         except NotRunnableError as error:
             warnings.warn(
                 f"{what}: the result is not compared with the model, which does not run on its "
@@ -74,13 +75,17 @@ def held_against(
             )
             return _UNKNOWN
         try:
-            actual = outputs_of(network, inputs)
+            actual = outputs_of(network, inputs, touched=touched)
         except NotRunnableError as error:
             return Verdict(0.0, fault=f"does not run on the example inputs ({error})")
-        found = compared(actual, expected, lambda: outputs_of(network, inputs, noisy=True))
+        found = compared(
+            actual, expected, lambda: outputs_of(network, inputs, noisy=True, touched=touched)
+        )
         if not found.same:
             # The model may round more coarsely: where what is folded away had subtracted much.
-            again = compared(expected, actual, lambda: outputs_of(model, inputs, noisy=True))
+            again = compared(
+                expected, actual, lambda: outputs_of(model, inputs, noisy=True, touched=touched)
+            )
             found = again if again.same else found
     return Verdict(found.difference, fault=_fault(found))
 

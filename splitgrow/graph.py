@@ -61,6 +61,7 @@ class ChannelGraph:
         numbers: The numbers that modules hold and that follow widths.
         silent: The groups whose new units start as zeros.
         outputs: The axes of the tensors that the model returns.
+        touched: The layers whose tensors forward uses outside of their calls.
         assigned: The paths at which forward itself puts modules, and what these are like.
     """
 
@@ -70,6 +71,7 @@ class ChannelGraph:
     numbers: tuple[HeldNumber, ...] = ()
     silent: frozenset[int] = frozenset()
     outputs: tuple[tuple[Axis, ...], ...] = ()
+    touched: set[str] = field(default_factory=set)
     assigned: tuple[tuple[str, str], ...] = ()
 
     def sized(self) -> list[LayerNode]:

@@ -1,36 +1,25 @@
-"""Making a model growable: the methods that it gains, on a class of its own."""
+"""Making a model growable: it is analysed, tried out, and gains splitgrow's methods."""
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections import OrderedDict
-from collections.abc import Mapping
-from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.analysis import follow
-from splitgrow.errors import SplitGrowError, UnsupportedModelError
-from splitgrow.gate import ORIGINAL_CLASS, Gate, close_, refuse_inside_forward
-from splitgrow.handle import Handle
-from splitgrow.handled import HISTORY, history_of
+from splitgrow.errors import UnsupportedModelError
+from splitgrow.gate import Gate, close_, refuse_inside_forward
+from splitgrow.growable_class import class_for
+from splitgrow.handled import HISTORY
 from splitgrow.history import History, changed_modules, grown_elsewhere, structure
-from splitgrow.journal.state_dicts import check_fit, follow_, put_journal, take_journal
-from splitgrow.places import levels_to_caller
-from splitgrow.states import moved
 from splitgrow.undisturbed import keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile, Undo
 from splitgrow.unsupported import refuse_unsupported, refuse_unsupported_inputs
 from splitgrow.value_trials import fix_what_values_break
 
 Model = TypeVar("Model", bound=nn.Module)
-
-_TAKEN = "_splitgrow_taken"
 
 
 def growable(
@@ -141,7 +130,7 @@ def adopt_(model: nn.Module, history: History, undo: Undo) -> None:
         undo: Takes it back.
     """
     gate = history.gate
-    cls = _class_for(model, gate.open_class or type(model))
+    cls = class_for(model, gate.open_class or type(model))
     undo.keep(vars(model), vars(gate))
     vars(model)[HISTORY], gate.open_class = history, cls
 
@@ -154,226 +143,3 @@ def _carry_on(history: History, old: History) -> None:
     if changed_modules(history.modules, old):
         # Closed generations held modules that are gone.
         history.exact_from = history.generation
-
-
-_MEMBERS = {
-    name: member
-    for cls in Handle.__mro__[::-1]
-    for name, member in vars(cls).items()
-    if not name.startswith("_") and name != "edits"
-}
-_METHODS = tuple(_MEMBERS)
-
-
-class _Property:
-    """A property that gives way to an attribute of its name which the model sets later on."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.__doc__ = name, _MEMBERS[name].__doc__
-
-    def __get__(self, model: nn.Module | None, cls: type[nn.Module]) -> Any:
-        return self if model is None else getattr(Handle(model), self.name)
-
-
-def _delegate(name: str) -> Any:
-    member = _MEMBERS[name]
-    if isinstance(member, property):
-        return _Property(name)
-
-    def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return getattr(Handle(self), name)(*args, **kwargs)
-
-    method.__name__ = name
-    method.__qualname__ = f"Handle.{name}"
-    method.__doc__ = member.__doc__
-    method.__wrapped__ = member  # type: ignore[attr-defined]
-    return method
-
-
-def _reduce(self: nn.Module, protocol: Any) -> Any:
-    """Pickles the instance by its own class, which can be imported, not by the one made here.
-
-    Raises:
-        TypeError: If the class has a way of its own to do it, which knows nothing of the history.
-    """
-    cls = _made_here(self)
-    history: History | None = vars(self).get(HISTORY)
-    if history is not None:
-        history.refuse_while_viewing("copy or pickle the model")
-    reduced: Any = super(cls, self).__reduce_ex__(protocol)
-    rebuild, args, *rest = reduced
-    if not args or args[0] is not type(self):
-        raise TypeError(
-            f"{cls.__name__} is pickled in a way of its own (__reduce__), which would lose what "
-            f"splitgrow knows of it; save its state_dict instead"
-        )
-    original, taken = getattr(cls, ORIGINAL_CLASS), getattr(cls, _TAKEN)
-    return (_new_growable, (original, taken, rebuild, args[1:]), *rest)
-
-
-def _new_growable(
-    original: type[nn.Module], taken: frozenset[str], rebuild: Any, args: tuple[Any, ...]
-) -> Any:
-    return rebuild(_growable_class(original, taken), *args)
-
-
-def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Copies as the class does it in its own way, and brings along the history if that did not."""
-    cls: Any = _made_here(self)
-    copied: nn.Module = super(cls, self).__deepcopy__(memo)
-    memo[id(self)] = copied
-    history = copy.deepcopy(vars(self)[HISTORY], memo)
-    if history is not None and HISTORY not in vars(copied):
-        history.modules = structure(copied)
-        vars(copied)[HISTORY] = history
-        copied.__class__ = _class_for(copied, type(copied), getattr(cls, _TAKEN))
-    return copied
-
-
-def _made_here(model: nn.Module) -> type[nn.Module]:
-    """The class with splitgrow's methods: not one made of that since, as FSDP does."""
-    return next(cls for cls in type(model).__mro__ if ORIGINAL_CLASS in vars(cls))
-
-
-def _state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The tensors, and the journal if the model has grown, as its extra state."""
-    cls: Any = _made_here(self)
-    state = super(cls, self).state_dict(*args, **kwargs)
-    put_journal(self, state, kwargs.get("prefix", args[1] if len(args) > 1 else ""))
-    return state
-
-
-def _load_state_dict(
-    self: nn.Module,
-    state_dict: Mapping[str, Any],
-    strict: bool = True,  # noqa: FBT001, FBT002 - as torch has it
-    **kwargs: Any,
-) -> Any:
-    """Loads a state_dict of this model from any time; its journal is replayed first.
-
-    One from before the model grew is loaded into the original blocks, and what came later stays.
-
-    Raises:
-        CheckpointError: If it is of another model or another history. Nothing is changed then.
-        RuntimeError: As nn.Module's.
-    """
-    cls: Any = _made_here(self)
-    gate, what = history_of(self).gate, "load a state_dict"
-    state = OrderedDict(state_dict)
-    setattr(state, "_metadata", getattr(state_dict, "_metadata", None))  # noqa: B010 - torch reads it
-    gate.refuse_if_shown(what)
-    with gate.lock, Meanwhile() as meanwhile, meanwhile:
-        close_(self, gate, what, meanwhile)
-        with Undo() as undo, undo:
-            journal = take_journal(self, state, "")
-            follow_(self, journal, state, "", undo)
-            if journal.edits and strict:
-                check_fit(self, state)
-            history = history_of(self)
-            meanwhile.on_failure(partial(setattr, history, "loading", history.loading))
-            history.loading = True
-            return super(cls, self).load_state_dict(state, strict, **kwargs)
-
-
-def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
-    """Moves or converts the tensors, those that closed generations hold among them.
-
-    Raises:
-        SplitGrowError: If an earlier generation is being shown.
-    """
-    cls: Any = _made_here(self)
-    history: History | None = vars(self).get(HISTORY)
-    if history is not None:
-        history.refuse_while_viewing("move or convert the model")
-    applied: nn.Module = super(cls, self)._apply(fn, *args, **kwargs)
-    if history is not None:
-        moved(history.states, fn)
-    return applied
-
-
-def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
-    """As `_load_state_dict` does, where the model is part of one that is loaded."""
-    cls: Any = _made_here(self)
-    gate, what = history_of(self).gate, "load a state_dict"
-    try:
-        gate.refuse_if_shown(what)
-        with gate.lock, Meanwhile() as meanwhile, meanwhile:
-            close_(self, gate, what, meanwhile)
-            if not history_of(self).loading:
-                with Undo() as undo, undo:
-                    follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
-    except SplitGrowError as error:
-        args[-1].append(str(error))  # torch raises all that it finds there
-    super(cls, self)._load_from_state_dict(state_dict, prefix, *args)
-
-
-_CLASSES: WeakKeyDictionary[type[nn.Module], dict[frozenset[str], ref[type[nn.Module]]]]
-_CLASSES = WeakKeyDictionary()
-"""The classes made for each class, as long as there are models of them."""
-
-
-def _class_for(
-    model: nn.Module, cls: type[nn.Module], taken: frozenset[str] | None = None
-) -> type[nn.Module]:
-    """The growable class for a model of a class that may be one already."""
-    if hasattr(cls, ORIGINAL_CLASS):
-        return cls
-    return _growable_class(cls, _taken_names(model) if taken is None else taken)
-
-
-def _taken_names(model: nn.Module) -> frozenset[str]:
-    """The names of methods that the model has already, for something else."""
-    taken = frozenset(name for name in _METHODS if _has(model, name))
-    if taken:
-        warnings.warn(
-            f"{type(model).__name__} has its own {', '.join(sorted(taken))}; use "
-            f"splitgrow.handle(model) for splitgrow's",
-            stacklevel=levels_to_caller(),
-        )
-    return taken
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    try:
-        return hasattr(model, name)
-    except Exception:  # noqa: BLE001 - a property that raises, or a `__getattr__` without an end
-        return hasattr(type(model), name)
-
-
-def _growable_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
-    """A subclass of the model's class, of the same name, with the methods that are not taken."""
-    made = _CLASSES.setdefault(original, {})
-    known = made.get(taken)
-    cls = known() if known is not None else None
-    if cls is None:
-        cls = _made_class(original, taken)
-        made[taken] = ref(cls)
-    return cls
-
-
-def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
-    members = {name: _delegate(name) for name in _METHODS if name not in taken}
-    if hasattr(original, "__deepcopy__"):
-        members["__deepcopy__"] = _deepcopy
-    return type(
-        original.__name__,
-        (original,),
-        {
-            **members,
-            "__module__": original.__module__,
-            "__qualname__": original.__qualname__,
-            "__doc__": original.__doc__,
-            "__reduce_ex__": _reduce,
-            "_apply": _apply,
-            "state_dict": _state_dict,
-            "load_state_dict": _load_state_dict,
-            "_load_from_state_dict": _load_from_state_dict,
-            ORIGINAL_CLASS: original,
-            _TAKEN: taken,
-        },
-    )
-
-
-def original_class(model: nn.Module) -> type[nn.Module]:
-    """The class that a growable model was written as."""
-    return getattr(type(model), ORIGINAL_CLASS, type(model))

@@ -15,7 +15,7 @@ from splitgrow.deployed import held_against
 from splitgrow.errors import MergeError, UnsupportedModelError
 from splitgrow.fading import FadeIn
 from splitgrow.generations import held, parameters_in, release_
-from splitgrow.growable import original_class
+from splitgrow.growable_class import original_class
 from splitgrow.handled import HISTORY, history_of
 from splitgrow.history import History, check_structure
 from splitgrow.hooks import has_hooks, has_state_hooks, only_computing_hooks

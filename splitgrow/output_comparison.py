@@ -7,7 +7,7 @@ to the model at hand, which is measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from splitgrow.execution import keep_nothing_
 from splitgrow.generations import hold_statistics
 from splitgrow.leaves import is_leaf
 from splitgrow.outputs import OpaqueError, tensors_in
+from splitgrow.standins import clone
 from splitgrow.steadiness import Noise, Steady
 from splitgrow.undisturbed import (
     ignore_warnings_,
@@ -95,6 +96,7 @@ def outputs_of(
     noisy: bool = False,
     hooks: bool = True,
     watch: TorchFunctionMode | None = None,
+    touched: Container[str] = (),
 ) -> list[Tensor]:
     """The tensors in what a model gives, without a trace of the run.
 
@@ -108,6 +110,7 @@ def outputs_of(
         noisy: Whether every sum is to come out one unit in the last place off.
         hooks: Whether the modules' hooks are to run.
         watch: Sees every function that runs.
+        touched: The layers whose tensors forward uses outside of their calls, and may write into.
 
     Raises:
         NotRunnableError: If the model does not run, or what it gives cannot be looked at.
@@ -116,7 +119,7 @@ def outputs_of(
     with Meanwhile() as meanwhile, meanwhile:
         modules = list(model.modules())
         keep_random_states_(modules, meanwhile)
-        keep_attributes_(modules, meanwhile)
+        keep_attributes_(modules, meanwhile, tensors=True)
         keep_modes_(meanwhile)
         ignore_warnings_()
         keep_nothing_(meanwhile)
@@ -124,7 +127,7 @@ def outputs_of(
         run_eagerly_(modules, meanwhile)
         if not hooks:
             silence_hooks(modules)
-        _use_copies_(modules, training=training)
+        _use_copies_(model, touched, training=training)
         noise = Noise()
         given = pytree.tree_map_only(Tensor, noise.off if noisy else torch.clone, inputs)
         torch.manual_seed(0)
@@ -140,23 +143,22 @@ def outputs_of(
             raise NotRunnableError(f"{type(error).__name__}: {error}") from error
 
 
-def _use_copies_(modules: Sequence[nn.Module], *, training: bool) -> None:
-    """Lets forward write into copies. Layers of a known type write into their statistics only."""
-    for index, module in enumerate(modules):
+def _use_copies_(model: nn.Module, touched: Container[str], *, training: bool) -> None:
+    """Lets forward write into copies.
+
+    Layers of a known type write into their statistics only, and large weights are not copied for
+    nothing.
+    """
+    for name, module in model.named_modules():
         own = module.__dict__
         own["training"] = training
-        stores = [own["_buffers"]] if training else []
-        if index == 0 or not is_leaf(module):
-            stores = [own["_buffers"], own["_parameters"], own]
+        stores = [own["_buffers"]]
+        if not name or name in touched or not is_leaf(module):
+            stores += [own["_parameters"], own]
         for store in stores:
             for key, tensor in store.items():
                 if isinstance(tensor, Tensor):
-                    store[key] = _copy(tensor)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone()
-    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+                    store[key] = clone(tensor)
 
 
 def hooked(model: nn.Module) -> list[str]:

@@ -37,6 +37,7 @@ from splitgrow.reassigned import assigned_since, paths_in
 from splitgrow.results import result_of_function, result_of_leaf
 from splitgrow.rules.targets import HANDS_OUT_MEMORY, target_of
 from splitgrow.standins import (
+    Copies,
     Modules,
     clone,
     otherwise_reached,
@@ -157,6 +158,7 @@ def _run(
             set_mode_(module, training=training)
         inputs = pytree.tree_map_only(Tensor, copied, inputs)
         recorder.know(modules)
+        recorder.copies = Copies(recorder.owners, copied)
         use_copies_(modules, recorder.owners, copied)
         recorder.given(_check_signature(model, inputs))
         recorder.standing_in = standing_in
@@ -179,6 +181,7 @@ class Recorder(TorchFunctionMode):
         self.steps: list[Step] = []
         self.owners: dict[int, str] = {}
         """The paths of the model's own tensors."""
+        self.copies = Copies(self.owners, clone)
         self._known: dict[int, tuple[TensorWeakRef, Ref]] = {}
         self.inside = ""
         """The path of the leaf module that is running."""
@@ -310,6 +313,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.inside:
             return func(*args, **kwargs)
+        args, kwargs = mapped(args, self.copies.of), mapped(kwargs, self.copies.of)
         name, target, seen = target_of(func, args)
         if name in HANDS_OUT_MEMORY and args and isinstance(args[0], FakeTensor):
             raise RuntimeError(f"`{name}` hands out memory, and a fake tensor has none")

@@ -63,6 +63,30 @@ def use_copies_(
                     owners[id(store[key])] = f"{name}.{key}".removeprefix(".")
 
 
+class Copies:
+    """Copies of layers' tensors, made where forward uses one outside of the layer's own call.
+
+    Args:
+        owners: The paths of the model's tensors by their ids; learns those of the copies.
+        copied: Makes a copy.
+    """
+
+    def __init__(self, owners: dict[int, str], copied: Callable[[Tensor], Tensor]) -> None:
+        self._owners, self._copied = owners, copied
+        self._originals = set(owners)
+        self._made: dict[int, Tensor] = {}
+
+    def of(self, leaf: Any) -> Any:
+        """The copy of one of the model's tensors; anything else as it is."""
+        if not isinstance(leaf, Tensor) or id(leaf) not in self._originals:
+            return leaf
+        key = id(leaf)
+        if key not in self._made:
+            self._made[key] = self._copied(leaf)
+            self._owners[id(self._made[key])] = self._owners[key]
+        return self._made[key]
+
+
 def stand_in_(model: nn.Module, stand_ins: Mapping[nn.Module, nn.Module], undo: Undo) -> None:
     """Puts look-alikes in the places where growth would put other layers."""
     holders = holders_in(model) if stand_ins else {}

@@ -24,7 +24,7 @@ from splitgrow.undo import Meanwhile
 class _Tracer(fx.Tracer):
     """Traces down to stock layers and other known ones, and remembers each op's place."""
 
-    def __init__(self, hooked: Collection[nn.Module]) -> None:
+    def __init__(self, hooked: Collection[nn.Module] = ()) -> None:
         super().__init__()
         self._hooked = hooked
         # A buffer that forward updates in place must not be updated by tracing it.

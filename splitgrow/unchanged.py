@@ -46,9 +46,9 @@ class Unchanged:
         Raises:
             InexactError: If it does not. The edit is then to be taken back.
         """
-        inputs = fitting(model, history.inputs)
+        inputs, touched = fitting(model, history.inputs), history.graph.touched
         try:
-            now = outputs_of(model, inputs)
+            now = outputs_of(model, inputs, touched=touched)
         except NotRunnableError as error:
             raise InexactError(
                 f"the model no longer runs afterwards: {error}; {_WAY_OUT}"
@@ -60,7 +60,9 @@ class Unchanged:
                 f"{shapes}; {_WAY_OUT}"
             )
         old = leading(now, self.outputs)
-        found = compared(old, self.outputs, lambda: outputs_of(model, inputs, noisy=True))
+        found = compared(
+            old, self.outputs, lambda: outputs_of(model, inputs, noisy=True, touched=touched)
+        )
         if not found.checkable:
             _tell("it is random, or rounding alone changes it")
         elif not found.same:
@@ -87,7 +89,8 @@ def before_edit(model: nn.Module, history: History, *, check: bool) -> Unchanged
     if not check or not has_values(model, history.inputs):
         return None
     try:
-        return Unchanged(outputs_of(model, fitting(model, history.inputs)))
+        inputs, touched = fitting(model, history.inputs), history.graph.touched
+        return Unchanged(outputs_of(model, inputs, touched=touched))
     except NotRunnableError as error:
         _tell(f"the model does not run on its example inputs ({error})")
         return None
@@ -105,9 +108,10 @@ def _first_difference(model: nn.Module, history: History, tolerance: float) -> s
     if history.edits[-1].joined:  # the blocks of before are no longer there
         return ""
     inputs, before = fitting(model, history.inputs), list[Value]()
+    touched = history.graph.touched
 
     def run(seen: Callable[[Value], None]) -> None:
-        outputs_of(model, inputs, watch=Watch(model, seen))
+        outputs_of(model, inputs, watch=Watch(model, seen), touched=touched)
 
     with suppress(NotRunnableError):
         with Meanwhile() as meanwhile, meanwhile:

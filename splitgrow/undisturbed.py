@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from functools import partial
@@ -102,22 +102,54 @@ def _modules_of(model: nn.Module) -> list[nn.Module]:
 
 
 _STORES = ("_parameters", "_buffers", "_modules")
-_CONTAINERS = (list, dict, set)
+_MAPPINGS = (dict, OrderedDict, defaultdict)
+_CONTAINERS = (list, deque, set, *_MAPPINGS)
 
 
-def keep_attributes_(modules: Sequence[nn.Module], undo: Undo) -> None:
+def keep_attributes_(modules: Sequence[nn.Module], undo: Undo, *, tensors: bool = False) -> None:
     """Has every attribute of the modules put back: forward may set some, and fill containers.
 
-    So are those of objects that the modules hold.
+    So are those of objects that the modules hold, and hooks, one of which may take itself off.
+
+    Args:
+        modules: The modules.
+        undo: Puts the attributes back.
+        tensors: Whether forward is to find copies of tensors in containers, so that it may write
+            into these.
     """
     kept = [module.__dict__ for module in modules]
     objects = {id(value): value for module in modules for value in objects_of(module).values()}
     kept += [vars(value) for value in objects.values()]
     undo.keep(*kept, *(module.__dict__[name] for module in modules for name in _STORES))
+    known: dict[int, tuple[Any, Any]] = {}
     for own in kept:
         for name, value in own.items():
-            if type(value) in _CONTAINERS and name not in _STORES:
-                own[name] = value.copy()
+            if "hook" in name and isinstance(value, dict):
+                undo.keep(value)
+            elif type(value) in (*_CONTAINERS, tuple) and name not in _STORES:
+                own[name] = _unshared(value, known, tensors=tensors)
+
+
+def _unshared(value: Any, known: dict[int, tuple[Any, Any]], *, tensors: bool) -> Any:
+    """A copy of a container and the containers in it; anything else as it is."""
+    if id(value) in known:
+        return known[id(value)][1]
+    if tensors and type(value) is torch.Tensor:
+        copy: Any = value.detach().clone()
+    elif type(value) is tuple:
+        items = [_unshared(item, known, tensors=tensors) for item in value]
+        changed = any(new is not old for new, old in zip(items, value, strict=True))
+        copy = tuple(items) if changed else value
+    elif type(value) in _CONTAINERS:
+        copy = value.copy()
+    else:
+        return value
+    known[id(value)] = value, copy
+    if type(value) is not set and copy is not value:
+        places = value.items() if type(value) in _MAPPINGS else enumerate(value)
+        for place, item in places if type(value) in _CONTAINERS else ():
+            copy[place] = _unshared(item, known, tensors=tensors)
+    return copy
 
 
 def run_eagerly_(modules: Iterable[nn.Module], undo: Undo) -> None:

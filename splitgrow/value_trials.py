@@ -115,7 +115,7 @@ def _references(
     one = len({id(trial.steps) for trial in followed.trials}) < len(followed.trials)
     for training in (True, False) if one else (False, True):
         try:
-            expected = outputs_of(model, inputs, training=training)
+            expected = outputs_of(model, inputs, training=training, touched=followed.graph.touched)
         except NotRunnableError:
             if not training:
                 raise
@@ -182,7 +182,8 @@ class _ValueTrial:
         return self._reason(growth, found.tolerance) if len(groups) == 1 else _CHANGES
 
     def _outputs(self, **options: Any) -> list[Tensor]:
-        return outputs_of(self.model, self.inputs, training=self.training, **options)
+        options = {"training": self.training, "touched": self.graph.touched, **options}
+        return outputs_of(self.model, self.inputs, **options)
 
     def _widened(self, growth: Mapping[int, int], run: Callable[[], _Result]) -> _Result:
         """What a function gives while the model is wider."""

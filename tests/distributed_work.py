@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import kernels
 import torch
 import torch.distributed as dist
 from snapshots import unchanged
@@ -25,6 +26,8 @@ import splitgrow.growth
 import splitgrow.split
 from splitgrow import distributed
 from splitgrow.distributed import agreement, carrying, loading, saving, sessions, storing
+
+kernels.choose()  # in every process
 
 TIMEOUT = 15.0
 BATCH = 8

@@ -41,6 +41,7 @@ FLOORS = (
     {"value_trials"},
     {"depth", "inputs"},
     {"handle", "journal"},
+    {"growable_class"},
     {"growable", "reporting"},
     {"merging", "checkpoints", "shrinking"},
     {"distributed"},

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
-from snapshots import unchanged
+from snapshots import ANALYSIS, unchanged
 from torch import Tensor, nn
 
+import splitgrow
 from splitgrow.output_comparison import (
     NotRunnableError,
     compared,
@@ -154,3 +155,30 @@ def test_what_cannot_be_looked_into_is_said():
 
     with pytest.raises(NotRunnableError, match="looked into"):
         outputs_of(Generates(), (torch.ones(1),))
+
+
+class Clipping(nn.Module):
+    """Writes into the tensors of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.one.weight.data.mul_(0.5)
+            self.two.weight.clamp_(-0.01, 0.01)
+            self.norm.running_mean.add_(1)
+        return self.two(self.norm(self.one(x)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_that_writes_into_its_layers_is_looked_at_without_a_trace(training):
+    torch.manual_seed(0)
+    model, x = Clipping().train(training), torch.randn(4, 3)
+    with unchanged(model, but=ANALYSIS):
+        splitgrow.growable(model, x)
+    with unchanged(model), pytest.raises(splitgrow.FixedWidthError):
+        model.expand_layer("one", 2)
+    with unchanged(model):
+        splitgrow.merge(model)

@@ -129,7 +129,7 @@ def test_a_call_waits_for_a_change_in_another_thread(change, monkeypatch):
         in_the_middle.set()
         assert go_on.wait(PATIENT)
 
-    for name in ("handled", "handle", "fusion", "growable"):  # names of functions, too
+    for name in ("handled", "handle", "deployed", "growable"):  # names of functions, too
         monkeypatch.setattr(sys.modules[f"splitgrow.{name}"], "close_", close_and_halt)
     with ThreadPoolExecutor(3) as pool:
         changing = pool.submit(change, model)

@@ -21,7 +21,7 @@ from splitgrow.checkpoints.training import (
 from splitgrow.checkpoints.writing import write_archive
 from splitgrow.errors import CheckpointError
 from splitgrow.execution import execution_mode
-from splitgrow.growable import original_class
+from splitgrow.growable_class import original_class
 from splitgrow.handled import history_of
 from splitgrow.history import History, check_structure
 from splitgrow.journal import journal_of

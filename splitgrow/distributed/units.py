@@ -134,8 +134,10 @@ class Unit:
             )
         for key in (STATE_KEY, REGISTRY_KEY):
             new.__dict__[key] = old.__dict__.pop(key)
-        state._pre_forward_hook_handle.remove()
-        state._post_forward_hook_handle.remove()
+        for handle in (state._pre_forward_hook_handle, state._post_forward_hook_handle):
+            handle.remove()
+            for name in _HOOKS:  # the handle knows the dictionaries that went to the new one
+                old.__dict__[name].pop(handle.id, None)
         old.__class__ = dress.plain_class
         del _composable_state._module_state_mapping[old]
         _composable_state._module_state_mapping[new] = weakref.ref(state)

@@ -52,12 +52,12 @@ def register_op(
 
     Example:
         >>> import torch, splitgrow
-        >>> @splitgrow.register_op(torch.special.i0)
-        ... def bessel(op):
+        >>> @splitgrow.register_op(torch.special.airy_ai)
+        ... def airy(op):
         ...     return op.x  # each value by itself, so the axes are as they were
         >>> class Net(torch.nn.Sequential):
         ...     def forward(self, x):
-        ...         return self[1](torch.special.i0(self[0](x)))
+        ...         return self[1](torch.special.airy_ai(self[0](x)))
         >>> net = Net(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
         >>> splitgrow.growable(net, torch.ones(1, 2)).layers[0].growable
         True

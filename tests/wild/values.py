@@ -1,0 +1,32 @@
+"""Values of what is new in a grown model, so that it counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from helpers import _randomise_own, split_layers
+
+import splitgrow
+
+
+@torch.no_grad()
+def give_values_(model: Any) -> None:
+    """Gives new units values that matter; what reads them still has zeros, which hide them.
+
+    Where it is the other way round, since new units must be silent at birth, all is left alone.
+    """
+    edit = splitgrow.handle(model).edits[-1]
+    if any(flag for change in edit.changes for flag in (*change.silent_ins, *change.silent_outs)):
+        return
+    for split in split_layers(model):
+        for module, block in zip(split, split.blocks, strict=True):
+            if block.kind == "new":
+                _randomise_own(module)
+
+
+@torch.no_grad()
+def stir_(model: Any) -> None:
+    """Moves all that is new, so that it counts."""
+    for parameter in splitgrow.handle(model).generation_parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.3)
