@@ -346,7 +346,7 @@ class _Analysis:
         owner = self.modules[name]
         sizes = owner.sizes() if isinstance(owner, SplitLayer) else kind.sizes(module)
         assert module is not None
-        refusal = self.refusals.get(name) or kind.refusal(module) or emptiness(sizes)
+        refusal = self.refusals.get(name) or kind.refusal(module) or emptiness(kind, sizes)
         if kind.couples:
             self.silence.need(axis)
         if kind.diagonal(module):

@@ -18,7 +18,8 @@ from splitgrow.undo import Undo
 Holders = Mapping[int, Sequence[tuple[Any, Any]]]
 """For each module, by its id, the dicts and lists that hold it, with its keys there."""
 
-_OTHER_STORES = frozenset(("_parameters", "_buffers", "_non_persistent_buffers_set", "training"))
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+_OTHER_STORES = frozenset(("_parameters", "_buffers", "_non_persistent_buffers_set"))
 
 
 def holders_in(model: nn.Module) -> Holders:
@@ -39,27 +40,26 @@ def held_by(module: nn.Module) -> Iterator[tuple[str, Any, Any, nn.Module]]:
         cannot be given another; the key there; and the module that is held.
     """
     own = vars(module)
-    seen = {id(own)}
     for attribute, value in own.items():
-        if attribute not in _OTHER_STORES:
-            for container, key, held in _held(value, own, attribute, seen):
-                yield attribute, container, key, held
+        if isinstance(value, _CONTAINERS):
+            if value and attribute not in _OTHER_STORES:
+                for found in _within(value):
+                    yield attribute, *found
+        elif isinstance(value, nn.Module):
+            yield attribute, own, attribute, value
 
 
-def _held(
-    value: Any, container: Any, key: Any, seen: set[int]
-) -> Iterator[tuple[Any, Any, nn.Module]]:
-    if isinstance(value, nn.Module):
-        yield container, key, value
-    elif isinstance(value, (dict, list, tuple, set, frozenset)) and id(value) not in seen:
-        seen.add(id(value))
-        within = value if isinstance(value, (dict, list)) else None
-        for name, item in _items(value):
-            yield from _held(item, within, name, seen)
-
-
-def _items(value: Any) -> Iterator[tuple[Any, Any]]:
-    return iter(value.items() if isinstance(value, dict) else enumerate(value))
+def _within(container: Any) -> Iterator[tuple[Any, Any, nn.Module]]:
+    """The modules in a container and the containers in it."""
+    pending, seen = [container], {id(container)}
+    for each in pending:  # it grows on the way
+        holder = each if isinstance(each, (dict, list)) else None
+        for key, item in each.items() if isinstance(each, dict) else enumerate(each):
+            if isinstance(item, nn.Module):
+                yield holder, key, item
+            elif isinstance(item, _CONTAINERS) and id(item) not in seen:
+                seen.add(id(item))
+                pending.append(item)
 
 
 def put_in_place_(holders: Holders, old: nn.Module, new: nn.Module, undo: Undo) -> None:

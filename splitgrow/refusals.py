@@ -7,7 +7,7 @@ from collections.abc import Container, Iterator, Mapping
 from torch import nn
 
 from splitgrow.holders import held_by
-from splitgrow.kinds import kind_of, sized_layers
+from splitgrow.kinds import LayerKind, kind_of, sized_layers
 
 
 def is_sized(layer: nn.Module) -> bool:
@@ -36,11 +36,11 @@ def _name_beside(base: type, kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}" if same else kind.__name__
 
 
-def emptiness(sizes: tuple[int, int]) -> str:
+def emptiness(kind: LayerKind, sizes: tuple[int, int]) -> str:
     """Why a layer of these sizes cannot grow, if it has nothing to grow from."""
-    if all(sizes):
+    if sizes[1] and (sizes[0] or not kind.reads_channels):
         return ""
-    what = "units" if sizes[0] else "inputs"
+    what = "inputs" if sizes[1] else "units"
     return f"it has no {what}; put a layer with at least one in its place"
 
 

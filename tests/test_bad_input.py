@@ -663,7 +663,7 @@ class Listed(nn.Module):
         self.first = nn.Linear(4, 6)
         self.middle = nn.Linear(6, 6)
         self.last = nn.Linear(6, 2)
-        self.layers_to_run = [self.first, self.middle]
+        self.layers_to_run = (self.first, self.middle)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers_to_run:
@@ -671,14 +671,14 @@ class Listed(nn.Module):
         return self.last(x)
 
 
-def test_layers_that_a_plain_list_holds_too_are_refused_and_the_others_still_grow():
+def test_layers_that_a_tuple_holds_too_are_refused_and_the_others_still_grow():
     torch.manual_seed(0)
     x = torch.randn(3, 4)
     model: Any = splitgrow.growable(Listed(), x)
     for name in ("first", "middle"):
         with (
             unchanged(model),
-            pytest.raises(FixedWidthError, match=r"`layers_to_run`.*use nn\.ModuleList"),
+            pytest.raises(FixedWidthError, match=r"`layers_to_run`.*or nn\.ModuleList"),
         ):
             model.expand_layer(name, 2)
     assert grows(model, "last", 3, x)

@@ -36,9 +36,11 @@ class DepthMethods(Handled):
         (where the edit freezes nothing, see `expand_layer`).
 
         Args:
-            after: A layer's index or name, for the place behind it, its norm and its activation;
-                the path of another module, such as a whole block, for the place behind that; or an
-                edge, as (layer, module that reads it), for that reader alone.
+            after: A layer's index or name, for the place behind it, its norm and its activation
+                (if that is a function whose result no module reads, for the place before it); the
+                path of another module, such as a whole block, for the place behind that; or an
+                edge, as (layer, module that reads it), for that reader alone, whatever functions
+                lie between.
             kind: "identity": a layer that passes its input on, with a norm and an activation as in
                 front of it (a Linear has the identity matrix, a convolution the Dirac kernel); only
                 where the activation leaves its own results alone, as ReLU does. "residual":

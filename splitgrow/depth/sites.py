@@ -118,8 +118,11 @@ class Sites:
     def behind(self, path: str) -> Site:
         """The place behind a module: behind a layer's norm and activation, if it has them.
 
+        Where no module starts or ends there, since an activation is a function and so is what reads
+        it, it is the place behind the last module before that: the layer itself, or its norm.
+
         Raises:
-            InsertionError: If it is not called exactly once, or no module starts or ends there.
+            InsertionError: If it is not called exactly once, or passes on no tensor.
         """
         call = self.call_of(path)
         if call.result is None:
@@ -133,12 +136,8 @@ class Sites:
         reader = self._only_reader(value)
         if reader is not None:
             return self._site(reader, before=True, value=value, unit=unit)
-        raise InsertionError(
-            f"no module starts or ends behind `{path}` and what belongs to it "
-            f"({', '.join(unit[1:]) or 'nothing'}): what comes out there is read at "
-            f"{self._places(value)}; name a module whose output it is to work on, or an edge, as "
-            f"(layer, module that reads it)"
-        )
+        host, value, unit = self._last_module(path, call.result)
+        return self._site(host, before=False, value=value, unit=unit)
 
     def between(self, path: str, reader: str) -> Site:
         """The place between a layer and one module that reads it.
@@ -147,16 +146,47 @@ class Sites:
             InsertionError: If the module is not called exactly once, or reads something else.
         """
         made, given = self.call_of(path).result, self.call_of(reader).given
-        unit: tuple[str, ...] = (path,)
-        while made is not None and made != given:
-            following = self._following(made)
-            if following is None:
-                raise InsertionError(f"`{reader}` does not read what comes out of `{path}`")
-            made, name = following
-            unit = (*unit, name)
         if made is None:
             raise InsertionError(f"`{path}` does not pass on a tensor that could be followed")
-        return self._site(reader, before=True, value=made, unit=unit)
+        between = self._steps_between(made, given) if given is not None else None
+        if given is None or between is None:
+            raise InsertionError(
+                f"`{reader}` does not read what comes out of `{path}` as its first argument, with "
+                f"nothing but functions and modules without channels of their own between them"
+            )
+        names = [step.module or step.name for step in between]
+        return self._site(reader, before=True, value=given, unit=(path, *names))
+
+    def _steps_between(self, made: Ref, given: Ref) -> list[Step] | None:
+        """The steps that lead from one value to another, other than layers; None if none do."""
+        leads, needed = {made.step}, {given.step}
+        span = range(made.step + 1, given.step + 1)
+        for index in span:
+            step = self.steps[index]
+            read = {ref.step for ref in refs_in((step.args, tuple(step.kwargs.values())))}
+            if read & leads and not self._is_layer(step.module):
+                leads.add(index)
+        if given.step not in leads:
+            return None
+        for index in span[::-1]:
+            step = self.steps[index]
+            if index in needed & leads:
+                refs = refs_in((step.args, tuple(step.kwargs.values())))
+                needed.update(ref.step for ref in refs)
+        return [self.steps[index] for index in span if index in needed & leads]
+
+    def _last_module(self, path: str, value: Ref) -> tuple[str, Ref, tuple[str, ...]]:
+        """The last module of a layer's unit, what it passes on, and the unit up to there."""
+        unit: tuple[str, ...] = (path,)
+        found = (path, value, unit)
+        while (following := self._following(value)) is not None:
+            value, name = following
+            unit = (*unit, name)
+            if name in self.modules and self._count(name) == 1:
+                found = (name, value, unit)
+            if not self._is_norm(name):
+                break
+        return found
 
     def width_of(self, path: str) -> int:
         """The number of channels of what a module passes on.
@@ -210,6 +240,12 @@ class Sites:
             return Ref(index), name
         return None
 
+    def _is_layer(self, path: str | None) -> bool:
+        """Whether what is called there has channels of its own, and is no norm."""
+        if path is None or self._is_norm(path):
+            return False
+        return kind_of(stock(self.modules[path])) is not None
+
     def _is_norm(self, name: str) -> bool:
         module = self.modules.get(name)
         return module is not None and any(n in type(stock(module)).__name__ for n in _NORMS)
@@ -223,10 +259,6 @@ class Sites:
         (path,) = paths
         found = [call for call in self.calls if call.path == path and call.given == value]
         return path if len(found) == 1 and self._count(str(path)) == 1 else None
-
-    def _places(self, value: Ref) -> str:
-        readers = [self.steps[index] for index in self._readers.get(value, [])]
-        return ", ".join(f"`{step.name}` ({step.place})" for step in readers) or "nowhere"
 
     def _site(self, host: str, *, before: bool, value: Ref, unit: tuple[str, ...]) -> Site:
         example = self.example_of(value)
