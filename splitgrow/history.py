@@ -192,6 +192,16 @@ def keep_(history: History, undo: Undo) -> None:
     undo.keep(vars(history))
 
 
+def show_edit_(model: nn.Module, history: History, view: int | None, undo: Undo) -> None:
+    """Shows blocks, insertions and numbers as they were after an edit; None for all."""
+    for module in model.modules():
+        if isinstance(module, (SplitLayer, Deepened)):
+            undo.on_failure(partial(setattr, module, "view", module.view))
+            module.view = view
+    for (name, attribute), number in numbers_at(history.edits, view).items():
+        change_(history.modules[name], attribute, number, undo)
+
+
 def view_(model: nn.Module, history: History, generation: int, undo: Undo) -> None:
     """Shows a model as it was when a generation was closed, until that is taken back.
 
@@ -206,12 +216,7 @@ def view_(model: nn.Module, history: History, generation: int, undo: Undo) -> No
         check_structure(model, history)
     undo.on_failure(partial(setattr, history, "viewing", history.viewing))
     history.viewing = True
-    for module in model.modules():
-        if isinstance(module, (SplitLayer, Deepened)):
-            undo.on_failure(partial(setattr, module, "view", module.view))
-            module.view = view
-    for (name, attribute), number in numbers_at(history.edits, view).items():
-        change_(history.modules[name], attribute, number, undo)
+    show_edit_(model, history, view, undo)
     for fade, alpha in history.shares.get(generation, ()) if view is not None else ():
         undo.on_failure(partial(setattr, fade, "alpha", fade.alpha))
         fade.alpha = alpha

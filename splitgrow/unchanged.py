@@ -6,14 +6,11 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor, nn
 
-from splitgrow.attributes import change_, numbers_at
-from splitgrow.deepened import Deepened
 from splitgrow.errors import InexactError
-from splitgrow.history import History
+from splitgrow.history import History, show_edit_
 from splitgrow.locating import Value, Watch, first_difference
 from splitgrow.output_comparison import (
     NotRunnableError,
@@ -24,8 +21,7 @@ from splitgrow.output_comparison import (
     outputs_of,
 )
 from splitgrow.places import levels_to_caller
-from splitgrow.split import SplitLayer
-from splitgrow.undo import Meanwhile, Undo
+from splitgrow.undo import Meanwhile
 
 
 @dataclass(frozen=True)
@@ -115,18 +111,8 @@ def _first_difference(model: nn.Module, history: History, tolerance: float) -> s
 
     with suppress(NotRunnableError):
         with Meanwhile() as meanwhile, meanwhile:
-            _show_before_(model, history, meanwhile)
+            show_edit_(model, history, history.edits[-1].index - 1, meanwhile)
             run(before.append)
         place = first_difference(run, before, tolerance)
         return f"; {place}" if place else ""
     return ""
-
-
-def _show_before_(model: nn.Module, history: History, undo: Undo) -> None:
-    view = history.edits[-1].index - 1
-    for module in model.modules():
-        if isinstance(module, (SplitLayer, Deepened)):
-            undo.on_failure(partial(setattr, module, "view", module.view))
-            module.view = view
-    for (name, attribute), number in numbers_at(history.edits, view).items():
-        change_(history.modules[name], attribute, number, undo)
