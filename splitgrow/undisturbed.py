@@ -103,7 +103,8 @@ def _modules_of(model: nn.Module) -> list[nn.Module]:
 
 _STORES = ("_parameters", "_buffers", "_modules")
 _MAPPINGS = (dict, OrderedDict, defaultdict)
-_CONTAINERS = (list, deque, set, *_MAPPINGS)
+_CONTAINERS = frozenset((list, deque, set, *_MAPPINGS))
+_NESTING = _CONTAINERS | {tuple}
 
 
 def keep_attributes_(modules: Sequence[nn.Module], undo: Undo, *, tensors: bool = False) -> None:
@@ -120,30 +121,36 @@ def keep_attributes_(modules: Sequence[nn.Module], undo: Undo, *, tensors: bool 
     kept = [module.__dict__ for module in modules]
     objects = {id(value): value for module in modules for value in objects_of(module).values()}
     kept += [vars(value) for value in objects.values()]
-    undo.keep(*kept, *(module.__dict__[name] for module in modules for name in _STORES))
+    stores = [module.__dict__[name] for module in modules for name in _STORES]
+    hooks = [
+        value
+        for own in kept
+        for name, value in own.items()
+        if type(value) is OrderedDict and "hook" in name
+    ]
+    undo.keep(*kept, *stores, *hooks)
+    apart = {id(value) for value in (*stores, *hooks)}
     known: dict[int, tuple[Any, Any]] = {}
     for own in kept:
         for name, value in own.items():
-            if "hook" in name and isinstance(value, dict):
-                undo.keep(value)
-            elif type(value) in (*_CONTAINERS, tuple) and name not in _STORES:
+            if type(value) in _NESTING and id(value) not in apart:
                 own[name] = _unshared(value, known, tensors=tensors)
 
 
 def _unshared(value: Any, known: dict[int, tuple[Any, Any]], *, tensors: bool) -> Any:
     """A copy of a container and the containers in it; anything else as it is."""
+    if type(value) not in _NESTING and not (tensors and type(value) is torch.Tensor):
+        return value
     if id(value) in known:
         return known[id(value)][1]
-    if tensors and type(value) is torch.Tensor:
+    if type(value) is torch.Tensor:
         copy: Any = value.detach().clone()
     elif type(value) is tuple:
         items = [_unshared(item, known, tensors=tensors) for item in value]
         changed = any(new is not old for new, old in zip(items, value, strict=True))
         copy = tuple(items) if changed else value
-    elif type(value) in _CONTAINERS:
-        copy = value.copy()
     else:
-        return value
+        copy = value.copy()
     known[id(value)] = value, copy
     if type(value) is not set and copy is not value:
         places = value.items() if type(value) in _MAPPINGS else enumerate(value)
