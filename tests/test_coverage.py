@@ -175,7 +175,7 @@ def test_growth_that_moves_the_past_is_wrong(monkeypatch: pytest.MonkeyPatch) ->
 def test_errors_of_splitgrow_are_refusals_only_in_analysis(
     monkeypatch: pytest.MonkeyPatch, error: Exception, step: str, status: str
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(checking.splitgrow, step, fail)
