@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -131,16 +131,24 @@ def outputs_of(
         noise = Noise()
         given = pytree.tree_map_only(Tensor, noise.off if noisy else torch.clone, inputs)
         torch.manual_seed(0)
-        try:
-            with Steady(), noise if noisy else nullcontext(), watch or nullcontext():
-                output = model(*given)
-            return [tensor.detach().clone() for tensor in tensors_in(output)]
-        except MemoryError:
-            raise
-        except OpaqueError:
-            raise NotRunnableError("it returns something that cannot be looked into") from None
-        except Exception as error:
-            raise NotRunnableError(f"{type(error).__name__}: {error}") from error
+        return _looked_at(model, given, (noise if noisy else nullcontext(), watch or nullcontext()))
+
+
+def _looked_at(
+    model: nn.Module, given: tuple[Any, ...], within: tuple[AbstractContextManager[Any], ...]
+) -> list[Tensor]:
+    """The tensors in what a model gives, as `outputs_of` has it."""
+    outer, inner = within
+    try:
+        with Steady(), outer, inner:
+            output = model(*given)
+        return [tensor.detach().clone() for tensor in tensors_in(output)]
+    except MemoryError:
+        raise
+    except OpaqueError:
+        raise NotRunnableError("it returns something that cannot be looked into") from None
+    except Exception as error:
+        raise NotRunnableError(f"{type(error).__name__}: {error}") from error
 
 
 def _use_copies_(model: nn.Module, touched: Container[str], *, training: bool) -> None:

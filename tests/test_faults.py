@@ -52,7 +52,8 @@ def strike_each(make: Callable[[], Stage], contexts: Iterator[Any]) -> None:
     before = stage.picture()
     for context in contexts:
         found = strike(stage, before, done, context)
-        assert not found.wrong, (found.wrong, context.at, context.error)
+        where = getattr(context, "places", [])[-3:]
+        assert not found.wrong, (found.wrong[:30], context.at, context.error, where)
         assert found.done or found.missed or not done_anyway, "done at one place, and not later"
         done_anyway = done_anyway or found.done
         if found.done or found.missed:
