@@ -137,7 +137,12 @@ def outputs_of(
 def _looked_at(
     model: nn.Module, given: tuple[Any, ...], within: tuple[AbstractContextManager[Any], ...]
 ) -> list[Tensor]:
-    """The tensors in what a model gives, as `outputs_of` has it."""
+    """The tensors in what a model gives.
+
+    Raises:
+        NotRunnableError: As `outputs_of`.
+        MemoryError: If there is too little memory.
+    """
     outer, inner = within
     try:
         with Steady(), outer, inner:
