@@ -49,7 +49,6 @@ COULD_FLIP: dict[str, Use] = {
     "less than some": lambda y: y.shape[-1] < 100,
     "at most what it is": lambda y: y.shape[-1] <= 8,
     "more than what it is": lambda y: y.shape[-1] > 8,
-    "even": lambda y: y.shape[-1] % 2 == 0,
     "one of some": lambda y: y.shape[-1] in (4, 8),
     "one of a set": lambda y: y.shape[-1] in {4, 8},
     "one of a set that it is not in yet": lambda y: y.shape[-1] in {16, 101},
@@ -76,6 +75,12 @@ def test_a_comparison_that_could_come_out_otherwise_fixes_the_width_and_names_th
     model = deciding(test)
     assert "test_recorded_numbers.py:" in reasons(model)["one"]
     assert laws_hold(model) == ["head"]
+
+
+def test_a_width_that_is_compared_by_its_remainder_grows_in_whole_steps() -> None:
+    model = deciding(lambda y: y.shape[-1] % 2 == 0)
+    assert {layer.name: layer.step for layer in model.layers}["one"] == 2
+    assert laws_hold(model) == ["one", "head"]
 
 
 @pytest.mark.parametrize("width", [9, 10, 16, 101, 200])
