@@ -45,11 +45,15 @@ def written_by(step: Step, module: nn.Module | None, operands: Sequence[Key]) ->
     if not is_torchs(target) or rule_of(target) is None or "out" in step.kwargs:
         return operands
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    in_place = is_in_place_name(name) or bool(getattr(module, "inplace", False))
+    in_place = is_in_place_name(name) or name in _ASSIGNS or bool(getattr(module, "inplace", False))
     in_place = in_place or bool(step.kwargs.get("inplace"))
     if getattr(target, "__module__", "") == "torch.nn.functional":
         in_place = in_place or any(value is True for value in step.args[1:])  # by position
     return operands[:1] if in_place else ()
+
+
+_ASSIGNS = frozenset(("setitem", "setattr"))
+"""What writes into its first operand although its name does not end as that of an op in place."""
 
 
 def is_torchs(target: Any) -> bool:
