@@ -96,8 +96,8 @@ def unregister_op(*targets: Any) -> None:
 
     Example:
         >>> import torch, splitgrow
-        >>> rule = splitgrow.register_op(torch.special.i1)(lambda op: op.x)
-        >>> splitgrow.unregister_op(torch.special.i1)
+        >>> rule = splitgrow.register_op(torch.special.bessel_y1)(lambda op: op.x)
+        >>> splitgrow.unregister_op(torch.special.bessel_y1)
     """
     if not targets:
         raise ValueError("unregister_op needs the targets that register_op was given")
