@@ -122,11 +122,16 @@ def test_gradients_are_shared_out_as_the_outputs_are() -> None:
         fade(x).sum().backward()
         alone = FadeIn(*paths())
         (alone.old(x).sum() + alone.new(x).sum()).backward()
-        for name, parameter in fade.named_parameters():
+        # All at once: of a bias in front of a norm that trains, the gradient is rounding only.
+        found, expected = [], []
+        for (name, parameter), other in zip(
+            fade.named_parameters(), alone.parameters(), strict=True
+        ):
             share = alpha if name.startswith("new") else 1 - alpha
-            expected = dict(alone.named_parameters())[name].grad
-            assert_equal(parameter.grad, share * expected) if share else None
+            found.append(parameter.grad.flatten())
+            expected.append(share * other.grad.flatten())
             assert share or not parameter.grad.any()
+        assert_equal(torch.cat(found), torch.cat(expected))
 
 
 def test_arguments_of_any_kind_reach_both_paths() -> None:
