@@ -299,3 +299,14 @@ def test_a_hook_of_a_module_something_is_inserted_behind_sees_that_modules_own_c
     handle.remove()
     model(x)
     assert len(seen.calls) == 1
+
+
+def test_a_layer_with_a_forward_of_its_own_does_not_grow() -> None:
+    """It would be called with today's tensors, whatever the layer becomes."""
+    net = network()
+    forward = net[0].forward
+    net[0].forward = lambda x: 2 * forward(x)
+    model: Any = splitgrow.growable(net, inputs())
+    with pytest.raises(splitgrow.FixedWidthError, match="forward of its own"):
+        model.expand_layer("0", 2)
+    model.expand_layer("3", 2)
