@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from splitgrow.undisturbed import (
     run_eagerly_,
     silence_hooks,
 )
-from splitgrow.undo import Meanwhile, Undo
+from splitgrow.undo import Meanwhile
 
 _BASE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """Differences, relative to the largest value, that are rounding without further question."""
@@ -258,10 +257,3 @@ def compared(
         return Comparison(found, base)
     tolerance = max(base, _TIMES * noise)
     return Comparison(found, tolerance, checkable=noise <= _CHAOS or found > tolerance)
-
-
-def evaluate_(model: nn.Module, undo: Undo) -> None:
-    """Puts a model in evaluation mode, until that is taken back: each module's own flag is kept."""
-    for module in model.modules():
-        undo.on_failure(partial(setattr, module, "training", module.training))
-        module.training = False
