@@ -19,6 +19,17 @@ _NOT_THE_USERS = tuple(
     for module in (torch, sys.modules["splitgrow"])
     if module.__file__
 )
+_ON_THE_WAY = frozenset(
+    str(Path(torch.__file__).parent / name)
+    for name in (
+        "overrides.py",
+        "functional.py",
+        "_tensor.py",
+        "_jit_internal.py",
+        "nn/functional.py",
+    )
+)
+"""What Python runs between a call of an op and a torch function mode."""
 _STANDARD = str(Path(os.__file__).parent) + os.sep
 """Where Python's own library lies, and below it, in some installations, what was installed."""
 
@@ -29,6 +40,15 @@ def place_of_caller() -> str:
     while frame.f_back is not None and not _is_the_users(frame.f_code.co_filename):
         frame = frame.f_back
     return _place(frame.f_code.co_filename, frame.f_lineno)
+
+
+def place_of_op() -> str:
+    """The user's line that calls the op that runs; empty where a module of torch's or ours does."""
+    frame = sys._getframe(2)  # noqa: SLF001
+    while frame.f_back is not None and frame.f_code.co_filename in _ON_THE_WAY:
+        frame = frame.f_back
+    name = frame.f_code.co_filename
+    return _place(name, frame.f_lineno) if _is_the_users(name) else ""
 
 
 def levels_to_caller() -> int:

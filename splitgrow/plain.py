@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from splitgrow.errors import UnsupportedModelError
 from splitgrow.fading import FadeIn
 from splitgrow.hooks import HOOKS, carry_hooks_, computing_hooks
 from splitgrow.split import SplitLayer
+from splitgrow.states import may_hold
 from splitgrow.undo import Meanwhile, Undo
 from splitgrow.unwrapping import unwrap_
 
@@ -45,17 +46,23 @@ def plain_copy(
         UnsupportedModelError: If something in the module cannot be copied.
         MemoryError: If there is too little memory.
     """
+    theirs: list[tuple[nn.Module, _Stores]] = []
     for part in module.modules():
         if isinstance(part, SplitLayer):
             with Meanwhile() as meanwhile, meanwhile:
                 for block in part:
                     _compute_anew_(block, meanwhile)
-                memo[id(part)] = stock_of(part, view)
+                memo[id(part)] = layer = stock_of(part, view)
+            theirs.append((layer, _users_own(part, layer)))
             if finish is not None:
                 finish(part, memo[id(part)])
         else:
             memo.update((id(made), made.detach().clone()) for made in _made_by_forward(part))
-    copied = _copied(module, memo)
+    copied = _copied(module, memo, [own for _, own in theirs])
+    for layer, own in theirs:
+        for name, values in own.items():
+            store = vars(layer)[name] if name else vars(layer)
+            store.update(copy.deepcopy(values, memo))  # of which the memo has copies
     for part, twin in _twins(module, copied):
         memo[id(part)] = twin
         carry_hooks_(part, twin, memo)
@@ -65,8 +72,32 @@ def plain_copy(
     return unwrap_(copied, view, end_fades=shares is not None)
 
 
-def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+_Stores = dict[str, dict[str, Any]]
+"""What is in some dictionaries of a module's; its attributes are in that without a name."""
+
+
+def _users_own(split: SplitLayer, layer: nn.Module) -> _Stores:
+    """What the user put on a grown layer, before it grew or since, that a stock layer has not."""
+    attributes = {
+        name: value
+        for owner in (split.original, split)
+        for name, value in vars(owner).items()
+        if name not in vars(layer) and may_hold(owner, "", name)
+    }
+    tensors = {
+        store: {k: v for k, v in vars(split)[store].items() if k not in vars(layer)[store]}
+        for store in ("_parameters", "_buffers")
+    }
+    return {"": attributes, **tensors}
+
+
+def _copied(module: nn.Module, memo: dict[int, Any], more: Iterable[_Stores]) -> nn.Module:
     """A deep copy.
+
+    Args:
+        module: Any module.
+        memo: As of `copy.deepcopy`; in the end it has copies of all that the module holds.
+        more: What else is to be copied.
 
     Raises:
         UnsupportedModelError: If there can be none.
@@ -77,6 +108,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         grown = (part for part in module.modules() if isinstance(part, SplitLayer))
         for part in grown:  # what the copy of the module goes without
             copy.deepcopy([vars(part)[name] for name in HOOKS], memo)
+        copy.deepcopy(list(more), memo)
     except MemoryError:  # no fault of the model's
         raise
     except Exception as error:  # whatever the user's objects raise

@@ -41,6 +41,7 @@ from splitgrow.standins import (
     Modules,
     clone,
     otherwise_reached,
+    refuse_without_memory,
     set_mode_,
     stand_in_,
     told_apart,
@@ -269,6 +270,7 @@ class Recorder(TorchFunctionMode):
         def run(*args: Any, **kwargs: Any) -> Any:
             if kwargs or len(args) != 1 or type(args[0]) is not FakeTensor:
                 args, kwargs = untracked(args), untracked(kwargs)
+                refuse_without_memory(*args)
             if self.inside:  # a leaf within a leaf
                 return module.forward(*args, **kwargs)
             self.inside = name

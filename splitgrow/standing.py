@@ -21,6 +21,7 @@ from splitgrow.livetensor import LiveTensor
 from splitgrow.sources import Source
 
 _NOTHING = object()
+_TORCHS = frozenset(vars(nn.Module()))
 _OWN = (nn.Parameter, Tensor, nn.Module)
 
 
@@ -95,7 +96,8 @@ def answer(layer: nn.Module, composition: Composition, name: str) -> Any:
         function = inspect.getattr_static(type(original), name, None)
         if isinstance(function, types.FunctionType) and not name.startswith("__"):
             return types.MethodType(function, layer)
-        return _missing(layer, name)
+        users = name in own and name not in _TORCHS and name not in vars(composition.template)
+        return own[name] if users else _missing(layer, name)
     if name in own:
         return _number(composition, name, own[name])
     if name in own["_parameters"] or name in own["_buffers"] or name in own["_modules"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from splitgrow.holders import holders_in, put_in_place_
@@ -77,14 +78,36 @@ class Copies:
         self._made: dict[int, Tensor] = {}
 
     def of(self, leaf: Any) -> Any:
-        """The copy of one of the model's tensors; anything else as it is."""
-        if not isinstance(leaf, Tensor) or id(leaf) not in self._originals:
+        """The copy of one of the model's tensors; anything else as it is.
+
+        Raises:
+            RuntimeError: If it is a tensor that claims values and has none.
+        """
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) not in self._originals:
+            refuse_without_memory(leaf)
             return leaf
         key = id(leaf)
         if key not in self._made:
             self._made[key] = self._copied(leaf)
             self._owners[id(self._made[key])] = self._owners[key]
         return self._made[key]
+
+
+def refuse_without_memory(*values: Any) -> None:
+    """Makes sure that tensors have the values that they claim, since reading them would crash.
+
+    Code that torch cannot see makes one of the memory of a fake tensor, which is at no address.
+
+    Raises:
+        RuntimeError: If one has none.
+    """
+    for value in values:
+        if type(value) is Tensor and value.layout is torch.strided and not value.is_meta:
+            with torch._C.DisableTorchFunction():  # noqa: SLF001
+                if value.numel() and not value.data_ptr():
+                    raise RuntimeError("a tensor was made of memory that has no values")
 
 
 def stand_in_(model: nn.Module, stand_ins: Mapping[nn.Module, nn.Module], undo: Undo) -> None:

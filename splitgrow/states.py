@@ -100,7 +100,9 @@ def _is_wrapper(module: nn.Module) -> bool:
 
 
 _TORCHS = frozenset(vars(nn.Module()))
-_OURS = frozenset(("view", "tensor_result", "answers", "blocks", "inserted", "_runner"))
+_OURS = frozenset(
+    ("view", "ins", "outs", "tensor_result", "answers", "blocks", "inserted", "_runner")
+)
 
 
 def may_hold(module: nn.Module, owner: str, name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from splitgrow.kinds import kind_of
 from splitgrow.places import place_of_caller, place_of_error
 from splitgrow.results import result_of_leaf
 from splitgrow.sharedkernel import SHARED_KERNELS
+from splitgrow.states import State, same, take
 from splitgrow.undisturbed import ignore_warnings_, undisturb_
 from splitgrow.undo import Meanwhile
 
@@ -78,9 +79,13 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
         with Meanwhile() as meanwhile, meanwhile:
             undisturb_(model, meanwhile)
             before = _held(model)
-            graph = _Tracer(hooked).trace(model, concrete_args=defaults or None)
+            states = take(model)
+            graph, made = _traced(model, hooked, defaults)
             _refuse_assignments(model, before)
-            made = {key: value for key, value in vars(model).items() if _made_by_tracing(key)}
+            moved = _moved(states, take(model, states))
+            if moved:
+                again = _traced(model, hooked, defaults)
+                _refuse_other_steps(model, moved, (graph, made), again)
     except (MemoryError, TraceError):
         raise
     except Exception as error:  # whatever the user's forward raises
@@ -95,6 +100,45 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
         ignore_warnings_("The .grad attribute of a Tensor that is not")
         _evaluate(model, graph, given)
     return graph
+
+
+_Traced = tuple[fx.Graph, dict[str, Any]]
+"""A graph, and the tensors that torch.fx has made attributes for it."""
+
+
+def _traced(
+    model: nn.Module, hooked: Collection[nn.Module], defaults: Mapping[str, Any]
+) -> _Traced:
+    graph = _Tracer(hooked).trace(model, concrete_args={**defaults} or None)
+    own = vars(model)
+    return graph, {key: own.pop(key) for key in [*own] if key.startswith("_tensor_constant")}
+
+
+def _moved(before: Iterable[State], after: Iterable[State]) -> str:
+    """The first plain data, or buffer, that tracing has moved; empty if none."""
+    earlier = {id(state.module): state.values for state in before}
+    for state in after:
+        theirs = earlier.get(id(state.module), {})
+        for owner, values in state.values.items():
+            old = theirs.get(owner, {})
+            for name in {**old, **values}:
+                if not (name in values and name in old and same(values[name], old[name])):
+                    return name
+    return ""
+
+
+def _refuse_other_steps(model: nn.Module, moved: str, first: _Traced, second: _Traced) -> None:
+    """Makes sure that forward does the same again with what it has moved: a graph does.
+
+    Raises:
+        TraceError: If it does not.
+    """
+    (graph, made), (other, others) = first, second
+    if str(graph) != str(other) or not same(made, others):
+        raise TraceError(
+            f"torch.fx cannot trace {type(model).__name__}.forward: the `{moved}` that it moves "
+            f"decides what it does at its next call, and a graph would always do the same"
+        )
 
 
 def _held(model: nn.Module) -> dict[tuple[str, str], Any]:
@@ -120,11 +164,6 @@ def _refuse_assignments(model: nn.Module, before: dict[tuple[str, str], Any]) ->
                 f"`{path}.{name}`".replace("`.", "`")
                 + ", which a graph would leave out; write into the buffer instead (`.copy_()`)"
             )
-
-
-def _made_by_tracing(attribute: str) -> bool:
-    """Whether torch.fx made an attribute, to hold a tensor that forward makes."""
-    return attribute.startswith("_tensor_constant")
 
 
 class _Evaluator(fx.Interpreter):

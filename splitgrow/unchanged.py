@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from splitgrow.output_comparison import (
     outputs_of,
 )
 from splitgrow.places import levels_to_caller
+from splitgrow.scalars import Scalars
 from splitgrow.undo import Meanwhile
 
 
@@ -30,9 +32,11 @@ class Unchanged:
 
     Attributes:
         outputs: The tensors that it returned.
+        scalars: The numbers that it gave to its ops.
     """
 
     outputs: list[Tensor]
+    scalars: Scalars
 
     def check(self, model: nn.Module, history: History) -> None:
         """Makes sure that the model gives the same after the last edit, up to rounding.
@@ -42,9 +46,11 @@ class Unchanged:
         Raises:
             InexactError: If it does not. The edit is then to be taken back.
         """
-        inputs, touched = fitting(model, history.inputs), history.graph.touched
+        run = partial(outputs_of, model, fitting(model, history.inputs))
+        run = partial(run, touched=history.graph.touched)
+        scalars = Scalars()
         try:
-            now = outputs_of(model, inputs, touched=touched)
+            now = run(watch=scalars)
         except NotRunnableError as error:
             raise InexactError(
                 f"the model no longer runs afterwards: {error}; {_WAY_OUT}"
@@ -56,16 +62,22 @@ class Unchanged:
                 f"{shapes}; {_WAY_OUT}"
             )
         old = leading(now, self.outputs)
-        found = compared(
-            old, self.outputs, lambda: outputs_of(model, inputs, noisy=True, touched=touched)
-        )
+        found = compared(old, self.outputs, lambda: run(noisy=True))
         if not found.checkable:
             _tell("it is random, or rounding alone changes it")
-        elif not found.same:
+            return
+        if not found.same:
             place = _first_difference(model, history, found.tolerance)
             raise InexactError(
                 f"it would change what the model computes, by {found.difference:.1e} of the "
                 f"largest output, where {found.tolerance:.0e} is rounding{place}; {_WAY_OUT}"
+            )
+        given = scalars.unlike(
+            self.scalars, found.tolerance, lambda seen: run(noisy=True, watch=seen)
+        )
+        if given:
+            raise InexactError(
+                f"it would change what the model computes on other inputs: {given}; {_WAY_OUT}"
             )
 
 
@@ -86,7 +98,8 @@ def before_edit(model: nn.Module, history: History, *, check: bool) -> Unchanged
         return None
     try:
         inputs, touched = fitting(model, history.inputs), history.graph.touched
-        return Unchanged(outputs_of(model, inputs, touched=touched))
+        scalars = Scalars()
+        return Unchanged(outputs_of(model, inputs, watch=scalars, touched=touched), scalars)
     except NotRunnableError as error:
         _tell(f"the model does not run on its example inputs ({error})")
         return None

@@ -39,6 +39,7 @@ from splitgrow.output_comparison import (
 from splitgrow.places import levels_to_caller
 from splitgrow.placing import prepare
 from splitgrow.planning import plan_changes, plan_numbers
+from splitgrow.scalars import Scalars
 from splitgrow.undisturbed import ignore_warnings_, keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile
 from splitgrow.widening import culprits_in, growing_groups_in
@@ -72,8 +73,8 @@ def fix_what_values_break(
         return broken
     inputs = fitting(model, inputs)
     try:
-        for training, expected in _references(model, inputs, followed):
-            trial = _ValueTrial(model, inputs, graph, expected, edits + 1, training)
+        for training, expected, scalars in _references(model, inputs, followed):
+            trial = _ValueTrial(model, inputs, graph, expected, scalars, edits + 1, training)
             broken |= trial.fix_culprits()
     except NotRunnableError as error:
         _tell(f"the model does not run on its example inputs: {error}")
@@ -103,8 +104,8 @@ def analyse_again(
 
 def _references(
     model: nn.Module, inputs: tuple[Any, ...], followed: Followed
-) -> Iterator[tuple[bool, list[Tensor]]]:
-    """The modes to try, whether training, and what the model gives there.
+) -> Iterator[tuple[bool, list[Tensor], Scalars]]:
+    """The modes to try, whether training, and what the model gives there, itself and to its ops.
 
     Where one recorded run stands for both modes, so does one run here: in training mode if it can
     be run in that, where norms mix more.
@@ -114,13 +115,14 @@ def _references(
     """
     one = len({id(trial.steps) for trial in followed.trials}) < len(followed.trials)
     for training in (True, False) if one else (False, True):
+        scalars, touched = Scalars(), followed.graph.touched
         try:
-            expected = outputs_of(model, inputs, training=training, touched=followed.graph.touched)
+            expected = outputs_of(model, inputs, training=training, watch=scalars, touched=touched)
         except NotRunnableError:
             if not training:
                 raise
             continue
-        yield training, expected
+        yield training, expected, scalars
         if one:
             return
 
@@ -144,6 +146,7 @@ class _ValueTrial:
     inputs: tuple[Any, ...]
     graph: ChannelGraph
     expected: list[Tensor]
+    scalars: Scalars
     edit: int
     training: bool
 
@@ -172,11 +175,13 @@ class _ValueTrial:
         """
         growth = {group: _GAINS[(group + self.training) % len(_GAINS)] for group in groups}
         try:
-            found = self._widened(growth, partial(self._compared, growth))
+            found, given = self._widened(growth, partial(self._compared, growth))
         except NotRunnableError as error:
             return f"forward fails when it is wider: {error}"
         if not found.checkable:
             raise _UncheckableError
+        if given:
+            return f"{_CHANGES}: {given}"
         if found.same:
             return ""
         return self._reason(growth, found.tolerance) if len(groups) == 1 else _CHANGES
@@ -197,13 +202,19 @@ class _ValueTrial:
             widen_(self.model, modules, prepared, numbers, meanwhile)
             return run()
 
-    def _compared(self, growth: Mapping[int, int]) -> Comparison:
-        actual = self._outputs()
+    def _compared(self, growth: Mapping[int, int]) -> tuple[Comparison, str]:
+        """What it gives against what it gave before, and where an op is given another number."""
+        scalars = Scalars()
+        actual = self._outputs(watch=scalars)
         shapes = self.graph.output_shapes(growth)
         if len(shapes) == len(actual) and shapes != [tuple(t.shape) for t in actual]:
-            return Comparison(math.inf, 0.0)
+            return Comparison(math.inf, 0.0), ""
         old = leading(actual, self.expected)
-        return compared(old, self.expected, lambda: self._outputs(noisy=True))
+        found = compared(old, self.expected, lambda: self._outputs(noisy=True))
+        if not (found.same and found.checkable):
+            return found, ""
+        noisy = partial(self._outputs, noisy=True)
+        return found, scalars.unlike(self.scalars, found.tolerance, lambda seen: noisy(watch=seen))
 
     def _reason(self, growth: Mapping[int, int], tolerance: float) -> str:
         """Why a group breaks it: where values first differ, or which hooks make the difference."""

@@ -18,7 +18,7 @@ FLOORS = (
     | {"holders", "reassigned"}
     | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"}
     | {"steadiness"},
-    {"steps", "composition", "generations", "fading", "connections"},
+    {"steps", "composition", "generations", "fading", "connections", "scalars"},
     {"assembly", "blockwise", "hooks"},
     {"readers"},
     {"removal"},
@@ -30,8 +30,8 @@ FLOORS = (
     | {"initializers", "attributes", "optimizers", "replacing"},
     {"unwrapping", "unsupported"},
     {"leaves", "results", "planning", "progressive", "states", "choices"}
-    | {"plain", "listing", "narrowing", "constants", "aliases"},
-    {"standins"},
+    | {"listing", "narrowing", "constants", "aliases"},
+    {"standins", "plain"},
     {"recording", "tracing", "history", "refusals", "placing"}
     | {"liveness", "propagation", "output_comparison"},
     {"handled", "locating"},

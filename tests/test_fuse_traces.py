@@ -22,7 +22,7 @@ class Keeps(nn.Module):
         super().__init__()
         self.a, self.b, self.between = nn.Linear(5, 6), nn.Linear(6, 3), forward
         self.register_buffer("n", torch.zeros((), dtype=torch.float64))
-        self.calls = 0
+        self.calls, self.seen, self.table, self.meter = 0, [], {}, Meter()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.between(self, self.a(x)))
@@ -34,8 +34,8 @@ def assigns_a_buffer(m: Any, h: Tensor) -> Tensor:
 
 
 def assigns_an_attribute(m: Any, h: Tensor) -> Tensor:
-    seen = getattr(m, "seen", 0.0)
-    m.seen = h.new_ones(()) + seen
+    seen = getattr(m, "last", 0.0)
+    m.last = h.new_ones(()) + seen
     return h + seen
 
 
@@ -61,6 +61,52 @@ def counts(m: Any, h: Tensor) -> Tensor:
     return h
 
 
+def counts_and_adds(m: Any, h: Tensor) -> Tensor:
+    m.calls += 1
+    return h + m.calls
+
+
+def turns_every_other_time(m: Any, h: Tensor) -> Tensor:
+    m.turned = not getattr(m, "turned", False)
+    return -h if m.turned else h
+
+
+def keeps_a_list(m: Any, h: Tensor) -> Tensor:
+    m.seen.append(h.dim())
+    return h * len(m.seen)
+
+
+def keeps_a_table(m: Any, h: Tensor) -> Tensor:
+    m.table["n"] = m.table.get("n", 0) + 1
+    return h * m.table["n"]
+
+
+def keeps_a_number_in_a_layer(m: Any, h: Tensor) -> Tensor:
+    m.b.uses = getattr(m.b, "uses", 0) + 1
+    return h * m.b.uses
+
+
+def keeps_a_number_in_an_object(m: Any, h: Tensor) -> Tensor:
+    m.meter.n += 1
+    return h * m.meter.n
+
+
+def makes_a_tensor_of_a_count(m: Any, h: Tensor) -> Tensor:
+    m.calls += 1
+    return h + torch.tensor(float(m.calls), dtype=torch.float64)
+
+
+def keeps_a_list_that_nothing_reads(m: Any, h: Tensor) -> Tensor:
+    m.seen.append(h.dim())
+    return h * 2
+
+
+class Meter:
+    """An object that counts."""
+
+    n = 0
+
+
 def made(forward: Any) -> Any:
     torch.manual_seed(0)
     model: Any = splitgrow.growable(Keeps(forward).double().eval(), X)
@@ -81,6 +127,13 @@ def calls(model: nn.Module) -> list[Tensor]:
         looks_a_size_up,
         spells_a_size_out,
         finds_a_size,
+        counts_and_adds,
+        turns_every_other_time,
+        keeps_a_list,
+        keeps_a_table,
+        keeps_a_number_in_a_layer,
+        keeps_a_number_in_an_object,
+        makes_a_tensor_of_a_count,
     ],
 )
 def test_what_a_graph_cannot_hold_is_merged_with_a_warning(forward):
@@ -91,7 +144,7 @@ def test_what_a_graph_cannot_hold_is_merged_with_a_warning(forward):
     assert_equal(calls(fused), calls(splitgrow.merge(model).eval()))
 
 
-@pytest.mark.parametrize("forward", [writes_into_a_buffer, counts])
+@pytest.mark.parametrize("forward", [writes_into_a_buffer, counts, keeps_a_list_that_nothing_reads])
 def test_control_what_a_graph_can_hold_is_fused(forward):
     model = made(forward)
     fused = splitgrow.fuse(model)

@@ -209,3 +209,59 @@ def test_a_computed_weight_is_that_of_the_next_call(path: str, how: str) -> None
     expected = model(X)
     assert_equal(merged(X), expected)
     assert_equal(splitgrow.fuse(model, check=False)(X), expected)
+
+
+# --- what else the user has put on a layer --------------------------------------------------------
+
+
+class Reads(nn.Module):
+    """A forward that reads what somebody has put on its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x) * getattr(self.one, "factor", 1.0) * getattr(self.one, "_secret", 1.0)
+        h = h * getattr(self.one, "scale", 1.0) + getattr(self.one, "shift", 0.0)
+        return self.two(h)
+
+
+def put_numbers_on(layer: Any) -> None:
+    layer.factor, layer._secret, layer.seen = 3.0, 5.0, [layer]
+
+
+def put_tensors_on(layer: Any) -> None:
+    layer.register_buffer("scale", torch.tensor(2.0, dtype=torch.float64))
+    layer.register_parameter("shift", nn.Parameter(torch.ones(1, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("way", [splitgrow.merge, splitgrow.fuse, copy.deepcopy])
+@pytest.mark.parametrize(
+    ("put", "before"), [(put_numbers_on, True), (put_numbers_on, False), (put_tensors_on, False)]
+)
+def test_what_the_user_has_put_on_a_grown_layer_comes_along(way, put, before):
+    torch.manual_seed(0)
+    model: Any = Reads().double().eval()
+    if before:
+        put(model.one)
+        expected = model(X)
+    model = splitgrow.growable(model, X)
+    model.expand_layer("one", 2)
+    if not before:
+        plain = model(X)
+        put(model.one)
+        expected = model(X)
+        assert not torch.allclose(plain, expected)
+    assert_equal(model(X), expected)
+    stir(model)
+    made = way(model)
+    assert_equal(made(X), model(X))
+    if put is put_numbers_on and way is not splitgrow.fuse:
+        assert made.one.seen[0] is made.one
+        assert made.one._secret == 5.0
+
+
+def test_nothing_of_ours_is_put_on_the_stock_layer():
+    layer = splitgrow.merge(grown()).body[3]
+    assert vars(layer).keys() == vars(nn.Linear(2, 2)).keys()

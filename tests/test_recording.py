@@ -430,6 +430,16 @@ def by_dlpack(model: Any, x: Tensor) -> Tensor:
     return model.head(torch.from_dlpack(model.one(x).detach()))
 
 
+def by_capsule(model: Any, x: Tensor) -> Tensor:
+    y = torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(model.one(x).detach()))
+    return model.head(F.softplus(y))
+
+
+def by_capsule_alone(model: Any, x: Tensor) -> Tensor:
+    y = torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(model.one(x).detach()))
+    return F.softplus(y * 2) + y.sum()
+
+
 def by_storage(model: Any, x: Tensor) -> Tensor:
     y = model.one(x)
     return model.head(y * (y.untyped_storage().nbytes() > 0))
@@ -440,6 +450,8 @@ def by_address(model: Any, x: Tensor) -> Tensor:
     return model.head(y if y.data_ptr() else 0 * y)
 
 
-@pytest.mark.parametrize("forward", [by_dlpack, by_storage, by_address])
+@pytest.mark.parametrize(
+    "forward", [by_dlpack, by_capsule, by_capsule_alone, by_storage, by_address]
+)
 def test_what_reads_memory_is_recorded_on_tensors_that_have_some(forward: Forward) -> None:
     laws_hold(splitgrow.growable(written(forward), X))

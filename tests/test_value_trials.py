@@ -148,6 +148,105 @@ def test_the_reason_names_the_layer_and_the_line_where_values_first_differ():
     assert "test_value_trials.py:" in reasons(model)["one"]
 
 
+# --- what the example inputs do not show ---------------------------------------------------------
+
+
+def hidden_by_a_clamp(model: Any, h: Tensor) -> Tensor:
+    return (h * sum(1 for _ in model.parameters()) + 1e3).clamp(-1, 1)
+
+
+def hidden_by_a_mask(model: Any, h: Tensor) -> Tensor:
+    return (h + len(repr(model))).masked_fill(h.abs() >= 0, 1.0)
+
+
+def hidden_by_a_norm(model: Any, h: Tensor) -> Tensor:
+    return F.normalize(h * len(list(model.modules())), dim=-1)
+
+
+def hidden_in_a_bound(model: Any, h: Tensor) -> Tensor:
+    return h.clamp(max=1e3 * len(list(model.parameters())))
+
+
+def hidden_in_a_comparison(model: Any, h: Tensor) -> Tensor:
+    return torch.where(h > 1e3 * len(list(model.modules())), h * 0, h)
+
+
+def hidden_in_a_tensor(model: Any, h: Tensor) -> Tensor:
+    return F.normalize(h * torch.tensor(float(len(list(model.parameters())))), dim=-1)
+
+
+def hidden_in_an_empty_sum(model: Any, h: Tensor) -> Tensor:
+    return h + h.new_full((0, 1, 3), len(repr(model))).sum(0)
+
+
+HIDDEN = (
+    hidden_by_a_clamp,
+    hidden_by_a_mask,
+    hidden_by_a_norm,
+    hidden_in_a_bound,
+    hidden_in_a_comparison,
+    hidden_in_a_tensor,
+    hidden_in_an_empty_sum,
+)
+
+
+def behind_the_head(forward: Forward) -> Forward:
+    return lambda model, x: forward(model, model.head(model.one(x)))
+
+
+@both
+@pytest.mark.parametrize("forward", HIDDEN, ids=lambda f: f.__name__)
+def test_a_number_that_counts_the_model_is_found_where_no_output_shows_it(forward, look):
+    forward = behind_the_head(forward)
+    model = splitgrow.growable(written(looking(forward) if look else forward), X)
+    assert "instead of" in reasons(model)["one"]
+    assert "test_value_trials.py:" in reasons(model)["one"]
+    laws_hold(model)
+
+
+@pytest.mark.parametrize("forward", HIDDEN, ids=lambda f: f.__name__)
+def test_an_edit_that_gives_an_op_another_number_is_taken_back(forward):
+    model = splitgrow.growable(written(behind_the_head(forward)), X, check=False)
+    with unchanged(model), pytest.raises(splitgrow.InexactError, match="on other inputs"):
+        model.expand_layer("one", 4)
+
+
+def test_control_on_other_inputs_such_a_growth_shows():
+    model = splitgrow.growable(written(behind_the_head(hidden_in_a_bound)), X, check=False)
+    before = outputs_of(model, 1e6 * X)
+    model.expand_layer("one", 4, check=False)
+    with pytest.raises(AssertionError):
+        assert_equal(outputs_of(model, 1e6 * X), before)
+
+
+def by_its_own_largest(model: Any, h: Tensor) -> Tensor:
+    return h / h.abs().max().item()
+
+
+def by_its_own_mean(model: Any, h: Tensor) -> Tensor:
+    centred = h - h.mean().item()
+    return h - centred.mean().item()  # rounding and nothing else
+
+
+def by_a_count_of_inputs(model: Any, h: Tensor) -> Tensor:
+    return h / h.size(0) + h.size(1)
+
+
+def by_its_depth(model: Any, h: Tensor) -> Tensor:
+    return h * h.dim() ** 0.5 + 0.5
+
+
+@both
+@pytest.mark.parametrize(
+    "forward", [by_its_own_largest, by_its_own_mean, by_a_count_of_inputs, by_its_depth]
+)
+def test_a_number_that_growth_leaves_alone_fixes_nothing(forward, look):
+    forward = behind_the_head(forward)
+    model = splitgrow.growable(written(looking(forward) if look else forward), X)
+    assert not reasons(model)["one"]
+    model.expand_layer("one", 4)
+
+
 def test_only_the_layer_that_breaks_is_fixed():
     def forward(model: Any, x: Tensor) -> Tensor:
         h = model.one(x)
