@@ -92,13 +92,12 @@ class Runner:
         return self._run_in_mode(eager, x, *args, **kwargs)
 
     def _run_in_mode(self, eager: bool, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: FBT001
-        mode = execution_mode()
-        against = self._against_merging(mode, x)
+        mode, against = execution_mode(), "it is being traced"
+        if eager or self._merged.traceable:
+            against = self._against_merging(mode, x)
         if not against and not eager:
-            if self._merged.traceable:
-                self.ran = LayerRun("merged", None, "it is being traced")
-                return self._merged.run_traced(x, *args, **kwargs)
-            against = "it is being traced"
+            self.ran = LayerRun("merged", None, "it is being traced")
+            return self._merged.run_traced(x, *args, **kwargs)
         if not against:
             try:
                 output = self._merged.run(x, *args, **kwargs)

@@ -21,6 +21,7 @@ from helpers import (
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import splitgrow
@@ -505,6 +506,24 @@ def test_transforms_of_torch_func_and_tracing() -> None:
         assert_equal(vmap(lambda sample: model(sample[None])[0])(x), model(x))
         assert_equal(jvp(model, (x,), (torch.ones_like(x),))[1], dual())
         assert_equal(traced(), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_tracing_may_be_the_first_call_of_a_grown_model(case: Case) -> None:
+    model, x = case.model(), case.inputs()
+    try:
+        torch.jit.trace(model, x)
+    except Exception:  # noqa: BLE001 - torch's own limit
+        pytest.skip("torch.jit cannot trace the plain model either")
+    model = splitgrow.growable(model, x)
+    for layer in model.layers:
+        if layer.growable:
+            model.expand_layer(layer.name, layer.step, check=False)
+    randomise_new_blocks(model)
+    traced = torch.jit.trace(model, x)  # runs it again, and compares the graphs as well
+    assert_all_equal(tree_leaves(traced(*x)), tree_leaves(model(*x)))
 
 
 def test_inference_mode_leaves_a_model_that_trains() -> None:
