@@ -7,7 +7,7 @@ import sys
 import traceback
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ _ON_THE_WAY = frozenset(
     )
 )
 """What Python runs between a call of an op and a torch function mode."""
+_GROWN_LAYER = str(Path(__file__).parent / "split.py")
 _STANDARD = str(Path(os.__file__).parent) + os.sep
 """Where Python's own library lies, and below it, in some installations, what was installed."""
 
@@ -43,12 +44,19 @@ def place_of_caller() -> str:
 
 
 def place_of_op() -> str:
-    """The user's line that calls the op that runs; empty where a module of torch's or ours does."""
-    frame = sys._getframe(2)  # noqa: SLF001
-    while frame.f_back is not None and frame.f_code.co_filename in _ON_THE_WAY:
+    """The user's line that calls the op that runs.
+
+    Empty where a module of torch's does, or something inside of a grown layer.
+    """
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001
+    while frame is not None and frame.f_code.co_filename in _ON_THE_WAY:
         frame = frame.f_back
-    name = frame.f_code.co_filename
-    return _place(name, frame.f_lineno) if _is_the_users(name) else ""
+    if frame is None or not _is_the_users(frame.f_code.co_filename):
+        return ""
+    place = _place(frame.f_code.co_filename, frame.f_lineno)
+    while frame is not None and frame.f_code.co_filename != _GROWN_LAYER:
+        frame = frame.f_back
+    return place if frame is None else ""
 
 
 def levels_to_caller() -> int:

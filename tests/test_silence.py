@@ -57,6 +57,32 @@ def test_a_stream_that_an_rms_norm_reads_grows_exactly_and_again(eps: float | No
     assert_equal(outputs_of(splitgrow.merge(model, generation=0), X), before)
 
 
+class LlamaRMSNorm(nn.Module):
+    """Written as that of transformers is, with numbers of its own in plain sight."""
+
+    def __init__(self, width: int, eps: float = 1e-2) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.variance_epsilon = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance = x.float().pow(2).mean(-1, keepdim=True)
+        return self.weight * (x * torch.rsqrt(variance + self.variance_epsilon))
+
+
+LlamaRMSNorm.__module__ = "transformers.models.llama.modeling_llama"
+
+
+def test_an_epsilon_that_follows_the_width_is_no_number_that_breaks_the_law() -> None:
+    torch.manual_seed(0)
+    model: Any = randomise(Stream(LlamaRMSNorm(6))).float().eval()
+    splitgrow.growable(model, X.float())
+    before = outputs_of(model, X.float())
+    model.expand_layer("second", 3)
+    assert model.norm.variance_epsilon != 1e-2
+    assert torch.allclose(outputs_of(model, X.float()), before, atol=1e-5)
+
+
 def test_new_units_are_zero_and_the_helpers_that_read_them_are_not() -> None:
     model = stream(nn.RMSNorm(6))
     model.expand_layer("first", 2)
