@@ -32,6 +32,7 @@ FLOORS = (
     {"leaves", "results", "planning", "progressive", "states", "choices"}
     | {"listing", "narrowing", "constants", "aliases"},
     {"standins", "plain"},
+    {"recorder"},
     {"recording", "tracing", "history", "refusals", "placing"}
     | {"liveness", "propagation", "output_comparison"},
     {"handled", "locating"},

@@ -13,7 +13,8 @@ from splitgrow.depth.intervals import Interval, intervals_of
 from splitgrow.errors import InsertionError
 from splitgrow.kinds import kind_of
 from splitgrow.leaves import is_leaf
-from splitgrow.recording import Recorder, record
+from splitgrow.recorder import Recorder
+from splitgrow.recording import record
 from splitgrow.split import stock
 from splitgrow.steps import Ref, Step, refs_in
 
