@@ -17,7 +17,8 @@ from splitgrow.merging import checked_, merged
 from splitgrow.output_comparison import fitting, has_values
 from splitgrow.passes import PASSES
 from splitgrow.places import levels_to_caller
-from splitgrow.tracing import follow
+from splitgrow.removal import writes
+from splitgrow.tracing import MADE, follow
 from splitgrow.undisturbed import keep_modes_
 from splitgrow.undo import Meanwhile
 
@@ -102,7 +103,7 @@ def _instead(model: nn.Module, history: History, generation: int | None, fault: 
     """
     plain = merged(model, history, generation, check=False).eval()
     inputs = fitting(model, history.inputs_at(history.view_of(generation)))
-    traced = fx.GraphModule(plain, follow(plain, inputs), class_name=type(plain).__name__)
+    traced = _traced(plain, inputs)
     if not held_against(model, history, generation, traced, "fuse").fault:
         raise FusionError(f"the fused network {fault}; please report this")
     warnings.warn(
@@ -114,8 +115,7 @@ def _instead(model: nn.Module, history: History, generation: int | None, fault: 
 
 def _simplified(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
     """A plain model as a graph, as small as it gets."""
-    graph = follow(plain, inputs)
-    fused = fx.GraphModule(plain, graph, class_name=type(plain).__name__)
+    fused = _traced(plain, inputs)
     carry_hooks_(plain, fused)
     _keep_out_of_state(plain, fused)
     for simplify in PASSES:
@@ -127,6 +127,29 @@ def _simplified(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
     fused.recompile()
     fused.eval()
     return fused
+
+
+def _traced(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
+    """A plain model as a graph, op by op.
+
+    A tensor that forward makes at each call is a constant of the graph. Where something in it may
+    be written into, each call is given a copy.
+    """
+    network = fx.GraphModule(plain, follow(plain, inputs), class_name=type(plain).__name__)
+    made: dict[str, list[fx.Node]] = {}
+    for node in network.graph.find_nodes(op="get_attr"):
+        if node.meta.get(MADE):
+            made.setdefault(str(node.target), []).append(node)
+    if made and any(writes(network, node) for node in network.graph.nodes):
+        for first, *others in made.values():
+            with network.graph.inserting_after(first):
+                copy = network.graph.call_method("clone", (first,))
+            copy.meta = {**first.meta, MADE: False}
+            for node in (first, *others):
+                node.replace_all_uses_with(copy, lambda user, copy=copy: user is not copy)
+        network.graph.eliminate_dead_code(lambda node: node.op != "get_attr")
+        network.recompile()
+    return network
 
 
 def _keep_out_of_state(plain: nn.Module, fused: fx.GraphModule) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from splitgrow.execution import keep_nothing_
@@ -94,7 +93,7 @@ def outputs_of(
     training: bool = False,
     noisy: bool = False,
     hooks: bool = True,
-    watch: TorchFunctionMode | None = None,
+    watch: AbstractContextManager[Any] | None = None,
     touched: Container[str] = (),
 ) -> list[Tensor]:
     """The tensors in what a model gives, without a trace of the run.
@@ -108,7 +107,7 @@ def outputs_of(
         training: Whether to run in training mode.
         noisy: Whether every sum is to come out one unit in the last place off.
         hooks: Whether the modules' hooks are to run.
-        watch: Sees every function that runs.
+        watch: Is entered around the run, once attributes are kept.
         touched: The layers whose tensors forward uses outside of their calls, and may write into.
 
     Raises:

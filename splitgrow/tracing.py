@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from splitgrow.births import Births
 from splitgrow.errors import TraceError
 from splitgrow.hooks import has_run_hooks
 from splitgrow.kinds import kind_of
@@ -20,6 +21,9 @@ from splitgrow.sharedkernel import SHARED_KERNELS
 from splitgrow.states import State, same, take
 from splitgrow.undisturbed import ignore_warnings_, undisturb_
 from splitgrow.undo import Meanwhile
+
+MADE = "made by forward"
+"""In the meta of a node that stands for a tensor: whether forward makes a new one at each call."""
 
 
 class _Tracer(fx.Tracer):
@@ -109,9 +113,14 @@ _Traced = tuple[fx.Graph, dict[str, Any]]
 def _traced(
     model: nn.Module, hooked: Collection[nn.Module], defaults: Mapping[str, Any]
 ) -> _Traced:
-    graph = _Tracer(hooked).trace(model, concrete_args={**defaults} or None)
+    births = Births()
+    with births:
+        graph = _Tracer(hooked).trace(model, concrete_args={**defaults} or None)
     own = vars(model)
-    return graph, {key: own.pop(key) for key in [*own] if key.startswith("_tensor_constant")}
+    made = {key: own.pop(key) for key in [*own] if key.startswith("_tensor_constant")}
+    for node in graph.find_nodes(op="get_attr"):
+        node.meta[MADE] = node.target in made and made[node.target] in births
+    return graph, made
 
 
 def _moved(before: Iterable[State], after: Iterable[State]) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from splitgrow.axes import Run
 from splitgrow.graph import ChannelGraph
 from splitgrow.growth import widen_
 from splitgrow.history import structure
+from splitgrow.infinities import Infinities
 from splitgrow.initializers import stirred
 from splitgrow.locating import Value, Watch, first_difference
 from splitgrow.output_comparison import (
@@ -38,8 +39,9 @@ from splitgrow.output_comparison import (
 )
 from splitgrow.places import levels_to_caller
 from splitgrow.placing import prepare
-from splitgrow.planning import plan_changes, plan_numbers
+from splitgrow.planning import layer_kind, plan_changes, plan_numbers
 from splitgrow.scalars import Scalars
+from splitgrow.split import stock
 from splitgrow.undisturbed import ignore_warnings_, keep_modes_, keep_surroundings_
 from splitgrow.undo import Meanwhile
 from splitgrow.widening import culprits_in, growing_groups_in
@@ -72,8 +74,10 @@ def fix_what_values_break(
     if not growing_groups_in(graph) or not has_values(model, inputs):
         return broken
     inputs = fitting(model, inputs)
+    infinities = Infinities(_mixing(model, graph))
     try:
-        for training, expected, scalars in _references(model, inputs, followed):
+        for training, expected, scalars in _references(model, inputs, followed, infinities):
+            broken |= _fix_infinite(graph, infinities.readers)
             trial = _ValueTrial(model, inputs, graph, expected, scalars, edits + 1, training)
             broken |= trial.fix_culprits()
     except NotRunnableError as error:
@@ -102,8 +106,42 @@ def analyse_again(
     return graph
 
 
+def _mixing(model: nn.Module, graph: ChannelGraph) -> dict[str, nn.Module]:
+    """The layers that read a group that can grow, and mix what they read."""
+    modules = structure(model)
+    return {
+        node.name: modules[node.name]
+        for node in graph.nodes.values()
+        if graph.growing_groups(node.ins)
+        and not layer_kind(modules[node.name]).diagonal(stock(modules[node.name]))
+    }
+
+
+def _fix_infinite(graph: ChannelGraph, readers: Iterable[str]) -> dict[str, str]:
+    """Fixes the groups that layers read infinite values of; the layers on them, with the reasons.
+
+    What random new units give in a trial need not be infinite where that of old ones is.
+    """
+    broken: dict[str, str] = {}
+    for name in readers:
+        reason = (
+            f"`{name}` reads infinite values or NaN of it on the example inputs, and where a new "
+            f"unit gave such a value, zero times that would be NaN"
+        )
+        for group in graph.growing_groups(graph.nodes[name].ins):
+            broken |= _fix(graph, group, reason)
+    return broken
+
+
+def _fix(graph: ChannelGraph, group: int, reason: str) -> dict[str, str]:
+    """Fixes a group; the layers on it, with the reason."""
+    on_it = {node.name: reason for node in graph.sized() if group in graph.steps(node)}
+    graph.groups.fix((Run(group, 1),), reason)
+    return on_it
+
+
 def _references(
-    model: nn.Module, inputs: tuple[Any, ...], followed: Followed
+    model: nn.Module, inputs: tuple[Any, ...], followed: Followed, infinities: Infinities
 ) -> Iterator[tuple[bool, list[Tensor], Scalars]]:
     """The modes to try, whether training, and what the model gives there, itself and to its ops.
 
@@ -117,7 +155,9 @@ def _references(
     for training in (True, False) if one else (False, True):
         scalars, touched = Scalars(), followed.graph.touched
         try:
-            expected = outputs_of(model, inputs, training=training, watch=scalars, touched=touched)
+            expected = outputs_of(
+                model, inputs, training=training, watch=_both(scalars, infinities), touched=touched
+            )
         except NotRunnableError:
             if not training:
                 raise
@@ -125,6 +165,12 @@ def _references(
         yield training, expected, scalars
         if one:
             return
+
+
+@contextmanager
+def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
+    with one, other:
+        yield
 
 
 def _tell(reason: str) -> None:
@@ -162,9 +208,7 @@ class _ValueTrial:
             if not found:
                 break
             for group, reason in found.items():
-                on_it = (n for n in self.graph.sized() if group in self.graph.steps(n))
-                broken.update((node.name, reason) for node in on_it)
-                self.graph.groups.fix((Run(group, 1),), reason)
+                broken |= _fix(self.graph, group, reason)
         return broken
 
     def _difference(self, groups: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "splitgrow"
 FLOORS = (
-    {"errors", "axes", "spans", "typed", "undo"},
+    {"errors", "axes", "spans", "typed", "undo", "infinities"},
     {"wrapping", "trees"},
     {"groups", "kernels", "whole", "partial"},
     {"silence", "remainders", "layouts", "edits", "kinds", "folding", "execution"}

@@ -20,7 +20,7 @@ class Keeps(nn.Module):
 
     def __init__(self, forward: Any) -> None:
         super().__init__()
-        self.a, self.b, self.between = nn.Linear(5, 6), nn.Linear(6, 3), forward
+        self.a, self.b, self.between = nn.Linear(5, 8), nn.Linear(8, 3), forward
         self.register_buffer("n", torch.zeros((), dtype=torch.float64))
         self.calls, self.seen, self.table, self.meter = 0, [], {}, Meter()
 
@@ -101,6 +101,48 @@ def keeps_a_list_that_nothing_reads(m: Any, h: Tensor) -> Tensor:
     return h * 2
 
 
+def sums_into_a_new_tensor(m: Any, h: Tensor) -> Tensor:
+    total = torch.zeros(8, dtype=torch.float64)
+    total += h.mean(0)
+    return h + total
+
+
+def adds_to_a_new_tensor(m: Any, h: Tensor) -> Tensor:
+    return h + torch.ones(8, dtype=torch.float64).add_(h.mean(0))
+
+
+def sets_a_row_of_a_new_tensor(m: Any, h: Tensor) -> Tensor:
+    rows = torch.zeros(2, 8, dtype=torch.float64)
+    rows[0] = h.mean(0) + rows[0]
+    return h + rows.sum(0)
+
+
+def writes_through_a_view_of_a_new_tensor(m: Any, h: Tensor) -> Tensor:
+    new = torch.zeros(8, 1, dtype=torch.float64)
+    new.view(8).add_(h.mean(0))
+    return h + new[:, 0]
+
+
+def gives_a_new_tensor_as_out(m: Any, h: Tensor) -> Tensor:
+    new = torch.zeros(8, dtype=torch.float64)
+    torch.add(new, h.mean(0), out=new)
+    return h + new
+
+
+def reads_a_new_tensor(m: Any, h: Tensor) -> Tensor:
+    return h + torch.linspace(0, 1, 8, dtype=torch.float64)
+
+
+NEW = {  # whether torch.fx's trace of it is right
+    sums_into_a_new_tensor: True,
+    adds_to_a_new_tensor: True,
+    sets_a_row_of_a_new_tensor: False,
+    writes_through_a_view_of_a_new_tensor: False,
+    gives_a_new_tensor_as_out: True,
+    reads_a_new_tensor: True,
+}
+
+
 class Meter:
     """An object that counts."""
 
@@ -150,6 +192,19 @@ def test_control_what_a_graph_can_hold_is_fused(forward):
     fused = splitgrow.fuse(model)
     assert isinstance(fused, fx.GraphModule)
     assert_equal(calls(fused), calls(splitgrow.merge(model).eval()))
+
+
+@pytest.mark.filterwarnings("ignore:the model is merged, not fused")
+@pytest.mark.parametrize("forward", NEW)
+def test_a_tensor_that_forward_makes_anew_is_new_at_each_call(forward):
+    model = splitgrow.growable(Keeps(forward).double().eval(), X)
+    model.expand_layer("b", 2)
+    fused = splitgrow.fuse(model)
+    assert_equal(calls(fused), calls(splitgrow.merge(model).eval()))
+    assert isinstance(fused, fx.GraphModule) == NEW[forward]
+    if NEW[forward]:
+        copies = [node for node in fused.graph.nodes if node.target == "clone"]
+        assert len(copies) == (forward is not reads_a_new_tensor)
 
 
 def test_the_model_stays_as_it_was():

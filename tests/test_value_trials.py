@@ -219,6 +219,40 @@ def test_control_on_other_inputs_such_a_growth_shows():
         assert_equal(outputs_of(model, 1e6 * X), before)
 
 
+def infinite_on_its_way(model: Any, x: Tensor) -> Tensor:
+    return model.head(1 / F.relu(model.one(x))).tanh()
+
+
+def nan_on_its_way(model: Any, x: Tensor) -> Tensor:
+    h = F.relu(model.one(x))
+    return model.head(h / h).nan_to_num()
+
+
+@both
+@pytest.mark.parametrize("forward", [infinite_on_its_way, nan_on_its_way])
+def test_a_layer_whose_reader_is_given_infinite_values_is_fixed(forward, look):
+    model = written(looking(forward) if look else forward)
+    with torch.no_grad():
+        model.one.weight[0].zero_()
+        model.one.bias[0] = -1.0  # one unit that gives 0 whatever the input
+        model.one.bias[1:] = 9.0
+    splitgrow.growable(model, X)
+    assert "`head` reads infinite values or NaN" in reasons(model)["one"]
+    assert not reasons(model)["head"]
+    laws_hold(model)
+
+
+def test_infinite_values_that_no_layer_mixes_fix_nothing():
+    def forward(model: Any, x: Tensor) -> Tensor:
+        h = model.one(x)
+        scores = (h @ h.transpose(-1, -2)).masked_fill(torch.ones(4, 4).triu(1) > 0, -torch.inf)
+        return model.head(scores.softmax(-1) @ model.other(x))
+
+    model = splitgrow.growable(written(forward), X)
+    assert not reasons(model)["other"]
+    laws_hold(model)
+
+
 def by_its_own_largest(model: Any, h: Tensor) -> Tensor:
     return h / h.abs().max().item()
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from helpers import leading, tensors_of
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from wild.programs import Program
 from wild.verdicts import Wrong, described
@@ -112,8 +113,26 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
         if not one.numel() or torch.equal(one, other):
             continue
         one, other = (t if t.is_complex() else t.double() for t in (one, other))
-        here = (one - other).abs().max().item() / max(other.abs().max().item(), 1e-6)
+        largest = max(other.nan_to_num(0, 0, 0).abs().max().item(), 1e-6)
+        apart = ~((one == other) | (one.isnan() & other.isnan()))  # infinities may be equal
+        here = max((one[apart] - other[apart]).abs().tolist(), default=0.0) / largest
         worst = max(worst, here if here == here else float("inf"))
+    return worst
+
+
+def gradient_gap(found: list[Tensor | None], expected: list[Tensor | None]) -> float:
+    """The largest difference of gradients, relative to the largest one."""
+    known = [t for t in expected if t is not None]
+    largest = max([t.abs().max().item() for t in known if finite([t])] + [1e-6])
+    worst = 0.0
+    for ours, theirs in zip(found, expected, strict=True):
+        if ours is None and theirs is None:
+            continue
+        one = torch.zeros_like(theirs) if ours is None else ours
+        other = torch.zeros_like(one) if theirs is None else theirs
+        gap = (one - other).abs().max().item() / largest
+        if finite([other]):
+            worst = max(worst, gap if gap == gap else float("inf"))
     return worst
 
 
@@ -140,6 +159,27 @@ def shapes(tensors: list[Tensor]) -> list[tuple[int, ...]]:
 def finite(tensors: list[Tensor]) -> bool:
     """Whether all values are."""
     return all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
+
+
+class _Finite(TorchFunctionMode):
+    """Notices whether all results are."""
+
+    holds = True
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunction():
+            leaves = torch.utils._pytree.tree_leaves(result)
+            self.holds &= finite([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        return result
+
+
+def finite_on_the_way(model: nn.Module, program: Program, which: int) -> bool:
+    """Whether all that the plain program computes is finite: zero times infinity is no number."""
+    with _Finite() as seen:
+        evaluated(model, program, which)
+    return seen.holds
 
 
 def identical(ours: list[Tensor], theirs: list[Tensor]) -> bool:

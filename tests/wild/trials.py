@@ -25,11 +25,13 @@ from wild.runs import (
     difference,
     evaluated,
     finite,
+    finite_on_the_way,
+    gradient_gap,
     grown_run,
     identical,
     run,
 )
-from wild.values import give_values_, stir_
+from wild.values import give_values_, shrink_, stir_
 from wild.verdicts import SHORTEST, Refused, Verdict, Wrong, asked, described
 
 Gradients = list[Tensor | None]
@@ -51,6 +53,7 @@ class Known:
         noisy: The modes in which it is random.
         stateful: Whether a call changes what the next one gives.
         tolerance: The difference that rounding may make.
+        pulls: The difference that it may make to gradients.
     """
 
     program: Program
@@ -59,6 +62,7 @@ class Known:
     noisy: frozenset[str]
     stateful: bool
     tolerance: float
+    pulls: float
 
 
 def tried(seed: int) -> Verdict:
@@ -165,24 +169,29 @@ class Trial:
                 noisy |= {TRAIN, EVAL} if stateful else {TRAIN}
         plain = self.made()
         found = run(plain, program, list(plain.parameters()), plan)
-        tolerance = max(ROUNDING, program.coarse, self.conditioning(first))
+        gap, pulls = self.conditioning(found, plan)
+        tolerance = max(ROUNDING, program.coarse, gap)
         if tolerance > max(WORST, program.coarse) or not all(finite(o) for _, o in found.outputs):
             raise Refused("program: so ill-conditioned that nothing could be compared")
-        return Known(program, plan, found, frozenset(noisy), stateful, tolerance)
+        pulls = max(100 * tolerance, pulls)
+        return Known(program, plan, found, frozenset(noisy), stateful, tolerance, pulls)
 
     def trains(self) -> bool:
         """Whether gradients can be taken."""
         plain = self.made()
         return _works(lambda: run(plain, self.program, list(plain.parameters()), ((TRAIN, 0),)))
 
-    def conditioning(self, first: list[Tensor]) -> float:
-        """What the last bits of the parameters change, many times over."""
+    def conditioning(self, found: Run, plan: Plan) -> tuple[float, float]:
+        """What the last bits of the parameters change of outputs and gradients, many times over."""
         near = self.made()
         with torch.no_grad():
             for parameter in near.parameters():
                 parameter.mul_(1 + 1e-13 * torch.randn_like(parameter))
-        gap = difference(evaluated(near, self.program), first)
-        return 1e3 * gap
+        other = run(near, self.program, list(near.parameters()), plan)
+        pairs = zip(other.outputs, found.outputs, strict=True)
+        gap = max(difference(ours, theirs) for (_, ours), (_, theirs) in pairs)
+        pulls = gradient_gap(other.gradients, found.gradients)
+        return 1e3 * gap, 1e3 * pulls
 
     # -- what was refused
 
@@ -212,7 +221,7 @@ class Trial:
         """Everything that must hold of a grown model."""
         give_values_(model)
         found = grown_run(model, self.program, olds, known.plan, known.run)
-        self.assert_outputs(found, known)
+        self.assert_outputs(model, found, known)
         asked("generation_parameters", lambda: stir_(model))
         self.assert_merged(model, known)
         if "again" in self.extras and not known.stateful and EVAL not in known.noisy:
@@ -224,32 +233,40 @@ class Trial:
         if self.freeze:
             self.assert_recovers(model, known)
 
-    def assert_outputs(self, found: Run, known: Known) -> None:
+    def assert_outputs(self, model: Any, found: Run, known: Known) -> None:
         pairs = zip(known.plan, found.outputs, known.run.outputs, strict=True)
-        for (mode, _), (name, ours), (_, theirs) in pairs:
+        for (mode, which), (name, ours), (_, theirs) in pairs:
             parts = cut(ours, theirs)
             if mode in known.noisy:
                 if not finite(parts):
                     raise Wrong("nan", name)
                 continue
             kind = "outputs" if mode == EVAL else "outputs in training"
+            if not finite(parts):
+                self.blame_the_program(model, which)
             assert_close(kind, parts, theirs, known.tolerance)
         if known.noisy:
             return
         self.assert_gradients(found.gradients, known)
 
+    def blame_the_program(self, model: Any, which: int) -> None:
+        """Zero times infinity or NaN is no number: whether the program's ops make such values.
+
+        Raises:
+            Refused: If they do, of inputs that growth was not shown or of what new units give.
+        """
+        if which and not finite_on_the_way(self.made(), self.program, which):
+            raise Refused("program: infinite on its way, on inputs that growth was not shown")
+        for _ in range(3):
+            shrink_(model)
+            if finite(evaluated(model, self.program, which)):
+                raise Refused("program: its ops are not defined for what new units give")
+
     def assert_gradients(self, found: Gradients, known: Known) -> None:
         """Those of old parameters are as before, measured by the largest."""
-        expected = [t for t in known.run.gradients if t is not None]
-        largest = max([t.abs().max().item() for t in expected if finite([t])] + [1e-6])
-        for ours, theirs in zip(found, known.run.gradients, strict=True):
-            if ours is None and theirs is None:
-                continue
-            one = torch.zeros_like(theirs) if ours is None else ours
-            other = torch.zeros_like(one) if theirs is None else theirs
-            gap = (one - other).abs().max().item() / largest
-            if finite([other]) and not gap <= 100 * known.tolerance:
-                raise Wrong("gradients", f"of {tuple(other.shape)} differ by {gap:.3g}")
+        gap = gradient_gap(found, known.run.gradients)
+        if not gap <= known.pulls:
+            raise Wrong("gradients", f"differ by {gap:.3g} of the largest")
 
     def assert_merged(self, model: Any, known: Known) -> None:
         """Merge and fuse compute the same."""

@@ -26,6 +26,16 @@ def give_values_(model: Any) -> None:
 
 
 @torch.no_grad()
+def shrink_(model: Any) -> None:
+    """Makes the values of new units smaller."""
+    for split in split_layers(model):
+        for module, block in zip(split, split.blocks, strict=True):
+            if block.kind == "new":
+                for parameter in module.parameters(recurse=False):
+                    parameter.mul_(0.1)
+
+
+@torch.no_grad()
 def stir_(model: Any) -> None:
     """Moves all that is new, so that it counts."""
     for parameter in splitgrow.handle(model).generation_parameters():
