@@ -146,7 +146,8 @@ def _traced(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
                 copy = network.graph.call_method("clone", (first,))
             copy.meta = {**first.meta, MADE: False}
             for node in (first, *others):
-                node.replace_all_uses_with(copy, lambda user, copy=copy: user is not copy)
+                node.replace_all_uses_with(copy)
+            copy.args = (first,)  # which was replaced as well
         network.graph.eliminate_dead_code(lambda node: node.op != "get_attr")
         network.recompile()
     return network
