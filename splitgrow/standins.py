@@ -8,6 +8,7 @@ layer itself nevertheless reaches it in a way that growth would miss.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -105,9 +106,14 @@ def refuse_without_memory(*values: Any) -> None:
     """
     for value in values:
         if type(value) is Tensor and value.layout is torch.strided and not value.is_meta:
-            with torch._C.DisableTorchFunction():  # noqa: SLF001
-                if value.numel() and not value.data_ptr():
-                    raise RuntimeError("a tensor was made of memory that has no values")
+            with torch._C.DisableTorchFunction(), suppress(RuntimeError):  # noqa: SLF001
+                # What torch.func wraps has no storage, and says so.
+                empty = value.numel() and not value.data_ptr()
+                if empty:
+                    break
+    else:
+        return
+    raise RuntimeError("a tensor was made of memory that has no values")
 
 
 def stand_in_(model: nn.Module, stand_ins: Mapping[nn.Module, nn.Module], undo: Undo) -> None:

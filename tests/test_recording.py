@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
@@ -441,6 +442,10 @@ def by_capsule_alone(model: Any, x: Tensor) -> Tensor:
     return F.softplus(y * 2) + y.sum()
 
 
+def by_a_shallow_copy(model: Any, x: Tensor) -> Tensor:
+    return model.head(F.conv1d(copy.copy(model.one(x)), torch.ones(4, 4, 1, dtype=x.dtype)))
+
+
 def by_storage(model: Any, x: Tensor) -> Tensor:
     y = model.one(x)
     return model.head(y * (y.untyped_storage().nbytes() > 0))
@@ -456,3 +461,36 @@ def by_address(model: Any, x: Tensor) -> Tensor:
 )
 def test_what_reads_memory_is_recorded_on_tensors_that_have_some(forward: Forward) -> None:
     laws_hold(splitgrow.growable(written(forward), X))
+
+
+# --- torch.func ---------------------------------------------------------------------------------
+
+
+def mapped_over_rows(model: Any, x: Tensor) -> Tensor:
+    return torch.func.vmap(model.one)(x)
+
+
+def with_a_gradient(model: Any, x: Tensor) -> Tensor:
+    return model.one(x) * torch.func.grad(lambda z: z.square().sum())(x).mean()
+
+
+def with_a_jacobian(model: Any, x: Tensor) -> Tensor:
+    return model.one(x) + torch.func.jacrev(lambda z: z.square().sum())(x).sum()
+
+
+def forward_in_mode(model: Any, x: Tensor) -> Tensor:
+    return torch.func.jvp(model.one, (x,), (x,))[0]
+
+
+def called_functionally(model: Any, x: Tensor) -> Tensor:
+    return torch.func.functional_call(model.one, dict(model.one.named_parameters()), (x,))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, in jvp
+@pytest.mark.parametrize(
+    "forward",
+    [mapped_over_rows, with_a_gradient, with_a_jacobian, forward_in_mode, called_functionally],
+)
+def test_a_model_that_uses_torch_func_is_analysed(forward: Forward) -> None:
+    model = splitgrow.growable(written(lambda m, x: m.head(forward(m, x))), X)
+    assert "head" in laws_hold(model)

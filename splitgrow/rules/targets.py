@@ -30,8 +30,10 @@ _FACTS = """
 _HARMLESS = frozenset(_FACTS.split())
 """What tells nothing of a tensor's size and makes no tensor."""
 
-HANDS_OUT_MEMORY = frozenset(("data_ptr", "__dlpack__", "storage", "untyped_storage"))
-"""What gives a tensor's memory to code that torch cannot see."""
+HANDS_OUT_MEMORY = frozenset(
+    ("data_ptr", "__dlpack__", "storage", "untyped_storage", "__reduce_ex__")
+)
+"""What gives a tensor's memory to code that torch cannot see, as copy.copy and pickle do."""
 
 
 def target_of(function: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
