@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from splitgrow.births import Births
 from splitgrow.errors import TraceError
 from splitgrow.hooks import has_run_hooks
 from splitgrow.kinds import kind_of
+from splitgrow.output_comparison import compared, outputs_of
 from splitgrow.places import place_of_caller, place_of_error
 from splitgrow.results import result_of_leaf
+from splitgrow.scalars import Scalars
 from splitgrow.sharedkernel import SHARED_KERNELS
 from splitgrow.states import State, same, take
 from splitgrow.undisturbed import ignore_warnings_, undisturb_
@@ -87,9 +90,7 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
             graph, made = _traced(model, hooked, defaults)
             _refuse_assignments(model, before)
             moved = _moved(states, take(model, states))
-            if moved:
-                again = _traced(model, hooked, defaults)
-                _refuse_other_steps(model, moved, (graph, made), again)
+            again, others = _traced(model, hooked, defaults) if moved else (graph, made)
     except (MemoryError, TraceError):
         raise
     except Exception as error:  # whatever the user's forward raises
@@ -97,6 +98,11 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
             f"torch.fx cannot trace {type(model).__name__}.forward: "
             f"{place_of_error(error.__traceback__)}: {type(error).__name__}: {error}"
         ) from error
+    if (str(graph) != str(again) or not same(made, others)) and _decides(model, inputs):
+        raise TraceError(
+            f"torch.fx cannot trace {type(model).__name__}.forward: the `{moved}` that it moves "
+            f"decides what it does at its next call, and a graph would always do the same"
+        )
     vars(model).update(made)
     with Meanwhile() as meanwhile, meanwhile:
         undisturb_(model, meanwhile)
@@ -136,18 +142,28 @@ def _moved(before: Iterable[State], after: Iterable[State]) -> str:
     return ""
 
 
-def _refuse_other_steps(model: nn.Module, moved: str, first: _Traced, second: _Traced) -> None:
-    """Makes sure that forward does the same again with what it has moved: a graph does.
+class _Twice(nn.Module):
+    """A model that is called twice; what the second call gives counts."""
 
-    Raises:
-        TraceError: If it does not.
-    """
-    (graph, made), (other, others) = first, second
-    if str(graph) != str(other) or not same(made, others):
-        raise TraceError(
-            f"torch.fx cannot trace {type(model).__name__}.forward: the `{moved}` that it moves "
-            f"decides what it does at its next call, and a graph would always do the same"
-        )
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> Any:
+        self.model(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+        return self.model(*inputs)
+
+
+def _decides(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether a second call gives something else than the first, or gives ops other numbers."""
+    first, second = Scalars(), Scalars()
+    expected = outputs_of(model, inputs, watch=first)
+    run = partial(outputs_of, _Twice(model), inputs)
+    actual = run(watch=second)
+    found = compared(actual, expected, lambda: run(noisy=True))
+    if not found.same:
+        return True
+    return bool(second.unlike(first, found.tolerance, lambda seen: run(noisy=True, watch=seen)))
 
 
 def _held(model: nn.Module) -> dict[tuple[str, str], Any]:

@@ -33,10 +33,10 @@ FLOORS = (
     | {"listing", "narrowing", "constants", "aliases"},
     {"standins", "plain"},
     {"recorder"},
-    {"recording", "tracing", "history", "refusals", "placing"}
+    {"recording", "history", "refusals", "placing"}
     | {"liveness", "propagation", "output_comparison"},
     {"handled", "locating"},
-    {"unchanged", "deployed"},
+    {"unchanged", "deployed", "tracing"},
     {"widening", "growth"},
     {"analysis", "consolidation"},
     {"value_trials"},
