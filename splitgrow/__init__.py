@@ -3,8 +3,10 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from splitgrow.analysis.ops import register_op, unregister_op
 from splitgrow.checkpoints import load, save
-from splitgrow.edits import Edit, InputChange, Insertion, LayerChange, NumberChange
+from splitgrow.deploy.fuse import fuse
+from splitgrow.deploy.merge import merge
 from splitgrow.errors import (
     CheckpointError,
     DistributedError,
@@ -21,14 +23,19 @@ from splitgrow.errors import (
     UnsupportedLayerError,
     UnsupportedModelError,
 )
-from splitgrow.execution import execution
-from splitgrow.fading import FadeIn, FadeSchedule
-from splitgrow.fusion import fuse
 from splitgrow.growable import growable
+from splitgrow.growth.edits import Edit, InputChange, Insertion, LayerChange, NumberChange
+from splitgrow.growth.layer_list import Layer
 from splitgrow.handle import Handle, handle
-from splitgrow.kinds import register_layer, unregister_layer
-from splitgrow.listing import Layer
-from splitgrow.merging import merge
+from splitgrow.layers.dispatch import LayerRun
+from splitgrow.layers.execution import execution
+from splitgrow.layers.fade import FadeIn, FadeSchedule
+from splitgrow.layers.shared_kernel import (
+    SharedKernelConv1d,
+    SharedKernelConv2d,
+    SharedKernelConv3d,
+)
+from splitgrow.layers.types import register_layer, unregister_layer
 from splitgrow.progressive import (
     ProgressiveAutoencoder,
     ProgressiveDecoder,
@@ -36,9 +43,6 @@ from splitgrow.progressive import (
     ProgressiveEncoder,
     ProgressiveGenerator,
 )
-from splitgrow.rules import register_op, unregister_op
-from splitgrow.running import LayerRun
-from splitgrow.sharedkernel import SharedKernelConv1d, SharedKernelConv2d, SharedKernelConv3d
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from splitgrow.analysis import follow
+from splitgrow.analysis.analyzer import follow
+from splitgrow.analysis.unsupported_models import refuse_unsupported, refuse_unsupported_inputs
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.gate import Gate, close_, refuse_inside_forward
 from splitgrow.growable_class import class_for
-from splitgrow.handled import HISTORY
-from splitgrow.history import History, changed_modules, grown_elsewhere, structure
-from splitgrow.undisturbed import keep_modes_, keep_surroundings_
-from splitgrow.undo import Meanwhile, Undo
-from splitgrow.unsupported import refuse_unsupported, refuse_unsupported_inputs
-from splitgrow.value_trials import fix_what_values_break
+from splitgrow.growth.history import History, changed_modules, grown_elsewhere, structure
+from splitgrow.growth.history_lookup import HISTORY
+from splitgrow.growth.value_trials import fix_what_values_break
+from splitgrow.utils.model_lock import Gate, close_, refuse_inside_forward
+from splitgrow.utils.preserve import keep_modes_, keep_surroundings_
+from splitgrow.utils.rollback import Meanwhile, Undo
 
 Model = TypeVar("Model", bound=nn.Module)
 

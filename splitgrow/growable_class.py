@@ -16,14 +16,14 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from splitgrow.errors import SplitGrowError
-from splitgrow.gate import ORIGINAL_CLASS, close_
+from splitgrow.growth.history import History, structure
+from splitgrow.growth.history_lookup import HISTORY, history_of
+from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
 from splitgrow.handle import Handle
-from splitgrow.handled import HISTORY, history_of
-from splitgrow.history import History, structure
-from splitgrow.journal.state_dicts import check_fit, follow_, put_journal, take_journal
-from splitgrow.places import levels_to_caller
-from splitgrow.states import moved
-from splitgrow.undo import Meanwhile, Undo
+from splitgrow.layers.module_state import moved
+from splitgrow.utils.model_lock import ORIGINAL_CLASS, close_
+from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.utils.source_lines import levels_to_caller
 
 _TAKEN = "_splitgrow_taken"
 

@@ -8,11 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.consolidation import consolidate_
-from splitgrow.depth import DepthMethods
-from splitgrow.edits import Edit
-from splitgrow.gate import close_
-from splitgrow.growth import (
+from splitgrow.growth.apply import (
     apply_,
     next_generation_,
     param_groups_of,
@@ -20,13 +16,17 @@ from splitgrow.growth import (
     plan,
     unfreeze_all_,
 )
-from splitgrow.history import structure, view_
-from splitgrow.inputs import expand_input_
-from splitgrow.listing import Layer, layers_of
-from splitgrow.running import LayerRun
-from splitgrow.split import SplitLayer
-from splitgrow.undisturbed import keep_modes_
-from splitgrow.undo import Meanwhile
+from splitgrow.growth.consolidation import consolidate_
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.history import structure, view_
+from splitgrow.growth.input_channels import expand_input_
+from splitgrow.growth.insertion import DepthMethods
+from splitgrow.growth.layer_list import Layer, layers_of
+from splitgrow.layers.dispatch import LayerRun
+from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.utils.model_lock import close_
+from splitgrow.utils.preserve import keep_modes_
+from splitgrow.utils.rollback import Meanwhile
 
 
 class Handle(DepthMethods):

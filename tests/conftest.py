@@ -7,7 +7,7 @@ import os
 import kernels
 import torch
 
-from splitgrow.rules import registry
+from splitgrow.analysis.ops import registry
 
 # The models are tiny: handing their work to other threads takes longer than doing it.
 torch.set_num_threads(1)

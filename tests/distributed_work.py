@@ -21,9 +21,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import splitgrow
-import splitgrow.assembly
-import splitgrow.growth
-import splitgrow.split
+import splitgrow.growth.apply
+import splitgrow.layers.split_layer
+import splitgrow.layers.weight_assembly
 from splitgrow import distributed
 from splitgrow.distributed import agreement, carrying, loading, saving, sessions, storing
 
@@ -274,8 +274,8 @@ def refused(rank: int, how: str) -> list[tuple[str, str]]:
         "another number": (width(2 * (rank + 1)), None),
         "another optimizer": (width(2, other), None),
         "another kind": (depth("gate" if rank else "residual"), None),
-        "not planned": (width(2), (splitgrow.growth, "plan_joining")),
-        "not applied": (width(2), (splitgrow.growth, "join_")),
+        "not planned": (width(2), (splitgrow.growth.apply, "plan_joining")),
+        "not applied": (width(2), (splitgrow.growth.apply, "join_")),
         "not shared": (width(2), settles),
         "not closed": (closed, settles),
         "not inserted": (depth("residual"), settles),
@@ -567,7 +567,7 @@ def sharded_afterwards(rank: int, managed: bool = True) -> tuple[list[str], Tens
         fully_shard(model[layer])
     fully_shard(model)
     if not managed:
-        splitgrow.assembly.is_managed = lambda _: False
+        splitgrow.layers.weight_assembly.is_managed = lambda _: False
     optimizer = adam(model)
     train(model, optimizer, range(20, 24))
     with torch.no_grad():  # the frozen ones, too
@@ -597,7 +597,9 @@ def kept_by_layers(rank: int) -> list[int]:
         model = wrapped(grown_before(1), how)
         train(model, adam(model), range(2))
         inner = model.module if how == "ddp" else model
-        layers = [m for m in inner.modules() if isinstance(m, splitgrow.split.SplitLayer)]
+        layers = [
+            m for m in inner.modules() if isinstance(m, splitgrow.layers.split_layer.SplitLayer)
+        ]
         found.append(sum(len(layer._runner._merged.assembly._wholes) for layer in layers))
     return found
 

@@ -36,10 +36,10 @@ if __name__ == "__main__":
 from snapshots import _value, differences, picture
 
 import splitgrow
-from splitgrow.edits import Edit
-from splitgrow.handled import HISTORY
-from splitgrow.journal.state_dicts import follow_, take_journal
-from splitgrow.undo import Undo
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.history_lookup import HISTORY
+from splitgrow.growth.journal.state_dict import follow_, take_journal
+from splitgrow.utils.rollback import Undo
 
 LIBRARY = str(Path(splitgrow.__file__).parent)
 ALWAYS = 2

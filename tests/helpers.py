@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from splitgrow.split import SplitLayer
+from splitgrow.layers.split_layer import SplitLayer
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest difference that rounding may make, relative to the largest value."""

@@ -12,8 +12,8 @@ from helpers import tensors_of
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.execution import execution_mode
-from splitgrow.generations import held
+from splitgrow.layers.execution import execution_mode
+from splitgrow.layers.freezing import held
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, weight_decay=1e-4),

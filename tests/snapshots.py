@@ -17,10 +17,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from splitgrow.errors import StructureChangedError
-from splitgrow.execution import execution_mode
+from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.handle import handle
-from splitgrow.handled import HISTORY
-from splitgrow.split import SplitLayer
+from splitgrow.layers.execution import execution_mode
+from splitgrow.layers.split_layer import SplitLayer
 
 _STORES = ("_parameters", "_buffers", "_modules")
 _CACHES = ("_runner",)

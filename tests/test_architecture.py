@@ -1,4 +1,4 @@
-"""Imports point down, modules stay small, and importing the library is light."""
+"""Imports point down, nothing goes round in circles, modules stay small, importing is light."""
 
 from __future__ import annotations
 
@@ -7,99 +7,66 @@ import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
+from house import ROOT, circles, floors, imported, module_arrows, module_names, room_arrows
 
-ROOT = Path(__file__).parent.parent / "splitgrow"
-FLOORS = (
-    {"errors", "axes", "spans", "typed", "undo", "infinities"},
-    {"wrapping", "trees"},
-    {"groups", "kernels", "whole", "partial"},
-    {"silence", "remainders", "layouts", "edits", "kinds", "folding", "execution"}
-    | {"holders", "reassigned"}
-    | {"outputs", "places", "tracked", "undisturbed", "modes", "births", "eager", "sharedkernel"}
-    | {"steadiness"},
-    {"steps", "composition", "generations", "fading", "connections", "scalars"},
-    {"assembly", "blockwise", "hooks"},
-    {"readers"},
-    {"removal"},
-    {"vanishing"},
-    {"multiplied", "normalised", "sources"},
-    {"merged", "livetensor"},
-    {"running", "standing"},
-    {"split", "deepened", "rules", "graph", "passes", "gate"}
-    | {"initializers", "attributes", "optimizers", "replacing"},
-    {"unwrapping", "unsupported"},
-    {"leaves", "results", "planning", "progressive", "states", "choices"}
-    | {"listing", "narrowing", "constants", "aliases"},
-    {"standins", "plain"},
-    {"recorder"},
-    {"recording", "history", "refusals", "placing"}
-    | {"liveness", "propagation", "output_comparison"},
-    {"handled", "locating"},
-    {"unchanged", "deployed", "tracing"},
-    {"widening", "growth"},
-    {"analysis", "consolidation"},
-    {"value_trials"},
-    {"depth", "inputs"},
-    {"handle", "journal"},
-    {"growable_class"},
-    {"growable", "reporting"},
-    {"merging", "checkpoints", "shrinking"},
-    {"distributed"},
-    {"fusion", "continual"},
-    {"cli"},
-)
-FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
-MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+MODULES = sorted(module_names().values())
+path = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+THIN = {"errors": set(), "utils": {"errors"}, "layers": {"errors", "utils"}}
+"""What the lowest rooms may know, whatever else moves."""
 
 
-def unit_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def test_no_room_imports_itself_by_way_of_others() -> None:
+    assert circles(room_arrows()) == []
 
 
-def imported_units(source: str) -> set[str]:
-    """The units that a module imports, in whichever way it is written."""
-    units = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            units |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "splitgrow":
-            units |= {f"splitgrow.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            units.add(node.module or "")
-    return {name.split(".")[1] for name in units if name.startswith("splitgrow.")}
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert circles(module_arrows()) == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path: Path) -> None:
-    unit = unit_of(path)
-    units = {name for name in imported_units(path.read_text()) if name != unit}
-    if unit == "cli":
-        return_to_api = {name for name in units if name not in FLOOR_OF}
-        units -= return_to_api  # public names, from the package itself
-    wrong = {name for name in units if FLOOR_OF[name] >= FLOOR_OF[unit]}
-    assert not wrong, f"{unit} (floor {FLOOR_OF[unit]}) imports {sorted(wrong)}"
+def test_the_table_in_architecture_md_is_what_the_imports_say() -> None:
+    written = (ROOT.parent / "ARCHITECTURE.md").read_text()
+    assert house.table() in written, "put what `python tests/house.py` prints into ARCHITECTURE.md"
+
+
+@pytest.mark.parametrize("room", THIN)
+def test_the_lowest_rooms_know_nothing_above(room: str) -> None:
+    assert room_arrows()[room] <= THIN[room]
+
+
+def test_there_are_few_rooms() -> None:
+    rooms = room_arrows()
+    assert len(rooms) <= 24
+    assert max(floors(rooms).values()) <= 14
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "from splitgrow.growth import apply_",
-        "from splitgrow import growth",
-        "import splitgrow.growth",
+        "from splitgrow.growth.apply import apply_",
+        "from splitgrow.growth import apply",
+        "import splitgrow.growth.apply",
+        "def late():\n    from splitgrow.growth.apply import apply_",
     ],
 )
-def test_the_check_sees_every_way_of_importing(source: str) -> None:
-    assert imported_units(source) == {"growth"}
+def test_every_way_of_importing_is_seen(source: str) -> None:
+    assert imported(source, module_names()) == {"growth.apply"}
 
 
-def test_every_unit_has_its_floor() -> None:
-    assert {unit_of(path) for path in MODULES} == set(FLOOR_OF)
+def test_control_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert floors({"a": {"b"}, "b": set(), "c": {"a", "b"}}) == {"b": 1, "a": 2, "c": 3}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+@path
 def test_modules_stay_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
+
+
+@path
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
 
 
 def test_importing_is_light() -> None:

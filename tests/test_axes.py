@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
-from splitgrow.axes import Axis, Run, Size, constant, groups_of, scaled
-from splitgrow.groups import Groups
+from splitgrow.analysis.channels.channel_axes import Axis, Run, Size, constant, groups_of, scaled
+from splitgrow.analysis.channels.channel_groups import Groups
 
 
 def positions(groups: Groups, axis: Axis) -> list[tuple[Any, ...]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import splitgrow
-from splitgrow.analysis import analyse
+from splitgrow.analysis.analyzer import analyse
 from splitgrow.errors import (
     FixedWidthError,
     GenerationError,
@@ -30,7 +30,7 @@ from splitgrow.errors import (
     UnsupportedLayerError,
     UnsupportedModelError,
 )
-from splitgrow.split import SplitLayer
+from splitgrow.layers.split_layer import SplitLayer
 
 
 class Net(nn.Module):
@@ -943,14 +943,14 @@ def test_a_part_with_as_many_growths_of_its_own_is_told_from_the_whole():
 # --- faults in the middle ----------------------------------------------------------------------
 
 FAULTS = {
-    "placing a layer": "splitgrow.split.SplitLayer.set_blocks",
-    "joining a group": "splitgrow.optimizers._append",
-    "giving state": "splitgrow.optimizers._give_state",
-    "freezing a parameter": "splitgrow.generations._freeze_parameter",
+    "placing a layer": "splitgrow.layers.split_layer.SplitLayer.set_blocks",
+    "joining a group": "splitgrow.growth.optimizers._append",
+    "giving state": "splitgrow.growth.optimizers._give_state",
+    "freezing a parameter": "splitgrow.layers.freezing._freeze_parameter",
     "holding statistics": "torch.nn.Module.register_forward_pre_hook",
-    "building a block": "splitgrow.placing.build_block",
-    "growing the groups": "splitgrow.groups.Groups.grow",
-    "reading the structure": "splitgrow.growth.structure",
+    "building a block": "splitgrow.growth.placing.build_block",
+    "growing the groups": "splitgrow.analysis.channels.channel_groups.Groups.grow",
+    "reading the structure": "splitgrow.growth.apply.structure",
 }
 
 

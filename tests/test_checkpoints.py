@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import splitgrow
 from splitgrow import CheckpointError
-from splitgrow.execution import execution_mode
+from splitgrow.layers.execution import execution_mode
 
 X = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

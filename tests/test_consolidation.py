@@ -24,8 +24,8 @@ from snapshots import unchanged
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow import consolidation
-from splitgrow.edits import Edit
+from splitgrow.growth import consolidation
+from splitgrow.growth.edits import Edit
 
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

@@ -10,7 +10,7 @@ from cases import CASES, Case
 from helpers import assert_equal, outputs_of, randomise, randomise_new_blocks
 
 import splitgrow
-from splitgrow.execution import Mode, execution_mode
+from splitgrow.layers.execution import Mode, execution_mode
 
 
 def test_the_mode_holds_inside_the_block_and_is_put_back_after_it() -> None:

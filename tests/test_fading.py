@@ -22,7 +22,7 @@ from helpers import (
 from torch import Tensor, fx, nn
 
 import splitgrow
-from splitgrow.fading import FadeIn, FadeSchedule, blend
+from splitgrow.layers.fade import FadeIn, FadeSchedule, blend
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

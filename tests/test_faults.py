@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from faults import ERRORS, OPERATIONS, Functions, Kernels, Lines, Stage, Struck, strike
 
-from splitgrow import growth
-from splitgrow.undo import Meanwhile, Undo
+from splitgrow.growth import apply as growth
+from splitgrow.utils.rollback import Meanwhile, Undo
 
 LINES = 8
 """How many lines of each operation are struck here."""
@@ -83,7 +83,7 @@ def test_an_operation_is_all_or_nothing_at_each_op_of_torch(make, faulty):
 # --- the mechanism itself -------------------------------------------------------------------------
 
 
-LAST = ("growth.py", max(line for *_, line in growth.carry_out_.__code__.co_lines() if line))
+LAST = ("apply.py", max(line for *_, line in growth.carry_out_.__code__.co_lines() if line))
 """The last line in which a growth changes anything."""
 
 

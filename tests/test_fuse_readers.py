@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow
-from splitgrow import passes
+from splitgrow.deploy import passes
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

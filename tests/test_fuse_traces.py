@@ -10,7 +10,7 @@ from helpers import assert_equal
 from torch import Tensor, fx, nn
 
 import splitgrow
-from splitgrow import fusion
+from splitgrow.deploy import fuse as fusion
 
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

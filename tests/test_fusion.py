@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow
-from splitgrow import fusion
+from splitgrow.deploy import fuse as fusion
 
 
 def kinds(network: nn.Module) -> list[str]:
@@ -235,7 +235,7 @@ def test_norms_fold_apart_where_two_layers_share_a_weight():
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
 def test_a_large_weight_is_folded_a_few_rows_at_a_time(layer, groups, monkeypatch):
-    monkeypatch.setattr("splitgrow.folding._AT_ONCE", 7)
+    monkeypatch.setattr("splitgrow.layers.norm_folding._AT_ONCE", 7)
     torch.manual_seed(0)
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
     net = nn.Sequential(layer(4, 6, 3, groups=groups), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1))

@@ -19,9 +19,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
 import splitgrow
-from splitgrow.edits import Edit
-from splitgrow.handled import history_of
-from splitgrow.split import SplitLayer
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.history_lookup import history_of
+from splitgrow.layers.split_layer import SplitLayer
 
 
 class Net(nn.Module):

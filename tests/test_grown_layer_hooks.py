@@ -13,8 +13,8 @@ from helpers import assert_equal, assert_identical, randomise, randomise_new_blo
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.deepened import Deepened
-from splitgrow.split import SplitLayer
+from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.split_layer import SplitLayer
 
 
 def network() -> nn.Module:
@@ -189,7 +189,7 @@ def test_a_growth_that_fails_gives_the_hooks_back(
     def fail(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("splitgrow.growth.join_", fail)
+    monkeypatch.setattr("splitgrow.growth.apply.join_", fail)
     with pytest.raises(MemoryError):
         model.expand_layer("0", 2)
     assert all(model.get_submodule(n) is m for n, m in zip(LAYERS, layers, strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow
-from splitgrow.spans import regions
+from splitgrow.utils.spans import regions
 
 MODES = ("merged", "blockwise", "auto")
 

@@ -20,7 +20,7 @@ from snapshots import unchanged
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow import inputs as module_under_test
+from splitgrow.growth import input_channels as module_under_test
 
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow
-from splitgrow.deepened import Deepened
-from splitgrow.depth import insertion
-from splitgrow.edits import Edit
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.insertion import insertion
+from splitgrow.layers.insertion_wrapper import Deepened
 
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 KINDS = ("identity", "residual", "gate")

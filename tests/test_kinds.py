@@ -22,8 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow
-from splitgrow.kinds import Along, LayerKind, TensorAxes, kind_of, register_layer, sized_layers
-from splitgrow.kinds.registry import FOUND, KINDS
+from splitgrow.layers.types import (
+    Along,
+    LayerKind,
+    TensorAxes,
+    kind_of,
+    register_layer,
+    sized_layers,
+)
+from splitgrow.layers.types.registry import FOUND, KINDS
 
 
 @pytest.fixture(autouse=True)

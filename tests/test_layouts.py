@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitgrow.layouts import Layout, Piece, Segment
+from splitgrow.layers.channel_layout import Layout, Piece, Segment
 
 
 @st.composite

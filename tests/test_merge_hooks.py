@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import splitgrow
-from splitgrow import plain as plain_module
+from splitgrow.layers import plain_copy as plain_module
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

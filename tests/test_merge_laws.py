@@ -11,7 +11,7 @@ from helpers import assert_equal
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow import unwrapping
+from splitgrow.layers import unwrap as unwrapping
 
 KINDS = ("identity", "residual", "gate", "fade", "replacement", "block")
 SHARES = (0.0, 0.25, 1.0)

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import splitgrow
-from splitgrow.whole import is_dense
+from splitgrow.layers.weight_views import is_dense
 
 MODES = ("merged", "auto")
 
@@ -332,7 +332,7 @@ def test_nothing_is_out_of_date_after(change: Change, freeze: bool) -> None:
 def test_control_a_stale_weight_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """If tensors that train were not copied in again, an edit of them would be missed."""
     model = grown()
-    monkeypatch.setattr("splitgrow.assembly.torch._foreach_copy_", lambda *_: None)
+    monkeypatch.setattr("splitgrow.layers.weight_assembly.torch._foreach_copy_", lambda *_: None)
     with splitgrow.execution("merged"), torch.no_grad():
         model.eval()(inputs())
         _through_data(model)
@@ -591,7 +591,7 @@ def test_what_is_all_frozen_runs_as_one_however_few_the_rows() -> None:
 
 
 def test_a_huge_weight_is_not_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitgrow.running.LARGEST", 2**20)
+    monkeypatch.setattr("splitgrow.layers.dispatch.LARGEST", 2**20)
     run = _wide(4096, close=True)
     assert (run.way, run.reason) == ("blockwise", "it is too large to be put together")
 

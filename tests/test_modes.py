@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from written import X, written
 
 import splitgrow
-from splitgrow import analysis
-from splitgrow.modes import may_ask_for_the_mode
+from splitgrow.analysis import analyzer as analysis
+from splitgrow.analysis.training_flag import may_ask_for_the_mode
 
 
 def by_name(model: Any, x: Tensor) -> Tensor:

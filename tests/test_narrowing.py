@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from networks import networks
 from torch import Tensor, nn
 
-from splitgrow.analysis import Followed, follow
-from splitgrow.liveness import _removable
-from splitgrow.narrowing import narrow_, per_position, per_unit
-from splitgrow.shrinking import _stop_reading_
+from splitgrow.analysis.analyzer import Followed, follow
+from splitgrow.pruning.dead_units import _removable
+from splitgrow.pruning.narrow import narrow_, per_position, per_unit
+from splitgrow.pruning.shrink import _stop_reading_
 
 NETWORKS = 200
 

@@ -17,10 +17,12 @@ from snapshots import unchanged
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow import attributes, growth, optimizers
-from splitgrow.edits import Edit, NumberChange
+from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.errors import StructureChangedError
-from splitgrow.groups import Groups
+from splitgrow.growth import apply as growth
+from splitgrow.growth import module_numbers as attributes
+from splitgrow.growth import optimizers
+from splitgrow.growth.edits import Edit, NumberChange
 
 X = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

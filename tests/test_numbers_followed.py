@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow
-from splitgrow.tracked import Tracked, plain_value
+from splitgrow.analysis.channels.tracked_int import Tracked, plain_value
 
 Op = Callable[[Any, Tensor], Tensor]
 

@@ -9,7 +9,7 @@ import torch
 from op_list import list_of_ops, tried
 from torch import Tensor
 
-from splitgrow.rules import registry
+from splitgrow.analysis.ops import registry
 
 try:
     OPS = list_of_ops()

@@ -320,7 +320,7 @@ def test_a_failed_growth_leaves_lists_and_dicts_as_they_were(
     def failing(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("splitgrow.growth.join_", failing)
+    monkeypatch.setattr("splitgrow.growth.apply.join_", failing)
     with pytest.raises(MemoryError):
         model.expand_layer("a", 4)
     assert [model._plan["stages"][0][0], model._plan["stages"][1]["rest"][0]] == before

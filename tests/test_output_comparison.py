@@ -10,7 +10,7 @@ from snapshots import ANALYSIS, unchanged
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.output_comparison import (
+from splitgrow.analysis.output_comparison import (
     NotRunnableError,
     compared,
     difference,

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitgrow.partial import Side, diagonal_gradients_of, gradients_of
-from splitgrow.spans import Spans, length_of, regions, repeated, shared, take, union
+from splitgrow.layers.partial_gradients import Side, diagonal_gradients_of, gradients_of
+from splitgrow.utils.spans import Spans, length_of, regions, repeated, shared, take, union
 
 LENGTH = 12
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import splitgrow
 from splitgrow.errors import FixedWidthError
-from splitgrow.planning import _shares
+from splitgrow.growth.planning import _shares
 
 # --- shares -------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from splitgrow import (
     ProgressiveEncoder,
     ProgressiveGenerator,
 )
-from splitgrow.split import SplitLayer
+from splitgrow.layers.split_layer import SplitLayer
 
 SEEDS = range(6)
 

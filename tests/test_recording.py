@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from written import Forward, X, laws_hold, reasons, written
 
 import splitgrow
-from splitgrow.recording import record
-from splitgrow.steps import Source
+from splitgrow.analysis.trace import Source
+from splitgrow.analysis.tracer import record
 
 
 def test_control_the_laws_fail_where_a_width_is_used_in_secret() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow
+from splitgrow.analysis.ops import Shaped, Unknown, registry
 from splitgrow.errors import SplitGrowError, UnsupportedLayerError
-from splitgrow.kinds import LayerKind
-from splitgrow.kinds.registry import FOUND, KINDS
-from splitgrow.rules import Shaped, Unknown, registry
+from splitgrow.layers.types import LayerKind
+from splitgrow.layers.types.registry import FOUND, KINDS
 
 X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

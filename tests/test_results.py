@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
-from splitgrow.leaves import as_if_resized, resized
-from splitgrow.results import _OPERANDS, result_of_function, result_of_leaf
+from splitgrow.analysis.leaf_modules import as_if_resized, resized
+from splitgrow.analysis.shape_shortcuts import _OPERANDS, result_of_function, result_of_leaf
 
 
 def _form(x: Any) -> tuple[object, ...]:

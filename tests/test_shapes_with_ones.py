@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from test_axes import positions
 from torch import Tensor
 
-from splitgrow.axes import Axis, constant
-from splitgrow.groups import Groups
-from splitgrow.rules.op import Op, Shaped
-from splitgrow.rules.registry import result_of
+from splitgrow.analysis.channels.channel_axes import Axis, constant
+from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.analysis.ops.op import Op, Shaped
+from splitgrow.analysis.ops.registry import result_of
 
 SIZES = (1, 1, 1, 2, 3, 4)
 

@@ -19,11 +19,16 @@ from torch.nn import functional as F
 
 import splitgrow
 from benchmarks.vision import torchvision
-from splitgrow import aliases, constants, liveness, narrowing, propagation, shrinking
-from splitgrow.kinds import kind_of
-from splitgrow.narrowing import Narrowing
-from splitgrow.rules import rule_of
-from splitgrow.shrinking import without_dead_units
+from splitgrow.analysis.ops import rule_of
+from splitgrow.layers.types import kind_of
+from splitgrow.pruning import aliasing as aliases
+from splitgrow.pruning import constant_propagation as propagation
+from splitgrow.pruning import constants
+from splitgrow.pruning import dead_units as liveness
+from splitgrow.pruning import narrow as narrowing
+from splitgrow.pruning import shrink as shrinking
+from splitgrow.pruning.narrow import Narrowing
+from splitgrow.pruning.shrink import without_dead_units
 
 NETWORKS = 300
 

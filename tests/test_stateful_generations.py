@@ -18,9 +18,9 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 import splitgrow
 from splitgrow.errors import CheckpointError, SplitGrowError
-from splitgrow.handled import history_of
-from splitgrow.journal import Journal, journal_of
-from splitgrow.states import BUFFERS
+from splitgrow.growth.history_lookup import history_of
+from splitgrow.growth.journal import Journal, journal_of
+from splitgrow.layers.module_state import BUFFERS
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 WIDTH = 8
@@ -343,7 +343,7 @@ def test_a_closed_generation_is_the_same_to_the_bit(name: str) -> None:
 @every_module
 def test_without_what_was_taken_down_it_would_differ(name: str, monkeypatch: Any) -> None:
     model, before = grown(name)
-    monkeypatch.setattr("splitgrow.history.show_", lambda *_: None)
+    monkeypatch.setattr("splitgrow.growth.history.show_", lambda *_: None)
     model.total.copy_(0)  # the network's own state is no part of this
     history_of(model).states.clear()
     calls, total = state_at(grown(name)[0])
@@ -521,7 +521,7 @@ def test_unfreezing_lets_go_of_what_was_taken_down() -> None:
 
 def test_a_failed_growth_takes_nothing_down(monkeypatch: Any) -> None:
     model = made("average")
-    monkeypatch.setattr("splitgrow.growth.place_", lambda *_: 1 / 0)
+    monkeypatch.setattr("splitgrow.growth.apply.place_", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.expand_layer("mid", 2)
     assert history_of(model).states == {}

@@ -17,7 +17,7 @@ from strange_models import STRANGE, Two, X
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.outputs import OpaqueError, tensors_in
+from splitgrow.utils.output_tensors import OpaqueError, tensors_in
 
 PACKAGE = str(Path(splitgrow.__file__).parent)
 

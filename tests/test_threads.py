@@ -16,7 +16,7 @@ from helpers import assert_equal, assert_identical
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow import gate
+from splitgrow.utils import model_lock as gate
 
 PATIENT = 60.0
 """Seconds after which a thread that should have come by now will never come."""
@@ -129,7 +129,12 @@ def test_a_call_waits_for_a_change_in_another_thread(change, monkeypatch):
         in_the_middle.set()
         assert go_on.wait(PATIENT)
 
-    for name in ("handled", "handle", "deployed", "growable"):  # names of functions, too
+    for name in (
+        "growth.history_lookup",
+        "handle",
+        "deploy.deploy_check",
+        "growable",
+    ):  # names of functions, too
         monkeypatch.setattr(sys.modules[f"splitgrow.{name}"], "close_", close_and_halt)
     with ThreadPoolExecutor(3) as pool:
         changing = pool.submit(change, model)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from written import X, written
 
-from splitgrow.recording import record
-from splitgrow.tracked import Tracked, plain_value
+from splitgrow.analysis.channels.tracked_int import Tracked, plain_value
+from splitgrow.analysis.tracer import record
 
 
 class Notes:

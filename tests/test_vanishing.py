@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import splitgrow
-from splitgrow.fading import FadeIn
-from splitgrow.removal import replace_by, writes
-from splitgrow.vanishing import is_identity
+from splitgrow.deploy.fx_edits import replace_by, writes
+from splitgrow.deploy.identity_removal import is_identity
+from splitgrow.layers.fade import FadeIn
 
 WIDTH = 6
 

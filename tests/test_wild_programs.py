@@ -26,7 +26,7 @@ from wild.trials import Trial, tried, tried_on
 from wild.verdicts import Verdict, general
 
 import splitgrow
-from splitgrow.rules import registry
+from splitgrow.analysis.ops import registry
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS, PARTS, TRIALS = 240, 4, 5

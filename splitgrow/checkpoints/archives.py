@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from splitgrow.errors import CheckpointError
-from splitgrow.typed import read_record
+from splitgrow.utils.json_records import read_record
 
 DIGEST, SHARDS, COMPLEX = "sha256", "shards", "complex"
 """Names in a file's metadata."""

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.checkpoints.training import SavedOptimizer, SavedScheduler
-from splitgrow.deepened import Deepened
 from splitgrow.errors import CheckpointError
-from splitgrow.history import History
-from splitgrow.journal import Journal
-from splitgrow.journal.filling import slots_of
-from splitgrow.split import SplitLayer
-from splitgrow.typed import Record, read_record
-from splitgrow.whole import memory_format_of
-from splitgrow.wrapping import plain_type
+from splitgrow.growth.history import History
+from splitgrow.growth.journal import Journal
+from splitgrow.growth.journal.materialize import slots_of
+from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.weight_views import memory_format_of
+from splitgrow.utils.json_records import Record, read_record
+from splitgrow.utils.wrappers import plain_type
 
 VERSION = 1
 MODEL = "model."

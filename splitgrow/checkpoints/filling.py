@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from splitgrow.checkpoints.archives import Archive
 from splitgrow.checkpoints.contents import MODEL, Contents, Tensors, tensors_of
 from splitgrow.errors import CheckpointError
-from splitgrow.history import structure
-from splitgrow.journal.filling import fill_meta_
-from splitgrow.journal.state_dicts import has_extra_state
+from splitgrow.growth.history import structure
+from splitgrow.growth.journal.materialize import fill_meta_
+from splitgrow.growth.journal.state_dict import has_extra_state
+from splitgrow.layers.weight_views import CHANNELS_LAST
 from splitgrow.progressive.halves import ProgressiveHalf
-from splitgrow.trees import read_tree
-from splitgrow.undo import Undo
-from splitgrow.whole import CHANNELS_LAST
+from splitgrow.utils.json_trees import read_tree
+from splitgrow.utils.rollback import Undo
 
 
 def reach_levels_(model: nn.Module, archive: Archive, undo: Undo) -> None:

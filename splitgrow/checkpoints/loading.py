@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.analysis.unsupported_models import refuse_unsupported
 from splitgrow.checkpoints.archives import Archive
 from splitgrow.checkpoints.contents import (
     VERSION,
@@ -29,20 +31,18 @@ from splitgrow.checkpoints.training import (
     set_random_states_,
 )
 from splitgrow.errors import CheckpointError
-from splitgrow.execution import Mode, set_execution_mode_
-from splitgrow.gate import Gate, close_, refuse_inside_forward
-from splitgrow.graph import ChannelGraph
 from splitgrow.growable import adopt_
-from splitgrow.handled import HISTORY
-from splitgrow.history import History, check_structure, grown_elsewhere
-from splitgrow.journal import Journal, rebuild_, restore_, widen_inputs_
-from splitgrow.journal.state_dicts import common_edits
-from splitgrow.optimizers import optimizers_of
-from splitgrow.trees import read_tree
-from splitgrow.undisturbed import keep_modes_, keep_surroundings_
-from splitgrow.undo import Meanwhile, Undo
-from splitgrow.unsupported import refuse_unsupported
-from splitgrow.wrapping import refuse_wrapped
+from splitgrow.growth.history import History, check_structure, grown_elsewhere
+from splitgrow.growth.history_lookup import HISTORY
+from splitgrow.growth.journal import Journal, rebuild_, restore_, widen_inputs_
+from splitgrow.growth.journal.state_dict import common_edits
+from splitgrow.growth.optimizers import optimizers_of
+from splitgrow.layers.execution import Mode, set_execution_mode_
+from splitgrow.utils.json_trees import read_tree
+from splitgrow.utils.model_lock import Gate, close_, refuse_inside_forward
+from splitgrow.utils.preserve import keep_modes_, keep_surroundings_
+from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.utils.wrappers import refuse_wrapped
 
 
 def load(  # noqa: PLR0913

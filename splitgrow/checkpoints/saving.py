@@ -20,15 +20,15 @@ from splitgrow.checkpoints.training import (
 )
 from splitgrow.checkpoints.writing import write_archive
 from splitgrow.errors import CheckpointError
-from splitgrow.execution import execution_mode
 from splitgrow.growable_class import original_class
-from splitgrow.handled import history_of
-from splitgrow.history import History, check_structure
-from splitgrow.journal import journal_of
-from splitgrow.journal.state_dicts import has_extra_state
-from splitgrow.optimizers import optimizers_of
-from splitgrow.trees import Writer
-from splitgrow.typed import written
+from splitgrow.growth.history import History, check_structure
+from splitgrow.growth.history_lookup import history_of
+from splitgrow.growth.journal import journal_of
+from splitgrow.growth.journal.state_dict import has_extra_state
+from splitgrow.growth.optimizers import optimizers_of
+from splitgrow.layers.execution import execution_mode
+from splitgrow.utils.json_records import written
+from splitgrow.utils.json_trees import Writer
 
 CONTENTS = "splitgrow"
 """Where the metadata of a file has the contents."""

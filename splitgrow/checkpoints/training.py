@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 
 from splitgrow.checkpoints.fitting import check_groups, check_scheduler, inner
 from splitgrow.errors import CheckpointError
-from splitgrow.trees import Writer, read_tree
-from splitgrow.undo import Undo
+from splitgrow.utils.json_trees import Writer, read_tree
+from splitgrow.utils.rollback import Undo
 
 Read = Callable[[str], Tensor]
 """Gives the tensor of a name."""

@@ -34,7 +34,7 @@ from splitgrow.checkpoints.archives import (
     shards_in,
 )
 from splitgrow.errors import CheckpointError
-from splitgrow.typed import written
+from splitgrow.utils.json_records import written
 
 try:
     import fcntl

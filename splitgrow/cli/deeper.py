@@ -25,7 +25,7 @@ from splitgrow.cli.results import (
 )
 from splitgrow.cli.settings import DemoSettings
 from splitgrow.cli.training import Trainer, Watch, largest, size_of
-from splitgrow.edits import Edit
+from splitgrow.growth.edits import Edit
 
 Change = Callable[[Trainer], Edit]
 

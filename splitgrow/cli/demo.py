@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow import reporting
 from splitgrow.cli.datasets import Dataset
 from splitgrow.cli.networks import ResidualNet, stages_for
 from splitgrow.cli.results import BlockMap, Evaluation, Growth, Result, Step
 from splitgrow.cli.settings import DemoSettings
 from splitgrow.cli.training import Trainer, Watch, growth_request, largest
+from splitgrow.growth import reporting
 
 GENERATIONS = 2  # how often the network grows, and so how many old networks it still holds
 

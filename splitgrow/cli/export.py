@@ -17,7 +17,7 @@ import splitgrow
 from splitgrow.checkpoints.writing import write_aside, write_plain
 from splitgrow.cli import consoles
 from splitgrow.cli.targets import load_model
-from splitgrow.handled import history_of
+from splitgrow.growth.history_lookup import history_of
 
 
 def export(

@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 
 from splitgrow.cli.results import BlockMap, Growth, Outcome
 from splitgrow.cli.themes import ON_COLOUR, Theme, colour_of, name_stretch, plain, png, sheet
-from splitgrow.reporting import BlockArea
+from splitgrow.growth.reporting import BlockArea
 
 _HATCH = "///"
 

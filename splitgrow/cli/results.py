@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from splitgrow.cli.settings import DemoSettings
-from splitgrow.edits import Edit
-from splitgrow.reporting import BlockArea
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.reporting import BlockArea
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from splitgrow.cli.results import (
     Recovery,
     Vanished,
 )
-from splitgrow.edits import Edit
+from splitgrow.growth.edits import Edit
 
 
 def summary(dataset: Dataset) -> str:

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from splitgrow.continual.masks import no_owners, owned_by
 from splitgrow.continual.slots import Slot, slots_of, substituted
-from splitgrow.edits import Edit
+from splitgrow.deploy.merge import merge, merged_at
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.growable import growable
-from splitgrow.growth import apply_
+from splitgrow.growth.apply import apply_
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.history import check_structure
+from splitgrow.growth.history_lookup import HISTORY, history_of
+from splitgrow.growth.planning import make_plan
 from splitgrow.handle import Handle, handle
-from splitgrow.handled import HISTORY, history_of
-from splitgrow.history import check_structure
-from splitgrow.merging import merge, merged_at
-from splitgrow.planning import make_plan
-from splitgrow.undisturbed import undisturb_
-from splitgrow.undo import Meanwhile
+from splitgrow.utils.preserve import undisturb_
+from splitgrow.utils.rollback import Meanwhile
 
 
 class Body:

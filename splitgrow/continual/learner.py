@@ -21,9 +21,9 @@ from splitgrow.continual.stages import Stages, made, seed_of
 from splitgrow.continual.studies import Study, whole_study
 from splitgrow.continual.tasks import Batches, Data, Protocol, Task, checked, with_validation
 from splitgrow.continual.training import Fit, Loss, Training, accuracy, cross_entropy
-from splitgrow.shrinking import without_dead_units
-from splitgrow.undisturbed import keep_surroundings_
-from splitgrow.undo import Meanwhile
+from splitgrow.pruning.shrink import without_dead_units
+from splitgrow.utils.preserve import keep_surroundings_
+from splitgrow.utils.rollback import Meanwhile
 
 FILE = "learner.safetensors"
 _CACHED = 4  # networks that are kept ready to predict

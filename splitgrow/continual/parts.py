@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from splitgrow.axes import Axis
-from splitgrow.composition import Block, Composition
+from splitgrow.analysis.channel_graph import LayerNode
+from splitgrow.analysis.channels.channel_axes import Axis
+from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.continual.slots import Slot
-from splitgrow.graph import LayerNode
-from splitgrow.groups import Groups
-from splitgrow.kinds import LayerKind
-from splitgrow.layouts import Layout
-from splitgrow.planning import layer_kind
-from splitgrow.spans import Spans
-from splitgrow.split import SplitLayer, stock
+from splitgrow.growth.planning import layer_kind
+from splitgrow.layers.channel_layout import Layout
+from splitgrow.layers.composition import Block, Composition
+from splitgrow.layers.split_layer import SplitLayer, stock
+from splitgrow.layers.types import LayerKind
+from splitgrow.utils.spans import Spans
 
 
 class Unit(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from splitgrow.split import SplitLayer
+from splitgrow.layers.split_layer import SplitLayer
 
 
 @dataclass(frozen=True, eq=False)

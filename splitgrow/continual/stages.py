@@ -20,7 +20,7 @@ from splitgrow.checkpoints.writing import write_archive
 from splitgrow.continual.studies import Study
 from splitgrow.continual.training import Epoch, Fit
 from splitgrow.errors import CheckpointError
-from splitgrow.trees import Writer, read_tree
+from splitgrow.utils.json_trees import Writer, read_tree
 
 _TREE = "stage"
 

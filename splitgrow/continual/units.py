@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.continual.body import Body
 from splitgrow.continual.parts import Numbers, Part, Place, Unit, parts_of, places_on
-from splitgrow.graph import ChannelGraph
-from splitgrow.handled import history_of
-from splitgrow.planning import layer_kind
-from splitgrow.split import SplitLayer
+from splitgrow.growth.history_lookup import history_of
+from splitgrow.growth.planning import layer_kind
+from splitgrow.layers.split_layer import SplitLayer
 
 _Positions = tuple[dict[Place, int], dict[Place, int]]
 

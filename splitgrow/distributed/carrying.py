@@ -17,11 +17,11 @@ from splitgrow.distributed.agreement import Agreement
 from splitgrow.distributed.replicas import Replica
 from splitgrow.distributed.shards import Shards
 from splitgrow.errors import SplitGrowError, UnsupportedModelError
+from splitgrow.growth.history_lookup import HISTORY
+from splitgrow.growth.optimizers import listed
 from splitgrow.handle import Handle, handle
-from splitgrow.handled import HISTORY
-from splitgrow.optimizers import listed
-from splitgrow.undo import Undo
-from splitgrow.wrapping import is_sharded, wrapper_told
+from splitgrow.utils.rollback import Undo
+from splitgrow.utils.wrappers import is_sharded, wrapper_told
 
 TIMEOUT = 300.0
 """Seconds that the processes wait for each other at each step."""

@@ -26,14 +26,14 @@ from splitgrow.distributed.agreement import Agreement
 from splitgrow.distributed.carrying import TIMEOUT, Wrapped, group_of, picture_of, plain_of
 from splitgrow.distributed.storing import Manifest, opened_manifest
 from splitgrow.errors import CheckpointError
-from splitgrow.handled import history_of
-from splitgrow.history import check_structure, keep_
-from splitgrow.journal import Journal, states_of
-from splitgrow.journal.state_dicts import common_edits, follow_
-from splitgrow.optimizers import optimizers_of
-from splitgrow.trees import read_tree
-from splitgrow.undo import Undo
-from splitgrow.wrapping import wrapper_told
+from splitgrow.growth.history import check_structure, keep_
+from splitgrow.growth.history_lookup import history_of
+from splitgrow.growth.journal import Journal, states_of
+from splitgrow.growth.journal.state_dict import common_edits, follow_
+from splitgrow.growth.optimizers import optimizers_of
+from splitgrow.utils.json_trees import read_tree
+from splitgrow.utils.rollback import Undo
+from splitgrow.utils.wrappers import wrapper_told
 
 
 def load(

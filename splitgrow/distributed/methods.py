@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.depth.wanted import After
 from splitgrow.distributed.carrying import TIMEOUT, carry_out, opened
-from splitgrow.edits import Edit
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.insertion.request import After
 
 
 def expand_layer(  # noqa: PLR0913

@@ -28,13 +28,13 @@ from splitgrow.distributed.carrying import TIMEOUT, Wrapped, group_of, picture_o
 from splitgrow.distributed.storing import commit, give_up, next_place, prepared
 from splitgrow.distributed.units import is_spread
 from splitgrow.errors import CheckpointError
-from splitgrow.execution import execution_mode
-from splitgrow.handled import history_of
-from splitgrow.history import check_structure
-from splitgrow.journal import journal_of
-from splitgrow.journal.state_dicts import has_extra_state
-from splitgrow.optimizers import optimizers_of
-from splitgrow.trees import Writer
+from splitgrow.growth.history import check_structure
+from splitgrow.growth.history_lookup import history_of
+from splitgrow.growth.journal import journal_of
+from splitgrow.growth.journal.state_dict import has_extra_state
+from splitgrow.growth.optimizers import optimizers_of
+from splitgrow.layers.execution import execution_mode
+from splitgrow.utils.json_trees import Writer
 
 
 def save(

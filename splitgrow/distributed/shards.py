@@ -30,7 +30,7 @@ from splitgrow.distributed.units import (
     whole_of,
 )
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.split import SplitLayer
+from splitgrow.layers.split_layer import SplitLayer
 
 
 class _Slot:

@@ -20,7 +20,7 @@ from splitgrow.checkpoints.contents import Part, read_versioned
 from splitgrow.checkpoints.training import SavedOptimizer, SavedScheduler
 from splitgrow.checkpoints.writing import sync_directory
 from splitgrow.errors import CheckpointError
-from splitgrow.typed import written
+from splitgrow.utils.json_records import written
 
 VERSION = 1
 MANIFEST = "splitgrow.json"

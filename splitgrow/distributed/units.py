@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.wrapping import plain_type
+from splitgrow.utils.wrappers import plain_type
 
 try:
     from torch.distributed import _composable_state

@@ -6,20 +6,48 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import nn
 from torch.optim import Optimizer
 
 from splitgrow.errors import OptimizerError
-from splitgrow.generations import Owned, free_, freeze_, held, let_move_
-from splitgrow.optimizers import Joining, NewParameter, join_, leave_, listed, plan_joining
-from splitgrow.undisturbed import keep_surroundings_
-from splitgrow.undo import Undo
-from splitgrow.wrapping import refuse_wrapped
+from splitgrow.growth.optimizers import Joining, NewParameter, join_, leave_, listed, plan_joining
+from splitgrow.layers.fade import FadeIn
+from splitgrow.layers.freezing import Owned, free_, freeze_, held, let_move_
+from splitgrow.utils.preserve import keep_surroundings_
+from splitgrow.utils.rollback import Undo
+from splitgrow.utils.wrappers import refuse_wrapped
 
-if TYPE_CHECKING:
-    from splitgrow.progressive.halves import ProgressiveHalf
+
+class Half(Protocol):
+    """An encoder or decoder, as the network that it is a part of knows it."""
+
+    start: int
+    adapters: nn.ModuleDict
+    fade: FadeIn | None
+
+    @property
+    def level(self) -> int:
+        """How often it has grown."""
+
+    def check_ready(self) -> None:
+        """Makes sure that it can grow."""
+
+    def check_faded(self) -> None:
+        """Makes sure that no fade is under way."""
+
+    def upcoming(self) -> Upcoming:
+        """The next level."""
+
+    def place(self, new: Upcoming, *, fade: bool, undo: Undo) -> list[nn.Parameter]:
+        """Puts the next level in place; the parameters that are no longer needed."""
+
+    def hold_old_adapter(self, undo: Undo) -> None:
+        """Keeps the old adapter's values as they are."""
+
+    def finish_(self, undo: Undo) -> list[nn.Parameter]:
+        """Drops the old adapter; its parameters."""
 
 
 class Progressive(nn.Module, ABC):
@@ -31,7 +59,7 @@ class Progressive(nn.Module, ABC):
         self._held: list[nn.Module] = []
 
     @abstractmethod
-    def halves(self) -> tuple[ProgressiveHalf, ...]:
+    def halves(self) -> tuple[Half, ...]:
         """The encoders and decoders in it, which grow together."""
 
     @property
@@ -173,7 +201,7 @@ class Upcoming:
         stage: The new stage.
     """
 
-    half: ProgressiveHalf
+    half: Half
     adapter: nn.Module
     stage: nn.Module
 

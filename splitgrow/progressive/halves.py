@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splitgrow.eager import is_eager, is_watched
 from splitgrow.errors import SplitGrowError
-from splitgrow.fading import FadeIn
+from splitgrow.layers.fade import FadeIn
 from splitgrow.progressive.base import Progressive, Upcoming
 from splitgrow.progressive.ways import Maker, Path, Stage, Way, pointwise
-from splitgrow.undisturbed import undisturb_
-from splitgrow.undo import Meanwhile, Undo
+from splitgrow.utils.eager import is_eager, is_watched
+from splitgrow.utils.preserve import undisturb_
+from splitgrow.utils.rollback import Meanwhile, Undo
 
 
 class ProgressiveHalf(Progressive):

@@ -17,8 +17,8 @@ from splitgrow.cli.results import (
     Step,
 )
 from splitgrow.cli.settings import DemoSettings
-from splitgrow.edits import Edit, LayerChange
-from splitgrow.reporting import BlockArea
+from splitgrow.growth.edits import Edit, LayerChange
+from splitgrow.growth.reporting import BlockArea
 
 _STEPS, _EPOCH = 100, 50  # of one phase
 

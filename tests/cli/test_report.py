@@ -14,7 +14,7 @@ from PIL import Image
 from splitgrow.cli import figures, themes
 from splitgrow.cli.report import write_report
 from splitgrow.cli.results import BlockMap, Recovery, Result
-from splitgrow.reporting import BlockArea
+from splitgrow.growth.reporting import BlockArea
 
 
 class _Page(HTMLParser):

@@ -9,7 +9,7 @@ from torch import nn
 import splitgrow
 from splitgrow.cli import pages, tables
 from splitgrow.cli.results import Growth
-from splitgrow.edits import Edit
+from splitgrow.growth.edits import Edit
 
 
 def _history() -> list[Edit]:

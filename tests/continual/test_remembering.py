@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from splitgrow.continual import METHODS, Learner, Task, Training
 from splitgrow.continual.records import Record
 from splitgrow.continual.units import Units
-from splitgrow.split import SplitLayer
+from splitgrow.layers.split_layer import SplitLayer
 
 
 def changed(made: Learner, index: int) -> list[str]:

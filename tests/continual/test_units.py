@@ -10,11 +10,11 @@ from cases import CASES, Case
 from lessons import Featured, net, scattered
 from torch import Tensor, nn
 
+from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.continual.body import Body
 from splitgrow.continual.parts import CONSTANT, Unit, places_on
 from splitgrow.continual.units import Units
-from splitgrow.groups import Groups
-from splitgrow.handled import history_of
+from splitgrow.growth.history_lookup import history_of
 
 
 def body_of(case: Case, grown: bool) -> Body:

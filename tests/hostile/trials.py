@@ -34,8 +34,8 @@ from hostile import runs
 from hostile.mutations import Mutant, Original, mutant, taken_apart
 from splitgrow.checkpoints.training import random_states
 from splitgrow.errors import CheckpointError
-from splitgrow.execution import execution_mode
-from splitgrow.handled import HISTORY
+from splitgrow.growth.history_lookup import HISTORY
+from splitgrow.layers.execution import execution_mode
 
 SECONDS = 20.0
 """The time that a trial may take, in seconds of computing; of waiting three times as many."""

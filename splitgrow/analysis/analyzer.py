@@ -1,0 +1,393 @@
+"""From a model to its channel graph: each op's rule, run over the recorded forward.
+
+Also finds the layers that cannot grow whatever the graph says: those whose weights are shared, used
+directly, or computed by something else.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from splitgrow.analysis.channel_graph import ChannelGraph, HeldNumber, LayerNode
+from splitgrow.analysis.channels.channel_axes import Axis, Size, constant, scaled
+from splitgrow.analysis.channels.width_remainders import Remainders
+from splitgrow.analysis.leaf_modules import is_leaf
+from splitgrow.analysis.number_choices import best_of
+from splitgrow.analysis.ops import Op, Shaped, result_of
+from splitgrow.analysis.ops.op import Choice, constant_like, shaped_in
+from splitgrow.analysis.ops.registry import fix_arguments
+from splitgrow.analysis.trace import Ref, Source, Step, mapped
+from splitgrow.analysis.tracer import Recording, record
+from splitgrow.analysis.training_flag import may_ask_for_the_mode
+from splitgrow.analysis.trial_runs import Trial, fix_what_widening_breaks, widens
+from splitgrow.analysis.unsupported_layers import emptiness, is_sized, refusals, subclass_refusal
+from splitgrow.analysis.zero_channels import Silence
+from splitgrow.errors import TraceError
+from splitgrow.layers.split_layer import SplitLayer, stock
+from splitgrow.layers.types import LayerKind, kind_of, sized_layers
+from splitgrow.utils.source_lines import levels_to_caller
+
+
+def analyse_with_free_input(
+    model: nn.Module, inputs: tuple[Any, ...], name: str
+) -> tuple[ChannelGraph, tuple[Axis, ...]]:
+    """The channel graph of a model in which one of its inputs may become wider, too.
+
+    Args:
+        model: Any module. It is not changed.
+        inputs: The positional arguments of an example call.
+        name: The name of one of forward's arguments, a tensor.
+
+    Returns:
+        The graph, and the axes of that input.
+    """
+    analysis = _Analysis(model, free_input=name)
+    analysis.run([record(model, inputs, training=False)])
+    return analysis.graph, analysis.free_axes
+
+
+def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
+    """The channel graph of a model.
+
+    Args:
+        model: Any module. It is not changed.
+        inputs: The positional arguments of an example call.
+
+    Raises:
+        TraceError: If the model's forward cannot be followed.
+        ValueError: If the model does not run on the inputs.
+    """
+    return follow(model, inputs).graph
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A model's channel graph with what it was made from.
+
+    Attributes:
+        graph: The channel graph.
+        trials: The recorded runs with what the rules made of them, that in evaluation mode first.
+        outputs: The axes of what the model returns.
+        decides: Whether forward asked for values, so that other inputs may lead it elsewhere.
+    """
+
+    graph: ChannelGraph
+    trials: tuple[Trial, ...]
+    outputs: tuple[Axis, ...]
+    decides: bool
+
+
+def follow(model: nn.Module, inputs: tuple[Any, ...]) -> Followed:
+    """The channel graph of a model, and the runs that led to it; as `analyse`.
+
+    Raises:
+        TraceError: If the model's forward cannot be followed.
+        ValueError: If the model does not run on the inputs.
+    """
+    runs = [record(model, inputs, training=False)]
+    if runs[0].fake and not _may_ask_for_the_mode(model):
+        best = _best(model, runs)
+        trial = best.tried(runs)[0]
+        if widens(model, inputs, trial, training=True):
+            return best.finished((trial, replace(trial, training=True, strict=True)), decides=False)
+    try:
+        runs.append(record(model, inputs, training=True))
+    except (TraceError, ValueError) as error:
+        warnings.warn(
+            f"only evaluation mode was analysed, since {error}; what runs in training alone does "
+            f"not grow along",
+            stacklevel=levels_to_caller(),
+        )
+    best = _best(model, runs)
+    if runs[0].fake:
+        # On real values nothing says what another width would decide.
+        fix_what_widening_breaks(model, inputs, best.tried(runs)[0])
+    decides = not all(run.fake for run in runs)
+    return best.finished(best.tried(runs), decides=decides)
+
+
+def _may_ask_for_the_mode(model: nn.Module) -> bool:
+    """Whether forward could take other steps in training than in evaluation.
+
+    Leaf modules do as they are told by the recording. If nothing else in the model names the mode,
+    one run at other widths in training mode stands for two: were its steps not those of evaluation,
+    it would not agree with the graph.
+    """
+    modules = model.named_modules()
+    return may_ask_for_the_mode(m for name, m in modules if not (name and is_leaf(m)))
+
+
+def _best(model: nn.Module, runs: Sequence[Recording]) -> _Analysis:
+    return best_of(lambda preferred: _Analysis(model, preferred=preferred).run(runs))
+
+
+class _Analysis:
+    """One pass over the recorded runs of a model's forward."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        preferred: Mapping[str, int] | None = None,
+        free_input: str | None = None,
+    ) -> None:
+        self.free_input = free_input
+        self.free_axes: tuple[Axis, ...] = ()
+        self.modules = dict(model.named_modules())
+        self.graph = ChannelGraph()
+        self.groups = self.graph.groups
+        self.refusals = refusals(self.modules)
+        self.preferred = dict(preferred or {})
+        self.choices: list[Choice] = []
+        self.silence = Silence(self.groups)
+        self.remainders = Remainders(self.groups)
+        self.values: list[list[Any]] = []
+        self.outputs: list[Axis] = []
+        self.numbers: dict[tuple[str, str], Axis] = {}
+        self.tensors: dict[int, str] = {}
+        names = {id(module): name for name, module in self.modules.items()}
+        for name, module in model.named_modules(remove_duplicate=False):
+            self.graph.aliases[name] = names.get(id(module), name)  # not that of a wrapper
+
+    def run(self, runs: Sequence[Recording]) -> _Analysis:
+        """Follows the channels through all of the runs."""
+        for recording in runs:
+            self.refusals = {**recording.recorder.strays, **self.refusals}
+            self.graph.assigned += recording.recorder.assigned
+        for recording in runs:
+            values: list[Any] = []
+            self.tensors = {}
+            for index, step in enumerate(recording.steps):
+                if step.target is Source.TENSOR:
+                    self.tensors[index] = step.args[0]
+                values.append(self._value(step, values))
+            self.values.append(values)
+        self.remainders.settle()
+        self.graph.silent = self.silence.settle()
+        self._add_uncalled()
+        return self
+
+    @property
+    def growing(self) -> int:
+        """The number of layers that can grow."""
+        return sum(not self.graph.reason(node) for node in self.graph.sized())
+
+    @property
+    def held(self) -> list[HeldNumber]:
+        """The numbers that forward reads from modules and that follow widths."""
+        return [
+            HeldNumber(module, attribute, axis)
+            for (module, attribute), axis in self.numbers.items()
+            if self._follows_a_width(axis)
+        ]
+
+    def tried(self, runs: Sequence[Recording]) -> tuple[Trial, ...]:
+        """What there is to try out at other widths: the second run is in training mode."""
+        pairs = enumerate(zip(runs, self.values, strict=True))
+        return tuple(
+            Trial(self.graph, self.held, run.steps, values, training=index > 0)
+            for index, (run, values) in pairs
+        )
+
+    def finished(self, trials: tuple[Trial, ...], *, decides: bool) -> Followed:
+        """The graph, with the numbers that follow it, and the runs."""
+        self.graph.numbers = tuple(self.held)
+        return Followed(self.graph, trials, tuple(self.outputs), decides)
+
+    def _follows_a_width(self, axis: Axis) -> bool:
+        return self.groups.can_grow(axis) and not self.groups.is_free(self.groups.size(axis))
+
+    def _value(self, step: Step, values: Sequence[Any]) -> Any:
+        if isinstance(step.target, Source) and step.target is not Source.OUTPUT:
+            return self._source(step, values)
+
+        def looked_up(leaf: Any) -> Any:
+            if not isinstance(leaf, Ref):
+                return leaf
+            if leaf.step in self.tensors:
+                self._note_direct_use(self.tensors[leaf.step], step)
+            value = values[leaf.step]
+            for index in leaf.path:
+                value = value[index]
+            return value
+
+        args, kwargs = mapped(step.args, looked_up), mapped(step.kwargs, looked_up)
+        if step.target is Source.OUTPUT:
+            self._output(args[0])
+            return None
+        module = None if step.module is None else self.modules[step.module]
+        layer = stock(module) if module is not None else None
+        op = Op(
+            step.name,
+            step.place,
+            type(layer) if layer is not None else step.target,
+            args,
+            kwargs,
+            step.example,
+            self.groups,
+            layer,
+            *(self.preferred, self.choices, self.silence, self.remainders),
+        )
+        kind = kind_of(layer) if layer is not None else None
+        return result_of(op) if kind is None else self._layer(op, str(step.module), kind)
+
+    def _source(self, step: Step, values: Sequence[Any]) -> Any:
+        if step.target is Source.INPUT:
+            if step.args[0] == self.free_input and not self.free_axes:
+                self.free_axes = tuple(self.groups.new(int(size)) for size in step.example.shape)
+                return Shaped(self.free_axes)
+            reason = f"it is tied to the model's input `{step.args[0]}`"
+            return constant_like(step.example, reason)
+        if step.target is Source.NUMBER:
+            name, key = step.args
+            if kind_of(stock(self.modules[name])) is not None:
+                return self._number_of_layer(name, key, step)
+            if (name, key) not in self.numbers:
+                self.numbers[name, key] = self.groups.new_number(step.example)
+            return self.groups.size(self.numbers[name, key])
+        if step.target is Source.UNSEEN:
+            reason = f"something that splitgrow cannot see made a tensor, before {step.place}"
+            for shaped in shaped_in((self.values, values)):
+                for axis in shaped.axes:
+                    self.groups.fix(axis, reason)
+            return constant_like(step.example, reason)
+        (path,) = step.args
+        name, parametrization, _ = path.partition(".parametrizations.")
+        owner = self.modules.get(name if parametrization else path.rpartition(".")[0])
+        if isinstance(owner, sized_layers()) and kind_of(owner) is None:
+            root = self.refusals.get("", "") if owner is self.modules[""] else ""
+            return constant_like(step.example, root or subclass_refusal(owner))
+        what = f"the tensor `{path}`" if path else "a tensor that is not the model's"
+        return constant_like(step.example, f"it is tied to {what}, which does not grow")
+
+    def _number_of_layer(self, name: str, key: str, step: Step) -> Size:
+        """A number that a layer has by its size: known if forward ran the layer before."""
+        node = self.graph.nodes.get(name)
+        if node is not None:
+            for axis, prefix in ((node.ins, "in_"), (node.outs, "")):
+                own = key.startswith(prefix) and "group" not in key
+                if own and self.groups.length(axis) == step.example:
+                    return self.groups.size(axis)
+            self._fix_node(node, f"forward reads its `{key}`, at {step.place}")
+        self.refusals.setdefault(name, f"forward reads its `{key}`, at {step.place}")
+        return Size(step.example)
+
+    def _note_direct_use(self, path: str, step: Step) -> None:
+        """Refuses a layer whose tensor forward uses outside of the layer's own call."""
+        owner, _, name = path.rpartition(".")
+        while True:
+            parent, _, block = owner.rpartition(".")
+            if not (block.isdigit() and isinstance(self.modules.get(parent), SplitLayer)):
+                break
+            owner = parent
+        reason = f"forward uses its `{name}` directly, at {step.place}"
+        known = kind_of(stock(self.modules[owner])) if owner in self.modules else None
+        if known is not None:
+            self.graph.touched.add(owner)
+        if known is not None and owner not in self.refusals:
+            self.refusals[owner] = reason
+            if owner in self.graph.nodes:
+                self._fix_node(self.graph.nodes[owner], reason)
+
+    def _fix_node(self, node: LayerNode, reason: str) -> None:
+        self.groups.fix(node.ins, reason)
+        self.groups.fix(node.outs, reason)
+
+    def _output(self, value: Any) -> None:
+        self.graph.outputs = tuple(leaf.axes for leaf in value)
+        for leaf in value:
+            self.outputs.extend(leaf.axes)
+            for axis in leaf.axes:
+                self.groups.fix(
+                    self.groups.resolve(axis)[:-1],
+                    "it lies before other channels of the model's output, which would move",
+                )
+
+    def _layer(self, op: Op, name: str, kind: LayerKind) -> Any:
+        if not kind.reads_channels:
+            return self._source_layer(op, name, kind)
+        dim = kind.channel_dim(op.module) if op.module is not None else 0
+        if not -len(op.x.axes) <= dim < len(op.x.axes):
+            text = "is given a tensor of too few dimensions"
+            fix_arguments(op, text)
+            return op.constants(text)
+        dim %= len(op.x.axes)
+        axis = op.x.axes[dim]
+        if name in self.graph.nodes:
+            node = self.graph.nodes[name]
+            self.groups.tie(node.ins, axis, f"`{name}` reads it and {op.place} reads another")
+        else:
+            node = self._new_node(op, name, kind, axis)
+        others = op.x.axes[:dim] + op.x.axes[dim + 1 :]
+        if kind.mixes:
+            for other in others:
+                op.fix(other, "works along it as if it were space")
+            shape = op.example.shape
+            axes = [constant(int(size)) for size in shape]
+        else:
+            axes = list(op.x.axes)
+        axes[dim] = self.groups.resolve(node.outs)
+        return Shaped(tuple(axes))
+
+    def _source_layer(self, op: Op, name: str, kind: LayerKind) -> Any:
+        """A layer that looks its channels up: indices in, channels out."""
+        if name not in self.graph.nodes:
+            self._new_node(op, name, kind, ())
+        kept = (constant(int(size)) for size in op.example.shape[:-1])
+        return Shaped((*kept, self.groups.resolve(self.graph.nodes[name].outs)))
+
+    def _new_node(self, op: Op, name: str, kind: LayerKind, axis: Axis) -> LayerNode:
+        module, groups = op.module, self.groups
+        owner = self.modules[name]
+        sizes = owner.sizes() if isinstance(owner, SplitLayer) else kind.sizes(module)
+        assert module is not None
+        refusal = self.refusals.get(name) or kind.refusal(module) or emptiness(kind, sizes)
+        if kind.couples:
+            self.silence.need(axis)
+        if kind.diagonal(module):
+            reason = op.reason("treats channels in whole groups")
+            groups.bundle(axis, kind.bundle(module), reason)
+            outs = scaled(axis, sizes[1] // sizes[0])
+        else:
+            outs = groups.new(sizes[1])
+            for side in (axis, outs):
+                groups.sections(side, kind.sections(module), op.reason("has groups"))
+        node = self._add(name, self.modules[name], axis, outs)
+        if refusal:
+            self._fix_node(node, f"`{name}`: {refusal}")
+        return node
+
+    def _add(self, name: str, module: nn.Module, ins: Axis, outs: Axis) -> LayerNode:
+        layer = stock(module)
+        kind = type(layer).__name__
+        self.graph.nodes[name] = LayerNode(name, kind, is_sized(layer), ins, outs)
+        return self.graph.nodes[name]
+
+    def _add_unfollowed(self, name: str, module: nn.Module, reason: str) -> None:
+        outs = constant(1, f"`{name}`: {reason}")
+        self.graph.nodes[name] = replace(self._add(name, module, constant(1), outs), followed=False)
+
+    def _add_uncalled(self) -> None:
+        """Adds the layers that forward did not call, which cannot grow."""
+        whole = tuple(
+            f"{name}."
+            for name, module in self.modules.items()
+            if isinstance(module, SplitLayer) or name in self.graph.nodes
+        )
+        for name, module in self.modules.items():
+            if name in self.graph.nodes or not is_sized(stock(module)):
+                continue
+            if name.startswith(whole):
+                continue  # a block of a split layer
+            reason = self.refusals.get(name, "")
+            if not reason and kind_of(stock(module)) is None:
+                reason = subclass_refusal(module)
+            reason = (
+                reason or "forward does not call it as a layer of its own on the example inputs"
+            )
+            self._add_unfollowed(name, module, reason)

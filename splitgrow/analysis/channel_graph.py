@@ -1,0 +1,140 @@
+"""The channel graph: which layers' widths belong together, and what cannot grow and why.
+
+The graph outlives growth: when a group gains units, every axis on which it lies gets longer, and
+nothing else changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from splitgrow.analysis.channels.channel_axes import Axis, groups_of
+from splitgrow.analysis.channels.channel_groups import Groups
+
+
+@dataclass(frozen=True)
+class LayerNode:
+    """A layer with channels of its own, as the graph knows it.
+
+    Attributes:
+        name: Its module path.
+        kind: The name of its stock type, such as ``Conv2d``.
+        sized: Whether its width can be asked for.
+        ins: The axis of its input channels.
+        outs: The axis of its output channels.
+        followed: Whether the axes are its own; otherwise they are placeholders that never grow.
+    """
+
+    name: str
+    kind: str
+    sized: bool
+    ins: Axis
+    outs: Axis
+    followed: bool = True
+
+
+@dataclass(frozen=True)
+class HeldNumber:
+    """A number in a module's attribute that follows a width, such as a number of heads.
+
+    Attributes:
+        module: The module's path.
+        attribute: The attribute's name, with an index in brackets if it is a list or tuple.
+        axis: An axis of that length.
+    """
+
+    module: str
+    attribute: str
+    axis: Axis
+
+
+@dataclass
+class ChannelGraph:
+    """All layers of a model with the groups that their channels belong to.
+
+    Attributes:
+        groups: The store of groups.
+        nodes: The layers by module path, in order of execution.
+        aliases: For every path of a module the one that it goes by.
+        numbers: The numbers that modules hold and that follow widths.
+        silent: The groups whose new units start as zeros.
+        outputs: The axes of the tensors that the model returns.
+        touched: The layers whose tensors forward uses outside of their calls.
+        assigned: The paths at which forward itself puts modules, and what these are like.
+    """
+
+    groups: Groups = field(default_factory=Groups)
+    nodes: dict[str, LayerNode] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    numbers: tuple[HeldNumber, ...] = ()
+    silent: frozenset[int] = frozenset()
+    outputs: tuple[tuple[Axis, ...], ...] = ()
+    touched: set[str] = field(default_factory=set)
+    assigned: tuple[tuple[str, str], ...] = ()
+
+    def sized(self) -> list[LayerNode]:
+        """The layers whose width can be asked for, in order of execution."""
+        return [node for node in self.nodes.values() if node.sized]
+
+    def growing_groups(self, axis: Axis) -> list[int]:
+        """The groups on an axis that can grow, the one at its end first."""
+        groups = groups_of(self.groups.resolve(axis))
+        return [group for group in groups if not self.groups.is_fixed(group)][::-1]
+
+    def output_shapes(self, growth: Mapping[int, int]) -> list[tuple[int, ...]]:
+        """The shapes of the tensors that the model returns once groups have grown."""
+        grown = self.groups.grown(growth)
+        return [tuple(map(grown.length, axes)) for axes in self.outputs]
+
+    def silent_insertions(self, axis: Axis, growth: Mapping[int, int]) -> tuple[bool, ...]:
+        """For each insertion that growth makes on an axis, whether it must start as zeros."""
+        runs = self.groups.resolve(axis)
+        return tuple(run.group in self.silent for run in runs if run.group in growth)
+
+    def multiplicity(self, axis: Axis, group: int) -> int:
+        """How many positions an axis gains for each unit that a group gains."""
+        runs = self.groups.resolve(axis)
+        return sum(run.repeat for run in runs if run.group == group)
+
+    def step(self, node: LayerNode) -> int:
+        """The smallest number of units that a layer can grow by; 0 if it cannot grow."""
+        return min(self.steps(node).values(), default=0)
+
+    def steps(self, node: LayerNode) -> dict[int, int]:
+        """By how much a layer grows for each unit of a group, the group at its end first."""
+        groups = self.growing_groups(node.outs)
+        return {group: self.multiplicity(node.outs, group) for group in groups}
+
+    def tied(self, node: LayerNode) -> list[str]:
+        """The other layers whose width grows with this one's."""
+        found = self._by_group("outs", self.growing_groups(node.outs))
+        return [name for name in found if name != node.name]
+
+    def readers(self, node: LayerNode) -> list[str]:
+        """The layers that read this layer's units, and so get helpers when it grows."""
+        return self._by_group("ins", groups_of(self.groups.resolve(node.outs)))
+
+    def _by_group(self, side: str, groups: Iterable[int]) -> list[str]:
+        """The layers on whose inputs or outputs one of the groups lies, in order of execution."""
+        order = {node.name: index for index, node in enumerate(self.sized())}
+        found = {name for group in groups for name in self._index[side].get(group, ())}
+        return sorted(found, key=order.__getitem__)
+
+    @cached_property
+    def _index(self) -> dict[str, dict[int, list[str]]]:
+        """For each group the layers that read it, and those that grow with it."""
+        index: dict[str, dict[int, list[str]]] = {"ins": {}, "outs": {}}
+        for node in self.sized():
+            for group in groups_of(self.groups.resolve(node.ins)):
+                index["ins"].setdefault(group, []).append(node.name)
+            for group in self.growing_groups(node.outs):
+                index["outs"].setdefault(group, []).append(node.name)
+        return index
+
+    def reason(self, node: LayerNode) -> str:
+        """Why a layer cannot grow; empty if it can."""
+        if self.growing_groups(node.outs):
+            return ""
+        return "; ".join(self.groups.reasons(node.outs)) or "its channels are of a constant number"

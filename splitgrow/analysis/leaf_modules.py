@@ -1,0 +1,108 @@
+"""Modules that are taken down as one op, as they are and as they would be at other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from splitgrow.analysis.ops import rule_of
+from splitgrow.layers.split_layer import SplitLayer, stock
+from splitgrow.layers.types import kind_of
+
+_LEAF_NUMBERS = """
+    in_features out_features in_channels out_channels groups num_groups num_features num_channels
+    num_parameters embedding_dim nf nx
+"""
+LEAF_NUMBERS = frozenset(_LEAF_NUMBERS.split())
+"""The numbers of layers that growth changes."""
+
+
+@dataclass(frozen=True)
+class Wider:
+    """A model with other widths than it has, to be recorded as if it had them.
+
+    Attributes:
+        sizes: The numbers of input and output channels of layers, by module path.
+        numbers: The numbers that modules hold, by module path and attribute.
+    """
+
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is taken down as one op, not looked into."""
+    known = kind_of(module) is not None or rule_of(type(module)) is not None
+    return isinstance(module, SplitLayer) or known
+
+
+def shallow(module: nn.Module) -> nn.Module:
+    """A module with the same attributes, which keeps them when the other's are changed."""
+    same: nn.Module = object.__new__(type(module))
+    same.__dict__.update(module.__dict__)
+    return same
+
+
+def run_without_values(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a layer of the meta device makes of fake tensors of another device."""
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    own = (*layer.named_parameters(), *layer.named_buffers())
+    tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in own}
+    return functional_call(layer, tensors, args, kwargs)
+
+
+def run_in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Runs a leaf module: only shapes count, and its statistics must not be updated."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        return module.forward(*args, **kwargs)
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def resized(module: nn.Module, sizes: tuple[int, int]) -> nn.Module:
+    """The plain layer, without values, that a layer would be at other sizes."""
+    kind = kind_of(stock(module))
+    assert kind is not None, type(module)
+    return kind.build_merged(stock(module), sizes, device="meta").eval()
+
+
+_SIDES = {
+    "in_features": 0,
+    "in_channels": 0,
+    "out_features": 1,
+    "out_channels": 1,
+    "num_features": 1,
+    "num_channels": 1,
+}
+_NUMBERED = (nn.Linear, nn.GroupNorm, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)  # noqa: SLF001
+
+
+def as_if_resized(module: nn.Module, sizes: tuple[int, int]) -> nn.Module:
+    """What answers for a layer's numbers and tells its results' shapes at other sizes.
+
+    Of torch's own layers it is a look-alike with the tensors that the layer has, since making even
+    a layer without values takes longer than all else that is done with it: it is not to be run.
+    """
+    layer: Any = stock(module)
+    kind = kind_of(layer)
+    assert kind is not None, type(module)
+    torchs_own = type(layer).__module__.startswith("torch.nn.")
+    if not (torchs_own and isinstance(layer, _NUMBERED)):
+        return resized(module, sizes)
+    same = shallow(layer)
+    own = vars(same)
+    own.update({key: sizes[side] for key, side in _SIDES.items() if key in own})
+    if isinstance(layer, nn.GroupNorm):
+        own["num_groups"] = sizes[1] // kind.bundle(layer)
+    elif "groups" in own and kind.diagonal(layer):
+        own["groups"] = sizes[0]
+    return same

@@ -1,0 +1,67 @@
+"""Trying other choices where several numbers could follow a width, for the model as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.analysis.ops.op import Choice
+
+MOST_TRIES = 8
+"""How often a model is followed again for the sake of choices, however many there are."""
+
+
+class Followed(Protocol):
+    """A model whose channels were followed, with the choices that were made on the way."""
+
+    groups: Groups
+    choices: Any
+    preferred: Any
+
+    @property
+    def growing(self) -> int:
+        """The number of layers that can grow."""
+        ...
+
+
+F = TypeVar("F", bound=Followed)
+
+
+def best_of(follow: Callable[[Mapping[str, int]], F]) -> F:
+    """The way of following a model that lets most layers grow.
+
+    Where a number that was taken to follow a width cannot, another is tried: first everywhere at
+    once, then by one line of the user's source after the other.
+
+    Args:
+        follow: Follows the model, taking to the given one of the numbers at each place.
+    """
+    best = follow({})
+    tried: list[Mapping[str, int]] = [{}]
+    while len(tried) <= MOST_TRIES:
+        ways = other_ways(best.choices, best.preferred, best.groups)
+        way = next((way for way in ways if way not in tried), None)
+        if way is None:
+            break
+        tried.append(way)
+        best = max(best, follow(way), key=lambda followed: followed.growing)
+    return best
+
+
+def other_ways(
+    choices: Sequence[Choice], made: Mapping[str, int], groups: Groups
+) -> Iterator[dict[str, int]]:
+    """Other choices that might let more grow than those that were made."""
+    rests = {choice.place: choice.rest for choice in choices if choice.rest is not None}
+    if rests:
+        yield {**made, **rests}
+    counts: dict[str, int] = {}
+    for choice in choices:
+        if not groups.can_grow(choice.taken):
+            counts[choice.place] = max(choice.count, counts.get(choice.place, 0))
+    steps = range(1, max(counts.values(), default=0))
+    for places in (list(counts), *([place] for place in counts)):
+        for step in steps:
+            shifted = {place: (made.get(place, 0) + step) % counts[place] for place in places}
+            yield {**made, **shifted}

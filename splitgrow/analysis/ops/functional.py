@@ -1,0 +1,114 @@
+"""Layers that forward computes by hand, with a weight that is no layer's own.
+
+What they read is fixed: the weight cannot grow, since nothing knows that it must.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from splitgrow.analysis.channels.channel_axes import Axis, constant
+from splitgrow.analysis.ops.op import Op, Shaped, Unknown
+from splitgrow.analysis.ops.registry import each, register_op
+
+
+def _reason(op: Op, weight: Any) -> str:
+    """Why the weight does not grow, if that is known."""
+    known: list[str] = []
+    if isinstance(weight, Shaped):
+        known = [reason for axis in weight.axes for reason in op.groups.reasons(axis)]
+    return next(iter(known), op.reason("reads it with a weight that is no layer's own"))
+
+
+def _fixed(op: Op, x: Shaped, dims: set[int], weight: Any) -> Any:
+    """The axes of the input, of which those that meet the weight are fixed."""
+    reason = _reason(op, weight)
+    for shaped in op.shaped():
+        if shaped is not x:
+            for axis in shaped.axes:
+                op.groups.fix(axis, reason)
+    axes: list[Axis] = []
+    for index, length in enumerate(op.example.shape):
+        if index in dims or index >= len(x.axes):
+            if index < len(x.axes):
+                op.groups.fix(x.axes[index], reason)
+            axes.append(constant(int(length), reason))
+        else:
+            axes.append(x.axes[index])
+    return Shaped(tuple(axes))
+
+
+@register_op(F.linear)
+def linear(op: Op) -> Any:
+    """(..., in) to (..., out)."""
+    return _fixed(op, op.x, {len(op.x.axes) - 1}, op.argument(1, "weight"))
+
+
+@register_op(F.conv1d, F.conv2d, F.conv3d)
+@register_op(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def convolution(op: Op) -> Any:
+    """(N, in, *space) to (N, out, *space)."""
+    weight = op.argument(1, "weight")
+    if not isinstance(weight, Shaped):
+        raise Unknown("is given something else than tensors")
+    unbatched = len(op.x.axes) < len(weight.axes)
+    return _fixed(op, op.x, set(range(0 if unbatched else 1, len(op.x.axes))), weight)
+
+
+@register_op(F.multi_head_attention_forward)
+def multi_head_attention(op: Op) -> Any:  # noqa: ARG001
+    """Torch's own attention, whose inner width is by definition that of what it reads."""
+    raise Unknown(
+        "makes its heads as wide together as the stream that it reads, so they cannot grow alone; "
+        "attention that has Linear layers for queries, keys and values can"
+    )
+
+
+_RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
+
+
+@register_op(*each(_RECURRENT, torch))
+def recurrent(op: Op) -> Any:  # noqa: ARG001
+    """Layers that feed their hidden units back."""
+    raise Unknown("feeds its hidden units back into itself, which splitgrow cannot grow yet")
+
+
+@register_op(F.batch_norm, torch.batch_norm)
+def batch_norm(op: Op) -> Any:
+    """Normalises each channel by tensors that do not grow, or over the batch and space."""
+    at, name = (5, "training")
+    dims = range(1 if op.argument(at, name, False) is False else 0, len(op.x.axes))
+    return _fixed(op, op.x, set(dims), _others(op))
+
+
+@register_op(F.instance_norm, F.group_norm, torch.group_norm)
+def norm(op: Op) -> Any:
+    """Takes its statistics over space, perhaps over several channels; each example by itself."""
+    return _fixed(op, op.x, set(range(1, len(op.x.axes))), _others(op))
+
+
+def _others(op: Op) -> Any:
+    return next((shaped for shaped in op.shaped() if shaped is not op.x), None)
+
+
+@register_op(F.prelu, "prelu", keeps_zeros=True)
+def prelu(op: Op) -> Any:
+    """One slope for all channels, or one for each."""
+    weight = op.tensor(1, "weight")
+    if not weight.axes or op.groups.length(weight.axes[-1]) == 1:
+        op.fix_all("takes its one slope from it", but=[op.x])
+        return op.x
+    return _fixed(op, op.x, {1} if len(op.x.axes) > 1 else {0}, weight)
+
+
+@register_op(F.embedding)
+def embedding(op: Op) -> Any:
+    """Indices in, rows of a table out."""
+    if op.argument(3, "max_norm") is not None:
+        raise Unknown("changes the rows that it looks up")
+    table = op.tensor(1, "weight")
+    op.fix(table.axes[0], "picks positions of it by number")
+    return Shaped((*op.x.axes, table.axes[-1]))

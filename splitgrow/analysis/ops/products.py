@@ -1,0 +1,171 @@
+"""Products of activations: attention, matrix products, einsum."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from splitgrow.analysis.channels.channel_axes import Axis, scaled
+from splitgrow.analysis.ops.elementwise import broadcast
+from splitgrow.analysis.ops.joins import dimension
+from splitgrow.analysis.ops.op import Op, Shaped, Unknown
+from splitgrow.analysis.ops.registry import register_op
+
+_SUMS = "sums over it, so that new channels would change the old result"
+
+
+@register_op(
+    torch.matmul, torch.bmm, "matmul", "bmm", "__matmul__", torch.mm, "mm", keeps_zeros=True
+)
+@register_op("__rmatmul__", torch.mv, "mv", torch.dot, "dot", torch.vdot, keeps_zeros=True)
+@register_op(torch.linalg.matmul, keeps_zeros=True)
+def matmul(op: Op) -> Any:
+    """What is summed over cannot grow, the rest passes; the dimensions before are broadcast."""
+    left, right = op.x, op.tensor(1, "vec" if op.name == "mv" else "other")
+    if op.target == "__rmatmul__":
+        left, right = right, left
+    return Shaped(product(op, left, right))
+
+
+def product(op: Op, left: Shaped, right: Shaped) -> tuple[Axis, ...]:
+    """The axes of a product of matrices or vectors."""
+    if not left.axes or not right.axes:
+        raise Unknown("multiplies something else than matrices and vectors")
+    op.fix(left.axes[-1], _SUMS)
+    op.fix(right.axes[-2:][0], _SUMS)
+    before = [tensor.axes[:-2] for tensor in (left, right)]
+    batch = broadcast(op, before) if any(before) else ()
+    return (*batch, *left.axes[-2:-1], *(right.axes[-1:] if len(right.axes) > 1 else ()))
+
+
+@register_op(torch.addmm, "addmm", torch.baddbmm, "baddbmm", torch.addmv, "addmv")
+def added_product(op: Op) -> Any:
+    """A product added to a tensor."""
+    names = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"), "addmv": ("mat", "vec")}
+    left, right = (op.tensor(i + 1, n) for i, n in enumerate(names[op.name.strip("_")]))
+    return Shaped(broadcast(op, [op.x.axes, product(op, left, right)]))
+
+
+@register_op(torch.addbmm, "addbmm")
+def added_products(op: Op) -> Any:
+    """The sum of a batch of products added to a tensor."""
+    left, right = op.tensor(1, "batch1"), op.tensor(2, "batch2")
+    for tensor in (left, right):
+        op.fix(tensor.axes[0], _SUMS)
+    return Shaped(broadcast(op, [op.x.axes, product(op, left, right)[1:]]))
+
+
+@register_op(torch.outer, "outer", torch.ger, "ger", keeps_zeros=True)
+def outer(op: Op) -> Any:
+    """Each of one vector with each of another."""
+    return Shaped((*op.x.axes, *op.tensor(1, "vec2").axes))
+
+
+@register_op(torch.addr, "addr")
+def added_outer(op: Op) -> Any:
+    """The same, added to a tensor."""
+    vectors = (op.tensor(1, "vec1"), op.tensor(2, "vec2"))
+    return Shaped(broadcast(op, [op.x.axes, tuple(v.axes[0] for v in vectors)]))
+
+
+@register_op(torch.inner, "inner", keeps_zeros=True)
+def inner(op: Op) -> Any:
+    """Products of last dimensions."""
+    left, right = op.x, op.tensor(1, "other")
+    if not left.axes or not right.axes:
+        raise Unknown("multiplies something else than vectors")
+    for tensor in (left, right):
+        op.fix(tensor.axes[-1], _SUMS)
+    return Shaped((*left.axes[:-1], *right.axes[:-1]))
+
+
+@register_op(torch.tensordot, keeps_zeros=True)
+def tensordot(op: Op) -> Any:
+    """What is summed over cannot grow, the rest passes."""
+    left, right, dims = op.tensor(0, "a"), op.tensor(1, "b"), op.argument(2, "dims", 2)
+    if isinstance(dims, int):
+        count = len(left.axes)
+        dims = (range(count - dims, count), range(dims))
+    if not isinstance(dims, (tuple, list)) or len(dims) != 2:
+        raise Unknown("sums over dimensions that it cannot be told")
+    axes: list[Axis] = []
+    for tensor, summed in zip((left, right), dims, strict=True):
+        listed = [summed] if isinstance(summed, int) else summed
+        gone = {dimension(op, tensor, dim) for dim in listed}
+        for dim, axis in enumerate(tensor.axes):
+            if dim in gone:
+                op.fix(axis, _SUMS)
+            else:
+                axes.append(axis)
+    return Shaped(tuple(axes))
+
+
+@register_op(F.scaled_dot_product_attention, keeps_zeros=True)
+def attention(op: Op) -> Any:
+    """(..., L, E), (..., S, E), (..., S, V) to (..., L, V): heads pass."""
+    query, key, value = (op.argument(i, n) for i, n in enumerate(("query", "key", "value")))
+    if not all(isinstance(tensor, Shaped) for tensor in (query, key, value)):
+        raise Unknown("is given something else than tensors")
+    for axis in (query.axes[-1], key.axes[-1], key.axes[-2], value.axes[-2], query.axes[-2]):
+        op.fix(axis, _SUMS)
+    mask = op.argument(3, "attn_mask")
+    if isinstance(mask, Shaped):
+        for axis in mask.axes[-2:]:
+            op.fix(axis, _SUMS)
+    if op.kwargs.get("enable_gqa"):
+        key, value = (_repeated(op, tensor, query.axes[-3]) for tensor in (key, value))
+    scores = [tensor.axes[:-2] for tensor in (query, key, value)]
+    scores += [mask.axes[:-2]] if isinstance(mask, Shaped) else []
+    batch = broadcast(op, [axes for axes in scores if axes])
+    return Shaped((*batch, query.axes[-2], value.axes[-1]))
+
+
+def _repeated(op: Op, tensor: Shaped, heads: Axis) -> Shaped:
+    """Keys or values whose heads each serve several neighbouring heads of the queries."""
+    own = tensor.axes[-3]
+    count = op.groups.length(heads) // op.groups.length(own)
+    return Shaped((*tensor.axes[:-3], scaled(own, count), *tensor.axes[-2:]))
+
+
+@register_op(torch.einsum, keeps_zeros=True)
+def einsum(op: Op) -> Any:
+    """Letters that are summed over cannot grow; the others tie what they name."""
+    equation, operands = op.args[0], op.args[1:]
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    if not isinstance(equation, str):
+        raise Unknown("is not written with letters")
+    if not all(isinstance(operand, Shaped) for operand in operands):
+        raise Unknown("is given something else than tensors")
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    if not arrow:  # those that appear once, in the order of the alphabet
+        letters = inputs.replace("...", "").replace(",", "")
+        once = sorted(letter for letter in letters if letters.count(letter) == 1)
+        output = ("..." if "..." in inputs else "") + "".join(once)
+    named: dict[str, list[Axis]] = {}
+    for letters, operand in zip(inputs.split(","), operands, strict=True):
+        names = _spelled_out(letters, len(operand.axes))
+        for letter, axis in zip(names, operand.axes, strict=True):
+            named.setdefault(letter, []).append(axis)
+    ndim = op.example.dim()
+    kept = _spelled_out(output, ndim)
+    result = {
+        letter: broadcast(op, [(axis,) for axis in axes])[0] for letter, axes in named.items()
+    }
+    for letter in named.keys() - set(kept):
+        for axis in named[letter]:
+            op.fix(axis, _SUMS)
+    return Shaped(tuple(op.groups.resolve(result[letter]) for letter in kept))
+
+
+def _spelled_out(letters: str, ndim: int) -> list[str]:
+    """One name for each dimension; those of an ellipsis are counted from behind."""
+    if "..." not in letters:
+        return list(letters)
+    before, behind = letters.split("...")
+    count = ndim - len(before) - len(behind)
+    middle = (f"...{index}" for index in range(-count, 0))
+    return list(itertools.chain(before, middle, behind))

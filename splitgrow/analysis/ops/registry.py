@@ -1,0 +1,272 @@
+"""What an op does to channel axes: one rule for each kind of op, found by the op's target.
+
+A rule gets an `Op` and returns the axes of its result. It states what must hold of the axes through
+`Op.groups`; it never looks at a graph, a tracer or a layer. To teach splitgrow an op, write a rule
+and register it for the module types, functions and method names that run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from splitgrow.analysis.channels.channel_axes import Run, Size
+from splitgrow.analysis.ops.checks import check_rule, check_targets, rule_name
+from splitgrow.analysis.ops.op import Op, Shaped, Unknown, constant_like, leaves_of, shaped_in
+from splitgrow.errors import SplitGrowError
+
+STRICT = False
+"""Whether what a rule runs into is raised, instead of fixing what it was given; for tests."""
+
+Rule = Callable[[Op], Any]
+
+_RULES: dict[Any, Rule] = {}
+_SIZED: set[Rule] = set()
+_KEEPS_ZEROS: set[Rule] = set()
+
+
+def register_op(
+    *targets: Any, follows_sizes: bool = False, keeps_zeros: bool = False
+) -> Callable[[Rule], Rule]:
+    """Registers a rule for module types, functions, method names, or functions by dotted name.
+
+    Args:
+        targets: What the op is found by: a torch function, the name of a tensor's method, or a
+            module type, which is then not looked into. A dotted name stands for a function or
+            module type of a library that need not be installed.
+        follows_sizes: Whether the rule says what becomes of numbers that follow a width, which it
+            is then given as `Size`. Other rules are given plain numbers, which can then not grow.
+        keeps_zeros: Whether channels that are zero before the op are zero after it, or the rule
+            says by `Op.hear` where not. An RMS norm over all channels asks for that.
+
+    Raises:
+        TypeError: If a target is none of these, or the rule no function of one argument.
+        ValueError: If there is no target, one of them has a rule already, or is a name of no
+            method of tensors.
+
+    `unregister_op` takes it back.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> @splitgrow.register_op(torch.special.airy_ai)
+        ... def airy(op):
+        ...     return op.x  # each value by itself, so the axes are as they were
+        >>> class Net(torch.nn.Sequential):
+        ...     def forward(self, x):
+        ...         return self[1](torch.special.airy_ai(self[0](x)))
+        >>> net = Net(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> splitgrow.growable(net, torch.ones(1, 2)).layers[0].growable
+        True
+    """
+    if BUILT_IN:
+        check_targets(targets)
+
+    def register(rule: Rule) -> Rule:
+        check_rule(rule)
+        for target in targets:  # torch has some functions by two names
+            if target in _RULES and _RULES[target] is not rule:
+                raise ValueError(f"{target!r} has a rule already: {rule_name(_RULES[target])}")
+        _RULES.update(dict.fromkeys(targets, rule))
+        if follows_sizes:
+            _SIZED.add(rule)
+        if keeps_zeros:
+            _KEEPS_ZEROS.add(rule)
+        return rule
+
+    return register
+
+
+BUILT_IN: set[Any] = set()
+"""The targets of splitgrow's own rules, once all of them are there."""
+
+
+def unregister_op(*targets: Any) -> None:
+    """Takes back rules that `register_op` was given: models are analysed without them afterwards.
+
+    Args:
+        targets: As they were given to `register_op`.
+
+    Raises:
+        ValueError: If there is no target, or one has no rule, or one of splitgrow's own; none is
+            taken back then.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> rule = splitgrow.register_op(torch.special.bessel_y1)(lambda op: op.x)
+        >>> splitgrow.unregister_op(torch.special.bessel_y1)
+    """
+    if not targets:
+        raise ValueError("unregister_op needs the targets that register_op was given")
+    for target in targets:
+        if target in BUILT_IN:
+            raise ValueError(f"{target!r} has one of splitgrow's own rules")
+        if target not in _RULES:
+            raise ValueError(f"{target!r} has no rule")
+    gone = {_RULES.pop(target) for target in {*targets}}
+    for rule in gone - {*_RULES.values()}:
+        _SIZED.discard(rule)
+        _KEEPS_ZEROS.discard(rule)
+
+
+def rule_of(target: Any) -> Rule | None:
+    """The rule for a target, or None."""
+    if target in _RULES:
+        return _RULES[target]
+    if _writes_into_its_own(target):
+        return _RULES.get(target[:-1])
+    if isinstance(target, type) and issubclass(target, tuple):
+        return _named_tuple
+    name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+    return _RULES.get(name)
+
+
+def _writes_into_its_own(target: Any) -> bool:
+    return isinstance(target, str) and target.endswith("_") and not target.endswith("__")
+
+
+def _named_tuple(op: Op) -> Any:
+    """The making of a named tuple: its fields as they are."""
+    return (*op.args, *op.kwargs.values())
+
+
+def result_of(op: Op) -> Any:
+    """What an op makes of its axes: by its rule, or by fixing them where there is none.
+
+    The rule's answer is held against the example: a rule that does not explain the result's shape
+    is not believed.
+    """
+    rule = rule_of(op.target)
+    if rule is None and not _could_grow(op):
+        # What lies off the way of every channel need not be understood.
+        return pytree.tree_map(lambda leaf: constant_like(leaf, _known_reason(op)), op.example)
+    try:
+        if rule is None:
+            raise Unknown("is not an op that splitgrow knows")
+        result = _answer(rule, op)
+    except Unknown as unknown:
+        return _given_up(op, str(unknown))
+    except (MemoryError, SplitGrowError):
+        raise
+    except Exception as error:
+        if STRICT:
+            raise
+        return _given_up(op, f"is not followed: its rule ends in {type(error).__name__}: {error}")
+    if rule not in _KEEPS_ZEROS:
+        op.hear(result)
+    return result
+
+
+def _asked(rule: Rule, op: Op) -> Any:
+    """What a user's rule answers.
+
+    Raises:
+        SplitGrowError: If it fails, or answers with something else than axes.
+    """
+    what = f"the rule `{rule_name(rule)}` of `{op.name}` at {op.place}"
+    remedy = (
+        "mend it, or take it back by splitgrow.unregister_op; a rule that cannot tell raises "
+        "splitgrow.analysis.ops.Unknown"
+    )
+    try:
+        result = rule(op)
+    except (Unknown, SplitGrowError):
+        raise
+    except Exception as error:
+        raise SplitGrowError(
+            f"{what} failed with {type(error).__name__}: {error}; {remedy}"
+        ) from error
+    for shaped in shaped_in(result):
+        if not _is_axes(shaped.axes):
+            raise SplitGrowError(f"{what} answered with the axes {shaped.axes!r:.60}; {remedy}")
+    if isinstance(op.example, Tensor) and not isinstance(result, Shaped):
+        raise SplitGrowError(
+            f"{what} answered with {result!r:.60} where the op gives a tensor, of which a rule "
+            f"returns the axes as Shaped; {remedy}"
+        )
+    return result
+
+
+def _is_axes(axes: Any) -> bool:
+    return isinstance(axes, tuple) and all(
+        isinstance(axis, tuple) and all(isinstance(run, Run) for run in axis) for axis in axes
+    )
+
+
+def _given_up(op: Op, text: str) -> Any:
+    fix_arguments(op, text)
+    return op.constants(text)
+
+
+def _answer(rule: Rule, op: Op) -> Any:
+    """What a rule says of an op, held against the example.
+
+    A result that is written into a tensor of the user's is that tensor, and must grow as it does.
+    """
+    out = op.kwargs.get("out")
+    if out is not None:
+        op = replace(op, kwargs={key: item for key, item in op.kwargs.items() if key != "out"})
+    if rule not in _SIZED and any(op.sizes()):
+        op = replace(op, args=op.plain(op.args), kwargs=op.plain(op.kwargs))
+    result = rule(op) if op.target in BUILT_IN else _asked(rule, op)
+    if not _explains(result, op):
+        raise Unknown("changes shapes in a way that its rule does not explain")
+    if out is None and _writes_into_its_own(op.target):
+        out = op.x
+    for written, made in zip(shaped_in(out), shaped_in(result), strict=False):
+        if list(map(op.groups.length, written.axes)) != list(map(op.groups.length, made.axes)):
+            if out is op.x:  # such as `squeeze_`, which turns the tensor itself
+                continue
+            raise Unknown("writes into a tensor of another shape")
+        for axis, other in zip(written.axes, made.axes, strict=True):
+            op.groups.tie(axis, other, op.reason("writes it into a tensor that does not grow"))
+    return result
+
+
+def _could_grow(op: Op) -> bool:
+    axes = (axis for shaped in op.shaped() for axis in shaped.axes)
+    return any(map(op.groups.can_grow, axes)) or any(map(op.groups.slope, op.sizes()))
+
+
+def _known_reason(op: Op) -> str:
+    axes = (axis for shaped in op.shaped() for axis in shaped.axes)
+    return next((reason for axis in axes for reason in op.groups.reasons(axis)), "")
+
+
+def fix_arguments(op: Op, text: str) -> None:
+    """Fixes every axis and number that an op is given."""
+    for shaped in op.shaped():
+        for axis in shaped.axes:
+            op.fix(axis, text)
+    for size in op.sizes():
+        op.groups.fix_size(size, op.reason(text))
+
+
+def _explains(result: Any, op: Op) -> bool:
+    if isinstance(op.example, (tuple, list)) != isinstance(result, (tuple, list)):
+        return False
+    # Leaves only: a tuple for a torch.Size or a named tuple is as good.
+    examples, results = list(leaves_of(op.example)), list(leaves_of(result))
+    if len(examples) != len(results):
+        return False
+    for example, answer in zip(examples, results, strict=True):
+        if isinstance(example, Tensor) != isinstance(answer, Shaped):
+            return False
+        if isinstance(answer, Shaped):
+            lengths = tuple(op.groups.length(axis) for axis in answer.axes)
+            if lengths != tuple(example.shape):
+                return False
+        elif isinstance(answer, Size) and answer.value != example:
+            return False
+    return True
+
+
+def each(names: str, *owners: Any) -> list[Any]:
+    """The functions of these names that the owners have."""
+    found = [
+        getattr(owner, name) for owner in owners for name in names.split() if hasattr(owner, name)
+    ]
+    return list({id(function): function for function in found}.values())

@@ -1,0 +1,258 @@
+"""Running a model without leaving a trace, and telling whether two runs gave the same.
+
+What counts as the same follows from the dtype, and where that is exceeded from what rounding does
+to the model at hand, which is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from splitgrow.analysis.leaf_modules import is_leaf
+from splitgrow.analysis.stand_ins import clone
+from splitgrow.layers.execution import keep_nothing_
+from splitgrow.layers.freezing import hold_statistics
+from splitgrow.utils.output_tensors import OpaqueError, tensors_in
+from splitgrow.utils.preserve import (
+    ignore_warnings_,
+    keep_attributes_,
+    keep_modes_,
+    keep_random_states_,
+    run_eagerly_,
+    silence_hooks,
+)
+from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.steady_runs import Noise, Steady
+
+_BASE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+"""Differences, relative to the largest value, that are rounding without further question."""
+_EXACT = 1e-12
+_TIMES = 32.0
+"""How many times the effect of one unit in the last place still is rounding."""
+_CHAOS = 0.3
+"""A model that rounding alone moves by so much cannot be compared with anything."""
+
+
+class NotRunnableError(Exception):
+    """The model has no values, or does not run on the inputs, or gives what cannot be looked at."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether two runs gave the same.
+
+    Attributes:
+        difference: The largest, relative to the largest value of its output; infinite where shapes
+            differ, or one run gave NaN or infinity where the other did not.
+        tolerance: What is rounding.
+        checkable: Whether anything can be told: not of a model that is random, or that rounding
+            alone moves as far.
+    """
+
+    difference: float
+    tolerance: float
+    checkable: bool = True
+
+    @property
+    def same(self) -> bool:
+        """Whether the runs gave the same up to rounding, as far as that can be told."""
+        return not self.checkable or self.difference <= self.tolerance
+
+
+def fitting(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Example inputs on the device, and in the floating dtype, that the model has today."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        return inputs
+
+    def fit(tensor: Tensor) -> Tensor:
+        dtype = parameter.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(parameter.device, dtype)
+
+    return pytree.tree_map_only(Tensor, fit, inputs)  # type: ignore[no-any-return]
+
+
+def has_values(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether all tensors have values, as against those on the meta device."""
+    tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
+    return not any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)
+
+
+def outputs_of(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    training: bool = False,
+    noisy: bool = False,
+    hooks: bool = True,
+    watch: AbstractContextManager[Any] | None = None,
+    touched: Container[str] = (),
+) -> list[Tensor]:
+    """The tensors in what a model gives, without a trace of the run.
+
+    Hooks run, since they may change what comes out. Random draws are held at constants. No
+    gradients are recorded. Model, buffers, flags and random states are afterwards as they were.
+
+    Args:
+        model: Any module.
+        inputs: The positional arguments of a call; forward may write into copies of them.
+        training: Whether to run in training mode.
+        noisy: Whether every sum is to come out one unit in the last place off.
+        hooks: Whether the modules' hooks are to run.
+        watch: Is entered around the run, once attributes are kept.
+        touched: The layers whose tensors forward uses outside of their calls, and may write into.
+
+    Raises:
+        NotRunnableError: If the model does not run, or what it gives cannot be looked at.
+        MemoryError: If there is too little memory.
+    """
+    with Meanwhile() as meanwhile, meanwhile:
+        modules = list(model.modules())
+        keep_random_states_(modules, meanwhile)
+        keep_attributes_(modules, meanwhile, tensors=True)
+        keep_modes_(meanwhile)
+        ignore_warnings_()
+        keep_nothing_(meanwhile)
+        torch.set_grad_enabled(False)
+        run_eagerly_(modules, meanwhile)
+        if not hooks:
+            silence_hooks(modules)
+        _use_copies_(model, touched, training=training)
+        noise = Noise()
+        given = pytree.tree_map_only(Tensor, noise.off if noisy else torch.clone, inputs)
+        torch.manual_seed(0)
+        return _looked_at(model, given, (noise if noisy else nullcontext(), watch or nullcontext()))
+
+
+def _looked_at(
+    model: nn.Module, given: tuple[Any, ...], within: tuple[AbstractContextManager[Any], ...]
+) -> list[Tensor]:
+    """The tensors in what a model gives.
+
+    Raises:
+        NotRunnableError: As `outputs_of`.
+        MemoryError: If there is too little memory.
+    """
+    outer, inner = within
+    try:
+        with Steady(), outer, inner:
+            output = model(*given)
+        return [tensor.detach().clone() for tensor in tensors_in(output)]
+    except MemoryError:
+        raise
+    except OpaqueError:
+        raise NotRunnableError("it returns something that cannot be looked into") from None
+    except Exception as error:
+        raise NotRunnableError(f"{type(error).__name__}: {error}") from error
+
+
+def _use_copies_(model: nn.Module, touched: Container[str], *, training: bool) -> None:
+    """Lets forward write into copies.
+
+    Layers of a known type write into their statistics only, and large weights are not copied for
+    nothing.
+    """
+    for name, module in model.named_modules():
+        own = module.__dict__
+        own["training"] = training
+        stores = [own["_buffers"]]
+        if not name or name in touched or not is_leaf(module):
+            stores += [own["_parameters"], own]
+        for store in stores:
+            for key, tensor in store.items():
+                if isinstance(tensor, Tensor):
+                    store[key] = clone(tensor)
+
+
+def hooked(model: nn.Module) -> list[str]:
+    """The modules with hooks of the user's that may change what a call gives."""
+    names = []
+    for name, module in model.named_modules():
+        before = module._forward_pre_hooks.values()  # noqa: SLF001
+        if module._forward_hooks or any(hook is not hold_statistics for hook in before):  # noqa: SLF001
+            names.append(name or type(module).__name__)
+    return names
+
+
+def leading(tensors: Iterable[Tensor], like: Iterable[Tensor]) -> list[Tensor]:
+    """Of each tensor the leading part that is as large as another; all of it if there is none."""
+    found = []
+    for tensor, other in zip(tensors, like, strict=False):
+        fits = tensor.dim() == other.dim() and all(
+            size >= least for size, least in zip(tensor.shape, other.shape, strict=True)
+        )
+        found.append(tensor[tuple(map(slice, other.shape))] if fits else tensor)
+    return found
+
+
+def difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of tensors, relative to the largest value of its tensor.
+
+    Infinite where their number, shapes or types differ, or where one is NaN or infinite and the
+    other is not the same. Whole numbers and flags count as different by the share that differs.
+    """
+    if len(actual) != len(expected):
+        return math.inf
+    return max(map(_difference, actual, expected), default=0.0)
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return math.inf
+    one, other = _plain(one), _plain(other)
+    if not one.numel():
+        return 0.0
+    if not (one.is_floating_point() or one.is_complex()):
+        return (one != other).double().mean().item()
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    one, other = one.to(wide), other.to(wide)
+    finite = other.isfinite()
+    odd = ~finite | ~one.isfinite()
+    if odd.any():
+        ours, theirs = one[odd], other[odd]
+        if not ((ours == theirs) | (ours.isnan() & theirs.isnan())).all():
+            return math.inf
+        one, other = one[~odd], other[~odd]
+        if not one.numel():
+            return 0.0
+    largest = other.abs().max().item() or 1.0
+    return (one - other).abs().max().item() / largest
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A tensor with strides, whatever its layout."""
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor.to_dense() if tensor.layout is not torch.strided else tensor
+
+
+def compared(
+    actual: Sequence[Tensor], expected: Sequence[Tensor], noisy: Callable[[], list[Tensor]]
+) -> Comparison:
+    """Whether two runs gave the same, up to rounding.
+
+    Args:
+        actual: What one run gave.
+        expected: What the other gave.
+        noisy: Gives what the first run gives with rounding noise. It is asked for only where the
+            runs differ by more than goes without question.
+    """
+    found = difference(actual, expected)
+    dtypes = {tensor.dtype for tensor in expected}
+    base = max((_BASE.get(dtype, _EXACT) for dtype in dtypes), default=_EXACT)
+    if found <= base:
+        return Comparison(found, base)
+    try:
+        noise = difference(leading(noisy(), expected), leading(actual, expected))
+    except NotRunnableError:
+        return Comparison(found, base)
+    tolerance = max(base, _TIMES * noise)
+    return Comparison(found, tolerance, checkable=noise <= _CHAOS or found > tolerance)

@@ -1,0 +1,142 @@
+"""What stands for a model's tensors and layers while a run of it is recorded.
+
+Tensors are copies, so that forward may write into them. Each layer that is taken down as one op is
+represented, wherever growth could put another in its place, by a look-alike: whoever reaches the
+layer itself nevertheless reaches it in a way that growth would miss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis.leaf_modules import is_leaf
+from splitgrow.utils.module_slots import holders_in, put_in_place_
+from splitgrow.utils.rollback import Undo
+from splitgrow.utils.source_lines import place_of_error
+
+Modules = Sequence[tuple[str, nn.Module]]
+"""Modules by path."""
+
+
+def clone(tensor: Tensor) -> Tensor:
+    """A copy of a tensor with its values; a parameter's is one."""
+    copy = tensor.detach().clone()
+    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+
+
+def set_mode_(module: nn.Module, *, training: bool) -> None:
+    """Sets the mode of one module. Its attributes must be put back afterwards."""
+    own = module.__dict__
+    if "training" in own:  # what assigning to it comes to, without a search for tensors
+        own["training"] = training
+    else:
+        module.training = training
+
+
+def use_copies_(
+    modules: Modules, owners: dict[int, str], copied: Callable[[Tensor], Tensor]
+) -> None:
+    """Lets forward write into copies; the originals are put back with the other attributes.
+
+    A leaf is run in evaluation mode if at all, where it writes into nothing of its own.
+
+    Args:
+        modules: The model's modules.
+        owners: Learns the paths of the copies, by their ids.
+        copied: Makes a copy.
+    """
+    for name, module in modules:
+        if name and is_leaf(module):
+            continue
+        stores: tuple[dict[str, Any], ...] = (
+            module._parameters,  # noqa: SLF001
+            module._buffers,  # noqa: SLF001
+            module.__dict__,
+        )
+        for store in stores:
+            for key, tensor in store.items():
+                if isinstance(tensor, Tensor):
+                    store[key] = copied(tensor)
+                    owners[id(store[key])] = f"{name}.{key}".removeprefix(".")
+
+
+class Copies:
+    """Copies of layers' tensors, made where forward uses one outside of the layer's own call.
+
+    Args:
+        owners: The paths of the model's tensors by their ids; learns those of the copies.
+        copied: Makes a copy.
+    """
+
+    def __init__(self, owners: dict[int, str], copied: Callable[[Tensor], Tensor]) -> None:
+        self._owners, self._copied = owners, copied
+        self._originals = set(owners)
+        self._made: dict[int, Tensor] = {}
+
+    def of(self, leaf: Any) -> Any:
+        """The copy of one of the model's tensors; anything else as it is.
+
+        Raises:
+            RuntimeError: If it is a tensor that claims values and has none.
+        """
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) not in self._originals:
+            refuse_without_memory(leaf)
+            return leaf
+        key = id(leaf)
+        if key not in self._made:
+            self._made[key] = self._copied(leaf)
+            self._owners[id(self._made[key])] = self._owners[key]
+        return self._made[key]
+
+
+def refuse_without_memory(*values: Any) -> None:
+    """Makes sure that tensors have the values that they claim, since reading them would crash.
+
+    Code that torch cannot see makes one of the memory of a fake tensor, which is at no address.
+
+    Raises:
+        RuntimeError: If one has none.
+    """
+    for value in values:
+        if type(value) is Tensor and value.layout is torch.strided and not value.is_meta:
+            with torch._C.DisableTorchFunction(), suppress(RuntimeError):  # noqa: SLF001
+                # What torch.func wraps has no storage, and says so.
+                empty = value.numel() and not value.data_ptr()
+                if empty:
+                    break
+    else:
+        return
+    raise RuntimeError("a tensor was made of memory that has no values")
+
+
+def stand_in_(model: nn.Module, stand_ins: Mapping[nn.Module, nn.Module], undo: Undo) -> None:
+    """Puts look-alikes in the places where growth would put other layers."""
+    holders = holders_in(model) if stand_ins else {}
+    for layer, stand_in in stand_ins.items():
+        put_in_place_(holders, layer, stand_in, undo)
+
+
+def otherwise_reached(name: str, place: str) -> str:
+    """Why a layer that was reached itself cannot grow."""
+    return (
+        f"forward reaches it at {place} otherwise than as `{name}` (through a closure, a tuple, a "
+        f"stored method or another object that holds it), where growth could not replace it; have "
+        f"forward take it from its module's attribute, or from an nn.ModuleList or nn.ModuleDict"
+    )
+
+
+def told_apart(error: Exception) -> str:
+    """Why layers cannot grow for which nothing else may stand: forward then fails so."""
+    place = place_of_error(error.__traceback__)
+    return (
+        f"forward tells its layers by what objects they are, and fails when another is in a "
+        f"layer's place, as it would be after growth ({place}: {type(error).__name__}: {error}); "
+        f"have it go by their names"
+    )

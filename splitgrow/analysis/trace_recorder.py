@@ -1,0 +1,276 @@
+"""What takes a run of a model's forward down: each op, each tensor, each number of a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils.weak import TensorWeakRef
+
+from splitgrow.analysis.channels.tracked_int import Tracked
+from splitgrow.analysis.created_tensors import Births
+from splitgrow.analysis.leaf_modules import (
+    LEAF_NUMBERS,
+    Wider,
+    as_if_resized,
+    is_leaf,
+    resized,
+    run_in_evaluation,
+    run_without_values,
+    shallow,
+)
+from splitgrow.analysis.ops.targets import HANDS_OUT_MEMORY, target_of
+from splitgrow.analysis.shape_shortcuts import result_of_function, result_of_leaf
+from splitgrow.analysis.stand_ins import (
+    Copies,
+    Modules,
+    clone,
+    otherwise_reached,
+    refuse_without_memory,
+)
+from splitgrow.analysis.trace import Ref, Source, Step, mapped, untracked
+from splitgrow.utils.output_tensors import OpaqueError, tensors_in
+from splitgrow.utils.source_lines import place_of_caller
+
+
+class Recorder(TorchFunctionMode):
+    """Takes down every op that runs while it is active."""
+
+    def __init__(self, wider: Wider | None = None) -> None:
+        super().__init__()
+        self._wider = wider or Wider()
+        self.steps: list[Step] = []
+        self.owners: dict[int, str] = {}
+        """The paths of the model's own tensors."""
+        self.copies = Copies(self.owners, clone)
+        self._known: dict[int, tuple[TensorWeakRef, Ref]] = {}
+        self.inside = ""
+        """The path of the leaf module that is running."""
+        self._active = True
+        self.hashable: frozenset[str] = frozenset()
+        """The lines where tracked numbers are hashed, which is the end of what is known of them."""
+        self.refused = ""
+        """The last line where one was to be hashed, and was not."""
+        self.births = Births()
+        """The tensors that were made in a run on real values."""
+        self.standing_in = False
+        """Whether look-alikes are to stand for the leaf modules."""
+        self.stand_ins: dict[nn.Module, nn.Module] = {}
+        """What stands for each leaf module where growth could replace it."""
+        self.strays: dict[str, str] = {}
+        """Why leaf modules cannot grow that forward reached in some other way."""
+        self.assigned: tuple[tuple[str, str], ...] = ()
+        """Where forward put modules of its own, and what these are like."""
+
+    # -- before and after ------------------------------------------------------------------------
+
+    def know(self, modules: Modules) -> None:
+        """Learns the paths of the model's tensors."""
+        for name, module in modules:
+            for store in (module._parameters, module._buffers):  # noqa: SLF001
+                for key, tensor in store.items():
+                    if tensor is not None:
+                        self.owners.setdefault(id(tensor), f"{name}.{key}".removeprefix("."))
+
+    def given(self, inputs: Mapping[str, Any]) -> None:
+        """Takes down the inputs, by the names of forward's arguments, as the first steps."""
+        for name, value in inputs.items():
+            for leaf in pytree.tree_leaves(value):
+                if isinstance(leaf, Tensor):
+                    self._note(leaf, self._add("input", Source.INPUT, (name,), {}, leaf))
+
+    def prepare(self, modules: Modules) -> None:
+        """Puts itself between the model and its leaf modules, and behind every number it holds.
+
+        The attributes of the model must be put back afterwards.
+        """
+        below_a_leaf: set[nn.Module] = set()
+        for name, module in modules:
+            if module in below_a_leaf:
+                continue
+            if name and is_leaf(module):
+                if module._modules:  # noqa: SLF001
+                    below_a_leaf.update(module.modules())
+                as_it_was = shallow(module)
+                sizes = self._wider.sizes.get(name)
+                shown = as_it_was if sizes is None else as_if_resized(as_it_was, sizes)
+                forward = self._recorded_forward(name, as_it_was, shown)
+                if self.standing_in:
+                    stand_in = self.stand_ins[module] = shallow(module)
+                    self._show(name, shown, stand_in, forward, ())
+                    forward = self._strays_forward(name, forward)
+                self._show(name, shown, module, forward, (True,) if self.standing_in else ())
+            else:
+                own = module.__dict__
+                for key, value in list(own.items()):
+                    if type(value) in (int, list, tuple):
+                        own[key] = self._tracked_attribute(name, key, value)
+
+    def _show(self, name: str, shown: nn.Module, module: Any, forward: Any, stray: Any) -> None:
+        """Has a leaf module, or what stands for it, tell what becomes of it."""
+        own = module.__dict__
+        own["forward"] = forward
+        for key in LEAF_NUMBERS & own.keys():
+            value = getattr(shown, key)
+            if type(value) is int:
+                own[key] = Tracked.of(value, self, (name, key, *stray))
+
+    def _strays_forward(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not self.inside:
+                self._stray(name)
+            return forward(*args, **kwargs)
+
+        return run
+
+    def _stray(self, name: str) -> None:
+        self.strays.setdefault(name, otherwise_reached(name, place_of_caller()))
+
+    def _recorded_forward(
+        self, name: str, module: nn.Module, shown: nn.Module
+    ) -> Callable[..., Any]:
+        kind = type(module)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if kwargs or len(args) != 1 or type(args[0]) is not FakeTensor:
+                args, kwargs = untracked(args), untracked(kwargs)
+                refuse_without_memory(*args)
+            if self.inside:  # a leaf within a leaf
+                return module.forward(*args, **kwargs)
+            self.inside = name
+            result = None if kwargs else result_of_leaf(shown, args)
+            if result is None and shown is not module:
+                result = run_without_values(resized(module, self._wider.sizes[name]), args, kwargs)
+            elif result is None:
+                result = run_in_evaluation(module, args, kwargs)
+            self.inside = ""
+            return self._record(kind.__name__, kind, args, kwargs, result, name)
+
+        return run
+
+    def _tracked_attribute(self, name: str, key: str, value: Any) -> Any:
+        numbers = self._wider.numbers
+        if type(value) is int:
+            value = numbers.get((name, key), value)
+            return Tracked.of(value, self, (name, key)) if value > 0 else value
+        if not value or any(type(item) is not int for item in value):
+            return value
+        items = []
+        for index, item in enumerate(value):
+            origin = (name, f"{key}[{index}]")
+            item = numbers.get(origin, item)
+            items.append(Tracked.of(item, self, origin) if item > 0 else item)
+        return type(value)(items)
+
+    def finish(self, output: Any) -> None:
+        """Takes down what the model returns, and lets go of everything."""
+        try:
+            tensors = [self._ref(tensor) for tensor in tensors_in(output)]
+            self._add("output", Source.OUTPUT, (tensors,), {}, None)
+        except OpaqueError:
+            self._add("output", Source.UNSEEN, ("",), {}, None)
+        self._active = False
+        self._known = {}
+
+    # -- in between ------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if self.inside:
+            return func(*args, **kwargs)
+        args, kwargs = mapped(args, self.copies.of), mapped(kwargs, self.copies.of)
+        name, target, seen = target_of(func, args)
+        if name in HANDS_OUT_MEMORY and args and isinstance(args[0], FakeTensor):
+            raise RuntimeError(f"`{name}` hands out memory, and a fake tensor has none")
+        plain, named = untracked(args), untracked(kwargs)
+        result = result_of_function(func, plain, named)
+        if result is None:
+            result = func(*plain, **named)
+        if target is None:
+            return result
+        recorded = self._record(name, target, seen, kwargs, result)
+        # What these return must be no subclass of int, which Python would turn into one anyhow.
+        return result if name in ("int", "index", "len") else recorded
+
+    def number(self, target: Any, args: tuple[Any, ...], value: Any, name: str = "") -> Any:
+        """Takes down what is computed with tracked numbers.
+
+        Raises:
+            TypeError: If a number is to be hashed where that is not allowed.
+        """
+        if not self._active or self.inside:
+            return value
+        if name == "hash" and place_of_caller() not in self.hashable:
+            self.refused = place_of_caller()
+            raise TypeError("unhashable type: a number that is tracked")
+        return self._record(name or target.__name__, target, args, {}, value)
+
+    def _record(
+        self, name: str, target: Any, args: Any, kwargs: Any, result: Any, module: str | None = None
+    ) -> Any:
+        refs, named = mapped(args, self._ref), mapped(kwargs, self._ref)
+        return self._note(result, self._add(name, target, refs, named, result, module))
+
+    def _add(
+        self, name: str, target: Any, args: Any, kwargs: Any, result: Any, module: str | None = None
+    ) -> Ref:
+        example = result
+        if not isinstance(result, FakeTensor):
+            inside, self.inside = self.inside, self.inside or name
+            example = pytree.tree_map_only(Tensor, _shape_only, result)
+            self.inside = inside
+        place = place_of_caller()
+        self.steps.append(Step(name, target, tuple(args), kwargs, example, place, module))
+        return Ref(len(self.steps) - 1)
+
+    def _note(self, value: Any, ref: Ref) -> Any:
+        """Remembers what the tensors of a result are; its numbers come back tracked."""
+        if isinstance(value, Tensor):
+            self._known[id(value)] = (TensorWeakRef(value), ref)
+        elif type(value) is int:
+            return Tracked.of(value, self, ref)
+        elif isinstance(value, (tuple, list)):
+            parts = [
+                self._note(part, Ref(ref.step, (*ref.path, i))) for i, part in enumerate(value)
+            ]
+            if isinstance(value, torch.Size):
+                return torch.Size(parts)
+        return value
+
+    def known(self, leaf: Any) -> Ref | None:
+        """What a tensor is in the record; None if it is none, or not in it."""
+        found = self._known.get(id(leaf))
+        return found[1] if found is not None and found[0]() is leaf else None
+
+    def _ref(self, leaf: Any) -> Any:
+        """What stands for a value in the record."""
+        if isinstance(leaf, Tracked):
+            if leaf.keeper is not self:
+                return int.__int__(leaf)
+            if not isinstance(leaf.origin, Ref):
+                name, key, *stray = leaf.origin
+                if stray:
+                    self._stray(name)
+                value = int.__int__(leaf)
+                leaf.origin = self._add("attribute", Source.NUMBER, (name, key), {}, value)
+            return leaf.origin
+        if not isinstance(leaf, Tensor):
+            return leaf
+        known = self.known(leaf)
+        if known is not None:
+            return known
+        path = self.owners.get(id(leaf), "")
+        unseen = not path and (isinstance(leaf, FakeTensor) or leaf in self.births)
+        source = Source.UNSEEN if unseen else Source.TENSOR
+        self._note(leaf, self._add("tensor", source, (path,), {}, leaf))
+        return self._known[id(leaf)][1]
+
+
+def _shape_only(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, FakeTensor) else tensor.detach().to("meta")

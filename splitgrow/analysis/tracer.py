@@ -1,0 +1,188 @@
+"""Recording one run of a model's forward: the ops that it runs, in order, with their places.
+
+The model runs on the example inputs as it is, with fake tensors that have shapes but no values, so
+control flow on shapes is simply followed. Where forward asks for values, it runs on real ones. The
+record names every op, every tensor and every number taken from a shape or an attribute.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from splitgrow.analysis.leaf_modules import Wider
+from splitgrow.analysis.stand_ins import (
+    Copies,
+    clone,
+    set_mode_,
+    stand_in_,
+    told_apart,
+    use_copies_,
+)
+from splitgrow.analysis.trace import Step
+from splitgrow.analysis.trace_recorder import Recorder
+from splitgrow.errors import TraceError, UnsupportedLayerError
+from splitgrow.utils.assigned_modules import assigned_since, paths_in
+from splitgrow.utils.preserve import ignore_warnings_, undisturb_
+from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.source_lines import failure_of
+
+
+class _Options(TypedDict):
+    training: bool
+    fake: bool
+    standing_in: bool
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The ops of one run, whether it ran on fake tensors, and what took it down."""
+
+    steps: list[Step]
+    fake: bool
+    recorder: Recorder
+
+
+def record_wider(
+    model: nn.Module, inputs: tuple[Any, ...], wider: Wider, *, training: bool
+) -> list[Step]:
+    """The ops of a run on fake tensors, as if the model had other widths.
+
+    Raises:
+        Exception: Whatever forward raises at those widths.
+    """
+    options: _Options = {"training": training, "fake": True, "standing_in": False}
+    _, found = _taken_down(model, inputs, lambda: Recorder(wider), options)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def record(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    training: bool,
+    make: Callable[[], Recorder] | None = None,
+) -> Recording:
+    """The ops of one run of the model's forward on the example inputs.
+
+    Pure: the model, its buffers and hooks and the random number generators are afterwards as they
+    were.
+
+    Args:
+        model: Any module.
+        inputs: The positional arguments of an example call.
+        training: Whether to run in training mode.
+        make: Makes what takes the run down; by default a `Recorder`.
+
+    Raises:
+        ValueError: If the model does not run on the inputs.
+        TraceError: If it does not run on tensors without values, and there are no others.
+        UnsupportedLayerError: If a layer is not what it was registered as.
+        MemoryError: If there is too little memory.
+    """
+    _check_signature(model, inputs)
+    tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
+    valued = not any(isinstance(t, Tensor) and t.is_meta for t in tensors)
+    # Forward may ask for values, or tell a layer from its stand-in.
+    ways = (
+        ((True, True), (False, True), (False, False)) if valued else ((True, True), (True, False))
+    )
+    failures: list[tuple[str, Exception]] = []
+    for fake, standing_in in ways:
+        options: _Options = {"training": training, "fake": fake, "standing_in": standing_in}
+        recorder, steps = _taken_down(model, inputs, make or Recorder, options)
+        if isinstance(steps, Exception):
+            failures.append((recorder.inside, steps))
+            continue
+        if not standing_in:
+            reason = told_apart(failures[-1][1])
+            recorder.strays = {step.module: reason for step in steps if step.module is not None}
+        return Recording(steps, fake, recorder)
+    layer, last = failures[-1]
+    message = failure_of(model, inputs, last, layer, training=training)
+    if not valued:
+        raise TraceError(f"{message} (tensors on the meta device have no values)") from last
+    raise ValueError(message) from last
+
+
+def _taken_down(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    make: Callable[[], Recorder],
+    options: _Options,
+) -> tuple[Recorder, list[Step] | Exception]:
+    """What takes a run down, and the ops or what forward raises.
+
+    A number that is hashed, as a key, is a mere value from there on. Some code (einops) can do
+    without. So numbers have no hash at first, and are given one at those lines that need it.
+
+    Raises:
+        UnsupportedLayerError: If a layer is not what it was registered as.
+        MemoryError: If there is too little memory.
+    """
+    hashable: frozenset[str] = frozenset()
+    while True:
+        recorder = make()
+        recorder.hashable = hashable
+        try:
+            return recorder, _run(model, inputs, recorder, **options)
+        except (MemoryError, UnsupportedLayerError):  # no fault of forward's
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever forward raises
+            if not recorder.refused:
+                return recorder, error
+        hashable |= {recorder.refused}
+
+
+def _check_signature(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    signature = inspect.signature(model.forward)
+    try:
+        return signature.bind(*inputs).arguments
+    except TypeError as error:
+        raise ValueError(
+            f"example_inputs do not fit {type(model).__name__}.forward{signature}: {error}"
+        ) from None
+
+
+def _run(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    recorder: Recorder,
+    *,
+    training: bool,
+    fake: bool,
+    standing_in: bool,
+) -> list[Step]:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    copied: Callable[[Tensor], Tensor] = mode.from_tensor if fake else clone
+    with Meanwhile() as meanwhile, meanwhile:
+        undisturb_(model, meanwhile)
+        # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
+        ignore_warnings_("The .grad attribute of a Tensor that is not")
+        torch.set_grad_enabled(False)
+        modules = list(model.named_modules())
+        for _, module in modules:
+            set_mode_(module, training=training)
+        inputs = pytree.tree_map_only(Tensor, copied, inputs)
+        recorder.know(modules)
+        recorder.copies = Copies(recorder.owners, copied)
+        use_copies_(modules, recorder.owners, copied)
+        recorder.given(_check_signature(model, inputs))
+        recorder.standing_in = standing_in
+        recorder.prepare(modules)
+        stand_in_(model, recorder.stand_ins, meanwhile)
+        before = paths_in(model)
+        with mode if fake else recorder.births, recorder:
+            output = model(*inputs)
+        recorder.finish(output)
+        recorder.assigned = assigned_since(before, model)
+    return recorder.steps

@@ -1,0 +1,85 @@
+"""Layers that cannot grow whatever the channel graph says."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+
+from torch import nn
+
+from splitgrow.layers.types import LayerKind, kind_of, sized_layers
+from splitgrow.utils.module_slots import held_by
+
+
+def is_sized(layer: nn.Module) -> bool:
+    """Whether a layer's width can be asked for, known or not."""
+    kind = kind_of(layer)
+    return kind.sized if kind is not None else isinstance(layer, sized_layers())
+
+
+def subclass_refusal(module: nn.Module) -> str:
+    """Why a subclass of a layer that could grow cannot."""
+    base = next(layer for layer in sized_layers() if isinstance(module, layer))
+    if "Parametrized" in type(module).__name__:
+        return (
+            "it is parametrized; remove the parametrization "
+            "(torch.nn.utils.parametrize.remove_parametrizations), and apply it again to what "
+            "splitgrow.merge makes of the grown model"
+        )
+    return (
+        f"{_name_beside(base, type(module))} is a subclass of {base.__name__} that splitgrow does "
+        f"not know; teach it with splitgrow.register_layer"
+    )
+
+
+def _name_beside(base: type, kind: type) -> str:
+    same = kind.__name__ == base.__name__
+    return f"{kind.__module__}.{kind.__qualname__}" if same else kind.__name__
+
+
+def emptiness(kind: LayerKind, sizes: tuple[int, int]) -> str:
+    """Why a layer of these sizes cannot grow, if it has nothing to grow from."""
+    if sizes[1] and (sizes[0] or not kind.reads_channels):
+        return ""
+    what = "inputs" if sizes[1] else "units"
+    return f"it has no {what}; put a layer with at least one in its place"
+
+
+def refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Layers that cannot grow whatever the graph says: shared weights, stray references."""
+    found: dict[str, str] = {}
+    owners: dict[int, tuple[str, str]] = {}
+    for name, module in modules.items():
+        for key, parameter in module._parameters.items():  # noqa: SLF001
+            if parameter is None:
+                continue
+            other, other_key = owners.get(id(parameter), (name, key))
+            if other != name:
+                found[name] = f"its `{key}` is tied to `{other}.{other_key}`"
+                found[other] = f"its `{other_key}` is tied to `{name}.{key}`"
+            owners[id(parameter)] = (name, key)
+    names = {id(module): name for name, module in modules.items()}
+    for holder, attribute, module in stray_references(modules, names):
+        found.setdefault(
+            names[id(module)],
+            f"`{holder or 'the model'}` also holds it in a tuple or set in the attribute "
+            f"`{attribute}`, where growth could not replace it; use a list or nn.ModuleList there",
+        )
+    for name in modules:
+        if name.rpartition(".")[2] == "_orig_mod":
+            found[name] = (
+                "it was compiled by torch.compile(layer), which goes on calling it whatever is put "
+                "in its place; use layer.compile() instead, or compile after growth"
+            )
+    if kind_of(modules[""]) is not None or isinstance(modules[""], sized_layers()):
+        found[""] = "the model is itself one layer; put it into an nn.Sequential"
+    return found
+
+
+def stray_references(
+    modules: Mapping[str, nn.Module], known: Container[int]
+) -> Iterator[tuple[str, str, nn.Module]]:
+    """Modules of the model that some module also holds where nothing could replace them."""
+    for holder, module in modules.items():
+        for attribute, container, _, held in held_by(module):
+            if container is None and id(held) in known:
+                yield holder, attribute, held

@@ -1,0 +1,99 @@
+"""Holding a network that was made from a model against that model, on its example inputs."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from torch import nn
+
+from splitgrow.analysis.output_comparison import (
+    Comparison,
+    NotRunnableError,
+    compared,
+    fitting,
+    has_values,
+    outputs_of,
+)
+from splitgrow.growth.history import History, view_
+from splitgrow.layers.weight_views import keep_storage_
+from splitgrow.utils.model_lock import close_
+from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.source_lines import levels_to_caller
+from splitgrow.utils.wrappers import several_processes
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a network computes what the model does.
+
+    Attributes:
+        difference: The largest, relative to the largest output; 0 if nothing could be compared.
+        compared: Whether anything could be.
+        fault: What is wrong, as a sentence; empty if nothing is.
+    """
+
+    difference: float
+    compared: bool = True
+    fault: str = ""
+
+
+_UNKNOWN = Verdict(0.0, compared=False)
+
+
+def held_against(
+    model: nn.Module, history: History, generation: int | None, network: nn.Module, what: str
+) -> Verdict:
+    """Compares a network with the model that it was made from, both in evaluation mode.
+
+    What is rounding follows from the dtype, and where that is exceeded from what rounding does to
+    either of them.
+
+    Args:
+        model: The model.
+        history: Its history.
+        generation: The generation that the network was made of.
+        network: The network.
+        what: How it was made, as a verb, for warnings and errors.
+    """
+    inputs = fitting(model, history.inputs_at(history.view_of(generation)))
+    touched = history.graph.touched
+    if not has_values(model, inputs) or several_processes():
+        return _UNKNOWN
+    with Meanwhile() as meanwhile, meanwhile:
+        close_(model, history.gate, what, meanwhile)
+        keep_storage_(model.parameters(), meanwhile)
+        if generation is not None:
+            view_(model, history, generation, meanwhile)
+        try:
+            expected = outputs_of(model, inputs, touched=touched)
+        except NotRunnableError as error:
+            warnings.warn(
+                f"{what}: the result is not compared with the model, which does not run on its "
+                f"example inputs ({error})",
+                stacklevel=levels_to_caller(),
+            )
+            return _UNKNOWN
+        try:
+            actual = outputs_of(network, inputs, touched=touched)
+        except NotRunnableError as error:
+            return Verdict(0.0, fault=f"does not run on the example inputs ({error})")
+        found = compared(
+            actual, expected, lambda: outputs_of(network, inputs, noisy=True, touched=touched)
+        )
+        if not found.same:
+            # The model may round more coarsely: where what is folded away had subtracted much.
+            again = compared(
+                expected, actual, lambda: outputs_of(model, inputs, noisy=True, touched=touched)
+            )
+            found = again if again.same else found
+    return Verdict(found.difference, fault=_fault(found))
+
+
+def _fault(found: Comparison) -> str:
+    if found.same:
+        return ""
+    return (
+        f"differs from the model by {found.difference:.1e} of its largest output, where "
+        f"{found.tolerance:.0e} is rounding"
+    )

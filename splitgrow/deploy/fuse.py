@@ -1,0 +1,161 @@
+"""Fusing a grown model for deployment: plain layers, norms folded, checked."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from splitgrow.analysis.output_comparison import fitting, has_values
+from splitgrow.deploy.deploy_check import held_against
+from splitgrow.deploy.fx_edits import writes
+from splitgrow.deploy.fx_tracer import MADE, follow
+from splitgrow.deploy.merge import checked_, merged
+from splitgrow.deploy.passes import PASSES
+from splitgrow.errors import FusionError, TraceError, UnsupportedModelError
+from splitgrow.growth.history import History
+from splitgrow.growth.history_lookup import history_of
+from splitgrow.layers.hooks import carry_hooks_
+from splitgrow.utils.preserve import keep_modes_
+from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.source_lines import levels_to_caller
+
+
+def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True) -> Any:
+    """The network for deployment: a torch.fx.GraphModule of stock layers, in evaluation mode.
+
+    Grown layers are single layers again, batch norms are folded into the layers before them, and
+    dropouts are gone, as is what computes its own input: gates that give one, residuals that add
+    zero, layers that are identities. Of a `FadeIn` that is over, the new path is left. Folding is
+    done in float64. The model itself is untouched.
+
+    A module with hooks stays whole, so that they run, and nothing is folded into it or out of it;
+    nor is anything whose tensors forward itself reads. The hooks of state_dicts are gone.
+
+    Where torch.fx cannot trace the model, because its forward decides by values or shapes, the
+    answer is `splitgrow.merge(model)` in evaluation mode, with a warning that says what is in the
+    way: grown layers are single layers there too, but norms are not folded.
+
+    Args:
+        model: A growable model, grown or not.
+        generation: The generation to recover; default: the network of today.
+        check: Whether to run both on the example inputs and compare, where `splitgrow.merge` would.
+            The largest difference, relative to the largest output, is then in
+            ``fused.meta["largest_difference"]``.
+
+    Raises:
+        FusionError: If the outputs differ by more than rounding.
+        MergeError: If it is merged instead, and the outputs differ by more than rounding.
+        TypeError: If an argument is of another type.
+        ValueError: If there is no such generation.
+        GenerationError: If the generation is no longer exact because of `unfreeze`.
+        UnsupportedModelError: As `splitgrow.merge` says, or if tensors lie on the meta device.
+        SplitGrowError: If the model was never made growable.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+        >>> net = splitgrow.growable(net, torch.randn(1, 3, 8, 8))
+        >>> edit = net.expand_layer("0", 4)
+        >>> [type(layer).__name__ for layer in splitgrow.fuse(net).children()]
+        ['Conv2d', 'Conv2d']
+    """
+    history = history_of(model)
+    history.gate.refuse_if_shown("fuse")
+    with history.gate.lock, Meanwhile() as meanwhile, meanwhile:
+        keep_modes_(meanwhile)
+        return _fused(model, history, generation, check=check)
+
+
+def _fused(model: nn.Module, history: History, generation: int | None, *, check: bool) -> Any:
+    plain = merged(model, history, generation, check=False).eval()
+    if not has_values(plain, ()):
+        raise UnsupportedModelError(
+            "tensors on the meta device have no values that could be folded; splitgrow.merge makes "
+            "such a model plain"
+        )
+    inputs = fitting(model, history.inputs_at(history.view_of(generation)))
+    try:
+        with torch.inference_mode(mode=False):  # so that what is folded can still be trained
+            fused = _simplified(plain, inputs)
+    except TraceError as error:
+        warnings.warn(f"the model is merged, not fused: {error}", stacklevel=levels_to_caller())
+        return checked_(plain, model, history, generation) if check else plain
+    if check:
+        verdict = held_against(model, history, generation, fused, "fuse")
+        if verdict.fault:
+            return _instead(model, history, generation, verdict.fault)
+        if verdict.compared:
+            fused.meta["largest_difference"] = verdict.difference
+    return fused
+
+
+def _instead(model: nn.Module, history: History, generation: int | None, fault: str) -> nn.Module:
+    """The merged model, where it is torch.fx's trace that computes something else.
+
+    Python's own code may take what stands for a number while torch.fx traces, and nothing raises.
+
+    Raises:
+        FusionError: If the trace is right, and what was made of it is not.
+    """
+    plain = merged(model, history, generation, check=False).eval()
+    inputs = fitting(model, history.inputs_at(history.view_of(generation)))
+    traced = _traced(plain, inputs)
+    if not held_against(model, history, generation, traced, "fuse").fault:
+        raise FusionError(f"the fused network {fault}; please report this")
+    warnings.warn(
+        f"the model is merged, not fused: what torch.fx makes of its forward {fault}",
+        stacklevel=levels_to_caller(),
+    )
+    return merged(model, history, generation, check=True).eval()
+
+
+def _simplified(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
+    """A plain model as a graph, as small as it gets."""
+    fused = _traced(plain, inputs)
+    carry_hooks_(plain, fused)
+    _keep_out_of_state(plain, fused)
+    for simplify in PASSES:
+        simplify(fused)
+    for node in fused.graph.nodes:
+        node.meta.pop("example", None)
+    fused.graph.lint()
+    fused.delete_all_unused_submodules()
+    fused.recompile()
+    fused.eval()
+    return fused
+
+
+def _traced(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
+    """A plain model as a graph, op by op.
+
+    A tensor that forward makes at each call is a constant of the graph. Where something in it may
+    be written into, each call is given a copy.
+    """
+    network = fx.GraphModule(plain, follow(plain, inputs), class_name=type(plain).__name__)
+    made: dict[str, list[fx.Node]] = {}
+    for node in network.graph.find_nodes(op="get_attr"):
+        if node.meta.get(MADE):
+            made.setdefault(str(node.target), []).append(node)
+    if made and any(writes(network, node) for node in network.graph.nodes):
+        for first, *others in made.values():
+            with network.graph.inserting_after(first):
+                copy = network.graph.call_method("clone", (first,))
+            copy.meta = {**first.meta, MADE: False}
+            for node in (first, *others):
+                node.replace_all_uses_with(copy)
+            copy.args = (first,)  # which was replaced as well
+        network.graph.eliminate_dead_code(lambda node: node.op != "get_attr")
+        network.recompile()
+    return network
+
+
+def _keep_out_of_state(plain: nn.Module, fused: fx.GraphModule) -> None:
+    """Leaves buffers out of the state_dict that were not in it, which torch.fx takes no note of."""
+    for node in fused.graph.find_nodes(op="get_attr"):
+        owner, _, name = str(node.target).rpartition(".")
+        if name in plain.get_submodule(owner)._non_persistent_buffers_set:  # noqa: SLF001
+            fused.get_submodule(owner)._non_persistent_buffers_set.add(name)  # noqa: SLF001

@@ -1,0 +1,246 @@
+"""Tracing a plain network into a torch.fx graph, which is what a deployed network is made from."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from splitgrow.analysis.created_tensors import Births
+from splitgrow.analysis.output_comparison import compared, outputs_of
+from splitgrow.analysis.shape_shortcuts import result_of_leaf
+from splitgrow.errors import TraceError
+from splitgrow.layers.hooks import has_run_hooks
+from splitgrow.layers.module_state import State, same, take
+from splitgrow.layers.shared_kernel import SHARED_KERNELS
+from splitgrow.layers.types import kind_of
+from splitgrow.utils.op_numbers import Scalars
+from splitgrow.utils.preserve import ignore_warnings_, undisturb_
+from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.source_lines import place_of_caller, place_of_error
+
+MADE = "made by forward"
+"""In the meta of a node that stands for a tensor: whether forward makes a new one at each call."""
+
+
+class _Tracer(fx.Tracer):
+    """Traces down to stock layers and other known ones, and remembers each op's place."""
+
+    def __init__(self, hooked: Collection[nn.Module] = ()) -> None:
+        super().__init__()
+        self._hooked = hooked
+        # A buffer that forward updates in place must not be updated by tracing it.
+        self.proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Stock modules, layers of a known kind, shared kernels and what has hooks stay whole."""
+        known = kind_of(m) is not None or type(m) in SHARED_KERNELS
+        # Hooks run where their module is called, so it has to be one.
+        return known or m in self._hooked or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Follows a submodule, also one that forward makes on the spot, as in ``nn.ReLU()(x)``."""
+        known = self.submodule_paths or {}
+        if m not in known and not list(m.parameters()):
+            return forward(*args, **kwargs)  # there is no path to name it by
+        return super().call_module(m, forward, args, kwargs)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Makes a node that knows the user's line it came from."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["place"] = place_of_caller()
+        return node
+
+
+def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
+    """The ops of a model's forward, each node with an example result in ``meta["example"]``.
+
+    A tensor that forward makes becomes an attribute of the model, as torch.fx has it; otherwise
+    the model is as before.
+
+    Raises:
+        TraceError: If torch.fx cannot trace the forward.
+        MemoryError: If there is too little memory.
+    """
+    signature = inspect.signature(model.forward)
+    given = signature.bind(*inputs).arguments
+    defaults = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and parameter.default is not inspect.Parameter.empty
+    }
+    hooked = {module for module in model.modules() if has_run_hooks(module)}
+    try:
+        with Meanwhile() as meanwhile, meanwhile:
+            undisturb_(model, meanwhile)
+            before = _held(model)
+            states = take(model)
+            graph, made = _traced(model, hooked, defaults)
+            _refuse_assignments(model, before)
+            moved = _moved(states, take(model, states))
+            again, others = _traced(model, hooked, defaults) if moved else (graph, made)
+    except (MemoryError, TraceError):
+        raise
+    except Exception as error:  # whatever the user's forward raises
+        raise TraceError(
+            f"torch.fx cannot trace {type(model).__name__}.forward: "
+            f"{place_of_error(error.__traceback__)}: {type(error).__name__}: {error}"
+        ) from error
+    if (str(graph) != str(again) or not same(made, others)) and _decides(model, inputs):
+        raise TraceError(
+            f"torch.fx cannot trace {type(model).__name__}.forward: the `{moved}` that it moves "
+            f"decides what it does at its next call, and a graph would always do the same"
+        )
+    vars(model).update(made)
+    with Meanwhile() as meanwhile, meanwhile:
+        undisturb_(model, meanwhile)
+        # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
+        ignore_warnings_("The .grad attribute of a Tensor that is not")
+        _evaluate(model, graph, given)
+    return graph
+
+
+_Traced = tuple[fx.Graph, dict[str, Any]]
+"""A graph, and the tensors that torch.fx has made attributes for it."""
+
+
+def _traced(
+    model: nn.Module, hooked: Collection[nn.Module], defaults: Mapping[str, Any]
+) -> _Traced:
+    births = Births()
+    with births:
+        graph = _Tracer(hooked).trace(model, concrete_args={**defaults} or None)
+    own = vars(model)
+    made = {key: own.pop(key) for key in [*own] if key.startswith("_tensor_constant")}
+    for node in graph.find_nodes(op="get_attr"):
+        node.meta[MADE] = node.target in made and made[node.target] in births
+    return graph, made
+
+
+def _moved(before: Iterable[State], after: Iterable[State]) -> str:
+    """The first plain data, or buffer, that tracing has moved; empty if none."""
+    earlier = {id(state.module): state.values for state in before}
+    for state in after:
+        theirs = earlier.get(id(state.module), {})
+        for owner, values in state.values.items():
+            old = theirs.get(owner, {})
+            for name in {**old, **values}:
+                if not (name in values and name in old and same(values[name], old[name])):
+                    return name
+    return ""
+
+
+class _Twice(nn.Module):
+    """A model that is called twice; what the second call gives counts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> Any:
+        self.model(*pytree.tree_map_only(Tensor, torch.clone, inputs))
+        return self.model(*inputs)
+
+
+def _decides(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether a second call gives something else than the first, or gives ops other numbers."""
+    first, second = Scalars(), Scalars()
+    expected = outputs_of(model, inputs, watch=first)
+    run = partial(outputs_of, _Twice(model), inputs)
+    actual = run(watch=second)
+    found = compared(actual, expected, lambda: run(noisy=True))
+    if not found.same:
+        return True
+    return bool(second.unlike(first, found.tolerance, lambda seen: run(noisy=True, watch=seen)))
+
+
+def _held(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """What the modules hold in attributes and buffers, by path and name."""
+    return {
+        (path, name): value
+        for path, module in model.named_modules()
+        for store in (vars(module), module._buffers)  # noqa: SLF001
+        for name, value in store.items()
+    }
+
+
+def _refuse_assignments(model: nn.Module, before: dict[tuple[str, str], Any]) -> None:
+    """Makes sure that forward keeps nothing that it computes: a graph could not.
+
+    Raises:
+        TraceError: If it assigns something to an attribute.
+    """
+    for (path, name), value in _held(model).items():
+        if isinstance(value, fx.Proxy) and before.get((path, name)) is not value:
+            raise TraceError(
+                f"torch.fx cannot trace {type(model).__name__}.forward: it assigns "
+                f"`{path}.{name}`".replace("`.", "`")
+                + ", which a graph would leave out; write into the buffer instead (`.copy_()`)"
+            )
+
+
+class _Evaluator(fx.Interpreter):
+    """Runs a graph on fake tensors and keeps every result."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, mode: FakeTensorMode) -> None:
+        super().__init__(model, graph=graph)
+        self.extra_traceback = False
+        self._mode = mode
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta["example"] = result
+        return result
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A tensor of the model's without its values, since ops may write into it."""
+        value = super().get_attr(target, args, kwargs)
+        return self._mode.from_tensor(value) if isinstance(value, Tensor) else value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A layer whose output's shape is known need not run for it, which takes far longer."""
+        known = None if kwargs else result_of_leaf(self.fetch_attr(target), args)
+        return super().call_module(target, args, kwargs) if known is None else known
+
+
+def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
+    """Gives every node an example of its result.
+
+    Raises:
+        TraceError: If the graph does not run, so that it cannot be what the model does.
+        MemoryError: If there is too little memory.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    values: list[Any] = []
+    for node in graph.find_nodes(op="placeholder"):
+        name = str(node.target)
+        if name.startswith("*") and not name.startswith("**"):
+            values.extend(given.get(name[1:], ()))
+        else:
+            values.append(given.get(name, node.args[0] if node.args else None))
+    fakes = pytree.tree_map_only(Tensor, mode.from_tensor, values)
+    evaluator = _Evaluator(model, graph, mode)
+    try:
+        with mode, torch.no_grad():
+            evaluator.run(*fakes, enable_io_processing=False)
+    except MemoryError:
+        raise
+    except Exception as error:
+        done = [node for node in graph.nodes if "example" in node.meta]
+        failed = next((node for node in graph.nodes if "example" not in node.meta), done[-1])
+        raise TraceError(
+            f"what torch.fx makes of {type(model).__name__} does not run: "
+            f"`{failed.target}` at {failed.meta['place']}: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,243 @@
+"""Passes that take out what has become an identity: fades that are over, gates, empty residuals.
+
+They look at values, exactly: what differs from an identity by the last bit stays. What they take
+out computes its input for every finite input.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from splitgrow.deploy.fx_edits import drop_unread, is_written, replace_by
+from splitgrow.deploy.fx_readers import free_path, is_free, tensor_at, tensors_of
+from splitgrow.layers.fade import blend
+from splitgrow.layers.types import kind_of
+from splitgrow.layers.types.subclasses import Same
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_SCALED = (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
+_ADDITIONS = frozenset((operator.add, operator.iadd, torch.add, "add", "add_"))
+_PRODUCTS = frozenset(
+    (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply")
+)
+_INTO_THE_FIRST = frozenset((operator.iadd, operator.imul, "add_", "mul_"))
+_CLIPS = {
+    **dict.fromkeys((F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_"), (0.0, math.inf)),
+    F.relu6: (0.0, 6.0),
+}
+"""Activations that clip to a range, and the range; those of modules are theirs to tell."""
+_HARDTANH = {"min_val": -1.0, "max_val": 1.0}
+
+
+def end_fades(network: fx.GraphModule) -> None:
+    """Leaves of each fade that is over, or has not begun, the one path that counts.
+
+    One that is under way becomes a plain ``torch.lerp``.
+    """
+    for node in list(network.graph.nodes):
+        if node.op != "call_function" or node.target is not blend:
+            continue
+        old, new, share = node.args
+        value = tensor_at(network, share)
+        if value is None or value.numel() != 1 or is_written(network, value):
+            continue
+        counts = {0.0: old, 1.0: new}.get(value.item())
+        dtypes = {path.meta["example"].dtype for path in (old, new)}
+        if counts is not None and counts.meta["example"].dtype == node.meta["example"].dtype:
+            # The blend made a tensor of its own; what reads it may write into that.
+            if not replace_by(network, node, counts):
+                _copy_of(network, node, counts)
+        elif len(dtypes) == 1:
+            node.args = (old, new, _converted(network, share, value.to(dtypes.pop())))
+            node.target = torch.lerp
+            node.meta.pop("is_wrapped", None)  # torch.fx's mark, which names the function
+
+
+def _converted(network: fx.GraphModule, node: fx.Node, tensor: Tensor) -> fx.Node:
+    """A node that looks up a tensor in another dtype: at its own path, if it is read there only."""
+    path = str(node.target)
+    looked_up = sum(other.target == path for other in network.graph.find_nodes(op="get_attr"))
+    alone = looked_up == 1 and len(node.users) == 1
+    path = path if alone else free_path(network, path)
+    owner, _, name = path.rpartition(".")
+    network.get_submodule(owner).register_buffer(name, tensor)
+    if alone:
+        return node
+    with network.graph.inserting_after(node):
+        made = network.graph.get_attr(path)
+    made.meta.update(node.meta)
+    return made
+
+
+def _copy_of(network: fx.GraphModule, node: fx.Node, value: fx.Node) -> None:
+    """Puts a copy of another value in a node's place."""
+    others = node.all_input_nodes
+    with network.graph.inserting_before(node):
+        clone = network.graph.call_method("clone", (value,))
+    clone.meta.update(node.meta)
+    node.replace_all_uses_with(clone)
+    network.graph.erase_node(node)
+    for other in others:
+        drop_unread(network, other)
+
+
+def drop_vanished(network: fx.GraphModule) -> None:
+    """Removes what computes its input.
+
+    * a Linear with the unit matrix, a convolution with a Dirac kernel, both without bias or with a
+      bias of zero; a batch norm whose weight is the standard deviation and whose bias the mean
+    * ``x * layer(y)`` where the layer's weight is zero and its bias one
+    * ``x + layer(y)`` where the layer's, or norm's, weight and bias are zero
+    * a ReLU behind a ReLU, and whatever clips to a range that its input keeps to already
+    """
+    for node in list(network.graph.nodes):
+        if node.op not in ("call_module", "call_function", "call_method"):
+            continue
+        value = _equal_operand(network, node)
+        if value is not None and _alike(node, value):
+            replace_by(network, node, value)
+
+
+def _equal_operand(network: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The operand that a node's result is equal to, if there is one."""
+    clip = _clip_of(network, node)
+    if clip is not None:
+        before = node.args[0] if node.args else None
+        within = _clip_of(network, before) if isinstance(before, fx.Node) else None
+        narrower = within is not None and clip[0] <= within[0] and within[1] <= clip[1]
+        return before if narrower else None  # type: ignore[return-value]
+    if node.op == "call_module":
+        plain = len(node.args) == 1 and not node.kwargs and isinstance(node.args[0], fx.Node)
+        module = network.get_submodule(str(node.target))
+        gone = plain and is_free(module) and is_identity(module) and not _changes(network, module)
+        return node.args[0] if gone else None  # type: ignore[return-value]
+    neutral = 0 if node.target in _ADDITIONS else 1 if node.target in _PRODUCTS else None
+    if neutral is None or node.kwargs or len(node.args) != 2:
+        return None
+    one, other = node.args
+    if not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
+        return None
+    if _always(network, other, neutral):
+        return one
+    written = node.target in _INTO_THE_FIRST and len(one.users) > 1
+    return other if _always(network, one, neutral) and not written else None
+
+
+def _alike(node: fx.Node, value: fx.Node) -> bool:
+    """Whether two results have the same shape and dtype."""
+    one, other = node.meta.get("example"), value.meta.get("example")
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return one.shape == other.shape and one.dtype == other.dtype
+
+
+def _clip_of(network: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
+    """The range to which an activation clips and which it leaves alone; None if it is none."""
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        if not is_free(module):
+            return None
+        if type(module) is nn.ReLU:
+            return 0.0, math.inf
+        if type(module) in (nn.ReLU6, nn.Hardtanh):
+            return module.min_val, module.max_val  # type: ignore[return-value]
+        return None
+    if node.target in (F.hardtanh, F.hardtanh_):
+        given = dict(zip(("min_val", "max_val"), node.args[1:3], strict=False))
+        low, high = ({**given, **node.kwargs}.get(k, v) for k, v in _HARDTANH.items())
+        numbers = isinstance(low, (int, float)) and isinstance(high, (int, float))
+        return (low, high) if numbers else None  # type: ignore[return-value]
+    return _CLIPS.get(node.target) if node.op != "get_attr" else None
+
+
+def _always(network: fx.GraphModule, node: fx.Node, value: int) -> bool:
+    """Whether a node is the call of a layer that gives 0, or 1, whatever finite input it gets."""
+    if node.op != "call_module":
+        return False
+    layer: Any = network.get_submodule(str(node.target))
+    if not (_is_layer(layer) or type(layer) in _SCALED):
+        return False
+    # What weight norm or pruning computes before each call says nothing of the next one.
+    if not isinstance(layer.weight, nn.Parameter):
+        return False
+    bias_fits = value == 0 if layer.bias is None else bool((layer.bias == value).all())
+    if not bias_fits or torch.count_nonzero(layer.weight):
+        return False
+    return is_free(layer) and not _changes(network, layer)
+
+
+def _changes(network: fx.GraphModule, module: nn.Module) -> bool:
+    """Whether forward itself writes into a module's tensors, whose values then tell nothing."""
+    return any(is_written(network, tensor) for tensor in tensors_of(module))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is torch's own Linear or convolution, or computes as that does."""
+    stock = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
+    return type(module) in stock or (isinstance(module, stock) and type(kind_of(module)) is Same)
+
+
+def is_identity(module: Any) -> bool:
+    """Whether a layer, as its values are now, gives its input in evaluation mode.
+
+    A batch norm does if its weight is ``sqrt(running_var + eps)``, taken in its own dtype, and its
+    bias the running mean: with real numbers it would give its input exactly, and none of that dtype
+    is nearer to that.
+
+    Example:
+        >>> conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+        >>> conv.weight = nn.Parameter(nn.init.dirac_(torch.empty(3, 3, 3, 3)))
+        >>> is_identity(conv)
+        True
+        >>> is_identity(nn.Conv2d(3, 3, 3, padding=1))
+        False
+    """
+    if type(module) in _BATCH_NORMS:
+        return _is_identity_norm(module)
+    if not _is_layer(module) or isinstance(module, _TRANSPOSED):
+        return False
+    if not isinstance(module.weight, nn.Parameter):
+        return False
+    if module.bias is not None and torch.count_nonzero(module.bias):
+        return False
+    weight: Tensor = module.weight
+    centre = () if isinstance(module, nn.Linear) else _centre(module)
+    if centre is None or weight.shape[0] != weight.shape[1] * getattr(module, "groups", 1):
+        return False
+    outputs = torch.arange(weight.shape[0], device=weight.device)
+    at: Any = (outputs, outputs % weight.shape[1], *centre)
+    # In this order, and without a kernel to compare with, which would be as large as the layer's.
+    return bool((weight[at] == 1).all()) and int(torch.count_nonzero(weight)) == weight.shape[0]
+
+
+def _is_identity_norm(norm: Any) -> bool:
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        return False
+    deviation = (var + norm.eps).sqrt()
+    weight = torch.ones_like(deviation) if norm.weight is None else norm.weight
+    bias = torch.zeros_like(mean) if norm.bias is None else norm.bias
+    return torch.equal(weight, deviation) and torch.equal(bias, mean)
+
+
+def _centre(conv: Any) -> tuple[int, ...] | None:
+    """The tap of a convolution's kernel that reads the position it writes; None if none does."""
+    if set(conv.stride) != {1}:
+        return None
+    before = conv._reversed_padding_repeated_twice[::2][::-1]  # noqa: SLF001
+    taps = []
+    for padded, dilation, size in zip(before, conv.dilation, conv.kernel_size, strict=True):
+        tap, rest = divmod(padded, dilation)
+        if rest or tap >= size:
+            return None
+        taps.append(tap)
+    return tuple(taps)

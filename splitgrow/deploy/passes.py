@@ -1,0 +1,199 @@
+"""Passes that make a traced plain network smaller without changing what it computes in evaluation.
+
+Each takes a graph module and changes it in place. `PASSES` lists them in the order they run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from splitgrow.deploy.fx_readers import Readers, free_path, is_free, path_for
+from splitgrow.deploy.identity_removal import drop_vanished, end_fades
+from splitgrow.layers.norm_folding import norm_scale_and_shift, scale_outputs_
+from splitgrow.layers.shared_kernel import SHARED_KERNELS
+from splitgrow.layers.types import kind_of
+
+_IDENTITIES = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def make_stock(network: fx.GraphModule) -> None:
+    """Puts stock layers in place of layers of other libraries that they can stand for."""
+    for node in list(network.graph.nodes):
+        if node.op != "call_module":
+            continue
+        path = str(node.target)
+        layer = network.get_submodule(path)
+        if type(layer) is nn.SyncBatchNorm and is_free(layer):  # what is deployed is one process
+            network.set_submodule(path, _as_batch_norm(layer, node.meta["example"].dim()))
+            continue
+        kind = kind_of(layer)
+        parts = kind.stock_parts(layer) if kind is not None and is_free(layer) else []
+        if parts:
+            _chain(network, node, parts)
+
+
+def _as_batch_norm(layer: nn.SyncBatchNorm, dims: int) -> nn.Module:
+    """The batch norm of one process, with the same tensors."""
+    make = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(dims, nn.BatchNorm1d)
+    norm = make(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+    )
+    norm._parameters.update(layer._parameters)  # noqa: SLF001
+    norm._buffers.update(layer._buffers)  # noqa: SLF001
+    return norm.train(layer.training)
+
+
+def _chain(network: fx.GraphModule, node: fx.Node, parts: list[nn.Module]) -> None:
+    """Runs several modules one after the other where there was one."""
+    path = path_for(network, str(node.target))
+    if len(parts) == 1:
+        network.set_submodule(path, parts[0])
+        node.target = path
+        return
+    network.set_submodule(path, nn.Sequential(*parts))
+    value: Any = node.args[0]
+    with network.graph.inserting_before(node):
+        for index in range(len(parts)):
+            value = network.graph.call_module(f"{path}.{index}", (value,))
+            value.meta.update(node.meta)
+    node.replace_all_uses_with(value)
+    network.graph.erase_node(node)
+
+
+def spread_shared_kernels(network: fx.GraphModule) -> None:
+    """Puts a depthwise convolution in place of each call of a shared kernel.
+
+    A layer that is called several times becomes as many, each for the channels that it is given.
+    One with hooks stays, so that they run.
+    """
+    calls = network.graph.find_nodes(op="call_module")
+    layers: list[tuple[fx.Node, Any]] = [
+        (node, network.get_submodule(str(node.target))) for node in calls
+    ]
+    taken = set()
+    for node, layer in layers:
+        if type(layer) not in SHARED_KERNELS or not is_free(layer):
+            continue
+        given: Any = node.args[0] if node.args else node.kwargs["x"]
+        channels = int(given.meta["example"].shape[-1 - layer.dims])
+        path = path_for(network, str(node.target))
+        if path in taken:
+            path = free_path(network, path)
+        taken.add(path)
+        network.set_submodule(path, layer.depthwise(channels))
+        node.target, node.args, node.kwargs = path, (given,), {}
+
+
+def drop_identities(network: fx.GraphModule) -> None:
+    """Removes what passes its input on in evaluation mode: identities and dropouts."""
+    for node in list(network.graph.nodes):
+        if _passes_on(network, node):
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
+
+
+def _passes_on(network: fx.GraphModule, node: fx.Node) -> bool:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        module = network.get_submodule(str(node.target))
+        return type(module) in _IDENTITIES and is_free(module)
+    if node.op != "call_function":
+        return False
+    if node.target in _DROPOUTS:
+        training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+        return training is False
+    if getattr(node.target, "__name__", "") == "stochastic_depth":
+        training = node.kwargs.get("training", node.args[3] if len(node.args) > 3 else True)
+        return training is False
+    return False
+
+
+def fold_norms(network: fx.GraphModule) -> None:
+    """Folds each batch norm into the convolution or Linear before it, where that is exact.
+
+    It is where the layer runs once, only the norm reads what it makes, and neither has hooks or
+    tensors that forward reads itself. A layer that is called twice keeps its norms: folding one of
+    them would change the other call.
+    """
+    readers = Readers(network)
+    for node in list(network.graph.nodes):
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        norm: Any = network.get_submodule(str(node.target))
+        layer: Any = network.get_submodule(str(before.target))
+        if type(norm) not in _NORMS or norm.running_mean is None:
+            continue
+        if not all(_is_apart(module, readers) for module in (norm, layer)):
+            continue
+        if _can_take_a_norm(layer, before, norm):
+            _fold(layer, norm, shared=readers.is_shared(layer.weight))
+            node.replace_all_uses_with(before)
+            network.graph.erase_node(node)
+
+
+def _is_apart(module: nn.Module, readers: Readers) -> bool:
+    """Whether nothing but one call of a module knows of it and of its tensors."""
+    return readers.runs_once(module) and is_free(module) and not readers.reads_directly(module)
+
+
+def _can_take_a_norm(layer: Any, node: fx.Node, norm: Any) -> bool:
+    kind = kind_of(layer)
+    if kind is None or not kind.sized or kind.computes_weight:
+        return False
+    # What weight norm or pruning computes before each call would be computed anew.
+    own = layer._parameters  # noqa: SLF001
+    if own.get("weight") is None or (layer.bias is not None and own.get("bias") is None):
+        return False
+    # The two must mean the same dimension by "channels": a Linear works on the last one.
+    ndim = node.meta["example"].dim()
+    return kind.channel_dim(layer) % ndim == 1 and bool(kind.sizes(layer)[1] == norm.num_features)
+
+
+def _fold(layer: Any, norm: Any, *, shared: bool) -> None:
+    """Folds a norm into a layer, in place unless the weight's memory belongs to others too."""
+    scale, shift = norm_scale_and_shift(
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
+    if shared:
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
+    weight: nn.Parameter = layer.weight
+    bias: nn.Parameter | None = layer.bias
+    groups = int(getattr(layer, "groups", 1))
+    dim = int("Transpose" in type(layer).__name__)
+    with torch.no_grad():
+        scale_outputs_(weight.data, scale, dim, groups)
+        shifted = shift if bias is None else bias.double() * scale + shift
+        layer.bias = nn.Parameter(shifted.to(weight.dtype), weight.requires_grad)
+
+
+PASSES = (
+    make_stock,
+    spread_shared_kernels,
+    drop_identities,
+    end_fades,
+    drop_vanished,
+    fold_norms,
+    drop_vanished,
+)
+"""In this order: a norm that is an identity can be told by its values only before it is folded, and
+a layer whose norm makes it one only after."""

@@ -1,0 +1,189 @@
+"""Growing a model: its history, and the carrying out of a planned edit, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitgrow.growth.edit_check import before_edit
+from splitgrow.growth.edits import Edit, NumberChange
+from splitgrow.growth.history import History, check_structure, keep_, structure
+from splitgrow.growth.initializers import initializer_of
+from splitgrow.growth.module_numbers import change_
+from splitgrow.growth.optimizers import NewParameter, group_name, join_, listed, plan_joining
+from splitgrow.growth.placing import Prepared, place_, prepare
+from splitgrow.growth.planning import check_request, find_growth, make_plan, rounded_up
+from splitgrow.layers.fade import FadeIn
+from splitgrow.layers.freezing import freeze_, unfreeze_
+from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.module_state import take
+from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.utils.module_slots import holders_in
+from splitgrow.utils.preserve import keep_surroundings_
+from splitgrow.utils.rollback import Undo
+
+
+def plan(
+    model: nn.Module,
+    history: History,
+    request: Mapping[int | str, int],
+    *,
+    freeze: bool,
+    round_to: int = 1,
+) -> Edit:
+    """The edit that a request leads to, not applied."""
+    check_structure(model, history)
+    opened = history.next_edit(freeze=freeze)
+    checked = check_request(history.graph, request)
+    checked = rounded_up(history.graph, checked, round_to)
+    growth = find_growth(history.graph, checked)
+    return make_plan(history.graph, history.modules, growth, history.edits, opened, request=checked)
+
+
+def apply_(
+    model: nn.Module,
+    history: History,
+    edit: Edit,
+    *,
+    initializer: str,
+    optimizer: object,
+    check: bool,
+) -> Edit:
+    """Carries out a planned edit on its model.
+
+    Everything that can fail on account of the request or for want of memory is done before the
+    first change; what then follows is taken back if it is interrupted, and with `check` if the
+    model then computes something else.
+    """
+    before = before_edit(model, history, check=check)
+    with Undo() as undo, undo:
+        edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
+        if before is not None:
+            before.check(model, history)
+        return edit
+
+
+def carry_out_(
+    model: nn.Module,
+    history: History,
+    edit: Edit,
+    undo: Undo,
+    *,
+    initializer: str,
+    optimizer: object,
+) -> Edit:
+    """Carries out a planned edit, as the first part of something that may still fail."""
+    edit = replace(edit, initializer=initializer)
+    initialise, optimizers = initializer_of(initializer), listed(optimizer)
+    keep_surroundings_(model, undo)
+    with torch.inference_mode(mode=False):  # blocks made there could never train
+        prepared = [
+            prepare(history.modules, edit.index, change, initialise) for change in edit.changes
+        ]
+    joining = plan_joining(optimizers, _new_parameters(prepared), edit.generation)
+    keep_(history, undo)
+    if edit.closes is not None:
+        close_(model, history, undo)
+    widen_(model, history.modules, prepared, edit.numbers, undo)
+    join_(joining, undo)
+    groups = history.graph.groups.grown(edit.growth)
+    history.graph = replace(history.graph, groups=groups)
+    history.modules = structure(model)
+    history.generation = edit.generation
+    history.edits = [*history.edits, edit]
+    return edit
+
+
+def widen_(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    prepared: Iterable[Prepared],
+    numbers: Iterable[NumberChange],
+    undo: Undo,
+) -> None:
+    """Puts what was prepared in place, and sets the numbers that follow."""
+    holders = holders_in(model)
+    for item in prepared:
+        place_(modules, item, holders, undo)
+    for number in numbers:
+        change_(modules[number.module], number.attribute, number.value[1], undo)
+
+
+def _new_parameters(prepared: list[Prepared]) -> Iterator[NewParameter]:
+    for item in prepared:
+        for index in range(len(item.split), len(item.modules)):
+            for name, parameter in item.modules[index].named_parameters():
+                older = [getattr(block, name, None) for block in item.split]
+                known = tuple(p for p in older if p is not None)
+                yield NewParameter(f"{item.change.name}.{index}.{name}", parameter, known)
+
+
+def close_(model: nn.Module, history: History, undo: Undo) -> None:
+    """Closes the open generation: freezes it, and takes down whatever else forward may move."""
+    shares = [(m, m.alpha) for m in model.modules() if isinstance(m, FadeIn)]
+    history.shares = {**history.shares, history.generation: shares}
+    history.frozen = {**history.frozen, history.generation: freeze_(model, undo)}
+    before = history.states.get(history.generation - 1, ())
+    history.states = {**history.states, history.generation: take(model, before)}
+
+
+def next_generation_(model: nn.Module, history: History) -> int:
+    """Closes the open generation and opens the next; returns its number."""
+    with Undo() as undo, undo:
+        keep_(history, undo)
+        close_(model, history, undo)
+        history.generation += 1
+        return history.generation
+
+
+def unfreeze_all_(model: nn.Module, history: History) -> None:
+    """Sets free everything that closing generations froze."""
+    with Undo() as undo, undo:
+        keep_(history, undo)
+        unfreeze_(model, history.frozen_parameters(), undo)
+        history.frozen, history.states = {}, {}
+        history.exact_from = history.generation
+
+
+def parameters_of(model: nn.Module, history: History, generation: int) -> list[nn.Parameter]:
+    """The parameters that were born in a generation, in the model's order."""
+    check_structure(model, history)
+    later: dict[int, int] = {}
+    for wrapper in model.modules():
+        for item in wrapper.inserted if isinstance(wrapper, Deepened) else ():
+            born = history.edits[item.edit - 1].generation
+            later.update((id(p), born) for p in getattr(wrapper, item.name).parameters())
+    for module in model.modules():
+        if isinstance(module, SplitLayer):
+            for block, purpose in zip(module, module.blocks, strict=True):
+                if purpose.edit:
+                    born = history.edits[purpose.edit - 1].generation
+                    later.update((id(parameter), born) for parameter in block.parameters())
+    return [p for p in model.parameters() if later.get(id(p), 0) == generation]
+
+
+def param_groups_of(
+    model: nn.Module, history: History, options: Mapping[int, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A param group for each generation up to today's, and those that options are given for.
+
+    Raises:
+        TypeError: If the options are of another type.
+    """
+    if not isinstance(options, Mapping) or not all(
+        type(generation) is int and generation >= 0 and isinstance(own, Mapping)
+        for generation, own in options.items()
+    ):
+        raise TypeError(f"options map generations to the options of their groups, got {options!r}")
+    return [
+        {
+            "params": parameters_of(model, history, generation),
+            "name": group_name(generation),
+            **options.get(generation, {}),
+        }
+        for generation in range(max([history.generation, *options]) + 1)
+    ]

@@ -1,0 +1,206 @@
+"""Joining the blocks that a layer gained in many edits of one generation to those of one edit.
+
+Every growth adds parameters of its own, and each costs the optimizer and torch's autograd tens of
+microseconds a step, however small it is. The blocks of a generation that is still open fill the
+same two strips of the weight as one growth would have: a helper and a new block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.growth.edit_check import before_edit
+from splitgrow.growth.edits import Edit, JoinedBlocks
+from splitgrow.growth.history import History, check_structure, keep_, structure
+from splitgrow.growth.optimizer_merge import JointParameter, plan_replacing, replace_
+from splitgrow.growth.optimizers import listed
+from splitgrow.growth.placing import set_blocks_
+from splitgrow.growth.planning import build_block, planned_blocks
+from splitgrow.layers.composition import Block, Composition
+from splitgrow.layers.dispatch import is_hooked
+from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.weight_views import room_for
+from splitgrow.utils.preserve import keep_surroundings_
+from splitgrow.utils.rollback import Undo
+from splitgrow.utils.spans import Spans, overlaps
+
+
+@dataclass(frozen=True)
+class Consolidated:
+    """A layer whose blocks are joined, made but not yet put in place."""
+
+    path: str
+    births: tuple[int, ...]
+    split: SplitLayer
+    after: Composition
+    parameters: list[JointParameter]
+
+
+def consolidate_(
+    model: nn.Module, history: History, *, optimizer: object, check: bool
+) -> Edit | None:
+    """Joins the blocks of the open generation, layer by layer, all or nothing.
+
+    Returns:
+        The record of it; None if there was nothing to join.
+    """
+    check_structure(model, history)
+    optimizers = listed(optimizer)
+    index = len(history.edits) + 1
+    born = {edit.index for edit in history.edits if edit.generation == history.generation}
+    with Undo() as undo, undo:
+        keep_surroundings_(model, undo)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            found = [
+                consolidated(path, split, births, index)
+                for path, split in _splits(model)
+                if len(births := _births(split, born)) > 1 and _uniform(split, births)
+            ]
+        if not found:
+            return None
+        before = before_edit(model, history, check=check)
+        replacing = plan_replacing(optimizers, [p for item in found for p in item.parameters])
+        keep_(history, undo)
+        for item in found:
+            put_joined_(item, undo)
+        replace_(replacing, undo)
+        joined = tuple(JoinedBlocks(item.path, item.births) for item in found)
+        edit = Edit(index, history.generation, None, {}, {}, (), joined=joined)
+        history.modules = structure(model)
+        history.edits = [*history.edits, edit]
+        if before is not None:
+            before.check(model, history)
+    return edit
+
+
+def put_joined_(item: Consolidated, undo: Undo) -> None:
+    """Gives a layer its joined blocks."""
+    after = item.after
+    set_blocks_(item.split, (after.modules, after.blocks), (after.ins, after.outs), undo)
+
+
+def _splits(model: nn.Module) -> Iterator[tuple[str, SplitLayer]]:
+    return ((path, m) for path, m in model.named_modules() if isinstance(m, SplitLayer))
+
+
+def _births(split: SplitLayer, born: Collection[int]) -> tuple[int, ...]:
+    """The edits of the open generation that gave a layer blocks."""
+    return tuple(sorted({block.edit for block in split.blocks if block.edit in born}))
+
+
+def _uniform(split: SplitLayer, births: Collection[int]) -> bool:
+    """Whether one block could stand for several: nothing was done to one that others lack."""
+    chosen = [m for m, block in zip(split, split.blocks, strict=True) if block.edit in births]
+    if not split.kind.side_by_side or len({repr(_settings(module)) for module in chosen}) > 1:
+        return False
+    if any(is_hooked(module) or type(module) is not type(split.original) for module in chosen):
+        return False
+    forms: dict[str, set[object]] = {}
+    for module in chosen:
+        for name, tensor in module.named_parameters():
+            if _is_watched(tensor):
+                return False
+            form = tensor.requires_grad, tensor.dtype, tensor.device
+            forms.setdefault(name, set()).add(form)
+    return all(len(found) == 1 for found in forms.values())
+
+
+def _settings(module: nn.Module) -> tuple[object, ...]:
+    """What the modules hold besides tensors and sizes, as far as it is plain data."""
+    held = {k: v for k, v in vars(module).items() if isinstance(v, (float, bool, str, tuple))}
+    counter = getattr(module, "num_batches_tracked", None)
+    # Only where the statistics are plain averages does the number of batches count.
+    cumulative = counter is not None and getattr(module, "momentum", 0.0) is None
+    return held, int(counter) if counter is not None and cumulative else None
+
+
+def _is_watched(parameter: Any) -> bool:
+    """Whether somebody else would lose sight of a parameter if another took its place."""
+    hooks = parameter._backward_hooks or parameter._post_accumulate_grad_hooks  # noqa: SLF001
+    shared = parameter.device.type == "cpu" and parameter.is_shared()
+    return bool(hooks or shared) or type(parameter) is not nn.Parameter
+
+
+def consolidated(path: str, split: SplitLayer, births: tuple[int, ...], index: int) -> Consolidated:
+    """A layer's blocks of some edits made into those of one; nothing is put in place yet.
+
+    Args:
+        path: The layer's path.
+        split: The layer.
+        births: The edits whose blocks are joined, in order.
+        index: The number of the edit that the joined blocks are of.
+    """
+    before = split.composition()
+    ins, outs = split.ins.renamed(births, index), split.outs.renamed(births, index)
+    sizes = split.sizes(births[0] - 1)
+    gain = ins.length - sizes[0], outs.length - sizes[1]
+    kept = [i for i, block in enumerate(split.blocks) if block.edit not in births]
+    blocks = [split.blocks[i] for i in kept]
+    modules = [split[i] for i in kept]
+    for kind, wanted in planned_blocks(split.kind, split.original, sizes, gain).items():
+        modules.append(build_block(split, kind, wanted, device="meta").train(split.training))
+        blocks.append(Block("helper" if kind == "helper" else "new", index))
+    after = Composition(tuple(modules), tuple(blocks), ins, outs)
+    joined = [i for i, block in enumerate(before.blocks) if block.edit in births]
+    parameters = []
+    for place in range(len(kept), len(modules)):
+        block = modules[place]
+        for name, tensor in (*block.named_parameters(), *block.named_buffers()):
+            if name not in split.kind.tensors(split.original):  # a counter of a batch norm
+                setattr(block, name, getattr(before.modules[joined[-1]], name).clone())
+                continue
+            there = after.places(place, name)
+            sources = {
+                i: before.places(i, name)
+                for i in joined
+                if getattr(before.modules[i], name, None) is not None
+                and any(True for _ in overlaps(there, before.places(i, name), tensor.dim()))
+            }
+            fill = _Fill(tensor.shape, there, tuple(sources.values()))
+            older = tuple(getattr(before.modules[i], name) for i in sources)
+            if isinstance(tensor, nn.Parameter):
+                parameter = _parameter(fill, older)
+                setattr(block, name, parameter)
+                parameters.append(JointParameter(f"{path}.{place}.{name}", parameter, older, fill))
+            else:
+                setattr(block, name, fill(older))
+    return Consolidated(path, births, split, after, parameters)
+
+
+@dataclass(frozen=True)
+class _Fill:
+    """Puts together what lies in several tensors of the same larger one.
+
+    Attributes:
+        shape: Of what is put together.
+        places: Where that lies in the larger one, by dimension.
+        sources: Where the several tensors lie there.
+    """
+
+    shape: torch.Size
+    places: Mapping[int, Spans]
+    sources: tuple[Mapping[int, Spans], ...]
+
+    def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """What the tensors make together; zero where one of them is missing."""
+        like = next(tensor for tensor in tensors if tensor is not None)
+        made = room_for(like, self.shape).zero_()
+        for tensor, source in zip(tensors, self.sources, strict=True):
+            if tensor is None:
+                continue
+            for there, own in overlaps(self.places, source, made.dim()):
+                made[there] = tensor[own]
+        return made
+
+
+def _parameter(fill: _Fill, older: tuple[nn.Parameter, ...]) -> nn.Parameter:
+    parameter = nn.Parameter(fill(older), requires_grad=older[0].requires_grad)
+    gradients = [one.grad for one in older]
+    if any(gradient is not None for gradient in gradients):
+        parameter.grad = fill(gradients)
+    return parameter

@@ -1,0 +1,131 @@
+"""Holding an edit to its promise: what the model computes afterwards is what it computed before."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from splitgrow.analysis.first_difference import Value, Watch, first_difference
+from splitgrow.analysis.output_comparison import (
+    NotRunnableError,
+    compared,
+    fitting,
+    has_values,
+    leading,
+    outputs_of,
+)
+from splitgrow.errors import InexactError
+from splitgrow.growth.history import History, show_edit_
+from splitgrow.utils.op_numbers import Scalars
+from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.source_lines import levels_to_caller
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """What a model gave before an edit, on its example inputs in evaluation mode.
+
+    Attributes:
+        outputs: The tensors that it returned.
+        scalars: The numbers that it gave to its ops.
+    """
+
+    outputs: list[Tensor]
+    scalars: Scalars
+
+    def check(self, model: nn.Module, history: History) -> None:
+        """Makes sure that the model gives the same after the last edit, up to rounding.
+
+        If a layer that makes the model's output grew, the old outputs must lead.
+
+        Raises:
+            InexactError: If it does not. The edit is then to be taken back.
+        """
+        run = partial(outputs_of, model, fitting(model, history.inputs))
+        run = partial(run, touched=history.graph.touched)
+        scalars = Scalars()
+        try:
+            now = run(watch=scalars)
+        except NotRunnableError as error:
+            raise InexactError(
+                f"the model no longer runs afterwards: {error}; {_WAY_OUT}"
+            ) from None
+        shapes = history.graph.output_shapes({})
+        if len(shapes) == len(now) and shapes != [tuple(tensor.shape) for tensor in now]:
+            raise InexactError(
+                f"its outputs would have the shapes {[tuple(t.shape) for t in now]} instead of "
+                f"{shapes}; {_WAY_OUT}"
+            )
+        old = leading(now, self.outputs)
+        found = compared(old, self.outputs, lambda: run(noisy=True))
+        if not found.checkable:
+            _tell("it is random, or rounding alone changes it")
+            return
+        if not found.same:
+            place = _first_difference(model, history, found.tolerance)
+            raise InexactError(
+                f"it would change what the model computes, by {found.difference:.1e} of the "
+                f"largest output, where {found.tolerance:.0e} is rounding{place}; {_WAY_OUT}"
+            )
+        given = scalars.unlike(
+            self.scalars, found.tolerance, lambda seen: run(noisy=True, watch=seen)
+        )
+        if given:
+            raise InexactError(
+                f"it would change what the model computes on other inputs: {given}; {_WAY_OUT}"
+            )
+
+
+_WAY_OUT = (
+    "it was taken back. If the model was changed since it was analysed (a hook, a module's "
+    "attribute), splitgrow.growable(model, example_inputs) finds out what can still grow; "
+    "`check=False` does it all the same"
+)
+
+
+def before_edit(model: nn.Module, history: History, *, check: bool) -> Unchanged | None:
+    """What a model gives now, to hold an edit against; None if that cannot be or is not wanted.
+
+    A model with tensors on the meta device has no values that could be compared. Where one does
+    not run on its example inputs there is a warning.
+    """
+    if not check or not has_values(model, history.inputs):
+        return None
+    try:
+        inputs, touched = fitting(model, history.inputs), history.graph.touched
+        scalars = Scalars()
+        return Unchanged(outputs_of(model, inputs, watch=scalars, touched=touched), scalars)
+    except NotRunnableError as error:
+        _tell(f"the model does not run on its example inputs ({error})")
+        return None
+
+
+def _tell(reason: str) -> None:
+    warnings.warn(
+        f"what the model computes is not compared before and after the edit: {reason}",
+        stacklevel=levels_to_caller(),
+    )
+
+
+def _first_difference(model: nn.Module, history: History, tolerance: float) -> str:
+    """Where values first differ from those without the last edit, for the message."""
+    if history.edits[-1].joined:  # the blocks of before are no longer there
+        return ""
+    inputs, before = fitting(model, history.inputs), list[Value]()
+    touched = history.graph.touched
+
+    def run(seen: Callable[[Value], None]) -> None:
+        outputs_of(model, inputs, watch=Watch(model, seen), touched=touched)
+
+    with suppress(NotRunnableError):
+        with Meanwhile() as meanwhile, meanwhile:
+            show_edit_(model, history, history.edits[-1].index - 1, meanwhile)
+            run(before.append)
+        place = first_difference(run, before, tolerance)
+        return f"; {place}" if place else ""
+    return ""

@@ -1,0 +1,252 @@
+"""The record of one growth. It says what changes where; it holds no tensors and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from splitgrow.utils.json_records import read_record, written
+
+VERSION = 1
+
+Insertions = tuple[tuple[int, int], ...]
+"""Pairs of a position before the edit and the number of positions inserted there."""
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What an edit does to one layer.
+
+    Attributes:
+        name: The layer's module path.
+        kind: The name of its stock type, such as ``Conv2d``.
+        in_width: The number of input channels before and after.
+        width: The number of output channels before and after.
+        ins: Where new input channels land.
+        outs: Where new output channels land.
+        blocks: The blocks that are added, in order: "helper", "new".
+        parameters: The number of parameters that they add.
+        silent_ins: For each insertion of inputs, whether they are zero until they learn.
+        silent_outs: For each insertion of outputs, whether they must be zero until they learn.
+    """
+
+    name: str
+    kind: str
+    in_width: tuple[int, int]
+    width: tuple[int, int]
+    ins: Insertions
+    outs: Insertions
+    blocks: tuple[str, ...]
+    parameters: int
+    silent_ins: tuple[bool, ...] = ()
+    silent_outs: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class NumberChange:
+    """What an edit does to a number that a module holds, such as a number of heads.
+
+    Attributes:
+        module: The module's path.
+        attribute: The attribute's name, with an index in brackets if it is a list or tuple.
+        value: The number before and after.
+    """
+
+    module: str
+    attribute: str
+    value: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class InputChange:
+    """What an edit does to an input of the model.
+
+    Attributes:
+        name: The name of forward's argument.
+        dim: The dimension on which its channels lie.
+        width: The number of channels before and after.
+    """
+
+    name: str
+    dim: int
+    width: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class JoinedBlocks:
+    """What an edit that joins blocks does to one layer.
+
+    Attributes:
+        name: The layer's module path.
+        edits: The edits whose blocks become those of this one.
+    """
+
+    name: str
+    edits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """What an edit inserts into the network.
+
+    Attributes:
+        host: The path of the module that it is next to.
+        before: Whether it works on what the module reads, rather than on what comes out of it.
+        kind: "identity", "residual", "gate" or "block".
+        name: The path of the inserted module.
+        type: What it is made of.
+        width: The number of channels that pass there.
+        parameters: The number of its parameters.
+        options: What it was asked to be like, as far as that is plain data.
+        tensor_result: Whether the module next to it gives one tensor, rather than several.
+        recipe: What it is made of, as data from which it can be made again: see
+            `splitgrow.growth.insertion.recipes`.
+    """
+
+    host: str
+    before: bool
+    kind: str
+    name: str
+    type: str
+    width: int
+    parameters: int
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    tensor_result: bool = True
+    recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        side = "in front of" if self.before else "behind"
+        return (
+            f"{'an' if self.kind == 'identity' else 'a'} {self.kind} {side} {self.host}, as "
+            f"{self.name}: {self.type}, {self.width} channels, {self.parameters:,} parameters"
+        )
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The frozen record of one growth: which layers, which axes, how many units, where they sit.
+
+    Attributes:
+        index: The number of the edit in the model's history, from 1.
+        generation: The generation that its blocks belong to.
+        closes: The generation that it closes first; None if it closes none.
+        request: What was asked for: units by layer name.
+        growth: The units that each group of channels gains, by the group's number.
+        changes: What happens to each layer, in order of execution.
+        numbers: What happens to numbers that modules hold.
+        joined: The layers whose blocks it joins to those of one edit.
+        inserted: What it inserts.
+        inputs: What happens to the model's inputs.
+        initializer: How new blocks get their values.
+    """
+
+    index: int
+    generation: int
+    closes: int | None
+    request: Mapping[str, int] = field(hash=False)
+    growth: Mapping[int, int] = field(hash=False)
+    changes: tuple[LayerChange, ...]
+    numbers: tuple[NumberChange, ...] = ()
+    joined: tuple[JoinedBlocks, ...] = ()
+    inserted: tuple[Insertion, ...] = ()
+    inputs: tuple[InputChange, ...] = ()
+    initializer: str = "zero"
+    version: int = field(default=VERSION)
+
+    def __post_init__(self) -> None:
+        for name in ("request", "growth"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _edit_from_fields, (self._fields(),)
+
+    def _fields(self) -> dict[str, Any]:
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**own, "request": dict(self.request), "growth": dict(self.growth)}
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters that the edit adds."""
+        grown = sum(change.parameters for change in self.changes)
+        return grown + sum(item.parameters for item in self.inserted)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The modules that it gives blocks, or something inserted."""
+        names = (*(change.name for change in self.changes), *(item.name for item in self.joined))
+        return (*names, *(item.host for item in self.inserted))
+
+    def to_json(self) -> str:
+        """The edit as JSON."""
+        return json.dumps(written(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Edit:
+        """An edit from its JSON.
+
+        Raises:
+            ValueError: If the text is of another version, or not an edit.
+        """
+        try:
+            return cls.from_data(json.loads(text))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"not an edit of version {VERSION}: {type(error).__name__}: {error}"
+            ) from None
+
+    @classmethod
+    def from_data(cls, data: object, where: str = "edit") -> Edit:
+        """An edit from what JSON makes of it.
+
+        Raises:
+            ValueError: If it is of another version, or a value is of another type.
+        """
+        version = data.get("version") if isinstance(data, dict) else None
+        if version != VERSION:
+            raise ValueError(f"{where} is of version {version!r}, not {VERSION}")
+        return read_record(cls, data, where)
+
+    def __str__(self) -> str:
+        closes = "" if self.closes is None else f", closes generation {self.closes}"
+        head = f"Edit {self.index} (generation {self.generation}{closes})"
+        if self.joined:
+            edits = len({edit for layer in self.joined for edit in layer.edits})
+            return f"{head}: joins what {edits} edits added to {len(self.joined)} layers"
+        if self.inserted:
+            return "\n".join(f"{head}: inserts {item}" for item in self.inserted)
+        asked = ", ".join(f"{name} +{units}" for name, units in self.request.items())
+        return "\n".join((f"{head}: {asked}", *self._lines()))
+
+    def _lines(self) -> list[str]:
+        lines = [f"adds {self.parameters:,} parameters to {len(self.changes)} layers"]
+        table = [("layer", "type", "inputs", "units", "blocks", "parameters")]
+        for change in self.changes:
+            table.append(
+                (
+                    change.name,
+                    change.kind,
+                    _arrow(change.in_width),
+                    _arrow(change.width),
+                    " + ".join(change.blocks),
+                    f"+{change.parameters:,}",
+                )
+            )
+        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+        for row in table:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append("  " + "  ".join(cells).rstrip())
+        for number in self.numbers:
+            path = f"{number.module}.{number.attribute}".removeprefix(".")
+            lines.append(f"  {path}: {_arrow(number.value)}")
+        return lines
+
+
+def _arrow(sizes: tuple[int, int]) -> str:
+    return f"{sizes[0]} -> {sizes[1]}" if sizes[0] != sizes[1] else str(sizes[0])
+
+
+def _edit_from_fields(fields: dict[str, Any]) -> Edit:
+    return Edit(**fields)

@@ -1,0 +1,225 @@
+"""What splitgrow knows of a growable model, and whether the model is still as it knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from torch import nn
+
+from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.module_numbers import change_, held_number, numbers_at
+from splitgrow.growth.planning import layer_kind
+from splitgrow.layers.fade import FadeIn
+from splitgrow.layers.freezing import Owned, show_as_trained_
+from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.module_state import State, show_
+from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.types import LayerKind
+from splitgrow.utils.assigned_modules import Paths, changes_between, paths_in
+from splitgrow.utils.model_lock import Gate
+from splitgrow.utils.rollback import Undo
+
+
+@dataclass
+class History:
+    """What splitgrow knows of a model: its graph, its edits and its generations.
+
+    Attributes:
+        graph: The channel graph.
+        inputs: The example inputs.
+        modules: The modules by path, every path of each, as they were after the last edit.
+        edits: The edits so far.
+        generation: The open generation.
+        exact_from: The first generation whose closed state can still be recovered.
+        narrower: The example inputs that came before, each with the edit up to which they fit.
+        frozen: The parameters that closing generations froze, as (module, name): a parameter
+            object may be replaced, by ``load_state_dict(assign=True)`` for one.
+        shares: How far the fades had come when a generation was closed, by generation.
+        states: What modules held when a generation was closed, by generation.
+        viewing: Whether an earlier generation is being shown.
+        gate: Which thread has the model to itself, if one has.
+        broken: The layers whose growth was found to change what the model computes, and why.
+        loading: Whether a state_dict is being loaded whose journal was followed already.
+    """
+
+    graph: ChannelGraph
+    inputs: tuple[Any, ...]
+    modules: dict[str, nn.Module]
+    edits: list[Edit] = field(default_factory=list)
+    generation: int = 0
+    exact_from: int = 0
+    frozen: dict[int, list[Owned]] = field(default_factory=dict)
+    viewing: bool = False
+    shares: dict[int, list[tuple[FadeIn, float]]] = field(default_factory=dict)
+    states: dict[int, list[State]] = field(default_factory=dict)
+    narrower: tuple[tuple[int, tuple[Any, ...]], ...] = ()
+    gate: Gate = field(default_factory=Gate)
+    broken: Mapping[str, str] = field(default_factory=dict)
+    loading: bool = False
+
+    def inputs_at(self, view: int | None) -> tuple[Any, ...]:
+        """Example inputs for the model as it was after an edit; None: as it is now."""
+        fitting = (inputs for edit, inputs in self.narrower if view is not None and view < edit)
+        return next(fitting, self.inputs)
+
+    def frozen_parameters(self) -> Iterator[Owned]:
+        """All parameters that closing generations froze."""
+        return chain.from_iterable(self.frozen.values())
+
+    def next_edit(self, *, freeze: bool) -> tuple[int, int | None]:
+        """The generation of the next edit, and the one that it closes first, if any."""
+        return (1, 0) if freeze and self.generation == 0 else (self.generation, None)
+
+    def last_edit(self, generation: int) -> int:
+        """The number of the last edit of a generation or of those before it; 0 if none."""
+        return max((e.index for e in self.edits if e.generation <= generation), default=0)
+
+    def view_of(self, generation: int | None) -> int | None:
+        """The edit up to which blocks are seen in a generation; None for all of them.
+
+        Raises:
+            TypeError: If `generation` is not an int.
+            ValueError: If there is no such generation.
+            GenerationError: If it was closed but can no longer be recovered.
+        """
+        if generation is None:
+            return None
+        if isinstance(generation, bool) or not isinstance(generation, int):
+            raise TypeError(f"generation must be an int, got {generation!r}")
+        if not 0 <= generation <= self.generation:
+            raise ValueError(f"no generation {generation}: the open one is {self.generation}")
+        if generation < self.exact_from:
+            raise GenerationError(
+                f"generation {generation} is no longer exact: `unfreeze` or a change by hand has "
+                f"set its parameters free since it was closed"
+            )
+        return None if generation == self.generation else self.last_edit(generation)
+
+    def refuse_while_viewing(self, what: str) -> None:
+        """Makes sure that the whole network is being shown.
+
+        Raises:
+            SplitGrowError: If it is an earlier generation.
+        """
+        if self.viewing:
+            raise SplitGrowError(f"cannot {what} inside `with model.at(...)`: leave it first")
+
+
+def structure(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules of a model by path, every path of each."""
+    return paths_in(model)
+
+
+def changed_modules(now: Paths, history: History) -> list[str]:
+    """The paths of modules that came, went or were replaced, where that counts."""
+    graph = history.graph
+    followed = {node.name for node in graph.nodes.values() if node.followed}
+    return changes_between(history.modules, now, graph.assigned, followed)
+
+
+def check_structure(model: nn.Module, history: History) -> None:
+    """Makes sure that the model is still the one that was analysed.
+
+    Raises:
+        StructureChangedError: If modules came, went or were replaced, or a layer's tensors have
+            other shapes. Modules that forward makes anew at each call are none.
+    """
+    now = structure(model)
+    changed = changed_modules(now, history)
+    groups = history.graph.groups
+    for node in history.graph.nodes.values():
+        module = now.get(node.name)
+        if module is None or not node.followed or node.name in changed:
+            continue
+        kind = layer_kind(module)
+        if isinstance(module, SplitLayer):
+            for index, block in enumerate(module):
+                changed.extend(_misshapen(f"{node.name}.{index}", block, kind, kind.sizes(block)))
+        else:
+            sizes = groups.length(node.ins), groups.length(node.outs)
+            changed.extend(_misshapen(node.name, module, kind, sizes))
+    for number in history.graph.numbers if not history.viewing else ():
+        held = held_number(now[number.module], number.attribute) if number.module in now else None
+        if held != groups.length(number.axis) and number.module not in changed:
+            changed.append(f"{number.module}.{number.attribute}".removeprefix("."))
+    if changed:
+        raise StructureChangedError(
+            f"the model has changed since it was analysed ({', '.join(sorted(changed)[:5])}); call "
+            f"splitgrow.growable(model, example_inputs) again"
+        )
+
+
+def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
+    """The modules that have grown by other edits than these: those of a model they came from."""
+    known = {(name, edit.index) for edit in edits for name in edit.layers}
+    paths: dict[SplitLayer | Deepened, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (SplitLayer, Deepened)):
+            paths.setdefault(module, []).append(path)
+    return [
+        names[0]
+        for module, names in paths.items()
+        if not all(any((name, edit) in known for name in names) for edit in _edits_of(module))
+    ]
+
+
+def _edits_of(module: SplitLayer | Deepened) -> list[int]:
+    if isinstance(module, Deepened):
+        return [item.edit for item in module.inserted]
+    return [block.edit for block in module.blocks if block.kind != "original"]
+
+
+def _misshapen(
+    name: str, layer: nn.Module, kind: LayerKind, sizes: tuple[int, int]
+) -> Iterator[str]:
+    """The tensors of a stock layer that do not have the shapes that go with its sizes."""
+    for key, axes in kind.tensors(layer).items():
+        tensor = getattr(layer, key)
+        for dim, along in axes.items():
+            expected = sizes[along.side == "out"] // along.sections
+            if tensor is not None and tensor.shape[dim] != expected:
+                yield f"{name}.{key}"
+
+
+def keep_(history: History, undo: Undo) -> None:
+    """Has the history put back on failure. Its lists are replaced from here on, never changed."""
+    undo.keep(vars(history))
+
+
+def show_edit_(model: nn.Module, history: History, view: int | None, undo: Undo) -> None:
+    """Shows blocks, insertions and numbers as they were after an edit; None for all."""
+    for module in model.modules():
+        if isinstance(module, (SplitLayer, Deepened)):
+            undo.on_failure(partial(setattr, module, "view", module.view))
+            module.view = view
+    for (name, attribute), number in numbers_at(history.edits, view).items():
+        change_(history.modules[name], attribute, number, undo)
+
+
+def view_(model: nn.Module, history: History, generation: int, undo: Undo) -> None:
+    """Shows a model as it was when a generation was closed, until that is taken back.
+
+    Raises:
+        TypeError: If `generation` is not an int.
+        ValueError: If there is no such generation.
+        GenerationError: If it is no longer exact.
+        StructureChangedError: If the model was changed by hand since it was closed.
+    """
+    view = history.view_of(generation)
+    if view is not None:
+        check_structure(model, history)
+    undo.on_failure(partial(setattr, history, "viewing", history.viewing))
+    history.viewing = True
+    show_edit_(model, history, view, undo)
+    for fade, alpha in history.shares.get(generation, ()) if view is not None else ():
+        undo.on_failure(partial(setattr, fade, "alpha", fade.alpha))
+        fade.alpha = alpha
+    if view is not None and generation in history.states:
+        show_(model, history.states[generation], undo)
+    show_as_trained_(history.frozen.get(generation, ()), undo)

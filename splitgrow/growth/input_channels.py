@@ -1,0 +1,150 @@
+"""Growing the channels of a model's input."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis.analyzer import analyse_with_free_input
+from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.analysis.channels.channel_axes import Axis, groups_of
+from splitgrow.errors import FixedWidthError
+from splitgrow.growth.apply import carry_out_
+from splitgrow.growth.edit_check import before_edit
+from splitgrow.growth.edits import Edit, InputChange
+from splitgrow.growth.history import History, check_structure, keep_, structure
+from splitgrow.growth.planning import plan_changes, plan_numbers
+from splitgrow.growth.value_trials import analyse_again
+from splitgrow.utils.preserve import keep_surroundings_
+from splitgrow.utils.rollback import Undo
+
+
+def expand_input_(  # noqa: PLR0913
+    model: nn.Module,
+    history: History,
+    n: int,
+    *,
+    name: str | None,
+    freeze: bool,
+    initializer: str,
+    optimizer: object,
+    check: bool,
+) -> Edit:
+    """Adds channels to an input, all or nothing.
+
+    Raises:
+        TypeError: If n is not an int.
+        ValueError: If n is not positive.
+    """
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"n (={n!r}) must be an int, the number of channels to add")
+    if n < 1:
+        raise ValueError(f"n (={n}) must be at least 1: inputs only grow")
+    check_structure(model, history)
+    before = before_edit(model, history, check=check)
+    with Undo() as undo, undo:
+        keep_surroundings_(model, undo)
+        name = _named(model, history.inputs, name)
+        graph, axes = analyse_with_free_input(model, history.inputs, name)
+        dim = _channel_dim(graph, axes, name)
+        growth = _growth(graph, axes[dim], name, n)
+        keep_(history, undo)
+        history.graph = graph
+        generation, closes = history.next_edit(freeze=freeze)
+        edit = Edit(
+            index=len(history.edits) + 1,
+            generation=generation,
+            closes=closes,
+            request={f"input {name}": n},
+            growth=growth,
+            changes=plan_changes(graph, history.modules, growth),
+            numbers=plan_numbers(graph, growth),
+            inputs=(_change(graph, axes[dim], name, dim, n),),
+        )
+        edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
+        history.narrower = (*history.narrower, (edit.index, history.inputs))
+        history.inputs = widened(model, history.inputs, edit.inputs)
+        history.graph = analyse_again(model, history.inputs, history.broken)
+        history.modules = structure(model)
+        if before is not None:
+            before.check(model, history)
+    return edit
+
+
+def _arguments(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    return inspect.signature(model.forward).bind(*inputs).arguments
+
+
+def _named(model: nn.Module, inputs: tuple[Any, ...], name: str | None) -> str:
+    """The name of the input that is to grow.
+
+    Raises:
+        TypeError: If the name is no text, or that input no tensor.
+        ValueError: If there is no such input.
+    """
+    given = _arguments(model, inputs)
+    tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
+    if name is None:
+        if not tensors:
+            raise ValueError(f"none of forward's arguments ({', '.join(given)}) is one tensor")
+        return tensors[0]
+    if not isinstance(name, str):
+        raise TypeError(f"name must be the name of an argument of forward, got {name!r}")
+    if name not in tensors:
+        raise ValueError(f"no input {name!r} that is a tensor; there are {', '.join(tensors)}")
+    return name
+
+
+def _channel_dim(graph: ChannelGraph, axes: tuple[Axis, ...], name: str) -> int:
+    """The dimension of an input on which layers find channels.
+
+    Raises:
+        FixedWidthError: If no layer reads it.
+    """
+    for node in graph.nodes.values():
+        read = set(groups_of(graph.groups.resolve(node.ins)))
+        for dim, axis in enumerate(axes):
+            if read & set(groups_of(graph.groups.resolve(axis))):
+                return dim
+    reasons = "; ".join(reason for axis in axes for reason in graph.groups.reasons(axis))
+    raise FixedWidthError(f"no layer reads channels of the input `{name}`: {reasons or 'none'}")
+
+
+def _growth(graph: ChannelGraph, axis: Axis, name: str, n: int) -> dict[int, int]:
+    """How the groups on an axis grow so that it gains n positions at its end.
+
+    Raises:
+        FixedWidthError: If they cannot.
+        ValueError: If n does not fit.
+    """
+    growing = graph.growing_groups(axis)
+    runs = graph.groups.resolve(axis)
+    if not growing or runs[-1].group != growing[0]:
+        reasons = "; ".join(graph.groups.reasons(axis)) or "its channels are of a constant number"
+        raise FixedWidthError(f"the input `{name}` cannot grow: {reasons}")
+    step = graph.multiplicity(axis, growing[0])
+    if n % step:
+        raise ValueError(f"n (={n}) does not fit the input `{name}`: it grows in steps of {step}")
+    return {growing[0]: n // step}
+
+
+def _change(graph: ChannelGraph, axis: Axis, name: str, dim: int, n: int) -> InputChange:
+    width = graph.groups.length(axis)
+    return InputChange(name, dim, (width, width + n))
+
+
+def widened(
+    model: nn.Module, inputs: tuple[Any, ...], changes: Iterable[InputChange]
+) -> tuple[Any, ...]:
+    """The example inputs with more channels: those that there are once more, from the first."""
+    for change in changes:
+        place = list(_arguments(model, inputs)).index(change.name)
+        x, (before, after) = inputs[place], change.width
+        again = torch.arange(after - before, device=x.device) % before
+        wider = torch.cat([x, x.index_select(change.dim, again)], change.dim)
+        inputs = (*inputs[:place], wider, *inputs[place + 1 :])
+    return inputs

@@ -1,0 +1,227 @@
+"""Copies of whole residual blocks that pass their input on at first, to make a network deeper.
+
+A copy is a block of the same type and shape in which the last layer of each residual branch is zero
+(Wu et al. 2024, LLaMA Pro, https://arxiv.org/abs/2401.02415, section 3.1).
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitgrow.analysis.trace import Ref, Source, Step
+from splitgrow.errors import InsertionError
+from splitgrow.growth.insertion.builders import zeroed
+from splitgrow.growth.insertion.sites import Sites, is_activation
+from splitgrow.layers.freezing import held, release_
+from splitgrow.layers.insertion_wrapper import first_argument, first_of, with_first_argument
+from splitgrow.layers.plain_copy import plain_copy
+from splitgrow.layers.split_layer import stock
+from splitgrow.layers.types import kind_of
+from splitgrow.utils.preserve import undisturb_
+from splitgrow.utils.rollback import Meanwhile, Undo
+
+
+def copied_block(
+    model: nn.Module, path: str, sites: Sites, inputs: tuple[Any, ...], undo: Undo
+) -> nn.Module:
+    """A plain copy of a block that passes its input on, as long as it comes from that block.
+
+    Args:
+        model: The model.
+        path: The path of the block.
+        sites: The places of the model.
+        inputs: Its example inputs.
+        undo: Takes back what the model is told of the copy: that there is one block more.
+
+    Raises:
+        InsertionError: If the block is not called once with a tensor that it gives back in the same
+            shape, has no residual branches, or does not pass on what it made itself.
+    """
+    call = sites.call_of(path)
+    if call.given is None or call.result is None:
+        raise InsertionError(f"`{path}` does not read and pass on a tensor")
+    shapes = [tuple(sites.example_of(ref).shape) for ref in (call.given, call.result)]
+    if shapes[0] != shapes[1]:
+        raise InsertionError(
+            f"`{path}` makes {shapes[1]} of {shapes[0]}, so that a copy of it cannot follow it; "
+            f"name a block that keeps the shape"
+        )
+    names = _last_layers(sites, path, call.given)
+    if not names:
+        raise InsertionError(
+            f"`{path}` has no residual branch: nothing in it is added to what it reads; "
+            f"kind='residual' makes one"
+        )
+    memo: dict[int, Any] = {}
+    block = plain_copy(sites.modules[path], None, memo)
+    for name in names:
+        zeroed(memo[id(sites.modules[name])])
+    let_learn_(block)
+    announce_(block, model, undo)
+    _check(model, (path, sites.modules[path]), block, inputs)
+    return block
+
+
+def let_learn_(block: nn.Module) -> None:
+    """Lets a copy learn, whatever was frozen of the block that it was made of."""
+    for parameter in block.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    for module in block.modules():
+        if held(module):
+            release_(module, training=block.training)
+
+
+def _last_layers(sites: Sites, path: str, given: Ref) -> list[str]:
+    """The layers that each residual branch of a block ends in."""
+    stream, found = {given}, []
+    inside = _steps_of(sites, path)
+    for index in inside:
+        step = sites.steps[index]
+        operands = [arg for arg in step.args if isinstance(arg, Ref)]
+        carried = [ref for ref in operands if ref in stream]
+        if step.name.strip("_") in {"add", "iadd"} and len(operands) == 2 and len(carried) == 1:
+            (branch,) = (ref for ref in operands if ref not in stream)
+            last = _last_layer(sites, path, branch, inside)
+            if last:
+                found.append(last)
+                stream.add(Ref(index))
+        elif carried and len(operands) == 1 and _passes_on(step):
+            stream.add(Ref(index))
+    return found
+
+
+def _steps_of(sites: Sites, path: str) -> range:
+    """The steps from a block's input to its result."""
+    call = sites.call_of(path)
+    assert call.given is not None
+    assert call.result is not None
+    return range(call.given.step + 1, call.result.step + 1)
+
+
+def _passes_on(step: Step) -> bool:
+    name = step.name.lower().rstrip("_")
+    return "dropout" in name or name in {"identity", "contiguous", "to"} or is_activation(step)
+
+
+def _last_layer(sites: Sites, block: str, ref: Ref, inside: range) -> str:
+    """The last layer with parameters on the way to a tensor; empty if there is none."""
+    while ref.step in inside:
+        step = sites.steps[ref.step]
+        module = sites.modules.get(step.module or "")
+        known = module is not None and kind_of(stock(module)) is not None
+        if module is not None and known and any(True for _ in module.parameters()):
+            return str(step.module)
+        operands = [arg for arg in step.args if isinstance(arg, Ref)]
+        own = [sites.steps[r.step] for r in operands]
+        # As of a function that is given weights: attention's last is that of its output projection.
+        owners = [s.args[0].removesuffix(".weight") for s in own if s.target is Source.TENSOR]
+        owners = [path for path in owners if path in sites.modules and path.startswith(block)]
+        if owners:
+            return str(owners[-1])
+        operands = [r for r in operands if sites.steps[r.step].target is not Source.TENSOR]
+        if not operands:
+            return ""
+        ref = operands[0]
+    return ""
+
+
+def announce_(block: nn.Module, model: nn.Module, undo: Undo) -> None:
+    """Gives a copy a place of its own in the caches of transformers, which go by a block's number.
+
+    They are made for as many blocks as the model's ``config`` counts.
+    """
+    modules = [*model.modules()]
+    numbers = [vars(m)["layer_idx"] for m in modules if type(vars(m).get("layer_idx")) is int]
+    if not numbers:
+        return
+    count = max(numbers) + 1
+    for module in block.modules():
+        if type(vars(module).get("layer_idx")) is int:
+            module.__dict__["layer_idx"] = count
+    configs = {id(c): c for m in modules if (c := vars(m).get("config")) is not None}
+    for config in configs.values():
+        if getattr(config, "num_hidden_layers", None) != count:
+            continue
+        undo.on_failure(partial(setattr, config, "num_hidden_layers", count))
+        config.num_hidden_layers = count + 1
+        types = getattr(config, "layer_types", None)
+        if isinstance(types, list) and len(types) == count:
+            undo.on_failure(partial(setattr, config, "layer_types", types))
+            config.layer_types = [*types, types[-1]]
+
+
+def _check(
+    model: nn.Module, host: tuple[str, nn.Module], block: nn.Module, inputs: tuple[Any, ...]
+) -> None:
+    """Makes sure that the copy passes on whatever the block made, on random input as well.
+
+    Raises:
+        InsertionError: If it does not.
+    """
+    path, original = host
+    args, kwargs = captured(model, original, inputs)
+    x = first_argument(original, args, kwargs)
+    if x.is_meta:
+        raise InsertionError(
+            f"a copy of `{path}` is tried out on values before it is believed, and the meta device "
+            f"has none; insert it where the model has values"
+        )
+    with Meanwhile() as meanwhile, meanwhile:
+        undisturb_(model, meanwhile)
+        undisturb_(block, meanwhile)
+        torch.set_grad_enabled(False)
+        generator = torch.Generator(x.device).manual_seed(0)
+        for scale in (0.0, 1.0, 10.0):
+            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            given = with_first_argument(original, args, kwargs, x if not scale else scale * noise)
+            given = copy.deepcopy(given)  # caches among the arguments are filled
+            made = first_of(_in_evaluation(original, *given))
+            again = with_first_argument(original, *given, made)
+            if not torch.equal(first_of(_in_evaluation(block, *again)), made):
+                raise InsertionError(
+                    f"a copy of `{path}` would change what that made, even with the last layers of "
+                    f"its branches at zero: something else than adding lies behind them, such as a "
+                    f"norm; kind='residual' is exact there"
+                )
+
+
+def _in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    for part in module.modules():
+        part.__dict__["training"] = False
+    return module(*args, **kwargs)
+
+
+class _Captured(Exception):  # noqa: N818
+    """The arguments of a call, as soon as it was made."""
+
+
+def captured(
+    model: nn.Module, host: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with which a module is called when the model runs on its example inputs.
+
+    Raises:
+        InsertionError: If it is not called.
+    """
+
+    def capture(*args: Any, **kwargs: Any) -> Any:
+        raise _Captured(args, kwargs)
+
+    with Meanwhile() as meanwhile, meanwhile:
+        undisturb_(model, meanwhile)
+        torch.set_grad_enabled(False)
+        for module in model.modules():
+            module.__dict__["training"] = False
+        host.__dict__["forward"] = capture
+        try:
+            model(*inputs)
+        except _Captured as captured:
+            args, kwargs = captured.args
+            return args, dict(kwargs)
+    raise InsertionError("the example inputs lead to no call of the module that could be seen")

@@ -1,0 +1,295 @@
+"""What can be inserted into a network without changing what it computes, ready to learn."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.errors import InsertionError
+from splitgrow.growth.insertion.sites import ACTIVATIONS, Site
+from splitgrow.growth.insertion.value_ranges import leaves_alone
+from splitgrow.layers.fade import FadeIn
+from splitgrow.layers.split_layer import stock
+from splitgrow.layers.types import kind_of
+
+_CONVS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+_NORMS: dict[int, type[nn.Module]] = {
+    2: nn.BatchNorm1d,
+    3: nn.BatchNorm1d,
+    4: nn.BatchNorm2d,
+    5: nn.BatchNorm3d,
+}
+
+
+class Builder:
+    """Makes what goes to one place.
+
+    Attributes:
+        copied: The paths of what its parts are copies of, by the parts' ids.
+
+    Args:
+        site: The place.
+        modules: The model's modules by path.
+        like: A tensor whose device and dtype the new ones have.
+        kernel_size: The size of convolutions' kernels, odd.
+        activation: An activation, or None for the one in front of the place, or else ReLU.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        modules: Mapping[str, nn.Module],
+        like: Tensor,
+        *,
+        kernel_size: int = 3,
+        activation: nn.Module | None = None,
+    ) -> None:
+        self.site, self._modules = site, modules
+        self._kernel_size = kernel_size
+        self._given = activation
+        self.copied: dict[int, str] = {}
+        self._placed: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        dims = site.example.dim()
+        self._conv = _CONVS.get(dims) if site.dim == 1 and dims > 2 else None
+        if self._conv is None and site.dim != dims - 1:
+            raise InsertionError(
+                f"behind `{site.unit[0]}` the channels lie on dimension {site.dim} of {dims}, "
+                f"where neither a convolution nor a Linear could read them"
+            )
+
+    # -- the parts -------------------------------------------------------------------------------
+
+    def layer(self, ins: int, outs: int, size: int | None = None) -> nn.Module:
+        """A convolution that keeps the size of space, or a Linear."""
+        if self._conv is None:
+            return nn.Linear(ins, outs, **self._placed)
+        size = self._kernel_size if size is None else size
+        make: Any = self._conv
+        return make(ins, outs, size, padding=size // 2, **self._placed)  # type: ignore[no-any-return]
+
+    def norm(self, width: int) -> nn.Module | None:
+        """A batch norm, if there is one in front of the place."""
+        found = (stock(self._modules[name]) for name in self.site.unit if name in self._modules)
+        like: Any = next((m for m in found if isinstance(m, nn.modules.batchnorm._BatchNorm)), None)  # noqa: SLF001
+        if like is None or (self._conv is None and self.site.example.dim() != 2):
+            return None
+        make: Any = _NORMS[self.site.example.dim()]
+        return make(width, eps=like.eps, momentum=like.momentum, **self._placed)  # type: ignore[no-any-return]
+
+    def activation(self) -> nn.Module:
+        """The activation that was asked for, or the one in front of the place, or ReLU."""
+        if self._given is not None:
+            return copy.deepcopy(self._given)
+        for name in self.site.unit[:0:-1]:
+            module = self._modules.get(name)
+            kind = type(module).__name__ if module is not None else name
+            plain = kind.rpartition(".")[2].replace("_", "").lower()
+            if plain in ACTIVATIONS and module is not None:
+                copied = copy.deepcopy(module)
+                self.copied[id(copied)] = name
+                return copied
+            if plain in ACTIVATIONS:
+                return ACTIVATIONS[plain]()
+        return nn.ReLU()
+
+    # -- the wholes ------------------------------------------------------------------------------
+
+    def identity(self) -> nn.Module:
+        """A layer that passes its input on, with its norm and an activation that does nothing here.
+
+        A Linear has the identity matrix; a convolution the Dirac kernel, one at its centre from
+        each channel to itself. The norm is the identity with its running statistics: gamma =
+        sqrt(var + eps), beta = mean (Chen, Goodfellow & Shlens 2016, Net2Net, arXiv 1511.05641,
+        section 2.3). Behind a batch norm and a ReLU these statistics follow from the former's
+        weights, so that the norm is nearly the identity in training mode, too.
+
+        Raises:
+            InsertionError: If the activation changes what comes out of the place.
+        """
+        activation = self.activation()
+        if not leaves_alone(activation, self.site.interval):
+            low, high = self.site.interval
+            raise InsertionError(
+                f"an identity layer behind `{self.site.unit[0]}` would not be exact: "
+                f"{type(activation).__name__} changes values that lie between {low:g} and "
+                f"{high:g}; exact there are kind='residual' and kind='gate', or an identity with "
+                f"activation=torch.nn.Identity()"
+            )
+        layer: Any = self.layer(self.site.width, self.site.width)
+        with torch.no_grad():
+            if isinstance(layer, nn.Linear):
+                nn.init.eye_(layer.weight)
+            else:
+                nn.init.dirac_(layer.weight)
+            layer.bias.zero_()
+        parts = [layer]
+        norm: Any = self.norm(self.site.width)
+        if norm is not None:
+            with torch.no_grad():
+                self._foresee_statistics_(norm, activation)
+                norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+                norm.bias.copy_(norm.running_mean)
+            layer.bias = None  # the norm has one
+            parts.append(norm)
+        return nn.Sequential(*parts, activation)
+
+    def _foresee_statistics_(self, norm: Any, activation: nn.Module) -> None:
+        if len(self.site.unit) < 3 or not isinstance(activation, nn.ReLU):
+            return
+        before: Any = self._modules.get(self.site.unit[1])
+        composed = getattr(before, "composition", None)  # it has grown
+        before = composed().plain() if composed is not None else before
+        if getattr(before, "weight", None) is not None and before.bias is not None:
+            mean, variance = _rectified(before)
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+
+    def residual(self, form: str) -> nn.Module:
+        """The branch f of x + f(x), whose last layer is zero.
+
+        Args:
+            form: "plain": two layers of the width; "bottleneck": a quarter of the width inside.
+        """
+        width = self.site.width
+        inner = width if form == "plain" else max(1, width // 4)
+        size = None if form == "plain" else 1
+        parts: list[nn.Module | None] = [
+            self.layer(width, inner, size),
+            self.norm(inner),
+            self.activation(),
+        ]
+        if form == "bottleneck" and self._conv is not None:
+            parts += [self.layer(inner, inner), self.norm(inner), self.activation()]
+        parts.append(zeroed(self.layer(inner, width, size)))
+        return nn.Sequential(*(part for part in parts if part is not None))
+
+    def gate(self) -> nn.Module:
+        """The factor g of x * g(x), which is one: a layer of weight zero and bias one.
+
+        A weight of ones would not do: what it makes of a window is the sum over it.
+        """
+        layer: Any = zeroed(self.layer(self.site.width, self.site.width))
+        with torch.no_grad():
+            layer.bias.fill_(1)
+        return layer  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with all its parameters zero."""
+    for parameter in layer.parameters(recurse=False):
+        parameter.zero_()
+    return layer
+
+
+class _Given(nn.Module):
+    """Passes on what the module that is replaced has made."""
+
+    def forward(self, made: Tensor, *_: Any, **__: Any) -> Tensor:
+        return made
+
+
+class _Replacing(nn.Module):
+    """Reads what the module that is replaced has read."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, _: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+def replacement(module: nn.Module) -> FadeIn:
+    """A fade from what a module has made, which comes first among the arguments, to another's."""
+    return FadeIn(_Given(), _Replacing(module))
+
+
+@torch.no_grad()
+def tried(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module makes of arguments, in evaluation mode; it is not changed, nor are they.
+
+    Raises:
+        InsertionError: If it does not run on them.
+        MemoryError: If there is too little memory.
+    """
+    args, kwargs = copy.deepcopy((args, kwargs))
+    try:
+        return copy.deepcopy(module).eval()(*args, **kwargs)
+    except MemoryError:  # no fault of the module's
+        raise
+    except Exception as error:
+        shapes = [tuple(arg.shape) for arg in args if isinstance(arg, Tensor)]
+        raise InsertionError(
+            f"the module that is to be inserted does not run on tensors of shapes {shapes}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def keeps_shape(module: nn.Module, example: Tensor) -> None:
+    """Makes sure that a module makes a tensor of the same shape.
+
+    Raises:
+        InsertionError: If it does not.
+    """
+    made = tried(module, (example,), {})
+    if not isinstance(made, Tensor) or made.shape != example.shape:
+        shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise InsertionError(
+            f"the module that is to be inserted makes {shape} of {tuple(example.shape)}; it has to "
+            f"keep the shape"
+        )
+
+
+def last_layer(branch: nn.Module, example: Tensor) -> str:
+    """The path of the layer in a branch f whose parameters at zero make f(x) zero.
+
+    Args:
+        branch: The module. It is not changed.
+        example: A tensor like those that it will read.
+
+    Raises:
+        InsertionError: If it does not map a tensor to one of the same shape, or there is no such
+            layer.
+    """
+    keeps_shape(branch, example)
+    if example.is_meta:
+        raise InsertionError(
+            "whether a module makes zeros with its last layer at zero is tried out on values, and "
+            "the meta device has none; fade it in (kind='fade'), or insert it where the model has "
+            "values"
+        )
+    copied = copy.deepcopy(branch).eval()
+    called: list[str] = []
+    for name, module in copied.named_modules():
+        if kind_of(module) is not None and getattr(module, "weight", None) is not None:
+            module.register_forward_hook(lambda *_, name=name: called.append(name))
+    copied(example)
+    if called:
+        zeroed(copied.get_submodule(called[-1]))
+    if not called or copied(example).count_nonzero():
+        raise InsertionError(
+            "what the module that is to be inserted makes is not zero even with its last layer at "
+            "zero; end it with a convolution, a Linear or a norm, or fade it in (kind='fade')"
+        )
+    return called[-1]
+
+
+def _rectified(norm: Any) -> tuple[Tensor, Tensor]:
+    """Mean and variance of what ReLU makes of a batch norm's output, taken for normal.
+
+    For z from N(b, g^2), with t = b / g: E[relu(z)] = b Phi(t) + g phi(t) and E[relu(z)^2] =
+    (b^2 + g^2) Phi(t) + b g phi(t).
+    """
+    shift, scale = norm.bias.detach(), norm.weight.detach().abs().clamp_min(1e-12)
+    t = shift / scale
+    below = 0.5 * (1 + torch.erf(t / math.sqrt(2)))
+    density = torch.exp(-t.square() / 2) / math.sqrt(2 * math.pi)
+    mean = shift * below + scale * density
+    square = (shift.square() + scale.square()) * below + shift * scale * density
+    return mean, (square - mean.square()).clamp_min(0)

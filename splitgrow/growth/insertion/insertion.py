@@ -1,0 +1,320 @@
+"""Inserting layers into a network that goes on computing what it did: planned, then carried out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.analysis.unsupported_layers import stray_references
+from splitgrow.errors import InsertionError, TraceError
+from splitgrow.growth.apply import close_
+from splitgrow.growth.edit_check import before_edit
+from splitgrow.growth.edits import Edit, Insertion
+from splitgrow.growth.history import History, check_structure, keep_, structure
+from splitgrow.growth.insertion.block_copies import captured, copied_block
+from splitgrow.growth.insertion.builders import (
+    Builder,
+    keeps_shape,
+    last_layer,
+    replacement,
+    tried,
+    zeroed,
+)
+from splitgrow.growth.insertion.placing import wrap_
+from splitgrow.growth.insertion.recipes import recipe_of
+from splitgrow.growth.insertion.request import After, Wanted
+from splitgrow.growth.insertion.sites import Site, Sites
+from splitgrow.growth.optimizers import NewParameter, join_, listed, plan_joining
+from splitgrow.growth.planning import find_node
+from splitgrow.growth.value_trials import analyse_again
+from splitgrow.layers.fade import FadeIn
+from splitgrow.layers.insertion_wrapper import Deepened, note_questions_, note_runs_
+from splitgrow.utils.preserve import keep_surroundings_
+from splitgrow.utils.rollback import Meanwhile, Undo
+
+
+@dataclass(frozen=True)
+class _Planned:
+    edit: Edit
+    host: nn.Module
+    module: nn.Module
+    prepare: Callable[[Undo], None]
+
+
+def plan_insertion(
+    model: nn.Module, history: History, after: After, wanted: Wanted, *, freeze: bool
+) -> Edit:
+    """The edit that an insertion would be, not carried out."""
+    with Meanwhile() as meanwhile, meanwhile:
+        keep_surroundings_(model, meanwhile)
+        return _plan(model, history, after, wanted, meanwhile, freeze=freeze).edit
+
+
+def insert_(
+    model: nn.Module,
+    history: History,
+    after: After,
+    wanted: Wanted,
+    *,
+    freeze: bool,
+    optimizer: object,
+    check: bool,
+) -> Edit:
+    """Inserts something; whatever fails, everything is as before."""
+    optimizers = listed(optimizer)
+    with Undo() as undo, undo:
+        keep_surroundings_(model, undo)
+        planned = _plan(model, history, after, wanted, undo, freeze=freeze)
+        edit = planned.edit
+        before = before_edit(model, history, check=check)
+        (insertion,) = edit.inserted
+        beside = (planned.host, history.modules[insertion.options["after"]])
+        new = _new_parameters(planned.module, insertion, beside)
+        joining = plan_joining(optimizers, new, edit.generation)
+        keep_(history, undo)
+        if edit.closes is not None:
+            close_(model, history, undo)
+        planned.prepare(undo)
+        wrapper = wrap_(model, planned.host, planned.module, (edit.index, insertion), undo)
+        join_(joining, undo)
+        with Meanwhile() as meanwhile, meanwhile:
+            asked, ran = note_questions_(meanwhile), note_runs_(meanwhile)
+            history.graph = _analysed(model, history, insertion.host)
+        _refuse_unseen(insertion.host, seen=id(wrapper) in ran)
+        tell_wrappers_(model, asked, undo)
+        history.modules = structure(model)
+        history.generation = edit.generation
+        history.edits = [*history.edits, edit]
+        if before is not None:
+            before.check(model, history)
+    return edit
+
+
+def _plan(
+    model: nn.Module, history: History, after: After, wanted: Wanted, undo: Undo, *, freeze: bool
+) -> _Planned:
+    check_structure(model, history)
+    wanted.check()
+    sites = Sites(model, history.inputs)
+    if wanted.kind == "block":
+        path = _module_path(history, after)
+        call = sites.call_of(path)
+        host, before, unit = path, False, path
+        module: nn.Module = copied_block(model, path, sites, history.inputs, undo)
+        width, tensor_result = sites.width_of(path), call.tuple_of is None
+        recipe: dict[str, Any] = {"copy": path}
+        prepare: Callable[[Undo], None] = _nothing
+    elif wanted.kind == "replacement":
+        host = unit = _module_path(history, after)
+        before, prepare = False, _nothing
+        module = _replacement(model, sites, host, history.inputs, wanted.module)
+        width, tensor_result = sites.width_of(host), True
+        recipe = recipe_of(cast(nn.Module, wanted.module), given=True)
+    else:
+        site = _site(sites, history, after)
+        module, prepare, recipe = _made(model, sites, site, wanted)
+        host, before, unit, width = site.host, site.before, site.unit[0], site.width
+        tensor_result = sites.call_of(host).tuple_of is None
+    _refuse_stray(model, host, history.modules[host])
+    generation, closes = history.next_edit(freeze=freeze)
+    index = len(history.edits) + 1
+    insertion = Insertion(
+        host=host,
+        before=before,
+        kind=wanted.kind,
+        name=f"{host}.inserted{index}",
+        type=_described(module),
+        width=width,
+        parameters=sum(p.numel() for p in module.parameters()),
+        options={"after": unit, **wanted.options},
+        tensor_result=tensor_result,
+        recipe=recipe,
+    )
+    edit = Edit(index, generation, closes, {}, {}, (), inserted=(insertion,))
+    return _Planned(edit, history.modules[host], module, prepare)
+
+
+def tell_wrappers_(model: nn.Module, asked: Container[int], undo: Undo) -> None:
+    """Tells wrappers whether forward asks them for attributes of their modules."""
+    for module in model.modules():
+        if isinstance(module, Deepened):
+            undo.on_failure(partial(setattr, module, "answers", module.answers))
+            module.answers = id(module) in asked
+
+
+def _nothing(_: Undo) -> None:
+    """There is nothing to do before it is put in place."""
+
+
+def _site(sites: Sites, history: History, after: After) -> Site:
+    if isinstance(after, tuple):
+        if len(after) != 2:
+            raise ValueError(f"an edge is (layer, module that reads it), got {after!r}")
+        return sites.between(_module_path(history, after[0]), _module_path(history, after[1]))
+    return sites.behind(_module_path(history, after))
+
+
+def _module_path(history: History, after: object) -> str:
+    """The path of a module, by its path or a layer's index.
+
+    Raises:
+        TypeError: If `after` is neither.
+        ValueError: If there is no such module.
+    """
+    if isinstance(after, int) and not isinstance(after, bool):
+        return find_node(history.graph, after).name
+    if not isinstance(after, str):
+        raise TypeError(f"`after` is a layer's index, a module's path or an edge, got {after!r}")
+    if after in history.modules and after:
+        return history.graph.aliases.get(after, after)
+    named = [name for name in history.modules if name]
+    close = difflib.get_close_matches(after, named, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see named_modules()"
+    raise ValueError(f"no module {after!r}; {hint}")
+
+
+def _replacement(
+    model: nn.Module,
+    sites: Sites,
+    path: str,
+    inputs: tuple[Any, ...],
+    module: nn.Module | None,
+) -> nn.Module:
+    """What fades from one module to another that reads the same.
+
+    Raises:
+        InsertionError: If they do not make tensors of the same shape.
+    """
+    assert module is not None
+    _refuse_known(model, module)
+    call = sites.call_of(path)
+    if call.result is None or call.tuple_of is not None:
+        raise InsertionError(f"`{path}` does not give one tensor, so that nothing could replace it")
+    shape = tuple(sites.example_of(call.result).shape)
+    args, kwargs = captured(model, sites.modules[path], inputs)
+    made = tried(module, args, kwargs)
+    if not isinstance(made, Tensor) or made.shape != shape:
+        other = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise InsertionError(f"`{path}` makes {shape}, what is to replace it makes {other}")
+    return replacement(module)
+
+
+def _refuse_known(model: nn.Module, module: nn.Module) -> None:
+    if any(part is module for part in model.modules()):
+        raise ValueError("the module that is to be inserted is part of the model already")
+
+
+def _made(
+    model: nn.Module, sites: Sites, site: Site, wanted: Wanted
+) -> tuple[nn.Module, Callable[[Undo], None], dict[str, Any]]:
+    """What is to be inserted, what is to be done before it is put in place, and its recipe.
+
+    Raises:
+        ValueError: If a module was given that is part of the model already.
+    """
+    like = _like(model, site)
+    if wanted.module is not None:
+        _refuse_known(model, wanted.module)
+        recipe = recipe_of(wanted.module, given=True)
+        with torch.no_grad():
+            example = torch.randn(site.example.shape, device=like.device, dtype=like.dtype)
+            if wanted.kind == "fade":
+                keeps_shape(wanted.module, example)
+                return FadeIn(nn.Identity(), wanted.module), _nothing, recipe
+            name = last_layer(wanted.module, example)
+        return wanted.module, partial(_zero_, wanted.module.get_submodule(name)), recipe
+    builder = Builder(
+        site,
+        sites.modules,
+        like,
+        kernel_size=wanted.kernel_size,
+        activation=wanted.activation,
+    )
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "identity": builder.identity,
+        "residual": partial(builder.residual, wanted.form),
+        "gate": builder.gate,
+    }
+    with torch.inference_mode(mode=False):
+        made = makers[wanted.kind]()
+    return made.train(model.training), _nothing, recipe_of(made, builder.copied)
+
+
+def _zero_(layer: nn.Module, undo: Undo) -> None:
+    before = {name: p.detach().clone() for name, p in layer.named_parameters(recurse=False)}
+
+    @torch.no_grad()
+    def take_back() -> None:
+        for name, value in before.items():
+            getattr(layer, name).copy_(value)
+
+    undo.on_failure(take_back)
+    zeroed(layer)
+
+
+def _like(model: nn.Module, site: Site) -> Tensor:
+    """A tensor whose device and dtype what is inserted has: the nearest parameter's."""
+    modules = structure(model)
+    near = (modules[path] for path in (site.unit[0], site.host))
+    own = (p for module in (*near, model) for p in module.parameters() if p.is_floating_point())
+    return next(own, torch.empty(0))
+
+
+def _described(module: nn.Module) -> str:
+    """The types of the layers in it, in order."""
+    parts = [m for m in module.modules() if not any(True for _ in m.children())]
+    names = [type(part).__name__ for part in parts]
+    return " + ".join(names) if len(names) < 8 else f"{type(module).__name__} of {len(names)} parts"
+
+
+def _analysed(model: nn.Module, history: History, host: str) -> ChannelGraph:
+    """The channel graph of a model with something in it that was just put there.
+
+    Raises:
+        InsertionError: If the model no longer runs.
+    """
+    try:
+        return analyse_again(model, history.inputs, history.broken)
+    except (ValueError, TraceError) as error:
+        raise InsertionError(
+            f"with what is inserted at `{host}`, the model no longer runs: {error}"
+        ) from error
+
+
+def _refuse_unseen(host: str, *, seen: bool) -> None:
+    if not seen:
+        raise InsertionError(
+            f"forward reaches `{host}` otherwise than by that name (through a closure, a tuple or "
+            f"another object that holds it), so that what is inserted would not run"
+        )
+
+
+def _refuse_stray(model: nn.Module, host: str, module: nn.Module) -> None:
+    known = {id(module)}
+    for holder, attribute, _ in stray_references(structure(model), known):
+        raise InsertionError(
+            f"`{holder or 'the model'}` also holds `{host}` in a tuple or set in the attribute "
+            f"`{attribute}`, where what is inserted would not be seen; use a list there"
+        )
+
+
+def _new_parameters(
+    module: nn.Module, insertion: Insertion, beside: Iterable[nn.Module]
+) -> Iterator[NewParameter]:
+    """The new parameters, each with those of the modules next to it: of its own name first.
+
+    An identity lies behind an activation, which has none: the layer in front of that has.
+    """
+    near = {id(p): (name, p) for host in beside for name, p in host.named_parameters()}.values()
+    for name, parameter in module.named_parameters():
+        own = name.rpartition(".")[2]
+        alike = [p for other, p in near if other.rpartition(".")[2] == own]
+        older = tuple(alike + [p for _, p in near if all(p is not q for q in alike)])
+        yield NewParameter(f"{insertion.name}.{name}", parameter, older)

@@ -1,0 +1,114 @@
+"""The methods of a growable model that make it deeper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.history_lookup import Handled
+from splitgrow.growth.insertion.insertion import insert_, plan_insertion
+from splitgrow.growth.insertion.request import After, Wanted
+from splitgrow.utils.rollback import Meanwhile
+
+
+class DepthMethods(Handled):
+    """Inserting layers."""
+
+    def insert_layer(  # noqa: PLR0913
+        self,
+        after: After,
+        kind: str = "residual",
+        *,
+        module: nn.Module | None = None,
+        form: str = "plain",
+        kernel_size: int = 3,
+        activation: nn.Module | None = None,
+        freeze: bool = True,
+        optimizer: object = None,
+        check: bool = True,
+    ) -> Edit:
+        """Inserts a layer, or several, that change nothing until they learn.
+
+        It grows like any other layer, in width and in depth. In evaluation mode the outputs are as
+        before; an identity with a batch norm is nearly one in training mode, all else is one there
+        (where the edit freezes nothing, see `expand_layer`).
+
+        Args:
+            after: A layer's index or name, for the place behind it, its norm and its activation
+                (if that is a function whose result no module reads, for the place before it); the
+                path of another module, such as a whole block, for the place behind that; or an
+                edge, as (layer, module that reads it), for that reader alone, whatever functions
+                lie between.
+            kind: "identity": a layer that passes its input on, with a norm and an activation as in
+                front of it (a Linear has the identity matrix, a convolution the Dirac kernel); only
+                where the activation leaves its own results alone, as ReLU does. "residual":
+                x + f(x), the last layer of f zero. "gate": x * g(x), the weight of g zero and its
+                bias one. "block": a copy of the residual block `after`, with the last layer of each
+                of its branches zero. "fade": a `module` that keeps the shape, whatever it computes,
+                in a `FadeIn` whose alpha is 0; a `FadeSchedule` of the model takes it to 1.
+                "replacement": the same for a `module` that is to take the place of `after`.
+            module: The branch f of a residual, whose last layer is set to zero; what fades in.
+            form: Of a branch that is made here. "plain": two layers of the width that is there;
+                "bottleneck": a quarter of it inside.
+            kernel_size: Of convolutions that are made here; odd.
+            activation: That of layers that are made here; None for the one in front of the place.
+            freeze: Whether the first edit closes generation 0, as in `expand_layer`.
+            optimizer: One or several optimizers. New parameters join the param group of the module
+                that they are next to.
+            check: Whether to compare the outputs before and after, as in `expand_layer`.
+
+        Returns:
+            The record of what was done; ``edit.inserted[0].name`` is the path of what is new.
+
+        Raises:
+            TypeError: If an argument is of another type.
+            ValueError: If there is no such module or kind, or options do not go together.
+            InsertionError: If nothing of this kind can be inserted there without changing the
+                function; the error says what can.
+            OptimizerError: If the optimizer does not train the module next to it.
+            InexactError: If `check` finds that the model would compute something else.
+            StructureChangedError: If the model was changed by hand since it was analysed.
+
+        In all these cases model and optimizer are as before.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> from torch import nn
+            >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+            >>> x = torch.randn(1, 3, 8, 8)
+            >>> net = splitgrow.growable(net, x)
+            >>> before = net(x)
+            >>> edit = net.insert_layer("0", "identity")
+            >>> edit.inserted[0].name, edit.inserted[0].type
+            ('1.inserted1', 'Conv2d + ReLU')
+            >>> torch.allclose(net(x), before, atol=1e-5)
+            True
+        """
+        wanted = Wanted(kind, module, form, kernel_size, activation)
+        with self._turn("insert a layer"), Meanwhile() as meanwhile, meanwhile:
+            self._alone("insert a layer", meanwhile)
+            return insert_(
+                self._model,
+                self._history,
+                after,
+                wanted,
+                freeze=freeze,
+                optimizer=optimizer,
+                check=check,
+            )
+
+    def plan_insertion(
+        self,
+        after: After,
+        kind: str = "residual",
+        *,
+        freeze: bool = True,
+        **options: Any,
+    ) -> Edit:
+        """The edit that `insert_layer` would carry out, not carried out; print it to see it."""
+        wanted = Wanted.of(kind, **options)
+        with self._turn("plan an insertion"), Meanwhile() as meanwhile, meanwhile:
+            self._alone("plan an insertion", meanwhile)
+            return plan_insertion(self._model, self._history, after, wanted, freeze=freeze)

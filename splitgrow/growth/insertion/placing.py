@@ -1,0 +1,49 @@
+"""Putting what is inserted in its place: a wrapper around the module next to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from splitgrow.growth.edits import Insertion
+from splitgrow.growth.insertion.request import KINDS
+from splitgrow.layers.insertion_wrapper import Deepened, Inserted
+from splitgrow.utils.module_slots import holders_in, put_in_place_
+from splitgrow.utils.rollback import Undo
+
+
+def wrap_(
+    model: nn.Module,
+    host: nn.Module,
+    module: nn.Module,
+    inserted: tuple[int, Insertion],
+    undo: Undo,
+) -> Deepened:
+    """Puts a module before or behind another, and gives the wrapper that holds both.
+
+    Args:
+        model: The model.
+        host: The module next to which it is put.
+        module: What is put there.
+        inserted: The number of the edit, and what it says of the insertion.
+        undo: Takes it back.
+    """
+    edit, insertion = inserted
+    item = Inserted(edit, insertion.before, KINDS[insertion.kind])
+    wrapper = next(
+        (m for m in model.modules() if isinstance(m, Deepened) and m.wrapped is host), None
+    )
+    if wrapper is None:
+        wrapper = Deepened(host)
+        wrapper.tensor_result = insertion.tensor_result
+        wrapper.set_inserted({item.name: module}, (item,))
+        put_in_place_(holders_in(model), host, wrapper, undo)
+        return wrapper
+    modules: Mapping[str, Any] = {i.name: wrapper.part(i.name) for i in wrapper.inserted}
+    undo.on_failure(partial(wrapper.set_inserted, modules, wrapper.inserted))
+    new = {item.name: module, **modules}
+    wrapper.set_inserted(new, (item, *wrapper.inserted))
+    return wrapper

@@ -1,0 +1,88 @@
+"""Putting in again what was inserted, from what its edit says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from splitgrow.errors import CheckpointError
+from splitgrow.growth.edits import Insertion
+from splitgrow.growth.history import structure
+from splitgrow.growth.insertion.block_copies import announce_, let_learn_
+from splitgrow.growth.insertion.builders import replacement
+from splitgrow.growth.insertion.placing import wrap_
+from splitgrow.growth.insertion.recipes import made_of, parts_in
+from splitgrow.growth.insertion.request import KINDS
+from splitgrow.layers.fade import FadeIn
+from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.utils.rollback import Undo
+
+_FEW = 100
+"""As many parts may have no parameters."""
+
+
+def insert_again_(
+    model: nn.Module,
+    edit: int,
+    insertion: Insertion,
+    given: Mapping[str, nn.Module],
+    undo: Undo,
+) -> None:
+    """Inserts what was inserted once; it has no values yet.
+
+    Args:
+        model: The model.
+        edit: The number of the edit.
+        insertion: What the edit says of it.
+        given: What the user gives again, by the path of the insertion.
+        undo: Takes it back.
+
+    Raises:
+        CheckpointError: If it does not fit the model, or a module has to be given.
+    """
+    modules = structure(model)
+    host = modules.get(insertion.host)
+    if host is None or not insertion.host or isinstance(host, Deepened):
+        raise CheckpointError(f"the model has no module `{insertion.host}`")
+    named = insertion.name == f"{insertion.host}.inserted{edit}"
+    if insertion.kind not in KINDS or not named or insertion.name in modules:
+        raise CheckpointError(f"it inserts a {insertion.kind!r} as `{insertion.name}`")
+    if parts_in(insertion.recipe, modules) > _FEW + insertion.parameters:
+        raise CheckpointError(f"`{insertion.name}` is of more parts than it has parameters")
+    module = _made(modules, insertion, given)
+    if insertion.kind == "block":
+        announce_(module, model, undo)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    if parameters != insertion.parameters:
+        raise CheckpointError(
+            f"`{insertion.name}` has {insertion.parameters:,} parameters there, as it is made "
+            f"here {parameters:,}"
+        )
+    wrap_(model, host, module, (edit, insertion), undo)
+
+
+def _made(
+    modules: Mapping[str, nn.Module],
+    insertion: Insertion,
+    given: Mapping[str, nn.Module],
+) -> nn.Module:
+    """What was inserted, without values.
+
+    Raises:
+        CheckpointError: If it cannot be made, or has to be given.
+    """
+    if "given" in insertion.recipe and insertion.name not in given:
+        raise CheckpointError(
+            f"{insertion}; it was made of a {insertion.recipe['given']} of yours: give that again, "
+            f"as modules={{{insertion.name!r}: ...}}"
+        )
+    module = made_of(insertion.recipe, modules, given.get(insertion.name))
+    if insertion.kind == "fade":
+        return FadeIn(nn.Identity(), module)
+    if insertion.kind == "replacement":
+        return replacement(module)
+    if insertion.kind == "block":
+        let_learn_(module)
+        return module
+    return module.train(modules[insertion.host].training)

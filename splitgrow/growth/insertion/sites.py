@@ -1,0 +1,329 @@
+"""Where something can be inserted: the boundaries of modules, found in a recorded run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from splitgrow.analysis.leaf_modules import is_leaf
+from splitgrow.analysis.trace import Ref, Step, refs_in
+from splitgrow.analysis.trace_recorder import Recorder
+from splitgrow.analysis.tracer import record
+from splitgrow.errors import InsertionError
+from splitgrow.growth.insertion.value_ranges import Interval, intervals_of
+from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.split_layer import stock
+from splitgrow.layers.types import kind_of
+
+_NORMS = ("BatchNorm", "InstanceNorm", "GroupNorm", "LayerNorm", "RMSNorm", "LocalResponseNorm")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module in a recorded run.
+
+    Attributes:
+        path: The module's path.
+        given: What its first argument is in the record; None if it is no tensor.
+        result: What the tensor that it passes on is in the record; None if there is none.
+        tuple_of: How many items its result has; None if it is a tensor.
+    """
+
+    path: str
+    given: Ref | None
+    result: Ref | None
+    tuple_of: int | None
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where something can be inserted.
+
+    Attributes:
+        host: The path of the module next to it.
+        before: Whether it lies before the module, rather than behind it.
+        example: The tensor that passes there; of its values only the shape counts.
+        dim: The dimension of its channels.
+        interval: Between which values it lies.
+        unit: The modules and functions that made it, from the layer on: a norm, an activation.
+    """
+
+    host: str
+    before: bool
+    example: Tensor
+    dim: int
+    interval: Interval
+    unit: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """The number of channels."""
+        return int(self.example.shape[self.dim])
+
+
+class _CallRecorder(Recorder):
+    """Takes down the calls of all modules besides the ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def prepare(self, modules: Any) -> None:
+        """Puts itself in front of every module."""
+        super().prepare(modules)
+        for name, module in modules:
+            if name and not isinstance(module, Deepened):
+                own = self.stand_ins.get(module, module).__dict__
+                forward = own.get("forward") or module.forward
+                own["forward"] = self._noted_forward(name, forward)
+
+    def _noted_forward(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self.inside:
+                return forward(*args, **kwargs)
+            given = self.known(args[0] if args else next(iter(kwargs.values()), None))
+            result = forward(*args, **kwargs)
+            several = isinstance(result, (tuple, list))
+            made = self.known(result[0] if several and result else result)
+            self.calls.append(Call(name, given, made, len(result) if several else None))
+            return result
+
+        return run
+
+
+class Sites:
+    """The places of a model where something can be inserted.
+
+    Args:
+        model: The model. It is not changed.
+        inputs: The positional arguments of an example call.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        recording = record(model, inputs, training=False, make=_CallRecorder)
+        recorder = recording.recorder
+        assert isinstance(recorder, _CallRecorder)
+        self.steps: Sequence[Step] = recording.steps
+        self.calls = recorder.calls
+        self.strays = recorder.strays
+        self.modules: Mapping[str, nn.Module] = dict(model.named_modules())
+        self._intervals = intervals_of(self.steps)
+        self._readers: dict[Ref, list[int]] = {}
+        for index, step in enumerate(self.steps):
+            for ref in refs_in((step.args, tuple(step.kwargs.values()))):
+                self._readers.setdefault(ref, []).append(index)
+
+    def behind(self, path: str) -> Site:
+        """The place behind a module: behind a layer's norm and activation, if it has them.
+
+        Where no module starts or ends there, since an activation is a function and so is what reads
+        it, it is the place behind the last module before that: the layer itself, or its norm.
+
+        Raises:
+            InsertionError: If it is not called exactly once, or passes on no tensor.
+        """
+        call = self.call_of(path)
+        if call.result is None:
+            raise InsertionError(f"`{path}` does not pass on a tensor that could be followed")
+        if kind_of(stock(self.modules[path])) is None or not is_leaf(self.modules[path]):
+            return self._site(path, before=False, value=call.result, unit=(path,))
+        value, unit = self._end_of_unit(call.result, path)
+        for other in self.calls:  # a module comes before those that hold it
+            if other.result == value and self._count(other.path) == 1:
+                return self._site(other.path, before=False, value=value, unit=unit)
+        reader = self._only_reader(value)
+        if reader is not None:
+            return self._site(reader, before=True, value=value, unit=unit)
+        host, value, unit = self._last_module(path, call.result)
+        return self._site(host, before=False, value=value, unit=unit)
+
+    def between(self, path: str, reader: str) -> Site:
+        """The place between a layer and one module that reads it.
+
+        Raises:
+            InsertionError: If the module is not called exactly once, or reads something else.
+        """
+        made, given = self.call_of(path).result, self.call_of(reader).given
+        if made is None:
+            raise InsertionError(f"`{path}` does not pass on a tensor that could be followed")
+        between = self._steps_between(made, given) if given is not None else None
+        if given is None or between is None:
+            raise InsertionError(
+                f"`{reader}` does not read what comes out of `{path}` as its first argument, with "
+                f"nothing but functions and modules without channels of their own between them"
+            )
+        names = [step.module or step.name for step in between]
+        return self._site(reader, before=True, value=given, unit=(path, *names))
+
+    def _steps_between(self, made: Ref, given: Ref) -> list[Step] | None:
+        """The steps that lead from one value to another, other than layers; None if none do."""
+        leads, needed = {made.step}, {given.step}
+        span = range(made.step + 1, given.step + 1)
+        for index in span:
+            step = self.steps[index]
+            read = {ref.step for ref in refs_in((step.args, tuple(step.kwargs.values())))}
+            if read & leads and not self._is_layer(step.module):
+                leads.add(index)
+        if given.step not in leads:
+            return None
+        for index in span[::-1]:
+            step = self.steps[index]
+            if index in needed & leads:
+                refs = refs_in((step.args, tuple(step.kwargs.values())))
+                needed.update(ref.step for ref in refs)
+        return [self.steps[index] for index in span if index in needed & leads]
+
+    def _last_module(self, path: str, value: Ref) -> tuple[str, Ref, tuple[str, ...]]:
+        """The last module of a layer's unit, what it passes on, and the unit up to there."""
+        unit: tuple[str, ...] = (path,)
+        found = (path, value, unit)
+        while (following := self._following(value)) is not None:
+            value, name = following
+            unit = (*unit, name)
+            if name in self.modules and self._count(name) == 1:
+                found = (name, value, unit)
+            if not self._is_norm(name):
+                break
+        return found
+
+    def width_of(self, path: str) -> int:
+        """The number of channels of what a module passes on.
+
+        Raises:
+            InsertionError: If it is not called exactly once.
+        """
+        result = self.call_of(path).result
+        assert result is not None
+        example = self.example_of(result)
+        return int(example.shape[self._channel_dim(result, example)])
+
+    def _count(self, path: str) -> int:
+        return sum(call.path == path for call in self.calls)
+
+    def call_of(self, path: str) -> Call:
+        """The only call of a module.
+
+        Raises:
+            InsertionError: If it is not called exactly once.
+        """
+        calls = [call for call in self.calls if call.path == path]
+        if path in self.strays:
+            raise InsertionError(f"`{path}`: {self.strays[path]}")
+        if len(calls) != 1:
+            raise InsertionError(
+                f"`{path}` is called {len(calls)} times in a forward pass, and what is inserted at "
+                f"a module works at every call; name one that is called once"
+            )
+        return calls[0]
+
+    def _end_of_unit(self, value: Ref, path: str) -> tuple[Ref, tuple[str, ...]]:
+        """What comes out of a layer's norm and activation, if nobody reads what is before them."""
+        unit: tuple[str, ...] = (path,)
+        while (following := self._following(value)) is not None:
+            value, name = following
+            unit = (*unit, name)
+            if not self._is_norm(name):
+                break
+        return value, unit
+
+    def _following(self, value: Ref) -> tuple[Ref, str] | None:
+        """The norm or activation that alone reads a value, with what comes out of it."""
+        readers = self._readers.get(value, [])
+        if len(readers) != 1:
+            return None
+        index = readers[0]
+        step = self.steps[index]
+        name = step.module or step.name
+        if self._is_norm(name) or is_activation(step):
+            return Ref(index), name
+        return None
+
+    def _is_layer(self, path: str | None) -> bool:
+        """Whether what is called there has channels of its own, and is no norm."""
+        if path is None or self._is_norm(path):
+            return False
+        return kind_of(stock(self.modules[path])) is not None
+
+    def _is_norm(self, name: str) -> bool:
+        module = self.modules.get(name)
+        return module is not None and any(n in type(stock(module)).__name__ for n in _NORMS)
+
+    def _only_reader(self, value: Ref) -> str | None:
+        """The module that alone reads a value, as its first argument, and is called once."""
+        readers = [self.steps[index] for index in self._readers.get(value, [])]
+        paths = {step.module for step in readers}
+        if len(readers) != 1 or None in paths:
+            return None
+        (path,) = paths
+        found = [call for call in self.calls if call.path == path and call.given == value]
+        return path if len(found) == 1 and self._count(str(path)) == 1 else None
+
+    def _site(self, host: str, *, before: bool, value: Ref, unit: tuple[str, ...]) -> Site:
+        example = self.example_of(value)
+        dim = self._channel_dim(value, example)
+        return Site(host, before, example, dim, self._intervals[value.step], unit)
+
+    def example_of(self, value: Ref) -> Tensor:
+        """A tensor of the record; of its values only the shape counts."""
+        example: Any = self.steps[value.step].example
+        for index in value.path:
+            example = example[index]
+        assert isinstance(example, Tensor)
+        return example
+
+    def _channel_dim(self, value: Ref, example: Tensor) -> int:
+        """On which dimension the next layer, or else the last, finds the channels."""
+        dims = example.dim()
+        if dims == 2:
+            return 1
+        for ref in (*self._from(value, self._next), *self._from(value, self._last)):
+            step = self.steps[ref.step]
+            kind = kind_of(stock(self.modules[step.module])) if step.module is not None else None
+            seen = step.example
+            if kind is not None and isinstance(seen, Tensor) and seen.dim() == dims:
+                return kind.channel_dim(stock(self.modules[str(step.module)])) % dims
+        return 1 if dims > 3 else dims - 1
+
+    def _from(self, value: Ref, onward: Callable[[Ref], list[Ref]]) -> Iterator[Ref]:
+        """Results that follow from a value, or that it follows from, the nearest first."""
+        pending, seen = [value], {value}
+        while pending:
+            ref = pending.pop(0)
+            yield ref
+            for other in onward(ref):
+                if other not in seen:
+                    seen.add(other)
+                    pending.append(other)
+
+    def _next(self, ref: Ref) -> list[Ref]:
+        readers = self._readers.get(ref, [])
+        return [Ref(index) for index in readers if self.steps[index].name not in _TURNING]
+
+    def _last(self, ref: Ref) -> list[Ref]:
+        step = self.steps[ref.step]
+        return [] if step.name in _TURNING else list(refs_in(step.args))
+
+
+def is_activation(step: Step) -> bool:
+    """Whether a step is an activation function: as a module, a function or a method."""
+    if step.module is not None:
+        return getattr(step.target, "__module__", "") == "torch.nn.modules.activation" and (
+            step.name.lower() in _ACTIVATIONS
+        )
+    return step.name.replace("_", "").lower() in _ACTIVATIONS
+
+
+_TURNING = frozenset(("permute", "transpose", "movedim", "view", "reshape", "flatten", "mT", "T"))
+"""What may bring channels to another dimension."""
+_NAMES = """
+    ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh Sigmoid Tanh
+    Softplus Softsign LogSigmoid
+"""
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    name.lower(): getattr(nn, name) for name in _NAMES.split()
+}
+"""Activations that a function's name alone tells how to make, by that name without underscores."""
+_ACTIVATIONS = frozenset((*ACTIVATIONS, "rrelu", "prelu"))

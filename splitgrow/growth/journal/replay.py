@@ -1,0 +1,293 @@
+"""Putting a model together again from its journal: the same blocks, without values.
+
+A journal may come from anywhere, so every edit is held against the model before it is carried out,
+and what it adds lies on the meta device, where nothing takes memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.errors import CheckpointError
+from splitgrow.growth.consolidation import consolidated, put_joined_
+from splitgrow.growth.edits import Edit, JoinedBlocks, LayerChange, NumberChange
+from splitgrow.growth.history import History, structure
+from splitgrow.growth.input_channels import widened
+from splitgrow.growth.insertion.insertion import tell_wrappers_
+from splitgrow.growth.insertion.replay import insert_again_
+from splitgrow.growth.journal.holding import states_of
+from splitgrow.growth.journal.journal import Journal
+from splitgrow.growth.journal.size_guard import TIMES, Bounded, Unbounded
+from splitgrow.growth.module_numbers import change_, held_number
+from splitgrow.growth.placing import place_, prepare
+from splitgrow.growth.planning import layer_kind, planned_blocks
+from splitgrow.growth.value_trials import analyse_again
+from splitgrow.layers.fade import FadeIn
+from splitgrow.layers.freezing import held, hold_statistics, release_
+from splitgrow.layers.insertion_wrapper import note_questions_
+from splitgrow.layers.split_layer import SplitLayer, stock
+from splitgrow.layers.types import kind_of
+from splitgrow.layers.weight_views import keep_storage_
+from splitgrow.utils.module_slots import holders_in
+from splitgrow.utils.rollback import Meanwhile, Undo
+
+LARGEST = 2**40
+"""More units than any layer has; what is more is not even looked at."""
+
+
+def rebuild_(
+    model: nn.Module, edits: Sequence[Edit], given: Mapping[str, nn.Module], undo: Undo
+) -> None:
+    """Carries out edits on a model without planning them; what they add has no values yet.
+
+    Args:
+        model: A model to which the edits before these were done.
+        edits: The edits.
+        given: Modules that the user gives again, by the paths of the insertions they belong to.
+        undo: Takes it back.
+
+    Raises:
+        CheckpointError: If an edit does not fit the model.
+        MemoryError: If there is too little memory, which says nothing of the file.
+    """
+    for edit in edits:
+        try:
+            _carry_out_(model, edit, given, undo)
+        except CheckpointError as error:
+            raise CheckpointError(f"edit {edit.index}: {error}") from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"edit {edit.index} cannot be carried out: {error}") from error
+
+
+def _carry_out_(model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], undo: Undo) -> None:
+    modules = structure(model)
+    for change in edit.changes:
+        _check_change(modules, change)
+    if len({id(modules[change.name]) for change in edit.changes}) < len(edit.changes):
+        raise CheckpointError("it changes a layer twice")
+    prepared = [prepare(modules, edit.index, change) for change in edit.changes]
+    holders = holders_in(model) if prepared else {}
+    for item in prepared:
+        place_(modules, item, holders, undo)
+    for number in edit.numbers:
+        _check_number(modules, number)
+        change_(modules[number.module], number.attribute, number.value[1], undo)
+    for joined in edit.joined:
+        split, births = _joined_layer(modules, joined)
+        put_joined_(consolidated(joined.name, split, births, edit.index), undo)
+    for insertion in edit.inserted:
+        insert_again_(model, edit.index, insertion, given, undo)
+
+
+def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None:
+    """Makes sure that a layer can change as it is said to.
+
+    Raises:
+        CheckpointError: If it cannot.
+    """
+    module = modules.get(change.name)
+    if module is None:
+        raise CheckpointError(f"the model has no layer `{change.name}`")
+    layer = stock(module)
+    if kind_of(layer) is None or type(layer).__name__ != change.kind:
+        raise CheckpointError(
+            f"`{change.name}` is a {change.kind} there, in this model a {type(layer).__name__}"
+        )
+    kind = layer_kind(module)
+    sizes = module.sizes() if isinstance(module, SplitLayer) else kind.sizes(layer)
+    if sizes != (change.in_width[0], change.width[0]):
+        raise CheckpointError(
+            f"`{change.name}` has {change.in_width[0]} inputs and {change.width[0]} units there, "
+            f"in this model {sizes[0]} and {sizes[1]}"
+        )
+    gains = []
+    for (before, after), insertions in (
+        (change.in_width, change.ins),
+        (change.width, change.outs),
+    ):
+        places = [place for place, _ in insertions]
+        gained = sum(count for _, count in insertions)
+        ordered = all(one <= other for one, other in pairwise([0, *places, before]))
+        positive = all(count > 0 for _, count in insertions)
+        if not (ordered and positive and before + gained == after <= LARGEST):
+            raise CheckpointError(f"the widths of `{change.name}` contradict each other")
+        gains.append(gained)
+    blocks = planned_blocks(kind, layer, (sizes[0], sizes[1]), (gains[0], gains[1]))
+    if not any(gains) or tuple(blocks) != change.blocks:
+        raise CheckpointError(f"the blocks of `{change.name}` are not those of its widths")
+
+
+def _joined_layer(
+    modules: Mapping[str, nn.Module], joined: JoinedBlocks
+) -> tuple[SplitLayer, tuple[int, ...]]:
+    """A layer whose blocks are joined, and the edits that they are of: its last ones.
+
+    Raises:
+        CheckpointError: If there is no such layer, or it has no such blocks.
+    """
+    split, births = modules.get(joined.name), tuple(sorted({*joined.edits}))
+    known = isinstance(split, SplitLayer) and split.kind.side_by_side and births[:1] > (0,)
+    if isinstance(split, SplitLayer) and known:
+        last = {block.edit for block in split.blocks if block.edit >= births[0]}
+        if {*births} == last:
+            return split, births
+    raise CheckpointError(f"it joins blocks of `{joined.name}` that this does not have")
+
+
+def _check_number(modules: Mapping[str, nn.Module], number: NumberChange) -> None:
+    """Makes sure that a module holds the number that is to change.
+
+    Raises:
+        CheckpointError: If it does not.
+    """
+    module = modules.get(number.module)
+    found = held_number(module, number.attribute) if module is not None else None
+    before, after = number.value
+    if type(found) is not int or found != before or not before < after <= LARGEST:
+        name = f"{number.module}.{number.attribute}".removeprefix(".")
+        raise CheckpointError(f"`{name}` is {number.value[0]} there, in this model {found!r}")
+
+
+def restore_(
+    model: nn.Module,
+    history: History,
+    journal: Journal,
+    start: int,
+    undo: Undo,
+    tensors: Mapping[str, Any] | None = None,
+) -> None:
+    """Brings back what a model's history knows, once its modules and tensors are there.
+
+    Args:
+        model: The model.
+        history: Its history, with example inputs for the model as it is now.
+        journal: What to bring back.
+        start: The number of edits that had been done already.
+        undo: Takes it back. The history itself has to be kept by the caller.
+        tensors: Tensors that are yet to be loaded into the model, by name.
+
+    Raises:
+        CheckpointError: If the journal names something that is not there, or the model cannot be
+            analysed.
+    """
+    modules, named = structure(model), dict(model.named_parameters(remove_duplicate=False))
+    unknown = {name for names in journal.frozen.values() for name in names} | {*journal.fixed}
+    unknown -= named.keys()
+    unknown |= {*journal.held} - modules.keys()
+    fades = {share.path for shares in journal.shares.values() for share in shares}
+    unknown |= {path for path in fades if not isinstance(modules.get(path), FadeIn)}
+    if unknown:
+        raise CheckpointError(f"the model has no {', '.join(sorted(unknown)[:3])}")
+    fixed = {id(named[name]) for name in journal.fixed}
+    for name, parameter in named.items():
+        _set_training_(name, parameter, undo, trains=id(parameter) not in fixed)
+    still = {id(modules[path]) for path in journal.held}
+    for module in model.modules():
+        _hold_(module, undo, held_now=id(module) in still)
+    history.frozen = {
+        generation: [(modules[_parent(name)], name.rpartition(".")[2]) for name in names]
+        for generation, names in journal.frozen.items()
+    }
+    history.shares = {
+        generation: [(_fade(modules[share.path]), share.alpha) for share in shares]
+        for generation, shares in journal.shares.items()
+    }
+    history.states = states_of(model, journal, tensors or {})
+    history.edits = [*journal.edits]
+    history.generation, history.exact_from = journal.generation, journal.exact_from
+    history.broken = {**journal.broken, **history.broken}
+    history.modules = structure(model)
+    if start < len(journal.edits) or not history.graph.nodes:
+        history.graph = analysed_(model, history.inputs, history.broken, undo)
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _fade(module: nn.Module) -> FadeIn:
+    assert isinstance(module, FadeIn)
+    return module
+
+
+def _set_training_(name: str, parameter: nn.Parameter, undo: Undo, *, trains: bool) -> None:
+    if parameter.requires_grad == trains:
+        return
+    if trains and not (parameter.is_floating_point() or parameter.is_complex()):
+        raise CheckpointError(f"`{name}` holds {parameter.dtype}, which cannot train")
+    undo.on_failure(partial(parameter.requires_grad_, not trains))
+    parameter.requires_grad_(trains)
+
+
+def _hold_(module: nn.Module, undo: Undo, *, held_now: bool) -> None:
+    """Has a module's statistics be held or move."""
+    before = held(module)
+    if before == held_now:
+        return
+    undo.keep(vars(module), module._forward_pre_hooks)  # noqa: SLF001
+    if held_now:
+        module.register_forward_pre_hook(hold_statistics)
+    else:
+        release_(module)
+
+
+def widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> None:
+    """Makes the example inputs those of the model after edits that are done again.
+
+    Raises:
+        CheckpointError: If they have no such input.
+        MemoryError: If there is too little memory, which says nothing of the file.
+    """
+    for edit in edits:
+        if edit.inputs:
+            read = sum(change.in_width[1] - change.in_width[0] for change in edit.changes)
+            more = max(change.width[1] - change.width[0] for change in edit.inputs)
+            if more > TIMES * read:
+                raise CheckpointError(f"edit {edit.index} widens an input by what nothing reads")
+            try:
+                inputs = widened(model, history.inputs, edit.inputs)
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise CheckpointError(f"edit {edit.index} widens no input: {error}") from error
+            history.narrower = (*history.narrower, (edit.index, history.inputs))
+            history.inputs = inputs
+
+
+def _elements(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    held = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
+    return sum(tensor.numel() for tensor in held if isinstance(tensor, Tensor))
+
+
+def analysed_(
+    model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str], undo: Undo
+) -> ChannelGraph:
+    """The channel graph of a model that was put together again.
+
+    Raises:
+        CheckpointError: If it does not run.
+        MemoryError: If there is too little memory, which says nothing of the file.
+    """
+    keep_storage_(model.parameters(), undo)
+    try:
+        with Meanwhile() as meanwhile, meanwhile:
+            asked = note_questions_(meanwhile)
+            with Bounded(_elements(model, inputs)):
+                graph = analyse_again(model, inputs, broken)
+    except MemoryError:
+        raise
+    except (Exception, Unbounded) as error:
+        raise CheckpointError(
+            f"the model does not run as the journal puts it together: {error}"
+        ) from error
+    tell_wrappers_(model, asked, undo)
+    return graph

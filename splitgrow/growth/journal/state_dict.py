@@ -1,0 +1,224 @@
+"""The journal in a model's state_dict: written along with it, and replayed when it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.errors import CheckpointError
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.history import History, keep_
+from splitgrow.growth.history_lookup import history_of
+from splitgrow.growth.journal.holding import later_states, states_of
+from splitgrow.growth.journal.journal import Journal
+from splitgrow.growth.journal.materialize import materialise_
+from splitgrow.growth.journal.replay import rebuild_, restore_, widen_inputs_
+from splitgrow.growth.journal.taking import journal_of
+from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.utils.rollback import Undo
+from splitgrow.utils.wrappers import refuse_wrapped
+
+KEY = "_extra_state"
+"""Where torch keeps what a module adds to its state_dict."""
+_OURS, _THEIRS = "splitgrow", "extra_state"
+
+
+def put_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str) -> None:
+    """Adds the journal to a state_dict, if the model has grown.
+
+    It is the JSON's bytes as a uint8 tensor, so that whatever takes tensors takes it. An extra
+    state that the model has of its own lies beside it, in a dictionary.
+    """
+    history = history_of(model)
+    if not history.edits:
+        return
+    text = journal_of(model, history).to_json().encode()
+    journal = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    key = prefix + KEY
+    state[key] = {_OURS: journal, _THEIRS: state[key]} if key in state else journal
+
+
+def take_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str) -> Journal:
+    """Takes the journal out of a state_dict; an empty one if there is none in it.
+
+    Args:
+        model: The model.
+        state: The state_dict. An extra state of the model's own stays in it.
+        prefix: The prefix of the model's keys.
+
+    Raises:
+        CheckpointError: If what is there is no journal.
+    """
+    key = prefix + KEY
+    held = state.get(key)
+    if isinstance(held, Mapping) and held.keys() == {_OURS, _THEIRS}:
+        state[key], held = held[_THEIRS], held[_OURS]
+    elif held is not None and not has_extra_state(model):
+        del state[key]
+    else:
+        return Journal()
+    if not isinstance(held, Tensor) or held.dtype != torch.uint8 or held.dim() != 1:
+        raise CheckpointError(f"`{key}` of the state_dict is no journal of a growable model")
+    try:
+        return Journal.from_json(bytes(held.tolist()).decode())
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"the journal cannot be read: {error}") from error
+
+
+def has_extra_state(model: nn.Module) -> bool:
+    """Whether a module adds something of its own to its state_dict."""
+    return type(model).get_extra_state is not nn.Module.get_extra_state
+
+
+def follow_(
+    model: nn.Module,
+    journal: Journal,
+    state: MutableMapping[str, Any],
+    prefix: str,
+    undo: Undo,
+    given: Mapping[str, nn.Module] | None = None,
+) -> None:
+    """Makes a model's structure that of a journal, ready for the tensors of a state_dict.
+
+    Where the model has grown on since, it stays as it is, and the state_dict is completed.
+
+    Args:
+        model: A growable model.
+        journal: The journal.
+        state: The state_dict.
+        prefix: The prefix of the model's keys.
+        undo: Takes it back.
+        given: Modules that the user gives again, by the paths of the insertions they belong to.
+
+    Raises:
+        CheckpointError: If neither of the model's own edits and the journal's are the first ones of
+            the other's, or the journal or the tensors do not fit the model.
+        UnsupportedModelError: If a wrapper for several processes would miss the change.
+    """
+    history = history_of(model)
+    history.refuse_while_viewing("load a state_dict")
+    start = common_edits(history.edits, journal.edits)
+    keep_(history, undo)
+    if start < len(history.edits):
+        complete(model, state, prefix, start)
+        tensors = _own_of(state, prefix)
+        states = later_states(model, history.states, journal.generation, tensors)
+        history.states = {**states, **states_of(model, journal, tensors)}
+        return
+    tensors = _own_of(state, prefix)
+    own = replace(journal_of(model, history), states=journal.states, broken=journal.broken)
+    if replace(own, fixed=journal.fixed, held=journal.held) == journal:
+        # Whatever the user has frozen since stays frozen.
+        history.states = states_of(model, journal, tensors)
+        return
+    refuse_wrapped(model, "grow to what a state_dict needs")
+    rebuild_(model, journal.edits[start:], given or {}, undo)
+    materialise_(model, tensors, undo)
+    widen_inputs_(model, history, journal.edits[start:])
+    restore_(model, history, journal, start, undo, tensors)
+
+
+def _own_of(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)}
+
+
+def common_edits(own: list[Edit], other: tuple[Edit, ...]) -> int:
+    """How many edits a model and a journal have in common, where one of them has no others.
+
+    Raises:
+        CheckpointError: If they differ before one of them ends.
+    """
+    for one, another in zip(own, other, strict=False):
+        if _done(one) != _done(another):
+            raise CheckpointError(
+                f"edit {one.index} of this model is not that of the checkpoint:\n  {one}\n"
+                f"  {another}\nstart with a fresh model"
+            )
+    return min(len(own), len(other))
+
+
+def _done(edit: Edit) -> tuple[Any, ...]:
+    """What an edit did, whatever was asked for."""
+    inserted = tuple((i.name, i.kind, i.before, i.recipe) for i in edit.inserted)
+    return edit.changes, edit.numbers, edit.joined, inserted, edit.inputs
+
+
+def complete(model: nn.Module, state: MutableMapping[str, Any], prefix: str, edits: int) -> None:
+    """Completes a state_dict from an earlier time: what came later stays as it is.
+
+    Args:
+        model: A growable model.
+        state: The state_dict.
+        prefix: The prefix of the model's keys.
+        edits: The number of edits that had been done then.
+
+    Raises:
+        CheckpointError: If blocks of that time were joined with later ones since.
+    """
+    history = history_of(model)
+    _refuse_joined(history, edits)
+    for path, module in model.named_modules(remove_duplicate=False):
+        start = f"{prefix}{path}." if path else prefix
+        if isinstance(module, SplitLayer):
+            _complete_layer(module, state, start, edits)
+        elif isinstance(module, Deepened):
+            for item in module.inserted:
+                if item.edit > edits:
+                    _add_own(state, module.part(item.name), f"{start}{item.name}.")
+
+
+def _complete_layer(
+    split: SplitLayer, state: MutableMapping[str, Any], start: str, edits: int
+) -> None:
+    born = [block.edit for block in split.blocks]
+    if not any(0 < edit <= edits for edit in born):  # it was a stock layer then
+        for key in split.original.state_dict():
+            if start + key in state:
+                state[f"{start}0.{key}"] = state.pop(start + key)
+    for index, (block, edit) in enumerate(zip(split, born, strict=True)):
+        if edit > edits:
+            _add_own(state, block, f"{start}{index}.")
+
+
+def _refuse_joined(history: History, edits: int) -> None:
+    for edit in history.edits[edits:]:
+        for joined in edit.joined:
+            if any(born <= edits for born in joined.edits):
+                raise CheckpointError(
+                    f"the state_dict is from before edit {edit.index}, which joined blocks of "
+                    f"`{joined.name}` that it has apart"
+                )
+
+
+def _add_own(state: MutableMapping[str, Any], module: nn.Module, prefix: str) -> None:
+    for key, value in module.state_dict(prefix=prefix, keep_vars=True).items():
+        state.setdefault(key, value)
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Makes sure that a state_dict has the tensors of a model, of its shapes, and no others.
+
+    Raises:
+        CheckpointError: If it has not; the first difference is named.
+    """
+    own = model.state_dict(keep_vars=True)
+    own.pop(KEY, None)
+    for name in [*own, *(name for name in state if name not in own)]:
+        if name == KEY:
+            continue
+        shapes = [_shape(held.get(name)) for held in (state, own)]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                f"`{name}` is {shapes[0]} in the state_dict, {shapes[1]} in this model"
+            )
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    return "missing" if value is None else "no tensor"

@@ -1,0 +1,51 @@
+"""Numbers that modules hold in attributes, such as a number of heads: reading and setting them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from splitgrow.growth.edits import Edit
+from splitgrow.utils.rollback import Undo
+
+
+def held_number(module: nn.Module, attribute: str) -> Any:
+    """The number, by the attribute's name: ``heads`` or ``splits[1]``; None if it is not there."""
+    name, _, index = attribute.rstrip("]").partition("[")
+    value: Any = vars(module).get(name)
+    if not index:
+        return value
+    fits = isinstance(value, (list, tuple)) and int(index) < len(value)
+    return value[int(index)] if fits else None
+
+
+def hold_(module: nn.Module, attribute: str, number: int) -> None:
+    """Sets the number; a list or tuple is replaced, since others may have it too."""
+    name, _, index = attribute.rstrip("]").partition("[")
+    if not index:
+        vars(module)[name] = number
+        return
+    items = list(vars(module)[name])
+    items[int(index)] = number
+    vars(module)[name] = type(vars(module)[name])(items)
+
+
+def numbers_at(edits: Iterable[Edit], view: int | None) -> dict[tuple[str, str], int]:
+    """The numbers that ever changed, as they were after the edit `view`; None: as they are now."""
+    numbers: dict[tuple[str, str], int] = {}
+    for edit in edits:
+        for change in edit.numbers:
+            key = (change.module, change.attribute)
+            numbers.setdefault(key, change.value[0])
+            if view is None or edit.index <= view:
+                numbers[key] = change.value[1]
+    return numbers
+
+
+def change_(module: nn.Module, attribute: str, number: int, undo: Undo) -> None:
+    """Sets the number, until that is taken back."""
+    undo.on_failure(partial(hold_, module, attribute, held_number(module, attribute)))
+    hold_(module, attribute, number)

@@ -1,0 +1,135 @@
+"""Putting one parameter in the place of several in the optimizers that train them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from splitgrow.errors import OptimizerError
+from splitgrow.utils.rollback import Undo
+
+
+@dataclass(frozen=True)
+class JointParameter:
+    """A parameter that takes the place of several.
+
+    Attributes:
+        name: Its path in the model.
+        parameter: The parameter.
+        older: Those whose place it takes.
+        fill: Puts tensors that lie as theirs do together to one that lies as its own does; for one
+            that is None it takes zeros.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    older: tuple[nn.Parameter, ...]
+    fill: Callable[[Sequence[Tensor | None]], Tensor]
+
+
+@dataclass(frozen=True)
+class Replacing:
+    """A joint parameter, the param group that it enters, and its state there."""
+
+    optimizer: Optimizer
+    group: dict[str, Any]
+    joint: JointParameter
+    state: dict[str, Any]
+
+
+def plan_replacing(
+    optimizers: list[Optimizer], joints: Iterable[JointParameter]
+) -> list[Replacing]:
+    """Which groups joint parameters enter, with which state.
+
+    A state is what a parameter would have which had been there all along and received no gradient
+    where there was none: tensors are put together like the parameters themselves, with zeros for
+    those that have no state yet, and numbers, such as a count of steps, are those of the parameter
+    that has made the most steps.
+
+    Raises:
+        OptimizerError: If parameters that are to be joined are in different groups, or in one and
+            in none, or their state does not lie as they do; all of them are named.
+    """
+    replacing, problems = [], []
+    for optimizer in optimizers:
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        for joint in joints:
+            homes = [groups.get(id(parameter)) for parameter in joint.older]
+            home = homes[0]
+            if any(other is not home for other in homes):
+                problems.append(f"the parts of {joint.name} are in different param groups")
+            elif home is not None:
+                states = [optimizer.state.get(parameter) or {} for parameter in joint.older]
+                if any(_lies_otherwise(*pair) for pair in zip(states, joint.older, strict=True)):
+                    problems.append(f"the state of {joint.name} does not lie as its values do")
+                else:
+                    replacing.append(Replacing(optimizer, home, joint, _joined(joint, states)))
+    if problems:
+        raise OptimizerError(
+            f"{'; '.join(problems)}; join without `optimizer=` and make a new optimizer"
+        )
+    return replacing
+
+
+def _lies_otherwise(state: dict[str, Any], parameter: nn.Parameter) -> bool:
+    tensors = (value for value in state.values() if isinstance(value, Tensor))
+    return any(tensor.dim() and tensor.shape != parameter.shape for tensor in tensors)
+
+
+def _joined(joint: JointParameter, states: list[dict[str, Any]]) -> dict[str, Any]:
+    begun = [state for state in states if state]
+    if not begun:
+        return {}
+    longest = max(begun, key=lambda state: float(state.get("step", 0)))
+    found = {}
+    for name, value in longest.items():
+        if isinstance(value, Tensor) and value.shape == joint.older[states.index(longest)].shape:
+            found[name] = joint.fill([state.get(name) for state in states])
+        else:
+            found[name] = value.clone() if isinstance(value, Tensor) else copy.copy(value)
+    return found
+
+
+def replace_(replacing: Iterable[Replacing], undo: Undo) -> None:
+    """Puts joint parameters in the places of those that they are made of."""
+    states: dict[int, dict[Any, Any]] = {}
+    groups: dict[int, dict[str, Any]] = {}
+    joints: dict[int, dict[int, list[JointParameter]]] = {}
+    for item in replacing:
+        state = item.optimizer.state
+        if id(state) not in states:
+            states[id(state)] = state
+            undo.keep(state)
+        for parameter in item.joint.older:
+            state.pop(parameter, None)
+            own = joints.setdefault(id(item.group), {})
+            own.setdefault(id(parameter), []).append(item.joint)
+        if item.state:
+            state[item.joint.parameter] = item.state
+        groups[id(item.group)] = item.group
+    for key, group in groups.items():
+        _replace_in_group(group, joints[key], undo)
+
+
+def _replace_in_group(
+    group: dict[str, Any], joints: dict[int, list[JointParameter]], undo: Undo
+) -> None:
+    entered: dict[int, tuple[nn.Parameter, str]] = {}
+    names = group.get("param_names", [""] * len(group["params"]))
+    for parameter, name in zip(group["params"], names, strict=True):
+        places = joints.get(id(parameter))
+        if places is None:
+            entered[id(parameter)] = (parameter, name)
+        for joint in places or ():
+            entered[id(joint.parameter)] = (joint.parameter, joint.name)
+    for key, place in (("params", 0), ("param_names", 1)):
+        if key in group:
+            undo.on_failure(partial(group[key].__setitem__, slice(None), list(group[key])))
+            group[key][:] = [entry[place] for entry in entered.values()]

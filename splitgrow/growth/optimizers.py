@@ -1,0 +1,195 @@
+"""Handing new parameters to the optimizers that train the old ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import LBFGS, SGD, Adagrad, Optimizer
+
+from splitgrow.errors import OptimizerError
+from splitgrow.utils.rollback import Undo
+
+
+@dataclass(frozen=True)
+class NewParameter:
+    """A parameter of a new block, with those of the older blocks whose group it joins.
+
+    Attributes:
+        name: Its path in the model.
+        parameter: The parameter.
+        older: Those of the same name in the layer's older blocks, that of the original first.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    older: tuple[nn.Parameter, ...]
+
+
+@dataclass(frozen=True)
+class Joining:
+    """A new parameter and the param group that it is to join."""
+
+    optimizer: Optimizer
+    group: dict[str, Any]
+    new: NewParameter
+
+
+def optimizers_of(optimizer: object) -> list[Optimizer]:
+    """The optimizers that were given: none, one or several.
+
+    Raises:
+        TypeError: If something else was given.
+    """
+    if optimizer is None:
+        return []
+    given = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    if not isinstance(given, Iterable):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer or several, got {optimizer!r}")
+    optimizers = list(given)
+    for item in optimizers:
+        if not isinstance(item, Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer or several, got {item!r}")
+    return optimizers
+
+
+def listed(optimizer: object) -> list[Optimizer]:
+    """The optimizers that were given, if they can take in new parameters.
+
+    Raises:
+        TypeError: If something else was given.
+        OptimizerError: If one of them keeps state that is not by parameter.
+    """
+    optimizers = optimizers_of(optimizer)
+    for item in optimizers:
+        if isinstance(item, LBFGS):
+            raise OptimizerError(
+                "LBFGS keeps one flat history of all parameters, which cannot take in new ones; "
+                "grow without `optimizer=` and make a new LBFGS"
+            )
+    return optimizers
+
+
+def group_name(generation: int) -> str:
+    """What the param group of a generation is called."""
+    return f"generation {generation}"
+
+
+def plan_joining(
+    optimizers: list[Optimizer], new: Iterable[NewParameter], generation: int | None = None
+) -> list[Joining]:
+    """Where each new parameter goes: the group of the original weight (or bias) of its layer.
+
+    If that is named after a generation, and there is one named after `generation`, it goes there.
+
+    An optimizer that was made for a later generation does not have that one; then it is the group
+    of the oldest block that it trains.
+
+    Raises:
+        OptimizerError: If none of a layer's blocks is in a group; all such layers are named.
+    """
+    if not optimizers:
+        return []
+    places: dict[int, list[tuple[Optimizer, dict[str, Any]]]] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                places.setdefault(id(parameter), []).append((optimizer, group))
+    joining: list[Joining] = []
+    homeless: list[str] = []
+    for item in new:
+        found = next((places[id(p)] for p in item.older if id(p) in places), [])
+        for optimizer, group in found:
+            joining.append(Joining(optimizer, _of_generation(optimizer, group, generation), item))
+        if not found:
+            homeless.append(item.name)
+    if homeless:
+        raise OptimizerError(
+            f"the optimizer does not train the layers that would get {', '.join(homeless)}; pass "
+            f"the one that does, or grow without `optimizer=` and add "
+            f"`model.generation_parameters()` to a param group of their own"
+        )
+    return joining
+
+
+def _of_generation(
+    optimizer: Optimizer, group: dict[str, Any], generation: int | None
+) -> dict[str, Any]:
+    if generation is None or not str(group.get("name", "")).startswith(group_name(0)[:-1]):
+        return group
+    named = (
+        other for other in optimizer.param_groups if other.get("name") == group_name(generation)
+    )
+    return next(named, group)
+
+
+def join_(joining: Iterable[Joining], undo: Undo) -> None:
+    """Adds new parameters to their groups. State that exists is not touched."""
+    for item in joining:
+        parameters = item.group["params"]
+        _append(parameters, item.new.parameter, undo)
+        if "param_names" in item.group:
+            _append(item.group["param_names"], item.new.name, undo)
+        _give_state(item, undo)
+
+
+def _append(items: list[Any], item: Any, undo: Undo) -> None:
+    length = len(items)
+    undo.on_failure(lambda: items.__delitem__(slice(length, None)))
+    items.append(item)
+
+
+def _give_state(item: Joining, undo: Undo) -> None:
+    state, parameter = item.optimizer.state, item.new.parameter
+    for kind, first_state in _FIRST_STATES.items():
+        if isinstance(item.optimizer, kind):
+            first = first_state(item)
+            if first:
+                undo.on_failure(lambda: state.pop(parameter, None))
+                state[parameter] = first
+
+
+def _first_state_of_adagrad(item: Joining) -> dict[str, Any]:
+    options = {name: item.group[name] for name in item.optimizer.defaults}
+    return dict(Adagrad([item.new.parameter], **options).state[item.new.parameter])
+
+
+def _first_state_of_sgd(item: Joining) -> dict[str, Any]:
+    """Fused momentum takes a group whose parameters all have a momentum, or none of them."""
+    state = item.optimizer.state
+    begun = any(
+        state[other].get("momentum_buffer") is not None
+        for other in item.group["params"]
+        if other in state
+    )
+    if item.group.get("fused") and begun:
+        return {"momentum_buffer": torch.zeros_like(item.new.parameter.detach())}
+    return {}
+
+
+_FIRST_STATES: dict[type[Optimizer], Callable[[Joining], dict[str, Any]]] = {
+    Adagrad: _first_state_of_adagrad,
+    SGD: _first_state_of_sgd,
+}
+"""For optimizers that make a parameter's state at another time than at its first step."""
+
+
+def leave_(optimizers: Iterable[Optimizer], gone: Iterable[nn.Parameter], undo: Undo) -> None:
+    """Takes parameters out of their groups, and their state with them."""
+    leaving = {id(parameter): parameter for parameter in gone}
+    for optimizer in optimizers:
+        undo.keep(optimizer.state)
+        for group in optimizer.param_groups:
+            stays = [id(parameter) not in leaving for parameter in group["params"]]
+            for key in ("params", "param_names"):
+                if key in group:
+                    undo.on_failure(partial(group[key].__setitem__, slice(None), list(group[key])))
+                    group[key][:] = [
+                        item for item, kept in zip(group[key], stays, strict=True) if kept
+                    ]
+        for parameter in leaving.values():
+            optimizer.state.pop(parameter, None)

@@ -1,0 +1,319 @@
+"""From a request to an edit: what would grow, and every reason why it cannot. Changes nothing."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
+from splitgrow.errors import FixedWidthError, UnsupportedLayerError
+from splitgrow.growth.edits import Edit, LayerChange, NumberChange
+from splitgrow.layers.split_layer import stock
+from splitgrow.layers.types import LayerKind, entry_of
+
+
+def layer_kind(module: nn.Module) -> LayerKind:
+    """The entry of a layer of the graph, split or not."""
+    return entry_of(stock(module))
+
+
+def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
+    """The layer of an index or a name.
+
+    Raises:
+        TypeError: If `layer` is neither.
+        ValueError: If there is no such layer.
+        UnsupportedLayerError: If there is such a module, but its width cannot be asked for.
+    """
+    sized = graph.sized()
+    if isinstance(layer, bool) or not isinstance(layer, (int, str)):
+        raise TypeError(f"a layer is an index or a name, got {layer!r}")
+    if isinstance(layer, int):
+        if not 0 <= layer < len(sized):
+            raise ValueError(f"no layer {layer}: the model has layers 0 to {len(sized) - 1}")
+        return sized[layer]
+    name = graph.aliases.get(layer)
+    if name in graph.nodes and graph.nodes[name].sized:
+        return graph.nodes[name]
+    if name is not None:
+        raise UnsupportedLayerError(
+            f"`{layer}` has no width that could be asked for: only convolutions and Linear layers "
+            f"have; norms and activations follow the layer that they read"
+        )
+    close = difflib.get_close_matches(layer, [node.name for node in sized], n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see `model.layers`"
+    raise ValueError(f"no layer {layer!r}; {hint}")
+
+
+def find_growth(graph: ChannelGraph, request: Mapping[str, int]) -> dict[int, int]:
+    """The units that each group of channels must gain to give each layer what it asks for.
+
+    Raises:
+        FixedWidthError: If layers cannot grow; all of them are named.
+        ValueError: If numbers do not fit; all of them are named, with the widths that do.
+    """
+    nodes = {name: graph.nodes[name] for name in request}
+    fixed = [
+        f"`{name}` cannot grow: {graph.reason(node)}"
+        for name, node in nodes.items()
+        if graph.reason(node)
+    ]
+    if fixed:
+        raise FixedWidthError("; ".join(fixed))
+    growth: dict[int, int] = {}
+    misfits = []
+    # A layer with fewer groups has fewer ways to grow, so it chooses first.
+    for name in sorted(request, key=lambda name: len(graph.growing_groups(nodes[name].outs))):
+        missing = request[name] - _gain(graph, nodes[name], growth)
+        steps = {
+            group: step for group, step in graph.steps(nodes[name]).items() if group not in growth
+        }
+        shares = _shares(steps, missing)
+        if shares is None:
+            misfits.append(_misfit(graph, nodes[name], request, growth))
+        else:
+            growth.update(shares)
+    for name, node in nodes.items():
+        if not misfits and _gain(graph, node, growth) != request[name]:
+            misfits.append(_misfit(graph, node, request, growth))
+    if misfits:
+        raise ValueError("; ".join(misfits))
+    return growth
+
+
+def _shares(steps: Mapping[int, int], total: int) -> dict[int, int] | None:
+    """How many units each group gains so that the layer gains `total`; None if nothing fits.
+
+    Args:
+        steps: By how much the layer grows for each unit of a group, the preferred group first.
+        total: By how much it is to grow.
+    """
+    if total == 0:
+        return {}
+    if total < 0 or not steps or total % math.gcd(*steps.values()):
+        return None
+    for group, step in steps.items():
+        if total % step == 0:
+            return {group: total // step}
+    # reached[t]: the group whose unit leads to t, when smaller totals are reached already
+    reached: dict[int, int] = {}
+    for part in range(1, total + 1):
+        for group, step in steps.items():
+            if part == step or part - step in reached:
+                reached[part] = group
+                break
+    shares: dict[int, int] = {}
+    while total in reached:
+        group = reached[total]
+        shares[group] = shares.get(group, 0) + 1
+        total -= steps[group]
+    return shares or None
+
+
+def rounded_up(graph: ChannelGraph, request: Mapping[str, int], round_to: int) -> dict[str, int]:
+    """The request with each number raised until the layer's new width is a multiple of `round_to`.
+
+    With `round_to` 1, nothing is raised: a number that does not fit is refused.
+
+    Raises:
+        TypeError: If `round_to` is not an int.
+        ValueError: If it is not positive, or a layer has no such width.
+    """
+    if isinstance(round_to, bool) or not isinstance(round_to, int):
+        raise TypeError(f"round_to must be an int, got {round_to!r}")
+    if round_to < 1:
+        raise ValueError(f"round_to (={round_to}) must be at least 1")
+    return {
+        name: n if round_to == 1 else _rounded_up(graph, graph.nodes[name], n, round_to)
+        for name, n in request.items()
+    }
+
+
+def _rounded_up(graph: ChannelGraph, node: LayerNode, n: int, round_to: int) -> int:
+    steps = graph.steps(node)
+    if not steps:
+        return n  # it cannot grow at all, which is said elsewhere
+    width = graph.groups.length(node.outs)
+    # From where every common multiple of the steps is reached on, what fits comes round again
+    # after `period` units.
+    period = math.lcm(round_to, *steps.values())
+    for raised in range(n, n + period + max(steps.values()) ** 2 + 1):
+        if (width + raised) % round_to == 0 and _shares(steps, raised) is not None:
+            return raised
+    raise ValueError(
+        f"`{node.name}` has no width that is a multiple of {round_to}: its {width} units grow in "
+        f"steps of {graph.step(node)}"
+    )
+
+
+def _gain(graph: ChannelGraph, node: LayerNode, growth: Mapping[int, int]) -> int:
+    return sum(count for _, count in graph.groups.insertions(node.outs, growth))
+
+
+def _misfit(
+    graph: ChannelGraph, node: LayerNode, request: Mapping[str, int], growth: Mapping[int, int]
+) -> str:
+    n, step = request[node.name], graph.step(node)
+    gained = _gain(graph, node, growth)
+    if gained:
+        tied = [name for name in graph.tied(node) if name in request]
+        return (
+            f"n (={n}) for `{node.name}` contradicts what is asked for {', '.join(tied)}: they are "
+            f"tied, and that gives it {gained}"
+        )
+    width = graph.groups.length(node.outs)
+    steps = graph.steps(node)
+    fits = [m for m in range(1, n + 2 * max(steps.values()) + 1) if _shares(steps, m) is not None]
+    below, above = [m for m in fits if m < n], [m for m in fits if m > n]
+    fitting = [width + m for m in (below[-1:] + above[:1] if below else above[:2])]
+    return (
+        f"n (={n}) does not fit `{node.name}`: its {width} units grow in steps of {step}, so the "
+        f"nearest widths are {' and '.join(map(str, fitting))}"
+    )
+
+
+def plan_changes(
+    graph: ChannelGraph, modules: Mapping[str, nn.Module], growth: Mapping[int, int]
+) -> tuple[LayerChange, ...]:
+    """What each layer that a growth touches must change."""
+    changes = []
+    for node in graph.nodes.values():
+        ins = graph.groups.insertions(node.ins, growth)
+        outs = graph.groups.insertions(node.outs, growth)
+        if ins or outs:
+            before = (graph.groups.length(node.ins), graph.groups.length(node.outs))
+            gain = (sum(count for _, count in ins), sum(count for _, count in outs))
+            module = modules[node.name]
+            blocks = planned_blocks(layer_kind(module), stock(module), before, gain)
+            changes.append(
+                LayerChange(
+                    name=node.name,
+                    kind=node.kind,
+                    in_width=(before[0], before[0] + gain[0]),
+                    width=(before[1], before[1] + gain[1]),
+                    ins=ins,
+                    outs=outs,
+                    silent_ins=graph.silent_insertions(node.ins, growth),
+                    silent_outs=graph.silent_insertions(node.outs, growth),
+                    blocks=tuple(blocks),
+                    parameters=_count_parameters(module, blocks),
+                )
+            )
+    return tuple(changes)
+
+
+def plan_numbers(graph: ChannelGraph, growth: Mapping[int, int]) -> tuple[NumberChange, ...]:
+    """What becomes of the numbers that modules hold."""
+    changes = []
+    for number in graph.numbers:
+        before = graph.groups.length(number.axis)
+        gained = sum(count for _, count in graph.groups.insertions(number.axis, growth))
+        if gained:
+            value = (before, before + gained)
+            changes.append(NumberChange(number.module, number.attribute, value))
+    return tuple(changes)
+
+
+def planned_blocks(
+    kind: LayerKind, module: nn.Module, before: tuple[int, int], gain: tuple[int, int]
+) -> dict[str, tuple[int, int]]:
+    """The blocks that a layer gets, with their numbers of inputs and outputs, in order.
+
+    A helper comes first: it reads the new inputs for the outputs that exist. Then a new block reads
+    all inputs for the new outputs, so that the two fill the grown weight's two strips.
+    """
+    if kind.diagonal(module):
+        return {"new": gain}
+    blocks = {}
+    if gain[0]:
+        blocks["helper"] = (gain[0], before[1])
+    if gain[1]:
+        blocks["new"] = (before[0] + gain[0], gain[1])
+    return blocks
+
+
+def build_block(module: nn.Module, kind: str, sizes: tuple[int, int], **options: str) -> nn.Module:
+    """A block for a layer."""
+    layer = layer_kind(module)
+    build = layer.build_helper if kind == "helper" else layer.build
+    return build(stock(module), sizes, **options)
+
+
+def _count_parameters(module: nn.Module, blocks: Mapping[str, tuple[int, int]]) -> int:
+    built = [build_block(module, kind, sizes, device="meta") for kind, sizes in blocks.items()]
+    return sum(parameter.numel() for block in built for parameter in block.parameters())
+
+
+def check_request(graph: ChannelGraph, request: Mapping[int | str, int]) -> dict[str, int]:
+    """A request by layer names, checked as far as that goes without looking at the groups.
+
+    Raises:
+        TypeError: If it is no mapping, a layer is neither index nor name, or a number of units is
+            not an int.
+        ValueError: If it is empty, a layer does not exist or is named twice, or a number is not
+            positive.
+        UnsupportedLayerError: If a module has no width that could be asked for.
+
+    All that is wrong is named, in an error of the first one's type.
+    """
+    if not isinstance(request, Mapping):
+        raise TypeError(f"a request maps layers to numbers of units, got {request!r}")
+    if not request:
+        raise ValueError("a request maps layers to numbers of units, got none")
+    checked: dict[str, int] = {}
+    problems: list[Exception] = []
+    for layer, n in request.items():
+        try:
+            name = find_node(graph, layer).name
+            if name in checked:
+                raise ValueError(f"`{name}` is asked for twice")
+            checked[name] = _checked_units(name, n)
+        except (TypeError, ValueError, UnsupportedLayerError) as problem:
+            problems.append(problem)
+    if problems:
+        raise type(problems[0])("; ".join(map(str, problems)))
+    return checked
+
+
+def _checked_units(name: str, n: object) -> int:
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"n (={n!r}) for `{name}` must be an int, the number of units to add")
+    if n < 1:
+        raise ValueError(f"n (={n}) for `{name}` must be at least 1: layers only grow")
+    return n
+
+
+def make_plan(
+    graph: ChannelGraph,
+    modules: Mapping[str, nn.Module],
+    growth: Mapping[int, int],
+    edits: Sequence[Edit],
+    generation: tuple[int, int | None],
+    *,
+    request: Mapping[str, int] | None = None,
+) -> Edit:
+    """The edit that gives each group of channels some units.
+
+    Args:
+        graph: The model's channel graph.
+        modules: The model's modules by path.
+        growth: Units by group.
+        edits: The model's history.
+        generation: The generation of the new blocks, and the one that is closed first, if any.
+        request: Units by layer name, as they were asked for; by default all that layers gain.
+    """
+    if request is None:
+        gained = {node.name: _gain(graph, node, growth) for node in graph.sized()}
+        request = {name: n for name, n in gained.items() if n}
+    return Edit(
+        index=len(edits) + 1,
+        generation=generation[0],
+        closes=generation[1],
+        request=request,
+        growth=growth,
+        changes=plan_changes(graph, modules, growth),
+        numbers=plan_numbers(graph, growth),
+    )

@@ -1,0 +1,282 @@
+"""Trying a channel graph out in values: the model runs as if all that can grow had grown.
+
+Shapes cannot see a hook that mixes channels, a wrong rule, a width taken by C code, a look at a
+layer's type or at the number of parameters, a layer that forward reaches in some other way. So the
+model is widened for a moment, as growth does it, with helpers at zero and new units that matter.
+What it computes must stay. What breaks that is found by halving, and fixed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis.analyzer import Followed, analyse
+from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.analysis.channels.channel_axes import Run
+from splitgrow.analysis.first_difference import Value, Watch, first_difference
+from splitgrow.analysis.output_comparison import (
+    Comparison,
+    NotRunnableError,
+    compared,
+    fitting,
+    has_values,
+    hooked,
+    leading,
+    outputs_of,
+)
+from splitgrow.analysis.trial_runs import culprits_in, growing_groups_in
+from splitgrow.growth.apply import widen_
+from splitgrow.growth.history import structure
+from splitgrow.growth.initializers import stirred
+from splitgrow.growth.placing import prepare
+from splitgrow.growth.planning import layer_kind, plan_changes, plan_numbers
+from splitgrow.layers.split_layer import stock
+from splitgrow.utils.infinite_inputs import Infinities
+from splitgrow.utils.op_numbers import Scalars
+from splitgrow.utils.preserve import ignore_warnings_, keep_modes_, keep_surroundings_
+from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.source_lines import levels_to_caller
+
+_GAINS = (1, 3)
+"""How many units groups gain: by turns the one and the other."""
+_CHANGES = "growing it changes what the model computes"
+_Result = TypeVar("_Result")
+
+
+def fix_what_values_break(
+    model: nn.Module, inputs: tuple[Any, ...], followed: Followed, edits: int = 0
+) -> dict[str, str]:
+    """Fixes the groups whose growth would change what the model computes.
+
+    Two runs of the model are enough where nothing breaks and its code takes the same steps in
+    training as in evaluation; four otherwise. A model without values is left as it is.
+
+    Args:
+        model: The model. It is not changed.
+        inputs: The positional arguments of an example call.
+        followed: Its channel graph, and the runs that led to it.
+        edits: The number of edits so far.
+
+    Returns:
+        The layers on the groups that it fixed, with the reasons.
+    """
+    graph = followed.graph
+    broken: dict[str, str] = {}
+    if not growing_groups_in(graph) or not has_values(model, inputs):
+        return broken
+    inputs = fitting(model, inputs)
+    infinities = Infinities(_mixing(model, graph))
+    try:
+        for training, expected, scalars in _references(model, inputs, followed, infinities):
+            broken |= _fix_infinite(graph, infinities.readers)
+            trial = _ValueTrial(model, inputs, graph, expected, scalars, edits + 1, training)
+            broken |= trial.fix_culprits()
+    except NotRunnableError as error:
+        _tell(f"the model does not run on its example inputs: {error}")
+    except _UncheckableError:
+        _tell("the model is random, or rounding alone changes what it computes")
+    return broken
+
+
+def analyse_again(
+    model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str]
+) -> ChannelGraph:
+    """The channel graph of a model that was changed; the warnings were given the first time.
+
+    Args:
+        model: Any module. It is not changed.
+        inputs: The positional arguments of an example call.
+        broken: The layers whose growth was found to change what the model computes, and why.
+    """
+    with Meanwhile() as meanwhile, meanwhile:
+        keep_modes_(meanwhile)
+        ignore_warnings_()
+        graph = analyse(model, inputs)
+    for name in broken.keys() & graph.nodes.keys():
+        graph.groups.fix(graph.nodes[name].outs, broken[name])
+    return graph
+
+
+def _mixing(model: nn.Module, graph: ChannelGraph) -> dict[str, nn.Module]:
+    """The layers that read a group that can grow, and mix what they read."""
+    modules = structure(model)
+    return {
+        node.name: modules[node.name]
+        for node in graph.nodes.values()
+        if graph.growing_groups(node.ins)
+        and not layer_kind(modules[node.name]).diagonal(stock(modules[node.name]))
+    }
+
+
+def _fix_infinite(graph: ChannelGraph, readers: Iterable[str]) -> dict[str, str]:
+    """Fixes the groups that layers read infinite values of; the layers on them, with the reasons.
+
+    What random new units give in a trial need not be infinite where that of old ones is.
+    """
+    broken: dict[str, str] = {}
+    for name in readers:
+        reason = (
+            f"`{name}` reads infinite values or NaN of it on the example inputs, and where a new "
+            f"unit gave such a value, zero times that would be NaN"
+        )
+        for group in graph.growing_groups(graph.nodes[name].ins):
+            broken |= _fix(graph, group, reason)
+    return broken
+
+
+def _fix(graph: ChannelGraph, group: int, reason: str) -> dict[str, str]:
+    """Fixes a group; the layers on it, with the reason."""
+    on_it = {node.name: reason for node in graph.sized() if group in graph.steps(node)}
+    graph.groups.fix((Run(group, 1),), reason)
+    return on_it
+
+
+def _references(
+    model: nn.Module, inputs: tuple[Any, ...], followed: Followed, infinities: Infinities
+) -> Iterator[tuple[bool, list[Tensor], Scalars]]:
+    """The modes to try, whether training, and what the model gives there, itself and to its ops.
+
+    Where one recorded run stands for both modes, so does one run here: in training mode if it can
+    be run in that, where norms mix more.
+
+    Raises:
+        NotRunnableError: If the model does not run in evaluation mode.
+    """
+    one = len({id(trial.steps) for trial in followed.trials}) < len(followed.trials)
+    for training in (True, False) if one else (False, True):
+        scalars, touched = Scalars(), followed.graph.touched
+        try:
+            expected = outputs_of(
+                model, inputs, training=training, watch=_both(scalars, infinities), touched=touched
+            )
+        except NotRunnableError:
+            if not training:
+                raise
+            continue
+        yield training, expected, scalars
+        if one:
+            return
+
+
+@contextmanager
+def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
+    with one, other:
+        yield
+
+
+def _tell(reason: str) -> None:
+    warnings.warn(
+        f"growth could be tried out by shapes only, not in values: {reason}",
+        stacklevel=levels_to_caller(),
+    )
+
+
+class _UncheckableError(Exception):
+    """The model's outputs cannot be compared."""
+
+
+@dataclass(frozen=True)
+class _ValueTrial:
+    """One mode of a model, and what it gives there."""
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+    graph: ChannelGraph
+    expected: list[Tensor]
+    scalars: Scalars
+    edit: int
+    training: bool
+
+    def fix_culprits(self) -> dict[str, str]:
+        """Fixes what breaks; the layers on it, with the reasons.
+
+        Raises:
+            _UncheckableError: If nothing can be told.
+        """
+        broken: dict[str, str] = {}
+        while growing := growing_groups_in(self.graph):
+            found = culprits_in(growing, self._difference)
+            if not found:
+                break
+            for group, reason in found.items():
+                broken |= _fix(self.graph, group, reason)
+        return broken
+
+    def _difference(self, groups: Sequence[int]) -> str:
+        """What the model computes differently when groups are wider; empty if nothing.
+
+        Raises:
+            _UncheckableError: If that cannot be told.
+        """
+        growth = {group: _GAINS[(group + self.training) % len(_GAINS)] for group in groups}
+        try:
+            found, given = self._widened(growth, partial(self._compared, growth))
+        except NotRunnableError as error:
+            return f"forward fails when it is wider: {error}"
+        if not found.checkable:
+            raise _UncheckableError
+        if given:
+            return f"{_CHANGES}: {given}"
+        if found.same:
+            return ""
+        return self._reason(growth, found.tolerance) if len(groups) == 1 else _CHANGES
+
+    def _outputs(self, **options: Any) -> list[Tensor]:
+        options = {"training": self.training, "touched": self.graph.touched, **options}
+        return outputs_of(self.model, self.inputs, **options)
+
+    def _widened(self, growth: Mapping[int, int], run: Callable[[], _Result]) -> _Result:
+        """What a function gives while the model is wider."""
+        with Meanwhile() as meanwhile, meanwhile:
+            keep_surroundings_(self.model, meanwhile)
+            modules = structure(self.model)
+            changes = plan_changes(self.graph, modules, growth)
+            with torch.inference_mode(mode=False):
+                prepared = [prepare(modules, self.edit, change, stirred) for change in changes]
+            numbers = plan_numbers(self.graph, growth)
+            widen_(self.model, modules, prepared, numbers, meanwhile)
+            return run()
+
+    def _compared(self, growth: Mapping[int, int]) -> tuple[Comparison, str]:
+        """What it gives against what it gave before, and where an op is given another number."""
+        scalars = Scalars()
+        actual = self._outputs(watch=scalars)
+        shapes = self.graph.output_shapes(growth)
+        if len(shapes) == len(actual) and shapes != [tuple(t.shape) for t in actual]:
+            return Comparison(math.inf, 0.0), ""
+        old = leading(actual, self.expected)
+        found = compared(old, self.expected, lambda: self._outputs(noisy=True))
+        if not (found.same and found.checkable):
+            return found, ""
+        noisy = partial(self._outputs, noisy=True)
+        return found, scalars.unlike(self.scalars, found.tolerance, lambda seen: noisy(watch=seen))
+
+    def _reason(self, growth: Mapping[int, int], tolerance: float) -> str:
+        """Why a group breaks it: where values first differ, or which hooks make the difference."""
+        before: list[Value] = []
+        self._outputs(watch=Watch(self.model, before.append))
+        hooks = hooked(self.model)
+        silent = self._outputs(hooks=False) if hooks else []
+
+        def look() -> str:
+            if hooks:
+                now = leading(self._outputs(hooks=False), silent)
+                if compared(now, silent, lambda: now).same:
+                    return f"a hook on {', '.join(map(repr, hooks))} makes the difference"
+            return first_difference(
+                lambda seen: self._outputs(watch=Watch(self.model, seen)), before, tolerance
+            )
+
+        place = ""
+        with suppress(NotRunnableError):
+            place = self._widened(growth, look)
+        return f"{_CHANGES}: {place}" if place else _CHANGES

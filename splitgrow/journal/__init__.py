@@ -1,8 +1,0 @@
-"""The journal of a grown model: its history as data, and a model put together again from it."""
-
-from splitgrow.journal.holding import states_of
-from splitgrow.journal.records import Journal, Share
-from splitgrow.journal.replay import rebuild_, restore_, widen_inputs_
-from splitgrow.journal.taking import journal_of
-
-__all__ = ["Journal", "Share", "journal_of", "rebuild_", "restore_", "states_of", "widen_inputs_"]

@@ -1,0 +1,196 @@
+"""A grown layer in the place of the plain one: which attributes it has, and what setting them does.
+
+It has those of a plain layer of its present size and no others, so that whoever keeps something on
+every module, a counter say, can do so here as well.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.errors import UnsupportedLayerError
+from splitgrow.layers.composition import Composition
+from splitgrow.layers.live_tensor import LiveTensor
+from splitgrow.layers.tensor_sources import Source
+from splitgrow.utils.eager import is_eager
+
+_NOTHING = object()
+_TORCHS = frozenset(vars(nn.Module()))
+_OWN = (nn.Parameter, Tensor, nn.Module)
+
+
+def refuse(composition: Composition, what: str) -> NoReturn:
+    """Says that a grown layer cannot do what a plain one could.
+
+    Raises:
+        UnsupportedLayerError: Always.
+    """
+    ins, outs = composition.sizes
+    raise UnsupportedLayerError(
+        f"{what}: it is a {type(composition.original).__name__} ({ins} to {outs} channels) that "
+        f"splitgrow has grown, whose tensors are those of its blocks. Change their values in "
+        f"place, under torch.no_grad(); for anything else make the model plain with splitgrow.merge"
+    )
+
+
+class Guarded(dict[str, Any]):
+    """The tensors that a grown layer has of its own, with a word on those that its blocks have.
+
+    Args:
+        names: The names of the latter.
+        layer: What kind of layer it is.
+    """
+
+    def __init__(self, names: Iterable[str] = (), layer: str = "layer") -> None:
+        super().__init__()
+        self.names, self.layer = frozenset(names), layer
+
+    def __missing__(self, name: str) -> NoReturn:
+        self._refuse(name)
+        raise KeyError(name)
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self.keys():
+            self._refuse(name)
+        super().__delitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        found = super().__contains__(name)
+        if not found and not torch.compiler.is_compiling():
+            self._refuse(name)
+        return found
+
+    def _refuse(self, name: object) -> None:
+        if name in self.names:
+            raise UnsupportedLayerError(
+                f"the {self.layer} has been grown by splitgrow, and its `{name}` is that of its "
+                f"blocks, so nothing can take its place: no weight norm, spectral norm, pruning or "
+                f"other parametrization. Make the model plain with splitgrow.merge and apply it to "
+                f"that, once all growth is done"
+            )
+
+
+def tensor_names(composition: Composition) -> set[str]:
+    """The names of the plain layer's parameters and buffers."""
+    plain = composition.template
+    return {*plain._parameters, *plain._buffers} | {*composition.kind.tensors(composition.original)}  # noqa: SLF001
+
+
+def answer(layer: nn.Module, composition: Composition, name: str) -> Any:
+    """An attribute of the plain layer that a grown one stands for.
+
+    Raises:
+        AttributeError: If a plain layer has no such attribute.
+    """
+    original = composition.original
+    if name in composition.kind.tensors(original):
+        return tensor_of(composition, name)
+    own = vars(original)
+    if name.startswith("_"):  # a method may call another
+        function = inspect.getattr_static(type(original), name, None)
+        if isinstance(function, types.FunctionType) and not name.startswith("__"):
+            return types.MethodType(function, layer)
+        users = name in own and name not in _TORCHS and name not in vars(composition.template)
+        return own[name] if users else _missing(layer, name)
+    if name in own:
+        return _number(composition, name, own[name])
+    if name in own["_parameters"] or name in own["_buffers"] or name in own["_modules"]:
+        plain = vars(composition.template)
+        if name in plain["_modules"]:
+            return own["_modules"][name]
+        if name in plain["_parameters"] or name in plain["_buffers"]:
+            return tensor_of(composition, name)
+        return _missing(layer, name)
+    return _of_type(layer, composition, name)
+
+
+def _of_type(layer: nn.Module, composition: Composition, name: str) -> Any:
+    """What the plain layer's type defines; its methods work on the grown layer."""
+    original = composition.original
+    found = inspect.getattr_static(type(original), name, _NOTHING)
+    if found is _NOTHING:
+        return _missing(layer, name)
+    if isinstance(found, types.FunctionType):
+        return types.MethodType(found, layer)
+    if isinstance(found, property):
+        assert found.fget is not None
+        return found.fget(layer)
+    return getattr(original, name)
+
+
+def _missing(layer: nn.Module, name: str) -> NoReturn:
+    raise AttributeError(f"{type(layer).__name__!r} object has no attribute {name!r}")
+
+
+def _number(composition: Composition, name: str, value: Any) -> Any:
+    """A width, or a shape: as the plain layer of this size has it."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    whole = bool(numbers) and all(type(number) is int for number in numbers)
+    if whole or ((value is None or type(value) is float) and _is_width(composition, name)):
+        return vars(composition.template).get(name, value)
+    return value
+
+
+def tensor_of(composition: Composition, name: str) -> Any:
+    """One of the plain layer's tensors; None if there is none of that name."""
+    kind, original = composition.kind, composition.original
+    listed = name in kind.tensors(original)
+    if listed and torch.compiler.is_compiling():
+        return composition.assembled(name)
+    source = Source(composition, name)
+    if next(source.owners(), None) is None or (listed and kind.value(original, name) is None):
+        return None
+    if not source.known or not _plainly(next(source.owners())):
+        return composition.assembled(name) if listed else next(source.owners())
+    return LiveTensor.of(source.start(), source, whole=True)
+
+
+def _plainly(tensor: Tensor) -> bool:
+    """Whether ops are done on plain tensors, as against transformed, or recorded for analysis."""
+    modes: Any = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # noqa: SLF001
+    own = any(type(mode).__module__.startswith("splitgrow.") for mode in modes)
+    return not own and (is_eager(tensor) or tensor.is_meta)
+
+
+def set_on_blocks(composition: Composition, name: str, value: Any) -> bool:
+    """Sets an attribute of the plain layer on all blocks.
+
+    Returns:
+        Whether it is one of the plain layer's.
+
+    Raises:
+        UnsupportedLayerError: If it is a tensor or a width, which only growth can change.
+    """
+    original = composition.original
+    if name in composition.kind.tensors(original) or name in vars(original)["_buffers"]:
+        if name not in tensor_names(composition):
+            return False
+        if isinstance(value, LiveTensor) and value._source.stands_for(composition, name):  # noqa: SLF001
+            return True  # layer.weight += x, which has done it
+        refuse(composition, f"the layer's `{name}` cannot be replaced")
+    if name not in vars(original) or isinstance(value, _OWN):
+        return False
+    plain = composition.template
+    if name not in vars(plain):
+        return False
+    if value == vars(plain)[name]:
+        return True
+    if _is_width(composition, name):
+        refuse(composition, f"the layer's `{name}` cannot be set to {value!r}")
+    for block in composition.modules:
+        if name in vars(block):
+            setattr(block, name, value)
+    return True
+
+
+def _is_width(composition: Composition, name: str) -> bool:
+    """Whether an attribute is another one in a layer twice as wide."""
+    kind, original, sizes = composition.kind, composition.original, composition.sizes
+    wider = kind.build_merged(original, (2 * sizes[0], 2 * sizes[1]), device="meta")
+    return bool(vars(wider).get(name) != vars(composition.template).get(name))

@@ -1,0 +1,58 @@
+"""Running a grown layer block by block: every block on its inputs, the results joined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from splitgrow.layers.channel_layout import Piece
+from splitgrow.layers.composition import Composition, arranged
+from splitgrow.utils.spans import Spans, part_of
+
+
+class Step(NamedTuple):
+    """How one block takes part in a forward pass."""
+
+    reads: Spans  # the stretches of the input; empty: all of it
+    pieces: tuple[Piece, ...]  # how its output joins what is there; empty: it is added onto it
+
+
+class Blockwise:
+    """The steps of a grown layer, in the order of its blocks' birth.
+
+    A helper's output is added onto the outputs that existed at its birth; a new block's output is
+    inserted among them. So leaving out the later blocks gives what the layer computed before them,
+    bit for bit.
+    """
+
+    def __init__(self, composition: Composition) -> None:
+        kind, original = composition.kind, composition.original
+        self._dim = kind.channel_dim(original)
+        self._steps = []
+        for block in composition.blocks:
+            own = block.kind == "helper" or kind.diagonal(original)
+            reads = composition.ins.spans(block.edit.__eq__ if own else block.edit.__ge__)
+            everything = reads == ((0, composition.ins.length),)
+            pieces = composition.outs.pieces(block.edit) if block.kind == "new" else ()
+            self._steps.append(Step(() if everything else reads, pieces))
+
+    def run(self, modules: Sequence[nn.Module], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The output of all blocks together.
+
+        Args:
+            modules: The blocks.
+            x: The layer's input, as `args` and `kwargs`.
+            args: More positional arguments, for every block.
+            kwargs: More keyword arguments.
+        """
+        y: Tensor | None = None
+        for block, step in zip(modules, self._steps, strict=True):
+            read = part_of(x, self._dim, step.reads) if step.reads else x
+            part: Tensor = block(read, *args, **kwargs)
+            if step.pieces and y is not None:
+                part = arranged(y, part, step.pieces, self._dim)
+            y = part if step.pieces or y is None else y + part
+        assert y is not None
+        return y

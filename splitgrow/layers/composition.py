@@ -1,0 +1,230 @@
+"""What a grown layer is made of, and how its blocks' tensors make those of one plain layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.errors import StructureChangedError
+from splitgrow.layers.channel_layout import Layout, Piece
+from splitgrow.layers.types import Along, LayerKind, kind_of
+from splitgrow.layers.weight_views import is_dense, room_for
+from splitgrow.utils.spans import Spans, regions
+
+BlockKind = Literal["original", "new", "helper"]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What one stock layer inside a split layer is for.
+
+    Attributes:
+        kind: "original"; "new" for added outputs, which are inserted into the output; "helper" for
+            added inputs, whose result is added onto the outputs that existed.
+        edit: The number of the edit that made it; 0 for the original.
+    """
+
+    kind: BlockKind
+    edit: int
+
+
+_WAY_OUT = "change blocks by growth only, or make the model plain first, with splitgrow.merge"
+
+
+def known_kind(block: nn.Module) -> LayerKind:
+    """The entry for the type of a block.
+
+    Raises:
+        StructureChangedError: If there is none: something has replaced the block.
+    """
+    kind = kind_of(block)
+    if kind is None:
+        raise StructureChangedError(
+            f"a block of a layer that splitgrow has grown has been replaced by a "
+            f"{type(block).__name__} ({type(block).__module__}), which it does not know. A "
+            f"tool that replaces layers, for quantization or LoRA say, cannot take a grown one; "
+            f"{_WAY_OUT}. If it was registered once, register it again by splitgrow.register_layer"
+        )
+    return kind
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The blocks of a grown layer, and where their channels lie.
+
+    Attributes:
+        modules: The blocks, the original first.
+        blocks: What each is for.
+        ins: Where the input channels came from.
+        outs: Where the output channels came from.
+        kind: The entry for the type of its blocks.
+    """
+
+    modules: tuple[nn.Module, ...]
+    blocks: tuple[Block, ...]
+    ins: Layout
+    outs: Layout
+    kind: LayerKind = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", known_kind(self.original))
+        for module in self.modules:
+            if type(module) is not type(self.original):
+                known_kind(module)
+        if len(self.modules) != len(self.blocks):
+            raise StructureChangedError(
+                f"a {type(self.original).__name__} that splitgrow has grown has "
+                f"{len(self.modules)} blocks in place of {len(self.blocks)}; {_WAY_OUT}"
+            )
+
+    @property
+    def original(self) -> nn.Module:
+        """The layer as it was before its first growth."""
+        return self.modules[0]
+
+    @cached_property
+    def template(self) -> nn.Module:
+        """The plain layer that it equals, without values."""
+        return self.kind.build_merged(self.original, self.sizes, device="meta")
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The numbers of input and output channels."""
+        return self.ins.length, self.outs.length
+
+    def until(self, edit: int) -> Composition:
+        """The layer as it was after an edit."""
+        seen = [index for index, block in enumerate(self.blocks) if block.edit <= edit]
+        return Composition(
+            tuple(self.modules[index] for index in seen),
+            tuple(self.blocks[index] for index in seen),
+            self.ins.until(edit),
+            self.outs.until(edit),
+        )
+
+    def dense(self) -> Composition:
+        """The same layer with every tensor in storage of its own."""
+        modules = tuple(_dense(module) for module in self.modules)
+        return Composition(modules, self.blocks, self.ins, self.outs)
+
+    def spans(self, index: int, along: Along) -> Spans:
+        """On which positions of a dimension of the plain layer's tensors a block lies."""
+        block = self.blocks[index]
+        layout = (self.ins if along.side == "in" else self.outs).section(along.sections)
+        if along.side == "out" and block.kind == "helper":
+            return layout.spans(block.edit.__gt__)
+        own_only = along.side == "out" or block.kind == "helper"
+        if own_only or self.kind.diagonal(self.original):
+            return layout.spans(block.edit.__eq__)
+        return layout.spans(block.edit.__ge__)
+
+    def places(self, index: int, name: str) -> Mapping[int, Spans]:
+        """Where a block's tensor lies in the plain layer's, by dimension."""
+        axes = self.kind.tensors(self.original)[name]
+        return {dim: self.spans(index, along) for dim, along in axes.items()}
+
+    def scattered(self, index: int, name: str) -> bool:
+        """Whether a block's tensor lies in several pieces in the plain layer's."""
+        return any(len(spans) > 1 for spans in self.places(index, name).values())
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of one of the plain layer's tensors."""
+        first = self.kind.value(self.original, name)
+        assert first is not None
+        shape = list(first.shape)
+        for dim, along in self.kind.tensors(self.original)[name].items():
+            shape[dim] = self.sizes[along.side == "out"] // along.sections
+        return shape
+
+    def parts(self, name: str) -> list[tuple[int, Tensor]]:
+        """The blocks that have a part of one of the plain layer's tensors, and their parts."""
+        values = (self.kind.value(module, name) for module in self.modules)
+        return [(index, value) for index, value in enumerate(values) if value is not None]
+
+    def value(self, name: str) -> Tensor | None:
+        """One of the tensors of the plain layer that equals this one, of its own.
+
+        Not differentiable. None if the layer has none of that name.
+        """
+        first = self.kind.value(self.original, name)
+        if first is None:
+            return None
+        whole = room_for(first, self.shape(name))
+        for index, part in self.parts(name):
+            part = self._carried_over(name, part.detach(), index)
+            for there, own in regions(self.places(index, name), part.dim()):
+                whole[there] = part[own]
+        return whole
+
+    def assembled(self, name: str) -> Tensor | None:
+        """One of the tensors of the plain layer, differentiable by the blocks' own.
+
+        By plain concatenation, which every transform of torch knows.
+        """
+        axes = self.kind.tensors(self.original)[name]
+        parts = self.parts(name)
+        if not parts or parts[0][0]:
+            return None
+        whole = self._carried_over(name, parts[0][1], 0)
+        for index, part in parts[1:]:
+            block = self.blocks[index]
+            part = self._carried_over(name, part, index)
+            dim, along = _growing_dim(axes, "in" if block.kind == "helper" else "out")
+            layout = (self.ins if along.side == "in" else self.outs).until(block.edit)
+            pieces = layout.section(along.sections).pieces(block.edit)
+            whole = arranged(whole, part, pieces, dim)
+        return whole
+
+    def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:
+        born, now = self.outs.until(self.blocks[index].edit).length, self.outs.length
+        return tensor if born == now else self.kind.carried_over(name, tensor, born, now)
+
+    def plain(self) -> nn.Module:
+        """A stock layer that computes the same, with tensors of its own."""
+        plain = self.kind.build_merged(self.original, self.sizes, device="meta")
+        latest = self.modules[-1]
+        for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):
+            if name in self.kind.tensors(self.original):
+                value = self.value(name)
+            else:  # a counter, such as a batch norm's num_batches_tracked
+                value = getattr(latest, name).detach().clone()
+            assert value is not None, f"the plain layer has a tensor `{name}`, the blocks do not"
+            setattr(plain, name, nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value)
+        return plain
+
+
+def _dense(module: nn.Module) -> nn.Module:
+    """A stand-in for a module whose parameters are parts of larger tensors."""
+    if all(is_dense(p) for p in module.parameters(recurse=False)):
+        return module
+    twin: nn.Module = object.__new__(type(module))
+    twin.__dict__.update(vars(module))
+    twin.__dict__["_parameters"] = {
+        # Torch picks some kernels by whether a weight requires a gradient.
+        name: p if p is None or is_dense(p) else p.detach().clone().requires_grad_(p.requires_grad)
+        for name, p in module._parameters.items()  # noqa: SLF001
+    }
+    return twin
+
+
+def arranged(old: Tensor, new: Tensor, pieces: tuple[Piece, ...], dim: int) -> Tensor:
+    """Two tensors joined in pieces that take turns."""
+    parts = (old, new)
+    if len(pieces) == 2 and not pieces[0].new:
+        return torch.cat(parts, dim)
+    return torch.cat([parts[p.new].narrow(dim, p.start, p.length) for p in pieces], dim)
+
+
+def _growing_dim(axes: Any, side: str) -> tuple[int, Along]:
+    """The dimension along which a block's tensor joins the others."""
+    for dim, along in axes.items():
+        if along.side == side:
+            return dim, along
+    # A diagonal layer's tensor may run along its inputs only, one for each group of outputs.
+    (item,) = axes.items()
+    return item  # type: ignore[no-any-return]

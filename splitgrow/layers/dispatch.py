@@ -1,0 +1,217 @@
+"""How one grown layer runs: which way is the faster for the call at hand, and running it so."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from splitgrow.errors import UnsupportedLayerError
+from splitgrow.layers.blockwise import Blockwise
+from splitgrow.layers.composition import Composition
+from splitgrow.layers.execution import Mode, execution_mode, keeps
+from splitgrow.layers.freezing import hold_statistics
+from splitgrow.layers.merged import Merged
+from splitgrow.layers.weight_views import Own, Unfit
+from splitgrow.utils.eager import is_eager
+
+LARGEST = 128 * 2**20
+"""Bytes of a weight: "auto" puts no larger one together, which would take as much memory again."""
+_JOINING = (1.0, 4.0)
+"""Elements of a weight that are copied in the time in which one of an output is joined: for a
+product of matrices, and for a convolution over neighbours, which runs less well in small pieces."""
+_PER_BLOCK = 20_000
+"""Elements: what the calls that one more block takes cost by themselves, against copying."""
+_UNFIT = "its blocks do not run as one in this state"
+_WHY = {"merged": 'asked for by execution("merged")', "auto": "it is the faster way"}
+_WHY["blockwise"] = "its channels share a statistic"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRun:
+    """How a grown layer ran in its last call.
+
+    Attributes:
+        way: "merged": as one plain layer; "blockwise": block by block.
+        gradient: The share of the weight's gradient that the backward pass computes; None where
+            torch's own autograd does.
+        reason: Why it was not the other way.
+    """
+
+    way: Literal["merged", "blockwise"]
+    gradient: float | None
+    reason: str
+
+
+class Runner:
+    """A grown layer's blocks and what is kept from call to call.
+
+    Attributes:
+        view: The edit that is shown; None for all.
+        modules: All blocks, also those that are not shown.
+        own: Which tensors are theirs.
+        composition: What is shown.
+        ran: How the last call was executed.
+
+    Args:
+        composition: What the layer is made of.
+        view: The edit that is shown; None for all.
+        own: Which tensors are the blocks', if those that they have now may be others.
+    """
+
+    def __init__(self, composition: Composition, view: int | None, own: Own | None = None) -> None:
+        self.view, self.modules = view, composition.modules
+        self.own = Own(composition.modules) if own is None else own
+        self.ran: LayerRun | None = None
+        self.composition = composition if view is None else composition.until(view)
+        self._blockwise = Blockwise(self.composition)
+        _ = self.composition.template  # while it can be made
+        kind, original = composition.kind, composition.original
+        self._channel_dim = kind.channel_dim(original) if kind.reads_channels else None
+        self._reasons: dict[Any, str] = {}
+        self._merged = Merged(self.composition, self.own if view is None else None)
+        self._bytes = _bytes_of(self.composition)
+
+    def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output, in the mode that is chosen.
+
+        Raises:
+            UnsupportedLayerError: If torch.fx traces it.
+        """
+        if torch.compiler.is_compiling():
+            return self._run_keeping_nothing(x, *args, **kwargs)
+        eager = is_eager(x)
+        if not self._fits(x, eager=eager):  # in the plain layer's words, if it refuses that
+            plain = self.composition.plain().train(self.modules[-1].training)
+            return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
+        if not keeps():
+            return self._run_keeping_nothing(x, *args, **kwargs)
+        return self._run_in_mode(eager, x, *args, **kwargs)
+
+    def _run_in_mode(self, eager: bool, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: FBT001
+        mode, against = execution_mode(), "it is being traced"
+        if eager or self._merged.traceable:
+            against = self._against_merging(mode, x)
+        if not against and not eager:
+            self.ran = LayerRun("merged", None, "it is being traced")
+            return self._merged.run_traced(x, *args, **kwargs)
+        if not against:
+            try:
+                output = self._merged.run(x, *args, **kwargs)
+            except Unfit:
+                against = _UNFIT
+            else:
+                self.ran = LayerRun("merged", self._merged.computed, _WHY[mode])
+                return output
+        self.ran = LayerRun("blockwise", None, against)
+        composition = self.composition
+        if eager and self.view is None:
+            self._merged.leave()
+        elif eager:
+            composition = composition.dense()
+        return self._blockwise.run(composition.modules, x, *args, **kwargs)
+
+    def _run_keeping_nothing(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output while torch's compiler follows, or a run only looks.
+
+        The mode is not asked for, and no tensor comes to lie elsewhere.
+        """
+        if self._merged.traceable and not self._apart(x):
+            return self._merged.run_traced(x, *args, **kwargs)
+        return self._blockwise.run(self.composition.modules, x, *args, **kwargs)
+
+    def _fits(self, x: object, *, eager: bool) -> bool:
+        """Whether an input has the layer's number of channels, where these lie.
+
+        Raises:
+            UnsupportedLayerError: If torch.fx traces it.
+        """
+        if isinstance(x, fx.Proxy):
+            raise UnsupportedLayerError(
+                f"torch.fx cannot trace a {type(self.composition.original).__name__} that "
+                f"splitgrow has grown; make the model plain first, with splitgrow.merge, or have "
+                f"its calls stay as they are (a Tracer whose is_leaf_module is true for it)"
+            )
+        if not isinstance(x, Tensor):
+            return False
+        if self._channel_dim is None or x.is_nested or not eager:
+            return True
+        shape, dim = x.shape, self._channel_dim
+        return -len(shape) <= dim < len(shape) and shape[dim] == self.composition.sizes[0]
+
+    def _apart(self, x: Tensor) -> bool:
+        """Whether blocks are to run by themselves where the layer would be joined at every call."""
+        if self.composition.kind.couples:
+            return False
+        if self._bytes > LARGEST:
+            return True
+        if torch.compiler.is_compiling():
+            return False
+        elements = sum(p.numel() for module in self.modules for p in module.parameters())
+        return any(map(is_hooked, self.modules)) or self._costs_more(elements, x)
+
+    def _against_merging(self, mode: Mode, x: Tensor) -> str:
+        """Why not to run as one layer; empty if nothing speaks against it."""
+        if len(self.composition.modules) == 1:
+            return "it has one block"
+        if self.composition.kind.couples:
+            return ""
+        if mode == "blockwise":
+            return 'asked for by execution("blockwise")'
+        if any(is_hooked(module) for module in self.composition.modules):
+            return "its blocks have hooks, which would not run"
+        try:
+            self._merged.assembly.look()
+        except Unfit:
+            return _UNFIT
+        if mode == "merged" or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return ""  # while torch.jit traces, sizes are no numbers
+        key = self._merged.assembly.flags, x.shape
+        if key not in self._reasons:
+            self._reasons[key] = self._slower(x)
+        return self._reasons[key]
+
+    def _slower(self, x: Tensor) -> str:
+        """Why putting the layer together would be slower; empty if it is faster."""
+        if self._bytes > LARGEST:
+            return "it is too large to be put together"
+        copied = self._merged.assembly.copied
+        if self._costs_more(copied, x):
+            rows = self._rows(x)
+            return f"putting it together would copy {copied:,} elements for {rows:,} rows"
+        return ""
+
+    def _rows(self, x: Tensor) -> int:
+        composition = self.composition
+        reads = composition.kind.reads_channels
+        return x.numel() // composition.sizes[0] if reads else x.numel()
+
+    def _costs_more(self, copied: int, x: Tensor) -> bool:
+        """Whether copying so many elements takes longer than joining what the blocks give."""
+        composition = self.composition
+        more = len(composition.modules) - 1
+        joining = _JOINING[composition.kind.reads_neighbours(composition.original)]
+        return copied > more * (joining * self._rows(x) * composition.sizes[1] + _PER_BLOCK)
+
+
+def _bytes_of(composition: Composition) -> int:
+    """How large the largest tensor of the plain layer is."""
+    largest = 0
+    for name in composition.kind.tensors(composition.original):
+        value = composition.kind.value(composition.original, name)
+        if value is not None:
+            size = math.prod(composition.shape(name)) * value.element_size()
+            largest = max(largest, size)
+    return largest
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a block has hooks of its own, which run only if it is called itself."""
+    own = vars(module)
+    if own["_forward_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return True
+    hooks = own["_forward_pre_hooks"]
+    return bool(hooks) and any(hook is not hold_statistics for hook in hooks.values())

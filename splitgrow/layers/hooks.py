@@ -1,0 +1,137 @@
+"""The user's hooks on modules, and carrying them over to the module that takes another's place.
+
+Where a layer grows, the dictionaries themselves change hands, so that a handle that was obtained at
+registration still removes its hook.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from splitgrow.layers.freezing import hold_statistics
+from splitgrow.utils.rollback import Undo
+
+_BEFORE = ("_forward_pre_hooks", "_backward_pre_hooks")
+"""Hooks that run before the module does: those of what lies around it come first."""
+_BEHIND = ("_forward_hooks", "_backward_hooks")
+_MARKS = (
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+"""How the hooks of the same keys are to be called."""
+_OF_STATE = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_RUN = (*_BEFORE, *_BEHIND)
+HOOKS = (*_RUN, *_OF_STATE)
+"""The attributes of a module that hold its hooks."""
+
+
+def _hooks_in(module: nn.Module, stores: tuple[str, ...]) -> dict[int, Any]:
+    """The user's hooks on a module, by their keys, which no two hooks share."""
+    found: dict[int, Any] = {}
+    for name in stores:
+        hooks = vars(module).get(name) or {}
+        found.update((key, hook) for key, hook in hooks.items() if hook is not hold_statistics)
+    return found
+
+
+def has_run_hooks(module: nn.Module) -> bool:
+    """Whether hooks of the user's run when the module is called, forward or backward."""
+    return bool(_hooks_in(module, _RUN))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether the user has put any hooks on a module."""
+    return bool(_hooks_in(module, HOOKS))
+
+
+def has_state_hooks(module: nn.Module) -> bool:
+    """Whether hooks of the user's run when the module's state_dict is taken or loaded."""
+    return bool(_hooks_in(module, _OF_STATE))
+
+
+def only_computing_hooks(module: nn.Module) -> bool:
+    """Whether all hooks on a module are those of weight norm, spectral norm or pruning."""
+    return all(map(_is_torchs, _hooks_in(module, HOOKS).values()))
+
+
+def computing_hooks(module: nn.Module) -> Iterator[Any]:
+    """The pre-hooks that compute one of the module's tensors before each call.
+
+    Those of `torch.nn.utils.weight_norm`, `spectral_norm` and `prune`.
+    """
+    yield from filter(_is_torchs, _hooks_in(module, ("_forward_pre_hooks",)).values())
+
+
+def _is_torchs(hook: Any) -> bool:
+    hook = getattr(hook, "hook", hook)  # those that are given the module are wrapped
+    return type(hook).__module__.startswith("torch.nn.utils.")
+
+
+def carry_hooks_(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None = None) -> None:
+    """Puts the hooks that run with one module onto another that takes its place.
+
+    Those that are there already stay, and lie within.
+
+    Args:
+        old: Whose hooks they are.
+        new: Whose they are to be as well.
+        memo: As of `copy.deepcopy`, for copies of the hooks; None for the hooks themselves.
+    """
+    for name in (*_RUN, *_MARKS):
+        hooks, there = vars(old).get(name) or {}, vars(new)[name]
+        more = {
+            key: hook
+            for key, hook in hooks.items()
+            if key not in there and hook is not hold_statistics
+        }
+        if not more:
+            continue
+        more = more if memo is None else copy.deepcopy(more, memo)
+        both = {**more, **there} if name in _BEFORE else {**there, **more}
+        there.clear()
+        there.update(both)
+    if vars(old).get("_backward_hooks") and vars(new)["_is_full_backward_hook"] is None:
+        vars(new)["_is_full_backward_hook"] = vars(old)["_is_full_backward_hook"]
+
+
+STORES = tuple(
+    name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)
+)
+"""The dictionaries in which a module keeps its hooks."""
+_WAY = "_is_full_backward_hook"
+_BOUND: Any = getattr(torch_module, "_WrappedHook", ())
+"""What torch makes of a hook that is to be told its module."""
+
+
+def hand_over_(old: nn.Module, new: nn.Module, undo: Undo) -> None:
+    """Gives a module's hooks to the one that takes its place; what holds its statistics stays.
+
+    Args:
+        old: The module.
+        new: What takes its place; it has no hooks yet.
+        undo: Takes it back.
+    """
+    theirs, mine = vars(old), vars(new)
+    undo.keep(theirs, mine, *(theirs[name] for name in STORES))
+    for name in STORES:
+        hooks = theirs[name]
+        stay = OrderedDict((key, hook) for key, hook in hooks.items() if hook is hold_statistics)
+        for key in stay:
+            del hooks[key]
+        for key, hook in hooks.items():
+            if isinstance(hook, _BOUND) and hook.with_module:
+                hooks[key] = _BOUND(hook.hook, new)
+        mine[name], theirs[name] = hooks, stay
+    mine[_WAY], theirs[_WAY] = theirs[_WAY], None

@@ -1,0 +1,283 @@
+"""Modules that something was inserted into: a wrapper that nobody else needs to know of.
+
+The module keeps its path and its keys in the state_dict, as if the wrapper were not there; what was
+inserted lies below it as ``inserted1``, ``inserted2``, by the number of the edit.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.fx import _symbolic_trace
+
+from splitgrow.errors import UnsupportedLayerError
+from splitgrow.utils.rollback import Undo
+
+_fx_traces = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
+_questions: set[int] | None = None
+"""The wrappers that were asked for attributes of their modules, while that is watched."""
+
+
+def note_questions_(undo: Undo) -> set[int]:
+    """The ids of wrappers that are asked for attributes of their modules, until taken back."""
+    global _questions  # noqa: PLW0603
+    undo.on_failure(partial(globals().update, _questions=_questions))
+    _questions = set()
+    return _questions
+
+
+_runs: set[int] | None = None
+"""The wrappers that ran, while that is watched."""
+
+
+def note_runs_(undo: Undo) -> set[int]:
+    """The ids of wrappers that run, until taken back."""
+    global _runs  # noqa: PLW0603
+    undo.on_failure(partial(globals().update, _runs=_runs))
+    _runs = set()
+    return _runs
+
+
+Form = Literal["chain", "residual", "gate", "block", "beside"]
+ORIGINAL = "original"
+"""The name of the wrapped module below the wrapper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """One thing that was inserted.
+
+    Attributes:
+        edit: The number of the edit that inserted it.
+        before: Whether it works on what the module reads, rather than on what comes out of it.
+        form: What it makes of a tensor x, with its own module f: "chain" f(x); "residual" x + f(x);
+            "gate" x * f(x); "block" f(x) with the module's other arguments as well; "beside" f(x,
+            arguments), with all that the module was given.
+    """
+
+    edit: int
+    before: bool
+    form: Form
+
+    @property
+    def name(self) -> str:
+        """The name of its module below the wrapper."""
+        return f"inserted{self.edit}"
+
+
+class Deepened(nn.Module):
+    """A module with what was inserted right before and behind it.
+
+    It answers for the module's attributes, items and parameters under the module's own names.
+
+    Attributes:
+        inserted: What was inserted, the newest first: nearest to the module.
+        view: The number of the last edit that is seen by `forward`; None for all.
+        tensor_result: Whether the module was seen to give a tensor, rather than several.
+        answers: Whether forward was seen to ask the module for attributes of its own, such as a
+            weight's dtype, so that something in its place has to have them.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.add_module(ORIGINAL, original)
+        self.inserted: tuple[Inserted, ...] = ()
+        self.view: int | None = None
+        self.tensor_result = True
+        self.answers = False
+        self.training = original.training
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """The module that something was inserted into."""
+        return self.part(ORIGINAL)
+
+    def part(self, name: str) -> nn.Module:
+        """What was inserted, by its name."""
+        module = self._modules[name]
+        assert module is not None
+        return module
+
+    def set_inserted(
+        self, modules: Mapping[str, nn.Module], inserted: tuple[Inserted, ...]
+    ) -> None:
+        """Replaces what was inserted.
+
+        Args:
+            modules: The module of each, by its name.
+            inserted: What each is for.
+        """
+        own: dict[str, nn.Module | None] = {ORIGINAL: self.wrapped, **modules}
+        self._modules, self.inserted = own, inserted
+
+    def seen(self, *, before: bool, view: int | None) -> list[Inserted]:
+        """What is seen on one side after an edit, in the order in which it works."""
+        chosen = [
+            item
+            for item in self.inserted
+            if item.before == before and (view is None or item.edit <= view)
+        ]
+        return chosen[::-1] if before else chosen
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives, with what was inserted before and behind it."""
+        if _runs is not None:
+            _runs.add(id(self))
+        for item in self.seen(before=True, view=self.view):
+            x = first_argument(self.wrapped, args, kwargs)
+            result = self._made_by(item, x, args, kwargs)
+            args, kwargs = with_first_argument(self.wrapped, args, kwargs, first_of(result))
+        result = self.wrapped(*args, **kwargs)
+        for item in self.seen(before=False, view=self.view):
+            made = self._made_by(item, first_of(result), args, kwargs)
+            result = made if item.form == "block" else with_first(result, made)
+        return result
+
+    def _made_by(self, item: Inserted, x: Tensor, args: Any, kwargs: Any) -> Any:
+        module = self.part(item.name)
+        if item.form == "block":
+            args, kwargs = with_first_argument(self.wrapped, args, kwargs, x)
+            return module(*args, **kwargs)
+        made = module(x, *args, **kwargs) if item.form == "beside" else module(x)
+        if item.form == "residual":
+            return x + made
+        return x * made if item.form == "gate" else made
+
+    # -- as if the wrapper were not there --------------------------------------------------------
+
+    def named_modules(
+        self,
+        memo: set[nn.Module] | None = None,
+        prefix: str = "",
+        remove_duplicate: bool = True,  # noqa: FBT001, FBT002
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """All modules by path: the wrapped one under the wrapper's own.
+
+        torch.fx calls modules by these paths, so it is told where the wrapped one really lies.
+        """
+        if _fx_traces():
+            yield from super().named_modules(memo, prefix, remove_duplicate)
+            return
+        memo = set() if memo is None else memo
+        if self in memo:
+            return
+        if remove_duplicate:
+            memo.add(self)
+        yield prefix, self
+        for name in self._modules:
+            path = self._path(prefix, name)
+            yield from self.part(name).named_modules(memo, path, remove_duplicate)
+
+    @staticmethod
+    def _path(prefix: str, name: str) -> str:
+        return prefix if name == ORIGINAL else f"{prefix}.{name}" if prefix else name
+
+    def state_dict(
+        self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> Any:
+        """The tensors, those of the wrapped module under its own keys."""
+        destination = OrderedDict() if destination is None else destination
+        for name in self._modules:
+            own = prefix if name == ORIGINAL else f"{prefix}{name}."
+            self.part(name).state_dict(destination=destination, prefix=own, keep_vars=keep_vars)
+        return destination
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Has the wrapped module find its keys."""
+        inserted = tuple(f"{prefix}{item.name}." for item in self.inserted)
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            if not key.startswith(inserted):
+                state_dict[f"{prefix}{ORIGINAL}.{key[len(prefix) :]}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        """Answers for the wrapped module.
+
+        Raises:
+            AttributeError: If that has no such attribute.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or ORIGINAL not in self.__dict__.get("_modules", {}):
+                raise
+        return getattr(self._asked(), name)
+
+    def _asked(self) -> Any:
+        """The wrapped module, for somebody who wants more of it than its result."""
+        if _questions is not None:
+            _questions.add(id(self))
+        return self.wrapped
+
+    def __getitem__(self, index: Any) -> Any:
+        """An item of the wrapped module, if that has items."""
+        return self._asked()[index]
+
+    def __len__(self) -> int:
+        """The number of items of the wrapped module, if that has items."""
+        return len(self._asked())
+
+    def __iter__(self) -> Iterator[Any]:
+        """The items of the wrapped module, if that has items."""
+        return iter(self._asked())
+
+    def __bool__(self) -> bool:
+        """As the wrapped module, which may be an empty container."""
+        return bool(self.wrapped)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuses to be scripted, since it takes whatever arguments its module takes.
+
+        Raises:
+            UnsupportedLayerError: Always.
+        """
+        raise UnsupportedLayerError(
+            f"a {type(self.wrapped).__name__} that splitgrow has inserted layers at cannot be "
+            f"scripted; make the model plain first, with splitgrow.merge"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over: not the view, which belongs to a ``with`` block."""
+        return {**self.__dict__, "view": None}
+
+
+def first_of(result: Any) -> Any:
+    """The tensor that a module passes on: its result, or the first item of a tuple or list."""
+    return result[0] if isinstance(result, (tuple, list)) else result
+
+
+def with_first(result: Any, tensor: Tensor) -> Any:
+    """The result with another tensor to pass on."""
+    if not isinstance(result, (tuple, list)):
+        return tensor
+    fields = getattr(result, "_fields", None)
+    if fields is not None:  # a named tuple
+        return result._replace(**{fields[0]: tensor})  # type: ignore[union-attr]
+    return type(result)((tensor, *result[1:]))
+
+
+def first_name(module: nn.Module, kwargs: Mapping[str, Any]) -> str:
+    """Under which name a call that names all of its arguments gives a module the first one."""
+    # The class's own forward: while a model is recorded, modules have one that takes anything.
+    arguments = list(inspect.signature(type(module).forward).parameters)[1:]
+    return next((name for name in arguments if name in kwargs), next(iter(kwargs)))
+
+
+def first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a call gives a module as its first argument."""
+    return args[0] if args else kwargs[first_name(module, kwargs)]
+
+
+def with_first_argument(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call with another first one."""
+    if args:
+        return (value, *args[1:]), kwargs
+    return args, {**kwargs, first_name(module, kwargs): value}

@@ -1,0 +1,213 @@
+"""Running a grown convolution or Linear as one, with the gradient of what trains only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from splitgrow.layers.kernels import Kernel
+from splitgrow.layers.partial_gradients import Gradients, Side, diagonal_gradients_of, gradients_of
+from splitgrow.layers.weight_assembly import Assembly
+from splitgrow.layers.weight_views import Unfit
+from splitgrow.utils.spans import Spans, cut_out, shared, take, union
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a backward pass computes, given which parts train.
+
+    Attributes:
+        gradients: Of the weight; None if nothing of it trains.
+        slots: The parts that train: of the weight, then of the bias.
+        of_weight: The blocks of the former.
+        of_bias: The positions of the latter.
+        columns: The input channels that are looked at, if that is not all of them.
+    """
+
+    gradients: Gradients | None
+    slots: tuple[int, ...]
+    of_weight: tuple[int, ...]
+    of_bias: tuple[Spans, ...]
+    columns: Spans | None
+
+
+class Multiplied:
+    """A layer that multiplies with a weight.
+
+    Attributes:
+        gradients: What the last call will compute of the weight's gradient; None for nothing.
+    """
+
+    def __init__(self, assembly: Assembly, kernel: Kernel) -> None:
+        self.assembly, self.kernel = assembly, kernel
+        self.gradients: Gradients | None = None
+        self._plans: dict[tuple[bool, ...], _Plan] = {}
+
+    def run(self, x: Tensor) -> Tensor:
+        """The layer's output.
+
+        Raises:
+            Unfit: If the blocks, as they are now, cannot run as one.
+        """
+        self.gradients = None
+        kernel, assembly = self.kernel, self.assembly
+        values = assembly.values()
+        weight, bias = values["weight"], values.get("bias")
+        x = kernel.prepared(x)
+        if torch.is_autocast_enabled(x.device.type):
+            x, weight, bias = _autocast(x, weight, bias)
+        flags = assembly.flags
+        if not torch.is_grad_enabled() or not (x.requires_grad or any(flags)):
+            return kernel.output(x, weight, bias)
+        if weight.is_complex():
+            raise Unfit  # its gradients are conjugated, which the kernels do not do
+        plan = self._plans.get(flags)
+        if plan is None:
+            plan = self._plans[flags] = self._plan()
+        self.gradients = plan.gradients
+        alone = not kernel.batched(x)
+        x = x.unsqueeze(0) if alone else x
+        columns = None
+        if plan.columns is not None:
+            columns = take(x, kernel.channel_dim, plan.columns).contiguous()
+        tensors = [assembly.tensors[slot] for slot in plan.slots]
+        call = _Call(self, plan, weight, bias, self.versions())
+        y: Tensor = _Multiplied.apply(call, x, columns, *tensors)  # type: ignore[no-untyped-call]
+        return y.squeeze(0) if alone else y
+
+    def versions(self) -> list[int]:
+        """Numbers that change when a part of the weight is changed in place."""
+        assembly = self.assembly
+        return [
+            0 if tensor.is_inference() else tensor._version  # noqa: SLF001
+            for tensor in (assembly.tensors[slot] for slot in assembly.slots("weight"))
+        ]
+
+    def weight_to_differentiate(self) -> Tensor:
+        """The weight as a function of the blocks' own."""
+        weight = self.assembly.composition.assembled("weight")
+        assert weight is not None
+        return weight
+
+    def _plan(self) -> _Plan:
+        assembly, composition = self.assembly, self.assembly.composition
+        weights = [slot for slot in assembly.slots("weight") if assembly.flags[slot]]
+        biases = [slot for slot in assembly.slots("bias") if assembly.flags[slot]]
+        blocks = tuple(assembly.parts[slot].block for slot in weights)
+        gradients = self._gradients(blocks) if blocks else None
+        columns = None
+        if gradients is not None and len(gradients.strips) == 1:
+            ins = gradients.strips[0].ins
+            columns = ins if ins != ((0, composition.sizes[0]),) else None
+        of_bias = tuple(
+            union(((s.start, s.stop - s.start),) for (s,), _ in assembly.parts[slot].regions)
+            for slot in biases
+        )
+        return _Plan(gradients, (*weights, *biases), blocks, of_bias, columns)
+
+    def _gradients(self, blocks: tuple[int, ...]) -> Gradients:
+        composition = self.assembly.composition
+        kind, original = composition.kind, composition.original
+        axes, shape = kind.tensors(original)["weight"], composition.shape("weight")
+        places = {block: composition.places(block, "weight") for block in blocks}
+        if kind.diagonal(original):
+            edits = {composition.blocks[block].edit for block in blocks}
+            outs = composition.outs.spans(edits.__contains__)
+            ins = composition.ins.spans(edits.__contains__)
+            (dim,) = axes
+            return diagonal_gradients_of(dim, shape[dim], places, (outs, ins))
+        sides = {along.side: Side(dim, along.sections, shape[dim]) for dim, along in axes.items()}
+        helpers = {b: p for b, p in places.items() if composition.blocks[b].kind == "helper"}
+        rows = {b: p for b, p in places.items() if b not in helpers}
+        return gradients_of(sides["out"], sides["in"], rows, helpers)
+
+
+def _autocast(*tensors: Tensor | None) -> list[Any]:
+    """Tensors in the dtype in which autocast runs a multiplication."""
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    dtype = torch.get_autocast_dtype(device)
+    return [
+        t if t is None or not t.is_floating_point() or t.dtype == torch.float64 else t.to(dtype)
+        for t in tensors
+    ]
+
+
+class _Call(NamedTuple):
+    """What one forward pass hands to its backward pass."""
+
+    layer: Multiplied
+    plan: _Plan
+    weight: Tensor
+    bias: Tensor | None
+    versions: list[int]
+
+
+class _Multiplied(Function):
+    """A layer's output; backward, its input's gradient, and of its weight's what trains."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, x: Tensor, columns: Tensor | None, *_: Tensor) -> Tensor:
+        ctx.call, ctx.shape = call, x.shape
+        needed = call.plan.gradients is not None and columns is None
+        ctx.save_for_backward(x if needed else None, columns)
+        # Some shapes make it a view, which autograd lets nobody change in place behind a Function.
+        return call.layer.kernel.output(x, call.weight, call.bias).detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (of_output,) = gradients
+        layer, plan, weight, _, versions = ctx.call
+        x, columns = ctx.saved_tensors
+        dim = layer.kernel.channel_dim
+        of_x, strips, slices = None, [], {}
+        own = weight
+        if ctx.needs_input_grad[1]:
+            if layer.versions() != versions:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an "
+                    "inplace operation: a parameter of a grown layer was changed between its "
+                    "forward and its backward pass"
+                )
+            if torch.is_grad_enabled():  # the gradient will be differentiated
+                own = layer.weight_to_differentiate().to(weight.dtype)
+            if plan.gradients is None or plan.gradients.worth < 1:
+                of_x = layer.kernel.input_gradient(of_output, ctx.shape, x, own)
+        for strip in plan.gradients.strips if plan.gradients is not None else ():
+            if ctx.needs_input_grad[1] and of_x is None:
+                of_x, whole = layer.kernel.gradients(of_output, x, own)
+                strips.append(whole)
+                continue
+            outs = take(of_output, dim, strip.outs)
+            ins = columns if columns is not None else take(x, dim, strip.ins)
+            like = weight
+            for along, length in strip.lengths:
+                like = like.narrow(along, 0, length)
+            strips.append(layer.kernel.weight_gradient(outs, ins, like))
+            slices[strip.outs] = outs
+        found = []
+        for block, slot in zip(plan.of_weight, plan.slots, strict=False):
+            share = plan.gradients.shares[block]
+            shape = layer.assembly.parts[slot].shape
+            found.append(cut_out(strips[share.strip], share.rectangles, shape))
+        if plan.of_bias:
+            found += _of_biases(plan.of_bias, of_output, slices, dim)
+        return None, of_x, None, *found
+
+
+def _of_biases(
+    places: tuple[Spans, ...], of_output: Tensor, slices: dict[Spans, Tensor], dim: int
+) -> list[Tensor]:
+    """The gradients of biases: sums over all but the channels."""
+    chosen = union(places)
+    part = slices.get(chosen)
+    outs = take(of_output, dim, chosen) if part is None else part
+    others = [d for d in range(outs.dim()) if d != dim % outs.dim()]
+    total = outs.sum(others) if others else outs
+    return [
+        take(total, 0, tuple((place, length) for place, _, length in shared(chosen, own)))
+        for own in places
+    ]

@@ -1,0 +1,167 @@
+"""Plain copies of modules: stock layers in place of grown ones, nothing else of splitgrow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from splitgrow.errors import UnsupportedModelError
+from splitgrow.layers.fade import FadeIn
+from splitgrow.layers.hooks import HOOKS, carry_hooks_, computing_hooks
+from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.module_state import may_hold
+from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.unwrap import unwrap_
+from splitgrow.utils.rollback import Meanwhile, Undo
+
+
+def plain_copy(
+    module: nn.Module,
+    view: int | None,
+    memo: dict[int, Any],
+    finish: Callable[[SplitLayer, nn.Module], None] | None = None,
+    stock_of: Callable[[SplitLayer, int | None], nn.Module] = SplitLayer.plain,
+    shares: Mapping[FadeIn, float] | None = None,
+) -> nn.Module:
+    """A copy of a module in which everything that has grown is plain.
+
+    The user's hooks come along: those of a grown layer lie on the stock layer in its place.
+
+    Args:
+        module: Any module.
+        view: The edit after which it is copied; None for today.
+        memo: As of `copy.deepcopy`; in the end it has the copy of every part by the part's id.
+        finish: What else is to be done with the stock layer of each grown one.
+        stock_of: Makes the stock layer of a grown one.
+        shares: How far fades are to have come, where that is not as today. Of those that were
+            inserted, and that are then over or have not begun, the path that counts is left; None
+            to leave all fades as they are.
+
+    Raises:
+        UnsupportedModelError: If something in the module cannot be copied.
+        MemoryError: If there is too little memory.
+    """
+    theirs: list[tuple[nn.Module, _Stores]] = []
+    for part in module.modules():
+        if isinstance(part, SplitLayer):
+            with Meanwhile() as meanwhile, meanwhile:
+                for block in part:
+                    _compute_anew_(block, meanwhile)
+                memo[id(part)] = layer = stock_of(part, view)
+            theirs.append((layer, _users_own(part, layer)))
+            if finish is not None:
+                finish(part, memo[id(part)])
+        else:
+            memo.update((id(made), made.detach().clone()) for made in _made_by_forward(part))
+    copied = _copied(module, memo, [own for _, own in theirs])
+    for layer, own in theirs:
+        for name, values in own.items():
+            store = vars(layer)[name] if name else vars(layer)
+            store.update(copy.deepcopy(values, memo))  # of which the memo has copies
+    for part, twin in _twins(module, copied):
+        memo[id(part)] = twin
+        carry_hooks_(part, twin, memo)
+    for fade, alpha in (shares or {}).items():
+        if id(fade) in memo:
+            memo[id(fade)].alpha = alpha
+    return unwrap_(copied, view, end_fades=shares is not None)
+
+
+_Stores = dict[str, dict[str, Any]]
+"""What is in some dictionaries of a module's; its attributes are in that without a name."""
+
+
+def _users_own(split: SplitLayer, layer: nn.Module) -> _Stores:
+    """What the user put on a grown layer, before it grew or since, that a stock layer has not."""
+    attributes = {
+        name: value
+        for owner in (split.original, split)
+        for name, value in vars(owner).items()
+        if name not in vars(layer) and may_hold(owner, "", name)
+    }
+    tensors = {
+        store: {k: v for k, v in vars(split)[store].items() if k not in vars(layer)[store]}
+        for store in ("_parameters", "_buffers")
+    }
+    return {"": attributes, **tensors}
+
+
+def _copied(module: nn.Module, memo: dict[int, Any], more: Iterable[_Stores]) -> nn.Module:
+    """A deep copy.
+
+    Args:
+        module: Any module.
+        memo: As of `copy.deepcopy`; in the end it has copies of all that the module holds.
+        more: What else is to be copied.
+
+    Raises:
+        UnsupportedModelError: If there can be none.
+        MemoryError: If there is too little memory.
+    """
+    try:
+        copied: nn.Module = copy.deepcopy(module, memo)
+        grown = (part for part in module.modules() if isinstance(part, SplitLayer))
+        for part in grown:  # what the copy of the module goes without
+            copy.deepcopy([vars(part)[name] for name in HOOKS], memo)
+        copy.deepcopy(list(more), memo)
+    except MemoryError:  # no fault of the model's
+        raise
+    except Exception as error:  # whatever the user's objects raise
+        raise UnsupportedModelError(
+            f"{type(module).__name__} holds something, or has a hook, that copy.deepcopy cannot "
+            f"copy: {type(error).__name__}: {error}"
+        ) from error
+    return copied
+
+
+def _twins(module: nn.Module, copied: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Each part of a module with its copy.
+
+    Raises:
+        UnsupportedModelError: If a class copies itself in a way of its own, and leaves something
+            that has grown where it was.
+    """
+    copies = {
+        (path, isinstance(twin, Deepened)): twin  # a wrapper has the path of what it wraps
+        for path, twin in copied.named_modules(remove_duplicate=False)
+    }
+    for path, part in module.named_modules(remove_duplicate=False):
+        twin = copies.get((path, isinstance(part, Deepened)))
+        grown = isinstance(part, (SplitLayer, Deepened))
+        if twin is not None and grown and (twin is part or isinstance(twin, SplitLayer)):
+            raise UnsupportedModelError(
+                f"something that holds `{path}` is copied by a __deepcopy__ of its own, which does "
+                f"not copy that, or not with `copy.deepcopy(part, memo)`"
+            )
+        if twin is not None and twin is not part:
+            yield part, twin
+
+
+def _made_by_forward(module: nn.Module) -> Iterator[Tensor]:
+    """The tensors in a module's attributes that autograd made, which torch refuses to copy.
+
+    Weight norm and the like leave one in a parameter's place, and what forward keeps is often one.
+    """
+    for name, value in vars(module).items():
+        if name not in _STORES and isinstance(value, (Tensor, list, tuple, dict)):
+            leaves = pytree.tree_leaves(value)
+            yield from (x for x in leaves if isinstance(x, Tensor) and not x.is_leaf)
+
+
+_STORES = ("_parameters", "_modules")
+
+
+@torch.no_grad()
+def _compute_anew_(block: nn.Module, undo: Undo) -> None:
+    """Has a block hold what weight norm and the like would compute at its next call."""
+    hooks = list(computing_hooks(block))
+    if hooks:
+        undo.keep(vars(block))
+        block.training = False  # a spectral norm moves its vectors in training
+        for hook in hooks:
+            hook(block, None)

@@ -1,0 +1,220 @@
+"""Split layers: a grown layer, held as its original block and what each edit added to it.
+
+A split layer knows its own blocks and where their channels lie. It knows nothing of its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from splitgrow.layers.attribute_access import Guarded, answer, refuse, set_on_blocks, tensor_names
+from splitgrow.layers.channel_layout import Layout
+from splitgrow.layers.composition import Block, BlockKind, Composition, known_kind
+from splitgrow.layers.dispatch import LayerRun, Runner
+from splitgrow.layers.live_tensor import LiveTensor
+from splitgrow.layers.types import LayerKind
+from splitgrow.layers.weight_views import make_dense_
+from splitgrow.utils.wrappers import is_managed, several_processes
+
+__all__ = ["Block", "BlockKind", "SplitLayer", "stock"]
+
+
+class SplitLayer(nn.ModuleList):
+    """A grown layer: the original block first, then the blocks of every edit, all stock layers.
+
+    A helper's output is added onto the outputs that existed at its birth; a new block's output is
+    inserted among them. So leaving out the later blocks gives what the layer computed before them.
+    However it is executed, it computes that.
+
+    It answers for the attributes of a stock layer of its present size (``out_channels``,
+    ``weight``, ``stride``), so code that only reads them goes on working.
+
+    Attributes:
+        blocks: What each of the stock layers is for, in the same order.
+        ins: Where the input channels came from.
+        outs: Where the output channels came from.
+        view: The number of the last edit that is seen by `forward`; None for all.
+    """
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__([original])
+        inputs, outputs = self.kind.sizes(original)
+        self.ins = Layout.original(inputs)
+        self.outs = Layout.original(outputs)
+        self.view: int | None = None
+        self.blocks: tuple[Block, ...] = (Block("original", 0),)
+        self._runner: Runner | None = None
+        for store in ("_parameters", "_buffers"):
+            names = self.kind.tensors(original)
+            self.__dict__[store] = Guarded(names, type(original).__name__)
+
+    @property
+    def original(self) -> nn.Module:
+        """The layer as it was before its first growth."""
+        return self._modules["0"]
+
+    @property
+    def kind(self) -> LayerKind:
+        """The entry for the type of its blocks."""
+        return known_kind(self.original)
+
+    @property
+    def ran(self) -> LayerRun | None:
+        """How the last call was executed; None before the first."""
+        return self._runner.ran if self._runner is not None else None
+
+    def set_blocks(self, modules: Sequence[nn.Module], blocks: Sequence[Block]) -> None:
+        """Replaces all modules but the original, and what they are for."""
+        kept = {"0": self.original}
+        kept.update((str(index), module) for index, module in enumerate(modules[1:], 1))
+        composition = Composition(tuple(kept.values()), tuple(blocks), self.ins, self.outs)
+        # What has no values yet does not run yet; making ready for it takes as long as there are
+        # blocks, which is too long for each of the many edits of a journal.
+        empty = any(tensor.is_meta for tensor in modules[-1].parameters())
+        runner = None if empty else Runner(composition, None)
+        self._modules = kept  # in one step, so that an interruption finds all of them or the old
+        self.blocks = composition.blocks
+        self._runner = runner  # here, since torch's compiler could not follow it in `forward`
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output at its present size, or at that of the edit in `view`."""
+        runner = self._runner
+        same = runner is not None and runner.modules == (*self._modules.values(),)
+        if runner is None or not same or runner.view != self.view:
+            own = runner.own if runner is not None and same else None
+            runner = self._runner = Runner(self.composition(), self.view, own)
+        return runner.run(x, *args, **kwargs)
+
+    def composition(self, view: int | None = None) -> Composition:
+        """Its blocks and where their channels lie, now or after an edit."""
+        whole = Composition((*self._modules.values(),), self.blocks, self.ins, self.outs)
+        return whole if view is None else whole.until(view)
+
+    def _shown(self) -> Composition:
+        """What is shown; made ready with all that the compiler could not follow."""
+        runner = self._runner
+        current = runner is not None and runner.modules == (*self._modules.values(),)
+        if runner is not None and current and runner.view == self.view:
+            return runner.composition
+        return self.composition(self.view)
+
+    def sizes(self, view: int | None = None) -> tuple[int, int]:
+        """The numbers of input and output channels, now or after an edit."""
+        if view is None:
+            return self.ins.length, self.outs.length
+        return self.ins.until(view).length, self.outs.until(view).length
+
+    def plain(self, view: int | None = None) -> nn.Module:
+        """A stock layer that computes the same, with tensors of its own."""
+        return self.composition(view).plain().train(self.training)
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """The blocks, where there are several processes with storage of their own.
+
+        `fully_shard` asks every module for its children before it takes their parameters, and it
+        takes none that is a part of a larger tensor.
+        """
+        if several_processes() and not is_managed(self.original):
+            for block in self:
+                make_dense_(block)
+        return super().named_children()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitLayer:  # noqa: FBT001, FBT002
+        """Moves or converts every block's tensors; what was put together of them goes."""
+        self._runner = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._runner = Runner(self.composition(), self.view)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over: not the view, which belongs to a ``with`` block."""
+        return {**self.__dict__, "view": None, "_runner": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes a copy ready to run."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._runner = Runner(self.composition(), None)
+
+    # -- in the place of the plain layer ----------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        """Answers for a stock layer of the present size.
+
+        Raises:
+            AttributeError: If a stock layer has no such attribute.
+        """
+        own = self.__dict__
+        for store in ("_parameters", "_buffers", "_modules"):
+            if name in own.get(store, {}).keys():  # noqa: SIM118 - what is guarded tells of others
+                return own[store][name]
+        if "blocks" not in own or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return answer(self, self._shown(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute: one of a stock layer's on all blocks.
+
+        Raises:
+            UnsupportedLayerError: If it is a tensor or a width, or another layer for a block.
+        """
+        if name[:1] == "_" or name in _OWN or "blocks" not in self.__dict__:
+            super().__setattr__(name, value)
+        elif name in self._modules:
+            if type(value) is type(self._modules[name]):  # found out when it is to grow again
+                super().__setattr__(name, value)
+                return
+            refuse(self.composition(), f"block {name} of the layer cannot be replaced")
+        elif set_on_blocks(self._shown(), name, value):
+            self._runner = None
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Deletes an attribute of its own.
+
+        Raises:
+            UnsupportedLayerError: If it is one of the stock layer's tensors, or a block.
+        """
+        if name in self._modules or name in tensor_names(self.composition()):
+            refuse(self.composition(), f"the layer's `{name}` cannot be deleted")
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Adds a parameter that a stock layer does not have.
+
+        Raises:
+            UnsupportedLayerError: If a stock layer has it, or it is one of those.
+        """
+        if isinstance(param, LiveTensor) or name in tensor_names(self.composition()):
+            refuse(self.composition(), f"the layer's `{name}` cannot be registered")
+        super().register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Adds a buffer that a stock layer does not have.
+
+        Raises:
+            UnsupportedLayerError: If a stock layer has it.
+        """
+        if name in tensor_names(self.composition()):
+            refuse(self.composition(), f"the layer's `{name}` cannot be registered")
+        super().register_buffer(name, tensor, persistent)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuses to be scripted: torch would put what this returns into the model itself.
+
+        Raises:
+            UnsupportedLayerError: Always.
+        """
+        refuse(self.composition(), "the layer cannot be scripted")
+
+
+_OWN = {"training", "blocks", "ins", "outs", "view"}
+"""The attributes that are not the stock layer's."""
+
+
+def stock(module: nn.Module) -> nn.Module:
+    """The stock layer that stands for a module: a split layer's original, or the module."""
+    return module.original if isinstance(module, SplitLayer) else module

@@ -1,0 +1,204 @@
+"""The kinds of layer types that common libraries define, by dotted name: none need be installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import splitgrow.layers.types.torch_layers  # noqa: F401 - the kinds that these are forms of
+from splitgrow.layers.types.registry import KINDS, Along, LayerKind, Stock, TensorAxes, add_kind
+from splitgrow.layers.types.subclasses import Alike, Same
+from splitgrow.layers.types.torch_layers import RootMeanSquareNorm, cast
+
+
+class _WithActivation(Alike):
+    """A norm with an activation behind it, in one layer: timm's BatchNormAct2d and its like."""
+
+    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        return self.base.output_shape(module, shape)
+
+    def batch_norm(self, module: Stock) -> bool:
+        return self.base.batch_norm(module)
+
+    def finished(self, module: Stock, y: Tensor) -> Tensor:
+        activated: Tensor = module.act(module.drop(y))
+        return activated
+
+    def stock_parts(self, module: Stock) -> list[nn.Module]:
+        return [self.as_base(module), module.drop, module.act]
+
+
+class _FrozenNorm(LayerKind):
+    """Batch norms whose tensors are all buffers: torchvision's FrozenBatchNorm2d."""
+
+    layers = ("torchvision.ops.misc.FrozenBatchNorm2d",)
+
+    def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
+        return 1
+
+    def sizes(self, module: Stock) -> tuple[int, int]:
+        return module.weight.shape[0], module.weight.shape[0]
+
+    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
+        names = ("weight", "bias", "running_mean", "running_var")
+        return {name: {0: Along("out")} for name in names}
+
+    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        with torch.device(options.get("device", module.weight.device)):
+            built: nn.Module = type(module)(sizes[1], eps=module.eps)
+        return cast(built, module.weight.dtype)
+
+
+class _TransposedLinear(LayerKind):
+    """A Linear whose weight is (in, out): transformers' Conv1D, of GPT-2."""
+
+    layers = ("transformers.pytorch_utils.Conv1D",)
+    sized = True
+    side_by_side = False  # a helper's weight lies the other way
+    mixes = False
+
+    def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
+        return -1
+
+    def diagonal(self, module: Stock) -> bool:  # noqa: ARG002
+        return False
+
+    def sizes(self, module: Stock) -> tuple[int, int]:
+        inputs, outputs = module.weight.shape
+        return inputs, outputs
+
+    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
+        return {"weight": {0: Along("in"), 1: Along("out")}, "bias": {0: Along("out")}}
+
+    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        if options.get("bias") is False:
+            raise NotImplementedError("it always has a bias")
+        dtype: torch.dtype = module.weight.dtype
+        with torch.device(options.get("device", module.weight.device)):
+            built: nn.Module = type(module)(sizes[1], sizes[0])
+        return cast(built, dtype)
+
+    def build_helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        like = module.weight
+        device = options.get("device", like.device)
+        return nn.Linear(*sizes, bias=False, device=device, dtype=like.dtype)
+
+    def value(self, block: Stock, name: str) -> Tensor | None:
+        if isinstance(block, nn.Linear):
+            return block.weight.T if name == "weight" else None
+        return super().value(block, name)
+
+    def stock_parts(self, module: Stock) -> list[nn.Module]:
+        plain = nn.Linear(*self.sizes(module), device="meta")
+        plain.weight = nn.Parameter(module.weight.detach().T.contiguous())
+        plain.bias = module.bias
+        return [plain.train(module.training)]
+
+
+class _StandardisedConv(Alike):
+    """A convolution that brings each output's weight to zero mean and unit variance.
+
+    What it does with one input channel depends on its weights for the others, so a helper cannot be
+    of its type: it is a plain convolution, and so is what a grown one merges to, with the
+    standardised weight.
+    """
+
+    computes_weight = True
+    side_by_side = False
+
+    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:
+        tensors = dict(self.base.tensors(module))
+        if isinstance(getattr(module, "gain", None), Tensor):
+            tensors["gain"] = {0: Along("out")}
+        return tensors
+
+    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        built: Any = super().build(module, sizes, **options)
+        if hasattr(module, "gain"):
+            device = options.get("device", module.gain.device)
+            gain = module.gain.new_full((sizes[1], 1, 1, 1), module.gain_init, device=device)
+            built.gain = nn.Parameter(gain)
+            # It divides by the root of the number of inputs.
+            built.scale = module.scale * (module.weight[0].numel() / built.weight[0].numel()) ** 0.5
+        answer: nn.Module = built
+        return answer
+
+    def build_helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        return self.build_merged(module, sizes, bias=False, **options)
+
+    def build_merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        plain = self.base.build(module, sizes, **options)
+        if getattr(module, "same_pad", False):
+            plain.__class__ = sys.modules["timm.layers.conv2d_same"].Conv2dSame
+        return plain
+
+    def value(self, block: Stock, name: str) -> Tensor | None:
+        if name != "weight" or type(block).__name__ in {"Conv2d", "Conv2dSame"}:
+            return super().value(block, name)
+        gain = (block.gain * block.scale).view(-1) if hasattr(block, "gain") else None
+        rows = block.weight.reshape(1, block.out_channels, -1)
+        made = F.batch_norm(rows, None, None, gain, training=True, momentum=0.0, eps=block.eps)
+        return made.reshape_as(block.weight)
+
+    def stock_parts(self, module: Stock) -> list[nn.Module]:
+        if getattr(module, "same_pad", False) or getattr(module, "pad", None) is not None:
+            return []
+        plain: Any = self.base.build(module, self.sizes(module), device="meta")
+        weight = self.value(module, "weight")
+        assert weight is not None
+        plain.weight, plain.bias = nn.Parameter(weight.detach()), module.bias
+        return [plain.train(module.training)]
+
+    def limits(self, module: Stock) -> str:
+        if getattr(module, "pad", None) is not None:
+            return "it pads its input in a way that no plain convolution does"
+        return ""
+
+
+class _LibraryRMSNorm(RootMeanSquareNorm):
+    """The RMS norms of transformers' models that are written as Llama's is."""
+
+    eps_name = "variance_epsilon"
+    layers = tuple(
+        f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}RMSNorm"
+        for name in ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Phi3", "Granite")
+    )
+
+    def limits(self, module: Stock) -> str:
+        if module.weight.dtype == torch.float64:
+            return "it computes in single precision whatever it is given, which is not exact here"
+        return ""
+
+
+_CONV, _LINEAR = KINDS[nn.Conv2d], KINDS[nn.Linear]
+_BATCH_NORM, _GROUP_NORM = KINDS[nn.BatchNorm2d], KINDS[nn.GroupNorm]
+_TIMM = "timm.layers"
+
+for _made in (
+    Alike(_CONV, (f"{_TIMM}.conv2d_same.Conv2dSame",)),
+    Same(_LINEAR, (f"{_TIMM}.linear.Linear",)),
+    Same(_GROUP_NORM, (f"{_TIMM}.norm.GroupNorm", f"{_TIMM}.norm.GroupNorm1")),
+    _WithActivation(_BATCH_NORM, (f"{_TIMM}.norm_act.BatchNormAct2d",)),
+    _WithActivation(
+        _GROUP_NORM, (f"{_TIMM}.norm_act.GroupNormAct", f"{_TIMM}.norm_act.GroupNorm1Act")
+    ),
+    _StandardisedConv(
+        _CONV,
+        (
+            f"{_TIMM}.std_conv.StdConv2d",
+            f"{_TIMM}.std_conv.StdConv2dSame",
+            f"{_TIMM}.std_conv.ScaledStdConv2d",
+            f"{_TIMM}.std_conv.ScaledStdConv2dSame",
+            "transformers.models.bit.modeling_bit.WeightStandardizedConv2d",
+        ),
+    ),
+    _FrozenNorm(),
+    _LibraryRMSNorm(),
+    _TransposedLinear(),
+):
+    add_kind(_made)

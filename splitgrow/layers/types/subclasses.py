@@ -1,0 +1,350 @@
+"""Which entry a module has: its type's own, or that of a type that it computes like."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakSet
+
+from torch import nn
+
+from splitgrow.errors import UnsupportedLayerError
+from splitgrow.layers.kernels import Kernel
+from splitgrow.layers.types.registry import (
+    FOUND,
+    KINDS,
+    LayerKind,
+    Stock,
+    TensorAxes,
+    add_kind,
+    name_of,
+    remove_kind,
+)
+from splitgrow.utils.wrappers import plain_type
+
+
+def kind_of(module: Stock) -> LayerKind | None:
+    """The entry for a module's type, or None.
+
+    A subclass is only matched where it changes nothing of how its base computes: of one with a
+    `forward` of its own nothing can be known.
+
+    Example:
+        >>> conv = nn.Conv2d(3, 8, 3)
+        >>> kind_of(conv).sizes(conv)
+        (3, 8)
+        >>> kind_of(nn.LSTM(3, 8)) is None
+        True
+    """
+    kind = kind_of_type(type(module))
+    return kind if kind is not None and kind.covers(module) else None
+
+
+def kind_of_type(layer: type[nn.Module]) -> LayerKind | None:
+    """The entry for a type, or None, whether or not it covers a module as it is set up."""
+    try:
+        return FOUND[layer]
+    except KeyError:
+        FOUND[layer] = _found(layer)
+        return FOUND[layer]
+
+
+def _found(layer: type[nn.Module]) -> LayerKind | None:
+    layer = plain_type(layer)
+    exact = KINDS.get(layer) or KINDS.get(name_of(layer))
+    if exact is not None:
+        return exact
+    for base in layer.__mro__[1:]:
+        if base in KINDS:
+            plain = all(_computes_as(base, part) for part in _between(layer, base))
+            return Same(KINDS[base]) if plain else None
+    return None
+
+
+def _between(layer: type, base: type) -> list[type]:
+    return [part for part in layer.__mro__ if part not in base.__mro__]
+
+
+_HARMLESS = frozenset(
+    ("__init__", "reset_parameters", "extra_repr", "__repr__", "__constants__", "_get_name")
+)
+
+
+def _computes_as(base: type, part: type) -> bool:
+    """Whether a class adds nothing to a base class that could change what it computes."""
+    for name, value in vars(part).items():
+        changes = hasattr(base, name) and not name.startswith(("__doc__", "__module__"))
+        harmless = name in _HARMLESS or name in {"__dict__", "__weakref__", "__annotations__"}
+        harmless = harmless or (name.startswith("__") and not callable(value))
+        if (changes and not harmless) or isinstance(value, property):
+            return False
+    return "__getattr__" not in vars(part) and "__call__" not in vars(part)
+
+
+class Alike(LayerKind):
+    """A subclass of a known layer type that has the same tensors, which mean the same.
+
+    A block is made as a copy of the module with tensors and numbers of other sizes; the class's
+    constructor is not called.
+    """
+
+    def __init__(self, base: LayerKind, layers: tuple[type[nn.Module] | str, ...] = ()) -> None:
+        self.base, self.layers = base, layers
+        self.sized, self.mixes = base.sized, base.mixes
+        self.reads_channels = base.reads_channels
+
+    def channel_dim(self, module: Stock) -> int:
+        """As its base has it."""
+        return self.base.channel_dim(module)
+
+    def sizes(self, module: Stock) -> tuple[int, int]:
+        """As its base has it."""
+        return self.base.sizes(module)
+
+    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:
+        """As its base has it."""
+        return self.base.tensors(module)
+
+    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """A copy of the module with tensors and numbers of other sizes."""
+        plain = self.base.build(module, sizes, **options)
+        built: nn.Module = object.__new__(type(module))
+        built.__dict__.update(module.__dict__)
+        built.__dict__.update(plain.__dict__)
+        for name, child in module.named_children():
+            built.add_module(name, copy.deepcopy(child))
+        return built
+
+    def as_base(self, module: Stock) -> nn.Module:
+        """A layer of the base type with the module's own tensors."""
+        plain = self.base.build(module, self.sizes(module), device="meta")
+        for name, _ in (*plain.named_parameters(), *plain.named_buffers()):
+            setattr(plain, name, getattr(module, name))
+        return plain.train(module.training)
+
+    def diagonal(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.diagonal(module)
+
+    def rescales(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.rescales(module)
+
+    def sections(self, module: Stock) -> int:
+        """As its base has it."""
+        return self.base.sections(module)
+
+    def bundle(self, module: Stock) -> int:
+        """As its base has it."""
+        return self.base.bundle(module)
+
+    def covers(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.covers(module)
+
+    def reads_neighbours(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.reads_neighbours(module)
+
+    def keeps_statistics(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.keeps_statistics(module)
+
+    def limits(self, module: Stock) -> str:
+        """As its base has it."""
+        return self.base.limits(module)
+
+
+class Same(Alike):
+    """A subclass that computes what its base computes, which can therefore stand for it."""
+
+    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """As its base has it."""
+        return self.base.output_shape(module, shape)
+
+    def kernel(self, module: Stock) -> Kernel | None:
+        """As its base has it."""
+        return self.base.kernel(module)
+
+    def batch_norm(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.batch_norm(module)
+
+    def stock_parts(self, module: Stock) -> list[nn.Module]:
+        """One layer of the base type, with the same tensors."""
+        return [self.as_base(module)]
+
+
+class Registered(Alike):
+    """A type that a user says is a form of a stock type, which need not be one of its bases.
+
+    Args:
+        base: The entry of the stock type.
+        like: The stock type.
+        layer: The type, or its dotted name.
+    """
+
+    def __init__(
+        self, base: LayerKind, like: type[nn.Module], layer: type[nn.Module] | str
+    ) -> None:
+        super().__init__(base, (layer,))
+        self.like = like
+        self._found_fit: WeakSet[nn.Module] = WeakSet()
+
+    def covers(self, module: Stock) -> bool:
+        """As its base has it.
+
+        Raises:
+            UnsupportedLayerError: If the module does not have what a form of the base has.
+        """
+        if module not in self._found_fit:
+            unfit = self._unfit(module)
+            if unfit:
+                name = type(module).__name__
+                raise UnsupportedLayerError(
+                    f"{name} is registered as a form of {self.like.__name__}, but {unfit}: give "
+                    f"it what {self.like.__name__} has, or take the registration back by "
+                    f"splitgrow.unregister_layer({name})"
+                )
+            self._found_fit.add(module)
+        return self.base.covers(module)
+
+    def _unfit(self, module: Stock) -> str:
+        """What a module lacks to be a form of the base; empty if nothing."""
+        try:
+            plain: Any = self.base.build(module, self.base.sizes(module), device="meta")
+            names = self.base.tensors(module)
+        except Exception as error:  # noqa: BLE001 - whatever reading its attributes leads to
+            return f"one could not be made like it ({type(error).__name__}: {error})"
+        # Not asked of the module itself, which while torch.fx traces it answers for its tensors.
+        held = {**vars(module), **module._parameters, **module._buffers}  # noqa: SLF001
+        for name in names:
+            if name not in held and hasattr(type(module), name):
+                continue  # made anew for each call
+            if name not in held:
+                return f"it has no `{name}`"
+            own, expected = held[name], getattr(plain, name)
+            shapes = [None if t is None else tuple(t.shape) for t in (own, expected)]
+            if shapes[0] != shapes[1]:
+                return f"its `{name}` is {shapes[0]}, which would be {shapes[1]} there"
+        return ""
+
+
+def register_layer(
+    layer: type[nn.Module] | str | LayerKind, *, like: type[nn.Module] | None = None
+) -> None:
+    """Teaches splitgrow a layer type.
+
+    Args:
+        layer: A layer type, by itself or by its dotted name; or a whole `LayerKind`.
+        like: The stock type that it is a form of, one of its bases or not: it has the same tensors
+            and numbers under the same names (which is looked at where a model has one), its
+            outputs are computed from the same inputs, and adding up what it makes of two parts of
+            its input channels gives what it makes of all. A block may have no bias where the layer
+            has one, so forward must take None for it. Needed unless `layer` is a `LayerKind`.
+
+    Raises:
+        TypeError: If `layer` is neither or computes nothing, or `like` is not a type that can grow.
+        ValueError: If the type is registered already, or the name is no dotted one.
+
+    `unregister_layer` takes it back.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import nn
+        >>> class Padded(nn.Conv1d):  # looks at the past only
+        ...     def forward(self, x):
+        ...         return super().forward(nn.functional.pad(x, (self.kernel_size[0] - 1, 0)))
+        >>> splitgrow.register_layer(Padded, like=nn.Conv1d)
+        >>> net = nn.Sequential(Padded(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 1, 1))
+        >>> net = splitgrow.growable(net, torch.randn(1, 2, 8))
+        >>> net.layers[0].growable
+        True
+    """
+    if isinstance(layer, LayerKind):
+        if like is not None:
+            raise TypeError("a LayerKind says all there is to say; leave `like` out")
+        for own in layer.layers:
+            _check_type(own)
+        if not layer.layers:
+            raise ValueError(f"{type(layer).__name__}.layers names no layer type")
+        add_kind(layer)
+        return
+    _check_type(layer)
+    base = KINDS.get(like) if isinstance(like, type) else None
+    if base is None or not isinstance(like, type):
+        raise TypeError(f"like must be a layer type that can grow, such as nn.Conv2d, got {like!r}")
+    add_kind(Registered(base, like, layer))
+
+
+def _check_type(layer: object) -> None:
+    """Makes sure that something is a layer type or the name of one.
+
+    Raises:
+        TypeError: If it is not.
+        ValueError: If it is a text that is no dotted name.
+    """
+    if isinstance(layer, str):
+        if "." not in layer or not all(part.isidentifier() for part in layer.split(".")):
+            raise ValueError(
+                f"{layer!r} is no dotted name of a layer type, such as 'package.module.Layer'"
+            )
+    elif not isinstance(layer, type) or not issubclass(layer, nn.Module):
+        raise TypeError(f"layer must be a module type, its dotted name or a LayerKind: {layer!r}")
+    elif layer.forward is nn.Module.forward:
+        raise TypeError(f"{layer.__name__} has no forward, so that it computes nothing")
+
+
+def unregister_layer(layer: type[nn.Module] | str | LayerKind) -> None:
+    """Takes back what `register_layer` was told.
+
+    Models are analysed without it from then on. One that has grown layers of the type does not run
+    until it is registered again; `splitgrow.merge` makes a plain model of it before.
+
+    Args:
+        layer: As it was given to `register_layer`.
+
+    Raises:
+        TypeError: If it is none of those.
+        ValueError: If it was not registered, or is one of splitgrow's own types.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> class Shifted(torch.nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(x.roll(1, 0))
+        >>> splitgrow.register_layer(Shifted, like=torch.nn.Linear)
+        >>> splitgrow.unregister_layer(Shifted)
+        >>> net = torch.nn.Sequential(Shifted(2, 3), torch.nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))
+        >>> [layer.name for layer in net.layers if layer.growable]
+        ['1']
+    """
+    if isinstance(layer, LayerKind):
+        remove_kind(layer.layers)
+        return
+    _check_type(layer)
+    remove_kind((layer,))
+
+
+def entry_of(module: nn.Module) -> LayerKind:
+    """The entry for a module that had one when its model was analysed.
+
+    Raises:
+        UnsupportedLayerError: If it has none any more.
+    """
+    kind = kind_of(module)
+    if kind is None:
+        raise UnsupportedLayerError(
+            f"{type(module).__name__} is no layer type that splitgrow knows any more; register it "
+            f"again by splitgrow.register_layer"
+        )
+    return kind
+
+
+def sized_layers() -> tuple[type[nn.Module], ...]:
+    """The stock layer types whose width can be asked for."""
+    return tuple(
+        layer for layer, kind in KINDS.items() if kind.sized and not isinstance(layer, str)
+    )

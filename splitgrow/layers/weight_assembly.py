@@ -1,0 +1,215 @@
+"""A grown layer's tensors put together to those of one plain layer, kept from call to call."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from splitgrow.layers.composition import Composition
+from splitgrow.layers.weight_views import Own, Part, Unfit, make_dense_, whole_of
+from splitgrow.utils.spans import cut_out
+from splitgrow.utils.wrappers import is_managed
+
+
+class Assembly:
+    """The tensors of the plain layer that a grown one equals.
+
+    Attributes:
+        composition: What the layer is made of.
+        parts: The blocks' tensors; none if the plain layer's are not those, side by side.
+        tensors: What these are today, after `look`.
+        flags: Which of them train.
+
+    Args:
+        composition: What the layer is made of.
+        own: Which tensors are the blocks' own; frozen ones become views of what is put together,
+            which is kept. None if nothing is.
+    """
+
+    def __init__(self, composition: Composition, own: Own | None) -> None:
+        self.composition, self._own = composition, own
+        self.parts: list[Part] = []
+        self.tensors: list[Tensor] = []
+        self.flags: tuple[bool, ...] = ()
+        self._slots: dict[str, range] = {}
+        self._missing: list[tuple[nn.Module, str]] = []
+        self._wholes: dict[str, Tensor] = {}
+        self._settled: tuple[Any, ...] = ()
+        self._copies: list[tuple[Tensor, int, Any]] = []
+        self._copied: dict[tuple[bool, ...], int] = {}
+        self._settling = Lock()  # several threads may run the layer at a time
+        self._find_parts()
+
+    def _find_parts(self) -> None:
+        composition = self.composition
+        kind, original = composition.kind, composition.original
+        for name in kind.tensors(original) if kind.side_by_side else ():
+            start = len(self.parts)
+            for index, module in enumerate(composition.modules):
+                if getattr(module, name, None) is None:
+                    if composition.blocks[index].kind != "helper":
+                        self._missing.append((module, name))
+                    continue
+                self.parts.append(Part(index, module, name, composition.places(index, name)))
+            self._slots[name] = range(start, len(self.parts))
+
+    def look(self) -> None:
+        """Takes note of what the blocks' tensors are today.
+
+        Raises:
+            Unfit: If one of them is no longer there, or there is one more.
+        """
+        try:
+            self.tensors = [part.owner[part.name] for part in self.parts]
+            self.flags = tuple([tensor.requires_grad for tensor in self.tensors])
+        except (KeyError, AttributeError):
+            raise Unfit from None
+        if any(getattr(module, name, None) is not None for module, name in self._missing):
+            raise Unfit
+
+    def slots(self, name: str) -> range:
+        """Which of the parts belong to a tensor of the plain layer."""
+        return self._slots[name]
+
+    @property
+    def copied(self) -> int:
+        """How many elements a call copies to put the layer together, as its blocks train now."""
+        if self.flags not in self._copied:
+            self._copied[self.flags] = self._count()
+        return self._copied[self.flags]
+
+    def _count(self) -> int:
+        composition = self.composition
+        if not composition.kind.side_by_side:
+            return sum(p.numel() for module in composition.modules for p in module.parameters())
+        pairs = zip(self.parts, self.flags, strict=True)
+        return sum(part.size for part, trains in pairs if trains or part.scattered)
+
+    def values(self) -> dict[str, Tensor]:
+        """The plain layer's tensors of today, not differentiable; those that it has.
+
+        Raises:
+            Unfit: If the blocks, as they are now, cannot be put together.
+        """
+        tensors = self.tensors
+        state = (self.flags, [(t.data_ptr(), t.stride()) for t in tensors])
+        with self._settling:
+            if state != self._settled:
+                self._settle()
+            values, copies = self._wholes, self._copies
+            if not self._keeps:
+                self._wholes, self._settled = {}, ()
+        if copies:
+            with torch.no_grad():
+                torch._foreach_copy_(
+                    [region for region, _, _ in copies],
+                    [
+                        tensors[slot] if own is None else tensors[slot][own]
+                        for _, slot, own in copies
+                    ],
+                )
+        return values
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether anything is kept from call to call.
+
+        Not of parameters whose storage FSDP frees after the call and fills anew before the next: a
+        parameter that pointed elsewhere would miss that, and what is kept would hold the memory.
+        """
+        return self._own is not None and not is_managed(self.composition.original)
+
+    def _settle(self) -> None:
+        if not self.composition.kind.side_by_side:
+            raise Unfit
+        self._settled, self._copies = (), []
+        if self._own is not None and not all(self._own.has(p) for p in self.parts):
+            # What was put together is where those that are absent have their values.
+            self._wholes = {}
+        for name, slots in self._slots.items():
+            if slots:
+                try:
+                    self._settle_one(name, slots)
+                except Unfit:  # they have moved, or have another dtype
+                    self._wholes.pop(name, None)
+                    self._settle_one(name, slots)
+        self._settled = (self.flags, [(t.data_ptr(), t.stride()) for t in self.tensors])
+
+    def _settle_one(self, name: str, slots: range) -> None:
+        parts = [self.parts[slot] for slot in slots]
+        if name not in self._wholes:
+            self._wholes[name] = whole_of(parts, self.composition.shape(name))
+        for slot, part in zip(slots, parts, strict=True):
+            if not part.settle(self._own if self._keeps else None):
+                for region, (_, own) in zip(part.raw, part.regions, strict=True):
+                    self._copies.append((region, slot, own if part.scattered else None))
+
+    def leave(self) -> None:
+        """Gives every block storage of its own again."""
+        with self._settling:
+            for module in self.composition.modules:
+                make_dense_(module)
+            self._wholes, self._settled = {}, ()
+
+    def write_back(self, name: str) -> None:
+        """Gives the blocks what was written into a tensor, such as running statistics."""
+        for slot in self._slots[name]:
+            self.parts[slot].write_back()
+
+    def differentiable(self, name: str, value: Tensor) -> Tensor:
+        """A value of the plain layer's, connected to the parts of it that train."""
+        slots = self._slots[name]
+        training = [slot for slot in slots if self.flags[slot]]
+        if not training or not torch.is_grad_enabled():
+            return value
+        if value.dim() == 1 and not any(self.parts[slot].scattered for slot in slots):
+            order = sorted(slots, key=lambda slot: self.parts[slot].regions[0][0][0].start)
+            return torch.cat([self.tensors[slot] for slot in order])
+        tensors = [self.tensors[slot] for slot in training]
+        places = [self.parts[slot].regions for slot in training]
+        joined: Tensor = _Joined.apply(value, places, *tensors)  # type: ignore[no-untyped-call]
+        return joined
+
+    @property
+    def template(self) -> nn.Module:
+        """The plain layer, without values."""
+        return self.composition.template
+
+    @property
+    def names(self) -> list[str]:
+        """The plain layer's tensors that run along its channels."""
+        known = self.composition.kind.tensors(self.composition.original)
+        template = self.template
+        own = {**template._parameters, **template._buffers}  # noqa: SLF001
+        return [name for name in own if name in known]
+
+    def plain(self, tensors: dict[str, Tensor | None], *, training: bool) -> nn.Module:
+        """A plain layer with these tensors, which are not copied."""
+        template = self.template
+        plain: nn.Module = object.__new__(type(template))
+        plain.__dict__.update(vars(template))
+        plain.__dict__["training"] = training
+        own = {**template._parameters, **template._buffers}  # noqa: SLF001
+        plain.__dict__["_parameters"] = {name: tensors.get(name) for name in own}
+        plain.__dict__["_buffers"] = {}
+        return plain
+
+
+class _Joined(Function):
+    """A tensor put together already, connected to the parts of it that train."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, places: Any, *parts: Tensor) -> Tensor:
+        ctx.places = places
+        ctx.shapes = [part.shape for part in parts]
+        return whole.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        parts = zip(ctx.places, ctx.shapes, strict=True)
+        return None, None, *(cut_out(gradient, places, shape) for places, shape in parts)

@@ -1,0 +1,1 @@
+"""Units that do not count, found and taken out of plain layers."""

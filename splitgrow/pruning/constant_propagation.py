@@ -1,0 +1,345 @@
+"""Constants followed through a recorded run: what each layer is known to read, whatever the input.
+
+An op is either in one of the tables here, or nothing is known of what it makes. What might write
+into tensors that others share takes away what was known of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis.channels.channel_axes import Axis
+from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.analysis.ops import Shaped
+from splitgrow.analysis.trace import Ref, Source, Step, mapped
+from splitgrow.layers.types import kind_of
+from splitgrow.layers.types.registry import LayerKind
+from splitgrow.pruning.aliasing import Key, Memory, at_path, is_torchs, refs_of, written_by
+from splitgrow.pruning.constants import Known, known_or_none, made_by, same
+
+_POINTWISE_NAMES = """
+    relu relu6 elu selu celu leakyrelu gelu silu mish hardswish hardsigmoid hardtanh softplus
+    softsign sigmoid logsigmoid tanh tanhshrink abs neg negative square clamp clip
+    clampmin clampmax add radd iadd sub subtract rsub isub mul rmul imul multiply
+"""
+POINTWISE = frozenset(_POINTWISE_NAMES.split())
+"""What is computed position by position, and for like numbers gives like numbers, give or take
+rounding: nothing that jumps, and nothing that blows rounding up."""
+
+_PRODUCTS = frozenset(("mul", "rmul", "imul", "multiply"))
+_DIVISIONS = frozenset(("div", "divide", "truedivide", "truediv", "itruediv", "idiv"))
+
+_PASSED_ON_NAMES = """
+    identity dropout1d dropout2d dropout3d dropout alphadropout featurealphadropout contiguous clone
+    detach float double half bfloat16 cpu cuda to type typeas
+"""
+_PASSED_ON = frozenset(_PASSED_ON_NAMES.split())
+"""What gives the values that it gets; dropouts only where they are told not to train."""
+
+_MOVES_NAMES = """
+    flatten ravel view reshape permute transpose swapaxes swapdims movedim moveaxis t squeeze
+    unsqueeze expand broadcastto repeat tile cat concat concatenate stack chunk split tensorsplit
+    narrow select getitem unbind unflatten pixelshuffle pixelunshuffle channelshuffle
+    repeatinterleave
+"""
+_MOVES = frozenset(_MOVES_NAMES.split())
+"""What only moves values to other places."""
+
+_MATRIX_PRODUCTS = frozenset(("matmul", "bmm"))
+
+_DIMS = ("1d", "2d", "3d")
+_OVER_SPACE = frozenset(
+    [
+        *("mean", "amax", "amin", "interpolate", "upsample"),
+        *("upsamplingnearest2d", "upsamplingbilinear2d"),
+        *(f"{name}{d}" for d in _DIMS for name in ("maxpool", "adaptivemaxpool")),
+        *(f"{name}{d}" for d in _DIMS for name in ("adaptiveavgpool", "reflectionpad")),
+        *(f"{name}{d}" for d in _DIMS for name in ("replicationpad", "circularpad")),
+    ]
+)
+"""What makes of a channel that is the same everywhere one with that same number."""
+
+_ZEROS_PASS = frozenset(
+    ["sum", *(f"{name}{d}" for d in _DIMS for name in ("avgpool", "zeropad", "lppool"))]
+)
+"""What makes of a channel of zeros one of zeros; of another number it may make another one."""
+
+_FRESH = POINTWISE | _DIVISIONS | {"cat", "concat", "concatenate", "stack", "matmul", "bmm"}
+"""What makes a tensor in memory of its own."""
+
+
+def constants_read(
+    modules: Mapping[str, nn.Module], groups: Groups, steps: Sequence[Step], values: Sequence[Any]
+) -> dict[str, Known | None]:
+    """What is known of each layer's input channels, in all of its calls alike.
+
+    Args:
+        modules: The network's modules by path.
+        groups: The store of groups.
+        steps: A run in evaluation mode.
+        values: What the rules made of each step.
+
+    Returns:
+        An entry for each layer that the run calls, by path; None if nothing is known.
+    """
+    walk = _Walk(modules, groups, steps, values)
+    for index in range(len(steps)):
+        walk.follow(index)
+    return walk.read
+
+
+class _Walk:
+    """What is known of the tensors of a run so far, and which of them may share memory."""
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        groups: Groups,
+        steps: Sequence[Step],
+        values: Sequence[Any],
+    ) -> None:
+        self.modules, self.groups, self.steps, self.values = modules, groups, steps, values
+        self.read: dict[str, Known | None] = {}
+        self.facts: dict[Key, Known] = {}
+        self.memory = Memory()
+
+    def follow(self, index: int) -> None:
+        """Takes one step."""
+        step = self.steps[index]
+        if isinstance(step.target, Source):
+            return
+        operands = [(ref.step, ref.path) for ref in refs_of(step) if self._is_tensor(ref)]
+        results = {(index, path): example for path, example in _parts(step.example)}
+        module = None if step.module is None else self.modules[step.module]
+        kind = kind_of(module) if module is not None else None
+        if kind is not None and module is not None:
+            made = self._layer(step, module, kind)
+            if not is_torchs(type(module)):  # who knows what it does to what it is given
+                self._forget(operands)
+                self.memory.relate([*operands, *results])
+            self.facts.update({key: made for key in results if made is not None})
+            return
+        written = written_by(step, module, operands)
+        made_of: list[Known | None] = [None] * len(results)
+        if is_torchs(step.target) and all(e.is_floating_point() for e in results.values()):
+            made_of = self._made(index, written=bool(written))
+        self._forget(written)
+        for key, made in zip(results, made_of, strict=True):
+            if made is not None:
+                self.facts[key] = made
+        if written:
+            self.memory.relate([*written, *results])
+        elif not (is_torchs(step.target) and _plain_name(step.name) in _FRESH):
+            self.memory.relate([*operands, *results])
+
+    # -- layers ----------------------------------------------------------------------------------
+
+    def _layer(self, step: Step, module: nn.Module, kind: LayerKind) -> Known | None:
+        ndim = step.example.dim() if isinstance(step.example, Tensor) else 0
+        dim = kind.channel_dim(module)
+        dim = dim if dim < 0 else dim - ndim
+        given = self._fact(step.args[0]) if step.args and kind.reads_channels else None
+        if has_hooks(module) or given is None or given.dim != dim:
+            given = None
+        name = str(step.module)
+        self.read[name] = same(self.read[name], given) if name in self.read else given
+        return made_by(module, given, dim) if ndim and not has_hooks(module) else None
+
+    # -- other ops -------------------------------------------------------------------------------
+
+    def _made(self, index: int, *, written: bool) -> list[Known | None]:
+        """What is known of each tensor that an op results in."""
+        step = self.steps[index]
+        name = _plain_name(step.name)
+        parts = list(_parts(step.example))
+        nothing: list[Known | None] = [None] * len(parts)
+        module = None if step.module is None else self.modules[step.module]
+        if "out" in step.kwargs or (module is not None and has_hooks(module)):
+            return nothing
+        if name in _MOVES:
+            return nothing if written else self._moved(index)
+        if len(parts) != 1 or parts[0][0] != ():
+            return nothing
+        if name in POINTWISE or name in _DIVISIONS:
+            return [self._pointwise(step, name)]
+        return nothing if written else [self._whole(index, name, module)]
+
+    def _whole(self, index: int, name: str, module: nn.Module | None) -> Known | None:
+        """What is known of the result of an op on whole channels."""
+        step = self.steps[index]
+        if name in _MATRIX_PRODUCTS:
+            return self._product(index, step.args[:2])
+        if name == "scaleddotproductattention":
+            value = step.kwargs.get("value", step.args[2] if len(step.args) > 2 else None)
+            return self._product(index, (value,))
+        given = self._fact(step.args[0]) if step.args else None
+        if given is None or name in _PASSED_ON:
+            return None if "dropout" in name and not _is_off(step, module) else given
+        if name == "prelu":
+            return given.where(given.zero)
+        if name == "pad":
+            name = _kind_of_padding(step, given)
+        if name in _OVER_SPACE:
+            return self._over_space(index, given)
+        return self._over_space(index, given.where(given.zero)) if name in _ZEROS_PASS else None
+
+    def _pointwise(self, step: Step, name: str) -> Known | None:
+        refs = [ref for ref in refs_of(step) if self._is_tensor(ref)]
+        facts = [self._fact(ref) for ref in refs]
+        known = [fact for fact in facts if fact is not None]
+        if not known or any(fact.dim != known[0].dim for fact in known):
+            return None
+        length = int(step.example.shape[known[0].dim])
+        if any(len(fact.values) != length for fact in known):
+            return None
+        zeros = None
+        if name in _PRODUCTS:
+            zero = torch.stack([fact.zero for fact in known]).any(0)
+            zeros = known_or_none(known[0].dim, torch.zeros(length).double(), zero)
+        if len(known) < len(facts) or (name in _DIVISIONS and len(facts) > 1):
+            return zeros
+        operand = {
+            (ref.step, ref.path): fact.as_operand() for ref, fact in zip(refs, known, strict=True)
+        }
+        values = self._called(step, lambda ref: operand[ref.step, ref.path].clone())
+        values = values.double().flatten()
+        everywhere = torch.stack([fact.known for fact in known]).all(0)
+        if zeros is not None:  # a product of zero with what is not known
+            everywhere, values = everywhere | zeros.known, torch.where(zeros.known, 0.0, values)
+        return known_or_none(known[0].dim, values, everywhere)
+
+    def _product(self, index: int, factors: Sequence[Any]) -> Known | None:
+        """What is zero since a factor is, along a dimension that is not summed over."""
+        for factor in factors:
+            given = self._fact(factor)
+            found = self._over_space(index, given and given.where(given.zero), factor)
+            if found is not None:
+                return found
+        return None
+
+    def _over_space(self, index: int, given: Known | None, ref: Any = None) -> Known | None:
+        """The same channels, maybe on another dimension."""
+        if given is None:
+            return None
+        before = self._axes(self.steps[index].args[0] if ref is None else ref)[given.dim]
+        dim = self._channel_dim(self.values[index])
+        if dim is None:
+            return None
+        after = self.groups.resolve(self.values[index].axes[dim])
+        same_axis = self.groups.resolve(before) == after
+        return Known(dim, given.values, given.known) if same_axis else None
+
+    def _moved(self, index: int) -> list[Known | None]:
+        """Values and whether they are known, laid out in full and moved as the op moves them."""
+        step = self.steps[index]
+        paths = [path for path, _ in _parts(step.example)]
+        refs = [ref for ref in refs_of(step) if self._is_tensor(ref)]
+        retyped = any(isinstance(leaf, torch.dtype) for leaf in step.args)
+        if retyped or all(self._fact(ref) is None for ref in refs):
+            return [None] * len(paths)
+        values = self._called(step, lambda ref: self._laid_out(ref, known=False))
+        known = self._called(step, lambda ref: self._laid_out(ref, known=True))
+        found: list[Known | None] = []
+        for path in paths:
+            dim = self._channel_dim(at_path(self.values[index], path))
+            if dim is None or not at_path(values, path).numel():
+                found.append(None)
+                continue
+            numbers = at_path(values, path).movedim(dim, 0).flatten(1)
+            alike = at_path(known, path).movedim(dim, 0).flatten(1).all(1)
+            alike = alike & (numbers == numbers[:, :1]).all(1)
+            found.append(known_or_none(dim, numbers[:, 0].clone(), alike))
+        return found
+
+    def _laid_out(self, ref: Ref, *, known: bool) -> Tensor:
+        shape, fact = self._example(ref).shape, self._fact(ref)
+        if fact is None:
+            empty = torch.zeros((), dtype=torch.bool) if known else torch.zeros(()).double()
+            return empty.expand(shape).contiguous()
+        row = fact.known if known else fact.values
+        return row.reshape(-1, *[1] * (-fact.dim - 1)).expand(shape).contiguous()
+
+    def _called(self, step: Step, tensor: Callable[[Ref], Tensor]) -> Any:
+        """What an op makes of other tensors."""
+
+        def given(leaf: Any) -> Any:
+            if not isinstance(leaf, Ref):
+                return leaf
+            return tensor(leaf) if self._is_tensor(leaf) else self._example(leaf)
+
+        args, kwargs = mapped(step.args, given), mapped(step.kwargs, given)
+        with torch.no_grad():
+            if step.module is not None:
+                return self.modules[step.module].forward(*args, **kwargs)
+            if isinstance(step.target, str):
+                return getattr(args[0], step.target)(*args[1:], **kwargs)
+            return step.target(*args, **kwargs)
+
+    def _forget(self, keys: Sequence[Key]) -> None:
+        """Takes back what was known of tensors, and of all that may lie in the same memory."""
+        for key in keys:
+            for relative in self.memory.relatives(key):
+                self.facts.pop(relative, None)
+
+    # -- what is where ---------------------------------------------------------------------------
+
+    def _example(self, ref: Ref) -> Any:
+        return at_path(self.steps[ref.step].example, ref.path)
+
+    def _is_tensor(self, ref: Ref) -> bool:
+        return isinstance(self._example(ref), Tensor)
+
+    def _fact(self, leaf: Any) -> Known | None:
+        return self.facts.get((leaf.step, leaf.path)) if isinstance(leaf, Ref) else None
+
+    def _axes(self, ref: Ref) -> tuple[Axis, ...]:
+        shaped = at_path(self.values[ref.step], ref.path)
+        return tuple(shaped.axes)
+
+    def _channel_dim(self, shaped: Any) -> int | None:
+        """The one dimension, counted from the end, on which units lie that are free to go."""
+        if not isinstance(shaped, Shaped):
+            return None
+        dims = [i for i, axis in enumerate(shaped.axes) if self.groups.can_grow(axis)]
+        return dims[0] - len(shaped.axes) if len(dims) == 1 else None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module, or one inside, has hooks that could change what it reads or makes."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())  # noqa: SLF001
+
+
+def _plain_name(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _is_off(step: Step, module: nn.Module | None) -> bool:
+    """Whether a dropout does nothing in evaluation mode."""
+    if module is not None:
+        return True
+    return step.kwargs.get("training", step.args[2] if len(step.args) > 2 else True) is False
+
+
+def _kind_of_padding(step: Step, given: Known) -> str:
+    """What `F.pad` does, by the name of a layer that does it; empty if nothing can be told."""
+    amounts = step.args[1] if len(step.args) > 1 else step.kwargs.get("pad")
+    mode = step.kwargs.get("mode", step.args[2] if len(step.args) > 2 else "constant")
+    value = step.kwargs.get("value", step.args[3] if len(step.args) > 3 else None)
+    if not isinstance(amounts, (tuple, list)) or len(amounts) // 2 >= -given.dim:
+        return ""  # it reaches the channels
+    if mode != "constant":
+        return "reflectionpad2d"  # or another one that repeats what there is
+    return "zeropad2d" if value in {None, 0} else ""
+
+
+def _parts(example: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """The tensors of a result, each with the indices that lead to it."""
+    if isinstance(example, Tensor):
+        yield path, example
+    elif isinstance(example, (tuple, list)):
+        for index, part in enumerate(example):
+            yield from _parts(part, (*path, index))

@@ -1,0 +1,203 @@
+"""What is known of a tensor's channels whatever the input: the constants that layers make.
+
+A channel is known where it holds one number in every sample and at every place. Layers give such
+channels where their weights are zero, or read known channels only. All values are taken to be
+finite; evaluation mode is meant throughout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.layers.norm_folding import norm_scale_and_shift
+from splitgrow.layers.types import kind_of
+from splitgrow.layers.types.registry import LayerKind, Stock
+from splitgrow.layers.types.subclasses import Same
+from splitgrow.pruning.weight_connections import has_weights, sections
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the channels of a tensor.
+
+    Attributes:
+        dim: The dimension that they lie on, counted from the end.
+        values: A number for each, in float64; it says something only where the channel is known.
+        known: Which ones are.
+    """
+
+    dim: int
+    values: Tensor
+    known: Tensor
+
+    @property
+    def zero(self) -> Tensor:
+        """Which channels are known to be zero."""
+        return self.known & (self.values == 0)
+
+    def where(self, known: Tensor) -> Known | None:
+        """What is left of it where only these are known; None if that is nothing."""
+        return known_or_none(self.dim, self.values, self.known & known)
+
+    def as_operand(self) -> Tensor:
+        """The numbers as a tensor that lines up with what it came from."""
+        return self.values.reshape(-1, *[1] * (-self.dim - 1))
+
+
+def known_or_none(dim: int, values: Tensor, known: Tensor) -> Known | None:
+    """What is known of a tensor; None if that is nothing. Only finite numbers count."""
+    known = known & values.isfinite()
+    if not bool(known.any()):
+        return None
+    return Known(dim, torch.where(known, values, 0.0), known)
+
+
+def same(one: Known | None, other: Known | None) -> Known | None:
+    """What is known of two tensors alike."""
+    if one is None or other is None or one.dim != other.dim:
+        return None
+    return one.where(other.known & (one.values == other.values))
+
+
+def passes_constants(kind: LayerKind, module: Stock) -> bool:
+    """Whether a layer makes a constant channel of constant ones, its bias set apart.
+
+    A convolution that pads with zeros does not: it sees another number at the border.
+    """
+    if _is(kind, module, (nn.Linear,)):
+        return True
+    if not _is(kind, module, _CONVOLUTIONS):
+        return False  # what transposed ones overlay differs from place to place
+    if module.padding_mode != "zeros" or module.padding == "valid":
+        return True
+    if module.padding == "same":
+        return bool(max(module.kernel_size) == 1)
+    return not any(module.padding)
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_STATISTICS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+
+
+def _is(kind: LayerKind, module: Stock, types: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a layer is torch's own of these types, or computes as that does."""
+    return type(module) in types or (isinstance(module, types) and type(kind) is Same)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().double().cpu()
+
+
+def made_by(module: Stock, given: Known | None, dim: int) -> Known | None:
+    """What is known of a layer's outputs.
+
+    Args:
+        module: A layer that has an entry among the kinds.
+        given: What is known of its inputs.
+        dim: The dimension of the channels, counted from the end.
+    """
+    kind = kind_of(module)
+    if kind is None or not _is_real(kind, module):
+        return None
+    if _is(kind, module, (nn.PReLU,)):
+        return given and _leaky(module, given)
+    if _is(kind, module, (*_STATISTICS, nn.GroupNorm)):
+        return _normalised(kind, module, given, dim)
+    if _is(kind, module, (nn.Embedding, nn.EmbeddingBag)):
+        silent = ~(module.weight != 0).any(0).cpu()
+        return known_or_none(dim, torch.zeros(len(silent)).double(), silent)
+    if has_weights(kind, module):
+        return _weighed(kind, module, given, dim)
+    if _is(kind, module, (*_CONVOLUTIONS, *_TRANSPOSED)):
+        return _channelwise(kind, module, given, dim)
+    return None
+
+
+def _is_real(kind: LayerKind, module: Stock) -> bool:
+    tensors = (getattr(module, name) for name in kind.tensors(module))
+    return all(t.is_floating_point() and not t.is_meta for t in tensors if t is not None)
+
+
+def _leaky(module: Stock, given: Known) -> Known | None:
+    weight = _double(module.weight)
+    values = torch.where(given.values >= 0, given.values, weight * given.values)
+    return known_or_none(given.dim, values, given.known)
+
+
+def _normalised(kind: LayerKind, module: Stock, given: Known | None, dim: int) -> Known | None:
+    """Norms of channels: constant where the input is, or where the weight is zero."""
+    width = kind.sizes(module)[1]
+    bias = _double(module.bias) if module.bias is not None else torch.zeros(width).double()
+    off = torch.zeros(width, dtype=torch.bool)
+    if module.weight is not None:
+        off = (module.weight.detach() == 0).cpu()
+    values, known = bias, off
+    mean = getattr(module, "running_mean", None)
+    if given is not None and mean is not None:
+        scale, shift = norm_scale_and_shift(
+            _double(mean),
+            _double(module.running_var),
+            module.eps,
+            None if module.weight is None else _double(module.weight),
+            bias,
+        )
+        values = torch.where(off, bias, given.values * scale + shift)
+        known = off | given.known
+    return known_or_none(dim, values, known)
+
+
+def _bias(kind: LayerKind, module: Stock, width: int) -> tuple[Tensor, Tensor]:
+    """The bias, and where it is known that nothing but it is left if nothing is read.
+
+    Of a layer type that was registered as like another one it is not known what it does to its
+    bias, only that it makes zeros of zeros without one.
+    """
+    bias = getattr(module, "bias", None)
+    values = torch.zeros(width).double() if bias is None else _double(bias).clone()
+    stock = _is(kind, module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED))
+    return values, values.isfinite() if stock else values == 0
+
+
+def _weighed(kind: LayerKind, module: Stock, given: Known | None, dim: int) -> Known | None:
+    """A layer whose outputs read many inputs: known where all that are read are."""
+    ins, outs = kind.sizes(module)
+    values, known = _bias(kind, module, outs)
+    if given is None:
+        given = Known(dim, torch.zeros(ins).double(), torch.zeros(ins, dtype=torch.bool))
+    usable = given.known if passes_constants(kind, module) else given.zero
+    numbers = torch.where(usable, given.values, 0.0)
+    for section in sections(kind, module):
+        rows, columns, _ = section.weight.shape
+        of_ins = slice(section.ins, section.ins + columns)
+        of_outs = slice(section.outs, section.outs + rows)
+        unknown = ~usable[of_ins].to(section.weight.device)
+        # A product with a mask would make something else than a number of an infinite weight.
+        reads = (section.weight[:, unknown] != 0).flatten(1).any(1).cpu()
+        known[of_outs] &= ~reads
+        counts = numbers[of_ins].nonzero().flatten()
+        if len(counts):
+            summed = _double(section.weight[:, counts.to(section.weight.device)]).sum(-1)
+            values[of_outs] += summed @ numbers[of_ins][counts]
+    return known_or_none(dim, values, known)
+
+
+def _channelwise(kind: LayerKind, module: Stock, given: Known | None, dim: int) -> Known | None:
+    """A depthwise convolution: known where its kernel is zero, or its one input is known."""
+    ins, outs = kind.sizes(module)
+    values, known = _bias(kind, module, outs)
+    kernels = _double(module.weight).reshape(outs, -1)
+    silent = ~(kernels != 0).any(1)
+    if given is None:
+        return known_or_none(dim, values, known & silent)
+    times = outs // ins
+    usable = given.known if passes_constants(kind, module) else given.zero
+    numbers = torch.where(usable, given.values, 0.0).repeat_interleave(times)
+    values = values + torch.where(numbers == 0, 0.0, numbers * kernels.sum(1))
+    return known_or_none(dim, values, known & (silent | usable.repeat_interleave(times)))

@@ -1,0 +1,191 @@
+"""Taking units out of a network of plain layers: which positions go with them, and the record.
+
+The inverse of growth, on the same channel graph. Which units go is for others to say; if nothing
+that counts reads them, the network computes what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
+from splitgrow.analysis.channels.channel_axes import Axis
+from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.growth.edits import NumberChange
+from splitgrow.growth.module_numbers import hold_
+from splitgrow.layers.types import LayerKind, kind_of
+from splitgrow.layers.types.registry import Stock
+
+Units = Mapping[int, Collection[int]]
+"""Some units of each group, counted from 0."""
+
+
+@dataclass(frozen=True)
+class NarrowedLayer:
+    """What became of one layer.
+
+    Attributes:
+        name: The layer's module path.
+        kind: The name of its type, such as ``Conv2d``.
+        in_width: The number of input channels before and after.
+        width: The number of output channels before and after.
+        parameters: The number of its parameters before and after.
+    """
+
+    name: str
+    kind: str
+    in_width: tuple[int, int]
+    width: tuple[int, int]
+    parameters: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """The frozen record of what was taken out of a network.
+
+    Attributes:
+        layers: What became of each layer that lost inputs or units, in order of execution.
+        numbers: What became of numbers that modules hold.
+        parameters: The number of the network's parameters before and after.
+        refusal: Why nothing could be taken out, whatever the values are; empty if that is not so.
+    """
+
+    layers: tuple[NarrowedLayer, ...]
+    numbers: tuple[NumberChange, ...]
+    parameters: tuple[int, int]
+    refusal: str = ""
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return f"nothing is taken out{f': {self.refusal}' if self.refusal else ''}"
+        before, after = self.parameters
+        lines = [f"{before:,} -> {after:,} parameters, {len(self.layers)} layers narrower"]
+        table: list[tuple[str, ...]] = [("layer", "type", "inputs", "units", "parameters")]
+        for layer in self.layers:
+            pairs = (layer.in_width, layer.width, layer.parameters)
+            table.append((layer.name, layer.kind, *map(_arrow, pairs)))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for row in table:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append("  " + "  ".join(cells).rstrip())
+        for number in self.numbers:
+            path = f"{number.module}.{number.attribute}".removeprefix(".")
+            lines.append(f"  {path}: {_arrow(number.value)}")
+        return "\n".join(lines)
+
+
+def _arrow(pair: tuple[int, int]) -> str:
+    return f"{pair[0]:,} -> {pair[1]:,}" if pair[0] != pair[1] else f"{pair[0]:,}"
+
+
+def per_position(groups: Groups, axis: Axis, units: Mapping[int, Tensor]) -> Tensor:
+    """For each position of an axis what holds of its unit: true where it is no unit of these.
+
+    Args:
+        groups: The store of groups.
+        axis: The axis.
+        units: For each group what holds of its units, true or false.
+    """
+    parts = [torch.ones(0, dtype=torch.bool)]
+    for run in groups.resolve(axis):
+        if run.group is None or run.group not in units:
+            length = run.repeat * (1 if run.group is None else groups.width(run.group))
+            parts.append(torch.ones(length, dtype=torch.bool))
+        else:
+            parts.append(units[run.group].repeat_interleave(run.repeat))
+    return torch.cat(parts)
+
+
+def per_unit(groups: Groups, axis: Axis, positions: Tensor) -> dict[int, Tensor]:
+    """For each unit on an axis whether something holds of any of its positions, by group."""
+    found: dict[int, Tensor] = {}
+    start = 0
+    for run in groups.resolve(axis):
+        if run.group is None:
+            start += run.repeat
+            continue
+        length = run.repeat * groups.width(run.group)
+        any_of = positions[start : start + length].reshape(-1, run.repeat).any(1)
+        known = found.get(run.group)
+        found[run.group] = any_of if known is None else known | any_of
+        start += length
+    return found
+
+
+def which_stay(groups: Groups, gone: Units) -> dict[int, Tensor]:
+    """For each group of which units go, whether each unit stays."""
+    stay = {}
+    for group, units in gone.items():
+        stay[group] = torch.ones(groups.width(group), dtype=torch.bool)
+        stay[group][torch.tensor(sorted(units), dtype=torch.long)] = False
+    return stay
+
+
+def narrow_(network: nn.Module, graph: ChannelGraph, gone: Units) -> Narrowing:
+    """Takes units out of a network in place, wherever they lie.
+
+    Args:
+        network: A network of plain layers. Its layers stay the same objects and get new tensors.
+        graph: Its channel graph, which stays that of the network before.
+        gone: The units. Of every group at least one must stay, and the groups must be free.
+    """
+    kept = which_stay(graph.groups, gone)
+    assert all(bool(units.any()) for units in kept.values()), "a group would have no units left"
+    assert not any(graph.groups.is_fixed(group) for group in kept), "the width of a group is fixed"
+    before = count_parameters(network)
+    layers = []
+    for node in graph.nodes.values():
+        ins = per_position(graph.groups, node.ins, kept)
+        outs = per_position(graph.groups, node.outs, kept)
+        if node.followed and not (bool(ins.all()) and bool(outs.all())):
+            layers.append(_narrow_layer_(network.get_submodule(node.name), node, ins, outs))
+    numbers = []
+    for number in graph.numbers:
+        stays = per_position(graph.groups, number.axis, kept)
+        if not bool(stays.all()):
+            value = (len(stays), int(stays.sum()))
+            hold_(network.get_submodule(number.module), number.attribute, value[1])
+            numbers.append(NumberChange(number.module, number.attribute, value))
+    return Narrowing(tuple(layers), tuple(numbers), (before, count_parameters(network)))
+
+
+def count_parameters(network: nn.Module) -> int:
+    """The number of parameters of a module."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _narrow_layer_(module: Stock, node: LayerNode, ins: Tensor, outs: Tensor) -> NarrowedLayer:
+    kind = kind_of(module)
+    assert kind is not None, node.name
+    before = count_parameters(module)
+    sizes = (int(ins.sum()), int(outs.sum()))
+    numbers = _numbers_at(kind, module, sizes)
+    for name, axes in kind.tensors(module).items():
+        tensor: Tensor | None = getattr(module, name)
+        if tensor is None:
+            continue
+        with torch.no_grad():
+            part = tensor
+            for dim, along in axes.items():
+                stays = ins if along.side == "in" else outs
+                # One of several equal sections stands for all of them.
+                stays = stays[: len(stays) // along.sections]
+                part = part.index_select(dim, stays.nonzero().flatten().to(tensor.device))
+        if isinstance(tensor, nn.Parameter):
+            part = nn.Parameter(part, tensor.requires_grad)
+        setattr(module, name, part)
+    module.__dict__.update(numbers)
+    widths = ((len(ins), sizes[0]), (len(outs), sizes[1]))
+    return NarrowedLayer(node.name, node.kind, *widths, (before, count_parameters(module)))
+
+
+def _numbers_at(kind: LayerKind, module: Stock, sizes: tuple[int, int]) -> dict[str, int]:
+    """The numbers in a layer's attributes, such as its groups, that are others at a size."""
+    built = vars(kind.build(module, sizes, device="meta"))
+    own = vars(module)
+    numbers = {key: value for key, value in built.items() if type(value) is int and key in own}
+    return {key: value for key, value in numbers.items() if own[key] != value}

@@ -1,0 +1,221 @@
+"""Making a plain network smaller without changing what it computes: units that do not count go."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from splitgrow.analysis.analyzer import Followed, follow
+from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.analysis.channels.channel_axes import Run
+from splitgrow.analysis.ops.op import shaped_in
+from splitgrow.analysis.trial_runs import narrowing_breaks
+from splitgrow.analysis.unsupported_models import refuse_unsupported
+from splitgrow.errors import UnsupportedModelError
+from splitgrow.growth.history_lookup import HISTORY
+from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.types import kind_of
+from splitgrow.layers.types.registry import LayerKind, Stock
+from splitgrow.pruning.aliasing import at_path, refs_of
+from splitgrow.pruning.constant_propagation import constants_read, has_hooks
+from splitgrow.pruning.constants import Known
+from splitgrow.pruning.dead_units import dead_units, made_up_for
+from splitgrow.pruning.narrow import (
+    Narrowing,
+    Units,
+    count_parameters,
+    narrow_,
+    per_position,
+    which_stay,
+)
+from splitgrow.pruning.weight_connections import has_weights, sections
+from splitgrow.utils.preserve import ignore_warnings_, keep_modes_, keep_random_states_
+from splitgrow.utils.rollback import Meanwhile
+
+
+def without_dead_units(
+    network: nn.Module, example_inputs: Tensor | tuple[Any, ...]
+) -> tuple[nn.Module, Narrowing]:
+    """A copy of a plain network in which the units are gone that its outputs do not depend on.
+
+    In evaluation mode it computes the same, for all inputs on which every value on the way is
+    finite. Two kinds of units go, as often as there are any: those that nothing reads by a weight
+    other than zero, and those whose values are known whatever the input, where what reads them can
+    do without. A zero can always be done without; another constant only where it can be added to a
+    bias that is there, of a Linear or of a convolution that does not pad with zeros.
+
+    Module paths, classes and flags are those of the network; its layers are narrower. Every width
+    keeps one unit at least; where that does not count, nothing reads it any more. What `growable`
+    finds to be fixed stays as it is, and so do units on which all channels of a norm depend, what
+    the network returns, and what is near a module with forward hooks. Of a network whose forward
+    decides by values nothing is taken out, since other inputs may lead it elsewhere.
+
+    Args:
+        network: Any module of plain layers that `growable` would take.
+        example_inputs: A tensor, or a tuple of the positional arguments of an example call.
+
+    Returns:
+        The copy, and the record of what became of its layers.
+
+    Raises:
+        TypeError: If the arguments are of other types.
+        ValueError: If the network does not run on the example inputs.
+        TraceError: If its forward cannot be followed.
+        UnsupportedModelError: If it is growable or has grown, or is wrapped, compiled, scripted,
+            uninitialised or without values.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> _ = nn.init.zeros_(net[2].weight[:, 1:2].detach())
+        >>> smaller, record = without_dead_units(net, torch.ones(1, 2))
+        >>> print(record)
+        13 -> 9 parameters, 2 layers narrower
+          layer  type    inputs  units   parameters
+          0      Linear  2       3 -> 2  9 -> 6
+          2      Linear  3 -> 2  1       4 -> 3
+        >>> smaller[0]
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(inputs, tuple):
+        raise TypeError(f"example_inputs must be a tensor or a tuple, got {type(inputs).__name__}")
+    _refuse(network)
+    inputs = pytree.tree_map_only(Tensor, Tensor.detach, inputs)
+    with Meanwhile() as meanwhile, meanwhile:
+        keep_modes_(meanwhile)
+        keep_random_states_(network.modules(), meanwhile)
+        ignore_warnings_()  # what analysis warns of was said when the network was made growable
+        smaller = copy.deepcopy(network)
+        return smaller, _shrink_(smaller, inputs)
+
+
+def _refuse(network: nn.Module) -> None:
+    refuse_unsupported(network)
+    grown = [name for name, m in network.named_modules() if isinstance(m, SplitLayer)]
+    if HISTORY in vars(network) or grown:
+        which = f": {', '.join(grown)}" if grown else ""
+        raise UnsupportedModelError(
+            f"the network is growable or has grown{which}; merge it first (splitgrow.merge)"
+        )
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    without = [name for name, tensor in tensors if tensor.is_meta]
+    if without:
+        raise UnsupportedModelError(
+            f"{', '.join(without)} on the meta device: there are no values to tell by"
+        )
+
+
+def _shrink_(network: nn.Module, inputs: tuple[Any, ...]) -> Narrowing:
+    followed = follow(network, inputs)
+    modules = dict(network.named_modules())
+    unseen = [
+        name for name, m in modules.items() if _has_hooks(m) and name not in _called(followed)
+    ]
+    refusal = ""
+    if followed.decides:
+        refusal = "forward decides by values, and other inputs may lead it elsewhere"
+    elif unseen:
+        refusal = f"`{unseen[0]}` has forward hooks, which may change what passes"
+    if refusal:
+        return Narrowing((), (), (count_parameters(network),) * 2, refusal)
+    _fix_what_hooks_touch(followed, modules)
+    run = followed.trials[0]
+    read = constants_read(modules, followed.graph.groups, run.steps, run.values)
+    groups = followed.graph.groups
+    while True:
+        dead = dead_units(followed.graph, modules, followed.outputs, read)
+        # Where all of a group is dead, the first unit stays, and nothing reads it any more.
+        idle = {group: [0] for group, units in dead.items() if len(units) == groups.width(group)}
+        gone = {group: units[len(idle.get(group, ())) :] for group, units in dead.items()}
+        gone = {group: units for group, units in gone.items() if units}
+        counts = {group: len(units) for group, units in gone.items()}
+        broken = narrowing_breaks(network, inputs, followed.trials, counts)
+        if not broken:
+            break
+        for group, reason in broken.items():
+            groups.fix((Run(group, 1),), reason)
+    if gone:
+        _absorb_(modules, followed.graph, read, dead)
+        _stop_reading_(modules, followed.graph, idle)
+    return narrow_(network, followed.graph, gone)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
+
+
+def _called(followed: Followed) -> set[str]:
+    """The modules that are taken down as one op."""
+    return {step.module for run in followed.trials for step in run.steps if step.module is not None}
+
+
+def _fix_what_hooks_touch(followed: Followed, modules: Mapping[str, nn.Module]) -> None:
+    """Fixes what modules with hooks read and make: a recorded run goes without the hooks."""
+    for run in followed.trials:
+        for step, value in zip(run.steps, run.values, strict=True):
+            if step.module is None or not has_hooks(modules[step.module]):
+                continue
+            read = [at_path(run.values[ref.step], ref.path) for ref in refs_of(step)]
+            for shaped in shaped_in((value, read)):
+                for axis in shaped.axes:
+                    followed.graph.groups.fix(axis, f"`{step.module}` has forward hooks")
+
+
+def _absorb_(
+    modules: Mapping[str, nn.Module],
+    graph: ChannelGraph,
+    read: Mapping[str, Known | None],
+    dead: Units,
+) -> None:
+    """Adds to the biases what units that are constant but do not count have added to outputs."""
+    live = which_stay(graph.groups, dead)
+    for node in graph.nodes.values():
+        module: Stock = modules[node.name]
+        kind, known = kind_of(module), read.get(node.name)
+        if known is None or kind is None or not has_weights(kind, module):
+            continue
+        goes = ~per_position(graph.groups, node.ins, live)
+        chosen = goes & known.known & (known.values != 0) & made_up_for(module, known)
+        if bool(chosen.any()):
+            _add_to_bias_(kind, module, torch.where(chosen, known.values, 0.0))
+
+
+def _stop_reading_(modules: Mapping[str, nn.Module], graph: ChannelGraph, idle: Units) -> None:
+    """Sets the weights to zero by which units are read that do not count and yet stay.
+
+    What such a unit reads may be gone, so that its value is another one.
+    """
+    read = which_stay(graph.groups, idle)
+    for node in graph.nodes.values():
+        module: Stock = modules[node.name]
+        kind = kind_of(module)
+        if kind is None or not node.followed or not has_weights(kind, module):
+            continue
+        unread = ~per_position(graph.groups, node.ins, read)
+        for name, axes in kind.tensors(module).items() if bool(unread.any()) else ():
+            for dim, along in axes.items():
+                if along.side == "in":
+                    # One of several equal sections stands for all of them.
+                    at = unread[: len(unread) // along.sections].nonzero().flatten()
+                    tensor: Tensor = getattr(module, name)
+                    with torch.no_grad():
+                        tensor.index_fill_(dim, at.to(tensor.device), 0)
+
+
+def _add_to_bias_(kind: LayerKind, module: Stock, numbers: Tensor) -> None:
+    with torch.no_grad():
+        bias = module.bias.double()
+        for section in sections(kind, module):
+            rows, columns, _ = section.weight.shape
+            of_ins = numbers[section.ins : section.ins + columns].to(bias.device)
+            at = of_ins.nonzero().flatten()
+            summed = section.weight[:, at].double().sum(-1)
+            bias[section.outs : section.outs + rows] += summed @ of_ins[at]
+        module.bias.copy_(bias)

@@ -1,0 +1,1 @@
+"""What knows nothing of growth: taking changes back, locks, source lines, data as JSON."""

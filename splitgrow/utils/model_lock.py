@@ -1,0 +1,165 @@
+"""One thread at a time changes a model, and no other runs it meanwhile.
+
+A model costs nothing more to run: while it is changed, and only then, it has a class whose calls
+wait. Which threads are in the middle of a call tell their stacks.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from threading import get_ident
+from typing import Any
+
+from torch import nn
+
+from splitgrow.errors import SplitGrowError, UnsupportedModelError
+from splitgrow.utils.rollback import Undo
+
+PATIENCE = 60.0
+"""Seconds for which a change waits for other threads that run the model."""
+_PAUSE = 0.001
+_ATTRIBUTE = "_splitgrow_gate"
+_CLOSED = "_splitgrow_closed"
+ORIGINAL_CLASS = "_splitgrow_class"
+"""The attribute of a class that was made here which has the class that it was made of."""
+_CALLS = ("_wrapped_call_impl", "_call_impl", "forward")
+"""The functions in which a module is when it runs."""
+
+
+class Gate:
+    """Who has a model to himself.
+
+    Attributes:
+        lock: Held by the thread that changes the model, or shows a generation of it.
+        holder: That thread.
+        shown: The generation that it shows, if it does.
+        open_class: The class of the model, while it has one whose calls wait.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.holder: int | None = None
+        self.shown: int | None = None
+        self.open_class: type[nn.Module] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
+        return Gate()
+
+    def __reduce__(self) -> tuple[type[Gate], tuple[()]]:
+        return Gate, ()
+
+    def refuse_if_shown(self, what: str) -> None:
+        """Makes sure that no other thread shows a generation, which may take any time.
+
+        Raises:
+            SplitGrowError: If one does.
+        """
+        if self.shown is not None and self.holder != get_ident():
+            raise SplitGrowError(
+                f"cannot {what} while another thread shows generation {self.shown} by "
+                f"`with model.at(...)`; give one of them a model of its own: "
+                f"splitgrow.merge(model, generation)"
+            )
+
+
+def close_(model: nn.Module, gate: Gate, what: str, undo: Undo) -> None:
+    """Has other threads' calls of a model wait, and waits for those under way; hold the lock.
+
+    Args:
+        model: The model.
+        gate: Its gate.
+        what: What is to be done, for the error.
+        undo: Opens it again.
+
+    Raises:
+        SplitGrowError: If a call that is under way does not end.
+    """
+    if gate.open_class is not None:  # by this thread, which has the lock
+        return
+    undo.keep(vars(gate))
+    gate.holder, gate.open_class = get_ident(), type(model)
+    undo.on_failure(partial(_open, model, gate))
+    vars(model)[_ATTRIBUTE] = gate
+    model.__class__ = _closed(gate.open_class)
+    modules = {id(module) for module in model.modules()}
+    patience = time.monotonic() + PATIENCE
+    while running := [ident for ident in _running(modules) if ident != get_ident()]:
+        if time.monotonic() > patience:
+            names = [thread.name for thread in threading.enumerate() if thread.ident in running]
+            raise SplitGrowError(
+                f"cannot {what} while the model runs in another thread ({', '.join(names)}): it "
+                f"has not come to an end for {PATIENCE:g} seconds"
+            )
+        time.sleep(_PAUSE)
+
+
+def refuse_inside_forward(model: nn.Module, what: str) -> None:
+    """Makes sure that this thread is not in the middle of running the model.
+
+    Raises:
+        SplitGrowError: If it is.
+    """
+    if get_ident() in _running({id(module) for module in model.modules()}):
+        raise SplitGrowError(f"cannot {what} from inside the model's forward: call it afterwards")
+
+
+def _open(model: nn.Module, gate: Gate) -> None:
+    if gate.open_class is not None:
+        model.__class__ = gate.open_class
+    vars(model).pop(_ATTRIBUTE, None)
+
+
+def _running(modules: set[int]) -> Iterator[int]:
+    """The threads in the middle of a call of one of these modules, by their ids."""
+    for ident, innermost in sys._current_frames().items():  # noqa: SLF001
+        frame: Any = innermost
+        while frame is not None:
+            if frame.f_code.co_name in _CALLS and id(frame.f_locals.get("self")) in modules:
+                yield ident
+                break
+            frame = frame.f_back
+
+
+def _wait(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A call of a model that is being changed: other threads' wait until that is done.
+
+    Raises:
+        SplitGrowError: If another thread shows a generation, which may take any time.
+    """
+    gate: Gate | None = vars(self).get(_ATTRIBUTE)
+    if gate is not None and gate.holder != get_ident() and "_is_replica" not in vars(self):
+        gate.refuse_if_shown("run the model")
+        with gate.lock:
+            gate = None
+    if gate is None:
+        return self(*args, **kwargs)  # by whatever class it has now
+    assert gate.open_class is not None
+    call: Any = gate.open_class.__call__
+    return call(self, *args, **kwargs)
+
+
+def _closed(cls: type[nn.Module]) -> Any:
+    """A subclass of a class, of the same name, whose calls wait.
+
+    A class that was made here keeps it: compiled code, which looks at classes, meets it again.
+
+    Raises:
+        UnsupportedModelError: If the class allows no subclass.
+    """
+    closed = vars(cls).get(_CLOSED)
+    if closed is None:
+        own = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__call__": _wait}
+        try:
+            closed = type(cls.__name__, (cls,), own)
+        except TypeError as error:
+            raise UnsupportedModelError(
+                f"{cls.__name__} cannot be subclassed, as splitgrow does to add its methods "
+                f"({error}); put the model into an nn.Sequential"
+            ) from error
+        if ORIGINAL_CLASS in vars(cls):
+            setattr(cls, _CLOSED, closed)
+    return closed

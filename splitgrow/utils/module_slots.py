@@ -1,0 +1,72 @@
+"""Who holds the modules of a model, and putting one in the place of another wherever it is held.
+
+A module holds others as its children, and in its attributes: by themselves, in lists and dicts, and
+in lists and dicts within these. All of those can be given something else. What holds a module in
+any other way (a tuple, a closure, an object) goes on holding the old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from splitgrow.utils.rollback import Undo
+
+Holders = Mapping[int, Sequence[tuple[Any, Any]]]
+"""For each module, by its id, the dicts and lists that hold it, with its keys there."""
+
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+_OTHER_STORES = frozenset(("_parameters", "_buffers", "_non_persistent_buffers_set"))
+
+
+def holders_in(model: nn.Module) -> Holders:
+    """Who holds the modules of a model."""
+    holders: dict[int, list[tuple[Any, Any]]] = {}
+    for module in model.modules():
+        for _, container, key, held in held_by(module):
+            if container is not None:
+                holders.setdefault(id(held), []).append((container, key))
+    return holders
+
+
+def held_by(module: nn.Module) -> Iterator[tuple[str, Any, Any, nn.Module]]:
+    """The modules that a module holds.
+
+    Yields:
+        The attribute; the dict or list in it that holds the other, None if it is something that
+        cannot be given another; the key there; and the module that is held.
+    """
+    own = vars(module)
+    for attribute, value in own.items():
+        if isinstance(value, _CONTAINERS):
+            if value and attribute not in _OTHER_STORES:
+                for found in _within(value):
+                    yield attribute, *found
+        elif isinstance(value, nn.Module):
+            yield attribute, own, attribute, value
+
+
+def _within(container: Any) -> Iterator[tuple[Any, Any, nn.Module]]:
+    """The modules in a container and the containers in it."""
+    pending, seen = [container], {id(container)}
+    for each in pending:  # it grows on the way
+        holder = each if isinstance(each, (dict, list)) else None
+        for key, item in each.items() if isinstance(each, dict) else enumerate(each):
+            if isinstance(item, nn.Module):
+                yield holder, key, item
+            elif isinstance(item, _CONTAINERS) and id(item) not in seen:
+                seen.add(id(item))
+                pending.append(item)
+
+
+def put_in_place_(holders: Holders, old: nn.Module, new: nn.Module, undo: Undo) -> None:
+    """Puts a module in the place of another, wherever that is held."""
+    for container, key in holders[id(old)]:
+        if isinstance(container, list):  # its user may make it shorter meanwhile
+            undo.on_failure(partial(container.__setitem__, slice(None), list(container)))
+        else:
+            undo.on_failure(partial(container.__setitem__, key, old))
+        container[key] = new

@@ -1,0 +1,196 @@
+"""Running a model's forward to look at it, and leaving no trace of having done so."""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from splitgrow.utils.rollback import Undo
+
+
+def undisturb_(model: nn.Module, undo: Undo) -> None:
+    """Has everything put back that running a model may change, and silences its hooks.
+
+    The values of tensors are not kept: do not write into them.
+
+    Args:
+        model: Any module.
+        undo: Puts back the model, the random number generators and torch's modes.
+    """
+    modules = _modules_of(model)
+    keep_random_states_(modules, undo)
+    keep_attributes_(modules, undo)
+    silence_hooks(modules)
+    run_eagerly_(modules, undo)
+    keep_modes_(undo)  # the last, so that it comes first: nothing can be put back in fake tensors
+
+
+def keep_surroundings_(model: nn.Module, undo: Undo) -> None:
+    """Has what an operation on a model may disturb outside of it put back."""
+    keep_random_states_(model.modules(), undo)
+    keep_modes_(undo)
+
+
+def keep_random_states_(modules: Iterable[nn.Module], undo: Undo) -> None:
+    """Has the states of random number generators put back: Python's, numpy's, torch's, modules'."""
+    modules = list(modules)
+    for held in (value for module in modules for value in vars(module).values()):
+        if isinstance(held, torch.Generator):
+            undo.on_failure(partial(held.set_state, held.get_state()))
+    undo.on_failure(partial(random.setstate, random.getstate()))
+    numpy: Any = sys.modules.get("numpy")  # only if it is in use
+    if numpy is not None:
+        undo.on_failure(partial(numpy.random.set_state, numpy.random.get_state()))
+    undo.on_failure(partial(torch.set_rng_state, torch.get_rng_state()))
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return
+    own = (p for module in modules for p in module._parameters.values())  # noqa: SLF001
+    for device in {p.device for p in own if p is not None and p.device.type == "cuda"}:
+        state = torch.cuda.get_rng_state(device)
+        undo.on_failure(partial(torch.cuda.set_rng_state, state, device))
+
+
+def keep_modes_(undo: Undo) -> None:
+    """Has torch's modes, such as that without gradients, and Python's warning filters put back.
+
+    Contexts do that themselves, but one that is interrupted when it is about to leave does not.
+    """
+    undo.on_failure(partial(_set_filters, warnings.filters))
+    undo.on_failure(partial(torch.set_grad_enabled, torch.is_grad_enabled()))
+    for modes in (_get_current_function_mode_stack, _get_current_dispatch_mode_stack):
+        undo.on_failure(partial(_leave_modes, modes, modes()))
+
+
+def ignore_warnings_(beginning: str = "") -> None:
+    """Silences warnings that begin so, until the filters are put back."""
+    _set_filters(list(warnings.filters))
+    warnings.filterwarnings("ignore", message=beginning)
+
+
+def _set_filters(filters: Any) -> None:
+    warnings.filters = filters
+    warnings._filters_mutated()  # type: ignore[attr-defined]  # noqa: SLF001 - as catch_warnings does
+
+
+def _leave_modes(modes: Callable[[], list[Any]], known: list[Any]) -> None:
+    for mode in reversed(modes()):
+        if all(mode is not other for other in known):
+            mode.__exit__(None, None, None)
+
+
+def _modules_of(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, each once."""
+    found, seen = [model], {id(model)}
+    for module in found:  # it grows on the way
+        for child in module._modules.values():  # noqa: SLF001
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                found.append(child)
+    return found
+
+
+_STORES = ("_parameters", "_buffers", "_modules")
+_MAPPINGS = (dict, OrderedDict, defaultdict)
+_CONTAINERS = frozenset((list, deque, set, *_MAPPINGS))
+_NESTING = _CONTAINERS | {tuple}
+
+
+def keep_attributes_(modules: Sequence[nn.Module], undo: Undo, *, tensors: bool = False) -> None:
+    """Has every attribute of the modules put back: forward may set some, and fill containers.
+
+    So are those of objects that the modules hold, and hooks, one of which may take itself off.
+
+    Args:
+        modules: The modules.
+        undo: Puts the attributes back.
+        tensors: Whether forward is to find copies of tensors in containers, so that it may write
+            into these.
+    """
+    kept = [module.__dict__ for module in modules]
+    objects = {id(value): value for module in modules for value in objects_of(module).values()}
+    kept += [vars(value) for value in objects.values()]
+    stores = [module.__dict__[name] for module in modules for name in _STORES]
+    hooks = [
+        value
+        for own in kept
+        for name, value in own.items()
+        if type(value) is OrderedDict and "hook" in name
+    ]
+    undo.keep(*kept, *stores, *hooks)
+    apart = {id(value) for value in (*stores, *hooks)}
+    known: dict[int, tuple[Any, Any]] = {}
+    for own in kept:
+        for name, value in own.items():
+            if type(value) in _NESTING and id(value) not in apart:
+                own[name] = _unshared(value, known, tensors=tensors)
+
+
+def _unshared(value: Any, known: dict[int, tuple[Any, Any]], *, tensors: bool) -> Any:
+    """A copy of a container and the containers in it; anything else as it is."""
+    if type(value) not in _NESTING and not (tensors and type(value) is torch.Tensor):
+        return value
+    if id(value) in known:
+        return known[id(value)][1]
+    if type(value) is torch.Tensor:
+        copy: Any = value.detach().clone()
+    elif type(value) is tuple:
+        items = [_unshared(item, known, tensors=tensors) for item in value]
+        changed = any(new is not old for new, old in zip(items, value, strict=True))
+        copy = tuple(items) if changed else value
+    else:
+        copy = value.copy()
+    known[id(value)] = value, copy
+    if type(value) is not set and copy is not value:
+        places = value.items() if type(value) in _MAPPINGS else enumerate(value)
+        for place, item in places if type(value) in _CONTAINERS else ():
+            copy[place] = _unshared(item, known, tensors=tensors)
+    return copy
+
+
+def run_eagerly_(modules: Iterable[nn.Module], undo: Undo) -> None:
+    """Has nothing compiled meanwhile: compiling takes longer than all that is looked at here.
+
+    Attributes of the modules must be put back afterwards.
+    """
+    for module in modules:
+        if module.__dict__.get("_compiled_call_impl") is not None:
+            module.__dict__["_compiled_call_impl"] = None
+    dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")  # only if it is in use
+    if hasattr(dynamo, "_stance") and hasattr(torch.compiler, "set_stance"):
+        undo.on_failure(partial(setattr, dynamo, "_stance", dynamo._stance))  # noqa: SLF001
+        torch.compiler.set_stance("force_eager")
+
+
+_NO_OBJECTS = (nn.Module, torch.Tensor, type, ModuleType, FunctionType, MethodType, Enum)
+_PYTHONS = ("builtins.", "collections.", "functools.")
+
+
+def objects_of(module: nn.Module) -> dict[str, Any]:
+    """The objects of somebody's classes, with attributes of their own, that a module holds."""
+    found = {}
+    for name, value in vars(module).items():
+        if name in _STORES or isinstance(value, _NO_OBJECTS) or not hasattr(value, "__dict__"):
+            continue
+        source = f"{type(value).__module__}."
+        if not source.startswith(("splitgrow.", "torch.", *_PYTHONS)):
+            found[name] = value
+    return found
+
+
+def silence_hooks(modules: Sequence[nn.Module]) -> None:
+    """Takes the user's hooks off, until the attributes are put back."""
+    for module in modules:
+        for name in ("_forward_hooks", "_forward_pre_hooks"):
+            module.__dict__[name] = OrderedDict()

@@ -1,0 +1,102 @@
+"""Where in the user's source something happens."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+_NOT_THE_USERS = tuple(
+    str(Path(module.__file__).parent) + os.sep
+    for module in (torch, sys.modules["splitgrow"])
+    if module.__file__
+)
+_ON_THE_WAY = frozenset(
+    str(Path(torch.__file__).parent / name)
+    for name in (
+        "overrides.py",
+        "functional.py",
+        "_tensor.py",
+        "_jit_internal.py",
+        "nn/functional.py",
+    )
+)
+"""What Python runs between a call of an op and a torch function mode."""
+_GROWN_LAYER = str(Path(__file__).parent.parent / "layers" / "split_layer.py")
+_STANDARD = str(Path(os.__file__).parent) + os.sep
+"""Where Python's own library lies, and below it, in some installations, what was installed."""
+
+
+def place_of_caller() -> str:
+    """The innermost line on the stack that is the user's own: ``model.py:12``."""
+    frame = sys._getframe(1)  # noqa: SLF001
+    while frame.f_back is not None and not _is_the_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return _place(frame.f_code.co_filename, frame.f_lineno)
+
+
+def place_of_op() -> str:
+    """The user's line that calls the op that runs.
+
+    Empty where a module of torch's does, or something inside of a grown layer.
+    """
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001
+    while frame is not None and frame.f_code.co_filename in _ON_THE_WAY:
+        frame = frame.f_back
+    if frame is None or not _is_the_users(frame.f_code.co_filename):
+        return ""
+    place = _place(frame.f_code.co_filename, frame.f_lineno)
+    while frame is not None and frame.f_code.co_filename != _GROWN_LAYER:
+        frame = frame.f_back
+    return place if frame is None else ""
+
+
+def levels_to_caller() -> int:
+    """The `stacklevel` with which a warning that is given here points to that line."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001
+    while frame.f_back is not None and not _is_the_users(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def place_of_error(trace: TracebackType | None) -> str:
+    """The innermost line of the user's that an error passed through."""
+    places = [
+        _place(frame.filename, frame.lineno or 0)
+        for frame in traceback.extract_tb(trace)
+        if _is_the_users(frame.filename)
+    ]
+    return places[-1] if places else "an unknown place"
+
+
+def failure_of(
+    model: nn.Module, inputs: tuple[Any, ...], error: Exception, layer: str, *, training: bool
+) -> str:
+    """What there is to say of a model that fails on its example inputs."""
+    shapes = pytree.tree_map_only(Tensor, lambda t: tuple(t.shape), inputs)
+    mode = "training" if training else "evaluation"
+    message = str(error).replace("FakeTensor", "Tensor")
+    within = f"in `{layer}`, " if layer else ""
+    return (
+        f"{type(model).__name__} does not run on example_inputs of shapes {shapes} in {mode} mode: "
+        f"{within}{place_of_error(error.__traceback__)}: {type(error).__name__}: {message}"
+    )
+
+
+@lru_cache(maxsize=4096)
+def _is_the_users(filename: str) -> bool:
+    own = filename.startswith(_STANDARD) and "-packages" not in filename[len(_STANDARD) :]
+    return not (own or filename.startswith(_NOT_THE_USERS))
+
+
+def _place(filename: str, line: int) -> str:
+    here = os.getcwd() + os.sep  # noqa: PTH109 - asked for at every op, and a Path takes its time
+    return f"{filename.removeprefix(here)}:{line}"
