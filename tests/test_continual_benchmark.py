@@ -34,7 +34,7 @@ from benchmarks.continual.results import (
 from benchmarks.continual.suites import CANDIDATES, PAIRS, SUITES, ordered
 from benchmarks.continual.task_files import Task, read_tasks, write_tasks
 from benchmarks.continual.tuning import JUDGED, candidates, hold_out
-from splitgrow.cli.themes import LIGHT
+from splitgrow.demos.themes import LIGHT
 
 
 def task(seed: int, validation: bool = False, classes: int = 3, side: int = 4) -> Task:

@@ -36,7 +36,7 @@ from torch import Tensor
 from benchmarks.continual.task_files import Task, read_tasks
 
 METHODS = ("naive", "packnet", "pnn", "ewc", "lwf")
-_BACKBONES = Path(__file__).parents[2] / "splitgrow" / "cli" / "backbones.py"
+_BACKBONES = Path(__file__).parents[2] / "splitgrow" / "demos" / "backbones.py"
 
 
 def backbones() -> Mapping[str, Callable[..., Any]]:

@@ -21,7 +21,7 @@ from benchmarks.continual.results import (
     usual_day,
 )
 from benchmarks.continual.suites import SUITES, Suite
-from splitgrow.cli.themes import LIGHT, Theme, plain, png, sheet
+from splitgrow.demos.themes import LIGHT, Theme, plain, png, sheet
 
 _WIDE = 30.0
 """From this ratio of the largest to the smallest on, powers of ten alone are marked."""

@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.continual.jobs import Job
 from benchmarks.continual.suites import PAIRS, SUITES, Suite
-from splitgrow.cli.continual.comparison import duration
-from splitgrow.cli.continual.outcome import forgetting_of, read_outcome
+from splitgrow.demos.continual.comparison import duration
+from splitgrow.demos.continual.outcome import forgetting_of, read_outcome
 
 FOLDER = Path(__file__).parents[1] / "results"
 RESULTS = FOLDER / "continual.json"

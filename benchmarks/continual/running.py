@@ -15,10 +15,10 @@ from benchmarks.continual.jobs import Job
 from benchmarks.continual.suites import SUITES
 from benchmarks.continual.task_files import Task as ArrayTask
 from benchmarks.continual.task_files import write_tasks
-from splitgrow.cli import datasets
-from splitgrow.cli.tasksets import tasks_of
 from splitgrow.continual.stages import seed_of
 from splitgrow.continual.tasks import with_validation
+from splitgrow.demos import datasets
+from splitgrow.demos.tasksets import tasks_of
 
 console = Console()
 

@@ -23,7 +23,7 @@ from benchmarks.continual.jobs import Job
 from benchmarks.continual.results import TUNING, found_of
 from benchmarks.continual.running import data_option, run_all, write_task_files
 from benchmarks.continual.suites import CANDIDATES, SUITES, Suite, ordered
-from splitgrow.cli import datasets
+from splitgrow.demos import datasets
 
 JUDGED = 200
 """Images of a class, at most, that are judged."""

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from benchmarks.progressive.results import FOLDER, PAGE, read_runs, show, write_page, write_runs
 from benchmarks.progressive.training import WAYS, Run, Settings, Training, reconstructions
-from splitgrow.cli import imagefolder
+from splitgrow.demos import imagefolder
 
 _SHOWN = 12  # pictures in a row of the grid
 

@@ -1,1 +1,1 @@
-"""The `splitgrow` command: `splitgrow demo` and `splitgrow inspect`."""
+"""The `splitgrow` command: options, console and exit codes."""

@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load
-from splitgrow.cli.continual.commands import compare, continual
+from splitgrow.cli.continual_commands import compare, continual
 from splitgrow.cli.settings import DemoSettings
 from splitgrow.cli.shapes import Shape, parse_shape
 from splitgrow.errors import SplitGrowError
@@ -221,7 +221,7 @@ def demo(
         raise click.UsageError("--grow is for widths, which --progressive leaves as they are")
     kind = "deeper" if deeper else "progressive" if progressive else "wider"
     folder = Path("splitgrow-demo" if kind == "wider" else f"splitgrow-demo-{kind}")
-    load("splitgrow.cli.presentation").demo(kind=kind, out=out or folder, **options)
+    load("splitgrow.demos.presentation").demo(kind=kind, out=out or folder, **options)
 
 
 @main.command(help=_INSPECT_HELP, short_help="List what can grow in a model.")

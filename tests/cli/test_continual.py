@@ -17,19 +17,19 @@ from click.testing import CliRunner, Result
 from killing import steps_and_seconds
 
 from splitgrow import continual
-from splitgrow.cli.backbones import BACKBONES as MADE
-from splitgrow.cli.continual.comparison import Spread, duration, percent, rows
-from splitgrow.cli.continual.outcome import (
+from splitgrow.cli.continual_settings import BACKBONES, METHODS, SPLITS, RunSettings
+from splitgrow.cli.main import main
+from splitgrow.demos.backbones import BACKBONES as MADE
+from splitgrow.demos.continual.comparison import Spread, duration, percent, rows
+from splitgrow.demos.continual.outcome import (
     OutcomeError,
     RunOutcome,
     TaskOutcome,
     read_outcome,
     write_outcome,
 )
-from splitgrow.cli.continual.running import Run
-from splitgrow.cli.continual.settings import BACKBONES, METHODS, SPLITS, RunSettings
-from splitgrow.cli.main import main
-from splitgrow.cli.tasksets import KINDS
+from splitgrow.demos.continual.running import Run
+from splitgrow.demos.tasksets import KINDS
 
 QUICK = ["--epochs", "1", "--width", "0.1", "--limit", "60", "--tasks", "2", "--backbone", "cnn"]
 

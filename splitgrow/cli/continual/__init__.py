@@ -1,1 +1,0 @@
-"""`splitgrow continual` and `splitgrow compare`: learning task after task, and what came of it."""

@@ -1,0 +1,216 @@
+"""The commands `continual` and `compare`: their options, without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load
+from splitgrow.cli.continual_settings import BACKBONES, METHODS, SPLITS, RunSettings
+
+_CONTINUAL_HELP = """
+Learn one task after the other with one network, and see what it remembers.
+
+Every task gets a head of its own, and which task an image belongs to is told. What is learned goes
+to DIR as it comes; the same command with the same DIR goes on where it was stopped.
+
+\b
+METHOD is one of:
+  cpg              pick from earlier tasks' weights, grow, and make compact
+  pack-and-expand  the same without picking
+  packnet          every task trains what is free, and keeps the largest of it
+  piggyback        tasks pick weights of one network
+  progressive      a new column of units for every task
+  den              retrain a part, grow, and split what has drifted
+  finetuning, ewc, lwf             the same weights for all: these forget
+  separate, joint                  one network a task, or all tasks at once
+
+\b
+PATH is one of:
+  data.npz      with x_train, y_train, x_test, y_test
+  folder, .zip  with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
+  folder        with train-images-idx3-ubyte.gz and the other three
+  folder, .tar.gz  CIFAR-10's or CIFAR-100's own files, python or binary version
+
+\b
+Examples:
+  splitgrow continual --method cpg --out runs/cpg
+  splitgrow continual --method packnet --data fashion-mnist --tasks 5 --out runs/packnet
+  splitgrow continual --method cpg --data cifar-100-python --split superclasses
+      --backbone vgg16_bn --epochs 100 --option largest=1.5 --out runs/cifar100
+  splitgrow compare runs/cpg runs/packnet
+"""
+
+_COMPARE_HELP = """
+Compare runs of `splitgrow continual`: accuracy, forgetting, size and time.
+
+\b
+Examples:
+  splitgrow compare runs/cpg runs/packnet runs/separate
+  splitgrow compare runs/* --json
+"""
+
+
+def _option(
+    _ctx: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, Any]:
+    """Options of a method as NAME=VALUE.
+
+    Raises:
+        click.BadParameter: If one has another form.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise click.BadParameter(f"{text!r} has no NAME=VALUE form, such as largest=1.5")
+        if name in found:
+            raise click.BadParameter(f"{name} is given twice")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _default(name: str) -> Any:
+    return getattr(RunSettings, name)
+
+
+@click.command(help=_CONTINUAL_HELP, short_help="Learn task after task without forgetting.")
+@click.option("--method", type=click.Choice(METHODS), required=True, help="How to learn.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The images.  [default: the digits of scikit-learn]",
+)
+@click.option(
+    "--split",
+    type=click.Choice(SPLITS),
+    default=_default("split"),
+    show_default=True,
+    help="How they become tasks.",
+)
+@click.option(
+    "--tasks",
+    type=SMALL,
+    metavar="N",
+    help="How many tasks.  [default: 5; for superclasses as many as there are]",
+)
+@click.option("--shuffled", is_flag=True, help="Draw the order of the classes.")
+@click.option("--limit", type=POSITIVE, metavar="N", help="Training images of a task, at most.")
+@click.option("--size", type=POSITIVE, metavar="N", help="Resize picture files to N x N pixels.")
+@click.option(
+    "--backbone",
+    default=_default("backbone"),
+    show_default=True,
+    metavar="NAME",
+    help=f"{', '.join(BACKBONES)}, or MODULE:FACTORY of your own.",
+)
+@click.option(
+    "--width",
+    type=PositiveFloat(64),
+    default=_default("width"),
+    show_default=True,
+    metavar="X",
+    help="A factor for the backbone's widths.",
+)
+@click.option("--epochs", type=POSITIVE, default=_default("epochs"), show_default=True, metavar="N")
+@click.option(
+    "--batch-size", type=POSITIVE, default=_default("batch_size"), show_default=True, metavar="N"
+)
+@click.option(
+    "--learning-rate",
+    type=PositiveFloat(10),
+    default=_default("learning_rate"),
+    show_default=True,
+    metavar="X",
+)
+@click.option(
+    "--momentum",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=_default("momentum"),
+    show_default=True,
+    metavar="X",
+)
+@click.option(
+    "--weight-decay",
+    type=click.FloatRange(0, 1),
+    default=_default("weight_decay"),
+    show_default=True,
+    metavar="X",
+)
+@click.option(
+    "--score-rate",
+    type=PositiveFloat(10),
+    default=_default("score_rate"),
+    show_default=True,
+    metavar="X",
+    help="Learning rate of the scores that pick weights.",
+)
+@click.option(
+    "--decide-on",
+    type=click.Choice(("validation", "test")),
+    default=_default("decide_on"),
+    show_default=True,
+    help="What growth, pruning and choices are decided on; test is what some published code does,"
+    " and flatters.",
+)
+@click.option(
+    "--validation-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=_default("validation_share"),
+    show_default=True,
+    metavar="X",
+    help="Training images set apart to decide on.",
+)
+@click.option(
+    "--option",
+    "-o",
+    "options",
+    callback=_option,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the method, such as goal=0.9 or largest=1.5; once for each.",
+)
+@click.option("--seed", type=SEED, default=_default("seed"), show_default=True, metavar="N")
+@click.option(
+    "--threads",
+    type=SMALL,
+    default=_default("threads"),
+    show_default=True,
+    metavar="N",
+    help="CPU threads; results may differ in their last bits with another number.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where all goes.  [default: splitgrow-METHOD]",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print only the final results.")
+def continual(
+    *, method: str, data: Path | None, tasks: int | None, limit: int | None, **given: Any
+) -> None:
+    """Loads what the run needs, and runs it."""
+    split = given["split"]
+    load("splitgrow.demos.continual.presentation").continual(
+        method=method,
+        data=data,
+        tasks=tasks if tasks is not None else 0 if split == "superclasses" else _default("tasks"),
+        limit=limit or 0,
+        **{**given, "out": given["out"] or Path(f"splitgrow-{method}")},
+    )
+
+
+@click.command(help=_COMPARE_HELP, short_help="Compare runs of `splitgrow continual`.")
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="DIR...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def compare(runs: tuple[Path, ...], *, as_json: bool) -> None:
+    """Loads what the comparison needs, and runs it."""
+    load("splitgrow.demos.continual.comparison").compare(runs, as_json=as_json)

@@ -1,0 +1,126 @@
+"""The progress bars of the demos: one for each phase of training."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from splitgrow.demos import tables
+from splitgrow.demos.results import (
+    Evaluation,
+    Event,
+    Growth,
+    LevelEvaluation,
+    LevelGrowth,
+    LevelPhase,
+    LevelStep,
+    Phase,
+    Step,
+)
+
+_SMOOTHING = 0.1  # of loss and accuracy, over the steps
+
+
+class Bars(Protocol):
+    """Bars that follow a run."""
+
+    progress: Progress
+
+    def show(self, event: Event) -> None:
+        """Brings the bars up to date with what happened."""
+
+
+class ClassifierBars:
+    """Generation, epoch, loss, and accuracy in training and test."""
+
+    def __init__(self, console: Console, epochs: int) -> None:
+        self.progress = _progress(
+            console,
+            "generation {task.fields[generation]}",
+            "loss {task.fields[loss]:.3f}",
+            "train {task.fields[train]:.1%}",
+            "test {task.fields[test]:.1%}",
+        )
+        self._epochs = epochs
+        self._task = TaskID(0)
+        self._loss = self._train = self._test = 0.0
+
+    def show(self, event: Event) -> None:
+        """Brings the bars up to date with what happened."""
+        if isinstance(event, Phase):
+            self._task = self.progress.add_task(
+                "",
+                total=event.steps,
+                generation=event.generation,
+                epochs=self._epochs,
+                epoch=1,
+                loss=self._loss,
+                train=self._train,
+                test=self._test,
+            )
+        elif isinstance(event, Step):
+            share = 1.0 if event.step == 1 else _SMOOTHING
+            self._loss += share * (event.loss - self._loss)
+            self._train += share * (event.accuracy - self._train)
+            self.progress.update(
+                self._task, advance=1, epoch=event.epoch, loss=self._loss, train=self._train
+            )
+        elif isinstance(event, Evaluation):
+            self._test = event.accuracy
+            self.progress.update(self._task, test=event.accuracy)
+        elif isinstance(event, Growth):
+            self.progress.console.print(tables.growth(event))
+
+
+class LevelBars:
+    """Resolution, the share of what is new, epoch, and the error in training and test."""
+
+    def __init__(self, console: Console, epochs: int) -> None:
+        self.progress = _progress(
+            console,
+            "{task.fields[side]}x{task.fields[side]}",
+            "alpha {task.fields[alpha]:.2f}",
+            "error: train {task.fields[train]:.3f}",
+            "test {task.fields[test]:.3f}",
+        )
+        self._epochs = epochs
+        self._task = TaskID(0)
+        self._train = self._test = 0.0
+
+    def show(self, event: Event) -> None:
+        """Brings the bars up to date with what happened."""
+        if isinstance(event, LevelPhase):
+            self._task = self.progress.add_task(
+                "",
+                total=event.steps,
+                side=event.resolution,
+                alpha=0.0 if event.fading else 1.0,
+                epochs=self._epochs,
+                epoch=1,
+                train=self._train,
+                test=self._test,
+            )
+        elif isinstance(event, LevelStep):
+            share = 1.0 if event.step == 1 else _SMOOTHING
+            self._train += share * (event.loss - self._train)
+            self.progress.update(
+                self._task, advance=1, epoch=event.epoch, alpha=event.alpha, train=self._train
+            )
+        elif isinstance(event, LevelEvaluation):
+            self._test = event.error
+            self.progress.update(self._task, test=event.error, alpha=event.alpha)
+        elif isinstance(event, LevelGrowth):
+            self.progress.console.print(tables.level_growth(event))
+
+
+def _progress(console: Console, first: str, *numbers: str) -> Progress:
+    return Progress(
+        TextColumn(first),
+        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+        BarColumn(bar_width=12),  # all fits into 80 characters
+        *(TextColumn(number) for number in numbers),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,163 @@
+"""`splitgrow compare`: a table of runs, averaged over seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.table import Table
+
+from splitgrow.cli import consoles
+from splitgrow.cli.continual_settings import RunSettings
+from splitgrow.demos.continual.outcome import OutcomeError, RunOutcome, read_outcome
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Some values: their mean, and the smallest and the largest."""
+
+    mean: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of values."""
+        return cls(statistics.fmean(values), min(values), max(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        settings: Those of the first.
+        dataset: The name of the data.
+        runs: How many there are.
+        tasks: How many tasks each has learned.
+        accuracy: The mean test accuracy of all tasks after the last.
+        learned: The mean test accuracy of every task when it was learned.
+        forgetting: By how much the accuracy fell since its best.
+        expansion: How many times the weights of one network there are.
+        megabytes: What all tasks' networks take together, masks counted.
+        seconds: How long learning took.
+        unchanged: Whether every task's outputs stayed the same, bit for bit, in all runs.
+    """
+
+    settings: RunSettings
+    dataset: str
+    runs: int
+    tasks: int
+    accuracy: Spread
+    learned: Spread
+    forgetting: Spread
+    expansion: Spread
+    megabytes: Spread
+    seconds: Spread
+    unchanged: bool
+
+
+def compare(runs: Sequence[Path], *, as_json: bool) -> None:
+    """Prints a table of runs.
+
+    Raises:
+        click.ClickException: If one cannot be read, or is not finished.
+    """
+    try:
+        outcomes = [read_outcome(path) for path in runs]
+    except OutcomeError as error:
+        raise click.ClickException(str(error)) from error
+    for path, outcome in zip(runs, outcomes, strict=True):
+        if not outcome.finished:
+            raise click.ClickException(
+                f"{path} is not finished: {len(outcome.tasks)} of {outcome.settings.tasks} tasks "
+                f"are learned; run it again to go on"
+            )
+    found = rows(outcomes)
+    if as_json:
+        click.echo(json.dumps([_plain(row) for row in found], indent=1))
+        return
+    console = consoles.results()
+    for dataset in dict.fromkeys(row.dataset for row in found):
+        console.print(_table(dataset, [row for row in found if row.dataset == dataset]))
+
+
+def rows(outcomes: Sequence[RunOutcome]) -> list[Row]:
+    """Runs, those that differ in their seed alone together; the most accurate first."""
+    groups: dict[str, list[RunOutcome]] = {}
+    for outcome in outcomes:
+        settings = replace(outcome.settings, seed=0, threads=0)
+        groups.setdefault(f"{outcome.dataset} {settings!r}", []).append(outcome)
+    found = [_row(group) for group in groups.values()]
+    return sorted(found, key=lambda row: (row.dataset, -row.accuracy.mean))
+
+
+def _row(group: Sequence[RunOutcome]) -> Row:
+    return Row(
+        settings=group[0].settings,
+        dataset=group[0].dataset,
+        runs=len(group),
+        tasks=len(group[0].tasks),
+        accuracy=Spread.of([run.mean_accuracy for run in group]),
+        learned=Spread.of([run.learned_accuracy for run in group]),
+        forgetting=Spread.of([run.forgetting for run in group]),
+        expansion=Spread.of([run.expansion for run in group]),
+        megabytes=Spread.of([run.tasks[-1].bytes / 1e6 for run in group]),
+        seconds=Spread.of([run.seconds for run in group]),
+        unchanged=all(all(run.unchanged) for run in group),
+    )
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        return vars(value) if isinstance(value, (Spread, RunSettings)) else value
+
+    return {name: plain(value) for name, value in vars(row).items()}
+
+
+def _table(dataset: str, rows: Sequence[Row]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=dataset, title_justify="left")
+    table.add_column("method")
+    for head in ("accuracy", "when learned", "forgotten", "weights", "MB", "time", "runs"):
+        table.add_column(head, justify="right")
+    table.add_column("unchanged")
+    for row in rows:
+        table.add_row(
+            name_of(row),
+            percent(row.accuracy),
+            percent(row.learned),
+            percent(row.forgetting),
+            f"{row.expansion.mean:.2f}x",
+            f"{row.megabytes.mean:.2f}",
+            duration(row.seconds.mean),
+            str(row.runs),
+            "yes" if row.unchanged else "no",
+        )
+    return table
+
+
+def name_of(row: Row) -> str:
+    """The method, with what was chosen besides."""
+    options = ", ".join(f"{name}={value}" for name, value in row.settings.options.items())
+    decided = " [decided on test data]" if row.settings.decide_on == "test" else ""
+    return row.settings.method + (f" ({options})" if options else "") + decided
+
+
+def percent(spread: Spread) -> str:
+    """A share as percent, with the spread where there is one."""
+    if spread.most - spread.least < 5e-5:
+        return f"{100 * spread.mean:.1f}"
+    return f"{100 * spread.mean:.1f} ({100 * spread.least:.1f} to {100 * spread.most:.1f})"
+
+
+def duration(seconds: float) -> str:
+    """A time that is easy to read."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,157 @@
+"""HTML pages that need no other file: their style, pictures and tables."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from splitgrow.demos.results import Growth, Measurement, Recovery
+from splitgrow.demos.tables import edit_rows
+from splitgrow.demos.themes import DARK, LIGHT, Theme
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #ffffff; --ink: #1c2330; --soft: #5b6575;
+  --line: #d5dae2; --wash: #f4f6f9; --good: #00694b; --bad: #b03a00; }
+@media (prefers-color-scheme: dark) { :root { --paper: #171c26; --ink: #e4e8ef; --soft: #9aa5b5;
+  --line: #3a4252; --wash: #1f2632; --good: #4cc9a0; --bad: #ff9a5c; } }
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem; }
+h2 { font-size: 1.2rem; margin: 2.75rem 0 .5rem; }
+p { margin: .5rem 0; max-width: 46rem; }
+.soft, figcaption { color: var(--soft); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: .75rem 0; min-width: 60%; }
+th { font-weight: 600; color: var(--soft); }
+th, td { padding: .4rem .9rem .4rem 0; border-bottom: 1px solid var(--line); text-align: left; }
+tr.sum td { font-weight: 600; border-bottom-width: 2px; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+.yes { color: var(--good); font-weight: 600; } .no { color: var(--bad); font-weight: 600; }
+figure { margin: 1rem 0; } img { width: 100%; height: auto; border-radius: 6px; }
+"""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture of a report: how it is drawn in a theme, and what it shows, in words."""
+
+    draw: Callable[[Theme], bytes]
+    alternative: str
+
+
+def write_page(
+    folder: Path, title: str, drawings: Mapping[str, Drawing], body: Callable[[dict[str, str]], str]
+) -> Path:
+    """Writes report.html and the drawings, as NAME.png, into `folder`.
+
+    The pictures are also inside the HTML, once for light and once for dark screens; `body` makes
+    the page of them, by their names.
+
+    Returns:
+        The path of the HTML file.
+    """
+    images = {}
+    for name, drawing in drawings.items():
+        light, dark = drawing.draw(LIGHT), drawing.draw(DARK)
+        (folder / f"{name}.png").write_bytes(light)
+        images[name] = _picture(light, dark, drawing.alternative)
+    path = folder / "report.html"
+    path.write_text(_page(title, body(images)), encoding="utf-8")
+    return path
+
+
+def _picture(light: bytes, dark: bytes, alternative: str) -> str:
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">'
+        f'<img src="{_data_uri(light)}" alt="{escape(alternative)}"></picture>'
+    )
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _page(title: str, body: str) -> str:
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def yes_or_no(text: str, *, good: bool) -> str:
+    """A text in the colour of what is well or not."""
+    return f'<span class="{"yes" if good else "no"}">{escape(text)}</span>'
+
+
+def measurements(rows: Iterable[Measurement], batch: int) -> str:
+    """Networks at the end of a run."""
+    return table(
+        ("network", "test accuracy", "parameters", f"ms per batch of {batch}"),
+        (
+            (row.network, f"{row.accuracy:.2%}", f"{row.parameters:,}", f"{row.milliseconds:.2f}")
+            for row in rows
+        ),
+        numbers=(1, 2, 3),
+    )
+
+
+def recoveries(rows: Iterable[Recovery]) -> str:
+    """Whether the old networks are still there."""
+    return table(
+        ("generation", "test accuracy", "logits"),
+        (
+            (
+                str(row.generation),
+                f"{row.accuracy:.2%}",
+                yes_or_no("the same, bit for bit", good=True)
+                if row.exact
+                else yes_or_no(f"differ by up to {row.largest_difference:.1e}", good=False),
+            )
+            for row in rows
+        ),
+        numbers=(0, 1),
+    )
+
+
+def edits(growths: Iterable[Growth]) -> str:
+    """What each edit did to each layer."""
+    head = ("layer", "type", "units", "inputs", "parameters added")
+    parts = []
+    for growth in growths:
+        edit = growth.edit
+        rows = (
+            (f"<code>{escape(name)}</code>", *map(escape, cells))
+            for name, *cells in edit_rows(edit)
+        )
+        parts.append(
+            f"<h3>Edit {edit.index}: opens generation {edit.generation}, after"
+            f" {growth.step:,} steps; {edit.parameters:,} parameters</h3>"
+        )
+        parts.append(table(head, rows, numbers=(2, 3, 4)))
+    return "\n".join(parts)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int]) -> str:
+    """An HTML table of cells that are HTML already; the columns in `numbers` are right-aligned."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        kinds = (' class="number"' if at in numbers else "" for at in range(len(cells)))
+        pairs = zip(kinds, cells, strict=True)
+        return "<tr>" + "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in pairs) + "</tr>"
+
+    body = "\n".join(line("td", row) for row in rows)
+    table = f"<table>\n<thead>{line('th', head)}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return f'<div class="scroll">{table}</div>'
