@@ -1,4 +1,4 @@
-"""Growing a model while several processes train it, as in the README's section on that.
+"""Growing a model while several processes train it, as docs/processes.md has it.
 
     torchrun --nproc-per-node 2 benchmarks/distributed_example.py
 

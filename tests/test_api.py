@@ -1,4 +1,4 @@
-"""The public names: what there is, documented, with examples, and in the README."""
+"""The public names: what there is, documented, with examples, and on the page of all calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import splitgrow
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+CALLS = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 FUNCTIONS = ["execution", "fuse", "growable", "handle", "load", "merge", "save"]
 METHODS = [name for name in dir(splitgrow.Handle) if not name.startswith("_")]
 
@@ -69,16 +69,16 @@ def test_every_public_name_is_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_public_function_has_an_example_and_a_place_in_the_readme(name: str) -> None:
+def test_every_public_function_has_an_example_and_a_place_on_the_page_of_calls(name: str) -> None:
     function = getattr(splitgrow, name)
     assert ">>>" in (inspect.getdoc(function) or "")
-    assert f"splitgrow.{name}(" in README
+    assert f"splitgrow.{name}(" in CALLS
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_documented_and_in_the_readme(name: str) -> None:
+def test_every_method_is_documented_and_on_the_page_of_calls(name: str) -> None:
     assert inspect.getdoc(getattr(splitgrow.Handle, name))
-    assert name == "edits" or f"model.{name}" in README
+    assert name == "edits" or f"model.{name}" in CALLS
 
 
 def test_every_error_is_a_split_grow_error() -> None:

@@ -329,9 +329,13 @@ def test_a_state_dict_that_would_make_a_wrapped_model_grow_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_the_readmes_example_grows_saves_and_goes_on_in_more_processes(tmp_path: Path) -> None:
+def test_the_example_of_the_page_grows_saves_and_goes_on_in_more_processes(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
-    shown = (root / "README.md").read_text().split("<!-- torchrun command -->\n```bash\n")[1]
+    shown = (
+        (root / "docs" / "processes.md")
+        .read_text()
+        .split("<!-- torchrun command -->\n```bash\n")[1]
+    )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     said = []
     for command in shown.split("\n```")[0].splitlines():

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands there."""
+"""The code of the README and of the pages in docs/ runs as it stands there."""
 
 from __future__ import annotations
 
@@ -6,17 +6,41 @@ import doctest
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers import assert_equal, largest_difference, outputs_of, train_steps
+from torch import Tensor, nn
 
 import splitgrow
 from benchmarks.vision import torchvision
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+
+
+def code_in(page: str) -> list[str]:
+    """The scripts on a page."""
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_front_door_is_small() -> None:
+    assert len(README.encode()) <= 8 * 1024
+
+
+@pytest.mark.parametrize("name", ["README.md", *PAGES])
+def test_links_lead_to_files_that_are_there(name: str) -> None:
+    folder = ROOT if name == "README.md" else ROOT / "docs"
+    text = README if name == "README.md" else PAGES[name]
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+def test_every_page_is_named_by_the_front_door() -> None:
+    assert [name for name in PAGES if f"docs/{name}" not in README] == []
 
 
 @pytest.mark.zoo
@@ -39,10 +63,39 @@ def test_the_first_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(outputs_of(model, x))
 
     names: dict[str, Any] = {"train": train, "evaluate": evaluate}
-    exec(CODE[0], names)
+    exec(code_in(README)[0], names)
     assert torch.equal(seen[1], seen[0])
     assert names["model"].layers[1].width == 80
     assert isinstance(names["deploy"], torch.fx.GraphModule)
+
+
+class Small(nn.Module):
+    """A classifier in the place of a large one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 9, stride=56), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).relu().flatten(1))
+
+
+@pytest.mark.slow
+def test_the_example_of_learning_without_forgetting_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+
+    def data() -> tuple[Tensor, Tensor]:
+        return torch.randn(12, 3, 224, 224, generator=generator), torch.arange(12) % 2
+
+    torchvision = SimpleNamespace(models=SimpleNamespace(resnet18=Small))
+    tasks = [("birds", 2, data(), data()), ("fish", 2, data(), data())]
+    images = tasks[0][3][0]
+    names = {"torch": torch, "torchvision": torchvision, "my_tasks": tasks, "images": images}
+    exec(code_in(README)[1].replace("epochs=20", "epochs=1"), names)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 @pytest.mark.zoo
@@ -53,13 +106,17 @@ def test_the_example_of_insertions_runs_and_changes_nothing() -> None:
     model = splitgrow.growable(model, x)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = outputs_of(model, x)
-    exec(CODE[1], {"model": model, "optimizer": optimizer})
+    exec(code_in(PAGES["growing.md"])[0], {"model": model, "optimizer": optimizer})
     assert len(splitgrow.handle(model).edits) == 4
     assert_equal(outputs_of(model, x), before)
 
 
 def test_the_sessions_show_what_they_print() -> None:
-    sessions = re.findall(r"```pycon\n(.*?)```", README, re.DOTALL)
+    sessions = [
+        session
+        for page in (README, *PAGES.values())
+        for session in re.findall(r"```pycon\n(.*?)```", page, re.DOTALL)
+    ]
     assert sessions
     for number, text in enumerate(sessions):
         names = {"torch": torch, "splitgrow": splitgrow}
@@ -76,7 +133,7 @@ def test_both_commands_pin_what_they_install_and_end_in_what_they_run() -> None:
 
 
 def test_the_model_counts_are_those_that_are_tested() -> None:
-    counts = re.findall(r"(\w+) (\d+) of (?:\d+ layers|(\d+))", README)
+    counts = re.findall(r"(\w+) (\d+) of (?:\d+ layers|(\d+))", PAGES["growing.md"])
     stated = {name: int(count) for name, count, _ in counts}
     source = (Path(__file__).parent / "test_zoo.py").read_text()
     tested = dict(re.findall(r'"(\w+)": \((\d+), \d+\)', source))
