@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from splitgrow.analysis.analyzer import follow
+from splitgrow.analysis.analyzer import analyse_runs
 from splitgrow.analysis.unsupported_models import refuse_unsupported, refuse_unsupported_inputs
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.growable_class import class_for
 from splitgrow.growth.history import History, changed_modules, grown_elsewhere, structure
 from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.growth.value_trials import fix_what_values_break
-from splitgrow.utils.model_lock import Gate, close_, refuse_inside_forward
+from splitgrow.utils.model_lock import Gate, lock_, refuse_inside_forward
 from splitgrow.utils.preserve import keep_modes_, keep_surroundings_
 from splitgrow.utils.rollback import Meanwhile, Undo
 
@@ -97,10 +97,10 @@ def growable(
     inputs = pytree.tree_map_only(Tensor, _by_itself, inputs)
     with gate.lock, Meanwhile() as meanwhile, meanwhile:
         keep_modes_(meanwhile)
-        close_(model, gate, what, meanwhile)
+        lock_(model, gate, what, meanwhile)
         with Undo() as undo, undo:
             keep_surroundings_(model, undo)
-            followed = follow(model, inputs)
+            followed = analyse_runs(model, inputs)
             edits = len(old.edits) if old is not None else 0
             broken = fix_what_values_break(model, inputs, followed, edits) if check else {}
             history = History(followed.graph, inputs, structure(model), gate=gate, broken=broken)

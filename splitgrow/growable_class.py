@@ -21,7 +21,7 @@ from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
 from splitgrow.handle import Handle
 from splitgrow.layers.module_state import moved
-from splitgrow.utils.model_lock import ORIGINAL_CLASS, close_
+from splitgrow.utils.model_lock import ORIGINAL_CLASS, lock_
 from splitgrow.utils.rollback import Meanwhile, Undo
 from splitgrow.utils.source_lines import levels_to_caller
 
@@ -134,7 +134,7 @@ def _load_state_dict(
     setattr(state, "_metadata", getattr(state_dict, "_metadata", None))  # noqa: B010 - torch reads it
     gate.refuse_if_shown(what)
     with gate.lock, Meanwhile() as meanwhile, meanwhile:
-        close_(self, gate, what, meanwhile)
+        lock_(self, gate, what, meanwhile)
         with Undo() as undo, undo:
             journal = take_journal(self, state, "")
             follow_(self, journal, state, "", undo)
@@ -169,7 +169,7 @@ def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: 
     try:
         gate.refuse_if_shown(what)
         with gate.lock, Meanwhile() as meanwhile, meanwhile:
-            close_(self, gate, what, meanwhile)
+            lock_(self, gate, what, meanwhile)
             if not history_of(self).loading:
                 with Undo() as undo, undo:
                     follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)

@@ -24,7 +24,7 @@ from splitgrow.growth.insertion import DepthMethods
 from splitgrow.growth.layer_list import Layer, layers_of
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.utils.model_lock import close_
+from splitgrow.utils.model_lock import lock_
 from splitgrow.utils.preserve import keep_modes_
 from splitgrow.utils.rollback import Meanwhile
 
@@ -359,7 +359,7 @@ class Handle(DepthMethods):
         with self._turn(what), Meanwhile() as meanwhile, meanwhile:
             meanwhile.keep(vars(gate))
             gate.shown = generation
-            close_(self._model, gate, what, meanwhile)
+            lock_(self._model, gate, what, meanwhile)
             view_(self._model, self._history, generation, meanwhile)
             yield self._model
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import house
@@ -57,6 +59,30 @@ def test_every_way_of_importing_is_seen(source: str) -> None:
 def test_control_a_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert floors({"a": {"b"}, "b": set(), "c": {"a", "b"}}) == {"b": 1, "a": 2, "c": 3}
+
+
+SAME_THING = {"load", "save", "plain_data"}
+"""Calls that do the same for several processes, or for other data."""
+
+
+def test_a_public_name_means_one_thing() -> None:
+    rooms: dict[str, set[str]] = defaultdict(set)
+    for module, source in module_names().items():
+        if not module.startswith("analysis.ops."):  # a rule has the name of its op
+            for name in _defined(ast.parse(source.read_text())):
+                rooms[name].add(house.room_of(module))
+    twice = {name for name, where in rooms.items() if len(where) > 1} - SAME_THING
+    assert twice == set()
+
+
+def _defined(module: ast.Module) -> Iterator[str]:
+    for node in module.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names = [node.name]
+        else:
+            targets = getattr(node, "targets", [getattr(node, "target", None)])
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+        yield from (name for name in names if not name.startswith("_"))
 
 
 @path

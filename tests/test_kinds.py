@@ -30,15 +30,15 @@ from splitgrow.layers.types import (
     register_layer,
     sized_layers,
 )
-from splitgrow.layers.types.registry import FOUND, KINDS
+from splitgrow.layers.types.registry import FOUND, LAYER_TYPES
 
 
 @pytest.fixture(autouse=True)
 def _kinds_put_back() -> Iterator[None]:
-    before = dict(KINDS)
+    before = dict(LAYER_TYPES)
     yield
-    KINDS.clear()
-    KINDS.update(before)
+    LAYER_TYPES.clear()
+    LAYER_TYPES.update(before)
     FOUND.clear()
 
 

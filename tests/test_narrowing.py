@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from networks import networks
 from torch import Tensor, nn
 
-from splitgrow.analysis.analyzer import Followed, follow
+from splitgrow.analysis.analyzer import Followed, analyse_runs
 from splitgrow.pruning.dead_units import _removable
 from splitgrow.pruning.narrow import narrow_, per_position, per_unit
 from splitgrow.pruning.shrink import _stop_reading_
@@ -37,7 +37,7 @@ def chosen_units(followed: Followed, network: nn.Module, seed: int) -> dict[int,
 
 def check(network: nn.Module, inputs: tuple[Any, ...], seed: int) -> int:
     """Takes random units out; returns the number of parameters that went."""
-    followed = follow(network, inputs)
+    followed = analyse_runs(network, inputs)
     gone = chosen_units(followed, network, seed)
     masked, narrower = copy.deepcopy(network), copy.deepcopy(network)
     _stop_reading_(dict(masked.named_modules()), followed.graph, gone)
@@ -70,7 +70,7 @@ def test_so_does_any_random_network(network: tuple[nn.Module, Tensor], seed: int
 
 def test_a_group_keeps_a_unit_and_a_fixed_one_keeps_all() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
-    graph = follow(network, (torch.ones(1, 2),)).graph
+    graph = analyse_runs(network, (torch.ones(1, 2),)).graph
     (group,) = graph.growing_groups(graph.nodes["0"].outs)
     with pytest.raises(AssertionError, match="no units left"):
         narrow_(network, graph, {group: [0, 1, 2]})
@@ -82,7 +82,7 @@ def test_a_group_keeps_a_unit_and_a_fixed_one_keeps_all() -> None:
 
 def test_units_lie_on_positions_as_the_runs_say() -> None:
     network = nn.Sequential(nn.Conv1d(1, 3, 1), nn.Flatten(), nn.Linear(6, 2))
-    graph = follow(network, (torch.ones(1, 1, 2),)).graph
+    graph = analyse_runs(network, (torch.ones(1, 1, 2),)).graph
     axis = graph.nodes["2"].ins
     (group,) = graph.growing_groups(axis)
     stays = torch.tensor([True, False, True])

@@ -16,7 +16,7 @@ import splitgrow
 from splitgrow.analysis.ops import Shaped, Unknown, registry
 from splitgrow.errors import SplitGrowError, UnsupportedLayerError
 from splitgrow.layers.types import LayerKind
-from splitgrow.layers.types.registry import FOUND, KINDS
+from splitgrow.layers.types.registry import FOUND, LAYER_TYPES
 
 X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -24,9 +24,9 @@ IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtyp
 
 @pytest.fixture(autouse=True)
 def _put_back() -> Iterator[None]:
-    kinds, rules = dict(KINDS), dict(registry._RULES)
+    kinds, rules = dict(LAYER_TYPES), dict(registry._RULES)
     yield
-    for held, before in ((KINDS, kinds), (registry._RULES, rules)):
+    for held, before in ((LAYER_TYPES, kinds), (registry._RULES, rules)):
         held.clear()
         held.update(before)
     FOUND.clear()
@@ -287,10 +287,10 @@ class Numbered(Nothing):
     ],
 )
 def test_what_cannot_be_a_layer_is_refused_at_registration(layer, like, error) -> None:
-    before = dict(KINDS)
+    before = dict(LAYER_TYPES)
     with pytest.raises(error):
         splitgrow.register_layer(layer, like=like)
-    assert before == KINDS
+    assert before == LAYER_TYPES
 
 
 def test_a_layer_is_taken_back_and_registered_again() -> None:
@@ -306,7 +306,9 @@ def test_a_layer_is_taken_back_and_registered_again() -> None:
     assert_equal(model(X), before)
 
 
-@pytest.mark.parametrize("layer", [nn.Linear, nn.SyncBatchNorm, Product, "a.b", KINDS[nn.Conv2d]])
+@pytest.mark.parametrize(
+    "layer", [nn.Linear, nn.SyncBatchNorm, Product, "a.b", LAYER_TYPES[nn.Conv2d]]
+)
 def test_only_what_was_registered_is_taken_back(layer: Any) -> None:
     with pytest.raises(ValueError, match=r"own|not registered"):
         splitgrow.unregister_layer(layer)

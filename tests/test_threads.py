@@ -122,7 +122,7 @@ def test_a_call_waits_for_a_change_in_another_thread(change, monkeypatch):
     model.expand_layer("0", 1)
     expected = run(model)
     in_the_middle, go_on = threading.Event(), threading.Event()
-    really_close = gate.close_
+    really_close = gate.lock_
 
     def close_and_halt(*args: Any) -> None:
         really_close(*args)

@@ -21,7 +21,7 @@ from benchmarks.continual.results import (
     usual_day,
 )
 from benchmarks.continual.suites import SUITES, Suite
-from splitgrow.demos.themes import LIGHT, Theme, plain, png, sheet
+from splitgrow.demos.themes import LIGHT, Theme, plain_theme, png, sheet
 
 _WIDE = 30.0
 """From this ratio of the largest to the smallest on, powers of ten alone are marked."""
@@ -128,7 +128,7 @@ def _in_powers(axes: Axes) -> None:
 
 
 def _finish(axes: Axes, text: str, theme: Theme) -> None:
-    plain(axes, theme)
+    plain_theme(axes, theme)
     axes.set_xlabel(text, color=theme.ink)
 
 

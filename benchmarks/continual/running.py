@@ -41,7 +41,7 @@ def write_task_files(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if not job.contestant.peer or job.tasks_file.exists():
             continue
-        dataset = datasets.load(job.data, seed=job.seed)
+        dataset = datasets.load_dataset(job.data, seed=job.seed)
         tasks = tasks_of(dataset, "classes", job.suite.tasks, seed=job.seed, limit=job.suite.limit)
         arrays = []
         for number, task in enumerate(tasks, 1):

@@ -36,7 +36,7 @@ def hold_out(source: Path, target: Path) -> None:
         source: Data that `splitgrow continual` reads.
         target: The .npz file.
     """
-    dataset = datasets.load(source)
+    dataset = datasets.load_dataset(source)
     labels = dataset.y_train.numpy()
     order = np.argsort(labels, kind="stable")
     learned, others = order[0::2], order[1::2]

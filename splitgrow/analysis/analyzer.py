@@ -62,7 +62,7 @@ def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
         TraceError: If the model's forward cannot be followed.
         ValueError: If the model does not run on the inputs.
     """
-    return follow(model, inputs).graph
+    return analyse_runs(model, inputs).graph
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Followed:
     decides: bool
 
 
-def follow(model: nn.Module, inputs: tuple[Any, ...]) -> Followed:
+def analyse_runs(model: nn.Module, inputs: tuple[Any, ...]) -> Followed:
     """The channel graph of a model, and the runs that led to it; as `analyse`.
 
     Raises:

@@ -17,7 +17,7 @@ Value = tuple[str, str, Tensor | None]
 """What made a value, where, and the value; None for what is no tensor."""
 
 
-class Watch(TorchFunctionMode):
+class ValueWatch(TorchFunctionMode):
     """Takes down what leaf modules and functions give, in the order in which they run.
 
     Args:
@@ -31,7 +31,7 @@ class Watch(TorchFunctionMode):
         self._model, self._seen = model, seen
         self._inside = 0
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ValueWatch:
         """Watches the leaf modules as well."""
         for name, module in self._model.named_modules():
             if name and is_leaf(module):

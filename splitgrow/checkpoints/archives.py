@@ -30,7 +30,7 @@ DIGEST, SHARDS, COMPLEX = "sha256", "shards", "complex"
 NO_DIGEST = "0" * 64
 LARGEST_HEADER = 100_000_000  # as the safetensors library has it
 
-DTYPES = {
+STORED_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -299,7 +299,7 @@ def _listed(text: str, path: Path) -> list[Any]:
 
 def _stored(entry: Any, file: int, path: Path) -> Stored:
     if isinstance(entry, dict):
-        dtype, shape = DTYPES.get(str(entry.get("dtype"))), entry.get("shape")
+        dtype, shape = STORED_DTYPES.get(str(entry.get("dtype"))), entry.get("shape")
         if isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) and dtype:
             return Stored(dtype, tuple(shape), file)
     raise CheckpointError(f"{path} has a tensor of a type that this splitgrow does not know")

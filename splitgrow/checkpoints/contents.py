@@ -16,20 +16,20 @@ from splitgrow.checkpoints.training import SavedOptimizer, SavedScheduler
 from splitgrow.errors import CheckpointError
 from splitgrow.growth.history import History
 from splitgrow.growth.journal import Journal
-from splitgrow.growth.journal.materialize import slots_of
+from splitgrow.growth.journal.materialize import empty_slots_of
 from splitgrow.layers.insertion_wrapper import Deepened
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.weight_views import memory_format_of
 from splitgrow.utils.json_records import Record, read_record
 from splitgrow.utils.wrappers import plain_type
 
-VERSION = 1
+CHECKPOINT_VERSION = 1
 MODEL = "model."
 """How the names of a model's tensors begin."""
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """A module of a model as it was written.
 
     Attributes:
@@ -69,7 +69,7 @@ class Contents:
 
     journal: object
     type: str
-    parts: tuple[Part, ...]
+    parts: tuple[FilePart, ...]
     ties: Mapping[str, str]
     own: tuple[str, ...]
     last: tuple[str, ...]
@@ -83,7 +83,7 @@ class Contents:
     extra: object
     torch: str
     splitgrow: str
-    version: int = field(default=VERSION)
+    version: int = field(default=CHECKPOINT_VERSION)
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ class Tensors:
     last: tuple[str, ...]
 
 
-def tensors_of(model: nn.Module) -> Tensors:
+def stored_tensors_of(model: nn.Module) -> Tensors:
     """The parameters and buffers of a model."""
     tensors: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     first: dict[int, str] = {}
     own, last = [], []
-    for name, (module, attribute), tensor in slots_of(model):
+    for name, (module, attribute), tensor in empty_slots_of(model):
         if id(tensor) in first:
             ties[name] = first[id(tensor)]
             continue
@@ -122,12 +122,14 @@ def tensors_of(model: nn.Module) -> Tensors:
     return Tensors(tensors, ties, tuple(own), tuple(last))
 
 
-def parts_of(model: nn.Module, history: History | None) -> tuple[Part, ...]:
+def file_parts_of(model: nn.Module, history: History | None) -> tuple[FilePart, ...]:
     """The modules of a model as it was written, whatever has grown since."""
     numbered = {n.module for edit in history.edits for n in edit.numbers} if history else set()
     return tuple(
         # As what fully_shard was called on is written, too.
-        Part(path, plain_type(type(module)).__name__, "" if path in numbered else _settings(module))
+        FilePart(
+            path, plain_type(type(module)).__name__, "" if path in numbered else _settings(module)
+        )
         for path, module in _as_written(model, "", set())
     )
 
@@ -188,7 +190,7 @@ def check_past(history: History | None, journal: Journal) -> None:
 def check_written(
     model: nn.Module,
     history: History | None,
-    saved: tuple[tuple[Part, ...], str],
+    saved: tuple[tuple[FilePart, ...], str],
     journal: Journal,
 ) -> None:
     """Makes sure that a model was written as the saved one was.
@@ -205,11 +207,11 @@ def check_written(
     numbered = frozenset(number.module for edit in journal.edits for number in edit.numbers)
     # Other versions may print a layer's numbers otherwise.
     same = torch.__version__.split(".")[:2] == saved[1].split(".")[:2]
-    check_parts(saved[0], parts_of(model, history), settings=same, fixed=numbered)
+    check_parts(saved[0], file_parts_of(model, history), settings=same, fixed=numbered)
 
 
 def check_parts(
-    saved: tuple[Part, ...], own: tuple[Part, ...], *, settings: bool, fixed: frozenset[str]
+    saved: tuple[FilePart, ...], own: tuple[FilePart, ...], *, settings: bool, fixed: frozenset[str]
 ) -> None:
     """Makes sure that two models were written alike.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.checkpoints.archives import Archive
-from splitgrow.checkpoints.contents import MODEL, Contents, Tensors, tensors_of
+from splitgrow.checkpoints.contents import MODEL, Contents, Tensors, stored_tensors_of
 from splitgrow.errors import CheckpointError
 from splitgrow.growth.history import structure
 from splitgrow.growth.journal.materialize import fill_meta_
@@ -50,7 +50,7 @@ def fill_(
     Raises:
         CheckpointError: If one is missing, or is of another shape or dtype, or there is one more.
     """
-    found = tensors_of(model)
+    found = stored_tensors_of(model)
     _check_ties(found.ties, contents.ties)
     filled = [*_filled(found, archive, contents.own)]
     names = {id(tensor): name for name, tensor in found.tensors.items()}

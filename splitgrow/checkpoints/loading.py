@@ -15,7 +15,7 @@ from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.unsupported_models import refuse_unsupported
 from splitgrow.checkpoints.archives import Archive
 from splitgrow.checkpoints.contents import (
-    VERSION,
+    CHECKPOINT_VERSION,
     Contents,
     check_past,
     check_written,
@@ -39,7 +39,7 @@ from splitgrow.growth.journal.state_dict import common_edits
 from splitgrow.growth.optimizers import optimizers_of
 from splitgrow.layers.execution import Mode, set_execution_mode_
 from splitgrow.utils.json_trees import read_tree
-from splitgrow.utils.model_lock import Gate, close_, refuse_inside_forward
+from splitgrow.utils.model_lock import Gate, lock_, refuse_inside_forward
 from splitgrow.utils.preserve import keep_modes_, keep_surroundings_
 from splitgrow.utils.rollback import Meanwhile, Undo
 from splitgrow.utils.wrappers import refuse_wrapped
@@ -123,7 +123,7 @@ def load(  # noqa: PLR0913
     refuse_inside_forward(model, what)
     with Archive(Path(os.fspath(path))) as archive, gate.lock, Meanwhile() as meanwhile, meanwhile:
         keep_modes_(meanwhile)
-        close_(model, gate, what, meanwhile)
+        lock_(model, gate, what, meanwhile)
         with Undo() as undo, undo:
             keep_surroundings_(model, undo)
             loading = _Loading(model, old, archive, undo)
@@ -230,7 +230,9 @@ def contents_of(archive: Archive) -> Contents:
     Raises:
         CheckpointError: If it is of another version, or cannot be read.
     """
-    return read_versioned(Contents, archive.metadata.get(CONTENTS, "null"), VERSION, archive.path)
+    return read_versioned(
+        Contents, archive.metadata.get(CONTENTS, "null"), CHECKPOINT_VERSION, archive.path
+    )
 
 
 def _journal(contents: Contents, archive: Archive) -> Journal:

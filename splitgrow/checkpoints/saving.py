@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitgrow.checkpoints.contents import MODEL, Contents, Tensors, parts_of, tensors_of
+from splitgrow.checkpoints.contents import (
+    MODEL,
+    Contents,
+    Tensors,
+    file_parts_of,
+    stored_tensors_of,
+)
 from splitgrow.checkpoints.training import (
     random_states,
     saved_optimizer,
@@ -102,7 +108,7 @@ def save(
     optimizers, schedulers = optimizers_of(optimizer), schedulers_of(scheduler)
     target = Path(os.fspath(path))
     check_structure(model, history)
-    writer, found = Writer(), tensors_of(model)
+    writer, found = Writer(), stored_tensors_of(model)
     try:
         names = {id(tensor): name for name, tensor in found.tensors.items()}
         contents = Contents(
@@ -131,7 +137,7 @@ def _of_model(model: nn.Module, history: History, found: Tensors, writer: Writer
     return {
         "journal": journal_of(model, history),
         "type": original_class(model).__qualname__,
-        "parts": parts_of(model, history),
+        "parts": file_parts_of(model, history),
         "ties": found.ties,
         "own": found.own,
         "last": found.last,

@@ -22,10 +22,10 @@ from torch import Tensor
 from splitgrow.checkpoints.archives import (
     COMPLEX,
     DIGEST,
-    DTYPES,
     LARGEST_HEADER,
     NO_DIGEST,
     SHARDS,
+    STORED_DTYPES,
     Shard,
     digest_of,
     numbered,
@@ -41,7 +41,7 @@ try:
 except ImportError:  # not on Windows; what a killed process left behind stays there
     fcntl = None  # type: ignore[assignment]
 
-_KNOWN = frozenset(DTYPES.values())
+_KNOWN = frozenset(STORED_DTYPES.values())
 
 
 def write_archive(

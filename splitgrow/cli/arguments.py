@@ -32,7 +32,7 @@ class PositiveFloat(click.FloatRange):
         return number
 
 
-def load(name: str) -> Any:
+def load_module(name: str) -> Any:
     """The module that does a command's work, imported now that it is needed.
 
     Raises:

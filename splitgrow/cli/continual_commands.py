@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load
-from splitgrow.cli.continual_settings import BACKBONES, METHODS, SPLITS, RunSettings
+from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load_module
+from splitgrow.cli.continual_settings import BACKBONE_NAMES, METHOD_NAMES, SPLITS, RunSettings
 
 _CONTINUAL_HELP = """
 Learn one task after the other with one network, and see what it remembers.
@@ -82,7 +82,7 @@ def _default(name: str) -> Any:
 
 
 @click.command(help=_CONTINUAL_HELP, short_help="Learn task after task without forgetting.")
-@click.option("--method", type=click.Choice(METHODS), required=True, help="How to learn.")
+@click.option("--method", type=click.Choice(METHOD_NAMES), required=True, help="How to learn.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -110,7 +110,7 @@ def _default(name: str) -> Any:
     default=_default("backbone"),
     show_default=True,
     metavar="NAME",
-    help=f"{', '.join(BACKBONES)}, or MODULE:FACTORY of your own.",
+    help=f"{', '.join(BACKBONE_NAMES)}, or MODULE:FACTORY of your own.",
 )
 @click.option(
     "--width",
@@ -199,7 +199,7 @@ def continual(
 ) -> None:
     """Loads what the run needs, and runs it."""
     split = given["split"]
-    load("splitgrow.demos.continual.presentation").continual(
+    load_module("splitgrow.demos.continual.presentation").run_continual(
         method=method,
         data=data,
         tasks=tasks if tasks is not None else 0 if split == "superclasses" else _default("tasks"),
@@ -213,4 +213,4 @@ def continual(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def compare(runs: tuple[Path, ...], *, as_json: bool) -> None:
     """Loads what the comparison needs, and runs it."""
-    load("splitgrow.demos.continual.comparison").compare(runs, as_json=as_json)
+    load_module("splitgrow.demos.continual.comparison").compare_runs(runs, as_json=as_json)

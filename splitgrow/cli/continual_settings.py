@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-METHODS = (
+METHOD_NAMES = (
     "cpg",
     "pack-and-expand",
     "packnet",
@@ -21,7 +21,7 @@ METHODS = (
     "separate",
     "joint",
 )
-BACKBONES = ("cnn", "mlp", "resnet18", "vgg16_bn")
+BACKBONE_NAMES = ("cnn", "mlp", "resnet18", "vgg16_bn")
 SPLITS = ("classes", "superclasses", "permuted", "rotated")
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load
+from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load_module
 from splitgrow.cli.continual_commands import compare, continual
 from splitgrow.cli.settings import DemoSettings
 from splitgrow.cli.shapes import Shape, parse_shape
@@ -221,7 +221,7 @@ def demo(
         raise click.UsageError("--grow is for widths, which --progressive leaves as they are")
     kind = "deeper" if deeper else "progressive" if progressive else "wider"
     folder = Path("splitgrow-demo" if kind == "wider" else f"splitgrow-demo-{kind}")
-    load("splitgrow.demos.presentation").demo(kind=kind, out=out or folder, **options)
+    load_module("splitgrow.demos.presentation").run_demo(kind=kind, out=out or folder, **options)
 
 
 @main.command(help=_INSPECT_HELP, short_help="List what can grow in a model.")
@@ -238,7 +238,7 @@ def demo(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:
     """Loads what the inspection needs, and runs it."""
-    load("splitgrow.cli.inspect").inspect(*_parts(target), inputs, as_json=as_json)
+    load_module("splitgrow.cli.inspect").inspect(*_parts(target), inputs, as_json=as_json)
 
 
 def _parts(target: str) -> tuple[str, str]:
@@ -271,7 +271,7 @@ def export(
     target: str, checkpoint: Path, out: Path, *, generation: int | None, force: bool
 ) -> None:
     """Loads what the export needs, and runs it."""
-    command = load("splitgrow.cli.export").export
+    command = load_module("splitgrow.cli.export").export
     command(*_parts(target), checkpoint, out, generation=generation, force=force)
 
 

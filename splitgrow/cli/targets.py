@@ -14,7 +14,7 @@ from typing import TypeVar
 import click
 from torch import nn
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def load_model(module_name: str, factory_name: str) -> nn.Module:
@@ -38,7 +38,7 @@ def load_model(module_name: str, factory_name: str) -> nn.Module:
     return model
 
 
-def attempt(failure: str, call: Callable[[], T]) -> T:
+def attempt(failure: str, call: Callable[[], _T]) -> _T:
     """What `call`, which is the user's code, returns.
 
     Raises:

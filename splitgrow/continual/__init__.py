@@ -23,7 +23,7 @@ from splitgrow.continual.packnet import PackNet
 from splitgrow.continual.piggyback import Piggyback
 from splitgrow.continual.progressive import ProgressiveNetworks
 from splitgrow.continual.pruning import GradualPruning
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.reports import Report, TaskReport
 from splitgrow.continual.separate import Separate
 from splitgrow.continual.studies import Study
@@ -71,12 +71,12 @@ __all__ = [
     "Piggyback",
     "ProgressiveNetworks",
     "Protocol",
-    "Record",
     "Report",
     "Separate",
     "Study",
     "Task",
     "TaskLearned",
+    "TaskRecord",
     "TaskReport",
     "TensorBoard",
     "Training",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from splitgrow.continual.masked import MaskedLearner
 from splitgrow.continual.masks import Picks
 from splitgrow.continual.pruning import GradualPruning, keep_largest
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.settings import checked_goal, goal_for
 from splitgrow.continual.studies import Study
 from splitgrow.continual.tasks import Task
@@ -100,7 +100,7 @@ class CompactingLearner(MaskedLearner):
         self.sparsities, self.patience = tuple(sparsities), patience
         self.prune_lr, self.expected_tasks = prune_lr, expected_tasks
 
-    def _learn(self, task: Task, number: int) -> Record:
+    def _learn(self, task: Task, number: int) -> TaskRecord:
         if not self.batches(task.train).known:
             raise ValueError(
                 f"task {task.name!r} has a loader of unknown length, over which pruning cannot be "

@@ -12,10 +12,10 @@ from torch import Tensor
 from splitgrow.continual.body import Body
 from splitgrow.continual.events import Grown
 from splitgrow.continual.parts import Unit
-from splitgrow.continual.proximal import drift_of, hold_, lower_, pull_, shrink_, soften_
-from splitgrow.continual.records import Record
+from splitgrow.continual.proximal import drift_of, lower_, pull_, pull_back_, shrink_, soften_
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.regrowth import (
-    Values,
+    UnitValues,
     alive_in,
     all_values,
     draw_,
@@ -164,7 +164,7 @@ class DEN(SelectiveLearner):
         self.select_epochs = half if select_epochs is None else select_epochs
         self.settle_epochs = half if settle_epochs is None else settle_epochs
 
-    def _learn(self, task: Task, number: int) -> Record:
+    def _learn(self, task: Task, number: int) -> TaskRecord:
         course, goal, details = self._begin(task), None, {}
         if number == 1:
             self._train_all(course)
@@ -172,7 +172,7 @@ class DEN(SelectiveLearner):
             goal = self._goal_of(task, goal_for(task.name, "threshold", self.threshold))
             details = self._learn_more(course, goal)
         reached = self._judge(self._study(course, {}), task, "in the end", goal)
-        return Record(
+        return TaskRecord(
             name=task.name,
             number=number,
             classes=task.classes,
@@ -214,7 +214,7 @@ class DEN(SelectiveLearner):
             head,
             wider.on_features(wider.marks(fresh)),
         )
-        study, dead = self._tried(course, trial, wider, Values(values.own, head))
+        study, dead = self._tried(course, trial, wider, UnitValues(values.own, head))
         alive = alive_in(wider, fresh, dead)
 
         def source(unit: Unit) -> Unit:
@@ -234,7 +234,7 @@ class DEN(SelectiveLearner):
         }
 
     def _tried(
-        self, course: Course, trial: Body, wider: Units, values: Values
+        self, course: Course, trial: Body, wider: Units, values: UnitValues
     ) -> tuple[Study, Tensor]:
         """A trial of new units, trained, and which of them are dead."""
         known = self.body.slots
@@ -302,7 +302,7 @@ class DEN(SelectiveLearner):
         def rule(study: Study, rate: float) -> None:
             keep(study, rate)
             pull_(weights, course.before, rate * self.pull)
-            hold_(course.units, weights, course.before, study.mine, self.drift)
+            pull_back_(course.units, weights, course.before, study.mine, self.drift)
 
         with torch.no_grad():
             rule(study, 0.0)

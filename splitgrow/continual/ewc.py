@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from splitgrow.continual.body import Body
 from splitgrow.continual.finetuning import Finetuning
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.stages import seed_of
 from splitgrow.continual.studies import Study
 from splitgrow.continual.tasks import Batches, Task
@@ -56,7 +56,7 @@ class EWC(Finetuning):
         self._pull: dict[str, Tensor] = {}
         """The sums of Fisher information, and of it times the values that it was taken at."""
 
-    def _learn(self, task: Task, number: int) -> Record:
+    def _learn(self, task: Task, number: int) -> TaskRecord:
         study = self._study(task)
         self._train(study, task, "train", loss=self._loss)
         fisher = self._fisher_of(study, task)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from splitgrow.continual.learner import Learner
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.studies import Study, whole_study
 from splitgrow.continual.tasks import Task
 from splitgrow.continual.training import cross_entropy
@@ -26,7 +26,7 @@ class Finetuning(Learner):
     method = "finetuning"
     frozen = False
 
-    def _learn(self, task: Task, number: int) -> Record:
+    def _learn(self, task: Task, number: int) -> TaskRecord:
         study = self._study(task)
         self._train(study, task, "train", loss=self._loss)
         return self._taken_over(study, task, number)
@@ -37,12 +37,12 @@ class Finetuning(Learner):
     def _loss(self, network: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return cross_entropy(network, x, y)
 
-    def _taken_over(self, study: Study, task: Task, number: int) -> Record:
+    def _taken_over(self, study: Study, task: Task, number: int) -> TaskRecord:
         """Makes the body what a study has come to."""
         accuracy = self._judge(study, task, "train")
         own = {name: study.weight(name).detach() for name in study.mine}
         self.body.set_values({**own, **study.own_values()})
-        return Record(
+        return TaskRecord(
             name=task.name,
             number=number,
             classes=task.classes,

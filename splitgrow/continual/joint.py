@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from splitgrow.continual.finetuning import Finetuning
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.studies import whole_study
 from splitgrow.continual.tasks import Data, Task, joined, labels, takes_tensors
 
@@ -33,11 +33,11 @@ class Joint(Finetuning):
         super().__init__(*args, **common)
         self._seen: tuple[Task, ...] = ()
 
-    def learn_all(self, tasks: Iterable[Task]) -> list[Record]:
+    def learn_all(self, tasks: Iterable[Task]) -> list[TaskRecord]:
         """Learns tasks at once; otherwise as `learn`."""
         return self._learn_together(list(tasks))
 
-    def _learned(self, tasks: Sequence[Task]) -> list[Record]:
+    def _learned(self, tasks: Sequence[Task]) -> list[TaskRecord]:
         known = (*self._seen, *tasks)
         if len(known) < len(self.records) + len(tasks):
             raise ValueError(
@@ -65,7 +65,7 @@ class Joint(Finetuning):
             study.head = head
             accuracy = self._judge(study, task, "train")
             records.append(
-                Record(
+                TaskRecord(
                     name=task.name,
                     number=index + 1,
                     classes=task.classes,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from splitgrow.continual.body import Body
 from splitgrow.continual.events import Callback, EpochDone, Event, Grown, Judged, TaskLearned
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.reports import Report, report_of
 from splitgrow.continual.saving import read_learned, write_learned
 from splitgrow.continual.settings import check_settings, checked_inputs, plain_data
@@ -91,7 +91,7 @@ class Learner:
         self._callbacks = tuple(callbacks)
         self._directory = None if directory is None else Path(directory)
         self.body = self._first = Body(model, inputs, head)
-        self.records: list[Record] = []
+        self.records: list[TaskRecord] = []
         self._networks: dict[str, nn.Module] = {}
         self._stages = Stages(None, "", None)
 
@@ -102,7 +102,7 @@ class Learner:
         """The names of the tasks that are learned, in order."""
         return tuple(record.name for record in self.records)
 
-    def learn(self, task: Task) -> Record:
+    def learn(self, task: Task) -> TaskRecord:
         """Learns a task.
 
         Args:
@@ -121,7 +121,7 @@ class Learner:
         """
         return self._learn_together([task])[0]
 
-    def learn_all(self, tasks: Iterable[Task]) -> list[Record]:
+    def learn_all(self, tasks: Iterable[Task]) -> list[TaskRecord]:
         """Learns several tasks, one after the other; otherwise as `learn`."""
         return [self.learn(task) for task in tasks]
 
@@ -211,12 +211,12 @@ class Learner:
         """The number of the task that is learned next: the first is 1."""
         return len(self.records) + 1
 
-    def _learned(self, tasks: Sequence[Task]) -> list[Record]:
+    def _learned(self, tasks: Sequence[Task]) -> list[TaskRecord]:
         """Learns tasks with the body, and returns what is to be kept; several only where asked."""
         (task,) = tasks
         return [self._learn(task, self._next)]
 
-    def _learn(self, task: Task, number: int) -> Record:
+    def _learn(self, task: Task, number: int) -> TaskRecord:
         """Learns a task with the body, and returns what is to be kept.
 
         Raises:
@@ -231,7 +231,7 @@ class Learner:
     def _set_extra(self, extra: Any, body: Body) -> None:
         """Takes over what `_extra` gave."""
 
-    def _plain(self, record: Record) -> nn.Module:
+    def _plain(self, record: TaskRecord) -> nn.Module:
         return self.body.plain(record.values(self.body), record.edit, record.head)
 
     def _train(
@@ -316,7 +316,7 @@ class Learner:
             self._networks[task] = network
         return network
 
-    def _learn_together(self, tasks: Sequence[Task]) -> list[Record]:
+    def _learn_together(self, tasks: Sequence[Task]) -> list[TaskRecord]:
         """Learns tasks, all or nothing.
 
         Raises:
@@ -365,7 +365,7 @@ class Learner:
         generator = torch.Generator().manual_seed(seed_of(self.seed, number, "validation"))
         return with_validation(task, self._share, generator)
 
-    def _keep(self, records: Iterable[Record]) -> None:
+    def _keep(self, records: Iterable[TaskRecord]) -> None:
         self.records = [*self.records, *records]
         self._networks = {} if not self.frozen else self._networks
         if self._directory is not None:
@@ -386,7 +386,7 @@ class Learner:
     def _identity(self, tasks: Sequence[Task]) -> dict[str, Any]:
         return {**self._kind(), "known": [*self.tasks], "tasks": [task.name for task in tasks]}
 
-    def _record(self, task: str) -> Record:
+    def _record(self, task: str) -> TaskRecord:
         for record in self.records:
             if record.name == task:
                 return record

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from splitgrow.continual.finetuning import Finetuning
-from splitgrow.continual.records import Record
-from splitgrow.continual.studies import Study, View
+from splitgrow.continual.records import TaskRecord
+from splitgrow.continual.studies import Study, TaskView
 from splitgrow.continual.tasks import Task
 
 
@@ -64,11 +64,11 @@ class LwF(Finetuning):
         self.warmup_epochs = warmup_epochs
         self._teacher: Study | None = None
 
-    def _learn(self, task: Task, number: int) -> Record:
+    def _learn(self, task: Task, number: int) -> TaskRecord:
         study = self._study(task)
         study.others = nn.ModuleList(copy.deepcopy(record.head) for record in self.records)
         before = self.body.copied()
-        self._teacher = Study(before, View(), {}, copy.deepcopy(study.head)).eval()
+        self._teacher = Study(before, TaskView(), {}, copy.deepcopy(study.head)).eval()
         if self.records and self.warmup_epochs:
             self._warm_up(study, task)
         self._train(study, task, "train", loss=self._loss)

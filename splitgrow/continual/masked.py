@@ -10,8 +10,8 @@ from torch import Tensor
 
 from splitgrow.continual.learner import Learner
 from splitgrow.continual.masks import Picks, packed
-from splitgrow.continual.records import Record
-from splitgrow.continual.studies import Study, View
+from splitgrow.continual.records import TaskRecord
+from splitgrow.continual.studies import Study, TaskView
 from splitgrow.continual.tasks import Task
 
 
@@ -32,7 +32,7 @@ class MaskedLearner(Learner):
             picks: What scores make of what earlier tasks own; None to see all of it.
             mine: Where a shared tensor trains; by default where it is free.
         """
-        body, view = self.body, View(picks=picks)
+        body, view = self.body, TaskView(picks=picks)
         scored = set()
         for name, slot in body.shared.items():
             free = body.free(name) if mine is None else mine(name)
@@ -51,7 +51,7 @@ class MaskedLearner(Learner):
         study = Study(body, view, own or {}, self._new_head(task.classes))
         return study.to(body.device)
 
-    def _commit(self, study: Study, task: Task, accuracy: float) -> Record:
+    def _commit(self, study: Study, task: Task, accuracy: float) -> TaskRecord:
         """Makes what a study has learned the task's own."""
         body, number = self.body, self._next
         packs = {}
@@ -62,7 +62,7 @@ class MaskedLearner(Learner):
         for name, mask in study.mine.items():
             body.give(name, mask, study.weight(name).detach(), number)
         body.release()
-        return Record(
+        return TaskRecord(
             name=task.name,
             number=number,
             classes=task.classes,

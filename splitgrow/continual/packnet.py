@@ -6,7 +6,7 @@ from typing import Any
 
 from splitgrow.continual.masked import MaskedLearner
 from splitgrow.continual.pruning import keep_largest
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.studies import Study
 from splitgrow.continual.tasks import Task
 
@@ -68,7 +68,7 @@ class PackNet(MaskedLearner):
         default = (self.training.epochs + 1) // 2
         self.retrain_epochs = default if retrain_epochs is None else retrain_epochs
 
-    def _learn(self, task: Task, number: int) -> Record:
+    def _learn(self, task: Task, number: int) -> TaskRecord:
         study = self._begin(task)
         self._train(study, task, "train")
         before = self._judge(study, task, "train")

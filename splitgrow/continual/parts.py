@@ -87,7 +87,7 @@ class Numbers:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class UnitPart:
     """What one block has of one of a layer's tensors.
 
     Attributes:
@@ -150,7 +150,7 @@ def parts_of(
     groups: Groups,
     slots: Mapping[int, Slot],
     numbers: Numbers,
-) -> Iterator[Part]:
+) -> Iterator[UnitPart]:
     """The tensors of a layer's blocks that run along units.
 
     Args:
@@ -182,7 +182,7 @@ def parts_of(
             dims = (dim, other)
             if other is not None and _flipped(kind, block, key):
                 dims = (1 - dim, 1 - other)
-            yield Part(
+            yield UnitPart(
                 slot=slot.name,
                 layer=node.name,
                 key=key,

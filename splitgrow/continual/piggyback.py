@@ -6,7 +6,7 @@ from typing import Any
 
 from splitgrow.continual.masked import MaskedLearner
 from splitgrow.continual.masks import Picks
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.tasks import Task
 
 
@@ -48,7 +48,7 @@ class Piggyback(MaskedLearner):
         """As of every learner; a network that is given counts as a task."""
         return super()._next + self.pretrained
 
-    def _learn(self, task: Task, number: int) -> Record:
+    def _learn(self, task: Task, number: int) -> TaskRecord:
         study = self._begin(task, picks=self.picks if number > 1 else None)
         self._train(study, task, "train" if number == 1 else "pick")
         return self._commit(study, task, self._judge(study, task, "train"))

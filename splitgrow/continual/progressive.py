@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from splitgrow.continual.masked import MaskedLearner
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.studies import Study
 from splitgrow.continual.tasks import Task
 from splitgrow.continual.units import Units
@@ -49,7 +49,7 @@ class ProgressiveNetworks(MaskedLearner):
             raise ValueError(f"column must be above 0, got {column!r}")
         self.column = column
 
-    def _learn(self, task: Task, number: int) -> Record:
+    def _learn(self, task: Task, number: int) -> TaskRecord:
         earlier = Units(self.body)
         if number > 1:
             # Every growth is in proportion to the widths that there are by then.

@@ -79,7 +79,7 @@ def drift_of(units: Units, weights: Mapping[str, Tensor], before: Mapping[str, T
 
 
 @torch.no_grad()
-def hold_(
+def pull_back_(
     units: Units,
     weights: Mapping[str, Tensor],
     before: Mapping[str, Tensor],

@@ -15,7 +15,7 @@ from splitgrow.errors import CheckpointError
 
 
 @dataclass(eq=False)
-class Record:
+class TaskRecord:
     """A learned task.
 
     Attributes:
@@ -86,7 +86,7 @@ _PLAIN = {
 }
 
 
-def read_record(data: Any) -> Record:
+def read_task_record(data: Any) -> TaskRecord:
     """The record of what `Record.written` has made of it.
 
     Raises:
@@ -105,7 +105,7 @@ def read_record(data: Any) -> Record:
         raise CheckpointError(f"the head of task {data['name']!r} is of another shape")
     made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     made.weight, made.bias = nn.Parameter(weight), nn.Parameter(bias)
-    return Record(
+    return TaskRecord(
         head=made,
         own=None if data["own"] is None else _tensors(data["own"]),
         picks=_tensors(data["picks"]),

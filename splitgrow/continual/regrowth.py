@@ -14,12 +14,12 @@ from splitgrow.continual.parts import Unit
 from splitgrow.continual.studies import Study
 from splitgrow.continual.units import Units
 
-Source = Callable[[Unit], Unit]
+RegrowthSource = Callable[[Unit], Unit]
 """Of a unit the one that it is to be like."""
 
 
 @dataclass
-class Values:
+class UnitValues:
     """A task's network: all that it has besides the body's shared tensors.
 
     Attributes:
@@ -37,7 +37,7 @@ def all_values(study: Study) -> dict[str, Tensor]:
     return {**found, **{name: value.detach() for name, value in study.values().items()}}
 
 
-def widened_head(head: nn.Linear, old: Units, new: Units, source: Source) -> nn.Linear:
+def widened_head(head: nn.Linear, old: Units, new: Units, source: RegrowthSource) -> nn.Linear:
     """A head for the features of other units; for those that have no source with zeros."""
     position = {place: n for n, place in enumerate(old.features)}
     found = [position.get((source(unit), turn), -1) for unit, turn in new.features]
@@ -73,8 +73,8 @@ def regrow_(
     old: Units,
     values: Mapping[str, Tensor],
     head: nn.Linear,
-    source: Source,
-) -> tuple[Units, Values]:
+    source: RegrowthSource,
+) -> tuple[Units, UnitValues]:
     """Grows a body by units with given values.
 
     Args:
@@ -101,7 +101,7 @@ def regrow_(
         for name, slot in body.slots.items()
         if name not in shared
     }
-    return units, Values(own, widened_head(head, old, units, source))
+    return units, UnitValues(own, widened_head(head, old, units, source))
 
 
 def silence_(units: Units, study: Study, weights: Mapping[str, Tensor], dead: Tensor) -> None:

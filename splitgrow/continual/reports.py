@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from splitgrow.continual.body import Body
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Report:
         return "\n".join(lines)
 
 
-def report_of(method: str, decide_on: str, body: Body, records: Sequence[Record]) -> Report:
+def report_of(method: str, decide_on: str, body: Body, records: Sequence[TaskRecord]) -> Report:
     """The report of what a body and records hold."""
     owners = list(body.owners.values())
     masked = any(bool(each.any()) for each in owners)
@@ -105,20 +105,20 @@ def report_of(method: str, decide_on: str, body: Body, records: Sequence[Record]
     )
 
 
-def _copied(record: Record, body: Body) -> int:
+def _copied(record: TaskRecord, body: Body) -> int:
     """How many weights that others share a task has for itself."""
     own = record.own or {}
     return sum(own[name].numel() for name in body.shared if name in own)
 
 
-def _own_numbers(record: Record, body: Body) -> int:
+def _own_numbers(record: TaskRecord, body: Body) -> int:
     """How many numbers are kept for a task alone: its norms, biases and head."""
     tensors = [*(record.own or {}).values(), *record.head.parameters()]
     numbers = sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
     return numbers - _copied(record, body)
 
 
-def _task(record: Record, body: Body, *, masked: bool) -> TaskReport:
+def _task(record: TaskRecord, body: Body, *, masked: bool) -> TaskReport:
     weights = owned = 0
     for name, owners in body.owners.items():
         own = owners == record.number

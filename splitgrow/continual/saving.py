@@ -11,7 +11,7 @@ from torch import Tensor
 
 from splitgrow.checkpoints import load, save
 from splitgrow.continual.body import Body
-from splitgrow.continual.records import Record, read_record
+from splitgrow.continual.records import TaskRecord, read_task_record
 from splitgrow.errors import CheckpointError
 
 _PARTS = {"kind", "owners", "weights", "records", "more"}
@@ -19,7 +19,7 @@ _PARTS = {"kind", "owners", "weights", "records", "more"}
 
 def write_learned(
     body: Body,
-    records: Sequence[Record],
+    records: Sequence[TaskRecord],
     path: str | os.PathLike[str],
     *,
     kind: Mapping[str, Any],
@@ -49,7 +49,7 @@ def write_learned(
 
 def read_learned(
     body: Body, path: str | os.PathLike[str], *, kind: Mapping[str, Any]
-) -> tuple[Body, list[Record], Any]:
+) -> tuple[Body, list[TaskRecord], Any]:
     """What was written to a file.
 
     Args:
@@ -74,7 +74,7 @@ def read_learned(
         raise CheckpointError(f"{name} holds no learner")
     if type(extra["weights"]) is not int:
         raise CheckpointError(f"{name} holds no learner")
-    records = [read_record(item) for item in extra["records"]]
+    records = [read_task_record(item) for item in extra["records"]]
     body.renew()
     _set_owners(body, extra["owners"], max((r.number for r in records), default=1))
     body.weights = extra["weights"]

@@ -13,14 +13,14 @@ from splitgrow.continual.body import Body
 from splitgrow.continual.learner import Learner
 from splitgrow.continual.parts import Unit
 from splitgrow.continual.proximal import pull_, soften_
-from splitgrow.continual.records import Record
-from splitgrow.continual.regrowth import Values
-from splitgrow.continual.studies import Study, View
+from splitgrow.continual.records import TaskRecord
+from splitgrow.continual.regrowth import UnitValues
+from splitgrow.continual.studies import Study, TaskView
 from splitgrow.continual.tasks import Task
 from splitgrow.continual.training import Training
 from splitgrow.continual.units import Units
 
-Rule = Callable[[Study, float], None]
+SelectionRule = Callable[[Study, float], None]
 """What is done to a study after each step, given the rate at which it has followed gradients."""
 
 _MEMORY = 200
@@ -50,7 +50,7 @@ class Course:
     first: Units
     before: dict[str, Tensor]
     units: Units
-    values: Values
+    values: UnitValues
     chosen: frozenset[Unit] = frozenset()
 
 
@@ -71,7 +71,7 @@ class SelectiveLearner(Learner):
         head = self._new_head(task.classes).to(self.body.device)
         before = {n: slot.tensor.detach().clone() for n, slot in self.body.shared.items()}
         own = dict(self.records[-1].own or {}) if self.records else {}
-        return Course(task, units, before, units, Values(own, head))
+        return Course(task, units, before, units, UnitValues(own, head))
 
     def _train_all(self, course: Course) -> None:
         """Trains everything, with an L1 norm."""
@@ -114,7 +114,7 @@ class SelectiveLearner(Learner):
         self._take_over(study, course)
         return self._judge(study, course.task, "retrain", goal)
 
-    def _keep_to_chosen(self, course: Course, units: Units | None = None) -> Rule:
+    def _keep_to_chosen(self, course: Course, units: Units | None = None) -> SelectionRule:
         """Keeps the head from reading units that are neither chosen nor new."""
         units = course.units if units is None else units
         unread = ~units.on_features(units.marks(course.chosen | units.since(course.units)))
@@ -125,7 +125,7 @@ class SelectiveLearner(Learner):
 
         return keep
 
-    def _plain(self, record: Record) -> nn.Module:
+    def _plain(self, record: TaskRecord) -> nn.Module:
         # The weights of today, whichever tasks have retrained them.
         return self.body.plain(record.own or {}, record.edit, record.head)
 
@@ -151,12 +151,12 @@ class SelectiveLearner(Learner):
         course: Course,
         mine: Mapping[str, Tensor],
         body: Body | None = None,
-        values: Values | None = None,
+        values: UnitValues | None = None,
     ) -> Study:
         """A study that sees all of a body, and trains a part of it."""
         body = self.body if body is None else body
         values = course.values if values is None else values
-        view = View(mine={name: mask for name, mask in mine.items() if bool(mask.any())})
+        view = TaskView(mine={name: mask for name, mask in mine.items() if bool(mask.any())})
         for name, mask in view.mine.items():
             if not bool(mask.all()):
                 view.base[name] = body.slots[name].tensor.detach()
@@ -166,14 +166,14 @@ class SelectiveLearner(Learner):
         """Makes the body, and what the task has of its own, what a study has come to."""
         found = {name: value.detach().clone() for name, value in study.values().items()}
         self.body.set_values({name: found[name] for name in study.mine})
-        course.values = Values(study.own_values(), study.head)
+        course.values = UnitValues(study.own_values(), study.head)
 
     def _fit(
         self,
         study: Study,
         course: Course,
         what: str,
-        rule: Rule,
+        rule: SelectionRule,
         *,
         l2: float | None = None,
         epochs: int | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from splitgrow.continual.learner import Learner
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.tasks import Task
 
 
@@ -19,10 +19,10 @@ class Separate(Learner):
 
     method = "separate"
 
-    def _learn(self, task: Task, number: int) -> Record:
+    def _learn(self, task: Task, number: int) -> TaskRecord:
         study = self._trained_alone(task)
         own = {name: study.weight(name).detach().clone() for name in study.mine}
-        return Record(
+        return TaskRecord(
             name=task.name,
             number=number,
             classes=task.classes,

@@ -14,7 +14,7 @@ from splitgrow.continual.masks import SCORE, THRESHOLD, Picks, picked, seen
 
 
 @dataclass
-class View:
+class TaskView:
     """What a study sees and trains of the tensors that tasks share.
 
     Attributes:
@@ -47,7 +47,9 @@ class Study(nn.Module):
         head: The layer that reads the features.
     """
 
-    def __init__(self, body: Body, view: View, own: Mapping[str, Tensor], head: nn.Linear) -> None:
+    def __init__(
+        self, body: Body, view: TaskView, own: Mapping[str, Tensor], head: nn.Linear
+    ) -> None:
         super().__init__()
         self._body = (body,)  # in a tuple, so that it is no part of this module
         self.view, self.head = view, head
@@ -187,4 +189,4 @@ class Study(nn.Module):
 def whole_study(body: Body, head: nn.Linear) -> Study:
     """A study that sees and trains all of a body, whosever it is."""
     mine = {n: torch.ones_like(s.tensor, dtype=torch.bool) for n, s in body.shared.items()}
-    return Study(body, View(mine=mine), {}, head).to(body.device)
+    return Study(body, TaskView(mine=mine), {}, head).to(body.device)

@@ -144,8 +144,8 @@ def with_validation(task: Task, share: float, generator: torch.Generator) -> Tas
     order = torch.randperm(length, generator=generator)
     return replace(
         task,
-        train=part_of(data, order[taken:]),
-        validation=part_of(data, order[:taken]),
+        train=share_of(data, order[taken:]),
+        validation=share_of(data, order[:taken]),
     )
 
 
@@ -158,7 +158,7 @@ def takes_tensors(data: Any) -> bool:
     return type(data) is TensorDataset or getattr(data, "takes_tensors", False) is True
 
 
-def part_of(data: Dataset[Any], indices: Tensor) -> Dataset[Any]:
+def share_of(data: Dataset[Any], indices: Tensor) -> Dataset[Any]:
     """Some of the examples; those of tensors are copied, which lie together then."""
     if type(data) is TensorDataset:
         return TensorDataset(*(tensor[indices] for tensor in data.tensors))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.continual.body import Body
-from splitgrow.continual.parts import Numbers, Part, Place, Unit, parts_of, places_on
+from splitgrow.continual.parts import Numbers, Place, Unit, UnitPart, parts_of, places_on
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.planning import layer_kind
 from splitgrow.layers.split_layer import SplitLayer
@@ -44,7 +44,7 @@ class Units:
         self._numbers = Numbers(body.device)
         slots = {id(slot.tensor): slot for slot in body.slots.values()}
         groups = self.graph.groups
-        found: dict[str, Part] = {}
+        found: dict[str, UnitPart] = {}
         for node in self.graph.nodes.values():
             if node.followed:
                 module = self._modules[node.name]
@@ -104,7 +104,7 @@ class Units:
         """The layers that make units of others: no norms, and nothing depthwise."""
         return frozenset(part.layer for part in self.parts if part.dims[1] is not None)
 
-    def given(self, values: Mapping[str, Any]) -> Iterator[Part]:
+    def given(self, values: Mapping[str, Any]) -> Iterator[UnitPart]:
         """The parts of shared tensors that something is given for, by slots' names."""
         return (part for part in self.parts if part.shared and part.slot in values)
 
@@ -177,7 +177,7 @@ class Units:
         return self.marks({unit for part in self.parts if part.scales for unit, _ in part.made})
 
     @cached_property
-    def scales(self) -> tuple[Part, ...]:
+    def scales(self) -> tuple[UnitPart, ...]:
         """What norms scale units by."""
         return tuple(part for part in self.parts if part.scales)
 
@@ -193,7 +193,7 @@ class Units:
         scales = self._norms((part for part in self.scales if part.slot in values), values)
         return torch.where(self.scaled, scales, self.norms(values))
 
-    def _norms(self, parts: Iterable[Part], values: Mapping[str, Tensor]) -> Tensor:
+    def _norms(self, parts: Iterable[UnitPart], values: Mapping[str, Tensor]) -> Tensor:
         total = torch.zeros(len(self.order), dtype=torch.float64, device=self._features.device)
         for part in parts:
             value = part.leading(values[part.slot].detach().double())

@@ -58,7 +58,7 @@ class BasicBlock(nn.Module):
         return z
 
 
-Size = tuple[int, int]
+BackboneSize = tuple[int, int]
 
 
 def _convolution(before: int, width: int) -> list[nn.Module]:
@@ -69,7 +69,7 @@ def _convolution(before: int, width: int) -> list[nn.Module]:
     ]
 
 
-def cnn(channels: int, classes: int, size: Size, width: float = 1.0) -> nn.Module:
+def cnn(channels: int, classes: int, size: BackboneSize, width: float = 1.0) -> nn.Module:
     """Three convolutions of 32, 64 and 128 units with batch norms, pooled in between."""
     widths = [max(1, round(units * width)) for units in (32, 64, 128)]
     layers: list[nn.Module] = []
@@ -82,7 +82,7 @@ def cnn(channels: int, classes: int, size: Size, width: float = 1.0) -> nn.Modul
     return Features(layers, widths[-1] * (4 if min(size) >= 16 else 1), classes)
 
 
-def mlp(channels: int, classes: int, size: Size, width: float = 1.0) -> nn.Module:
+def mlp(channels: int, classes: int, size: BackboneSize, width: float = 1.0) -> nn.Module:
     """Two hidden layers of 256 units."""
     units = max(1, round(256 * width))
     layers = [
@@ -95,7 +95,7 @@ def mlp(channels: int, classes: int, size: Size, width: float = 1.0) -> nn.Modul
     return Features(layers, units, classes)
 
 
-def resnet18(channels: int, classes: int, size: Size, width: float = 1.0) -> nn.Module:  # noqa: ARG001
+def resnet18(channels: int, classes: int, size: BackboneSize, width: float = 1.0) -> nn.Module:  # noqa: ARG001
     """ResNet-18 with a 3x3 stem and no pooling before its stages."""
     widths = [max(1, round(units * width)) for units in (64, 128, 256, 512)]
     layers = _convolution(channels, widths[0])
@@ -107,7 +107,7 @@ def resnet18(channels: int, classes: int, size: Size, width: float = 1.0) -> nn.
     return Features([*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()], before, classes)
 
 
-def vgg16_bn(channels: int, classes: int, size: Size, width: float = 1.0) -> nn.Module:
+def vgg16_bn(channels: int, classes: int, size: BackboneSize, width: float = 1.0) -> nn.Module:
     """The thirteen convolutions of VGG-16 with batch norms, and two linear layers of 4096 units.
 
     Reference: Hung et al., Compacting, Picking and Growing for Unforgetting Continual Learning,

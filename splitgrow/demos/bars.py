@@ -9,15 +9,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from splitgrow.demos import tables
 from splitgrow.demos.results import (
+    DemoEvent,
     Evaluation,
-    Event,
     Growth,
     LevelEvaluation,
     LevelGrowth,
     LevelPhase,
     LevelStep,
     Phase,
-    Step,
+    TrainingStep,
 )
 
 _SMOOTHING = 0.1  # of loss and accuracy, over the steps
@@ -28,7 +28,7 @@ class Bars(Protocol):
 
     progress: Progress
 
-    def show(self, event: Event) -> None:
+    def show(self, event: DemoEvent) -> None:
         """Brings the bars up to date with what happened."""
 
 
@@ -47,7 +47,7 @@ class ClassifierBars:
         self._task = TaskID(0)
         self._loss = self._train = self._test = 0.0
 
-    def show(self, event: Event) -> None:
+    def show(self, event: DemoEvent) -> None:
         """Brings the bars up to date with what happened."""
         if isinstance(event, Phase):
             self._task = self.progress.add_task(
@@ -60,7 +60,7 @@ class ClassifierBars:
                 train=self._train,
                 test=self._test,
             )
-        elif isinstance(event, Step):
+        elif isinstance(event, TrainingStep):
             share = 1.0 if event.step == 1 else _SMOOTHING
             self._loss += share * (event.loss - self._loss)
             self._train += share * (event.accuracy - self._train)
@@ -89,7 +89,7 @@ class LevelBars:
         self._task = TaskID(0)
         self._train = self._test = 0.0
 
-    def show(self, event: Event) -> None:
+    def show(self, event: DemoEvent) -> None:
         """Brings the bars up to date with what happened."""
         if isinstance(event, LevelPhase):
             self._task = self.progress.add_task(

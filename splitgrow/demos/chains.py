@@ -9,7 +9,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from splitgrow.demos.results import ChainLayer, Deepening, DeeperResult
-from splitgrow.demos.themes import ON_COLOUR, Theme, colour_of, plain, png, sheet
+from splitgrow.demos.themes import ON_COLOUR, Theme, colour_of, plain_theme, png, sheet
 
 _BOX = 0.8  # of a cell's width and height
 
@@ -23,7 +23,7 @@ def chain(layers: Sequence[ChainLayer], theme: Theme) -> bytes:
     generations = len(layers[0].units)
     figure = sheet(theme, height=2.2 + 0.62 * generations)
     axes = figure.subplots()
-    plain(axes, theme)
+    plain_theme(axes, theme)
     axes.grid(visible=False)
     for generation in range(generations):
         there = [at for at, layer in enumerate(layers) if layer.units[generation] is not None]
@@ -84,7 +84,7 @@ def size(result: DeeperResult, theme: Theme) -> bytes:
         axes.step(steps, values, where="post", color=theme.train, linewidth=2)
         axes.set_ylabel(name, color=theme.ink)
         axes.set_ylim(0, 1.15 * max(values))
-        plain(axes, theme)
+        plain_theme(axes, theme)
         for growth in result.growths:
             axes.axvline(growth.step, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
     depth.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -52,7 +52,7 @@ class Dataset:
         return self.x_train.shape[2], self.x_train.shape[3]
 
 
-def load(
+def load_dataset(
     path: Path | None,
     *,
     seed: int = 0,
@@ -114,7 +114,7 @@ def _untracked(names: Sequence[str], _label: str) -> Iterable[str]:
 
 def _digits(seed: int) -> RawData:
     """Read where they are asked for: scikit-learn takes seconds to import."""
-    raw: RawData = arguments.load("splitgrow.demos.digits").read(seed)
+    raw: RawData = arguments.load_module("splitgrow.demos.digits").read(seed)
     return raw
 
 

@@ -21,7 +21,7 @@ from splitgrow.demos.results import (
     Deepening,
     DeeperResult,
     Evaluation,
-    Step,
+    TrainingStep,
     Vanished,
 )
 from splitgrow.demos.training import Trainer, Watch, largest, size_of
@@ -60,7 +60,7 @@ def run(dataset: Dataset, settings: DemoSettings, watch: Watch) -> DeeperResult:
         dataset=dataset.name,
         images=(len(dataset.x_train), len(dataset.x_test)),
         settings=settings,
-        steps=trainer.of_kind(Step),
+        steps=trainer.of_kind(TrainingStep),
         evaluations=trainer.of_kind(Evaluation),
         growths=trainer.of_kind(Deepening),
         recoveries=tuple(recoveries),

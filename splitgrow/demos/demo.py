@@ -13,7 +13,7 @@ import splitgrow
 from splitgrow.cli.settings import DemoSettings
 from splitgrow.demos.datasets import Dataset
 from splitgrow.demos.networks import ResidualNet, stages_for
-from splitgrow.demos.results import BlockMap, Evaluation, Growth, Result, Step
+from splitgrow.demos.results import BlockMap, Evaluation, Growth, Result, TrainingStep
 from splitgrow.demos.training import Trainer, Watch, growth_request, largest
 from splitgrow.growth import reporting
 
@@ -53,7 +53,7 @@ def run(dataset: Dataset, settings: DemoSettings, watch: Watch) -> Result:
         dataset=dataset.name,
         images=(len(dataset.x_train), len(dataset.x_test)),
         settings=settings,
-        steps=trainer.of_kind(Step),
+        steps=trainer.of_kind(TrainingStep),
         evaluations=trainer.of_kind(Evaluation),
         growths=trainer.of_kind(Growth),
         recoveries=tuple(recoveries),

@@ -11,7 +11,15 @@ from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 
 from splitgrow.demos.results import BlockMap, Growth, Outcome
-from splitgrow.demos.themes import ON_COLOUR, Theme, colour_of, name_stretch, plain, png, sheet
+from splitgrow.demos.themes import (
+    ON_COLOUR,
+    Theme,
+    colour_of,
+    name_stretch,
+    plain_theme,
+    png,
+    sheet,
+)
 from splitgrow.growth.reporting import BlockArea
 
 _HATCH = "///"
@@ -29,7 +37,7 @@ def learning(result: Outcome, theme: Theme) -> bytes:
         axes.plot(steps, train, color=theme.train, linewidth=1.5, label="training, running mean")
         axes.plot(ends, test, color=theme.test, linewidth=1.5, marker="o", ms=4, label="test")
         axes.set_ylabel(name, color=theme.ink)
-        plain(axes, theme)
+        plain_theme(axes, theme)
         for growth in result.growths:
             axes.axvline(growth.step, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -62,7 +70,7 @@ def _name_generations(axes: Axes, growths: Sequence[Growth], last: int, theme: T
         name_stretch(axes, f"generation {generation}", (start, end), theme)
 
 
-def block_map(blocks: BlockMap, theme: Theme) -> bytes:
+def draw_block_map(blocks: BlockMap, theme: Theme) -> bytes:
     """A PNG of a grown layer's weight: every block where it lies, coloured by its generation."""
     figure = sheet(theme)
     FigureCanvasAgg(figure)  # can measure text
@@ -78,7 +86,7 @@ def block_map(blocks: BlockMap, theme: Theme) -> bytes:
     axes.set_xlabel("input channels", color=theme.ink)
     axes.set_ylabel("units (output channels)", color=theme.ink)
     axes.set_title(blocks.layer, color=theme.ink, loc="left", family="monospace")
-    plain(axes, theme)
+    plain_theme(axes, theme)
     axes.grid(visible=False)
     handles = [
         Patch(facecolor=colour_of(generation), label=f"generation {generation}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from splitgrow.demos.figures import running_mean
 from splitgrow.demos.results import Level, LevelStep, ProgressiveResult, Tiles
-from splitgrow.demos.themes import Theme, colour_of, name_stretch, plain, png, sheet
+from splitgrow.demos.themes import Theme, colour_of, name_stretch, plain_theme, png, sheet
 
 
 def errors(result: ProgressiveResult, theme: Theme) -> bytes:
@@ -32,7 +32,7 @@ def errors(result: ProgressiveResult, theme: Theme) -> bytes:
     axes.set_yscale("log")
     axes.set_ylabel("mean squared error", color=theme.ink)
     axes.set_xlabel("training step", color=theme.ink)
-    plain(axes, theme)
+    plain_theme(axes, theme)
     axes.tick_params(which="minor", length=0, colors=theme.ink)
     axes.legend(loc="upper right", facecolor=theme.paper, labelcolor=theme.ink, framealpha=0.9)
     _name_levels(axes, result, theme)

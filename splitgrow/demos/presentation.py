@@ -15,11 +15,11 @@ from rich.progress import track
 from splitgrow.cli import consoles
 from splitgrow.cli.settings import TINY, DemoSettings
 from splitgrow.demos import datasets, tables
-from splitgrow.demos.results import Event, is_measured, write_json
-from splitgrow.demos.views import VIEWS, View
+from splitgrow.demos.results import DemoEvent, is_measured, write_json
+from splitgrow.demos.views import VIEWS, DemoView
 
 
-def demo(
+def run_demo(
     *,
     kind: str,
     data: Path | None,
@@ -42,10 +42,10 @@ def demo(
         raise click.UsageError("--size is for picture files: it needs --data")
     view = VIEWS[kind]
     live = consoles.progress(quiet=quiet)
-    events: list[Event] = []
+    events: list[DemoEvent] = []
     try:
         out.mkdir(parents=True, exist_ok=True)  # before the work, so that none is done in vain
-        dataset = datasets.load(
+        dataset = datasets.load_dataset(
             data, seed=settings["seed"], limit=limit, size=size, track=_track(live)
         )
         images, side = len(dataset.x_train), max(dataset.size)
@@ -67,7 +67,7 @@ def demo(
         raise click.ClickException(broken)
 
 
-def _keep(events: Sequence[Event], out: Path) -> str:
+def _keep(events: Sequence[DemoEvent], out: Path) -> str:
     """Writes what a run had measured when it was interrupted, and says where."""
     if not is_measured(events):
         return "nothing was measured yet"
@@ -100,16 +100,16 @@ def _track(console: Console) -> Callable[[Sequence[str], str], Iterable[str]]:
 
 
 def _run(
-    view: View,
+    view: DemoView,
     dataset: datasets.Dataset,
     settings: DemoSettings,
     console: Console,
-    events: list[Event],
+    events: list[DemoEvent],
 ) -> Any:
     """The finished run; `events` receives every event as it happens."""
     bars = view.bars(console, settings.epochs)
 
-    def watch(event: Event) -> None:
+    def watch(event: DemoEvent) -> None:
         events.append(event)
         bars.show(event)
 
@@ -117,7 +117,7 @@ def _run(
         return view.module.run(dataset, settings, watch)
 
 
-def _print(view: View, result: Any, report: Path, *, quiet: bool) -> None:
+def _print(view: DemoView, result: Any, report: Path, *, quiet: bool) -> None:
     console = consoles.results()
     for part in () if quiet else view.details(result):
         console.print(part)

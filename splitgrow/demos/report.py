@@ -21,7 +21,7 @@ def write_report(result: Result, folder: Path) -> Path:
             "Accuracy and loss over the training steps, with a dashed line at each growth",
         ),
         "blocks": pages.Drawing(
-            lambda theme: figures.block_map(result.block_map, theme),
+            lambda theme: figures.draw_block_map(result.block_map, theme),
             "The weight of a grown layer as rectangles, one for each block",
         ),
     }

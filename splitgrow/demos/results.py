@@ -25,7 +25,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """One training step, numbered over the whole run; `accuracy` is that of its batch."""
 
     step: int
@@ -125,11 +125,18 @@ class LevelGrowth:
     disturbance: float
 
 
-Event: TypeAlias = (
-    Phase | Step | Evaluation | Growth | LevelPhase | LevelStep | LevelEvaluation | LevelGrowth
+DemoEvent: TypeAlias = (
+    Phase
+    | TrainingStep
+    | Evaluation
+    | Growth
+    | LevelPhase
+    | LevelStep
+    | LevelEvaluation
+    | LevelGrowth
 )
-EVENTS: dict[str, tuple[type[Event], ...]] = {
-    "steps": (Step, LevelStep),
+EVENTS: dict[str, tuple[type[DemoEvent], ...]] = {
+    "steps": (TrainingStep, LevelStep),
     "evaluations": (Evaluation, LevelEvaluation),
     "growths": (Growth, LevelGrowth),
 }
@@ -171,7 +178,7 @@ class Outcome:
     dataset: str
     images: tuple[int, int]
     settings: DemoSettings
-    steps: tuple[Step, ...]
+    steps: tuple[TrainingStep, ...]
     evaluations: tuple[Evaluation, ...]
     growths: tuple[Growth, ...]
     recoveries: tuple[Recovery, ...]
@@ -273,12 +280,12 @@ class ProgressiveResult:
     seconds: float
 
 
-def is_measured(events: Iterable[Event]) -> bool:
+def is_measured(events: Iterable[DemoEvent]) -> bool:
     """Whether at least a step was taken."""
     return any(isinstance(event, EVENTS["steps"]) for event in events)
 
 
-def write_json(path: Path, record: Outcome | ProgressiveResult | Sequence[Event]) -> None:
+def write_json(path: Path, record: Outcome | ProgressiveResult | Sequence[DemoEvent]) -> None:
     """Writes a result, or the events of a run that did not finish, to `path`."""
     finished = isinstance(record, (Outcome, ProgressiveResult))
     document: dict[str, Any] = {"version": 1, "finished": finished}

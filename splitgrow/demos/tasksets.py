@@ -53,8 +53,8 @@ def tasks_of(
         DatasetError: If the data do not make such tasks.
         ValueError: If the arguments make no sense together.
     """
-    if kind not in KINDS:
-        raise ValueError(f"tasks are made of {', '.join(KINDS)}, not of {kind!r}")
+    if kind not in TASK_KINDS:
+        raise ValueError(f"tasks are made of {', '.join(TASK_KINDS)}, not of {kind!r}")
     if count is None and kind != "superclasses":
         raise ValueError(f"{kind} tasks need a number of tasks")
     if count is not None and count < 1:
@@ -219,4 +219,4 @@ _CHANGES: dict[str, Callable[[Dataset, int, int], _Changes]] = {
     "permuted": _permutations,
     "rotated": _rotations,
 }
-KINDS = (*_GROUPS, *_CHANGES)
+TASK_KINDS = (*_GROUPS, *_CHANGES)

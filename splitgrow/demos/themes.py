@@ -39,7 +39,7 @@ def sheet(theme: Theme, *, height: float = 6.4) -> Figure:
     return Figure(figsize=(9, height), dpi=144, layout="constrained", facecolor=theme.paper)
 
 
-def plain(axes: Axes, theme: Theme) -> None:
+def plain_theme(axes: Axes, theme: Theme) -> None:
     """Leaves of axes no more than is needed."""
     axes.set_facecolor(theme.paper)
     axes.grid(visible=True, color=theme.faint, linewidth=0.6)

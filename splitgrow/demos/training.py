@@ -16,13 +16,20 @@ from torch.nn import functional
 import splitgrow
 from splitgrow.cli.settings import DemoSettings
 from splitgrow.demos.datasets import Dataset
-from splitgrow.demos.results import Evaluation, Event, Measurement, Phase, Recovery, Step
+from splitgrow.demos.results import (
+    DemoEvent,
+    Evaluation,
+    Measurement,
+    Phase,
+    Recovery,
+    TrainingStep,
+)
 
 _EVALUATION_BATCH = 512
 _TIMED_ROUNDS = 15
 
-Watch = Callable[[Event], None]
-T = TypeVar("T", bound=Event)
+Watch = Callable[[DemoEvent], None]
+_T = TypeVar("_T", bound=DemoEvent)
 
 
 def one_cycle(step: int, steps: int) -> float:
@@ -43,7 +50,7 @@ class Loop(ABC):
 
     def __init__(self, model: nn.Module, images: int, settings: DemoSettings, watch: Watch) -> None:
         self.model, self.settings = model, settings
-        self.events: list[Event] = []
+        self.events: list[DemoEvent] = []
         self.step = 0
         self._images, self._watch = images, watch
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
@@ -97,12 +104,12 @@ class Loop(ABC):
                 "a lower learning rate may help"
             )
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: DemoEvent) -> None:
         """Notes an event, and passes it on."""
         self.events.append(event)
         self._watch(event)
 
-    def of_kind(self, kind: type[T]) -> tuple[T, ...]:
+    def of_kind(self, kind: type[_T]) -> tuple[_T, ...]:
         """The events of a kind so far."""
         return tuple(event for event in self.events if isinstance(event, kind))
 
@@ -136,7 +143,7 @@ class Trainer(Loop):
 
     def stepped(self, epoch: int, loss: float, seen: float) -> None:
         """Tells of the step with its loss and accuracy."""
-        self.tell(Step(self.step, self.handle.generation, epoch, loss, seen))
+        self.tell(TrainingStep(self.step, self.handle.generation, epoch, loss, seen))
 
     def judge(self, logits: Tensor) -> tuple[float, float]:
         """Loss and accuracy of test logits `(N, classes)`.

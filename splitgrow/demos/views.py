@@ -21,7 +21,7 @@ from splitgrow.demos.results import DeeperResult, Outcome, ProgressiveResult, Re
 
 
 @dataclass(frozen=True)
-class View:
+class DemoView:
     """A demo, and how it is shown.
 
     Attributes:
@@ -76,7 +76,7 @@ def _moved(result: ProgressiveResult) -> str:
 
 
 VIEWS = {
-    "wider": View(
+    "wider": DemoView(
         module=demo,
         phases=lambda _: 1 + demo.GENERATIONS,
         bars=ClassifierBars,
@@ -85,7 +85,7 @@ VIEWS = {
         results=_classifier_results,
         broken=_lost,
     ),
-    "deeper": View(
+    "deeper": DemoView(
         module=deeper,
         phases=lambda dataset: 1 + len(deeper.changes(stages_for(dataset.size))),
         bars=ClassifierBars,
@@ -94,7 +94,7 @@ VIEWS = {
         results=_deeper_results,
         broken=_lost,
     ),
-    "progressive": View(
+    "progressive": DemoView(
         module=progressive,
         phases=lambda dataset: 1 + 2 * progressive.levels_for(dataset.size),
         bars=LevelBars,

@@ -17,7 +17,7 @@ from splitgrow.analysis.output_comparison import (
 )
 from splitgrow.growth.history import History, view_
 from splitgrow.layers.weight_views import keep_storage_
-from splitgrow.utils.model_lock import close_
+from splitgrow.utils.model_lock import lock_
 from splitgrow.utils.rollback import Meanwhile
 from splitgrow.utils.source_lines import levels_to_caller
 from splitgrow.utils.wrappers import several_processes
@@ -61,7 +61,7 @@ def held_against(
     if not has_values(model, inputs) or several_processes():
         return _UNKNOWN
     with Meanwhile() as meanwhile, meanwhile:
-        close_(model, history.gate, what, meanwhile)
+        lock_(model, history.gate, what, meanwhile)
         keep_storage_(model.parameters(), meanwhile)
         if generation is not None:
             view_(model, history, generation, meanwhile)

@@ -11,7 +11,7 @@ from torch import fx, nn
 from splitgrow.analysis.output_comparison import fitting, has_values
 from splitgrow.deploy.deploy_check import held_against
 from splitgrow.deploy.fx_edits import writes
-from splitgrow.deploy.fx_tracer import MADE, follow
+from splitgrow.deploy.fx_tracer import MADE, trace_plain
 from splitgrow.deploy.merge import checked_, merged
 from splitgrow.deploy.passes import PASSES
 from splitgrow.errors import FusionError, TraceError, UnsupportedModelError
@@ -135,7 +135,7 @@ def _traced(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
     A tensor that forward makes at each call is a constant of the graph. Where something in it may
     be written into, each call is given a copy.
     """
-    network = fx.GraphModule(plain, follow(plain, inputs), class_name=type(plain).__name__)
+    network = fx.GraphModule(plain, trace_plain(plain, inputs), class_name=type(plain).__name__)
     made: dict[str, list[fx.Node]] = {}
     for node in network.graph.find_nodes(op="get_attr"):
         if node.meta.get(MADE):

@@ -17,7 +17,7 @@ from splitgrow.analysis.output_comparison import compared, outputs_of
 from splitgrow.analysis.shape_shortcuts import result_of_leaf
 from splitgrow.errors import TraceError
 from splitgrow.layers.hooks import has_run_hooks
-from splitgrow.layers.module_state import State, same, take
+from splitgrow.layers.module_state import State, same_data, take_state
 from splitgrow.layers.shared_kernel import SHARED_KERNELS
 from splitgrow.layers.types import kind_of
 from splitgrow.utils.op_numbers import Scalars
@@ -64,7 +64,7 @@ class _Tracer(fx.Tracer):
         return node
 
 
-def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
+def trace_plain(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
     """The ops of a model's forward, each node with an example result in ``meta["example"]``.
 
     A tensor that forward makes becomes an attribute of the model, as torch.fx has it; otherwise
@@ -86,10 +86,10 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
         with Meanwhile() as meanwhile, meanwhile:
             undisturb_(model, meanwhile)
             before = _held(model)
-            states = take(model)
+            states = take_state(model)
             graph, made = _traced(model, hooked, defaults)
             _refuse_assignments(model, before)
-            moved = _moved(states, take(model, states))
+            moved = _moved(states, take_state(model, states))
             again, others = _traced(model, hooked, defaults) if moved else (graph, made)
     except (MemoryError, TraceError):
         raise
@@ -98,7 +98,7 @@ def follow(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
             f"torch.fx cannot trace {type(model).__name__}.forward: "
             f"{place_of_error(error.__traceback__)}: {type(error).__name__}: {error}"
         ) from error
-    if (str(graph) != str(again) or not same(made, others)) and _decides(model, inputs):
+    if (str(graph) != str(again) or not same_data(made, others)) and _decides(model, inputs):
         raise TraceError(
             f"torch.fx cannot trace {type(model).__name__}.forward: the `{moved}` that it moves "
             f"decides what it does at its next call, and a graph would always do the same"
@@ -137,7 +137,7 @@ def _moved(before: Iterable[State], after: Iterable[State]) -> str:
         for owner, values in state.values.items():
             old = theirs.get(owner, {})
             for name in {**old, **values}:
-                if not (name in values and name in old and same(values[name], old[name])):
+                if not (name in values and name in old and same_data(values[name], old[name])):
                     return name
     return ""
 

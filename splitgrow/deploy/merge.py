@@ -14,7 +14,7 @@ from splitgrow.errors import MergeError, UnsupportedModelError
 from splitgrow.growable_class import original_class
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.history_lookup import HISTORY, history_of
-from splitgrow.growth.module_numbers import hold_, numbers_at
+from splitgrow.growth.module_numbers import numbers_at, set_number_
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import held, parameters_in, release_
 from splitgrow.layers.hooks import has_hooks, has_state_hooks, only_computing_hooks
@@ -164,7 +164,7 @@ def merged_at(
     for (name, attribute), number in numbers.items():
         holder = memo.get(id(history.modules[name]))
         if holder is not None:
-            hold_(holder, attribute, number)
+            set_number_(holder, attribute, number)
     for module in plain.modules():
         if vars(module).pop(HISTORY, None) is not None or module is plain:
             module.__class__ = original_class(module)

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from splitgrow.checkpoints.contents import MODEL, check_past, check_written, tensors_of
+from splitgrow.checkpoints.contents import MODEL, check_past, check_written, stored_tensors_of
 from splitgrow.checkpoints.training import (
     SavedOptimizer,
     check_types,
@@ -160,7 +160,7 @@ class _Loading:
 
     def make_room(self) -> None:
         """Makes tensors to read into, spread as the model's are now."""
-        found = tensors_of(self.held.model).tensors
+        found = stored_tensors_of(self.held.model).tensors
         self._targets = {name: torch.empty_like(t.detach()) for name, t in found.items()}
         saved = self._manifest.optimizers if self._optimizers else ()
         self._others = self._source.targets(self._named(), saved, self._random)
@@ -195,7 +195,7 @@ class _Loading:
     @torch.no_grad()
     def fill(self) -> None:
         """Gives the model its values, which nothing can keep from it any more."""
-        for name, tensor in tensors_of(self.held.model).tensors.items():
+        for name, tensor in stored_tensors_of(self.held.model).tensors.items():
             tensor.copy_(self._targets[name])
         history = history_of(self.held.model)
         history.states = states_of(self.held.model, self._journal, {})

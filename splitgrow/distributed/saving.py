@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from splitgrow.checkpoints.contents import MODEL, parts_of, tensors_of
+from splitgrow.checkpoints.contents import MODEL, file_parts_of, stored_tensors_of
 from splitgrow.checkpoints.training import (
     random_states,
     saved_optimizer,
@@ -159,7 +159,7 @@ def _described(
     history.refuse_while_viewing("save the model")
     check_structure(model, history)
     writer, own = Writer(), Writer()
-    found = tensors_of(model).tensors
+    found = stored_tensors_of(model).tensors
     names = {id(tensor): name for name, tensor in found.items()}
     for path, module in model.named_modules():
         if has_extra_state(module):
@@ -171,7 +171,7 @@ def _described(
         _refuse_other_layouts(optimizer, names)
     manifest = {
         "journal": journal_of(model, history),
-        "parts": parts_of(model, history),
+        "parts": file_parts_of(model, history),
         "optimizers": tuple(
             saved_optimizer(item, names, writer, f"optimizer{index}")
             for index, item in enumerate(optimizers)

@@ -20,14 +20,14 @@ from splitgrow.distributed.units import (
     MARKS,
     MISSING,
     Dress,
-    Unit,
+    ShardUnit,
     around,
+    gathered_of,
     guarded,
     is_spread,
     is_unit,
     spread_like,
     units_of,
-    whole_of,
 )
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.layers.split_layer import SplitLayer
@@ -48,12 +48,12 @@ class _Slot:
         """Puts a plain parameter in its place."""
         sharded = self.sharded
         if values:
-            data = whole_of(sharded.detach())
+            data = gathered_of(sharded.detach())
         else:
             data = torch.empty((), dtype=sharded.dtype, device=sharded.device).expand(sharded.shape)
         self.standing = nn.Parameter(data, requires_grad=self.trains)
         if values and self.gradient is not None:
-            self.standing.grad = whole_of(self.gradient)
+            self.standing.grad = gathered_of(self.gradient)
         for module, name in self.places:
             module._parameters[name] = self.standing  # noqa: SLF001
 
@@ -132,7 +132,7 @@ class Shards:
             for parameter, own in list(state.items()):
                 if id(parameter) in standing:
                     state[parameter] = {
-                        key: whole_of(value) if isinstance(value, Tensor) else value
+                        key: gathered_of(value) if isinstance(value, Tensor) else value
                         for key, value in own.items()
                     }
 
@@ -233,7 +233,7 @@ class Shards:
             unit.state._state_ctx.all_states.clear()  # noqa: SLF001
 
 
-def _refuse_unsupported(model: nn.Module, units: list[Unit]) -> None:
+def _refuse_unsupported(model: nn.Module, units: list[ShardUnit]) -> None:
     """Makes sure that growth can follow how a model is sharded.
 
     Raises:

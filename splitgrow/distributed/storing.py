@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from splitgrow.checkpoints.contents import Part, read_versioned
+from splitgrow.checkpoints.contents import FilePart, read_versioned
 from splitgrow.checkpoints.training import SavedOptimizer, SavedScheduler
 from splitgrow.checkpoints.writing import sync_directory
 from splitgrow.errors import CheckpointError
 from splitgrow.utils.json_records import written
 
-VERSION = 1
+MANIFEST_VERSION = 1
 MANIFEST = "splitgrow.json"
 LATEST = "latest"
 _UNFINISHED = ".part"
@@ -46,7 +46,7 @@ class Manifest:
     """
 
     journal: object
-    parts: tuple[Part, ...]
+    parts: tuple[FilePart, ...]
     optimizers: tuple[SavedOptimizer, ...]
     schedulers: tuple[SavedScheduler, ...]
     random: tuple[object, ...]
@@ -54,7 +54,7 @@ class Manifest:
     execution: str
     files: Mapping[str, int]
     torch: str
-    version: int = field(default=VERSION)
+    version: int = field(default=MANIFEST_VERSION)
 
 
 def latest(directory: Path) -> int:
@@ -133,7 +133,7 @@ def opened_manifest(directory: Path) -> tuple[Path, Manifest, str]:
         text = (path / MANIFEST).read_text()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    manifest = read_versioned(Manifest, text, VERSION, path)
+    manifest = read_versioned(Manifest, text, MANIFEST_VERSION, path)
     for name, size in manifest.files.items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None

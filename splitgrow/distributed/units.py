@@ -64,7 +64,7 @@ def is_spread(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def whole_of(tensor: Tensor) -> Tensor:
+def gathered_of(tensor: Tensor) -> Tensor:
     """All of a tensor that is spread over the ranks; a collective, unless it is not."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -77,7 +77,7 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
     return spread
 
 
-class Unit:
+class ShardUnit:
     """What one call of `fully_shard` made, and how it was before the edit."""
 
     def __init__(self, state: Any) -> None:
@@ -317,22 +317,22 @@ def _put_back(item: Any, before: Mapping[str, tuple[Any, Any]]) -> None:
             value.update(content)
 
 
-def units_of(model: nn.Module) -> list[Unit]:
+def units_of(model: nn.Module) -> list[ShardUnit]:
     """The units in a model."""
     states: dict[int, Any] = {}
     for module in model.modules():
         if isinstance(module, FSDPModule):
             state = module._get_fsdp_state()
             states.setdefault(id(state), state)
-    return [Unit(state) for state in states.values()]
+    return [ShardUnit(state) for state in states.values()]
 
 
-def around(model: nn.Module, units: list[Unit]) -> Iterator[tuple[nn.Module, Unit]]:
+def around(model: nn.Module, units: list[ShardUnit]) -> Iterator[tuple[nn.Module, ShardUnit]]:
     """The modules inside units, each with the innermost one around it."""
     by_state = {id(unit.state): unit for unit in units}
     seen: set[int] = set()
 
-    def visit(module: nn.Module, unit: Unit | None) -> Iterator[tuple[nn.Module, Unit]]:
+    def visit(module: nn.Module, unit: ShardUnit | None) -> Iterator[tuple[nn.Module, ShardUnit]]:
         if id(module) in seen:
             return
         seen.add(id(module))

@@ -20,7 +20,7 @@ from splitgrow.growth.planning import check_request, find_growth, make_plan, rou
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import freeze_, unfreeze_
 from splitgrow.layers.insertion_wrapper import Deepened
-from splitgrow.layers.module_state import take
+from splitgrow.layers.module_state import take_state
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.module_slots import holders_in
 from splitgrow.utils.preserve import keep_surroundings_
@@ -87,7 +87,7 @@ def carry_out_(
     joining = plan_joining(optimizers, _new_parameters(prepared), edit.generation)
     keep_(history, undo)
     if edit.closes is not None:
-        close_(model, history, undo)
+        close_generation_(model, history, undo)
     widen_(model, history.modules, prepared, edit.numbers, undo)
     join_(joining, undo)
     groups = history.graph.groups.grown(edit.growth)
@@ -122,20 +122,20 @@ def _new_parameters(prepared: list[Prepared]) -> Iterator[NewParameter]:
                 yield NewParameter(f"{item.change.name}.{index}.{name}", parameter, known)
 
 
-def close_(model: nn.Module, history: History, undo: Undo) -> None:
+def close_generation_(model: nn.Module, history: History, undo: Undo) -> None:
     """Closes the open generation: freezes it, and takes down whatever else forward may move."""
     shares = [(m, m.alpha) for m in model.modules() if isinstance(m, FadeIn)]
     history.shares = {**history.shares, history.generation: shares}
     history.frozen = {**history.frozen, history.generation: freeze_(model, undo)}
     before = history.states.get(history.generation - 1, ())
-    history.states = {**history.states, history.generation: take(model, before)}
+    history.states = {**history.states, history.generation: take_state(model, before)}
 
 
 def next_generation_(model: nn.Module, history: History) -> int:
     """Closes the open generation and opens the next; returns its number."""
     with Undo() as undo, undo:
         keep_(history, undo)
-        close_(model, history, undo)
+        close_generation_(model, history, undo)
         history.generation += 1
         return history.generation
 

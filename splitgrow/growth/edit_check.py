@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from splitgrow.analysis.first_difference import Value, Watch, first_difference
+from splitgrow.analysis.first_difference import Value, ValueWatch, first_difference
 from splitgrow.analysis.output_comparison import (
     NotRunnableError,
     compared,
@@ -120,7 +120,7 @@ def _first_difference(model: nn.Module, history: History, tolerance: float) -> s
     touched = history.graph.touched
 
     def run(seen: Callable[[Value], None]) -> None:
-        outputs_of(model, inputs, watch=Watch(model, seen), touched=touched)
+        outputs_of(model, inputs, watch=ValueWatch(model, seen), touched=touched)
 
     with suppress(NotRunnableError):
         with Meanwhile() as meanwhile, meanwhile:

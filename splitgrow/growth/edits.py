@@ -10,7 +10,7 @@ from typing import Any
 
 from splitgrow.utils.json_records import read_record, written
 
-VERSION = 1
+EDIT_VERSION = 1
 
 Insertions = tuple[tuple[int, int], ...]
 """Pairs of a position before the edit and the number of positions inserted there."""
@@ -154,7 +154,7 @@ class Edit:
     inserted: tuple[Insertion, ...] = ()
     inputs: tuple[InputChange, ...] = ()
     initializer: str = "zero"
-    version: int = field(default=VERSION)
+    version: int = field(default=EDIT_VERSION)
 
     def __post_init__(self) -> None:
         for name in ("request", "growth"):
@@ -194,7 +194,7 @@ class Edit:
             return cls.from_data(json.loads(text))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"not an edit of version {VERSION}: {type(error).__name__}: {error}"
+                f"not an edit of version {EDIT_VERSION}: {type(error).__name__}: {error}"
             ) from None
 
     @classmethod
@@ -205,8 +205,8 @@ class Edit:
             ValueError: If it is of another version, or a value is of another type.
         """
         version = data.get("version") if isinstance(data, dict) else None
-        if version != VERSION:
-            raise ValueError(f"{where} is of version {version!r}, not {VERSION}")
+        if version != EDIT_VERSION:
+            raise ValueError(f"{where} is of version {version!r}, not {EDIT_VERSION}")
         return read_record(cls, data, where)
 
     def __str__(self) -> str:

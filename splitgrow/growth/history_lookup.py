@@ -9,7 +9,7 @@ from torch import nn
 
 from splitgrow.errors import SplitGrowError
 from splitgrow.growth.history import History
-from splitgrow.utils.model_lock import close_, refuse_inside_forward
+from splitgrow.utils.model_lock import lock_, refuse_inside_forward
 from splitgrow.utils.preserve import keep_modes_
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.wrappers import refuse_wrapped
@@ -70,4 +70,4 @@ class Handled:
         refuse_wrapped(self._model, what)
         refuse_inside_forward(self._model, what)
         keep_modes_(undo)
-        close_(self._model, self._history.gate, what, undo)
+        lock_(self._model, self._history.gate, what, undo)

@@ -22,7 +22,7 @@ def held_number(module: nn.Module, attribute: str) -> Any:
     return value[int(index)] if fits else None
 
 
-def hold_(module: nn.Module, attribute: str, number: int) -> None:
+def set_number_(module: nn.Module, attribute: str, number: int) -> None:
     """Sets the number; a list or tuple is replaced, since others may have it too."""
     name, _, index = attribute.rstrip("]").partition("[")
     if not index:
@@ -47,5 +47,5 @@ def numbers_at(edits: Iterable[Edit], view: int | None) -> dict[tuple[str, str],
 
 def change_(module: nn.Module, attribute: str, number: int, undo: Undo) -> None:
     """Sets the number, until that is taken back."""
-    undo.on_failure(partial(hold_, module, attribute, held_number(module, attribute)))
-    hold_(module, attribute, number)
+    undo.on_failure(partial(set_number_, module, attribute, held_number(module, attribute)))
+    set_number_(module, attribute, number)

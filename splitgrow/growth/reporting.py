@@ -11,7 +11,7 @@ from splitgrow.growth.history_lookup import history_of
 from splitgrow.layers.channel_layout import Layout
 from splitgrow.layers.split_layer import BlockKind, SplitLayer
 
-Spans = tuple[tuple[int, int], ...]
+AreaSpans = tuple[tuple[int, int], ...]
 """Stretches of positions as (start, stop)."""
 
 
@@ -28,8 +28,8 @@ class BlockArea:
 
     kind: BlockKind
     generation: int
-    rows: Spans
-    columns: Spans
+    rows: AreaSpans
+    columns: AreaSpans
 
 
 def block_map(model: nn.Module, layer: str) -> tuple[BlockArea, ...]:
@@ -73,5 +73,5 @@ def block_map(model: nn.Module, layer: str) -> tuple[BlockArea, ...]:
     return tuple(areas)
 
 
-def _spans(layout: Layout, chosen: Callable[[int], bool]) -> Spans:
+def _spans(layout: Layout, chosen: Callable[[int], bool]) -> AreaSpans:
     return tuple((start, start + length) for start, length in layout.spans(chosen))

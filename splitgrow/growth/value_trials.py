@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from splitgrow.analysis.analyzer import Followed, analyse
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Run
-from splitgrow.analysis.first_difference import Value, Watch, first_difference
+from splitgrow.analysis.first_difference import Value, ValueWatch, first_difference
 from splitgrow.analysis.output_comparison import (
     Comparison,
     NotRunnableError,
@@ -263,7 +263,7 @@ class _ValueTrial:
     def _reason(self, growth: Mapping[int, int], tolerance: float) -> str:
         """Why a group breaks it: where values first differ, or which hooks make the difference."""
         before: list[Value] = []
-        self._outputs(watch=Watch(self.model, before.append))
+        self._outputs(watch=ValueWatch(self.model, before.append))
         hooks = hooked(self.model)
         silent = self._outputs(hooks=False) if hooks else []
 
@@ -273,7 +273,7 @@ class _ValueTrial:
                 if compared(now, silent, lambda: now).same:
                     return f"a hook on {', '.join(map(repr, hooks))} makes the difference"
             return first_difference(
-                lambda seen: self._outputs(watch=Watch(self.model, seen)), before, tolerance
+                lambda seen: self._outputs(watch=ValueWatch(self.model, seen)), before, tolerance
             )
 
         place = ""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from splitgrow.errors import UnsupportedLayerError
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.live_tensor import LiveTensor
-from splitgrow.layers.tensor_sources import Source
+from splitgrow.layers.tensor_sources import TensorSource
 from splitgrow.utils.eager import is_eager
 
 _NOTHING = object()
@@ -143,7 +143,7 @@ def tensor_of(composition: Composition, name: str) -> Any:
     listed = name in kind.tensors(original)
     if listed and torch.compiler.is_compiling():
         return composition.assembled(name)
-    source = Source(composition, name)
+    source = TensorSource(composition, name)
     if next(source.owners(), None) is None or (listed and kind.value(original, name) is None):
         return None
     if not source.known or not _plainly(next(source.owners())):

@@ -12,7 +12,7 @@ from splitgrow.layers.composition import Composition, arranged
 from splitgrow.utils.spans import Spans, part_of
 
 
-class Step(NamedTuple):
+class BlockStep(NamedTuple):
     """How one block takes part in a forward pass."""
 
     reads: Spans  # the stretches of the input; empty: all of it
@@ -36,7 +36,7 @@ class Blockwise:
             reads = composition.ins.spans(block.edit.__eq__ if own else block.edit.__ge__)
             everything = reads == ((0, composition.ins.length),)
             pieces = composition.outs.pieces(block.edit) if block.kind == "new" else ()
-            self._steps.append(Step(() if everything else reads, pieces))
+            self._steps.append(BlockStep(() if everything else reads, pieces))
 
     def run(self, modules: Sequence[nn.Module], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output of all blocks together.

@@ -18,7 +18,7 @@ from splitgrow.layers.merged import Merged
 from splitgrow.layers.weight_views import Own, Unfit
 from splitgrow.utils.eager import is_eager
 
-LARGEST = 128 * 2**20
+LARGEST_MERGED = 128 * 2**20
 """Bytes of a weight: "auto" puts no larger one together, which would take as much memory again."""
 _JOINING = (1.0, 4.0)
 """Elements of a weight that are copied in the time in which one of an output is joined: for a
@@ -146,7 +146,7 @@ class Runner:
         """Whether blocks are to run by themselves where the layer would be joined at every call."""
         if self.composition.kind.couples:
             return False
-        if self._bytes > LARGEST:
+        if self._bytes > LARGEST_MERGED:
             return True
         if torch.compiler.is_compiling():
             return False
@@ -176,7 +176,7 @@ class Runner:
 
     def _slower(self, x: Tensor) -> str:
         """Why putting the layer together would be slower; empty if it is faster."""
-        if self._bytes > LARGEST:
+        if self._bytes > LARGEST_MERGED:
             return "it is too large to be put together"
         copied = self._merged.assembly.copied
         if self._costs_more(copied, x):

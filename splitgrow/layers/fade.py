@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from splitgrow.utils.eager import is_eager, is_watched
 from splitgrow.utils.rollback import Undo
 
-Shape = Literal["linear", "cosine"]
+FadeShape = Literal["linear", "cosine"]
 
 
 class FadeIn(nn.Module):
@@ -235,7 +235,7 @@ class FadeSchedule:
         target: nn.Module | Iterable[nn.Module],
         steps: int,
         *,
-        shape: Shape = "linear",
+        shape: FadeShape = "linear",
         start: float = 0.0,
     ) -> None:
         found = _fades_in(target)
@@ -311,8 +311,8 @@ class FadeSchedule:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if taken > steps:
             raise ValueError(f"{taken} steps of {steps} cannot have been taken")
-        if shape not in get_args(Shape):
-            raise ValueError(f"no shape {shape!r}; there are {', '.join(get_args(Shape))}")
+        if shape not in get_args(FadeShape):
+            raise ValueError(f"no shape {shape!r}; there are {', '.join(get_args(FadeShape))}")
         start = _checked_share(start, "start")
         self._steps, self._shape, self._start, self._taken = steps, shape, start, taken
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.errors import UnsupportedLayerError
-from splitgrow.layers.tensor_sources import Source
+from splitgrow.layers.tensor_sources import TensorSource
 
 
 def _on(name: str, what: str = "__get__") -> Any:
@@ -29,13 +29,13 @@ class LiveTensor(Tensor):
     does. Results of ops on it are plain tensors, but for those that share its memory.
     """
 
-    _source: Source
+    _source: TensorSource
     _whole: bool
     _silent: bool
 
     @classmethod
     def of(
-        cls, tensor: Tensor, source: Source, *, whole: bool = False, silent: bool = False
+        cls, tensor: Tensor, source: TensorSource, *, whole: bool = False, silent: bool = False
     ) -> Any:
         """A tensor as one of these.
 

@@ -25,7 +25,7 @@ from splitgrow.utils.rollback import Undo
 BUFFERS = "_buffers"
 """The owner that has a module's buffers; ``""`` has its attributes, and an attribute's name those
 of an object that it holds."""
-Values = dict[str, dict[str, Any]]
+StateValues = dict[str, dict[str, Any]]
 """By owner and name."""
 Memo = dict[int, tuple[Any, Any]]
 """What was copied, with its copy, by id."""
@@ -43,14 +43,14 @@ class State:
     """
 
     module: nn.Module
-    values: Values
+    values: StateValues
 
 
 class NotPlain(Exception):  # noqa: N818
     """A value is no plain data, of which nobody knows how to make a copy."""
 
 
-def take(model: nn.Module, before: Iterable[State] = ()) -> list[State]:
+def take_state(model: nn.Module, before: Iterable[State] = ()) -> list[State]:
     """Takes down what the modules of a model hold.
 
     Args:
@@ -67,7 +67,7 @@ def take(model: nn.Module, before: Iterable[State] = ()) -> list[State]:
     for module in model.modules():
         for name, buffer in module._buffers.items():  # noqa: SLF001
             earlier = old.get((id(module), name))
-            if buffer is not None and earlier is not None and same(buffer, earlier):
+            if buffer is not None and earlier is not None and same_data(buffer, earlier):
                 memo[id(buffer)] = buffer, earlier
         values = {}
         for owner, own in owners_of(module):
@@ -191,16 +191,16 @@ def _copied_container(value: Any, memo: Memo, clone: Clone) -> Any:
     return made
 
 
-def same(one: Any, other: Any) -> bool:
+def same_data(one: Any, other: Any) -> bool:
     """Whether two values are the same plain data, tensors to the bit."""
     if type(one) is not type(other):
         return False
     if isinstance(one, Tensor):
         return _same_tensor(one, other)
     if isinstance(one, Mapping):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+        return list(one) == list(other) and all(same_data(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple, deque)):
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(map(same_data, one, other))
     if type(one).__module__ == "numpy":
         return bool(one.dtype == other.dtype and one.tobytes() == other.tobytes())
     return one is other or bool(repr(one) == repr(other))  # which tells -0.0, and nan is nan

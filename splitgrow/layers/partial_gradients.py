@@ -51,7 +51,7 @@ class Strip:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class GradientShare:
     """Where a block's gradient is in a strip: rectangles there, and in the block's own."""
 
     strip: int
@@ -69,7 +69,7 @@ class Gradients:
     """
 
     strips: tuple[Strip, ...]
-    shares: Mapping[int, Share]
+    shares: Mapping[int, GradientShare]
     worth: float
 
 
@@ -132,7 +132,7 @@ def diagonal_gradients_of(
 
 def _share(
     order: Mapping[int, int], places: Places, rectangles: Sequence[tuple[Spans, ...]], strip: int
-) -> Share:
+) -> GradientShare:
     """Where a block lies in one of the strips.
 
     Args:
@@ -142,4 +142,4 @@ def _share(
         strip: Which of them.
     """
     own = {dim: rectangles[strip][place] for dim, place in order.items()}
-    return Share(strip, tuple(overlaps(own, places, 1 + max(order))))
+    return GradientShare(strip, tuple(overlaps(own, places, 1 + max(order))))

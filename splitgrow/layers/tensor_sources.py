@@ -31,7 +31,7 @@ class _Piece(NamedTuple):
     block: int
 
 
-class Source:
+class TensorSource:
     """The blocks' tensors that make one of a grown layer.
 
     Args:
@@ -161,7 +161,7 @@ class Source:
                 owner.grad = torch.zeros_like(owner)
         if all(owner.grad is None for owner in owners):
             return None
-        return Source(self.composition, self.name, gradients=True)
+        return TensorSource(self.composition, self.name, gradients=True)
 
     def _take_back(self, why: str) -> None:
         assert self._raw is not None

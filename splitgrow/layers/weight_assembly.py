@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from splitgrow.layers.composition import Composition
-from splitgrow.layers.weight_views import Own, Part, Unfit, make_dense_, whole_of
+from splitgrow.layers.weight_views import Own, Unfit, WeightPart, make_dense_, whole_of
 from splitgrow.utils.spans import cut_out
 from splitgrow.utils.wrappers import is_managed
 
@@ -32,7 +32,7 @@ class Assembly:
 
     def __init__(self, composition: Composition, own: Own | None) -> None:
         self.composition, self._own = composition, own
-        self.parts: list[Part] = []
+        self.parts: list[WeightPart] = []
         self.tensors: list[Tensor] = []
         self.flags: tuple[bool, ...] = ()
         self._slots: dict[str, range] = {}
@@ -54,7 +54,7 @@ class Assembly:
                     if composition.blocks[index].kind != "helper":
                         self._missing.append((module, name))
                     continue
-                self.parts.append(Part(index, module, name, composition.places(index, name)))
+                self.parts.append(WeightPart(index, module, name, composition.places(index, name)))
             self._slots[name] = range(start, len(self.parts))
 
     def look(self) -> None:

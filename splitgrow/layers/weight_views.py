@@ -57,7 +57,7 @@ class Unfit(Exception):  # noqa: N818
     """The blocks, as they are now, cannot be put together."""
 
 
-class Part:
+class WeightPart:
     """One block's tensor, and where it lies in the whole.
 
     Attributes:
@@ -152,7 +152,7 @@ class Own:
             if tensor is not None
         }
 
-    def has(self, part: Part) -> bool:
+    def has(self, part: WeightPart) -> bool:
         """Whether the tensor that is there today is the block's own."""
         tensor = part.tensor
         known = self._known.get((part.module, part.name))
@@ -176,7 +176,7 @@ def room_for(first: Tensor, shape: Sequence[int]) -> Tensor:
     )
 
 
-def whole_of(parts: Sequence[Part], shape: Sequence[int]) -> Tensor:
+def whole_of(parts: Sequence[WeightPart], shape: Sequence[int]) -> Tensor:
     """The tensor that parts make together, once all of them are settled; they learn their places.
 
     Args:

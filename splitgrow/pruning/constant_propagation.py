@@ -143,11 +143,11 @@ class _Walk:
         dim = kind.channel_dim(module)
         dim = dim if dim < 0 else dim - ndim
         given = self._fact(step.args[0]) if step.args and kind.reads_channels else None
-        if has_hooks(module) or given is None or given.dim != dim:
+        if runs_hooks(module) or given is None or given.dim != dim:
             given = None
         name = str(step.module)
         self.read[name] = same(self.read[name], given) if name in self.read else given
-        return made_by(module, given, dim) if ndim and not has_hooks(module) else None
+        return made_by(module, given, dim) if ndim and not runs_hooks(module) else None
 
     # -- other ops -------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class _Walk:
         parts = list(_parts(step.example))
         nothing: list[Known | None] = [None] * len(parts)
         module = None if step.module is None else self.modules[step.module]
-        if "out" in step.kwargs or (module is not None and has_hooks(module)):
+        if "out" in step.kwargs or (module is not None and runs_hooks(module)):
             return nothing
         if name in _MOVES:
             return nothing if written else self._moved(index)
@@ -308,7 +308,7 @@ class _Walk:
         return dims[0] - len(shaped.axes) if len(dims) == 1 else None
 
 
-def has_hooks(module: nn.Module) -> bool:
+def runs_hooks(module: nn.Module) -> bool:
     """Whether a module, or one inside, has hooks that could change what it reads or makes."""
     return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())  # noqa: SLF001
 

@@ -16,11 +16,11 @@ from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.growth.edits import NumberChange
-from splitgrow.growth.module_numbers import hold_
+from splitgrow.growth.module_numbers import set_number_
 from splitgrow.layers.types import LayerKind, kind_of
 from splitgrow.layers.types.registry import Stock
 
-Units = Mapping[int, Collection[int]]
+UnitsByGroup = Mapping[int, Collection[int]]
 """Some units of each group, counted from 0."""
 
 
@@ -116,7 +116,7 @@ def per_unit(groups: Groups, axis: Axis, positions: Tensor) -> dict[int, Tensor]
     return found
 
 
-def which_stay(groups: Groups, gone: Units) -> dict[int, Tensor]:
+def which_stay(groups: Groups, gone: UnitsByGroup) -> dict[int, Tensor]:
     """For each group of which units go, whether each unit stays."""
     stay = {}
     for group, units in gone.items():
@@ -125,7 +125,7 @@ def which_stay(groups: Groups, gone: Units) -> dict[int, Tensor]:
     return stay
 
 
-def narrow_(network: nn.Module, graph: ChannelGraph, gone: Units) -> Narrowing:
+def narrow_(network: nn.Module, graph: ChannelGraph, gone: UnitsByGroup) -> Narrowing:
     """Takes units out of a network in place, wherever they lie.
 
     Args:
@@ -148,7 +148,7 @@ def narrow_(network: nn.Module, graph: ChannelGraph, gone: Units) -> Narrowing:
         stays = per_position(graph.groups, number.axis, kept)
         if not bool(stays.all()):
             value = (len(stays), int(stays.sum()))
-            hold_(network.get_submodule(number.module), number.attribute, value[1])
+            set_number_(network.get_submodule(number.module), number.attribute, value[1])
             numbers.append(NumberChange(number.module, number.attribute, value))
     return Narrowing(tuple(layers), tuple(numbers), (before, count_parameters(network)))
 

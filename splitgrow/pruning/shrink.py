@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from splitgrow.analysis.analyzer import Followed, follow
+from splitgrow.analysis.analyzer import Followed, analyse_runs
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Run
 from splitgrow.analysis.ops.op import shaped_in
@@ -22,12 +22,12 @@ from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.types import kind_of
 from splitgrow.layers.types.registry import LayerKind, Stock
 from splitgrow.pruning.aliasing import at_path, refs_of
-from splitgrow.pruning.constant_propagation import constants_read, has_hooks
+from splitgrow.pruning.constant_propagation import constants_read, runs_hooks
 from splitgrow.pruning.constants import Known
 from splitgrow.pruning.dead_units import dead_units, made_up_for
 from splitgrow.pruning.narrow import (
     Narrowing,
-    Units,
+    UnitsByGroup,
     count_parameters,
     narrow_,
     per_position,
@@ -113,7 +113,7 @@ def _refuse(network: nn.Module) -> None:
 
 
 def _shrink_(network: nn.Module, inputs: tuple[Any, ...]) -> Narrowing:
-    followed = follow(network, inputs)
+    followed = analyse_runs(network, inputs)
     modules = dict(network.named_modules())
     unseen = [
         name for name, m in modules.items() if _has_hooks(m) and name not in _called(followed)
@@ -160,7 +160,7 @@ def _fix_what_hooks_touch(followed: Followed, modules: Mapping[str, nn.Module]) 
     """Fixes what modules with hooks read and make: a recorded run goes without the hooks."""
     for run in followed.trials:
         for step, value in zip(run.steps, run.values, strict=True):
-            if step.module is None or not has_hooks(modules[step.module]):
+            if step.module is None or not runs_hooks(modules[step.module]):
                 continue
             read = [at_path(run.values[ref.step], ref.path) for ref in refs_of(step)]
             for shaped in shaped_in((value, read)):
@@ -172,7 +172,7 @@ def _absorb_(
     modules: Mapping[str, nn.Module],
     graph: ChannelGraph,
     read: Mapping[str, Known | None],
-    dead: Units,
+    dead: UnitsByGroup,
 ) -> None:
     """Adds to the biases what units that are constant but do not count have added to outputs."""
     live = which_stay(graph.groups, dead)
@@ -187,7 +187,9 @@ def _absorb_(
             _add_to_bias_(kind, module, torch.where(chosen, known.values, 0.0))
 
 
-def _stop_reading_(modules: Mapping[str, nn.Module], graph: ChannelGraph, idle: Units) -> None:
+def _stop_reading_(
+    modules: Mapping[str, nn.Module], graph: ChannelGraph, idle: UnitsByGroup
+) -> None:
     """Sets the weights to zero by which units are read that do not count and yet stay.
 
     What such a unit reads may be gone, so that its value is another one.

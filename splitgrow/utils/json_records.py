@@ -68,7 +68,7 @@ def _types_of(kind: type[Any]) -> dict[str, Any]:
 def _read(kind: Any, data: Any, where: str) -> Any:
     origin, inside = get_origin(kind), get_args(kind)
     if kind is Any:
-        return plain(data, where)
+        return plain_data(data, where)
     if kind is object:
         return data
     if origin in {Union, UnionType}:
@@ -106,16 +106,16 @@ def _mapping(inside: tuple[Any, ...], data: Any, where: str) -> dict[Any, Any]:
     return {key: _read(inside[1], value, f"{where}[{key!r}]") for key, value in keys.items()}
 
 
-def plain(data: Any, where: str) -> Any:
+def plain_data(data: Any, where: str) -> Any:
     """Plain data of JSON, with tuples for lists.
 
     Raises:
         ValueError: If it is something else.
     """
     if isinstance(data, (list, tuple)):
-        return tuple([plain(item, where) for item in data])
+        return tuple([plain_data(item, where) for item in data])
     if isinstance(data, Mapping):
-        return {str(key): plain(value, where) for key, value in data.items()}
+        return {str(key): plain_data(value, where) for key, value in data.items()}
     if type(data) not in PLAIN:
         raise ValueError(_unfit(data, "plain data", where))
     return data

@@ -66,7 +66,7 @@ class Gate:
             )
 
 
-def close_(model: nn.Module, gate: Gate, what: str, undo: Undo) -> None:
+def lock_(model: nn.Module, gate: Gate, what: str, undo: Undo) -> None:
     """Has other threads' calls of a model wait, and waits for those under way; hold the lock.
 
     Args:

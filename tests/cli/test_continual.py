@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from killing import steps_and_seconds
 
 from splitgrow import continual
-from splitgrow.cli.continual_settings import BACKBONES, METHODS, SPLITS, RunSettings
+from splitgrow.cli.continual_settings import BACKBONE_NAMES, METHOD_NAMES, SPLITS, RunSettings
 from splitgrow.cli.main import main
 from splitgrow.demos.backbones import BACKBONES as MADE
 from splitgrow.demos.continual.comparison import Spread, duration, percent, rows
@@ -28,8 +28,8 @@ from splitgrow.demos.continual.outcome import (
     read_outcome,
     write_outcome,
 )
-from splitgrow.demos.continual.running import Run
-from splitgrow.demos.tasksets import KINDS
+from splitgrow.demos.continual.running import ContinualRun
+from splitgrow.demos.tasksets import TASK_KINDS
 
 QUICK = ["--epochs", "1", "--width", "0.1", "--limit", "60", "--tasks", "2", "--backbone", "cnn"]
 
@@ -80,7 +80,7 @@ def test_the_tasks_networks_are_held_against_the_whole_one(finished: Path) -> No
         assert min(each.whole_milliseconds, each.milliseconds, each.compact_milliseconds) > 0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_runs_and_says_what_it_came_to(method: str, tmp_path: Path) -> None:
     result = run(tmp_path / "out", "--quiet", method=method)
     assert result.exit_code == 0, result.output
@@ -274,9 +274,9 @@ def test_ones_own_model_is_learned_with(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_lists_that_need_no_torch_are_those_of_the_library() -> None:
-    assert {*METHODS} == {*continual.METHODS}
-    assert {*BACKBONES} == {*MADE}
-    assert {*SPLITS} == {*KINDS}
+    assert {*METHOD_NAMES} == {*continual.METHODS}
+    assert {*BACKBONE_NAMES} == {*MADE}
+    assert {*SPLITS} == {*TASK_KINDS}
 
 
 @pytest.mark.parametrize("method", ["packnet", "joint"])
@@ -291,7 +291,7 @@ def test_a_run_that_was_stopped_between_learning_and_judging_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_note", stop)
+        patch.setattr(ContinualRun, "_note", stop)
         assert run(stopped, method=method).exit_code == 130
     assert (stopped / "learner.safetensors").exists()
     assert not (stopped / "results.json").exists()

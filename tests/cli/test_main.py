@@ -119,9 +119,9 @@ def test_data_of_ones_own_need_no_scikit_learn(tmp_path: Path) -> None:
     images = np.arange(96, dtype=np.uint8).reshape(6, 4, 4)
     path = tmp_path / "own.npz"
     np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
-    load = f"datasets.load(pathlib.Path({str(path)!r}))"
+    load = f"datasets.load_dataset(pathlib.Path({str(path)!r}))"
     blocked = "import sys, pathlib; sys.modules['sklearn'] = None"
-    outcome = _python("-c", f"{blocked}\nfrom splitgrow.cli import datasets\nprint({load}.name)")
+    outcome = _python("-c", f"{blocked}\nfrom splitgrow.demos import datasets\nprint({load}.name)")
     assert outcome.stdout == "own\n", outcome.stderr
 
 

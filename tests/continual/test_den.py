@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from splitgrow.continual import DEN, EpochDone, Grown, Judged, Task, Training
 from splitgrow.continual.body import Body
 from splitgrow.continual.parts import CONSTANT, Unit
-from splitgrow.continual.proximal import hold_, lower_, pull_, shrink_, soften_
+from splitgrow.continual.proximal import lower_, pull_, pull_back_, shrink_, soften_
 from splitgrow.continual.regrowth import (
     alive_in,
     all_values,
@@ -28,7 +28,7 @@ from splitgrow.continual.regrowth import (
     widened_head,
 )
 from splitgrow.continual.selective import Course
-from splitgrow.continual.studies import Study, View
+from splitgrow.continual.studies import Study, TaskView
 from splitgrow.continual.units import Units
 
 FAST = Training(epochs=3, batch_size=16, lr=0.05)
@@ -289,7 +289,7 @@ def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None
     scattered(trial, 1).set_values(known)
     wider, fresh = Units(trial), Units(trial).since(first)
     mine = {n: torch.ones_like(trial.slots[n].tensor, dtype=torch.bool) for n in new}
-    study = Study(trial, View(mine=mine), {}, trial.new_head(2))
+    study = Study(trial, TaskView(mine=mine), {}, trial.new_head(2))
     weights = {name: study.weight(name) for name in new}
     # Of each group the units in the middle go; of one group, all.
     gone = {unit for unit in fresh if unit.nth == first.width(unit.home) + 1}
@@ -553,7 +553,7 @@ def test_holding_never_leaves_a_unit_beyond_by_rounding(dtype: torch.dtype, radi
     before = {name: 100 * slot.tensor for name, slot in body.shared.items()}
     weights = {name: value + torch.randn_like(value) for name, value in before.items()}
     masks = {name: torch.rand(value.shape) < 0.7 for name, value in before.items()}
-    hold_(units, weights, before, masks, radius)
+    pull_back_(units, weights, before, masks, radius)
     seen = {name: torch.where(masks[name], w, before[name]) for name, w in weights.items()}
     apart = {name: seen[name].double() - before[name].double() for name in seen}
     assert float(units.norms(apart).max()) <= radius

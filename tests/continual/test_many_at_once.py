@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from splitgrow.continual import METHODS, Task, Training
-from splitgrow.continual.tasks import Batches, joined, part_of, takes_tensors, with_validation
+from splitgrow.continual.tasks import Batches, joined, share_of, takes_tensors, with_validation
 
 CPU = torch.device("cpu")
 
@@ -68,7 +68,7 @@ def test_only_what_says_so_is_given_tensors_of_indices() -> None:
 @pytest.mark.parametrize("kind", [Doubled, Singly])
 def test_a_part_reads_as_the_whole_does(kind: Any) -> None:
     data, indices = kind(), torch.tensor([7, 3, 3, 22, 0, 11])
-    part: Any = part_of(data, indices)
+    part: Any = share_of(data, indices)
     assert takes_tensors(part) == takes_tensors(data)
     x, y = _read(part, 4)
     assert torch.equal(x.flatten(), 2.0 * indices)
@@ -78,7 +78,7 @@ def test_a_part_reads_as_the_whole_does(kind: Any) -> None:
 
 
 def test_a_part_of_a_part_is_a_part_of_the_whole() -> None:
-    part: Any = part_of(part_of(Doubled(), torch.arange(23).flip(0)), torch.tensor([0, 2]))
+    part: Any = share_of(share_of(Doubled(), torch.arange(23).flip(0)), torch.tensor([0, 2]))
     assert _read(part)[0].flatten().tolist() == [44.0, 40.0]
 
 

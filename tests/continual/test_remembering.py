@@ -12,7 +12,7 @@ from lessons import MASKED, SHARING, Featured, images, learned, learner, net, ou
 from torch import Tensor, nn
 
 from splitgrow.continual import METHODS, Learner, Task, Training
-from splitgrow.continual.records import Record
+from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.units import Units
 from splitgrow.layers.split_layer import SplitLayer
 
@@ -94,7 +94,7 @@ def test_the_check_notices_gradients_that_are_masked_only() -> None:
     assert not torch.equal(weight[frozen], torch.ones(2))
 
 
-def oracle(made: Learner, record: Record) -> nn.Module:
+def oracle(made: Learner, record: TaskRecord) -> nn.Module:
     """A task's network put together by hand from a model of the user's class."""
     plain: Any = net()
     width = made.body.new_head(1).in_features

@@ -15,7 +15,7 @@ from splitgrow.demos.results import (
     Measurement,
     Recovery,
     Result,
-    Step,
+    TrainingStep,
 )
 from splitgrow.growth.edits import Edit, LayerChange
 from splitgrow.growth.reporting import BlockArea
@@ -51,7 +51,7 @@ def _edit(index: int) -> Edit:
 def result() -> Result:
     """A run as the demo might have had it, with numbers that are all different."""
     steps = tuple(
-        Step(
+        TrainingStep(
             at,
             generation=(at - 1) // _STEPS,
             epoch=1 + (at - 1) % _STEPS // _EPOCH,
@@ -93,4 +93,4 @@ def result() -> Result:
 
 @pytest.fixture(scope="module")
 def dataset() -> datasets.Dataset:
-    return datasets.load(None, limit=64)
+    return datasets.load_dataset(None, limit=64)

@@ -179,7 +179,7 @@ def test_every_layout_is_read_as_a_folder_and_as_an_archive(
 def test_a_data_set_of_it_has_the_names_of_classes_and_superclasses(
     tmp_path: Path, name: str
 ) -> None:
-    data = datasets.load(_archived(_written(tmp_path, name)))
+    data = datasets.load_dataset(_archived(_written(tmp_path, name)))
     assert (data.name, data.size, data.channels) == (name, (32, 32), 3)
     assert data.x_train.mean().abs() < 1e-5
     if "100" in name:
@@ -191,7 +191,9 @@ def test_a_data_set_of_it_has_the_names_of_classes_and_superclasses(
 
 
 def test_the_python_and_the_binary_version_are_the_same_data(tmp_path: Path) -> None:
-    one, other = (datasets.load(_written(tmp_path, f"cifar-100-{v}")) for v in ("python", "binary"))
+    one, other = (
+        datasets.load_dataset(_written(tmp_path, f"cifar-100-{v}")) for v in ("python", "binary")
+    )
     assert torch.equal(one.x_train, other.x_train)
     assert torch.equal(one.y_test, other.y_test)
     assert one.superclasses == other.superclasses
@@ -204,14 +206,14 @@ def test_classes_without_pictures_are_left_out_and_the_others_keep_their_names(
     for name in ("train.bin", "test.bin"):
         records = np.frombuffer((folder / name).read_bytes(), dtype=np.uint8).reshape(-1, 3074)
         (folder / name).write_bytes(records[~np.isin(records[:, 1], [0, 1, 4])].tobytes())
-    data = datasets.load(folder)
+    data = datasets.load_dataset(folder)
     assert data.classes == ("fine 2", "fine 3", "fine 5")
     assert data.superclasses == {"animals": (2,), "plants": (0, 1)}
 
 
 def test_limit_and_seed_choose_training_pictures(tmp_path: Path) -> None:
     folder = _written(tmp_path, "cifar-10-batches-py")
-    first, again, other = (datasets.load(folder, limit=20, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (datasets.load_dataset(folder, limit=20, seed=seed) for seed in (1, 1, 2))
     assert first.y_train.bincount().tolist() == [2] * 10
     assert torch.equal(first.x_train, again.x_train)
     assert not torch.equal(first.x_train, other.x_train)
@@ -219,7 +221,7 @@ def test_limit_and_seed_choose_training_pictures(tmp_path: Path) -> None:
 
 def test_they_cannot_be_resized(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="cannot be resized"):
-        datasets.load(_written(tmp_path, "cifar-100-binary"), size=8)
+        datasets.load_dataset(_written(tmp_path, "cifar-100-binary"), size=8)
 
 
 def test_an_array_by_columns_is_read_as_what_it_is(tmp_path: Path) -> None:
@@ -365,7 +367,7 @@ def test_a_pickle_of_anything_but_data_is_refused_and_nothing_of_it_is_run(
     with pytest.raises(
         DatasetError, match=rf"data_batch_2: .*no data \(.*({message}).*\); expected"
     ):
-        datasets.load(folder)
+        datasets.load_dataset(folder)
 
 
 def test_the_alarms_of_these_tests_would_go_off() -> None:
@@ -400,12 +402,12 @@ def test_a_damaged_pickle_is_refused(tmp_path: Path, case: str) -> None:
     (folder / "meta").write_bytes(DAMAGED[case][:60_000])
     (folder / "test").write_bytes(DAMAGED[case])
     with pytest.raises(DatasetError, match=r"meta: it is damaged \("):
-        datasets.load(folder)
+        datasets.load_dataset(folder)
     (folder / "meta").write_bytes(
         _python2({b"fine_label_names": FINE, b"coarse_label_names": COARSE})
     )
     with pytest.raises(DatasetError, match=r"test: it is damaged \("):
-        datasets.load(folder)
+        datasets.load_dataset(folder)
 
 
 def test_a_pickle_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
@@ -493,7 +495,7 @@ def test_a_batch_that_is_not_what_it_must_be_is_refused_by_name(tmp_path: Path, 
     (folder / "data_batch_2").write_bytes(content)
     for path in (folder, _archived(folder)):
         with pytest.raises(DatasetError, match=rf"data_batch_2: .*{message}"):
-            datasets.load(path)
+            datasets.load_dataset(path)
 
 
 @pytest.mark.parametrize("change", [-1, 1, -3074])
@@ -504,7 +506,7 @@ def test_a_binary_file_of_another_length_is_refused(tmp_path: Path, change: int)
     with pytest.raises(
         DatasetError, match=r"test.bin: it has [\d,]+ bytes; expected 3,074 for each"
     ):
-        datasets.load(path.parent)
+        datasets.load_dataset(path.parent)
 
 
 def test_a_binary_label_without_a_name_is_refused(tmp_path: Path) -> None:
@@ -515,7 +517,7 @@ def test_a_binary_label_without_a_name_is_refused(tmp_path: Path) -> None:
         with pytest.raises(
             DatasetError, match=f"train.bin: .*without a name; expected 0 to {count - 1}"
         ):
-            datasets.load(path.parent)
+            datasets.load_dataset(path.parent)
 
 
 def test_a_class_in_two_superclasses_is_refused(tmp_path: Path) -> None:
@@ -524,7 +526,7 @@ def test_a_class_in_two_superclasses_is_refused(tmp_path: Path) -> None:
     content[0] = 1 - content[0] if content[0] < 2 else 0
     path.write_bytes(bytes(content))
     with pytest.raises(DatasetError, match=r"class 'fine 0' is in several superclasses"):
-        datasets.load(path.parent)
+        datasets.load_dataset(path.parent)
 
 
 BAD_NAMES = {
@@ -542,7 +544,7 @@ def test_names_that_cannot_be_shown_are_refused(tmp_path: Path, case: str) -> No
     folder = _written(tmp_path, "cifar-10-batches-py")
     (folder / "batches.meta").write_bytes(_python2({b"label_names": BAD_NAMES[case]}))
     with pytest.raises(DatasetError, match=r"batches.meta: its names are not texts that differ"):
-        datasets.load(folder)
+        datasets.load_dataset(folder)
 
 
 def test_names_that_are_no_list_or_no_texts_or_too_many_are_refused(tmp_path: Path) -> None:
@@ -555,7 +557,7 @@ def test_names_that_are_no_list_or_no_texts_or_too_many_are_refused(tmp_path: Pa
     ):
         (folder / "batches.meta").write_bytes(content)
         with pytest.raises(DatasetError, match=f"batches.meta: .*{message}"):
-            datasets.load(folder)
+            datasets.load_dataset(folder)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -566,7 +568,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         file.unlink()
         for path in (folder, _archived(folder)):
             with pytest.raises(DatasetError, match=rf": no {file.name}; expected .*{file.name}"):
-                datasets.load(path)
+                datasets.load_dataset(path)
         file.write_bytes(content)
 
 
@@ -575,7 +577,7 @@ def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
     for file in _written(tmp_path, "cifar-10-batches-bin").iterdir():
         file.rename(folder / file.name)
     with pytest.raises(DatasetError, match="batches of several data sets"):
-        datasets.load(folder)
+        datasets.load_dataset(folder)
 
 
 # Archives
@@ -601,7 +603,7 @@ def test_what_else_is_in_an_archive_is_passed_over_and_nothing_is_extracted(
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.chdir(empty)
-    data = datasets.load(_archive(tmp_path / "data.tar.gz", *others, *members))
+    data = datasets.load_dataset(_archive(tmp_path / "data.tar.gz", *others, *members))
     assert (data.name, len(data.x_train)) == ("data", 12)
     assert not list(empty.iterdir())
     assert not (tmp_path.parent / "escaped").exists()
@@ -610,7 +612,7 @@ def test_what_else_is_in_an_archive_is_passed_over_and_nothing_is_extracted(
 def test_an_archive_with_a_file_twice_is_refused(tmp_path: Path) -> None:
     path = _archive(tmp_path / "data.tgz", ("a/train.bin", b"x"), ("b/train.bin", b"y"))
     with pytest.raises(DatasetError, match=r"two files train\.bin; expected one"):
-        datasets.load(path)
+        datasets.load_dataset(path)
 
 
 @pytest.mark.parametrize(
@@ -620,12 +622,12 @@ def test_links_and_devices_in_an_archive_are_not_followed(tmp_path: Path, kind: 
     header = {"type": kind, "linkname": "/etc/hostname"}
     path = _archive(tmp_path / "data.tgz", ("a/train.bin", b""), ("a/test.bin", b""), **header)
     with pytest.raises(DatasetError, match="no batches of pictures; expected the files of CIFAR"):
-        datasets.load(path)
+        datasets.load_dataset(path)
 
 
 def test_an_archive_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no batches of pictures"):
-        datasets.load(_archive(tmp_path / "data.tar.gz", ("notes.txt", b"hello")))
+        datasets.load_dataset(_archive(tmp_path / "data.tar.gz", ("notes.txt", b"hello")))
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar", b"\x1f\x8b\x08\0", b"\x1f\x8b" + b"x" * 600])
@@ -633,7 +635,7 @@ def test_an_archive_that_is_none_is_refused(tmp_path: Path, content: bytes) -> N
     path = tmp_path / "data.tar.gz"
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=r"data.tar.gz: it is damaged \(.*whole tar archive"):
-        datasets.load(path)
+        datasets.load_dataset(path)
 
 
 def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path) -> None:
@@ -642,7 +644,7 @@ def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     for share in (0.1, 0.5, 0.9):
         path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(DatasetError, match="is damaged"):
-            datasets.load(path)
+            datasets.load_dataset(path)
 
 
 @pytest.mark.parametrize("size", [1 << 28, (1 << 28) + 1, 1 << 32, 1 << 40])
@@ -656,7 +658,7 @@ def test_an_archive_that_promises_too_much_is_refused_without_taking_memory(
     tracemalloc.start()
     try:
         with pytest.raises(DatasetError, match=r"too large|is damaged"):
-            datasets.load(path)
+            datasets.load_dataset(path)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
@@ -669,7 +671,7 @@ def test_a_header_of_an_archive_that_takes_much_memory_is_refused(tmp_path: Path
     tracemalloc.start()
     try:
         with pytest.raises(DatasetError, match="asks for more bytes than such data have"):
-            datasets.load(path)
+            datasets.load_dataset(path)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
@@ -685,7 +687,7 @@ def test_a_folder_of_pictures_with_a_file_of_such_a_name_stays_one(
     (tmp_path / "test").write_text("a note")
     assert not cifar.holds_cifar(tmp_path)
     with pytest.raises(DatasetError, match="no pictures in a train folder"):
-        datasets.load(tmp_path)
+        datasets.load_dataset(tmp_path)
     (tmp_path / "train").rmdir()
     assert cifar.holds_cifar(tmp_path)  # the control
 
@@ -695,4 +697,4 @@ def test_cifar_is_among_the_formats_that_an_error_names(tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"known kind; expected .*\.tar\.gz of CIFAR-10 or CIFAR-100"
     ):
-        datasets.load(tmp_path / "data.csv")
+        datasets.load_dataset(tmp_path / "data.csv")

@@ -38,7 +38,7 @@ def _npz(folder: Path, **changed: np.ndarray) -> Path:
 
 
 def test_digits_are_the_default_and_hold_all_ten_classes_in_both_halves() -> None:
-    data = datasets.load(None)
+    data = datasets.load_dataset(None)
     assert data.name == "digits"
     assert data.x_train.shape == (1437, 1, 8, 8)
     assert data.x_test.shape == (360, 1, 8, 8)
@@ -47,7 +47,7 @@ def test_digits_are_the_default_and_hold_all_ten_classes_in_both_halves() -> Non
 
 
 def test_images_are_normalised_by_the_training_half() -> None:
-    data = datasets.load(None)
+    data = datasets.load_dataset(None)
     assert data.x_train.dtype == torch.float32
     assert data.x_train.mean().abs() < 1e-5
     assert (data.x_train.std() - 1).abs() < 1e-3
@@ -55,13 +55,13 @@ def test_images_are_normalised_by_the_training_half() -> None:
 
 
 def test_the_seed_chooses_the_split_of_the_digits() -> None:
-    first, again, other = (datasets.load(None, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (datasets.load_dataset(None, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.x_test, again.x_test)
     assert not torch.equal(first.x_test, other.x_test)
 
 
 def test_limit_keeps_the_classes_in_proportion_and_the_test_half_whole() -> None:
-    data = datasets.load(None, limit=100)
+    data = datasets.load_dataset(None, limit=100)
     assert len(data.x_train) == len(data.y_train) == 100
     assert set(data.y_train.bincount().tolist()) <= {9, 10, 11}
     assert len(data.x_test) == 360
@@ -71,17 +71,17 @@ def test_limit_keeps_an_image_of_every_class_however_rare(tmp_path: Path) -> Non
     arrays = _arrays((300, 2, 2))
     arrays["y_train"] = np.where(np.arange(300) < 298, 0, np.arange(300) - 297)
     path = _npz(tmp_path, **arrays)
-    assert sorted(datasets.load(path, limit=3).y_train.tolist()) == [0, 1, 2]
+    assert sorted(datasets.load_dataset(path, limit=3).y_train.tolist()) == [0, 1, 2]
 
 
 def test_limit_below_the_number_of_classes_is_refused() -> None:
     with pytest.raises(DatasetError, match="--limit 9 is less than its 10 classes"):
-        datasets.load(None, limit=9)
+        datasets.load_dataset(None, limit=9)
 
 
 def test_digits_cannot_be_resized() -> None:
     with pytest.raises(ValueError, match="size is for picture files"):
-        datasets.load(None, size=16)
+        datasets.load_dataset(None, size=16)
 
 
 # One .npz file
@@ -100,19 +100,19 @@ def test_npz_is_read_with_its_channels_on_either_side(
         arrays[name] = arrays[name].astype(dtype)
         if not channels_first:
             arrays[name] = np.moveaxis(arrays[name], 1, 3)
-    data = datasets.load(_npz(tmp_path, **arrays))
+    data = datasets.load_dataset(_npz(tmp_path, **arrays))
     assert (data.name, data.channels, data.size) == ("data", 3, (5, 6))
     torch.testing.assert_close(data.x_train.double(), expected, rtol=0, atol=1e-5)
 
 
 def test_npz_of_grey_images_needs_no_channel_axis(tmp_path: Path) -> None:
-    assert datasets.load(_npz(tmp_path)).x_train.shape == (12, 1, 5, 4)
+    assert datasets.load_dataset(_npz(tmp_path)).x_train.shape == (12, 1, 5, 4)
 
 
 def test_labels_are_numbered_from_zero_and_keep_their_names(tmp_path: Path) -> None:
     arrays = _arrays()
     path = _npz(tmp_path, y_train=arrays["y_train"] * 10 + 5, y_test=arrays["y_test"] * 10 + 5)
-    data = datasets.load(path)
+    data = datasets.load_dataset(path)
     assert data.classes == ("5", "15", "25")
     assert data.y_train.tolist() == arrays["y_train"].tolist()
     assert data.y_train.dtype == torch.int64
@@ -120,14 +120,14 @@ def test_labels_are_numbered_from_zero_and_keep_their_names(tmp_path: Path) -> N
 
 def test_labels_may_be_a_column(tmp_path: Path) -> None:
     arrays = _arrays()
-    data = datasets.load(_npz(tmp_path, y_train=arrays["y_train"][:, None]))
+    data = datasets.load_dataset(_npz(tmp_path, y_train=arrays["y_train"][:, None]))
     assert data.y_train.tolist() == arrays["y_train"].tolist()
 
 
 def test_a_constant_channel_stays_finite(tmp_path: Path) -> None:
     arrays = _arrays((12, 3, 5, 6))
     arrays["x_train"][:, 1] = arrays["x_test"][:, 1] = 7
-    data = datasets.load(_npz(tmp_path, **arrays))
+    data = datasets.load_dataset(_npz(tmp_path, **arrays))
     assert torch.equal(data.x_test[:, 1], torch.zeros(6, 5, 6))
 
 
@@ -169,7 +169,7 @@ def test_npz_that_cannot_be_used_is_refused_with_the_reason(tmp_path: Path, case
     change, message = BAD_ARRAYS[case]
     path = _npz(tmp_path, **change(_arrays()))
     with pytest.raises(DatasetError, match=message) as caught:
-        datasets.load(path)
+        datasets.load_dataset(path)
     assert caught.value.message.startswith(str(path))
     assert "; expected " in caught.value.message
     assert caught.value.exit_code == 1
@@ -178,7 +178,7 @@ def test_npz_that_cannot_be_used_is_refused_with_the_reason(tmp_path: Path, case
 def test_npz_names_the_arrays_that_it_lacks(tmp_path: Path) -> None:
     np.savez(tmp_path / "half.npz", x_train=np.ones((2, 2, 2)), labels=np.arange(2))
     with pytest.raises(DatasetError, match=r"no y_train, x_test, y_test .*\(x_train, labels\)"):
-        datasets.load(tmp_path / "half.npz")
+        datasets.load_dataset(tmp_path / "half.npz")
 
 
 class _Alarm:
@@ -189,7 +189,7 @@ class _Alarm:
 def test_npz_with_pickles_is_refused_and_they_are_not_run(tmp_path: Path) -> None:
     objects = np.array([_Alarm(), _Alarm()], dtype=object)
     with pytest.raises(DatasetError, match="allow_pickle"):
-        datasets.load(_npz(tmp_path, x_train=objects))
+        datasets.load_dataset(_npz(tmp_path, x_train=objects))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"\x80\x04pickle", b"PK\x03\x04 cut off"])
@@ -197,7 +197,7 @@ def test_npz_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.npz"
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=r"cannot be read|is damaged"):
-        datasets.load(path)
+        datasets.load_dataset(path)
 
 
 def test_npz_that_is_damaged_inside_is_refused(tmp_path: Path) -> None:
@@ -206,14 +206,14 @@ def test_npz_that_is_damaged_inside_is_refused(tmp_path: Path) -> None:
     content[300] ^= 0xFF  # within the pixels of x_train
     path.write_bytes(content)
     with pytest.raises(DatasetError, match="CRC"):
-        datasets.load(path)
+        datasets.load_dataset(path)
 
 
 def test_npz_that_holds_one_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.ones(3))
     path = (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     with pytest.raises(DatasetError, match="one single array"):
-        datasets.load(path)
+        datasets.load_dataset(path)
 
 
 # idx files
@@ -239,8 +239,8 @@ def _idx_folder(folder: Path, *, zipped: bool = True, separator: str = "-") -> P
 
 @pytest.mark.parametrize(("zipped", "separator"), [(True, "-"), (False, "-"), (False, ".")])
 def test_idx_files_hold_what_the_npz_does(tmp_path: Path, zipped: bool, separator: str) -> None:
-    data = datasets.load(_idx_folder(tmp_path, zipped=zipped, separator=separator))
-    expected = datasets.load(_npz(tmp_path))
+    data = datasets.load_dataset(_idx_folder(tmp_path, zipped=zipped, separator=separator))
+    expected = datasets.load_dataset(_npz(tmp_path))
     assert torch.equal(data.x_train, expected.x_train)
     assert torch.equal(data.x_test, expected.x_test)
     assert torch.equal(data.y_test, expected.y_test)
@@ -274,20 +274,20 @@ def test_idx_file_that_is_damaged_is_refused_by_name(tmp_path: Path, case: str) 
     name = "train-images-idx3-ubyte.gz"
     (_idx_folder(tmp_path) / name).write_bytes(content)
     with pytest.raises(DatasetError, match=rf"{name}: .*{message}"):
-        datasets.load(tmp_path)
+        datasets.load_dataset(tmp_path)
 
 
 def test_idx_folder_without_one_of_its_files_is_refused(tmp_path: Path) -> None:
     (_idx_folder(tmp_path) / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DatasetError, match="no t10k-labels-idx1-ubyte file; expected train-images"):
-        datasets.load(tmp_path)
+        datasets.load_dataset(tmp_path)
 
 
 def test_idx_halves_of_different_sizes_are_refused(tmp_path: Path) -> None:
     path = _idx_folder(tmp_path) / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(_idx_bytes(np.ones((6, 9, 9)))))
     with pytest.raises(DatasetError, match=r"\(5, 4\) and test images of \(9, 9\) pixels"):
-        datasets.load(tmp_path)
+        datasets.load_dataset(tmp_path)
 
 
 # Picture files
@@ -325,7 +325,7 @@ def _zipped(folder: Path, target: Path, top: str = "") -> Path:
 @pytest.mark.parametrize("test", ["test", "val"])
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".JPG"])
 def test_a_folder_of_pictures_is_read(tmp_path: Path, test: str, suffix: str) -> None:
-    data = datasets.load(_pictures(tmp_path / "pets", test=test, suffix=suffix))
+    data = datasets.load_dataset(_pictures(tmp_path / "pets", test=test, suffix=suffix))
     assert data.name == "pets"
     assert data.classes == ("cat", "dog")
     assert data.x_train.shape == (6, 3, 5, 6)
@@ -338,8 +338,8 @@ def test_a_folder_of_pictures_is_read(tmp_path: Path, test: str, suffix: str) ->
 @pytest.mark.parametrize("top", ["", "pets/"])
 def test_a_zip_holds_what_its_folder_does(tmp_path: Path, top: str) -> None:
     folder = _pictures(tmp_path / "pets")
-    expected = datasets.load(folder)
-    data = datasets.load(_zipped(folder, tmp_path / "pets.zip", top))
+    expected = datasets.load_dataset(folder)
+    data = datasets.load_dataset(_zipped(folder, tmp_path / "pets.zip", top))
     assert data.classes == expected.classes
     assert torch.equal(data.x_train, expected.x_train)
     assert torch.equal(data.y_test, expected.y_test)
@@ -347,13 +347,13 @@ def test_a_zip_holds_what_its_folder_does(tmp_path: Path, top: str) -> None:
 
 def test_other_files_among_the_pictures_are_passed_over(tmp_path: Path) -> None:
     folder = _pictures(tmp_path / "pets")
-    expected = len(datasets.load(folder).x_train)
+    expected = len(datasets.load_dataset(folder).x_train)
     (folder / "README.txt").write_text("pets")
     (folder / "train" / "cat" / "notes.txt").write_text("purrs")
     (folder / "train" / "cat" / "._0.png").write_bytes(b"what a Mac leaves behind")
     (folder / "__MACOSX" / "train" / "cat").mkdir(parents=True)
     (folder / "__MACOSX" / "train" / "cat" / "0.png").write_bytes(b"and in its zips")
-    assert len(datasets.load(folder).x_train) == expected
+    assert len(datasets.load_dataset(folder).x_train) == expected
 
 
 def test_test_pictures_are_preferred_to_val_pictures(tmp_path: Path) -> None:
@@ -361,18 +361,18 @@ def test_test_pictures_are_preferred_to_val_pictures(tmp_path: Path) -> None:
     for label, colour in COLOURS.items():
         (folder / "test" / label).mkdir(parents=True)
         _picture(colour).save(folder / "test" / label / "0.png")
-    assert len(datasets.load(folder).x_test) == 2
+    assert len(datasets.load_dataset(folder).x_test) == 2
 
 
 @pytest.mark.parametrize("mode", ["L", "1"])
 def test_grey_pictures_have_one_channel(tmp_path: Path, mode: str) -> None:
-    assert datasets.load(_pictures(tmp_path, mode=mode)).x_train.shape == (6, 1, 5, 6)
+    assert datasets.load_dataset(_pictures(tmp_path, mode=mode)).x_train.shape == (6, 1, 5, 6)
 
 
 def test_one_coloured_picture_among_grey_ones_keeps_its_colours(tmp_path: Path) -> None:
     folder = _pictures(tmp_path, mode="L")
     _picture((200, 0, 0)).save(folder / "test" / "dog" / "2.png")
-    assert datasets.load(folder).channels == 3
+    assert datasets.load_dataset(folder).channels == 3
 
 
 @pytest.mark.parametrize(("size", "expected"), [(None, (5, 6)), (9, (9, 9))])
@@ -381,7 +381,7 @@ def test_pictures_are_resized_to_the_first_or_to_the_size_given(
 ) -> None:
     folder = _pictures(tmp_path)
     _picture((9, 9, 9), size=(20, 30)).save(folder / "train" / "dog" / "2.png")
-    assert datasets.load(folder, size=size).size == expected
+    assert datasets.load_dataset(folder, size=size).size == expected
 
 
 def test_only_the_pictures_that_are_kept_are_read(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_only_the_pictures_that_are_kept_are_read(tmp_path: Path) -> None:
         seen[what] = list(names)
         return names
 
-    datasets.load(_pictures(tmp_path), limit=2, track=track)
+    datasets.load_dataset(_pictures(tmp_path), limit=2, track=track)
     assert sorted(len(names) for names in seen.values()) == [2, 6]
     assert {Path(name).parent.name for name in seen["Reading train pictures"]} == {"cat", "dog"}
 
@@ -417,7 +417,7 @@ def test_a_broken_picture_is_named(tmp_path: Path, case: str, zipped: bool) -> N
     if zipped:
         path = _zipped(path, tmp_path / "pets.zip")
     with pytest.raises(DatasetError, match=r"train/dog/1.png: the picture cannot be read"):
-        datasets.load(path)
+        datasets.load_dataset(path)
 
 
 def _add_escape(path: Path, name: str) -> None:
@@ -434,7 +434,7 @@ def test_a_zip_that_points_outside_of_itself_is_refused(tmp_path: Path, name: st
     path = _zipped(_pictures(tmp_path / "pets"), tmp_path / "pets.zip")
     _add_escape(path, name)
     with pytest.raises(DatasetError, match="points outside of the archive"):
-        datasets.load(path)
+        datasets.load_dataset(path)
 
 
 @pytest.mark.parametrize("case", ["cut off", "of a later version"])
@@ -447,7 +447,7 @@ def test_a_zip_that_cannot_be_opened_is_refused(tmp_path: Path, case: str) -> No
         content[content.index(b"PK\x01\x02") + 6] = 250  # the version that reading it needs
     path.write_bytes(content)
     with pytest.raises(DatasetError, match="not a whole zip file"):
-        datasets.load(path)
+        datasets.load_dataset(path)
 
 
 @pytest.mark.parametrize("missing", ["train", "test"])
@@ -455,19 +455,19 @@ def test_pictures_without_one_half_are_refused(tmp_path: Path, missing: str) -> 
     folder = _pictures(tmp_path)
     (folder / missing).rename(folder / "elsewhere")
     with pytest.raises(DatasetError, match=f"no pictures in a {missing}.* folder; expected"):
-        datasets.load(folder)
+        datasets.load_dataset(folder)
 
 
 def test_pictures_whose_halves_have_different_classes_are_refused(tmp_path: Path) -> None:
     folder = _pictures(tmp_path)
     (folder / "test" / "dog").rename(folder / "test" / "wolf")
     with pytest.raises(DatasetError, match="only in train or only in test: dog, wolf"):
-        datasets.load(folder)
+        datasets.load_dataset(folder)
 
 
 def test_pictures_beyond_memory_are_refused_before_they_are_read(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="do not fit in memory; expected a smaller --size"):
-        datasets.load(_pictures(tmp_path), size=30_000)
+        datasets.load_dataset(_pictures(tmp_path), size=30_000)
 
 
 # Which reader
@@ -476,21 +476,21 @@ def test_pictures_beyond_memory_are_refused_before_they_are_read(tmp_path: Path)
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.npz", "nowhere.zip"])
 def test_a_missing_file_is_named_with_the_kinds_that_can_be_read(tmp_path: Path, name: str) -> None:
     with pytest.raises(DatasetError, match=f"{name}: there is no such file.*npz.*zip.*idx"):
-        datasets.load(tmp_path / name)
+        datasets.load_dataset(tmp_path / name)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("1,2,3")
     with pytest.raises(DatasetError, match=r"data.csv: it is of no known kind; expected an .npz"):
-        datasets.load(tmp_path / "data.csv")
+        datasets.load_dataset(tmp_path / "data.csv")
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no pictures in a train folder"):
-        datasets.load(tmp_path)
+        datasets.load_dataset(tmp_path)
 
 
 def test_only_picture_files_can_be_resized(tmp_path: Path) -> None:
     for path in (_npz(tmp_path), _idx_folder(tmp_path)):
         with pytest.raises(DatasetError, match="cannot be resized; expected picture files"):
-            datasets.load(path, size=8)
+            datasets.load_dataset(path, size=8)

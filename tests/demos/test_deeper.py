@@ -22,10 +22,10 @@ from splitgrow.demos.results import (
     ChainLayer,
     Deepening,
     DeeperResult,
+    DemoEvent,
     Evaluation,
-    Event,
     Phase,
-    Step,
+    TrainingStep,
 )
 from splitgrow.demos.training import size_of
 
@@ -35,8 +35,8 @@ KINDS = ["identity", "residual", "gate", "block"]
 
 
 @pytest.fixture(scope="module")
-def finished(dataset: datasets.Dataset) -> tuple[DeeperResult, list[Event]]:
-    events: list[Event] = []
+def finished(dataset: datasets.Dataset) -> tuple[DeeperResult, list[DemoEvent]]:
+    events: list[DemoEvent] = []
     return run(dataset, SETTINGS, events.append), events
 
 
@@ -44,10 +44,10 @@ def finished(dataset: datasets.Dataset) -> tuple[DeeperResult, list[Event]]:
 
 
 def test_there_is_training_before_and_after_each_edit(
-    finished: tuple[DeeperResult, list[Event]],
+    finished: tuple[DeeperResult, list[DemoEvent]],
 ) -> None:
     result, events = finished
-    epoch = [Step, Step, Evaluation]
+    epoch = [TrainingStep, TrainingStep, Evaluation]
     phase = [Phase, *epoch, *epoch]
     assert [type(event) for event in events] == [*phase, *([Deepening, *phase] * 5)]
     assert [growth.step for growth in result.growths] == [4, 8, 12, 16, 20]
@@ -55,7 +55,7 @@ def test_there_is_training_before_and_after_each_edit(
 
 
 def test_each_kind_is_inserted_once_and_an_inserted_layer_grows(
-    finished: tuple[DeeperResult, list[Event]],
+    finished: tuple[DeeperResult, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     edits = [growth.edit for growth in result.growths]
@@ -65,7 +65,7 @@ def test_each_kind_is_inserted_once_and_an_inserted_layer_grows(
 
 
 def test_no_edit_moves_accuracy_loss_or_logits(
-    finished: tuple[DeeperResult, list[Event]],
+    finished: tuple[DeeperResult, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     for growth in result.growths:
@@ -74,14 +74,14 @@ def test_no_edit_moves_accuracy_loss_or_logits(
         assert growth.loss[0] == pytest.approx(growth.loss[1], abs=1e-5)
 
 
-def test_training_does_move_them(finished: tuple[DeeperResult, list[Event]]) -> None:
+def test_training_does_move_them(finished: tuple[DeeperResult, list[DemoEvent]]) -> None:
     result, _ = finished
     pairs = zip(result.growths, result.growths[1:], strict=False)
     assert any(abs(first.loss[1] - second.loss[0]) > 1e-3 for first, second in pairs)
 
 
 def test_fused_at_once_nothing_is_left_of_an_insertion_and_the_new_units_are(
-    finished: tuple[DeeperResult, list[Event]],
+    finished: tuple[DeeperResult, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     left = [after - before for before, after in (g.fused_parameters for g in result.growths)]
@@ -89,7 +89,7 @@ def test_fused_at_once_nothing_is_left_of_an_insertion_and_the_new_units_are(
     assert left[4] == result.growths[4].edit.parameters
 
 
-def test_depth_and_parameters_add_up(finished: tuple[DeeperResult, list[Event]]) -> None:
+def test_depth_and_parameters_add_up(finished: tuple[DeeperResult, list[DemoEvent]]) -> None:
     result, _ = finished
     assert [growth.depth for growth in result.growths] == [
         (6, 7),
@@ -106,7 +106,7 @@ def test_depth_and_parameters_add_up(finished: tuple[DeeperResult, list[Event]])
 
 
 def test_every_closed_generation_comes_back_bit_for_bit(
-    finished: tuple[DeeperResult, list[Event]],
+    finished: tuple[DeeperResult, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     assert [recovery.generation for recovery in result.recoveries] == [0, 1, 2, 3, 4]
@@ -125,7 +125,7 @@ def test_a_network_that_does_not_come_back_is_told(
     assert not any(recovery.exact for recovery in result.recoveries)
 
 
-def test_the_chain_tells_who_came_when(finished: tuple[DeeperResult, list[Event]]) -> None:
+def test_the_chain_tells_who_came_when(finished: tuple[DeeperResult, list[DemoEvent]]) -> None:
     result, _ = finished
     born = {}
     for layer in result.chain:
@@ -142,7 +142,7 @@ def test_the_chain_tells_who_came_when(finished: tuple[DeeperResult, list[Event]
 
 
 def test_fusion_folds_all_norms_and_answers_alike(
-    finished: tuple[DeeperResult, list[Event]],
+    finished: tuple[DeeperResult, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     vanished = {row.type: (row.merged, row.fused) for row in result.vanished}
@@ -180,7 +180,7 @@ def test_depth_is_that_of_the_longest_way() -> None:
 
 
 def test_the_report_shows_every_edit(
-    finished: tuple[DeeperResult, list[Event]], tmp_path: Path
+    finished: tuple[DeeperResult, list[DemoEvent]], tmp_path: Path
 ) -> None:
     result, _ = finished
     text = write_deeper_report(replace(result, dataset="<b>"), tmp_path).read_text("utf-8")

@@ -17,7 +17,7 @@ from splitgrow.cli.settings import DemoSettings
 from splitgrow.demos import datasets, demo
 from splitgrow.demos.demo import run
 from splitgrow.demos.networks import ResidualNet, stages_for
-from splitgrow.demos.results import Evaluation, Event, Growth, Phase, Result, Step
+from splitgrow.demos.results import DemoEvent, Evaluation, Growth, Phase, Result, TrainingStep
 from splitgrow.demos.training import growth_request, one_cycle
 
 SETTINGS = DemoSettings(epochs=2, width=2, batch_size=32)
@@ -25,8 +25,8 @@ OPTIONS = ["--limit", "64", "--epochs", "1", "--width", "2", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
-def finished(dataset: datasets.Dataset) -> tuple[Result, list[Event]]:
-    events: list[Event] = []
+def finished(dataset: datasets.Dataset) -> tuple[Result, list[DemoEvent]]:
+    events: list[DemoEvent] = []
     return run(dataset, SETTINGS, events.append), events
 
 
@@ -34,7 +34,7 @@ def finished(dataset: datasets.Dataset) -> tuple[Result, list[Event]]:
 
 
 def test_a_run_trains_three_generations_for_the_same_number_of_steps(
-    finished: tuple[Result, list[Event]],
+    finished: tuple[Result, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     generations = [step.generation for step in result.steps]
@@ -51,16 +51,16 @@ def test_a_run_trains_three_generations_for_the_same_number_of_steps(
 
 
 def test_events_come_in_the_order_in_which_things_happen(
-    finished: tuple[Result, list[Event]],
+    finished: tuple[Result, list[DemoEvent]],
 ) -> None:
     _, events = finished
-    epoch = [Step, Step, Evaluation]
+    epoch = [TrainingStep, TrainingStep, Evaluation]
     phase = [Phase, *epoch, *epoch]
     assert [type(event) for event in events] == [*phase, Growth, *phase, Growth, *phase]
 
 
 def test_every_width_inside_the_network_grows_and_the_classes_stay(
-    finished: tuple[Result, list[Event]],
+    finished: tuple[Result, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     for at, growth in enumerate(result.growths, 1):
@@ -71,14 +71,14 @@ def test_every_width_inside_the_network_grows_and_the_classes_stay(
 
 
 def test_growing_by_itself_leaves_the_logits_as_they_are(
-    finished: tuple[Result, list[Event]],
+    finished: tuple[Result, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     assert all(growth.disturbance < 1e-5 for growth in result.growths)
 
 
 def test_old_networks_come_back_bit_for_bit_and_differ_from_the_new_one(
-    finished: tuple[Result, list[Event]],
+    finished: tuple[Result, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     assert [recovery.generation for recovery in result.recoveries] == [0, 1]
@@ -102,7 +102,7 @@ def test_a_network_that_does_not_come_back_is_told(
 
 
 def test_parameters_add_up_and_fusing_saves_the_norms(
-    finished: tuple[Result, list[Event]],
+    finished: tuple[Result, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     before, grown, fused = result.measurements
@@ -114,7 +114,7 @@ def test_parameters_add_up_and_fusing_saves_the_norms(
 
 
 def test_the_fused_network_answers_like_the_grown_one(
-    finished: tuple[Result, list[Event]],
+    finished: tuple[Result, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     _, grown, fused = result.measurements
@@ -122,7 +122,9 @@ def test_the_fused_network_answers_like_the_grown_one(
     assert abs(fused.accuracy - grown.accuracy) < 0.01  # logits that are nearly the same may swap
 
 
-def test_the_block_map_tiles_the_weight_of_a_layer(finished: tuple[Result, list[Event]]) -> None:
+def test_the_block_map_tiles_the_weight_of_a_layer(
+    finished: tuple[Result, list[DemoEvent]],
+) -> None:
     result, _ = finished
     blocks = result.block_map.blocks
     units = max(stop for block in blocks for _, stop in block.rows)
@@ -273,7 +275,7 @@ def test_the_command_fails_if_an_old_network_is_lost(
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(dataset: object, settings: object, watch: object) -> None:
         watch(Phase(0, 10))
-        watch(Step(1, 0, 1, 2.5, 0.125))
+        watch(TrainingStep(1, 0, 1, 2.5, 0.125))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "run", interrupted)
@@ -292,7 +294,7 @@ def test_ctrl_c_before_the_first_step_says_that_nothing_was_measured(
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(datasets, "load", interrupted)
+    monkeypatch.setattr(datasets, "load_dataset", interrupted)
     code, _, errors = _demo(tmp_path)
     assert (code, errors) == (130, "Interrupted: nothing was measured yet.\n")
     assert list(tmp_path.iterdir()) == []

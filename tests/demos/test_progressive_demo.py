@@ -19,7 +19,7 @@ from splitgrow.demos import datasets, galleries, progressive, themes
 from splitgrow.demos.progressive import enlarged, pyramid, run, widths_for
 from splitgrow.demos.progressive_report import write_progressive_report
 from splitgrow.demos.results import (
-    Event,
+    DemoEvent,
     LevelEvaluation,
     LevelGrowth,
     LevelPhase,
@@ -33,8 +33,8 @@ OPTIONS = ["--progressive", "--limit", "64", "--epochs", "1", "--width", "2", "-
 
 
 @pytest.fixture(scope="module")
-def finished(dataset: datasets.Dataset) -> tuple[ProgressiveResult, list[Event]]:
-    events: list[Event] = []
+def finished(dataset: datasets.Dataset) -> tuple[ProgressiveResult, list[DemoEvent]]:
+    events: list[DemoEvent] = []
     return run(dataset, SETTINGS, events.append), events
 
 
@@ -42,7 +42,7 @@ def finished(dataset: datasets.Dataset) -> tuple[ProgressiveResult, list[Event]]
 
 
 def test_a_level_trains_fades_in_and_trains_alone(
-    finished: tuple[ProgressiveResult, list[Event]],
+    finished: tuple[ProgressiveResult, list[DemoEvent]],
 ) -> None:
     _, events = finished
     epoch = [LevelStep, LevelStep, LevelEvaluation]
@@ -53,7 +53,7 @@ def test_a_level_trains_fades_in_and_trains_alone(
 
 
 def test_the_fade_goes_from_nothing_to_all(
-    finished: tuple[ProgressiveResult, list[Event]],
+    finished: tuple[ProgressiveResult, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     alphas = [step.alpha for step in result.steps]
@@ -61,7 +61,7 @@ def test_the_fade_goes_from_nothing_to_all(
 
 
 def test_growing_changes_no_reconstruction(
-    finished: tuple[ProgressiveResult, list[Event]],
+    finished: tuple[ProgressiveResult, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     assert [growth.exact for growth in result.growths] == [True]
@@ -84,7 +84,7 @@ def test_a_growth_that_changes_something_is_told(
 
 
 def test_fusion_leaves_the_new_path_alone(
-    finished: tuple[ProgressiveResult, list[Event]],
+    finished: tuple[ProgressiveResult, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     assert result.fusion.old_path_gone
@@ -93,7 +93,7 @@ def test_fusion_leaves_the_new_path_alone(
 
 
 def test_errors_and_sizes_are_those_of_the_levels(
-    finished: tuple[ProgressiveResult, list[Event]],
+    finished: tuple[ProgressiveResult, list[DemoEvent]],
 ) -> None:
     result, _ = finished
     assert [level.resolution for level in result.levels] == [4, 8]
@@ -103,7 +103,7 @@ def test_errors_and_sizes_are_those_of_the_levels(
 
 
 def test_the_tiles_are_the_images(
-    dataset: datasets.Dataset, finished: tuple[ProgressiveResult, list[Event]]
+    dataset: datasets.Dataset, finished: tuple[ProgressiveResult, list[DemoEvent]]
 ) -> None:
     tiles = finished[0].levels[1].originals
     assert (tiles.count, tiles.side) == (10, 8)
@@ -183,7 +183,7 @@ def test_widths_fall_towards_the_images_and_stay_bounded() -> None:
 
 
 def test_the_report_has_the_pictures_and_the_numbers(
-    finished: tuple[ProgressiveResult, list[Event]], tmp_path: Path
+    finished: tuple[ProgressiveResult, list[DemoEvent]], tmp_path: Path
 ) -> None:
     result, _ = finished
     text = write_progressive_report(replace(result, dataset="<b>"), tmp_path).read_text("utf-8")
@@ -200,7 +200,7 @@ def test_the_report_has_the_pictures_and_the_numbers(
 
 
 def test_a_change_by_growth_is_shown_as_one(
-    finished: tuple[ProgressiveResult, list[Event]], tmp_path: Path
+    finished: tuple[ProgressiveResult, list[DemoEvent]], tmp_path: Path
 ) -> None:
     result, _ = finished
     moved = replace(result.growths[0], exact=False, disturbance=0.25)
@@ -217,7 +217,7 @@ def test_pictures_have_their_pixels_where_the_images_had_them() -> None:
 
 
 def test_the_gallery_is_drawn_from_the_images(
-    finished: tuple[ProgressiveResult, list[Event]],
+    finished: tuple[ProgressiveResult, list[DemoEvent]],
 ) -> None:
     levels = finished[0].levels
     first = galleries.gallery(levels, themes.LIGHT)
@@ -227,7 +227,7 @@ def test_the_gallery_is_drawn_from_the_images(
 
 
 def test_a_fade_is_shaded_where_it_happened(
-    finished: tuple[ProgressiveResult, list[Event]],
+    finished: tuple[ProgressiveResult, list[DemoEvent]],
 ) -> None:
     steps = finished[0].steps
     assert galleries._fades(steps) == [(5, 8)]

@@ -113,7 +113,7 @@ def test_a_growth_is_marked_where_it_happened(result: Result) -> None:
 
 def test_blocks_cover_the_area_of_their_share_of_the_weight(result: Result) -> None:
     areas = {0: 8 * 8, 1: 12 * 12 - 8 * 8, 2: 18 * 18 - 12 * 12}
-    pixels = _pixels(figures.block_map(_unlabelled(result.block_map), themes.LIGHT))
+    pixels = _pixels(figures.draw_block_map(_unlabelled(result.block_map), themes.LIGHT))
     shares = {at: _share(pixels, colour) for at, colour in enumerate(("#56B4E9", "#E69F00"))}
     assert shares[1] / shares[0] == pytest.approx(areas[1] / areas[0], rel=0.1)
 
@@ -126,9 +126,9 @@ def _unlabelled(blocks: BlockMap) -> BlockMap:
 def test_a_block_in_several_pieces_is_drawn_in_all_of_them() -> None:
     whole = BlockArea("original", 0, ((0, 10),), ((0, 10),))
     pieces = BlockArea("new", 1, ((2, 4), (6, 8)), ((0, 10),))
-    some = _share(_pixels(figures.block_map(BlockMap("a", (whole,)), themes.LIGHT)), "#E69F00")
+    some = _share(_pixels(figures.draw_block_map(BlockMap("a", (whole,)), themes.LIGHT)), "#E69F00")
     both = _share(
-        _pixels(figures.block_map(BlockMap("a", (whole, pieces)), themes.LIGHT)), "#E69F00"
+        _pixels(figures.draw_block_map(BlockMap("a", (whole, pieces)), themes.LIGHT)), "#E69F00"
     )
     assert some == 0
     assert both > 0.2  # four tenths of the weight
@@ -139,7 +139,7 @@ def test_a_layer_too_fine_for_labels_is_drawn_without_them() -> None:
         BlockArea("new", generation, ((generation, generation + 1),), ((0, 40),))
         for generation in range(40)
     )
-    pixels = _pixels(figures.block_map(BlockMap("fine", blocks), themes.LIGHT))
+    pixels = _pixels(figures.draw_block_map(BlockMap("fine", blocks), themes.LIGHT))
     assert _share(pixels, "#111111") < 0.001
 
 

@@ -15,7 +15,7 @@ from splitgrow.continual.tasks import Batches
 from splitgrow.demos import datasets
 from splitgrow.demos.datasets import Dataset
 from splitgrow.demos.rawdata import DatasetError
-from splitgrow.demos.tasksets import KINDS, tasks_of
+from splitgrow.demos.tasksets import TASK_KINDS, tasks_of
 from splitgrow.demos.variants import Permuted, Rotated, Variant
 
 CPU = torch.device("cpu")
@@ -473,7 +473,7 @@ def test_thousands_of_rotations_have_names_of_their_own() -> None:
 # What makes no sense
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASK_KINDS)
 @pytest.mark.parametrize("count", [0, -3])
 def test_no_tasks_are_refused(data: Dataset, kind: str, count: int) -> None:
     with pytest.raises(ValueError, match=f"at least 1 task, not {count}"):
@@ -495,7 +495,7 @@ def test_arguments_that_do_not_go_together_are_refused(data: Dataset) -> None:
 
 
 def test_the_digits_become_tasks_with_their_normalisation() -> None:
-    digits = datasets.load(None)
+    digits = datasets.load_dataset(None)
     tasks = tasks_of(digits, "classes", 5)
     assert [task.name for task in tasks] == ["0, 1", "2, 3", "4, 5", "6, 7", "8, 9"]
     joined = torch.cat([_read(task.train)[0] for task in tasks])

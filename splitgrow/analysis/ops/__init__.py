@@ -14,14 +14,14 @@ from splitgrow.analysis.ops import (
 from splitgrow.analysis.ops.op import Op, Shaped, Unknown
 from splitgrow.analysis.ops.registry import (
     _RULES,
-    BUILT_IN,
+    BUILT_IN_OPS,
     register_op,
     result_of,
     rule_of,
     unregister_op,
 )
 
-BUILT_IN.update(_RULES)
+BUILT_IN_OPS.update(_RULES)
 
 __all__ = [
     "Op",

@@ -62,7 +62,7 @@ def register_op(
         >>> splitgrow.growable(net, torch.ones(1, 2)).layers[0].growable
         True
     """
-    if BUILT_IN:
+    if BUILT_IN_OPS:
         check_targets(targets)
 
     def register(rule: Rule) -> Rule:
@@ -80,7 +80,7 @@ def register_op(
     return register
 
 
-BUILT_IN: set[Any] = set()
+BUILT_IN_OPS: set[Any] = set()
 """The targets of splitgrow's own rules, once all of them are there."""
 
 
@@ -102,7 +102,7 @@ def unregister_op(*targets: Any) -> None:
     if not targets:
         raise ValueError("unregister_op needs the targets that register_op was given")
     for target in targets:
-        if target in BUILT_IN:
+        if target in BUILT_IN_OPS:
             raise ValueError(f"{target!r} has one of splitgrow's own rules")
         if target not in _RULES:
             raise ValueError(f"{target!r} has no rule")
@@ -211,7 +211,7 @@ def _answer(rule: Rule, op: Op) -> Any:
         op = replace(op, kwargs={key: item for key, item in op.kwargs.items() if key != "out"})
     if rule not in _SIZED and any(op.sizes()):
         op = replace(op, args=op.plain(op.args), kwargs=op.plain(op.kwargs))
-    result = rule(op) if op.target in BUILT_IN else _asked(rule, op)
+    result = rule(op) if op.target in BUILT_IN_OPS else _asked(rule, op)
     if not _explains(result, op):
         raise Unknown("changes shapes in a way that its rule does not explain")
     if out is None and _writes_into_its_own(op.target):

@@ -63,7 +63,7 @@ class Row:
     unchanged: bool
 
 
-def compare(runs: Sequence[Path], *, as_json: bool) -> None:
+def compare_runs(runs: Sequence[Path], *, as_json: bool) -> None:
     """Prints a table of runs.
 
     Raises:
@@ -129,7 +129,7 @@ def _table(dataset: str, rows: Sequence[Row]) -> Table:
     table.add_column("unchanged")
     for row in rows:
         table.add_row(
-            name_of(row),
+            label_of(row),
             percent(row.accuracy),
             percent(row.learned),
             percent(row.forgetting),
@@ -142,7 +142,7 @@ def _table(dataset: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def name_of(row: Row) -> str:
+def label_of(row: Row) -> str:
     """The method, with what was chosen besides."""
     options = ", ".join(f"{name}={value}" for name, value in row.settings.options.items())
     decided = " [decided on test data]" if row.settings.decide_on == "test" else ""

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from splitgrow.demos.continual.outcome import RunOutcome
-from splitgrow.demos.themes import ON_COLOUR, Theme, colour_of, plain, png, sheet
+from splitgrow.demos.themes import ON_COLOUR, Theme, colour_of, plain_theme, png, sheet
 
 _LABELLED = 12  # tasks; with more, numbers in the cells would run into each other
 
@@ -30,7 +30,7 @@ def matrix(outcome: RunOutcome, theme: Theme) -> bytes:
     axes.set_yticks(range(count), labels=names, fontsize=8)
     axes.set_xlabel("test accuracy of", color=theme.ink)
     axes.set_ylabel("after learning", color=theme.ink)
-    plain(axes, theme)
+    plain_theme(axes, theme)
     axes.grid(visible=False)
     axes.hlines([row - 0.5 for row in range(1, count)], -0.5, count - 0.5, color=theme.paper)
     axes.vlines([row - 0.5 for row in range(1, count)], -0.5, count - 0.5, color=theme.paper)
@@ -62,7 +62,7 @@ def growth(outcome: RunOutcome, theme: Theme) -> bytes:
     size.set_xlabel("tasks learned", color=theme.ink)
     _legend(size, theme)
     for axes in (accuracy, size):
-        plain(axes, theme)
+        plain_theme(axes, theme)
     return png(figure)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from splitgrow.checkpoints.writing import write_aside
 from splitgrow.cli.continual_settings import RunSettings
 
-VERSION = 2
+OUTCOME_VERSION = 2
 RESULTS = "results.json"
 
 
@@ -154,7 +154,7 @@ def write_outcome(path: Path, outcome: RunOutcome) -> None:
     Raises:
         CheckpointError: If it cannot be written.
     """
-    text = json.dumps({"version": VERSION, **asdict(outcome)}, indent=1)
+    text = json.dumps({"version": OUTCOME_VERSION, **asdict(outcome)}, indent=1)
     write_aside(path, lambda aside: _write(aside, text + "\n"))
 
 
@@ -175,8 +175,10 @@ def read_outcome(path: Path) -> RunOutcome:
         raise OutcomeError(f"{path}: there is no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise OutcomeError(f"{path} cannot be read: {error}") from error
-    if not isinstance(document, dict) or document.pop("version", None) != VERSION:
-        raise OutcomeError(f"{path} holds no run of `splitgrow continual` of version {VERSION}")
+    if not isinstance(document, dict) or document.pop("version", None) != OUTCOME_VERSION:
+        raise OutcomeError(
+            f"{path} holds no run of `splitgrow continual` of version {OUTCOME_VERSION}"
+        )
     try:
         return RunOutcome(
             **{

@@ -16,12 +16,12 @@ from splitgrow.demos import datasets, tables
 from splitgrow.demos.continual.comparison import duration
 from splitgrow.demos.continual.outcome import OutcomeError, RunOutcome
 from splitgrow.demos.continual.report import write_report
-from splitgrow.demos.continual.running import Run
-from splitgrow.demos.continual.watching import Watch
+from splitgrow.demos.continual.running import ContinualRun
+from splitgrow.demos.continual.watching import RunWatch
 from splitgrow.demos.tasksets import tasks_of
 
 
-def continual(
+def run_continual(
     *, data: Path | None, size: int | None, out: Path, quiet: bool, **chosen: Any
 ) -> None:
     """Runs a method on the data at `data`, prints what came of it and writes all of it to `out`.
@@ -39,7 +39,7 @@ def continual(
     torch.set_num_threads(settings.threads)
     try:
         out.mkdir(parents=True, exist_ok=True)  # before the work, so that none is done in vain
-        dataset = datasets.load(
+        dataset = datasets.load_dataset(
             data,
             seed=settings.seed,
             size=size,
@@ -66,8 +66,8 @@ def _run(settings: RunSettings, dataset: datasets.Dataset, out: Path, live: Cons
         shuffled=settings.shuffled,
         limit=settings.limit or None,
     )
-    watch = Watch(live, len(tasks))
-    run = Run(settings, dataset, tasks, out, watch)
+    watch = RunWatch(live, len(tasks))
+    run = ContinualRun(settings, dataset, tasks, out, watch)
     done = run.resume()
     if done:
         live.print(f"{done} of {len(tasks)} tasks are learned already")

@@ -36,7 +36,7 @@ _EXPECTING = ("cpg", "pack-and-expand", "packnet")
 """Methods that plan for the number of tasks."""
 
 
-class Run:
+class ContinualRun:
     """A run in a directory: a new one, or the rest of one that was stopped.
 
     Args:

@@ -9,7 +9,7 @@ from splitgrow.continual import EpochDone, Event, Grown, Judged, TaskLearned
 from splitgrow.demos.continual.comparison import duration
 
 
-class Watch:
+class RunWatch:
     """Two bars: tasks with the time that is left, and the epochs of a training.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.unsupported_layers import stray_references
 from splitgrow.errors import InsertionError, TraceError
-from splitgrow.growth.apply import close_
+from splitgrow.growth.apply import close_generation_
 from splitgrow.growth.edit_check import before_edit
 from splitgrow.growth.edits import Edit, Insertion
 from splitgrow.growth.history import History, check_structure, keep_, structure
@@ -80,7 +80,7 @@ def insert_(
         joining = plan_joining(optimizers, new, edit.generation)
         keep_(history, undo)
         if edit.closes is not None:
-            close_(model, history, undo)
+            close_generation_(model, history, undo)
         planned.prepare(undo)
         wrapper = wrap_(model, planned.host, planned.module, (edit.index, insertion), undo)
         join_(joining, undo)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from splitgrow.growth.edits import Insertion
-from splitgrow.growth.insertion.request import KINDS
+from splitgrow.growth.insertion.request import INSERTION_KINDS
 from splitgrow.layers.insertion_wrapper import Deepened, Inserted
 from splitgrow.utils.module_slots import holders_in, put_in_place_
 from splitgrow.utils.rollback import Undo
@@ -32,7 +32,7 @@ def wrap_(
         undo: Takes it back.
     """
     edit, insertion = inserted
-    item = Inserted(edit, insertion.before, KINDS[insertion.kind])
+    item = Inserted(edit, insertion.before, INSERTION_KINDS[insertion.kind])
     wrapper = next(
         (m for m in model.modules() if isinstance(m, Deepened) and m.wrapped is host), None
     )

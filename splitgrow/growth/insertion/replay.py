@@ -13,7 +13,7 @@ from splitgrow.growth.insertion.block_copies import announce_, let_learn_
 from splitgrow.growth.insertion.builders import replacement
 from splitgrow.growth.insertion.placing import wrap_
 from splitgrow.growth.insertion.recipes import made_of, parts_in
-from splitgrow.growth.insertion.request import KINDS
+from splitgrow.growth.insertion.request import INSERTION_KINDS
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.insertion_wrapper import Deepened
 from splitgrow.utils.rollback import Undo
@@ -46,7 +46,7 @@ def insert_again_(
     if host is None or not insertion.host or isinstance(host, Deepened):
         raise CheckpointError(f"the model has no module `{insertion.host}`")
     named = insertion.name == f"{insertion.host}.inserted{edit}"
-    if insertion.kind not in KINDS or not named or insertion.name in modules:
+    if insertion.kind not in INSERTION_KINDS or not named or insertion.name in modules:
         raise CheckpointError(f"it inserts a {insertion.kind!r} as `{insertion.name}`")
     if parts_in(insertion.recipe, modules) > _FEW + insertion.parameters:
         raise CheckpointError(f"`{insertion.name}` is of more parts than it has parameters")

@@ -9,7 +9,7 @@ from torch import nn
 
 from splitgrow.layers.insertion_wrapper import Form
 
-KINDS: dict[str, Form] = {
+INSERTION_KINDS: dict[str, Form] = {
     "identity": "chain",
     "residual": "residual",
     "gate": "gate",
@@ -63,8 +63,8 @@ class Wanted:
             TypeError: If one is of another type.
             ValueError: If there is no such kind or form, or they do not go together.
         """
-        if self.kind not in KINDS:
-            raise ValueError(f"no kind {self.kind!r}; there are {', '.join(KINDS)}")
+        if self.kind not in INSERTION_KINDS:
+            raise ValueError(f"no kind {self.kind!r}; there are {', '.join(INSERTION_KINDS)}")
         if self.form not in {"plain", "bottleneck"}:
             raise ValueError(f"no form {self.form!r}; there are plain and bottleneck")
         for name, value in (("module", self.module), ("activation", self.activation)):

@@ -16,7 +16,15 @@ from splitgrow.errors import CheckpointError
 from splitgrow.growth.history import History
 from splitgrow.growth.journal.journal import Held, Journal, Packed
 from splitgrow.layers.insertion_wrapper import Deepened
-from splitgrow.layers.module_state import BUFFERS, State, is_plain, may_hold, owners_of, same, take
+from splitgrow.layers.module_state import (
+    BUFFERS,
+    State,
+    is_plain,
+    may_hold,
+    owners_of,
+    same_data,
+    take_state,
+)
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.json_trees import Writer, read_tree
 
@@ -82,7 +90,7 @@ def _held(
         old = before.get(owner, {})
         for name, value in sorted(own.items()):
             always = first and users and owner != BUFFERS and _is_number(value)
-            if always or name not in old or not same(value, old[name]):
+            if always or name not in old or not same_data(value, old[name]):
                 try:
                     values.setdefault(owner, {})[name] = writer.written(value, "value")
                 except CheckpointError:
@@ -136,7 +144,7 @@ def states_of(
     taken: dict[int, list[State]] = {}
     base: list[State] = []
     for generation, items in sorted(journal.states.items()):
-        base = take(model) if not taken else _again(base)
+        base = take_state(model) if not taken else _again(base)
         by_module = {id(state.module): state for state in base}
         if not taken:
             _take_over(modules, by_module, tensors)

@@ -10,13 +10,13 @@ from splitgrow.errors import CheckpointError
 from splitgrow.growth.edits import Edit
 from splitgrow.utils.json_records import read_record, written
 
-VERSION = 1
+JOURNAL_VERSION = 1
 MOST_GENERATIONS = 1_000_000
 """More than anybody closes; what loops over them comes to an end."""
 
 
 @dataclass(frozen=True)
-class Share:
+class FadeShare:
     """How far a fade had come when a generation was closed.
 
     Attributes:
@@ -85,10 +85,10 @@ class Journal:
     frozen: Mapping[int, tuple[str, ...]] = field(default_factory=dict, hash=False)
     fixed: tuple[str, ...] = ()
     held: tuple[str, ...] = ()
-    shares: Mapping[int, tuple[Share, ...]] = field(default_factory=dict, hash=False)
+    shares: Mapping[int, tuple[FadeShare, ...]] = field(default_factory=dict, hash=False)
     states: Mapping[int, tuple[Held, ...]] = field(default_factory=dict, hash=False)
     broken: Mapping[str, str] = field(default_factory=dict, hash=False)
-    version: int = VERSION
+    version: int = JOURNAL_VERSION
 
     def to_json(self) -> str:
         """The journal as JSON."""
@@ -114,9 +114,10 @@ class Journal:
             CheckpointError: If it is of another version, or not a journal.
         """
         version = data.get("version") if isinstance(data, dict) else None
-        if version != VERSION:
+        if version != JOURNAL_VERSION:
             raise CheckpointError(
-                f"the journal is of version {version!r}; this splitgrow reads version {VERSION}"
+                f"the journal is of version {version!r}; this splitgrow reads "
+                f"version {JOURNAL_VERSION}"
             )
         try:
             journal: Journal = read_record(cls, data, "journal")

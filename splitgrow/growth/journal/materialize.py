@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from splitgrow.errors import CheckpointError
 from splitgrow.utils.rollback import Undo
 
-Slot = tuple[nn.Module, str]
+EmptySlot = tuple[nn.Module, str]
 """Where a tensor is held: the module, and its name there."""
 
 
-def slots_of(model: nn.Module) -> Iterator[tuple[str, Slot, Tensor]]:
+def empty_slots_of(model: nn.Module) -> Iterator[tuple[str, EmptySlot, Tensor]]:
     """All parameters and buffers by name, every name of each."""
     for path, module in model.named_modules(remove_duplicate=False):
         for store in (module._parameters, module._buffers):  # noqa: SLF001
@@ -72,7 +72,7 @@ def fill_meta_(
     """
     made: dict[int, Tensor] = {}
     here = device or torch.device("cpu")
-    for name, (module, own), tensor in [*slots_of(model)]:
+    for name, (module, own), tensor in [*empty_slots_of(model)]:
         if not tensor.is_meta:
             here = device or tensor.device
             continue

@@ -38,7 +38,7 @@ from splitgrow.layers.weight_views import keep_storage_
 from splitgrow.utils.module_slots import holders_in
 from splitgrow.utils.rollback import Meanwhile, Undo
 
-LARGEST = 2**40
+LARGEST_WIDTH = 2**40
 """More units than any layer has; what is more is not even looked at."""
 
 
@@ -118,7 +118,7 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
         gained = sum(count for _, count in insertions)
         ordered = all(one <= other for one, other in pairwise([0, *places, before]))
         positive = all(count > 0 for _, count in insertions)
-        if not (ordered and positive and before + gained == after <= LARGEST):
+        if not (ordered and positive and before + gained == after <= LARGEST_WIDTH):
             raise CheckpointError(f"the widths of `{change.name}` contradict each other")
         gains.append(gained)
     blocks = planned_blocks(kind, layer, (sizes[0], sizes[1]), (gains[0], gains[1]))
@@ -152,7 +152,7 @@ def _check_number(modules: Mapping[str, nn.Module], number: NumberChange) -> Non
     module = modules.get(number.module)
     found = held_number(module, number.attribute) if module is not None else None
     before, after = number.value
-    if type(found) is not int or found != before or not before < after <= LARGEST:
+    if type(found) is not int or found != before or not before < after <= LARGEST_WIDTH:
         name = f"{number.module}.{number.attribute}".removeprefix(".")
         raise CheckpointError(f"`{name}` is {number.value[0]} there, in this model {found!r}")
 

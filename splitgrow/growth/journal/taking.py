@@ -6,7 +6,7 @@ from torch import nn
 
 from splitgrow.growth.history import History
 from splitgrow.growth.journal.holding import held_states
-from splitgrow.growth.journal.journal import Journal, Share
+from splitgrow.growth.journal.journal import FadeShare, Journal
 from splitgrow.layers.freezing import held
 
 
@@ -30,7 +30,7 @@ def journal_of(model: nn.Module, history: History) -> Journal:
         held=tuple(path for path, module in model.named_modules() if held(module)),
         shares={
             generation: tuple(
-                Share(paths[id(fade)], alpha) for fade, alpha in shares if id(fade) in paths
+                FadeShare(paths[id(fade)], alpha) for fade, alpha in shares if id(fade) in paths
             )
             for generation, shares in history.shares.items()
         },

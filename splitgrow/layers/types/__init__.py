@@ -1,7 +1,14 @@
 """The layer types that can grow, and how to teach splitgrow others."""
 
 from splitgrow.layers.types import library_layers, torch_layers
-from splitgrow.layers.types.registry import BUILT_IN, KINDS, Along, LayerKind, Stock, TensorAxes
+from splitgrow.layers.types.registry import (
+    BUILT_IN_TYPES,
+    LAYER_TYPES,
+    Along,
+    LayerKind,
+    Stock,
+    TensorAxes,
+)
 from splitgrow.layers.types.subclasses import (
     entry_of,
     kind_of,
@@ -11,7 +18,7 @@ from splitgrow.layers.types.subclasses import (
     unregister_layer,
 )
 
-BUILT_IN.update(KINDS)
+BUILT_IN_TYPES.update(LAYER_TYPES)
 
 __all__ = [
     "Along",

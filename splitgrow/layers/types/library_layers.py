@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow.layers.types.torch_layers  # noqa: F401 - the kinds that these are forms of
-from splitgrow.layers.types.registry import KINDS, Along, LayerKind, Stock, TensorAxes, add_kind
+from splitgrow.layers.types.registry import (
+    LAYER_TYPES,
+    Along,
+    LayerKind,
+    Stock,
+    TensorAxes,
+    add_kind,
+)
 from splitgrow.layers.types.subclasses import Alike, Same
 from splitgrow.layers.types.torch_layers import RootMeanSquareNorm, cast
 
@@ -175,8 +182,8 @@ class _LibraryRMSNorm(RootMeanSquareNorm):
         return ""
 
 
-_CONV, _LINEAR = KINDS[nn.Conv2d], KINDS[nn.Linear]
-_BATCH_NORM, _GROUP_NORM = KINDS[nn.BatchNorm2d], KINDS[nn.GroupNorm]
+_CONV, _LINEAR = LAYER_TYPES[nn.Conv2d], LAYER_TYPES[nn.Linear]
+_BATCH_NORM, _GROUP_NORM = LAYER_TYPES[nn.BatchNorm2d], LAYER_TYPES[nn.GroupNorm]
 _TIMM = "timm.layers"
 
 for _made in (

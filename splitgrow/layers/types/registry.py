@@ -203,12 +203,12 @@ class LayerKind(ABC):
         return ""
 
 
-KINDS: dict[type[nn.Module] | str, LayerKind] = {}
+LAYER_TYPES: dict[type[nn.Module] | str, LayerKind] = {}
 FOUND: WeakKeyDictionary[type[nn.Module], LayerKind | None] = WeakKeyDictionary()
 """What was found for each type that was asked for, as long as there is that type."""
 
 
-BUILT_IN: dict[type[nn.Module] | str, LayerKind] = {}
+BUILT_IN_TYPES: dict[type[nn.Module] | str, LayerKind] = {}
 """Those that are splitgrow's own."""
 
 
@@ -219,11 +219,12 @@ def add_kind(kind: LayerKind) -> LayerKind:
         ValueError: If one of the types has an entry already.
     """
     for layer in kind.layers:
-        if layer in KINDS:
+        if layer in LAYER_TYPES:
             raise ValueError(
-                f"{name_of(layer)} is registered already, by {type(KINDS[layer]).__name__}"
+                f"{dotted_name(layer)} is registered already, by "
+                f"{type(LAYER_TYPES[layer]).__name__}"
             )
-    KINDS.update(dict.fromkeys(kind.layers, kind))
+    LAYER_TYPES.update(dict.fromkeys(kind.layers, kind))
     FOUND.clear()
     return kind
 
@@ -235,15 +236,15 @@ def remove_kind(layers: Iterable[type[nn.Module] | str]) -> None:
         ValueError: If one of them has none, or one of splitgrow's own.
     """
     for layer in layers:
-        if layer in BUILT_IN:
-            raise ValueError(f"{name_of(layer)} is one of splitgrow's own layer types")
-        if layer not in KINDS:
-            raise ValueError(f"{name_of(layer)} is not registered")
+        if layer in BUILT_IN_TYPES:
+            raise ValueError(f"{dotted_name(layer)} is one of splitgrow's own layer types")
+        if layer not in LAYER_TYPES:
+            raise ValueError(f"{dotted_name(layer)} is not registered")
     for layer in layers:
-        del KINDS[layer]
+        del LAYER_TYPES[layer]
     FOUND.clear()
 
 
-def name_of(layer: type[nn.Module] | str) -> str:
+def dotted_name(layer: type[nn.Module] | str) -> str:
     """The dotted name of a layer type."""
     return layer if isinstance(layer, str) else f"{layer.__module__}.{layer.__qualname__}"

@@ -13,12 +13,12 @@ from splitgrow.errors import UnsupportedLayerError
 from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.types.registry import (
     FOUND,
-    KINDS,
+    LAYER_TYPES,
     LayerKind,
     Stock,
     TensorAxes,
     add_kind,
-    name_of,
+    dotted_name,
     remove_kind,
 )
 from splitgrow.utils.wrappers import plain_type
@@ -52,13 +52,13 @@ def kind_of_type(layer: type[nn.Module]) -> LayerKind | None:
 
 def _found(layer: type[nn.Module]) -> LayerKind | None:
     layer = plain_type(layer)
-    exact = KINDS.get(layer) or KINDS.get(name_of(layer))
+    exact = LAYER_TYPES.get(layer) or LAYER_TYPES.get(dotted_name(layer))
     if exact is not None:
         return exact
     for base in layer.__mro__[1:]:
-        if base in KINDS:
+        if base in LAYER_TYPES:
             plain = all(_computes_as(base, part) for part in _between(layer, base))
-            return Same(KINDS[base]) if plain else None
+            return Same(LAYER_TYPES[base]) if plain else None
     return None
 
 
@@ -272,7 +272,7 @@ def register_layer(
         add_kind(layer)
         return
     _check_type(layer)
-    base = KINDS.get(like) if isinstance(like, type) else None
+    base = LAYER_TYPES.get(like) if isinstance(like, type) else None
     if base is None or not isinstance(like, type):
         raise TypeError(f"like must be a layer type that can grow, such as nn.Conv2d, got {like!r}")
     add_kind(Registered(base, like, layer))
@@ -346,5 +346,5 @@ def entry_of(module: nn.Module) -> LayerKind:
 def sized_layers() -> tuple[type[nn.Module], ...]:
     """The stock layer types whose width can be asked for."""
     return tuple(
-        layer for layer, kind in KINDS.items() if kind.sized and not isinstance(layer, str)
+        layer for layer, kind in LAYER_TYPES.items() if kind.sized and not isinstance(layer, str)
     )
