@@ -1,6 +1,6 @@
 """The plan of the library, read from its imports: rooms, floors, arrows, circles.
 
-`python tests/house.py` prints the table that ARCHITECTURE.md has, and the counts.
+`python tests/house.py` prints the picture and the table that ARCHITECTURE.md has, and the counts.
 
 A room is a package, or a module at the root. A room stands on the floor above all that it imports.
 """
@@ -119,6 +119,19 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def picture() -> str:
+    """The rooms as a Mermaid diagram, without arrows that follow from others."""
+    arrows = {room: others - {"__init__"} for room, others in room_arrows().items()}
+    arrows.pop("__init__", None)
+    lines = ["flowchart TD"]
+    height = floors(arrows)
+    for room in sorted(arrows, key=lambda room: (-height[room], room)):
+        for other in sorted(arrows[room]):
+            if not any(other in _reached(between, arrows) for between in arrows[room]):
+                lines.append(f"    {room} --> {other}")
+    return "\n".join(lines)
+
+
 def _paths(room: str) -> list[Path]:
     folder = ROOT / room
     return sorted(folder.rglob("*.py")) if folder.is_dir() else [ROOT / f"{room}.py"]
@@ -131,13 +144,14 @@ def _purpose(room: str) -> str:
 
 
 def main() -> int:
-    """Prints the table and the counts; exit code 1 if there are circles."""
+    """Prints the picture, the table and the counts; exit code 1 if there are circles."""
     rooms, modules = room_arrows(), module_arrows()
     found = circles(rooms) + circles(modules)
-    height = 0 if circles(rooms) else max(floors(rooms).values())
+    if not found:
+        sys.stdout.write(f"{picture()}\n\n{table()}\n\n{max(floors(rooms).values())} floors\n")
     sys.stdout.write(
-        f"{table() if height else ''}\n\n{len(rooms)} rooms, {height} floors, "
-        f"{sum(map(len, rooms.values()))} arrows, {len(found)} circles {found or ''}\n"
+        f"{len(rooms)} rooms, {sum(map(len, rooms.values()))} arrows, "
+        f"{len(found)} circles {found or ''}\n"
         f"{len(modules)} modules, {sum(map(len, modules.values()))} arrows between them\n"
     )
     return int(bool(found))
