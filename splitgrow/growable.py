@@ -29,9 +29,11 @@ def growable(
 
     The model's layers are analysed once, and nothing is replaced yet: module paths, state_dict,
     flags, buffers, hooks and random state are as before. It stays an instance of its class and
-    gains `layers`, `expand_layer`, `expand`, `plan`, `generation`, `next_generation`, `at`,
-    `generation_parameters` and `unfreeze`. A name that the model uses itself is left alone, with a
-    warning; `splitgrow.handle(model)` then has it.
+    gains the attributes and methods of `splitgrow.Handle`: to look (`layers`, `edits`, `runs`,
+    `generation`), to plan (`plan`, `plan_insertion`), to grow (`expand_layer`, `expand`,
+    `expand_input`, `insert_layer`), to go through time (`next_generation`, `at`, `unfreeze`), and
+    to train (`generation_parameters`, `param_groups`, `consolidate`). A name that the model uses
+    itself is left alone, with a warning; `splitgrow.handle(model)` then has it.
 
     Analysing again is harmless, and is the way on after the model was changed by hand.
 

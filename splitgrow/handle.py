@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
 
 from torch import nn
 
-from splitgrow.growth.apply import (
-    apply_,
-    next_generation_,
-    param_groups_of,
-    parameters_of,
-    plan,
-    unfreeze_all_,
-)
+from splitgrow.growth.apply import apply_, plan
 from splitgrow.growth.consolidation import consolidate_
 from splitgrow.growth.edits import Edit
-from splitgrow.growth.history import structure, view_
+from splitgrow.growth.generation_methods import GenerationMethods
+from splitgrow.growth.history import structure
 from splitgrow.growth.input_channels import expand_input_
 from splitgrow.growth.insertion import DepthMethods
 from splitgrow.growth.layer_list import Layer, layers_of
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.utils.model_lock import lock_
 from splitgrow.utils.preserve import keep_modes_
 from splitgrow.utils.rollback import Meanwhile
 
 
-class Handle(DepthMethods):
+class Handle(DepthMethods, GenerationMethods):
     """Everything that splitgrow does with one growable model.
 
     The same names are methods of the model itself, unless it has its own of that name.
@@ -68,11 +59,6 @@ class Handle(DepthMethods):
         named = self._model.named_modules()
         splits = {name: module for name, module in named if isinstance(module, SplitLayer)}
         return {name: split.ran for name, split in splits.items() if split.ran is not None}
-
-    @property
-    def generation(self) -> int:
-        """The open generation; 0 before the first growth."""
-        return self._history.generation
 
     def expand_layer(
         self,
@@ -148,6 +134,22 @@ class Handle(DepthMethods):
         """Adds units to several layers in one edit; otherwise as `expand_layer`.
 
         Layers that are tied to each other grow once, by what each of them asks for.
+
+        Args:
+            request: The number of new units for each layer, by name or index.
+            round_to: As of `expand_layer`.
+            initializer: As of `expand_layer`.
+            freeze: As of `expand_layer`.
+            optimizer: As of `expand_layer`.
+            check: As of `expand_layer`.
+
+        Returns:
+            The record of what has changed.
+
+        Raises:
+            FixedWidthError: If layers cannot grow; all of them are named.
+            ValueError: If numbers do not fit each other; all of them are named, with those that do.
+            InexactError: If outputs would change. The errors of `expand_layer` besides.
         """
         model, history = self._model, self._history
         with self._turn("grow"), Meanwhile() as meanwhile, meanwhile:
@@ -219,26 +221,20 @@ class Handle(DepthMethods):
     def plan(
         self, request: Mapping[int | str, int], *, round_to: int = 1, freeze: bool = True
     ) -> Edit:
-        """The edit that `expand` would carry out, not applied; print it to see what it changes."""
+        """The edit that `expand` would carry out, not applied; print it to see what it changes.
+
+        Args:
+            request: The number of new units for each layer, by name or index.
+            round_to: As of `expand_layer`.
+            freeze: As of `expand_layer`.
+
+        Raises:
+            FixedWidthError: If layers cannot grow; all of them are named.
+            ValueError: If numbers do not fit each other; all of them are named, with those that do.
+        """
         with self._turn("plan a growth"), Meanwhile() as meanwhile, meanwhile:
             keep_modes_(meanwhile)
             return plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
-
-    def next_generation(self) -> int:
-        """Closes the open generation: freezes its parameters and running statistics.
-
-        What else forward may move is taken down, for `at`: a copy of every buffer (one that has not
-        changed since the last generation was closed is not copied again), and of plain data in the
-        modules' attributes: numbers, flags, texts, tensors, and lists, tuples, sets and dicts of
-        these. They go on moving as the model trains. That costs the memory of the model's buffers
-        once, and then that of what moved, for each generation; in files likewise.
-
-        Returns:
-            The number of the generation that is open now.
-        """
-        with self._turn("close a generation"), Meanwhile() as meanwhile, meanwhile:
-            self._alone("close a generation", meanwhile)
-            return next_generation_(self._model, self._history)
 
     def consolidate(self, *, optimizer: object = None, check: bool = True) -> Edit | None:
         """Joins what several growths added to a layer in the open generation to one block each.
@@ -286,86 +282,12 @@ class Handle(DepthMethods):
             self._alone("consolidate", meanwhile)
             return consolidate_(self._model, self._history, optimizer=optimizer, check=check)
 
-    def generation_parameters(self, generation: int | None = None) -> list[nn.Parameter]:
-        """The parameters that were born in a generation (default: the open one).
-
-        Raises:
-            TypeError: If `generation` is not an int.
-            ValueError: If there is no such generation.
-            StructureChangedError: If the model was changed by hand since it was analysed.
-        """
-        chosen = self._history.generation if generation is None else generation
-        if isinstance(chosen, bool) or not isinstance(chosen, int):
-            raise TypeError(f"generation must be an int, got {chosen!r}")
-        if not 0 <= chosen <= self._history.generation:
-            raise ValueError(f"no generation {chosen}: the open one is {self._history.generation}")
-        return parameters_of(self._model, self._history, chosen)
-
-    def param_groups(
-        self, options: Mapping[int, Mapping[str, Any]] | None = None
-    ) -> list[dict[str, Any]]:
-        """Param groups for an optimizer, one for each generation, such as for other learning rates.
-
-        A growth with that optimizer adds what is new to the group of its own generation, if there
-        is one; so name the coming generations in `options`, which makes empty groups for them.
-
-        Args:
-            options: The options of generations' groups, by generation.
-
-        Raises:
-            TypeError: If `options` is no mapping of generations to mappings.
-
-        Example:
-            >>> import torch, splitgrow
-            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
-            >>> net = splitgrow.growable(net, torch.ones(1, 2))
-            >>> groups = splitgrow.handle(net).param_groups({0: {"lr": 1e-3}, 1: {"lr": 1e-2}})
-            >>> optimizer = torch.optim.SGD(groups)
-            >>> edit = net.expand_layer("0", 2, optimizer=optimizer)
-            >>> [(group["name"], len(group["params"])) for group in optimizer.param_groups]
-            [('generation 0', 4), ('generation 1', 3)]
-        """
-        return param_groups_of(self._model, self._history, {} if options is None else options)
-
-    def unfreeze(self) -> None:
-        """Lets everything train again. Closed generations are no longer exact from here on."""
-        with self._turn("unfreeze"), Meanwhile() as meanwhile, meanwhile:
-            self._alone("unfreeze", meanwhile)
-            unfreeze_all_(self._model, self._history)
-
-    @contextmanager
-    def at(self, generation: int) -> Iterator[nn.Module]:
-        """The network exactly as it was when a generation was closed, inside a ``with`` block.
-
-        In evaluation mode its outputs are bit for bit those that it gave before it was closed. No
-        gradients are recorded inside. The model is shown so to the thread that asks for it; other
-        threads that run or change it meanwhile are refused.
-
-        Buffers and plain data in attributes are those that `next_generation` has taken down;
-        forward may move them, and afterwards modules hold what they held before: attributes that
-        are set inside, or came to be, are gone. What cannot be taken down is shown as it is today:
-        what modules hold in objects that hold other objects (a queue in a cache in an attribute),
-        in containers that also hold modules or parameters, in generators of random numbers, in
-        closures and in globals. The model cannot be moved or converted inside.
-
-        Raises:
-            TypeError: If `generation` is not an int.
-            ValueError: If there is no such generation.
-            GenerationError: If it is no longer exact because of `unfreeze`.
-            StructureChangedError: If the model was changed by hand since it was closed.
-            SplitGrowError: If another thread shows a generation, or goes on running the model.
-        """
-        what, gate = "show a generation", self._history.gate
-        with self._turn(what), Meanwhile() as meanwhile, meanwhile:
-            meanwhile.keep(vars(gate))
-            gate.shown = generation
-            lock_(self._model, gate, what, meanwhile)
-            view_(self._model, self._history, generation, meanwhile)
-            yield self._model
-
 
 def handle(model: nn.Module) -> Handle:
     """What splitgrow does with a growable model, under names that never clash with the model's own.
+
+    Args:
+        model: A growable model, grown or not.
 
     Raises:
         SplitGrowError: If the model was never made growable.

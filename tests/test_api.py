@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import splitgrow
+from splitgrow.growth.insertion.request import INSERTION_KINDS
 
 CALLS = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 FUNCTIONS = ["execution", "fuse", "growable", "handle", "load", "merge", "save"]
@@ -79,6 +81,29 @@ def test_every_public_function_has_an_example_and_a_place_on_the_page_of_calls(n
 def test_every_method_is_documented_and_on_the_page_of_calls(name: str) -> None:
     assert inspect.getdoc(getattr(splitgrow.Handle, name))
     assert name == "edits" or f"model.{name}" in CALLS
+
+
+def test_growable_names_all_that_a_model_gains() -> None:
+    told = inspect.getdoc(splitgrow.growable) or ""
+    assert [name for name in METHODS if f"`{name}`" not in told] == []
+
+
+def test_an_insertion_names_all_kinds() -> None:
+    for documented in (splitgrow.Insertion, splitgrow.Handle.insert_layer):
+        told = inspect.getdoc(documented) or ""
+        assert [kind for kind in INSERTION_KINDS if f'"{kind}"' not in told] == []
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *(f"Handle.{name}" for name in METHODS)])
+def test_a_docstring_names_each_argument(name: str) -> None:
+    function = operator.attrgetter(name)(splitgrow)
+    if isinstance(function, property):
+        return
+    told = inspect.getdoc(function) or ""
+    arguments = [
+        argument for argument in inspect.signature(function).parameters if argument != "self"
+    ]
+    assert [one for one in arguments if f"{one.lstrip('*')}: " not in told] == []
 
 
 def test_every_error_is_a_split_grow_error() -> None:

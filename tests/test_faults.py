@@ -102,7 +102,7 @@ FORGOTTEN = (
     "_put_back",
     "_freeze_parameter.<locals>.thaw",
     "dict.__setitem__",
-    "hold_",
+    "set_number_",
     "_append.<locals>.<lambda>",
 )
 

@@ -129,13 +129,14 @@ def test_a_call_waits_for_a_change_in_another_thread(change, monkeypatch):
         in_the_middle.set()
         assert go_on.wait(PATIENT)
 
-    for name in (
+    users = (
         "growth.history_lookup",
-        "handle",
+        "growth.generation_methods",
         "deploy.deploy_check",
         "growable",
-    ):  # names of functions, too
-        monkeypatch.setattr(sys.modules[f"splitgrow.{name}"], "close_", close_and_halt)
+    )
+    for name in users.split():  # names of functions, too
+        monkeypatch.setattr(sys.modules[f"splitgrow.{name}"], "lock_", close_and_halt)
     with ThreadPoolExecutor(3) as pool:
         changing = pool.submit(change, model)
         assert in_the_middle.wait(PATIENT)

@@ -95,7 +95,7 @@ class Insertion:
     Attributes:
         host: The path of the module that it is next to.
         before: Whether it works on what the module reads, rather than on what comes out of it.
-        kind: "identity", "residual", "gate" or "block".
+        kind: "identity", "residual", "gate", "block", "fade" or "replacement".
         name: The path of the inserted module.
         type: What it is made of.
         width: The number of channels that pass there.

@@ -107,7 +107,18 @@ class DepthMethods(Handled):
         freeze: bool = True,
         **options: Any,
     ) -> Edit:
-        """The edit that `insert_layer` would carry out, not carried out; print it to see it."""
+        """The edit that `insert_layer` would carry out, not carried out; print it to see it.
+
+        Args:
+            after: As of `insert_layer`.
+            kind: As of `insert_layer`.
+            freeze: As of `insert_layer`.
+            options: As of `insert_layer`.
+
+        Raises:
+            InsertionError: If it cannot go there, or would not be exact.
+            ValueError: If there is no such kind, form or layer.
+        """
         wanted = Wanted.of(kind, **options)
         with self._turn("plan an insertion"), Meanwhile() as meanwhile, meanwhile:
             self._alone("plan an insertion", meanwhile)

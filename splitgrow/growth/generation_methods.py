@@ -1,0 +1,123 @@
+"""The methods of a growable model that concern its generations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from splitgrow.growth.apply import next_generation_, param_groups_of, parameters_of, unfreeze_all_
+from splitgrow.growth.history import view_
+from splitgrow.growth.history_lookup import Handled
+from splitgrow.utils.model_lock import lock_
+from splitgrow.utils.rollback import Meanwhile
+
+
+class GenerationMethods(Handled):
+    """Closing generations, showing them, and training them apart."""
+
+    @property
+    def generation(self) -> int:
+        """The open generation; 0 before the first growth."""
+        return self._history.generation
+
+    def next_generation(self) -> int:
+        """Closes the open generation: freezes its parameters and running statistics.
+
+        What else forward may move is taken down, for `at`: a copy of every buffer (one that has not
+        changed since the last generation was closed is not copied again), and of plain data in the
+        modules' attributes: numbers, flags, texts, tensors, and lists, tuples, sets and dicts of
+        these. They go on moving as the model trains. That costs the memory of the model's buffers
+        once, and then that of what moved, for each generation; in files likewise.
+
+        Returns:
+            The number of the generation that is open now.
+        """
+        with self._turn("close a generation"), Meanwhile() as meanwhile, meanwhile:
+            self._alone("close a generation", meanwhile)
+            return next_generation_(self._model, self._history)
+
+    def generation_parameters(self, generation: int | None = None) -> list[nn.Parameter]:
+        """The parameters that were born in a generation.
+
+        Args:
+            generation: Its number; default: the open one.
+
+        Raises:
+            TypeError: If `generation` is not an int.
+            ValueError: If there is no such generation.
+            StructureChangedError: If the model was changed by hand since it was analysed.
+        """
+        chosen = self._history.generation if generation is None else generation
+        if isinstance(chosen, bool) or not isinstance(chosen, int):
+            raise TypeError(f"generation must be an int, got {chosen!r}")
+        if not 0 <= chosen <= self._history.generation:
+            raise ValueError(f"no generation {chosen}: the open one is {self._history.generation}")
+        return parameters_of(self._model, self._history, chosen)
+
+    def param_groups(
+        self, options: Mapping[int, Mapping[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Param groups for an optimizer, one for each generation, such as for other learning rates.
+
+        A growth with that optimizer adds what is new to the group of its own generation, if there
+        is one; so name the coming generations in `options`, which makes empty groups for them.
+
+        Args:
+            options: The options of generations' groups, by generation.
+
+        Raises:
+            TypeError: If `options` is no mapping of generations to mappings.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> groups = splitgrow.handle(net).param_groups({0: {"lr": 1e-3}, 1: {"lr": 1e-2}})
+            >>> optimizer = torch.optim.SGD(groups)
+            >>> edit = net.expand_layer("0", 2, optimizer=optimizer)
+            >>> [(group["name"], len(group["params"])) for group in optimizer.param_groups]
+            [('generation 0', 4), ('generation 1', 3)]
+        """
+        return param_groups_of(self._model, self._history, {} if options is None else options)
+
+    def unfreeze(self) -> None:
+        """Lets everything train again. Closed generations are no longer exact from here on."""
+        with self._turn("unfreeze"), Meanwhile() as meanwhile, meanwhile:
+            self._alone("unfreeze", meanwhile)
+            unfreeze_all_(self._model, self._history)
+
+    @contextmanager
+    def at(self, generation: int) -> Iterator[nn.Module]:
+        """The network exactly as it was when a generation was closed, inside a ``with`` block.
+
+        In evaluation mode its outputs are bit for bit those that it gave before it was closed. No
+        gradients are recorded inside. The model is shown so to the thread that asks for it; other
+        threads that run or change it meanwhile are refused.
+
+        Buffers and plain data in attributes are those that `next_generation` has taken down;
+        forward may move them, and afterwards modules hold what they held before: attributes that
+        are set inside, or came to be, are gone. What cannot be taken down is shown as it is today:
+        what modules hold in objects that hold other objects (a queue in a cache in an attribute),
+        in containers that also hold modules or parameters, in generators of random numbers, in
+        closures and in globals. The model cannot be moved or converted inside.
+
+        Args:
+            generation: The number of a closed generation; 0 is the network before any growth.
+
+        Raises:
+            TypeError: If `generation` is not an int.
+            ValueError: If there is no such generation.
+            GenerationError: If it is no longer exact because of `unfreeze`.
+            StructureChangedError: If the model was changed by hand since it was closed.
+            SplitGrowError: If another thread shows a generation, or goes on running the model.
+        """
+        what, gate = "show a generation", self._history.gate
+        with self._turn(what), Meanwhile() as meanwhile, meanwhile:
+            meanwhile.keep(vars(gate))
+            gate.shown = generation
+            lock_(self._model, gate, what, meanwhile)
+            view_(self._model, self._history, generation, meanwhile)
+            yield self._model
