@@ -500,7 +500,7 @@ def test_an_optimizer_that_does_not_train_the_neighbour_is_refused() -> None:
         model.insert_layer("block", "residual", optimizer=optimizer)
 
 
-STEPS = ["wrap_", "join_", "analyse_again", "structure", "close_"]
+STEPS = ["wrap_", "join_", "analyse_again", "structure", "close_generation_"]
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])

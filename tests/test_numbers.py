@@ -160,7 +160,7 @@ def test_a_model_analysed_again_remembers_the_numbers_of_its_past() -> None:
 
 
 FAULTS = {
-    "setting a number": (attributes, "hold_"),
+    "setting a number": (attributes, "set_number_"),
     "joining a group": (optimizers, "_append"),
     "growing the groups": (Groups, "grow"),
     "reading the structure": (growth, "structure"),

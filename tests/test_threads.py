@@ -135,7 +135,7 @@ def test_a_call_waits_for_a_change_in_another_thread(change, monkeypatch):
         "deploy.deploy_check",
         "growable",
     )
-    for name in users.split():  # names of functions, too
+    for name in users:  # names of functions, too
         monkeypatch.setattr(sys.modules[f"splitgrow.{name}"], "lock_", close_and_halt)
     with ThreadPoolExecutor(3) as pool:
         changing = pool.submit(change, model)
