@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from written import X, laws_hold, reasons, written
 
 import splitgrow
+from splitgrow.utils.op_numbers import Scalars
 
 Forward = Callable[[Any, Tensor], Any]
 
@@ -209,6 +210,20 @@ def test_an_edit_that_gives_an_op_another_number_is_taken_back(forward):
     model = splitgrow.growable(written(behind_the_head(forward)), X, check=False)
     with unchanged(model), pytest.raises(splitgrow.InexactError, match="on other inputs"):
         model.expand_layer("one", 4)
+
+
+def test_numbers_are_told_apart_where_rounding_moves_outputs_a_long_way():
+    """As where an argmax breaks ties: the tolerance is then larger than any output."""
+
+    def divided(by: int, seen: Scalars) -> None:
+        with seen:
+            torch.ones(2) / by
+
+    now, before = Scalars(), Scalars()
+    divided(9, now)
+    divided(8, before)
+    assert "9 instead of 8" in now.unlike(before, 32.0, lambda seen: divided(9, seen))
+    assert not now.unlike(now, 32.0, lambda seen: divided(9, seen))
 
 
 def test_control_on_other_inputs_such_a_growth_shows():

@@ -29,6 +29,8 @@ _TAKES_VALUES = frozenset(_ARITHMETIC.split())
 _SIZED = {"full": 1, "new_full": 2}
 """The position of the first argument that is a value, behind a size."""
 
+_COARSEST = 1e-4
+"""Numbers that differ by more are others, unless rounding noise moves them, too."""
 _SMALL = 1e-3
 """Where numbers cancel, what is left is rounding of this size."""
 
@@ -65,6 +67,8 @@ class Scalars(TorchFunctionMode):
             noisy: Runs the model with rounding noise. It is asked for only where numbers differ:
                 those that noise alone changes are passed over.
         """
+        # Where ties are broken, rounding moves outputs a long way, and tells nothing of numbers.
+        tolerance = min(tolerance, _COARSEST)
         found = self._unlike(other, tolerance)
         if not found:
             return ""
