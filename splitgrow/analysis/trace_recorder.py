@@ -206,8 +206,8 @@ class Recorder(TorchFunctionMode):
         """
         if not self._active or self.inside:
             return value
-        if name == "hash" and place_of_caller() not in self.hashable:
-            self.refused = place_of_caller()
+        if name == "hash" and (line := place_of_caller()) not in self.hashable:
+            self.refused = line
             raise TypeError("unhashable type: a number that is tracked")
         return self._record(name or target.__name__, target, args, {}, value)
 
