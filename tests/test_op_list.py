@@ -50,7 +50,7 @@ def test_many_ops_let_growth_pass(grown: list[str]) -> None:
 )
 def test_control_a_wrong_rule_is_found(name: str, rule: Any, monkeypatch: Any) -> None:
     for target in (getattr(torch, name), name if hasattr(Tensor, name) else None):
-        monkeypatch.setitem(registry._RULES, target, rule)
+        monkeypatch.setitem(registry.OPS, target, registry.Entry(rule, built_in=True))
     counts, _ = tried([info for info in OPS if info.name == name], most=2)
     assert counts["wrong"] > 0
 
@@ -61,7 +61,7 @@ def test_what_a_rule_runs_into_fixes_what_it_was_given(monkeypatch: Any) -> None
 
     monkeypatch.setattr(registry, "STRICT", False)
     for target in (torch.cumsum, "cumsum"):
-        monkeypatch.setitem(registry._RULES, target, broken)
+        monkeypatch.setitem(registry.OPS, target, registry.Entry(broken, built_in=True))
     _, cases = tried([info for info in OPS if info.name == "cumsum"], most=1)
     assert cases
     for _, verdict, reason in cases:
@@ -76,6 +76,6 @@ def test_control_the_tests_see_what_a_rule_runs_into(monkeypatch: Any) -> None:
         raise IndexError("no such thing")
 
     for target in (torch.cumsum, "cumsum"):
-        monkeypatch.setitem(registry._RULES, target, broken)
+        monkeypatch.setitem(registry.OPS, target, registry.Entry(broken, built_in=True))
     counts, _ = tried([info for info in OPS if info.name == "cumsum"], most=1)
     assert counts["internal"] == counts.total()

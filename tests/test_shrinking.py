@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import splitgrow
 from benchmarks.vision import torchvision
-from splitgrow.analysis.ops import rule_of
+from splitgrow.analysis.ops import Values, facts_of
 from splitgrow.layers.types import kind_of
 from splitgrow.pruning import aliasing as aliases
 from splitgrow.pruning import constant_propagation as propagation
@@ -701,26 +701,35 @@ def test_nothing_is_known_behind(name: str) -> None:
 
 
 _BOUNDS = {"clamp": (-0.1, 0.3), "clip": (-0.1, 0.3)}
-_OF_TWO = ("add", "radd", "iadd", "sub", "subtract", "rsub", "isub", "clampmin", "clampmax")
 
 
 @pytest.mark.parametrize("owner", [torch, F, Tensor, nn], ids=lambda owner: owner.__name__)
 def test_every_op_that_is_trusted_with_constants_deserves_it(owner: Any) -> None:
-    names = propagation.POINTWISE | propagation._DIVISIONS
-    found = [name for name in dir(owner) if propagation._plain_name(name) in names]
-    if owner is torch:
-        found = [name for name in found if rule_of(getattr(torch, name)) is not None]
+    found = [name for name in dir(owner) if trusted(owner, name)]
     assert len(found) > 15
     for name in found:
         op = getattr(owner, name)
         op = op() if owner is nn else op
-        plain = propagation._plain_name(name)
-        of_two = plain in {*_OF_TWO, *propagation._PRODUCTS, *propagation._DIVISIONS}
-        more = (0.3,) if of_two else _BOUNDS.get(plain, ())
+        plain = name.strip("_").replace("_", "")
+        two = facts_of(name if owner is Tensor else getattr(owner, name)).operands == 2
+        more = (0.3,) if two or plain in ("clampmin", "clampmax") else _BOUNDS.get(plain, ())
         for bias in (0.0, 0.7, -0.4):
             network = between(lambda x, op=op, more=more: op(x, *more), bias)
             _, record = check(network, image(2, 3, 5, 5))
             assert widths(record) == {"conv": (4, 3)}, name
+
+
+def trusting(target: Any) -> Any:
+    facts = facts_of(target)
+    jumps = target in ("cos", "std", torch.cos, torch.std)
+    return facts.but(values=Values.POINTWISE) if jumps else facts
+
+
+def trusted(owner: Any, name: str) -> bool:
+    value = getattr(owner, name)
+    if not callable(value) or (name.startswith("__") and owner is not Tensor):
+        return False
+    return facts_of(name if owner is Tensor else value).values is Values.POINTWISE
 
 
 class Aliased(nn.Module):
@@ -1012,7 +1021,7 @@ WRONG: dict[str, tuple[Any, str, Any]] = {
         "norm_scale_and_shift",
         lambda mean, var, *rest: (torch.ones_like(var), torch.zeros_like(mean)),
     ),
-    "jumps are trusted": (propagation, "POINTWISE", propagation.POINTWISE | {"cos", "std"}),
+    "jumps are trusted": (propagation, "facts_of", trusting),
 }
 
 

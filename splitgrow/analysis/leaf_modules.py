@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from splitgrow.analysis.ops import rule_of
+from splitgrow.analysis.ops import entry_of
 from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import kind_of
 
@@ -37,7 +37,7 @@ class Wider:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is taken down as one op, not looked into."""
-    known = kind_of(module) is not None or rule_of(type(module)) is not None
+    known = kind_of(module) is not None or entry_of(type(module)) is not None
     return isinstance(module, SplitLayer) or known
 
 

@@ -12,36 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn import functional as F
 
-from splitgrow.analysis.ops import elementwise, rule_of
-from splitgrow.analysis.ops.registry import each
+from splitgrow.analysis.ops import Values, facts_of, is_in_place_name
+from splitgrow.analysis.ops.targets import target_of
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.types import kind_of
-
-_ARITHMETIC = "add sub mul"
-_ACTIVATIONS = "relu gelu silu sigmoid tanh hardswish hardsigmoid relu6 elu mish"
-_IN_PLACE = frozenset(each("add_ sub_ mul_ relu_", torch, Tensor))
-_OPERANDS = {
-    **dict.fromkeys(each(f"{_ARITHMETIC} add_ sub_ mul_", torch, Tensor), 2),
-    **dict.fromkeys(each(f"{_ACTIVATIONS} relu_", torch, Tensor, F), 1),
-}
-"""The functions that are known, with the number of their operands."""
 
 
 def result_of_function(
     function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Tensor | None:
-    """What a function makes of its arguments, where it is like the tensors among them."""
+    """The result of a function, where it is like the tensors among its arguments."""
     first = args[0] if args else None
     if type(first) is not FakeTensor or kwargs not in ({}, {"inplace": False}):
         return None
-    try:
-        if _OPERANDS.get(function) != len(args) or not _are_alike(args):
-            return None
-    except TypeError:  # a function that is not hashable
+    name, target, _ = target_of(function, tuple(args))
+    if facts_of(target).operands != len(args) or not _are_alike(args):
         return None
-    return first if function in _IN_PLACE else without_values(first, first.shape)
+    in_place = is_in_place_name(target if isinstance(target, str) else name)
+    return first if in_place else without_values(first, first.shape)
 
 
 def _are_alike(operands: Sequence[Any]) -> bool:
@@ -78,7 +67,8 @@ def result_of_leaf(module: nn.Module, args: Sequence[Any]) -> Tensor | None:
             shape = kind.output_shape(module, tuple(x.shape))
             return without_values(x, shape) if shape is not None else None
         held = module._parameters or module._modules  # noqa: SLF001
-        if held or rule_of(type(module)) is not elementwise.elementwise:
+        known = facts_of(type(module))
+        if held or not (known.operands == 1 or known.values is Values.KEPT):
             return None
         if getattr(module, "inplace", False):
             return x

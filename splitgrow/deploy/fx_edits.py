@@ -4,43 +4,17 @@ from __future__ import annotations
 
 import copy
 import operator
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from splitgrow.analysis.ops import Facts, facts_of, is_in_place_name, method_of_operator
+from splitgrow.analysis.ops.forms import IN_PLACE_OPERATORS
 from splitgrow.deploy.fx_readers import Readers, memory_of, tensor_at
+from splitgrow.layers.fade import blend
 from splitgrow.layers.types import kind_of
-
-_FRESH_OPS = """
-    add sub mul div truediv multiply subtract divide true_divide neg pow sqrt rsqrt square exp log
-    abs maximum minimum clamp lerp where blend matmul bmm linear cat concat stack mean sum softmax
-    relu relu6 hardtanh sigmoid tanh gelu silu elu selu celu leaky_relu mish hardswish hardsigmoid
-    softplus prelu conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-    batch_norm layer_norm group_norm instance_norm max_pool1d max_pool2d max_pool3d avg_pool1d
-    avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-    adaptive_max_pool2d interpolate scaled_dot_product_attention clone
-"""
-_FRESH = frozenset(_FRESH_OPS.split())
-"""Functions and methods whose result lies in memory of its own."""
-
-_FRESH_LAYERS = """
-    ReLU ReLU6 Hardtanh Sigmoid Tanh GELU SiLU ELU SELU CELU LeakyReLU Mish Hardswish Hardsigmoid
-    Softplus Softmax LayerNorm MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d Upsample
-    AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool2d
-"""
-_FRESH_MODULES = frozenset(_FRESH_LAYERS.split())
-_IN_PLACE = {
-    getattr(operator, f"i{name}"): getattr(operator, plain)
-    for name, plain in (
-        *((name, name) for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod")),
-        *(("and", "and_"), ("or", "or_"), ("xor", "xor"), ("matmul", "matmul")),
-        *(("lshift", "lshift"), ("rshift", "rshift")),
-    )
-}
-"""The operators that write into their first operand, with those that do not."""
 
 
 def replace_by(network: fx.GraphModule, node: fx.Node, value: fx.Node) -> bool:
@@ -122,7 +96,7 @@ def writes(network: fx.GraphModule, node: fx.Node) -> bool:
     target: Any = node.target
     origin = str(getattr(target, "__module__", None) or "torch")  # builtin functions have none
     known = origin.partition(".")[0] in ("torch", "_operator", "builtins", "math", "splitgrow")
-    if target in _IN_PLACE or target is operator.setitem or not known:
+    if target in IN_PLACE_OPERATORS or target is operator.setitem or not known:
         return True
     if is_in_place_name(getattr(target, "__name__", "")) or "out" in node.kwargs:
         return True
@@ -130,11 +104,14 @@ def writes(network: fx.GraphModule, node: fx.Node) -> bool:
     return bool(node.kwargs.get("inplace")) or any(value is True for value in given)
 
 
-def is_in_place_name(name: str) -> bool:
-    """Whether a function or method of this name writes into its first operand."""
-    if re.fullmatch(r"__i[a-z]+__", name) and name not in ("__index__", "__int__", "__invert__"):
-        return True
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+def facts_of_node(network: fx.GraphModule, node: fx.Node) -> Facts:
+    """What is known of the op that a node runs; nothing if it runs none, or one of the user's."""
+    if node.op == "call_module":
+        return facts_of(type(network.get_submodule(str(node.target))))
+    return facts_of(method_of_operator(node.target)) if node.op in _CALLS else facts_of(None)
+
+
+_CALLS = ("call_function", "call_method")
 
 
 def _writes_into_its_own(network: fx.GraphModule, node: fx.Node) -> bool:
@@ -151,11 +128,8 @@ def _is_fresh(network: fx.GraphModule, node: fx.Node) -> bool:
     """Whether an op's result lies in memory of its own."""
     if writes(network, node):
         return False
-    if node.op == "call_module":
-        module = network.get_submodule(str(node.target))
-        return kind_of(module) is not None or type(module).__name__ in _FRESH_MODULES
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return node.op != "get_attr" and str(name).strip("_") in _FRESH
+    layer = node.op == "call_module" and kind_of(network.get_submodule(str(node.target)))
+    return bool(layer) or node.target is blend or facts_of_node(network, node).fresh
 
 
 def _relatives(
@@ -193,7 +167,7 @@ def _only_writer(network: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         possible = hasattr(torch.Tensor, str(target).removesuffix("_"))
         possible = possible and not str(target).startswith("__")
     else:
-        possible = target in _IN_PLACE or user.kwargs.get("inplace") is True
+        possible = target in IN_PLACE_OPERATORS or user.kwargs.get("inplace") is True
     return user if possible else None
 
 
@@ -202,8 +176,8 @@ def _make_apart(network: fx.GraphModule, node: fx.Node) -> None:
     target: Any = node.target
     if node.op == "call_method":
         node.target = str(target).removesuffix("_")
-    elif target in _IN_PLACE:
-        node.target = _IN_PLACE[target]
+    elif target in IN_PLACE_OPERATORS:
+        node.target = IN_PLACE_OPERATORS[target]
     elif node.op == "call_function":
         node.kwargs = {**node.kwargs, "inplace": False}
     else:

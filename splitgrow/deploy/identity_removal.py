@@ -6,15 +6,19 @@ out computes its input for every finite input.
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
-from splitgrow.deploy.fx_edits import drop_unread, is_written, replace_by
+from splitgrow.analysis.ops.facts import EVERYTHING
+from splitgrow.deploy.fx_edits import (
+    drop_unread,
+    facts_of_node,
+    is_written,
+    replace_by,
+    writes,
+)
 from splitgrow.deploy.fx_readers import free_path, is_free, tensor_at, tensors_of
 from splitgrow.layers.fade import blend
 from splitgrow.layers.types import kind_of
@@ -25,17 +29,6 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _SCALED = (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
-_ADDITIONS = frozenset((operator.add, operator.iadd, torch.add, "add", "add_"))
-_PRODUCTS = frozenset(
-    (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply")
-)
-_INTO_THE_FIRST = frozenset((operator.iadd, operator.imul, "add_", "mul_"))
-_CLIPS = {
-    **dict.fromkeys((F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_"), (0.0, math.inf)),
-    F.relu6: (0.0, 6.0),
-}
-"""Activations that clip to a range, and the range; those of modules are theirs to tell."""
-_HARDTANH = {"min_val": -1.0, "max_val": 1.0}
 
 
 def end_fades(network: fx.GraphModule) -> None:
@@ -120,7 +113,8 @@ def _equal_operand(network: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         module = network.get_submodule(str(node.target))
         gone = plain and is_free(module) and is_identity(module) and not _changes(network, module)
         return node.args[0] if gone else None  # type: ignore[return-value]
-    neutral = 0 if node.target in _ADDITIONS else 1 if node.target in _PRODUCTS else None
+    arithmetic = facts_of_node(network, node).arithmetic
+    neutral = arithmetic.neutral if arithmetic is not None else None
     if neutral is None or node.kwargs or len(node.args) != 2:
         return None
     one, other = node.args
@@ -128,7 +122,7 @@ def _equal_operand(network: fx.GraphModule, node: fx.Node) -> fx.Node | None:
         return None
     if _always(network, other, neutral):
         return one
-    written = node.target in _INTO_THE_FIRST and len(one.users) > 1
+    written = writes(network, node) and len(one.users) > 1
     return other if _always(network, one, neutral) and not written else None
 
 
@@ -141,22 +135,15 @@ def _alike(node: fx.Node, value: fx.Node) -> bool:
 
 
 def _clip_of(network: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
-    """The range to which an activation clips and which it leaves alone; None if it is none."""
-    if node.op == "call_module":
-        module = network.get_submodule(str(node.target))
-        if not is_free(module):
-            return None
-        if type(module) is nn.ReLU:
-            return 0.0, math.inf
-        if type(module) in (nn.ReLU6, nn.Hardtanh):
-            return module.min_val, module.max_val  # type: ignore[return-value]
+    """The range to which an op clips and which it leaves alone; None if it does not."""
+    facts = facts_of_node(network, node)
+    if not facts.clip:
         return None
-    if node.target in (F.hardtanh, F.hardtanh_):
-        given = dict(zip(("min_val", "max_val"), node.args[1:3], strict=False))
-        low, high = ({**given, **node.kwargs}.get(k, v) for k, v in _HARDTANH.items())
-        numbers = isinstance(low, (int, float)) and isinstance(high, (int, float))
-        return (low, high) if numbers else None  # type: ignore[return-value]
-    return _CLIPS.get(node.target) if node.op != "get_attr" else None
+    module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if module is not None and not is_free(module):
+        return None
+    bounds = facts.bounds_of(node.args, node.kwargs, module)
+    return bounds if bounds != EVERYTHING else None
 
 
 def _always(network: fx.GraphModule, node: fx.Node, value: int) -> bool:

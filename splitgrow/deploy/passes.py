@@ -9,24 +9,14 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
+from splitgrow.analysis.ops import Values, facts_of
 from splitgrow.deploy.fx_readers import Readers, free_path, is_free, path_for
 from splitgrow.deploy.identity_removal import drop_vanished, end_fades
 from splitgrow.layers.norm_folding import norm_scale_and_shift, scale_outputs_
 from splitgrow.layers.shared_kernel import SHARED_KERNELS
 from splitgrow.layers.types import kind_of
 
-_IDENTITIES = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
-_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -111,10 +101,10 @@ def _passes_on(network: fx.GraphModule, node: fx.Node) -> bool:
         return False
     if node.op == "call_module":
         module = network.get_submodule(str(node.target))
-        return type(module) in _IDENTITIES and is_free(module)
+        return facts_of(type(module)).values is Values.KEPT and is_free(module)
     if node.op != "call_function":
         return False
-    if node.target in _DROPOUTS:
+    if facts_of(node.target).drawn and facts_of(node.target).values is Values.KEPT:
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
         return training is False
     if getattr(node.target, "__name__", "") == "stochastic_depth":

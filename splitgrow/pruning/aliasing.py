@@ -7,9 +7,8 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from splitgrow.analysis.ops import rule_of
+from splitgrow.analysis.ops import entry_of, is_in_place_name
 from splitgrow.analysis.trace import Ref, Step, refs_in
-from splitgrow.deploy.fx_edits import is_in_place_name
 
 Key: TypeAlias = tuple[int, tuple[Any, ...]]
 """A tensor of a run: the number of the step that made it, and the indices that lead to it."""
@@ -42,7 +41,7 @@ def written_by(step: Step, module: nn.Module | None, operands: Sequence[Key]) ->
         operands: The tensors among its arguments.
     """
     target = type(module) if module is not None else step.target
-    if not is_torchs(target) or rule_of(target) is None or "out" in step.kwargs:
+    if not is_torchs(target) or entry_of(target) is None or "out" in step.kwargs:
         return operands
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     in_place = is_in_place_name(name) or name in _ASSIGNS or bool(getattr(module, "inplace", False))

@@ -1,7 +1,7 @@
 """Constants followed through a recorded run: what each layer is known to read, whatever the input.
 
-An op is either in one of the tables here, or nothing is known of what it makes. What might write
-into tensors that others share takes away what was known of them.
+The table of ops says what becomes of values; of the result of any other op nothing is known. An op
+that might write into tensors that others share takes away what was known of them.
 """
 
 from __future__ import annotations
@@ -11,65 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
-from splitgrow.analysis.ops import Shaped
+from splitgrow.analysis.ops import Arithmetic, Facts, Shaped, Values, facts_of
 from splitgrow.analysis.trace import Ref, Source, Step, mapped
 from splitgrow.layers.types import kind_of
 from splitgrow.layers.types.registry import LayerKind
 from splitgrow.pruning.aliasing import Key, Memory, at_path, is_torchs, refs_of, written_by
 from splitgrow.pruning.constants import Known, known_or_none, made_by, same
-
-_POINTWISE_NAMES = """
-    relu relu6 elu selu celu leakyrelu gelu silu mish hardswish hardsigmoid hardtanh softplus
-    softsign sigmoid logsigmoid tanh tanhshrink abs neg negative square clamp clip
-    clampmin clampmax add radd iadd sub subtract rsub isub mul rmul imul multiply
-"""
-POINTWISE = frozenset(_POINTWISE_NAMES.split())
-"""What is computed position by position, and for like numbers gives like numbers, give or take
-rounding: nothing that jumps, and nothing that blows rounding up."""
-
-_PRODUCTS = frozenset(("mul", "rmul", "imul", "multiply"))
-_DIVISIONS = frozenset(("div", "divide", "truedivide", "truediv", "itruediv", "idiv"))
-
-_PASSED_ON_NAMES = """
-    identity dropout1d dropout2d dropout3d dropout alphadropout featurealphadropout contiguous clone
-    detach float double half bfloat16 cpu cuda to type typeas
-"""
-_PASSED_ON = frozenset(_PASSED_ON_NAMES.split())
-"""What gives the values that it gets; dropouts only where they are told not to train."""
-
-_MOVES_NAMES = """
-    flatten ravel view reshape permute transpose swapaxes swapdims movedim moveaxis t squeeze
-    unsqueeze expand broadcastto repeat tile cat concat concatenate stack chunk split tensorsplit
-    narrow select getitem unbind unflatten pixelshuffle pixelunshuffle channelshuffle
-    repeatinterleave
-"""
-_MOVES = frozenset(_MOVES_NAMES.split())
-"""What only moves values to other places."""
-
-_MATRIX_PRODUCTS = frozenset(("matmul", "bmm"))
-
-_DIMS = ("1d", "2d", "3d")
-_OVER_SPACE = frozenset(
-    [
-        *("mean", "amax", "amin", "interpolate", "upsample"),
-        *("upsamplingnearest2d", "upsamplingbilinear2d"),
-        *(f"{name}{d}" for d in _DIMS for name in ("maxpool", "adaptivemaxpool")),
-        *(f"{name}{d}" for d in _DIMS for name in ("adaptiveavgpool", "reflectionpad")),
-        *(f"{name}{d}" for d in _DIMS for name in ("replicationpad", "circularpad")),
-    ]
-)
-"""What makes of a channel that is the same everywhere one with that same number."""
-
-_ZEROS_PASS = frozenset(
-    ["sum", *(f"{name}{d}" for d in _DIMS for name in ("avgpool", "zeropad", "lppool"))]
-)
-"""What makes of a channel of zeros one of zeros; of another number it may make another one."""
-
-_FRESH = POINTWISE | _DIVISIONS | {"cat", "concat", "concatenate", "stack", "matmul", "bmm"}
-"""What makes a tensor in memory of its own."""
 
 
 def constants_read(
@@ -133,7 +84,7 @@ class _Walk:
                 self.facts[key] = made
         if written:
             self.memory.relate([*written, *results])
-        elif not (is_torchs(step.target) and _plain_name(step.name) in _FRESH):
+        elif not (is_torchs(step.target) and facts_of(step.target).fresh):
             self.memory.relate([*operands, *results])
 
     # -- layers ----------------------------------------------------------------------------------
@@ -154,40 +105,37 @@ class _Walk:
     def _made(self, index: int, *, written: bool) -> list[Known | None]:
         """What is known of each tensor that an op results in."""
         step = self.steps[index]
-        name = _plain_name(step.name)
+        facts = facts_of(step.target)
         parts = list(_parts(step.example))
         nothing: list[Known | None] = [None] * len(parts)
         module = None if step.module is None else self.modules[step.module]
         if "out" in step.kwargs or (module is not None and runs_hooks(module)):
             return nothing
-        if name in _MOVES:
+        if facts.values is Values.MOVED:
             return nothing if written else self._moved(index)
         if len(parts) != 1 or parts[0][0] != ():
             return nothing
-        if name in POINTWISE or name in _DIVISIONS:
-            return [self._pointwise(step, name)]
-        return nothing if written else [self._whole(index, name, module)]
+        if facts.values is Values.POINTWISE:
+            return [self._pointwise(step, facts.arithmetic)]
+        return nothing if written else [self._whole(index, facts, module)]
 
-    def _whole(self, index: int, name: str, module: nn.Module | None) -> Known | None:
+    def _whole(self, index: int, facts: Facts, module: nn.Module | None) -> Known | None:
         """What is known of the result of an op on whole channels."""
         step = self.steps[index]
-        if name in _MATRIX_PRODUCTS:
-            return self._product(index, step.args[:2])
-        if name == "scaleddotproductattention":
-            value = step.kwargs.get("value", step.args[2] if len(step.args) > 2 else None)
-            return self._product(index, (value,))
+        if facts.values is Values.PRODUCT:
+            return self._product(index, [_argument(step, *factor) for factor in facts.factors])
         given = self._fact(step.args[0]) if step.args else None
-        if given is None or name in _PASSED_ON:
-            return None if "dropout" in name and not _is_off(step, module) else given
-        if name == "prelu":
-            return given.where(given.zero)
-        if name == "pad":
-            name = _kind_of_padding(step, given)
-        if name in _OVER_SPACE:
+        if given is None:
+            return None
+        if facts.values is Values.KEPT:
+            return None if facts.drawn and not _is_off(step, module) else given
+        values = _values_of_padding(step, given) if step.target is F.pad else facts.values
+        if values is Values.POOLED:
             return self._over_space(index, given)
-        return self._over_space(index, given.where(given.zero)) if name in _ZEROS_PASS else None
+        zeros = values is Values.SUMMED
+        return self._over_space(index, given.where(given.zero)) if zeros else None
 
-    def _pointwise(self, step: Step, name: str) -> Known | None:
+    def _pointwise(self, step: Step, arithmetic: Arithmetic | None) -> Known | None:
         refs = [ref for ref in refs_of(step) if self._is_tensor(ref)]
         facts = [self._fact(ref) for ref in refs]
         known = [fact for fact in facts if fact is not None]
@@ -197,10 +145,11 @@ class _Walk:
         if any(len(fact.values) != length for fact in known):
             return None
         zeros = None
-        if name in _PRODUCTS:
+        if arithmetic is Arithmetic.MULTIPLIES:
             zero = torch.stack([fact.zero for fact in known]).any(0)
             zeros = known_or_none(known[0].dim, torch.zeros(length).double(), zero)
-        if len(known) < len(facts) or (name in _DIVISIONS and len(facts) > 1):
+        divides = arithmetic is Arithmetic.DIVIDES
+        if len(known) < len(facts) or (divides and (len(facts) > 1 or step.kwargs)):
             return zeros
         operand = {
             (ref.step, ref.path): fact.as_operand() for ref, fact in zip(refs, known, strict=True)
@@ -313,8 +262,8 @@ def runs_hooks(module: nn.Module) -> bool:
     return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())  # noqa: SLF001
 
 
-def _plain_name(name: str) -> str:
-    return name.replace("_", "").lower()
+def _argument(step: Step, index: int, name: str) -> Any:
+    return step.kwargs.get(name, step.args[index] if len(step.args) > index else None)
 
 
 def _is_off(step: Step, module: nn.Module | None) -> bool:
@@ -324,16 +273,15 @@ def _is_off(step: Step, module: nn.Module | None) -> bool:
     return step.kwargs.get("training", step.args[2] if len(step.args) > 2 else True) is False
 
 
-def _kind_of_padding(step: Step, given: Known) -> str:
-    """What `F.pad` does, by the name of a layer that does it; empty if nothing can be told."""
-    amounts = step.args[1] if len(step.args) > 1 else step.kwargs.get("pad")
-    mode = step.kwargs.get("mode", step.args[2] if len(step.args) > 2 else "constant")
-    value = step.kwargs.get("value", step.args[3] if len(step.args) > 3 else None)
+def _values_of_padding(step: Step, given: Known) -> Values:
+    """What `F.pad` does to values that are known."""
+    amounts, value = _argument(step, 1, "pad"), _argument(step, 3, "value")
+    mode = _argument(step, 2, "mode") or "constant"
     if not isinstance(amounts, (tuple, list)) or len(amounts) // 2 >= -given.dim:
-        return ""  # it reaches the channels
+        return Values.UNKNOWN  # it reaches the channels
     if mode != "constant":
-        return "reflectionpad2d"  # or another one that repeats what there is
-    return "zeropad2d" if value in {None, 0} else ""
+        return Values.POOLED  # it repeats what there is
+    return Values.SUMMED if value in {None, 0} else Values.UNKNOWN
 
 
 def _parts(example: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:

@@ -11,32 +11,38 @@ from splitgrow.analysis.ops import (
     sizes,
     spatial,
 )
+from splitgrow.analysis.ops.facts import Arithmetic, Facts, Values
+from splitgrow.analysis.ops.forms import is_in_place_name, method_of_operator, module_type
 from splitgrow.analysis.ops.op import Op, Shaped, Unknown
 from splitgrow.analysis.ops.registry import (
-    _RULES,
-    BUILT_IN_OPS,
+    entry_of,
+    facts_of,
     register_op,
     result_of,
-    rule_of,
     unregister_op,
 )
 
-BUILT_IN_OPS.update(_RULES)
-
 __all__ = [
+    "Arithmetic",
+    "Facts",
     "Op",
     "Shaped",
     "Unknown",
+    "Values",
     "elementwise",
+    "entry_of",
+    "facts_of",
     "functional",
+    "is_in_place_name",
     "joins",
+    "method_of_operator",
+    "module_type",
     "picking",
     "products",
     "reductions",
     "register_op",
     "reshaping",
     "result_of",
-    "rule_of",
     "sizes",
     "spatial",
     "unregister_op",

@@ -2,96 +2,128 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from splitgrow.analysis.channels.channel_axes import Axis
+from splitgrow.analysis.ops.facts import (
+    FRESH,
+    KEPT,
+    POINTWISE,
+    UNKNOWN,
+    Arithmetic,
+    Facts,
+    first,
+    multiple,
+    same_side,
+    total,
+)
 from splitgrow.analysis.ops.op import Op, Shaped
-from splitgrow.analysis.ops.registry import each, register_op
+from splitgrow.analysis.ops.registry import entry, facts_of
 
-_ACTIVATIONS = """
-    relu relu6 elu selu celu leaky_relu rrelu gelu silu mish hardswish hardsigmoid hardtanh
-    hardshrink softshrink tanhshrink softsign softplus sigmoid logsigmoid tanh threshold
-"""
-_ARITHMETIC = """
-    add sub subtract mul multiply div divide true_divide floor_divide pow remainder fmod
-    maximum minimum lerp addcmul addcdiv where rsub masked_fill clamp clamp_min clamp_max clip
-    eq ne lt le gt ge logical_and logical_or logical_not logical_xor atan2 hypot copysign
-    fmin fmax float_power logaddexp logaddexp2 xlogy heaviside ldexp nextafter isclose arctan2
-    greater greater_equal less less_equal not_equal bitwise_and bitwise_or bitwise_xor polar complex
-"""
-_FUNCTIONS = """
-    abs neg negative positive exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sign
-    sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc erfinv floor ceil round trunc
-    frac sgn nan_to_num isnan isinf isfinite relu_ sigmoid_ tanh_ logit sinc fix absolute
-    isposinf isneginf isreal signbit rad2deg deg2rad lgamma digamma i0 angle conj conj_physical
-    resolve_conj resolve_neg bitwise_not arccos arcsin arctan arccosh arcsinh arctanh
-"""
-_SPECIAL = """
-    bessel_j0 bessel_j1 digamma entr erf erfc erfcx erfinv exp2 expit expm1 gammaln i0 i0e i1 i1e
-    log1p log_ndtr logit ndtr ndtri round sinc xlog1py xlogy
-"""
-_COPIES = """
-    clone contiguous detach detach_ requires_grad_ float double half bfloat16 int long bool cpu cuda
-    short byte char
-    zeros_like ones_like full_like empty_like rand_like randn_like bernoulli zero_ fill_ copy_
-    normal_ uniform_ bernoulli_ dropout alpha_dropout
-"""
-_DROPOUTS = "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"
-_INFIX = """
-    radd rsub rmul div rdiv truediv rtruediv idiv floordiv rfloordiv pow rpow ipow mod rmod and rand
-    iand or ror ior xor rxor ixor invert lshift rshift neg pos abs eq ne lt le gt ge iadd isub imul
-    itruediv ifloordiv imod
-"""
-_MODULES = """
-    ReLU ReLU6 ELU SELU CELU LeakyReLU RReLU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh
-    Hardshrink Softshrink Tanhshrink Softsign Softplus Sigmoid LogSigmoid Tanh Threshold PReLU
-    Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout
-"""
+_SMOOTH = POINTWISE.but(zero=True)
+"""Position by position without a jump, and zero of zero."""
+_JUMPING = FRESH.but(operands=1)
+"""Position by position with jumps or poles."""
+_POSITIVE, _ONE = (0.0, math.inf), (-1.0, 1.0)
+
+_ACTIVATIONS: Mapping[str, Facts] = {
+    "relu": _SMOOTH.but(bounds=_POSITIVE, clip=True, activation=True),
+    "relu6": _SMOOTH.but(bounds=(0.0, 6.0), clip=True, activation=True),
+    "hardtanh": POINTWISE.but(
+        bounds=_ONE, limits=("min_val", "max_val"), clip=True, activation=True
+    ),
+    "elu selu celu leaky_relu gelu silu mish hardswish": _SMOOTH.but(activation=True),
+    "sigmoid hardsigmoid": POINTWISE.but(bounds=(0.0, 1.0), activation=True),
+    "tanh softsign": _SMOOTH.but(bounds=_ONE, activation=True),
+    "softplus": POINTWISE.but(bounds=_POSITIVE, activation=True),
+    "logsigmoid": POINTWISE.but(bounds=(-math.inf, 0.0), activation=True),
+    "rrelu": FRESH.but(zero=True, drawn=True, activation=True),
+    "tanhshrink softshrink": _SMOOTH,
+    "hardshrink": _JUMPING.but(zero=True),
+    "PReLU": FRESH.but(activation=True),
+    "threshold": FRESH,
+}
+_CLAMP = POINTWISE.but(operands=0, clip=True)
+_ARITHMETIC: Mapping[str, Facts] = {
+    "add __add__ __radd__ __iadd__": _SMOOTH.but(
+        operands=2, arithmetic=Arithmetic.ADDS, carry=total
+    ),
+    "sub subtract rsub __sub__ __rsub__ __isub__": _SMOOTH.but(operands=2),
+    "mul multiply __mul__ __rmul__ __imul__": _SMOOTH.but(
+        operands=2, arithmetic=Arithmetic.MULTIPLIES, carry=multiple
+    ),
+    "div divide true_divide __div__ __idiv__ __truediv__ __itruediv__": POINTWISE.but(
+        operands=2, arithmetic=Arithmetic.DIVIDES
+    ),
+    "clamp clip": _CLAMP.but(limits=("min", "max")),
+    "clamp_min": _CLAMP.but(limits=("min", None)),
+    "clamp_max": _CLAMP.but(limits=(None, "max")),
+    "maximum minimum fmax fmin hypot atan2 arctan2 nextafter": FRESH.but(zero=True),
+    """pow remainder fmod floor_divide copysign float_power logaddexp logaddexp2 xlogy
+    torch.special.xlog1py ldexp __pow__ __ipow__ __mod__ __imod__ __floordiv__ __ifloordiv__
+    """: FRESH,
+    "__rdiv__ __rtruediv__ __rpow__ __rmod__ __rfloordiv__": FRESH,
+    "lerp addcmul": FRESH.but(zero=True),
+    """addcdiv where masked_fill heaviside isclose polar complex eq ne lt le gt ge greater
+    greater_equal less less_equal not_equal logical_and logical_or logical_not logical_xor
+    bitwise_and bitwise_or bitwise_xor bitwise_not __and__ __rand__ __iand__ __or__ __ror__ __ior__
+    __xor__ __rxor__ __ixor__ __invert__ __lshift__ __rshift__ __eq__ __ne__ __lt__ __le__ __gt__
+    __ge__
+    """: FRESH,
+}
+_FUNCTIONS: Mapping[str, Facts] = {
+    "abs absolute square __abs__": _SMOOTH.but(bounds=_POSITIVE),
+    "neg negative __neg__": _SMOOTH,
+    "exp exp2 torch.special.exp2": _JUMPING.but(bounds=_POSITIVE),
+    "sqrt": _JUMPING.but(bounds=_POSITIVE, zero=True),
+    "sin erf torch.special.erf": _JUMPING.but(bounds=_ONE, zero=True),
+    "cos": _JUMPING.but(bounds=_ONE),
+    """expm1 torch.special.expm1 log1p torch.special.log1p tan asin arcsin atan arctan sinh asinh
+    arcsinh atanh arctanh erfinv torch.special.erfinv floor ceil trunc fix frac round sign
+    torch.special.round sgn deg2rad rad2deg nan_to_num torch.special.i1 torch.special.i1e
+    torch.special.entr
+    """: _JUMPING.but(zero=True),
+    """log log2 log10 rsqrt reciprocal acos arccos cosh acosh arccosh erfc torch.special.erfc
+    torch.special.erfcx logit torch.special.logit sinc torch.special.sinc lgamma
+    torch.special.gammaln digamma torch.special.digamma i0 torch.special.i0 torch.special.i0e
+    torch.special.bessel_j0 torch.special.bessel_j1 torch.special.expit torch.special.log_ndtr
+    torch.special.ndtr torch.special.ndtri torch.special.xlogy
+    """: FRESH,
+    """isnan isinf isfinite isposinf isneginf isreal signbit angle bernoulli ones_like full_like
+    empty_like rand_like randn_like
+    """: FRESH,
+    "zeros_like": FRESH.but(zero=True),
+    "positive __pos__ conj conj_physical resolve_conj resolve_neg": UNKNOWN.but(zero=True),
+}
+_COPIES: Mapping[str, Facts] = {
+    "clone": KEPT.but(zero=True, fresh=True, carry=first),
+    "contiguous detach detach_ cpu cuda double float Identity": KEPT.but(zero=True, carry=first),
+    "half bfloat16": KEPT.but(zero=True),
+    "requires_grad_ zero_ int long bool short byte char": UNKNOWN.but(zero=True),
+    "fill_ copy_ normal_ uniform_ bernoulli_": UNKNOWN,
+    "dropout dropout1d dropout2d dropout3d": KEPT.but(zero=True, drawn=True, carry=same_side),
+    "alpha_dropout feature_alpha_dropout": KEPT.but(drawn=True),
+}
 
 
-def _methods() -> list[str]:
-    names = f"{_ACTIVATIONS} {_ARITHMETIC} {_FUNCTIONS} {_COPIES}".split()
-    in_place = [f"{name}_" for name in names if not name.endswith("_")]
-    infix = [f"__{name}__" for name in _INFIX.split()]
-    return [name for name in dict.fromkeys(names + in_place + infix) if hasattr(Tensor, name)]
-
-
-def _functions() -> list[Any]:
-    names = f"{_ACTIVATIONS} {_ARITHMETIC} {_FUNCTIONS} {_COPIES}"
-    in_place = " ".join(f"{name}_" for name in _ACTIVATIONS.split())
-    found = [
-        *each(f"{names} {in_place}", torch),
-        *each(f"{_ACTIVATIONS} {in_place} {_DROPOUTS}", F),
-        *each(_SPECIAL, torch.special),
-    ]
-    return list({id(function): function for function in found}.values())
-
-
-_ZEROS_STAY = """
-    add iadd radd sub isub subtract mul imul rmul multiply neg abs square relu relu_ gelu silu tanh
-    hardswish mish elu leaky_relu dropout clone contiguous detach float double half bfloat16 cpu
-    cuda zeros_like ReLU GELU SiLU Tanh Hardswish Mish ELU LeakyReLU Dropout Identity
-"""
-_KEEP_ZEROS = frozenset(_ZEROS_STAY.split())
-
-
-@register_op(*each(_MODULES, nn), *_functions(), *_methods(), keeps_zeros=True)
 def elementwise(op: Op) -> Any:
     """Ties what meets position by position; a dimension of size one is spread over the other's."""
     axes = broadcast(op, [tensor.axes for tensor in op.shaped()])
     given = (*op.args, op.kwargs.get("other"))
-    numbers = [leaf for leaf in given if isinstance(leaf, (int, float))]
-    added = "mul" not in op.name and any(numbers)
-    if added or op.name not in _KEEP_ZEROS:
+    numbers = any(leaf for leaf in given if isinstance(leaf, (int, float)))
+    if numbers and facts_of(op.target).arithmetic is not Arithmetic.MULTIPLIES:
         op.hear(Shaped(axes))
     return Shaped(axes)
 
 
-@register_op("to", "type", "type_as", keeps_zeros=True)
+for table in (_ACTIVATIONS, _ARITHMETIC, _FUNCTIONS, _COPIES):
+    for names, facts in table.items():
+        entry(names, facts)(elementwise)
+
+
+@entry("Tensor.to Tensor.type Tensor.type_as", KEPT.but(zero=True))
 def conversion(op: Op) -> Any:
     """The same values; another tensor among the arguments only tells its dtype and device."""
     return op.x

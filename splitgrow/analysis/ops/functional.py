@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch.nn import functional as F
-
 from splitgrow.analysis.channels.channel_axes import Axis, constant
+from splitgrow.analysis.ops.facts import FRESH, SUMMED
 from splitgrow.analysis.ops.op import Op, Shaped, Unknown
-from splitgrow.analysis.ops.registry import each, register_op
+from splitgrow.analysis.ops.registry import entry
 
 
 def _reason(op: Op, weight: Any) -> str:
@@ -41,14 +39,14 @@ def _fixed(op: Op, x: Shaped, dims: set[int], weight: Any) -> Any:
     return Shaped(tuple(axes))
 
 
-@register_op(F.linear)
+@entry("F.linear", FRESH)
 def linear(op: Op) -> Any:
     """(..., in) to (..., out)."""
     return _fixed(op, op.x, {len(op.x.axes) - 1}, op.argument(1, "weight"))
 
 
-@register_op(F.conv1d, F.conv2d, F.conv3d)
-@register_op(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+@entry("F.conv1d F.conv2d F.conv3d", FRESH)
+@entry("F.conv_transpose1d F.conv_transpose2d F.conv_transpose3d", FRESH)
 def convolution(op: Op) -> Any:
     """(N, in, *space) to (N, out, *space)."""
     weight = op.argument(1, "weight")
@@ -58,7 +56,7 @@ def convolution(op: Op) -> Any:
     return _fixed(op, op.x, set(range(0 if unbatched else 1, len(op.x.axes))), weight)
 
 
-@register_op(F.multi_head_attention_forward)
+@entry("F.multi_head_attention_forward")
 def multi_head_attention(op: Op) -> Any:  # noqa: ARG001
     """Torch's own attention, whose inner width is by definition that of what it reads."""
     raise Unknown(
@@ -67,16 +65,14 @@ def multi_head_attention(op: Op) -> Any:  # noqa: ARG001
     )
 
 
-_RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
-
-
-@register_op(*each(_RECURRENT, torch))
+@entry("torch.lstm torch.gru torch.rnn_tanh torch.rnn_relu")
+@entry("torch.lstm_cell torch.gru_cell torch.rnn_tanh_cell torch.rnn_relu_cell")
 def recurrent(op: Op) -> Any:  # noqa: ARG001
     """Layers that feed their hidden units back."""
     raise Unknown("feeds its hidden units back into itself, which splitgrow cannot grow yet")
 
 
-@register_op(F.batch_norm, torch.batch_norm)
+@entry("F.batch_norm torch.batch_norm", FRESH)
 def batch_norm(op: Op) -> Any:
     """Normalises each channel by tensors that do not grow, or over the batch and space."""
     at, name = (5, "training")
@@ -84,7 +80,7 @@ def batch_norm(op: Op) -> Any:
     return _fixed(op, op.x, set(dims), _others(op))
 
 
-@register_op(F.instance_norm, F.group_norm, torch.group_norm)
+@entry("F.instance_norm F.group_norm torch.group_norm", FRESH)
 def norm(op: Op) -> Any:
     """Takes its statistics over space, perhaps over several channels; each example by itself."""
     return _fixed(op, op.x, set(range(1, len(op.x.axes))), _others(op))
@@ -94,7 +90,7 @@ def _others(op: Op) -> Any:
     return next((shaped for shaped in op.shaped() if shaped is not op.x), None)
 
 
-@register_op(F.prelu, "prelu", keeps_zeros=True)
+@entry("F.prelu Tensor.prelu", SUMMED.but(activation=True))
 def prelu(op: Op) -> Any:
     """One slope for all channels, or one for each."""
     weight = op.tensor(1, "weight")
@@ -104,7 +100,7 @@ def prelu(op: Op) -> Any:
     return _fixed(op, op.x, {1} if len(op.x.axes) > 1 else {0}, weight)
 
 
-@register_op(F.embedding)
+@entry("F.embedding", FRESH)
 def embedding(op: Op) -> Any:
     """Indices in, rows of a table out."""
     if op.argument(3, "max_norm") is not None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-from torch.nn import functional as F
-
 from splitgrow.analysis.channels.channel_axes import Axis, Size, constant
+from splitgrow.analysis.ops.facts import FRESH, MOVED, hull
 from splitgrow.analysis.ops.op import Op, Shaped, Unknown, as_size
-from splitgrow.analysis.ops.registry import register_op
+from splitgrow.analysis.ops.registry import entry
+
+_JOINED = MOVED.but(fresh=True, carry=hull)
 
 
 def dimension(op: Op, shaped: Shaped, dim: Any, *, extra: int = 0) -> int:
@@ -35,14 +34,17 @@ def _tensors(op: Op) -> list[Shaped]:
     return list(tensors)
 
 
-@register_op(torch.cat, torch.concat, torch.concatenate, keeps_zeros=True)
+@entry("cat concat concatenate", _JOINED)
 def cat(op: Op) -> Any:
     """The axes one after the other along one dimension; the others meet."""
     # Torch passes over empty vectors, whatever the other tensors are.
     tensors = [t for t in _tensors(op) if len(t.axes) != 1 or op.groups.length(t.axes[0])]
     if not tensors:
         return op.constants("joins nothing")
-    dim = dimension(op, tensors[0], op.argument(1, "dim", 0))
+    return _joined(op, tensors, dimension(op, tensors[0], op.argument(1, "dim", 0)))
+
+
+def _joined(op: Op, tensors: Sequence[Shaped], dim: int) -> Shaped:
     reason = op.reason("ties it to a size that does not change")
     axes = []
     for index, axis in enumerate(tensors[0].axes):
@@ -53,7 +55,28 @@ def cat(op: Op) -> Any:
     return Shaped(tuple(axes))
 
 
-@register_op(torch.stack, keeps_zeros=True)
+@entry("hstack vstack row_stack dstack column_stack", _JOINED)
+def stack_along_one(op: Op) -> Any:
+    """Columns, rows or layers side by side; tensors of fewer dimensions get some of size one."""
+    name = "vstack" if op.name == "row_stack" else op.name
+    tensors = [Shaped(_at_least(name, tensor.axes)) for tensor in _tensors(op)]
+    first = len(tensors[0].axes) == 1
+    return _joined(op, tensors, {"vstack": 0, "dstack": 2}.get(name, 0 if first else 1))
+
+
+def _at_least(name: str, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The axes of what is stacked, with those of size one that torch adds."""
+    one = constant(1)
+    if name == "hstack":
+        return axes or (one,)
+    if name == "column_stack":
+        return axes if len(axes) > 1 else (*(axes or (one,)), one)
+    if name == "vstack":
+        return axes if len(axes) > 1 else (one, *(axes or (one,)))
+    return (axes if len(axes) > 1 else (one, *(axes or (one,))))[:2] + (axes[2:] or (one,))
+
+
+@entry("stack", _JOINED)
 def stack(op: Op) -> Any:
     """A new dimension; all others meet."""
     first, *others = _tensors(op)
@@ -64,14 +87,14 @@ def stack(op: Op) -> Any:
     return Shaped((*first.axes[:dim], constant(1 + len(others)), *first.axes[dim:]))
 
 
-@register_op(torch.chunk, "chunk", torch.tensor_split, "tensor_split", keeps_zeros=True)
+@entry("chunk tensor_split", MOVED)
 def chunk(op: Op) -> Any:
     """Equal parts, which grow alike."""
     dim = dimension(op, op.x, op.argument(2, "dim", 0))
     return _chunks(op, dim, op.argument(1, "chunks", op.argument(1, "sections")))
 
 
-@register_op(torch.hsplit, "hsplit", torch.vsplit, "vsplit", torch.dsplit, "dsplit")
+@entry("hsplit vsplit dsplit", MOVED)
 def split_along_one(op: Op) -> Any:
     """Equal parts of the columns, the rows or what lies behind each other."""
     dim = {"hsplit": 0 if len(op.x.axes) == 1 else 1, "vsplit": 0, "dsplit": 2}[op.name]
@@ -96,7 +119,7 @@ def _chunks(op: Op, dim: int, count: Any) -> Any:
     return tuple(with_axis(op.x, dim, part) for _ in range(count))
 
 
-@register_op(nn.GLU, F.glu, keeps_zeros=True)
+@entry("glu", FRESH.but(zero=True))
 def glu(op: Op) -> Any:
     """Two halves that grow alike, one the gate of the other."""
     dim = dimension(op, op.x, op.argument(1, "dim", -1))
@@ -104,14 +127,7 @@ def glu(op: Op) -> Any:
     return with_axis(op.x, dim, half)
 
 
-@register_op(
-    torch.split,
-    "split",
-    torch.split_with_sizes,
-    "split_with_sizes",
-    follows_sizes=True,
-    keeps_zeros=True,
-)
+@entry("split split_with_sizes", MOVED, follows_sizes=True)
 def split(op: Op) -> Any:
     """Parts of given sizes. Sizes that are written down stay, so what they measure is fixed."""
     dim = dimension(op, op.x, op.argument(2, "dim", 0))
@@ -143,7 +159,7 @@ def parts(op: Op, axis: Axis, sizes: Sequence[Any]) -> list[Axis]:
     return [op.groups.resolve(part) for part in found]
 
 
-@register_op(torch.unbind, "unbind", keeps_zeros=True)
+@entry("unbind", MOVED)
 def unbind(op: Op) -> Any:
     """One tensor for each position of a dimension, which can therefore not grow."""
     dim = dimension(op, op.x, op.argument(1, "dim", 0))
@@ -151,7 +167,7 @@ def unbind(op: Op) -> Any:
     return tuple(with_axis(op.x, dim) for _ in op.example)
 
 
-@register_op(torch.narrow, "narrow", follows_sizes=True, keeps_zeros=True)
+@entry("narrow", MOVED, follows_sizes=True)
 def narrow(op: Op) -> Any:
     """A stretch of a dimension."""
     dim = dimension(op, op.x, op.argument(1, "dim"))
@@ -161,7 +177,7 @@ def narrow(op: Op) -> Any:
     return with_axis(op.x, dim, stretch(op, op.x.axes[dim], start, start + length))
 
 
-@register_op(torch.select, "select", follows_sizes=True, keeps_zeros=True)
+@entry("select", MOVED, follows_sizes=True)
 def select(op: Op) -> Any:
     """One position of a dimension, which can therefore not grow before it."""
     dim = dimension(op, op.x, op.argument(1, "dim"))

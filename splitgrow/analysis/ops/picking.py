@@ -7,22 +7,22 @@ wide as before.
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 from splitgrow.analysis.channels.channel_axes import Axis, Size, constant
 from splitgrow.analysis.ops.elementwise import broadcast
+from splitgrow.analysis.ops.facts import FRESH, MOVED
 from splitgrow.analysis.ops.joins import dimension, fix_position, stretch, with_axis
 from splitgrow.analysis.ops.op import Op, Shaped, Unknown, as_size
-from splitgrow.analysis.ops.registry import register_op
+from splitgrow.analysis.ops.registry import entry
+
+_PICKED = FRESH.but(zero=True)
 
 _BY_NUMBER = "picks positions of it by number"
 
 
-@register_op(operator.getitem, follows_sizes=True, keeps_zeros=True)
+@entry("operator.getitem", MOVED, follows_sizes=True)
 def getitem(op: Op) -> Any:
     """What stands between brackets: numbers, slices, ellipses, masks, tensors of indices."""
     items = _items(op, op.args[1])
@@ -39,13 +39,13 @@ def getitem(op: Op) -> Any:
     return Shaped(tuple(axis or own for axis, own in zip(region, picked, strict=True)))
 
 
-@register_op(operator.setitem, follows_sizes=True)
+@entry("operator.setitem", follows_sizes=True)
 def setitem(op: Op) -> Any:
     """What is written meets the positions that it is written into."""
     _write(op, op.x, _items(op, op.args[1]), op.args[2])
 
 
-@register_op(torch.index_put, "index_put", torch.index_put_, follows_sizes=True)
+@entry("index_put", FRESH, follows_sizes=True)
 def index_put(op: Op) -> Any:
     """The same, with a tensor of indices or nothing for each dimension."""
     indices = op.argument(1, "indices")
@@ -191,7 +191,7 @@ def tied_but(op: Op, at: int, one: Shaped, other: Shaped) -> None:
             op.groups.tie(axis, theirs, op.reason("ties it to a size that does not change"))
 
 
-@register_op(torch.index_select, "index_select", keeps_zeros=True)
+@entry("index_select", _PICKED)
 def index_select(op: Op) -> Any:
     """Positions of one dimension."""
     at = indexed(op, op.argument(1, "dim"), op.x)
@@ -199,8 +199,7 @@ def index_select(op: Op) -> Any:
     return with_axis(op.x, at, constant(int(op.example.shape[at])))
 
 
-@register_op(torch.index_add, "index_add", torch.index_copy, "index_copy", keeps_zeros=True)
-@register_op(torch.index_reduce, "index_reduce", keeps_zeros=True)
+@entry("index_add index_copy index_reduce", _PICKED)
 def index_add(op: Op) -> Any:
     """Positions of one dimension, into which those of another tensor go."""
     source = op.tensor(3, "source")
@@ -210,7 +209,7 @@ def index_add(op: Op) -> Any:
     return op.x
 
 
-@register_op(torch.index_fill, "index_fill")
+@entry("index_fill", FRESH)
 def index_fill(op: Op) -> Any:
     """Positions of one dimension, all made one value."""
     indexed(op, op.argument(1, "dim"), op.x)
@@ -218,7 +217,7 @@ def index_fill(op: Op) -> Any:
     return op.x
 
 
-@register_op(torch.gather, "gather", keeps_zeros=True)
+@entry("gather", _PICKED)
 def gather(op: Op) -> Any:
     """Of each line along a dimension, positions of its own: the indices must grow with the rest."""
     index = op.tensor(2, "index")
@@ -227,8 +226,7 @@ def gather(op: Op) -> Any:
     return index
 
 
-@register_op(torch.scatter, "scatter", torch.scatter_add, "scatter_add")
-@register_op(torch.scatter_reduce, "scatter_reduce")
+@entry("scatter scatter_add scatter_reduce", FRESH)
 def scatter(op: Op) -> Any:
     """The same the other way round: written to positions that each line has of its own."""
     index, source = op.tensor(2, "index"), op.argument(3, "src")
@@ -239,7 +237,7 @@ def scatter(op: Op) -> Any:
     return op.x
 
 
-@register_op(torch.take_along_dim, "take_along_dim", keeps_zeros=True)
+@entry("take_along_dim", _PICKED)
 def take_along_dim(op: Op) -> Any:
     """As `gather`, with the other dimensions broadcast."""
     index = op.tensor(1, "indices")
@@ -249,7 +247,7 @@ def take_along_dim(op: Op) -> Any:
     return Shaped((*axes[:at], own, *axes[at:]))
 
 
-@register_op(torch.select_scatter, "select_scatter", follows_sizes=True, keeps_zeros=True)
+@entry("select_scatter", _PICKED, follows_sizes=True)
 def select_scatter(op: Op) -> Any:
     """One position of a dimension, written anew."""
     at = dimension(op, op.x, op.argument(2, "dim"))
@@ -258,7 +256,7 @@ def select_scatter(op: Op) -> Any:
     return op.x
 
 
-@register_op(torch.slice_scatter, "slice_scatter", follows_sizes=True, keeps_zeros=True)
+@entry("slice_scatter", _PICKED, follows_sizes=True)
 def slice_scatter(op: Op) -> Any:
     """A stretch of a dimension, written anew."""
     at = dimension(op, op.x, op.argument(2, "dim", 0))

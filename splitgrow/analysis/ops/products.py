@@ -5,23 +5,19 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import torch
-from torch.nn import functional as F
-
 from splitgrow.analysis.channels.channel_axes import Axis, scaled
 from splitgrow.analysis.ops.elementwise import broadcast
+from splitgrow.analysis.ops.facts import FRESH, PRODUCT, UNKNOWN
 from splitgrow.analysis.ops.joins import dimension
 from splitgrow.analysis.ops.op import Op, Shaped, Unknown
-from splitgrow.analysis.ops.registry import register_op
+from splitgrow.analysis.ops.registry import entry
+
+_PRODUCTS = FRESH.but(zero=True)
 
 _SUMS = "sums over it, so that new channels would change the old result"
 
 
-@register_op(
-    torch.matmul, torch.bmm, "matmul", "bmm", "__matmul__", torch.mm, "mm", keeps_zeros=True
-)
-@register_op("__rmatmul__", torch.mv, "mv", torch.dot, "dot", torch.vdot, keeps_zeros=True)
-@register_op(torch.linalg.matmul, keeps_zeros=True)
+@entry("matmul bmm mm mv dot vdot __matmul__ __rmatmul__ torch.linalg.matmul", PRODUCT)
 def matmul(op: Op) -> Any:
     """What is summed over cannot grow, the rest passes; the dimensions before are broadcast."""
     left, right = op.x, op.tensor(1, "vec" if op.name == "mv" else "other")
@@ -41,7 +37,7 @@ def product(op: Op, left: Shaped, right: Shaped) -> tuple[Axis, ...]:
     return (*batch, *left.axes[-2:-1], *(right.axes[-1:] if len(right.axes) > 1 else ()))
 
 
-@register_op(torch.addmm, "addmm", torch.baddbmm, "baddbmm", torch.addmv, "addmv")
+@entry("addmm baddbmm addmv", FRESH)
 def added_product(op: Op) -> Any:
     """A product added to a tensor."""
     names = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"), "addmv": ("mat", "vec")}
@@ -49,7 +45,7 @@ def added_product(op: Op) -> Any:
     return Shaped(broadcast(op, [op.x.axes, product(op, left, right)]))
 
 
-@register_op(torch.addbmm, "addbmm")
+@entry("addbmm", FRESH)
 def added_products(op: Op) -> Any:
     """The sum of a batch of products added to a tensor."""
     left, right = op.tensor(1, "batch1"), op.tensor(2, "batch2")
@@ -58,20 +54,20 @@ def added_products(op: Op) -> Any:
     return Shaped(broadcast(op, [op.x.axes, product(op, left, right)[1:]]))
 
 
-@register_op(torch.outer, "outer", torch.ger, "ger", keeps_zeros=True)
+@entry("outer ger", _PRODUCTS)
 def outer(op: Op) -> Any:
     """Each of one vector with each of another."""
     return Shaped((*op.x.axes, *op.tensor(1, "vec2").axes))
 
 
-@register_op(torch.addr, "addr")
+@entry("addr", FRESH)
 def added_outer(op: Op) -> Any:
     """The same, added to a tensor."""
     vectors = (op.tensor(1, "vec1"), op.tensor(2, "vec2"))
     return Shaped(broadcast(op, [op.x.axes, tuple(v.axes[0] for v in vectors)]))
 
 
-@register_op(torch.inner, "inner", keeps_zeros=True)
+@entry("inner", _PRODUCTS)
 def inner(op: Op) -> Any:
     """Products of last dimensions."""
     left, right = op.x, op.tensor(1, "other")
@@ -82,7 +78,7 @@ def inner(op: Op) -> Any:
     return Shaped((*left.axes[:-1], *right.axes[:-1]))
 
 
-@register_op(torch.tensordot, keeps_zeros=True)
+@entry("tensordot", _PRODUCTS)
 def tensordot(op: Op) -> Any:
     """What is summed over cannot grow, the rest passes."""
     left, right, dims = op.tensor(0, "a"), op.tensor(1, "b"), op.argument(2, "dims", 2)
@@ -103,7 +99,7 @@ def tensordot(op: Op) -> Any:
     return Shaped(tuple(axes))
 
 
-@register_op(F.scaled_dot_product_attention, keeps_zeros=True)
+@entry("F.scaled_dot_product_attention", PRODUCT.but(factors=((2, "value"),)))
 def attention(op: Op) -> Any:
     """(..., L, E), (..., S, E), (..., S, V) to (..., L, V): heads pass."""
     query, key, value = (op.argument(i, n) for i, n in enumerate(("query", "key", "value")))
@@ -130,7 +126,7 @@ def _repeated(op: Op, tensor: Shaped, heads: Axis) -> Shaped:
     return Shaped((*tensor.axes[:-3], scaled(own, count), *tensor.axes[-2:]))
 
 
-@register_op(torch.einsum, keeps_zeros=True)
+@entry("einsum", UNKNOWN.but(zero=True))
 def einsum(op: Op) -> Any:
     """Letters that are summed over cannot grow; the others tie what they name."""
     equation, operands = op.args[0], op.args[1:]

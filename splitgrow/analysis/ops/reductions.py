@@ -6,19 +6,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.channels.channel_axes import Axis, constant
 from splitgrow.analysis.ops.elementwise import broadcast
+from splitgrow.analysis.ops.facts import FRESH, POOLED, SUMMED, UNKNOWN, first, with_zero
 from splitgrow.analysis.ops.joins import dimension
 from splitgrow.analysis.ops.op import Op, Shaped, Unknown
-from splitgrow.analysis.ops.registry import each, register_op
+from splitgrow.analysis.ops.registry import entry
 
 _REDUCTIONS = """
-    mean sum amax amin prod std var logsumexp norm median any all max min argmax argmin nansum
-    nanmean nanmedian count_nonzero std_mean var_mean aminmax mode kthvalue quantile nanquantile
+    prod std var logsumexp norm median any all argmax argmin nansum nanmean nanmedian count_nonzero
+    std_mean var_mean aminmax mode kthvalue quantile nanquantile torch.linalg.norm
+    torch.linalg.vector_norm
 """
 _AFTER = {
     **dict.fromkeys(["norm", "kthvalue", "quantile", "nanquantile", "vector_norm"], 1),
@@ -30,11 +31,11 @@ _AFTER = {
 _LAST_BY_DEFAULT = frozenset(("mode", "kthvalue"))
 
 
-def _functions(names: str) -> list[Any]:
-    return [*each(names, torch, F), *[n for n in names.split() if hasattr(Tensor, n)]]
-
-
-@register_op(*_functions(_REDUCTIONS), torch.linalg.norm, torch.linalg.vector_norm)
+@entry("mean", POOLED.but(carry=with_zero, zero=False))
+@entry("amax amin", POOLED.but(carry=first, zero=False))
+@entry("max min", FRESH)
+@entry("sum", SUMMED.but(zero=False))
+@entry(_REDUCTIONS, FRESH)
 def reduction(op: Op) -> Any:
     """Reduces dimensions; one whose channels it mixes cannot grow, the others pass."""
     other = op.argument(1, "other")
@@ -95,10 +96,6 @@ def resized(op: Op, dims: Iterable[int], text: str) -> Any:
     return pytree.tree_map_only(Tensor, answer, op.example)
 
 
-_MIXING = """
-    softmax log_softmax softmin normalize cumsum cumprod logcumsumexp cummax cummin sort argsort
-    topk flip fliplr flipud roll rot90 msort diff gumbel_softmax tril triu
-"""
 _ALONG: dict[str, tuple[int, str, Any]] = {
     "normalize": (2, "dim", 1),
     "sort": (1, "dim", -1),
@@ -114,8 +111,9 @@ _ALONG: dict[str, tuple[int, str, Any]] = {
 _ALWAYS_ALONG = {"fliplr": 1, "flipud": 0, "msort": 0, "tril": (-2, -1), "triu": (-2, -1)}
 
 
-@register_op(*_functions(_MIXING))
-@register_op(nn.Softmax, nn.LogSoftmax, nn.Softmin)
+@entry("softmax softmin", FRESH.but(bounds=(0.0, 1.0)))
+@entry("log_softmax normalize cumsum cumprod logcumsumexp cummax cummin sort argsort topk", FRESH)
+@entry("flip fliplr flipud roll rot90 msort diff gumbel_softmax tril triu", FRESH)
 def mixing(op: Op) -> Any:
     """Mixes along some dimensions, which can therefore not grow; the others pass."""
     name = op.name.strip("_")
@@ -136,7 +134,7 @@ _TWO = "fft2 ifft2 rfft2 irfft2 hfft2 ihfft2"
 _MANY = "fftn ifftn rfftn irfftn hfftn ihfftn"
 
 
-@register_op(*each(f"{_ONE} {_TWO} {_MANY}", torch.fft))
+@entry(" ".join(f"torch.fft.{name}" for name in f"{_ONE} {_TWO} {_MANY}".split()), FRESH)
 def fourier(op: Op) -> Any:
     """Frequencies along some dimensions; the others pass."""
     name = op.name.removeprefix("fft_")
@@ -152,7 +150,7 @@ def fourier(op: Op) -> Any:
     )
 
 
-@register_op(torch.fft.fftshift, torch.fft.ifftshift)
+@entry("torch.fft.fftshift torch.fft.ifftshift", FRESH)
 def shifted(op: Op) -> Any:
     """Halves along some dimensions exchanged."""
     dims = op.argument(1, "dim")
@@ -160,7 +158,7 @@ def shifted(op: Op) -> Any:
     return resized(op, _dimensions(op, everywhere if dims is None else dims), "mixes its channels")
 
 
-@register_op("unfold", keeps_zeros=True)
+@entry("Tensor.unfold", UNKNOWN.but(zero=True))
 def windows(op: Op) -> Any:
     """Windows along one dimension, their positions in a new one behind all others."""
     at = dimension(op, op.x, op.argument(1, "dimension"))
@@ -168,7 +166,7 @@ def windows(op: Op) -> Any:
     return Shaped((*made.axes, constant(int(op.example.shape[-1]))))
 
 
-@register_op(torch.diagonal, "diagonal", torch.linalg.diagonal, keeps_zeros=True)
+@entry("diagonal torch.linalg.diagonal", UNKNOWN.but(zero=True))
 def diagonal(op: Op) -> Any:
     """The diagonal of two dimensions, as the last."""
     first = op.argument(2, "dim1", -2 if op.target is torch.linalg.diagonal else 0)
@@ -177,7 +175,7 @@ def diagonal(op: Op) -> Any:
     return Shaped((*axes, constant(int(op.example.shape[-1]))))
 
 
-@register_op(F.cosine_similarity, torch.cosine_similarity)
+@entry("cosine_similarity", FRESH)
 def similarity(op: Op) -> Any:
     """Two tensors compared along one dimension."""
     first, second = op.tensor(0, "x1"), op.tensor(1, "x2")
@@ -186,7 +184,7 @@ def similarity(op: Op) -> Any:
     return _compared(op, first, second, dimension(op, first, op.argument(2, "dim", 1)))
 
 
-@register_op(F.pairwise_distance, torch.pairwise_distance)
+@entry("pairwise_distance", FRESH)
 def distance(op: Op) -> Any:
     """The distances of vectors."""
     first, second = op.tensor(0, "x1"), op.tensor(1, "x2")
@@ -200,7 +198,7 @@ def _compared(op: Op, first: Shaped, second: Shaped, at: int) -> Shaped:
     return Shaped(broadcast(op, rest))
 
 
-@register_op(torch.cross, "cross", torch.linalg.cross)
+@entry("cross torch.linalg.cross", FRESH)
 def cross(op: Op) -> Any:
     """The product of vectors of three."""
     first, second = op.x, op.tensor(1, "other")
@@ -213,7 +211,7 @@ def cross(op: Op) -> Any:
     return Shaped(broadcast(op, [first.axes, second.axes]))
 
 
-@register_op(torch.cdist)
+@entry("cdist", FRESH)
 def distances(op: Op) -> Any:
     """(..., P, M), (..., R, M) to (..., P, R)."""
     first, second = op.tensor(0, "x1"), op.tensor(1, "x2")
@@ -224,14 +222,15 @@ def distances(op: Op) -> Any:
     return Shaped((*batch, first.axes[-2], second.axes[-2]))
 
 
-@register_op(nn.Softmax2d, nn.LocalResponseNorm, F.local_response_norm)
+@entry("nn.Softmax2d", FRESH.but(bounds=(0.0, 1.0)))
+@entry("local_response_norm", FRESH)
 def channel_mixing(op: Op) -> Any:
     """Mixes along the channels, which can therefore not grow; the others pass."""
     op.fix(op.x.axes[-3 if op.name == "Softmax2d" else 1], "mixes its channels")
     return op.x
 
 
-@register_op(nn.LayerNorm, F.layer_norm, torch.layer_norm, nn.RMSNorm, F.rms_norm, torch.rms_norm)
+@entry("layer_norm rms_norm", FRESH)
 def trailing_norm(op: Op) -> Any:
     """Normalises over the last dimensions, whose statistics would change with their width."""
     shape: Sequence[Any] = op.argument(1, "normalized_shape")

@@ -1,14 +1,14 @@
-"""What an op does to channel axes: one rule for each kind of op, found by the op's target.
+"""The one table of ops: what each does to channel axes, and what else is known of it.
 
 A rule gets an `Op` and returns the axes of its result. It states what must hold of the axes through
 `Op.groups`; it never looks at a graph, a tracer or a layer. To teach splitgrow an op, write a rule
-and register it for the module types, functions and method names that run it.
+and enter it with the op's name and `Facts`; all that is known of the op is then read from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.channels.channel_axes import Run, Size
 from splitgrow.analysis.ops.checks import check_rule, check_targets, rule_name
+from splitgrow.analysis.ops.facts import UNKNOWN, Facts
+from splitgrow.analysis.ops.forms import forms
 from splitgrow.analysis.ops.op import Op, Shaped, Unknown, constant_like, leaves_of, shaped_in
 from splitgrow.errors import SplitGrowError
 
@@ -24,9 +26,52 @@ STRICT = False
 
 Rule = Callable[[Op], Any]
 
-_RULES: dict[Any, Rule] = {}
-_SIZED: set[Rule] = set()
-_KEEPS_ZEROS: set[Rule] = set()
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What splitgrow knows of an op.
+
+    Attributes:
+        rule: What it does to axes.
+        facts: What else is known.
+        follows_sizes: Whether the rule says what becomes of numbers that follow a width.
+        built_in: Whether it is splitgrow's own.
+    """
+
+    rule: Rule
+    facts: Facts = UNKNOWN
+    follows_sizes: bool = False
+    built_in: bool = False
+
+
+OPS: dict[Any, Entry] = {}
+"""The entries, by target: a function, a module's type, a method's name, or a dotted name."""
+
+
+def entry(
+    names: str, facts: Facts = UNKNOWN, *targets: Any, follows_sizes: bool = False
+) -> Callable[[Rule], Rule]:
+    """Enters one of splitgrow's own ops in all its forms.
+
+    Args:
+        names: Names with blanks between them, as `forms` takes them.
+        facts: What is known of them besides the rule.
+        targets: Other targets.
+        follows_sizes: As of `register_op`.
+    """
+
+    def register(rule: Rule) -> Rule:
+        _enter((*forms(names), *targets), Entry(rule, facts, follows_sizes, built_in=True))
+        return rule
+
+    return register
+
+
+def _enter(targets: tuple[Any, ...], made: Entry) -> None:
+    for target in targets:  # torch has some functions by two names
+        if target in OPS and OPS[target] != made:
+            raise ValueError(f"{target!r} has a rule already: {rule_name(OPS[target].rule)}")
+    OPS.update(dict.fromkeys(targets, made))
 
 
 def register_op(
@@ -62,26 +107,14 @@ def register_op(
         >>> splitgrow.growable(net, torch.ones(1, 2)).layers[0].growable
         True
     """
-    if BUILT_IN_OPS:
-        check_targets(targets)
+    check_targets(targets)
 
     def register(rule: Rule) -> Rule:
         check_rule(rule)
-        for target in targets:  # torch has some functions by two names
-            if target in _RULES and _RULES[target] is not rule:
-                raise ValueError(f"{target!r} has a rule already: {rule_name(_RULES[target])}")
-        _RULES.update(dict.fromkeys(targets, rule))
-        if follows_sizes:
-            _SIZED.add(rule)
-        if keeps_zeros:
-            _KEEPS_ZEROS.add(rule)
+        _enter(targets, Entry(rule, Facts(zero=keeps_zeros), follows_sizes))
         return rule
 
     return register
-
-
-BUILT_IN_OPS: set[Any] = set()
-"""The targets of splitgrow's own rules, once all of them are there."""
 
 
 def unregister_op(*targets: Any) -> None:
@@ -102,26 +135,33 @@ def unregister_op(*targets: Any) -> None:
     if not targets:
         raise ValueError("unregister_op needs the targets that register_op was given")
     for target in targets:
-        if target in BUILT_IN_OPS:
-            raise ValueError(f"{target!r} has one of splitgrow's own rules")
-        if target not in _RULES:
+        if target not in OPS:
             raise ValueError(f"{target!r} has no rule")
-    gone = {_RULES.pop(target) for target in {*targets}}
-    for rule in gone - {*_RULES.values()}:
-        _SIZED.discard(rule)
-        _KEEPS_ZEROS.discard(rule)
+        if OPS[target].built_in:
+            raise ValueError(f"{target!r} has one of splitgrow's own rules")
+    for target in {*targets}:
+        del OPS[target]
 
 
-def rule_of(target: Any) -> Rule | None:
-    """The rule for a target, or None."""
-    if target in _RULES:
-        return _RULES[target]
+def entry_of(target: Any) -> Entry | None:
+    """What is known of the op with a target, or None."""
+    try:
+        if target in OPS:
+            return OPS[target]
+    except TypeError:  # a function that is not hashable
+        return None
     if _writes_into_its_own(target):
-        return _RULES.get(target[:-1])
+        return OPS.get(target[:-1])
     if isinstance(target, type) and issubclass(target, tuple):
-        return _named_tuple
+        return _NAMED_TUPLE
     name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
-    return _RULES.get(name)
+    return OPS.get(name)
+
+
+def facts_of(target: Any) -> Facts:
+    """What is known of the op with a target besides its rule; of an unknown one nothing."""
+    known = entry_of(target)
+    return known.facts if known is not None else UNKNOWN
 
 
 def _writes_into_its_own(target: Any) -> bool:
@@ -133,20 +173,23 @@ def _named_tuple(op: Op) -> Any:
     return (*op.args, *op.kwargs.values())
 
 
+_NAMED_TUPLE = Entry(_named_tuple, built_in=True)
+
+
 def result_of(op: Op) -> Any:
     """What an op makes of its axes: by its rule, or by fixing them where there is none.
 
     The rule's answer is held against the example: a rule that does not explain the result's shape
     is not believed.
     """
-    rule = rule_of(op.target)
-    if rule is None and not _could_grow(op):
+    known = entry_of(op.target)
+    if known is None and not _could_grow(op):
         # What lies off the way of every channel need not be understood.
         return pytree.tree_map(lambda leaf: constant_like(leaf, _known_reason(op)), op.example)
     try:
-        if rule is None:
+        if known is None:
             raise Unknown("is not an op that splitgrow knows")
-        result = _answer(rule, op)
+        result = _answer(known, op)
     except Unknown as unknown:
         return _given_up(op, str(unknown))
     except (MemoryError, SplitGrowError):
@@ -155,7 +198,7 @@ def result_of(op: Op) -> Any:
         if STRICT:
             raise
         return _given_up(op, f"is not followed: its rule ends in {type(error).__name__}: {error}")
-    if rule not in _KEEPS_ZEROS:
+    if not known.facts.zero:
         op.hear(result)
     return result
 
@@ -201,7 +244,7 @@ def _given_up(op: Op, text: str) -> Any:
     return op.constants(text)
 
 
-def _answer(rule: Rule, op: Op) -> Any:
+def _answer(known: Entry, op: Op) -> Any:
     """What a rule says of an op, held against the example.
 
     A result that is written into a tensor of the user's is that tensor, and must grow as it does.
@@ -209,9 +252,9 @@ def _answer(rule: Rule, op: Op) -> Any:
     out = op.kwargs.get("out")
     if out is not None:
         op = replace(op, kwargs={key: item for key, item in op.kwargs.items() if key != "out"})
-    if rule not in _SIZED and any(op.sizes()):
+    if not known.follows_sizes and any(op.sizes()):
         op = replace(op, args=op.plain(op.args), kwargs=op.plain(op.kwargs))
-    result = rule(op) if op.target in BUILT_IN_OPS else _asked(rule, op)
+    result = known.rule(op) if known.built_in else _asked(known.rule, op)
     if not _explains(result, op):
         raise Unknown("changes shapes in a way that its rule does not explain")
     if out is None and _writes_into_its_own(op.target):
@@ -262,11 +305,3 @@ def _explains(result: Any, op: Op) -> bool:
         elif isinstance(answer, Size) and answer.value != example:
             return False
     return True
-
-
-def each(names: str, *owners: Any) -> list[Any]:
-    """The functions of these names that the owners have."""
-    found = [
-        getattr(owner, name) for owner in owners for name in names.split() if hasattr(owner, name)
-    ]
-    return list({id(function): function for function in found}.values())

@@ -6,19 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-from torch.nn import functional as F
-
 from splitgrow.analysis.channels.channel_axes import Axis, Size, constant, scaled
 from splitgrow.analysis.ops.elementwise import broadcast
+from splitgrow.analysis.ops.facts import MOVED
 from splitgrow.analysis.ops.joins import dimension, with_axis
 from splitgrow.analysis.ops.op import Choice, Op, Shaped, Unknown, as_size, shaped_in
-from splitgrow.analysis.ops.registry import register_op
+from splitgrow.analysis.ops.registry import entry
 from splitgrow.analysis.ops.stretches import matched
 
+_TURNED = MOVED.but(turns=True)
 
-@register_op(torch.permute, "permute", keeps_zeros=True)
+
+@entry("permute", _TURNED)
 def permute(op: Op) -> Any:
     """Dimensions in another order."""
     dims = [dimension(op, op.x, dim) for dim in op.several(1, "dims")]
@@ -27,15 +26,7 @@ def permute(op: Op) -> Any:
     return Shaped(tuple(op.x.axes[dim] for dim in dims))
 
 
-@register_op(
-    torch.transpose,
-    "transpose",
-    torch.swapaxes,
-    "swapaxes",
-    "swapdims",
-    torch.swapdims,
-    keeps_zeros=True,
-)
+@entry("transpose swapaxes swapdims", _TURNED)
 def transpose(op: Op) -> Any:
     """Two dimensions exchanged."""
     names = ("axis0", "axis1") if "axis0" in op.kwargs or "axis1" in op.kwargs else ("dim0", "dim1")
@@ -45,7 +36,7 @@ def transpose(op: Op) -> Any:
     return Shaped(tuple(axes))
 
 
-@register_op(torch.movedim, "movedim", torch.moveaxis, "moveaxis", keeps_zeros=True)
+@entry("movedim moveaxis", _TURNED)
 def movedim(op: Op) -> Any:
     """Dimensions moved to other places."""
     sources, targets = op.argument(1, "source"), op.argument(2, "destination")
@@ -56,7 +47,7 @@ def movedim(op: Op) -> Any:
     return Shaped(tuple(op.x.axes[d] for d in order))
 
 
-@register_op(torch.t, "t", keeps_zeros=True)
+@entry("t", _TURNED)
 def matrix_transpose(op: Op) -> Any:
     """A matrix with rows and columns exchanged."""
     return Shaped(op.x.axes[::-1])
@@ -66,7 +57,7 @@ def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (tuple, list)) else (value,)
 
 
-@register_op(torch.squeeze, "squeeze", keeps_zeros=True)
+@entry("squeeze", MOVED)
 def squeeze(op: Op) -> Any:
     """Without dimensions of size one, which can therefore not grow."""
     dims = op.several(1, "dim")
@@ -84,26 +75,26 @@ def squeeze(op: Op) -> Any:
     return Shaped(tuple(axes))
 
 
-@register_op(torch.unsqueeze, "unsqueeze", keeps_zeros=True)
+@entry("unsqueeze", MOVED)
 def unsqueeze(op: Op) -> Any:
     """A new dimension of size one."""
     dim = dimension(op, op.x, op.argument(1, "dim"), extra=1)
     return Shaped((*op.x.axes[:dim], constant(1), *op.x.axes[dim:]))
 
 
-@register_op("expand", torch.broadcast_to, "broadcast_to", follows_sizes=True, keeps_zeros=True)
+@entry("expand broadcast_to", MOVED, follows_sizes=True)
 def expand(op: Op) -> Any:
     """Dimensions of size one spread out; those of other sizes keep theirs."""
     return spread(op, op.x, [as_size(number) for number in op.several(1, "size")])
 
 
-@register_op("expand_as", keeps_zeros=True)
+@entry("expand_as", MOVED)
 def expand_as(op: Op) -> Any:
     """Dimensions of size one spread out to the shape of another tensor."""
     return spread(op, op.x, [op.groups.size(axis) for axis in op.tensor(1, "other").axes])
 
 
-@register_op(torch.broadcast_tensors, keeps_zeros=True)
+@entry("broadcast_tensors", MOVED.but(carry=None))
 def broadcast_tensors(op: Op) -> Any:
     """Tensors spread out to the one shape that they have together."""
     given = op.args[0] if len(op.args) == 1 and isinstance(op.args[0], (tuple, list)) else op.args
@@ -143,7 +134,7 @@ def spread_axis(op: Op, axis: Axis, size: Size) -> Axis:
     return wide
 
 
-@register_op("repeat", torch.tile, "tile", follows_sizes=True, keeps_zeros=True)
+@entry("repeat tile", MOVED.but(fresh=True), follows_sizes=True)
 def repeat(op: Op) -> Any:
     """Dimensions laid out several times, one whole copy behind the other."""
     given = op.several(1, "repeats" if op.name == "repeat" else "dims")
@@ -156,7 +147,7 @@ def repeat(op: Op) -> Any:
     return Shaped(tuple(axis * count.value for axis, count in zip(axes, counts, strict=True)))
 
 
-@register_op(torch.repeat_interleave, "repeat_interleave", keeps_zeros=True)
+@entry("repeat_interleave", MOVED.but(fresh=True))
 def repeat_interleave(op: Op) -> Any:
     """Each position of a dimension several times in a row."""
     count, dim = op.argument(1, "repeats"), op.argument(2, "dim")
@@ -171,7 +162,7 @@ def _fix_space(op: Op) -> None:
         op.fix(axis, "works along it as if it were space")
 
 
-@register_op(nn.PixelShuffle, F.pixel_shuffle, keeps_zeros=True)
+@entry("pixel_shuffle", MOVED)
 def pixel_shuffle(op: Op) -> Any:
     """(..., C * r * r, H, W) to (..., C, H * r, W * r): channels come in bundles of r * r."""
     factor = op.argument(1, "upscale_factor")
@@ -181,7 +172,7 @@ def pixel_shuffle(op: Op) -> Any:
     return Shaped((*op.x.axes[:-3], bundle, *space))
 
 
-@register_op(nn.PixelUnshuffle, F.pixel_unshuffle, keeps_zeros=True)
+@entry("pixel_unshuffle", MOVED)
 def pixel_unshuffle(op: Op) -> Any:
     """(..., C, H * r, W * r) to (..., C * r * r, H, W): each channel becomes r * r of them."""
     factor = op.argument(1, "downscale_factor")
@@ -190,7 +181,7 @@ def pixel_unshuffle(op: Op) -> Any:
     return Shaped((*op.x.axes[:-3], scaled(op.x.axes[-3], factor**2), *space))
 
 
-@register_op(nn.ChannelShuffle, F.channel_shuffle, keeps_zeros=True)
+@entry("channel_shuffle", MOVED)
 def channel_shuffle(op: Op) -> Any:
     """(N, g * C, ...) with the channels of g sections interleaved."""
     groups = op.argument(1, "groups")
@@ -198,7 +189,7 @@ def channel_shuffle(op: Op) -> Any:
     return with_axis(op.x, 1, scaled(section, groups))
 
 
-@register_op(nn.Flatten, torch.flatten, "flatten", torch.ravel, "ravel", keeps_zeros=True)
+@entry("flatten ravel", _TURNED)
 def flatten(op: Op) -> Any:
     """Several dimensions as one."""
     start = 1 if op.module is not None else 0
@@ -208,7 +199,7 @@ def flatten(op: Op) -> Any:
     return Shaped((*op.x.axes[:start], merged, *op.x.axes[end + 1 :]))
 
 
-@register_op(nn.Unflatten, torch.unflatten, "unflatten", follows_sizes=True, keeps_zeros=True)
+@entry("unflatten", _TURNED, follows_sizes=True)
 def unflatten(op: Op) -> Any:
     """One dimension as several."""
     dim = dimension(op, op.x, op.argument(1, "dim"))
@@ -217,7 +208,7 @@ def unflatten(op: Op) -> Any:
     return Shaped((*op.x.axes[:dim], *divide(op, op.x.axes[dim], sizes), *op.x.axes[dim + 1 :]))
 
 
-@register_op(torch.reshape, "reshape", "view", follows_sizes=True, keeps_zeros=True)
+@entry("reshape view", _TURNED, follows_sizes=True)
 def reshape(op: Op) -> Any:
     """Dimensions merged and divided, where the new shape follows the widths as they grow."""
     numbers = list(op.several(1, "shape"))
@@ -226,7 +217,7 @@ def reshape(op: Op) -> Any:
     return reshaped(op, numbers)
 
 
-@register_op("view_as", "reshape_as", keeps_zeros=True)
+@entry("view_as reshape_as", _TURNED)
 def reshape_as(op: Op) -> Any:
     """Dimensions merged and divided to the shape of another tensor."""
     other = op.tensor(1, "other")

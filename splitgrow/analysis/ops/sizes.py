@@ -7,19 +7,15 @@ import operator
 from fractions import Fraction
 from typing import Any
 
-import torch
-
 from splitgrow.analysis.channels.channel_axes import Axis, Size, constant
 from splitgrow.analysis.channels.tracked_int import plain_value
+from splitgrow.analysis.ops.facts import FRESH, UNKNOWN
 from splitgrow.analysis.ops.op import Choice, Op, Shaped, Unknown, as_size
-from splitgrow.analysis.ops.registry import register_op
+from splitgrow.analysis.ops.registry import entry
 
 
-@register_op(
-    *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.neg),
-    *(operator.lshift, operator.rshift),
-    follows_sizes=True,
-)
+@entry("operator.add operator.sub operator.mul operator.floordiv", follows_sizes=True)
+@entry("operator.neg operator.lshift operator.rshift", follows_sizes=True)
 def arithmetic(op: Op) -> Any:
     """Sums, products and quotients of numbers, as far as they change evenly with growth."""
     answer = _whole(op)
@@ -83,7 +79,7 @@ def _settled(op: Op, moving: Size, factor: Size) -> Size:
     return moving
 
 
-@register_op(operator.mod, follows_sizes=True)
+@entry("operator.mod", follows_sizes=True)
 def remainder(op: Op) -> Any:
     """What is left of a division: growth keeps it if it comes in whole multiples of the divisor."""
     size, divisor = as_size(op.args[0]), as_size(op.args[1])
@@ -93,11 +89,8 @@ def remainder(op: Op) -> Any:
     return op.example
 
 
-@register_op(
-    *(operator.truediv, operator.pow),
-    *(operator.and_, operator.or_, operator.xor, operator.invert, plain_value),
-    follows_sizes=True,
-)
+@entry("operator.truediv operator.pow operator.and_ operator.or_", follows_sizes=True)
+@entry("operator.xor operator.invert", UNKNOWN, plain_value, follows_sizes=True)
 def used(op: Op) -> Any:
     """A number used as a mere value: it can then not change."""
     for size in op.sizes():
@@ -105,10 +98,8 @@ def used(op: Op) -> Any:
     return op.example
 
 
-@register_op(
-    *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
-    follows_sizes=True,
-)
+@entry("operator.eq operator.ne operator.lt", follows_sizes=True)
+@entry("operator.le operator.gt operator.ge", follows_sizes=True)
 def comparison(op: Op) -> Any:
     """What forward decides by must come out the same after growth."""
     one, other = (as_size(number) for number in op.args)
@@ -116,7 +107,7 @@ def comparison(op: Op) -> Any:
     return op.example
 
 
-@register_op(operator.truth, follows_sizes=True)
+@entry("operator.truth", follows_sizes=True)
 def truth(op: Op) -> Any:
     """A width is never zero, and no growth makes it so."""
     size = as_size(op.args[0])
@@ -125,9 +116,8 @@ def truth(op: Op) -> Any:
     return op.example
 
 
-@register_op("new_zeros", "new_ones", "new_empty", "new_full", follows_sizes=True)
-@register_op(torch.zeros, torch.ones, torch.full, torch.empty, follows_sizes=True)
-@register_op(torch.rand, torch.randn, follows_sizes=True)
+@entry("new_zeros new_ones new_empty new_full", FRESH, follows_sizes=True)
+@entry("zeros ones full empty rand randn", FRESH, follows_sizes=True)
 def uniform_creation(op: Op) -> Any:
     """A tensor that is alike everywhere may have as many channels as it will."""
     first = 1 if isinstance(op.args[:1] and op.args[0], Shaped) else 0
@@ -155,8 +145,7 @@ def _axis_of_length(op: Op, size: Size) -> Axis:
     return axis
 
 
-@register_op(torch.arange, torch.linspace, torch.tensor, torch.eye, follows_sizes=True)
-@register_op("new_tensor", torch.randint, torch.randperm, follows_sizes=True)
+@entry("arange linspace tensor eye new_tensor randint randperm", FRESH, follows_sizes=True)
 def creation(op: Op) -> Any:
     """A tensor made of numbers: where those follow a width, the width cannot grow."""
     for size in op.sizes():
@@ -164,7 +153,7 @@ def creation(op: Op) -> Any:
     return op.constants("makes a tensor of its own")
 
 
-@register_op("size", getattr, follows_sizes=True, keeps_zeros=True)
+@entry("Tensor.size", UNKNOWN.but(zero=True, turns=True), getattr, follows_sizes=True)
 def attribute(op: Op) -> Any:
     """Shapes as numbers that follow growth; other attributes as they are."""
     name = "shape" if op.target == "size" else op.args[1]
@@ -180,7 +169,7 @@ def attribute(op: Op) -> Any:
     raise Unknown(f"reads `.{name}`, which splitgrow does not know")
 
 
-@register_op("numel", "nelement", torch.numel, follows_sizes=True)
+@entry("numel nelement", follows_sizes=True)
 def elements(op: Op) -> Any:
     """The number of elements, which follows the one dimension that can grow."""
     growing = [axis for axis in op.x.axes if op.groups.can_grow(axis)]
@@ -193,7 +182,7 @@ def elements(op: Op) -> Any:
     return op.groups.size(growing[0]).scaled(Fraction(others)) if length else op.example
 
 
-@register_op(len)
+@entry("", UNKNOWN, len)
 def counts(op: Op) -> Any:
     """The length as a plain number, which Python makes of it: fixed where it would change."""
     op.fix(op.x.axes[0], "counts its positions")

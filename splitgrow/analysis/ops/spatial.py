@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.channels.channel_axes import constant, scaled
+from splitgrow.analysis.ops.facts import FRESH, POOLED, SUMMED, first, same_side, with_zero
 from splitgrow.analysis.ops.op import Op, Shaped, Unknown
-from splitgrow.analysis.ops.registry import each, register_op
+from splitgrow.analysis.ops.registry import entry
 from splitgrow.layers.shared_kernel import SHARED_KERNELS
 
-_POOLS = """
-    max_pool adaptive_max_pool avg_pool adaptive_avg_pool lp_pool max_unpool fractional_max_pool
-"""
-_PADS = "ReflectionPad ReplicationPad ZeroPad CircularPad"
+_SPACE = FRESH.but(zero=True)
 
 
-def _pools() -> list[Any]:
-    names = [f"{name}{dims}d" for name in _POOLS.split() for dims in (1, 2, 3)]
-    with_indices = [f"{name}_with_indices" for name in names]
-    classes = ["".join(part.title() for part in name.split("_")) for name in names]
-    classes = [name.replace("1D", "1d").replace("2D", "2d").replace("3D", "3d") for name in classes]
-    classes = [name.replace("Lp", "LP") for name in classes]
-    functions = each(" ".join(names + with_indices), F, torch)
-    return functions + each(" ".join(classes), nn)
+def _sized(*names: str) -> str:
+    """The names for one, two and three dimensions of space."""
+    return " ".join(name.replace("#", f"{dims}d") for name in names for dims in (1, 2, 3))
 
 
 def _spatial_dims(op: Op) -> int:
@@ -35,23 +26,26 @@ def _spatial_dims(op: Op) -> int:
     return next((dims for dims in (1, 2, 3) if f"{dims}d" in name), 0)
 
 
-@register_op(*_pools(), keeps_zeros=True)
+@entry(_sized("max_pool#", "max_pool#_with_indices"), POOLED.but(carry=first))
+@entry(_sized("adaptive_max_pool#", "adaptive_max_pool#_with_indices"), POOLED.but(carry=first))
+@entry(_sized("avg_pool#"), SUMMED.but(carry=same_side))  # its divisor may be any number
+@entry(_sized("adaptive_avg_pool#"), POOLED.but(carry=with_zero))
+@entry(_sized("lp_pool#"), SUMMED)
+@entry(_sized("max_unpool#", "fractional_max_pool#", "fractional_max_pool#_with_indices"), _SPACE)
 def pool(op: Op) -> Any:
     """Pools space; channels and batch pass."""
     return _space_changed(op, _spatial_dims(op))
 
 
-@register_op(*[getattr(nn, f"{n}{d}d") for n in _PADS.split() for d in (1, 2, 3)], keeps_zeros=True)
-@register_op(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+@entry(_sized("nn.ReflectionPad#", "nn.ReplicationPad#", "nn.CircularPad#"), POOLED)
+@entry(_sized("nn.ZeroPad#"), SUMMED.but(carry=with_zero))
+@entry(_sized("nn.ConstantPad#"), FRESH)
 def pad_module(op: Op) -> Any:
     """Pads space; channels and batch pass."""
     return _space_changed(op, _spatial_dims(op))
 
 
-@register_op(
-    nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate, keeps_zeros=True
-)
-@register_op(F.upsample, keeps_zeros=True)
+@entry("F.interpolate upsample nn.UpsamplingNearest2d nn.UpsamplingBilinear2d", POOLED)
 def interpolate(op: Op) -> Any:
     """Resizes space; channels and batch pass."""
     return _space_changed(op, len(op.x.axes) - 2)
@@ -85,7 +79,7 @@ def _meet(op: Op, other: Shaped, first: int) -> None:
             op.fix(own, "meets it with a tensor of another size")
 
 
-@register_op(F.grid_sample)
+@entry("F.grid_sample", FRESH)
 def grid_sample(op: Op) -> Any:
     """Samples space at positions that another tensor says."""
     op.fix_all("takes positions from it", but=[op.x])
@@ -99,7 +93,7 @@ def _sampled(op: Op) -> Shaped:
     return Shaped((*op.x.axes[:2], *(constant(int(size)) for size in op.example.shape[2:])))
 
 
-@register_op(F.pad)
+@entry("F.pad", FRESH)
 def pad(op: Op) -> Any:
     """Pads the last dimensions by amounts that are written down."""
     amounts = op.argument(1, "pad")
@@ -117,7 +111,7 @@ def pad(op: Op) -> Any:
     return Shaped(tuple(axes))
 
 
-@register_op(*SHARED_KERNELS, keeps_zeros=True)
+@entry("", _SPACE, *SHARED_KERNELS)
 def shared_kernel(op: Op) -> Any:
     """Convolves space with the same kernels for every channel, which becomes one for each."""
     layer: Any = op.module
@@ -129,7 +123,7 @@ def shared_kernel(op: Op) -> Any:
     return result
 
 
-@register_op(nn.Unfold, F.unfold, keeps_zeros=True)
+@entry("nn.Unfold F.unfold", _SPACE)
 def unfold(op: Op) -> Any:
     """(N, C, H, W) to (N, C * window, places): each channel becomes its window's positions."""
     x = op.x
@@ -140,3 +134,15 @@ def unfold(op: Op) -> Any:
     window = int(op.example.shape[1]) // op.groups.length(x.axes[1])
     places = constant(int(op.example.shape[2]))
     return Shaped((x.axes[0], scaled(x.axes[1], window), places))
+
+
+@entry("fold", _SPACE)
+def fold(op: Op) -> Any:
+    """(N, C * window, places) to (N, C, H, W): the positions of each channel's window, added up."""
+    x = op.x
+    if len(x.axes) != 3:
+        raise Unknown("folds a tensor that is not three-dimensional")
+    op.fix(x.axes[2], "works along it as if it were space")
+    window = op.groups.length(x.axes[1]) // int(op.example.shape[1])
+    channels = op.groups.bundle(x.axes[1], window, op.reason("takes channels in bundles"))
+    return Shaped((x.axes[0], channels, *(constant(int(n)) for n in op.example.shape[2:])))

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from splitgrow.analysis.ops import Arithmetic, Values, facts_of
 from splitgrow.analysis.trace import Ref, Source, Step
 from splitgrow.errors import InsertionError
 from splitgrow.growth.insertion.builders import zeroed
-from splitgrow.growth.insertion.sites import Sites, is_activation
+from splitgrow.growth.insertion.sites import Sites
 from splitgrow.layers.freezing import held, release_
 from splitgrow.layers.insertion_wrapper import first_argument, first_of, with_first_argument
 from splitgrow.layers.plain_copy import plain_copy
@@ -85,7 +86,8 @@ def _last_layers(sites: Sites, path: str, given: Ref) -> list[str]:
         step = sites.steps[index]
         operands = [arg for arg in step.args if isinstance(arg, Ref)]
         carried = [ref for ref in operands if ref in stream]
-        if step.name.strip("_") in {"add", "iadd"} and len(operands) == 2 and len(carried) == 1:
+        adds = facts_of(step.target).arithmetic is Arithmetic.ADDS
+        if adds and len(operands) == 2 and len(carried) == 1:
             (branch,) = (ref for ref in operands if ref not in stream)
             last = _last_layer(sites, path, branch, inside)
             if last:
@@ -105,8 +107,8 @@ def _steps_of(sites: Sites, path: str) -> range:
 
 
 def _passes_on(step: Step) -> bool:
-    name = step.name.lower().rstrip("_")
-    return "dropout" in name or name in {"identity", "contiguous", "to"} or is_activation(step)
+    facts = facts_of(step.target)
+    return facts.values is Values.KEPT or facts.activation
 
 
 def _last_layer(sites: Sites, block: str, ref: Ref, inside: range) -> str:

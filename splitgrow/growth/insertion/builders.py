@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from splitgrow.analysis.ops import facts_of, module_type
 from splitgrow.errors import InsertionError
-from splitgrow.growth.insertion.sites import ACTIVATIONS, Site
+from splitgrow.growth.insertion.sites import Site
 from splitgrow.growth.insertion.value_ranges import leaves_alone
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.split_layer import stock
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import kind_of, kind_of_type
 
 _CONVS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _NORMS: dict[int, type[nn.Module]] = {
@@ -24,6 +25,12 @@ _NORMS: dict[int, type[nn.Module]] = {
     4: nn.BatchNorm2d,
     5: nn.BatchNorm3d,
 }
+
+
+def _is_plain_activation(module: type[nn.Module]) -> bool:
+    """Whether a module type is an activation without parameters, and without random numbers."""
+    facts = facts_of(module)
+    return facts.activation and not facts.drawn and kind_of_type(module) is None
 
 
 class Builder:
@@ -87,14 +94,13 @@ class Builder:
             return copy.deepcopy(self._given)
         for name in self.site.unit[:0:-1]:
             module = self._modules.get(name)
-            kind = type(module).__name__ if module is not None else name
-            plain = kind.rpartition(".")[2].replace("_", "").lower()
-            if plain in ACTIVATIONS and module is not None:
+            if module is not None and _is_plain_activation(type(module)):
                 copied = copy.deepcopy(module)
                 self.copied[id(copied)] = name
                 return copied
-            if plain in ACTIVATIONS:
-                return ACTIVATIONS[plain]()
+            made = module_type(name) if module is None else None
+            if made is not None and _is_plain_activation(made):
+                return made()
         return nn.ReLU()
 
     # -- the wholes ------------------------------------------------------------------------------
@@ -112,8 +118,8 @@ class Builder:
             InsertionError: If the activation changes what comes out of the place.
         """
         activation = self.activation()
-        if not leaves_alone(activation, self.site.interval):
-            low, high = self.site.interval
+        if not leaves_alone(activation, self.site.bounds):
+            low, high = self.site.bounds
             raise InsertionError(
                 f"an identity layer behind `{self.site.unit[0]}` would not be exact: "
                 f"{type(activation).__name__} changes values that lie between {low:g} and "

@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from splitgrow.analysis.leaf_modules import is_leaf
+from splitgrow.analysis.ops import facts_of
+from splitgrow.analysis.ops.facts import Interval
 from splitgrow.analysis.trace import Ref, Step, refs_in
 from splitgrow.analysis.trace_recorder import Recorder
 from splitgrow.analysis.tracer import record
 from splitgrow.errors import InsertionError
-from splitgrow.growth.insertion.value_ranges import Interval, intervals_of
+from splitgrow.growth.insertion.value_ranges import value_ranges
 from splitgrow.layers.insertion_wrapper import Deepened
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import kind_of
@@ -47,7 +49,7 @@ class Site:
         before: Whether it lies before the module, rather than behind it.
         example: The tensor that passes there; of its values only the shape counts.
         dim: The dimension of its channels.
-        interval: Between which values it lies.
+        bounds: Between which values it lies.
         unit: The modules and functions that made it, from the layer on: a norm, an activation.
     """
 
@@ -55,7 +57,7 @@ class Site:
     before: bool
     example: Tensor
     dim: int
-    interval: Interval
+    bounds: Interval
     unit: tuple[str, ...]
 
     @property
@@ -110,7 +112,7 @@ class Sites:
         self.calls = recorder.calls
         self.strays = recorder.strays
         self.modules: Mapping[str, nn.Module] = dict(model.named_modules())
-        self._intervals = intervals_of(self.steps)
+        self._bounds = value_ranges(self.steps, self.modules)
         self._readers: dict[Ref, list[int]] = {}
         for index, step in enumerate(self.steps):
             for ref in refs_in((step.args, tuple(step.kwargs.values()))):
@@ -237,7 +239,7 @@ class Sites:
         index = readers[0]
         step = self.steps[index]
         name = step.module or step.name
-        if self._is_norm(name) or is_activation(step):
+        if self._is_norm(name) or facts_of(step.target).activation:
             return Ref(index), name
         return None
 
@@ -264,7 +266,7 @@ class Sites:
     def _site(self, host: str, *, before: bool, value: Ref, unit: tuple[str, ...]) -> Site:
         example = self.example_of(value)
         dim = self._channel_dim(value, example)
-        return Site(host, before, example, dim, self._intervals[value.step], unit)
+        return Site(host, before, example, dim, self._bounds[value.step], unit)
 
     def example_of(self, value: Ref) -> Tensor:
         """A tensor of the record; of its values only the shape counts."""
@@ -300,30 +302,12 @@ class Sites:
 
     def _next(self, ref: Ref) -> list[Ref]:
         readers = self._readers.get(ref, [])
-        return [Ref(index) for index in readers if self.steps[index].name not in _TURNING]
+        return [Ref(index) for index in readers if not self._turns(index)]
 
     def _last(self, ref: Ref) -> list[Ref]:
         step = self.steps[ref.step]
-        return [] if step.name in _TURNING else list(refs_in(step.args))
+        return [] if self._turns(ref.step) else list(refs_in(step.args))
 
-
-def is_activation(step: Step) -> bool:
-    """Whether a step is an activation function: as a module, a function or a method."""
-    if step.module is not None:
-        return getattr(step.target, "__module__", "") == "torch.nn.modules.activation" and (
-            step.name.lower() in _ACTIVATIONS
-        )
-    return step.name.replace("_", "").lower() in _ACTIVATIONS
-
-
-_TURNING = frozenset(("permute", "transpose", "movedim", "view", "reshape", "flatten", "mT", "T"))
-"""What may bring channels to another dimension."""
-_NAMES = """
-    ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh Sigmoid Tanh
-    Softplus Softsign LogSigmoid
-"""
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    name.lower(): getattr(nn, name) for name in _NAMES.split()
-}
-"""Activations that a function's name alone tells how to make, by that name without underscores."""
-_ACTIVATIONS = frozenset((*ACTIVATIONS, "rrelu", "prelu"))
+    def _turns(self, index: int) -> bool:
+        """Whether a step may bring channels to another dimension."""
+        return facts_of(self.steps[index].target).turns
