@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ from splitgrow.analysis.leaf_modules import (
     run_without_values,
     shallow,
 )
+from splitgrow.analysis.ops import is_in_place_name
 from splitgrow.analysis.ops.targets import HANDS_OUT_MEMORY, target_of
-from splitgrow.analysis.shape_shortcuts import result_of_function, result_of_leaf
+from splitgrow.analysis.shape_shortcuts import result_of_function, result_of_leaf, without_values
 from splitgrow.analysis.stand_ins import (
     Copies,
     Modules,
@@ -191,12 +193,24 @@ class Recorder(TorchFunctionMode):
         plain, named = untracked(args), untracked(kwargs)
         result = result_of_function(func, plain, named)
         if result is None:
+            turned = plain[0] if is_in_place_name(str(target)) and plain else None
+            before = getattr(turned, "shape", None)
             result = func(*plain, **named)
+            if isinstance(turned, FakeTensor) and turned.shape != before:
+                self._keep_shape(turned, before)
         if target is None:
             return result
         recorded = self._record(name, target, seen, kwargs, result)
         # What these return must be no subclass of int, which Python would turn into one anyhow.
         return result if name in ("int", "index", "len") else recorded
+
+    def _keep_shape(self, tensor: FakeTensor, shape: Any) -> None:
+        """Has the step that made a tensor show the shape that it had: it is turned in place."""
+        ref = self.known(tensor)
+        if ref is not None:
+            step, shown = self.steps[ref.step], without_values(tensor, shape)
+            example = mapped(step.example, lambda leaf: shown if leaf is tensor else leaf)
+            self.steps[ref.step] = replace(step, example=example)
 
     def number(self, target: Any, args: tuple[Any, ...], value: Any, name: str = "") -> Any:
         """Takes down what is computed with tracked numbers.

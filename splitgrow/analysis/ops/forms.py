@@ -20,9 +20,9 @@ def forms(names: str) -> list[Any]:
 
     Args:
         names: Names with blanks between them. A plain name stands for the functions of torch and
-            torch.nn.functional, the tensors' method, all three in place, and the module of torch.nn;
-            a dotted one (``F.unfold``, ``Tensor.unfold``, ``torch.linalg.cross``) for that alone,
-            and one with underscores on both sides for that method.
+            torch.nn.functional, the tensors' method, all three in place, and torch.nn's module; a
+            dotted one (``F.unfold``, ``Tensor.unfold``, ``torch.linalg.cross``) for that alone, and
+            one with underscores on both sides for that method.
 
     Example:
         >>> sorted(str(getattr(form, "__name__", form)) for form in forms("relu Tensor.__add__"))

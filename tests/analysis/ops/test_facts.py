@@ -340,7 +340,7 @@ UNTRIED = {
         ("permute", {"fresh": True}),
         ("cumsum", {"values": Values.MOVED}),
         ("mean", {"carry": lambda operands: (0.0, 1.0)}),
-        ("avg_pool2d", {"values": Values.POOLED}),
+        ("std", {"values": Values.POOLED}),
         ("softmax", {"values": Values.KEPT}),
         ("sub", {"arithmetic": Arithmetic.ADDS}),
         ("std", {"values": Values.PRODUCT}),
