@@ -1,4 +1,4 @@
-"""What the processes of tests/test_distributed.py do: a module of its own, which they import."""
+"""What the processes of tests/distributed do: a module of its own, which they import."""
 
 from __future__ import annotations
 

@@ -100,6 +100,64 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
+TESTS = Path(__file__).parent
+OF_ALL = {
+    "api": "the public names",
+    "architecture": "the plan of the library, and of its tests",
+    "bad_input": "every mistake that a user can make, in whichever method",
+    "faults": "a fault in every line of every operation",
+    "hostile_files": "files that mean harm, whoever reads them",
+    "kernels": "the kernels of the tests themselves (tests/kernels.py)",
+    "laws": "the laws of growth over the table of models",
+    "long_runs": "what is left of hundreds of growths",
+    "op_list": "torch's own list of ops",
+    "random_networks": "the laws over random networks",
+    "readme": "the code on the pages",
+    "strange_models": "models that are written strangely",
+    "wild_programs": "random programs",
+    "zoo": "real architectures, wider",
+    "zoo_deeper": "real architectures, deeper",
+}
+"""The test files at the root that belong to no module, with what each is about."""
+
+
+def misplaced(file: Path) -> bool:
+    """Whether no module, and no package, is what a test file's place and name say."""
+    name = file.stem.removeprefix("test_")
+    folder = file.parent
+    if folder == Path() and name in OF_ALL:
+        return False
+    package = ROOT / folder if folder.parts[:1] != ("benchmarks",) else ROOT.parent / folder
+    if not (package / "__init__.py").exists():
+        return True
+    modules = {path.stem for path in package.glob("[!_]*.py")}
+    starts = "_" + name + "_"
+    return not any(starts.startswith(f"_{module}_") for module in {*modules, package.name})
+
+
+def test_the_tests_mirror_the_packages() -> None:
+    files = [path.relative_to(TESTS) for path in TESTS.rglob("test_*.py")]
+    assert [str(file) for file in files if misplaced(file)] == []
+    assert {f"test_{name}.py" for name in OF_ALL} <= {str(file) for file in files}
+
+
+def test_control_a_test_file_without_its_module_is_found() -> None:
+    right = [
+        "test_laws.py",
+        "layers/test_fade.py",
+        "layers/test_fade_ends.py",
+        "layers/test_layers.py",
+    ]
+    wrong = [
+        "test_fade.py",
+        "test_layers.py",
+        "layers/test_fading.py",
+        "layers/test_laws.py",
+        "nowhere/test_fade.py",
+    ]
+    assert [file for file in right + wrong if misplaced(Path(file))] == wrong
+
+
 def test_importing_is_light() -> None:
     """No CUDA, no logging set up, and none of the command line's packages."""
     code = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -28,11 +29,24 @@ import splitgrow
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-@pytest.fixture(autouse=True, params=["merged", "blockwise"])
+MODES = ("merged", "blockwise")
+"""Every law holds in both: of one model where it only runs, of one each where it trains."""
+
+
+@pytest.fixture(params=MODES)
 def _execution(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every law holds in both modes."""
     with splitgrow.execution(request.param):
         yield
+
+
+executed = pytest.mark.usefixtures("_execution")
+
+
+def in_both_modes(model: Any, *inputs: Tensor) -> Iterator[Any]:
+    """What a model gives in each mode."""
+    for mode in MODES:
+        with splitgrow.execution(mode):
+            yield model(*inputs)
 
 
 def everything(model: Any, steps: int = 1) -> dict[str, int]:
@@ -69,7 +83,6 @@ def grow_each_five_times(model: Any) -> None:
 
 
 ORDERS = (grow_at_once, grow_front_to_back, grow_back_to_front, grow_each_five_times)
-order = pytest.mark.parametrize("grow", ORDERS, ids=lambda grow: grow.__name__)
 Grow = Callable[[Any], None]
 
 
@@ -77,6 +90,43 @@ def growable_case(case: Case, dtype: torch.dtype = torch.float64) -> tuple[Any, 
     model = randomise(case.model()).to(dtype)
     inputs = tuple(x.to(dtype) if x.is_floating_point() else x for x in case.inputs())
     return splitgrow.growable(model, inputs), inputs
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A model that has grown, which the tests that share it leave as it is.
+
+    Attributes:
+        case: What it is of.
+        model: The model, whose new blocks have values that matter.
+        inputs: Its inputs.
+        before: What it gave before it grew.
+        after: What it gave in each mode when it had grown, and had learned nothing.
+    """
+
+    case: Case
+    model: Any
+    inputs: tuple[Tensor, ...]
+    before: Any
+    after: list[Any]
+
+
+PAIRS = [
+    pytest.param((case, grow), id=f"{case.name}-{grow.__name__}")
+    for case in CASES
+    for grow in ORDERS
+]
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def grown(request: pytest.FixtureRequest) -> Grown:
+    case, grow = request.param
+    model, inputs = growable_case(case)
+    before = model(*inputs)
+    grow(model)
+    after = list(in_both_modes(model, *inputs))
+    randomise_new_blocks(model)
+    return Grown(case, model, inputs, before, after)
 
 
 def fused_case(case: Case, model: Any, **options: Any) -> Any:
@@ -99,13 +149,10 @@ def test_just_the_layers_that_should_grow_can(case: Case) -> None:
     assert any(layer.growable for layer in model.layers)
 
 
-@case
-@order
-def test_1_growth_leaves_the_old_outputs_as_they_were(case: Case, grow: Grow) -> None:
-    model, inputs = growable_case(case)
-    before = model(*inputs)
-    grow(model)
-    assert_equal(leading(model(*inputs), before), before)
+def test_1_growth_leaves_the_old_outputs_as_they_were(grown: Grown) -> None:
+    assert len(grown.after) == len(MODES)
+    for after in grown.after:
+        assert_equal(leading(after, grown.before), grown.before)
 
 
 @case
@@ -117,7 +164,8 @@ def test_1_also_in_training_mode_when_nothing_is_frozen(case: Case) -> None:
             module.p = 0.0
     before = model(*inputs)
     model.expand(everything(model), freeze=False)
-    assert_equal(leading(model(*inputs), before), before)
+    for after in in_both_modes(model, *inputs):
+        assert_equal(leading(after, before), before)
 
 
 @case
@@ -126,10 +174,12 @@ def test_1_control_helpers_that_are_not_zero_change_the_outputs(case: Case) -> N
     before = model(*inputs)
     grow_at_once(model)
     randomise_new_blocks(model)
-    assert largest_difference(leading(model(*inputs), before), before) > 1e-3
+    for after in in_both_modes(model, *inputs):
+        assert largest_difference(leading(after, before), before) > 1e-3
 
 
 @case
+@executed
 def test_2_what_existed_does_not_move_by_a_bit(case: Case) -> None:
     model, inputs = growable_case(case)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=1e-2)
@@ -165,6 +215,7 @@ def test_2_control_without_freezing_the_old_parameters_move(case: Case) -> None:
 
 
 @case
+@executed
 def test_3_closed_generations_come_back_bit_for_bit(case: Case) -> None:
     model, inputs = growable_case(case)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
@@ -187,6 +238,7 @@ def test_3_closed_generations_come_back_bit_for_bit(case: Case) -> None:
 
 
 @case
+@executed
 def test_3_also_where_most_layers_and_their_norms_never_grew(case: Case) -> None:
     model, inputs = growable_case(case)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=1e-2)
@@ -217,29 +269,33 @@ def randomise_new_blocks_of_the_open_generation(model: Any) -> None:
                 randomise(block)
 
 
-@case
-@order
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_4_merged_and_fused_networks_equal_the_model(
-    case: Case, grow: Grow, dtype: torch.dtype
-) -> None:
-    model, inputs = growable_case(case, dtype)
-    grow(model)
-    randomise_new_blocks(model)
-    expected = model(*inputs)
+def test_4_merged_and_fused_networks_equal_the_model(grown: Grown) -> None:
+    case, model, inputs = grown.case, grown.model, grown.inputs
     merged, fused = splitgrow.merge(model), fused_case(case, model)
     assert type(merged) is type(case.model())
     assert not list(split_layers(merged))
     fresh = case.model()
     assert [name for name, _ in merged.named_modules()] == [n for n, _ in fresh.named_modules()]
     assert list(merged.state_dict()) == list(fresh.state_dict())
-    assert_equal(merged(*inputs), expected)
-    assert_equal(fused(*inputs), expected)
+    for expected in in_both_modes(model, *inputs):
+        assert_equal(merged(*inputs), expected)
+        assert_equal(fused(*inputs), expected)
     assert isinstance(fused, torch.fx.GraphModule if case.traceable else type(case.model()))
     # GraphModule keeps the paths of its layers by plain modules without a forward of their own.
     inner = {type(m) for name, m in fused.named_modules() if name} if case.traceable else set()
     inner -= {nn.Module, *case.own_layers}
     assert all(layer.__module__.startswith("torch.nn.modules") for layer in inner)
+
+
+@case
+def test_4_also_in_single_precision(case: Case) -> None:
+    model, inputs = growable_case(case, torch.float32)
+    grow_front_to_back(model)
+    randomise_new_blocks(model)
+    merged, fused = splitgrow.merge(model), fused_case(case, model)
+    for expected in in_both_modes(model, *inputs):
+        assert_equal(merged(*inputs), expected)
+        assert_equal(fused(*inputs), expected)
 
 
 @case
@@ -253,7 +309,8 @@ def test_4_also_in_training_mode_when_nothing_is_frozen(case: Case) -> None:
         for module in network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-    assert_equal(merged(*inputs), model(*inputs))
+    for trained in in_both_modes(model, *inputs):
+        assert_equal(merged(*inputs), trained)
     # and the statistics that they then hold are the same
     model.eval()
     assert_equal(splitgrow.merge(model)(*inputs), merged.eval()(*inputs))
@@ -264,12 +321,14 @@ def test_4_an_earlier_generation_merges_and_fuses_too(case: Case) -> None:
     model, inputs = growable_case(case)
     grow_at_once(model)
     randomise_new_blocks(model)
-    expected = model(*inputs)
+    closed = list(in_both_modes(model, *inputs))
     model.next_generation()
     grow_at_once(model)
     randomise_new_blocks_of_the_open_generation(model)
-    assert_equal(splitgrow.merge(model, generation=1)(*inputs), expected)
-    assert_equal(fused_case(case, model, generation=1)(*inputs), expected)
+    merged, fused = splitgrow.merge(model, generation=1), fused_case(case, model, generation=1)
+    for expected in closed:
+        assert_equal(merged(*inputs), expected)
+        assert_equal(fused(*inputs), expected)
     first = splitgrow.merge(model, generation=0)
     assert_equal(first(*inputs), randomise(case.model())(*inputs))
     assert {n: t.shape for n, t in first.state_dict().items()} == {
@@ -304,37 +363,46 @@ def test_merging_and_fusing_leave_the_model_untouched(case: Case) -> None:
     assert all(module.training == training for module, training in flags)
 
 
-@case
-@order
-def test_8_gradients_equal_those_of_the_plain_network(case: Case, grow: Grow) -> None:
-    model, inputs = growable_case(case)
-    grow(model)
+def test_8_gradients_equal_those_of_the_plain_network(grown: Grown) -> None:
+    inputs, model = grown.inputs, copy.deepcopy(grown.model)
     model.unfreeze()
-    randomise_new_blocks(model)
     merged = splitgrow.merge(model)
-    inputs_twice = [
-        tuple(x.clone().requires_grad_(x.is_floating_point()) for x in inputs) for _ in range(2)
-    ]
-    for network, own in zip((model, merged), inputs_twice, strict=True):
-        sum((y * y.detach().cos()).sum() for y in tensors_of(network(*own))).backward()
-    ours, theirs = ([x.grad for x in own if x.requires_grad] for own in inputs_twice)
-    if ours:
-        assert_equal(ours, theirs)
-    with_gradients = copy.deepcopy(model)
+    given, expected = gradients(merged, inputs)
+    expected = {name: gradient for name, gradient in expected.items() if gradient is not None}
+    assert expected
+    scale = max(gradient.abs().max().item() for gradient in expected.values())
+    for mode in MODES:
+        with splitgrow.execution(mode):
+            ours, _ = gradients(model, inputs)
+        if ours:
+            assert_equal(ours, given)
+        arranged = dict(splitgrow.merge(with_gradients_as_weights(model)).named_parameters())
+        for name, gradient in expected.items():
+            assert (arranged[name] - gradient).abs().max().item() <= 1e-12 * scale
+
+
+def gradients(
+    network: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[list[Any], dict[str, Tensor | None]]:
+    """Those of the inputs and, by name, of the parameters, which keep them too."""
+    network.zero_grad()
+    own = [x.clone().requires_grad_(x.is_floating_point()) for x in inputs]
+    sum((y * y.detach().cos()).sum() for y in tensors_of(network(*own))).backward()
+    parameters = {name: p.grad for name, p in network.named_parameters()}
+    return [x.grad for x in own if x.requires_grad], parameters
+
+
+def with_gradients_as_weights(model: Any) -> Any:
+    """A copy whose merged weights are the gradients, sliced as the weights are."""
+    made = copy.deepcopy(model)
     with torch.no_grad():
-        for mine, theirs in zip(with_gradients.parameters(), model.parameters(), strict=True):
+        for mine, theirs in zip(made.parameters(), model.parameters(), strict=True):
             mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
-        for split in split_layers(with_gradients):
+        for split in split_layers(made):
             if split.kind.couples:  # a block's weight counts sqrt(born / now) times, in both ways
                 for block, purpose in zip(split, split.blocks, strict=True):
                     block.weight.div_(split.outs.until(purpose.edit).length / split.outs.length)
-    # The plain network whose weights are the grown one's gradients, sliced as its weights are.
-    arranged = dict(splitgrow.merge(with_gradients).named_parameters())
-    expected = {n: p.grad for n, p in merged.named_parameters() if p.grad is not None}
-    assert expected
-    scale = max(gradient.abs().max().item() for gradient in expected.values())
-    for name, gradient in expected.items():
-        assert (arranged[name] - gradient).abs().max().item() <= 1e-12 * scale
+    return made
 
 
 def test_the_comparison_fails_on_a_wrong_answer() -> None:

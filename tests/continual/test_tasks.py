@@ -304,3 +304,36 @@ def test_tensorboard_is_told() -> None:
     assert {"task 0/loss", "task 1/accuracy", "shared weights", "accuracy when learned"} <= names
     steps = [step for name, step in told if name == "task 0/loss"]
     assert steps == [*range(1, len(steps) + 1)]
+
+
+class Pairs(Dataset[Any]):
+    """A data set of the ordinary kind: one example at a time."""
+
+    def __init__(self, index: int) -> None:
+        self.x, self.y = task(index).train[:]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.x[index], int(self.y[index])
+
+
+@pytest.mark.parametrize("method", ["cpg", "joint", "ewc", "lwf", "separate"])
+def test_any_dataset_learns_the_same_as_its_tensors(method: str) -> None:
+    one, other = learner(method), learner(method)
+    for made, index in ((one, 0), (one, 1)):
+        made.learn(Task(f"task {index}", 2, Pairs(index), task(index).test))
+    for index in range(2):
+        other.learn(task(index))
+    for name in one.tasks:
+        assert torch.equal(one.predict(images(2), task=name), other.predict(images(2), task=name))
+
+
+@pytest.mark.parametrize("method", ["cpg", "packnet", "ewc", "lwf", "finetuning"])
+def test_loaders_are_learned_from_as_they_are(method: str) -> None:
+    made = learner(method)
+    for index in range(2):
+        loader = DataLoader(Pairs(index), batch_size=16)
+        made.learn(Task(f"task {index}", 2, loader, task(index).test, task(index).test))
+    assert made.tasks == ("task 0", "task 1")

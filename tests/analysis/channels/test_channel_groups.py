@@ -7,23 +7,12 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from axes import positions
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
-from splitgrow.analysis.channels.channel_axes import Axis, Run, Size, constant, groups_of, scaled
+from splitgrow.analysis.channels.channel_axes import Axis, Size, constant, groups_of, scaled
 from splitgrow.analysis.channels.channel_groups import Groups
-
-
-def positions(groups: Groups, axis: Axis) -> list[tuple[Any, ...]]:
-    """Every position of an axis as (group, unit, copy): the independent picture of its runs."""
-    found: list[tuple[Any, ...]] = []
-    for run in groups.resolve(axis):
-        if run.group is None:
-            found.extend(("constant",) for _ in range(run.repeat))
-        else:
-            units = range(groups.width(run.group))
-            found.extend((run.group, unit, copy) for unit in units for copy in range(run.repeat))
-    return found
 
 
 def units(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -296,19 +285,6 @@ def test_axes_of_other_lengths_cannot_be_tied() -> None:
         groups.tie(groups.new(3), groups.new(4), "wrong")
 
 
-def test_a_number_knows_how_it_follows_growth() -> None:
-    groups = Groups()
-    conv = groups.new(6)
-    half = groups.size(conv).scaled(Fraction(1, 2))
-    part = groups.sections(conv, 2, "halves")
-    assert groups.same_size(half, groups.size(part))
-    assert not groups.same_size(half, Size(3))
-    assert not groups.slope(Size(3))
-    with pytest.raises(ArithmeticError):
-        groups.size(conv).scaled(Fraction(1, 4))
-    assert Run(None, 2, "one reason") == Run(None, 2, "another")
-
-
 def test_a_number_that_is_held_follows_the_width_it_turns_out_to_measure() -> None:
     groups = Groups()
     conv, held = groups.new(6), groups.new_number(6)
@@ -375,18 +351,6 @@ def test_settling_two_equal_widths_ties_them_and_two_unequal_ones_fixes_them() -
     groups.settle(groups.size(one), groups.size(third), "compared")
     assert not groups.can_grow(one)
     assert not groups.can_grow(third)
-
-
-def test_the_axis_of_a_number_is_one_of_its_length() -> None:
-    groups = Groups()
-    conv = groups.new(6)
-    size = groups.size(conv)
-    assert groups.axis_of(size) == conv
-    assert groups.axis_of(Size(12, {conv[0].group: Fraction(2)})) == scaled(conv, 2)
-    assert groups.axis_of(Size(3, {conv[0].group: Fraction(1, 2)})) is None
-    assert groups.axis_of(size + Size(1)) is None
-    assert groups.axis_of(Size(6)) is None
-    assert groups.axis_of(size + groups.size(groups.new(2))) is None
 
 
 def test_an_axis_is_cut_at_a_number_that_a_module_holds() -> None:

@@ -297,7 +297,7 @@ def test_a_layer_that_growth_could_not_replace_is_fixed_with_that_reason(
     assert not layer.growable
     words = ("otherwise than", "tuple or set", "directly", "by what objects they are")
     assert any(word in layer.reason for word in words), layer.reason
-    assert "test_out_of_sight.py:" in layer.reason or "`_steps`" in layer.reason
+    assert "test_stand_ins.py:" in layer.reason or "`_steps`" in layer.reason
     with pytest.raises(splitgrow.SplitGrowError):
         model.expand_layer("a", 4)
     assert_identical(model(X).detach(), before)

@@ -73,7 +73,7 @@ def test_a_comparison_that_could_come_out_otherwise_fixes_the_width_and_names_th
     test: Use,
 ) -> None:
     model = deciding(test)
-    assert "test_recorded_numbers.py:" in reasons(model)["one"]
+    assert "test_trace_recorder.py:" in reasons(model)["one"]
     assert laws_hold(model) == ["head"]
 
 
@@ -163,7 +163,7 @@ def test_a_number_that_is_used_as_a_value_too_is_fixed_at_that_place(use: Use) -
         return model.head(heads_apart(model, x) * use(model.heads))
 
     model = splitgrow.growable(written(forward, heads=2), X)
-    assert "test_recorded_numbers.py:" in reasons(model)["one"]
+    assert "test_trace_recorder.py:" in reasons(model)["one"]
     assert laws_hold(model) == ["head"]
     assert model.heads == 2
 

@@ -176,7 +176,7 @@ def run(method: str, directory: Path, **environment: str) -> tuple[int, list[str
         [sys.executable, "-c", KILLED, method, str(directory)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent.parent,
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": ".", **environment},
         check=False,
     )

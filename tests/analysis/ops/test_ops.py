@@ -308,7 +308,7 @@ def test_an_op_that_growth_cannot_pass_is_named_with_its_place(name: str) -> Non
     first, head = model.layers
     assert not first.growable
     assert f"`{word}`" in first.reason
-    assert "test_rules.py:" in first.reason
+    assert "test_ops.py:" in first.reason
     with pytest.raises(splitgrow.FixedWidthError, match=r"`first` cannot grow"):
         model.expand_layer("first", 8)
     before = model(x)

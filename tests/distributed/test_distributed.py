@@ -330,7 +330,7 @@ def test_a_state_dict_that_would_make_a_wrapped_model_grow_is_refused() -> None:
 
 @pytest.mark.slow
 def test_the_example_of_the_page_grows_saves_and_goes_on_in_more_processes(tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     shown = (
         (root / "docs" / "processes.md")
         .read_text()

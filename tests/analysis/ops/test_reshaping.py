@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from axes import positions
 from between import IMAGES, convs_between, growth_of
 from hypothesis import given
 from hypothesis import strategies as st
-from test_axes import positions
 from torch import Tensor
 
 from splitgrow.analysis.channels.channel_axes import Axis, constant

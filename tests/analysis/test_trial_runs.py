@@ -63,7 +63,7 @@ HIDDEN: dict[str, Callable[[Tensor, int], Tensor]] = {
 @pytest.mark.parametrize("name", HIDDEN)
 def test_a_width_that_is_used_where_nothing_can_follow_it_is_fixed(name: str) -> None:
     model: Any = splitgrow.growable(Net(HIDDEN[name]).double(), X)
-    with pytest.raises(FixedWidthError, match=r"test_widening\.py:\d+"):
+    with pytest.raises(FixedWidthError, match=r"test_trial_runs\.py:\d+"):
         model.expand_layer("one", 1)
     before = outputs_of(model, X)
     model.expand({"other": 2, "head": 1})  # what has nothing to do with it still grows

@@ -22,7 +22,7 @@ import splitgrow
 from splitgrow import CheckpointError
 from splitgrow.checkpoints import writing
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def in_process(*command: str) -> subprocess.CompletedProcess[str]:

@@ -122,7 +122,7 @@ def numpy_of_channels(model: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("forward", [values_of_channels, numpy_of_channels])
 def test_channels_that_leave_the_tensors_are_fixed_at_that_place(forward: Forward) -> None:
     model = splitgrow.growable(written(forward), X)
-    assert "test_recording.py:" in reasons(model)["one"]
+    assert "test_tracer.py:" in reasons(model)["one"]
     assert laws_hold(model) == ["head"]
 
 
@@ -191,7 +191,7 @@ def test_the_record_names_ops_modules_and_places() -> None:
     names = [step.name for step in steps]
     assert names == ["input", "Linear", "tanh", "getattr", "add", "Linear", "output"]
     assert [step.module for step in steps] == [None, "one", None, None, None, "head", None]
-    assert all("test_recording.py:" in step.place for step in steps[1:-1])
+    assert all("test_tracer.py:" in step.place for step in steps[1:-1])
 
 
 # --- in place, and views ------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def test_what_a_weight_of_no_layers_own_reads_is_fixed_and_names_it(forward: For
     weight = nn.Parameter(torch.randn(8, 8))
     model = splitgrow.growable(written(forward, weight=weight), X)
     reason = reasons(model)["one"]
-    assert "`weight`" in reason or "test_recording.py:" in reason
+    assert "`weight`" in reason or "test_tracer.py:" in reason
     assert laws_hold(model) == ["head"]
 
 

@@ -134,7 +134,7 @@ def test_a_run_that_is_killed_five_times_comes_to_the_same_results(tmp_path: Pat
             ],
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parent.parent.parent,
+            cwd=Path(__file__).parents[2],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ".", **environment},
             check=False,
         )  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from grown_layers import LAYERS, Layer, grown, input_of
 from helpers import assert_equal
-from test_grown_layer_training import LAYERS, Layer, grown, input_of
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.nn import functional as F
