@@ -20,6 +20,18 @@ from benchmarks.vision import torchvision
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+GUIDES = {
+    name: (ROOT / name).read_text()
+    for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
+}
+MOST_WHATS = 2.0
+"""In 1,000 words. A noun says the same in fewer words than a clause with what or whatever."""
+
+
+def whats_in(page: str) -> float:
+    """How often a page says what or whatever, in 1,000 words."""
+    words = re.findall(r"[a-z']+", page.lower())
+    return 1000 * sum(word in {"what", "whatever"} for word in words) / len(words)
 
 
 def code_in(page: str) -> list[str]:
@@ -29,6 +41,16 @@ def code_in(page: str) -> list[str]:
 
 def test_the_front_door_is_small() -> None:
     assert len(README.encode()) <= 8 * 1024
+
+
+@pytest.mark.parametrize("name", ["README.md", *PAGES, *GUIDES])
+def test_pages_name_things_instead_of_asking_what_they_are(name: str) -> None:
+    page = {"README.md": README, **PAGES, **GUIDES}[name]
+    assert whats_in(page) <= MOST_WHATS
+
+
+def test_control_the_count_sees_both_words_and_no_others() -> None:
+    assert whats_in("Whatever grows, whatnot stays: what?") == 400 > MOST_WHATS
 
 
 @pytest.mark.parametrize("name", ["README.md", *PAGES])
@@ -114,7 +136,7 @@ def test_the_example_of_insertions_runs_and_changes_nothing() -> None:
 def test_the_sessions_show_what_they_print() -> None:
     sessions = [
         session
-        for page in (README, *PAGES.values())
+        for page in (README, *PAGES.values(), GUIDES["CONTRIBUTING.md"])
         for session in re.findall(r"```pycon\n(.*?)```", page, re.DOTALL)
     ]
     assert sessions
