@@ -20,6 +20,44 @@ from benchmarks.vision import torchvision
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+GUIDES = {
+    name: (ROOT / name).read_text()
+    for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
+}
+MOST_WHATS = 2.0
+"""In 1,000 words. A noun says the same in fewer words than a clause with what or whatever."""
+
+
+def whats_in(page: str) -> float:
+    """How often a page says what or whatever, in 1,000 words."""
+    words = re.findall(r"[a-z']+", page.lower())
+    return 1000 * sum(word in {"what", "whatever"} for word in words) / len(words)
+
+
+def is_there(name: str) -> bool:
+    """Whether a file, folder or module of the library or its tests has a name."""
+    bases = (ROOT, ROOT / "splitgrow", ROOT / "tests")
+    ends = (name, f"{name}.py", f"{name.rpartition('.')[0]}.py")
+    anywhere = "/" not in name and any((ROOT / "tests").rglob(name))
+    return anywhere or any((base / end).exists() for base in bases for end in ends)
+
+
+def missing_in(page: str) -> list[str]:
+    """The files that a page names and that are not there, and names that these do not have."""
+    folders = (ROOT / "splitgrow", ROOT / "tests")
+    sources = {path: path.read_text() for folder in folders for path in folder.rglob("*.py")}
+
+    def defined(name: str, file: str = "") -> bool:
+        return any(name in text for path, text in sources.items() if str(path).endswith(file))
+
+    files = re.findall(r"`([\w.-]+/[\w./-]*|test_\w+\.py)`", page)
+    names = re.findall(r"`(\w+)`(?: in | \()`([\w/]+\.py)`", page)
+    tests = re.findall(r"`(test_\w+)`", page)
+    return [
+        *(file for file in files if not is_there(file)),
+        *(name for name, file in names if not defined(name, f"/{file}")),
+        *(test for test in tests if not defined(f"def {test}(")),
+    ]
 
 
 def code_in(page: str) -> list[str]:
@@ -29,6 +67,32 @@ def code_in(page: str) -> list[str]:
 
 def test_the_front_door_is_small() -> None:
     assert len(README.encode()) <= 8 * 1024
+
+
+@pytest.mark.parametrize("name", ["README.md", *PAGES, *GUIDES])
+def test_pages_name_things_instead_of_asking_what_they_are(name: str) -> None:
+    page = {"README.md": README, **PAGES, **GUIDES}[name]
+    assert whats_in(page) <= MOST_WHATS
+
+
+def test_control_the_count_sees_both_words_and_no_others() -> None:
+    assert whats_in("Whatever grows, whatnot stays: what?") == 400 > MOST_WHATS
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_files_and_tests_that_a_guide_names_are_there(name: str) -> None:
+    assert missing_in(GUIDES[name]) == []
+
+
+def test_files_that_the_page_of_the_inside_names_are_there() -> None:
+    assert missing_in(PAGES["internals.md"]) == []
+
+
+def test_control_files_and_names_that_are_missing_are_found() -> None:
+    there = "`deploy/passes`, `tests/demos/`, `PASSES` in `deploy/passes.py`"
+    missing = "`tests/no.py`, `test_no.py`, `deploy/no`, `MISSING` (`deploy/passes.py`), `test_no`"
+    rest = ["deploy/no", "MISSING", "test_no"]
+    assert missing_in(f"{there}, {missing}") == ["tests/no.py", "test_no.py", *rest]
 
 
 @pytest.mark.parametrize("name", ["README.md", *PAGES])
@@ -114,7 +178,7 @@ def test_the_example_of_insertions_runs_and_changes_nothing() -> None:
 def test_the_sessions_show_what_they_print() -> None:
     sessions = [
         session
-        for page in (README, *PAGES.values())
+        for page in (README, *PAGES.values(), GUIDES["CONTRIBUTING.md"])
         for session in re.findall(r"```pycon\n(.*?)```", page, re.DOTALL)
     ]
     assert sessions

@@ -65,7 +65,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file says of a tensor before it is read.
+    """A tensor as the header of a file describes it.
 
     Attributes:
         dtype: Its dtype.
@@ -196,7 +196,7 @@ class Archive:
         return self.tensor(name).clone()
 
     def stored(self, name: str) -> Stored | None:
-        """What is known of a tensor; None if there is none of that name."""
+        """The description of a tensor; None if there is none of that name."""
         found = self.table.get(name)
         if found is None or name not in self._complex:
             return found

@@ -1,4 +1,4 @@
-"""What a checkpoint says of a model, besides its tensors; and what two models differ in."""
+"""The content of a checkpoint besides its tensors; and the first difference of two models."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Contents:
         ties: Other names of tensors that have several.
         own: The names of buffers that the model makes itself, which are not in its state_dict.
         last: The names of tensors whose channels come last in memory.
-        states: What modules add to the state_dict, as trees, by path.
+        states: The extra states of modules in the state_dict, as trees, by path.
         inputs: The example inputs, as a tree; None if they are no plain data.
         narrower: Those of earlier times, with the edit up to which they fit.
         optimizers: The optimizers.
         schedulers: The schedulers.
         random: The states of the random number generators, as a tree.
         execution: How grown layers run.
-        extra: What the user added, as a tree.
+        extra: The user's additions, as a tree.
         torch: The version of torch.
         splitgrow: The version of splitgrow.
         version: The version of the format.
@@ -123,10 +123,10 @@ def stored_tensors_of(model: nn.Module) -> Tensors:
 
 
 def file_parts_of(model: nn.Module, history: History | None) -> tuple[FilePart, ...]:
-    """The modules of a model as it was written, whatever has grown since."""
+    """The modules of a model as it was written, without later growth."""
     numbered = {n.module for edit in history.edits for n in edit.numbers} if history else set()
     return tuple(
-        # As what fully_shard was called on is written, too.
+        # Without the class that fully_shard gives a module.
         FilePart(
             path, plain_type(type(module)).__name__, "" if path in numbered else _settings(module)
         )
@@ -137,7 +137,7 @@ def file_parts_of(model: nn.Module, history: History | None) -> tuple[FilePart, 
 def _as_written(
     module: nn.Module, path: str, seen: set[nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """A module and those in it, each once, without what splitgrow has put in between."""
+    """A module and those in it, each once, without splitgrow's modules in between."""
     if isinstance(module, (Deepened, SplitLayer)):
         inside = module.wrapped if isinstance(module, Deepened) else module.original
         yield from _as_written(inside, path, seen)
@@ -157,7 +157,7 @@ def _settings(layer: nn.Module) -> str:
 
 
 def read_versioned(kind: type[Record], text: str, version: int, path: Path) -> Record:
-    """What a checkpoint holds besides tensors, from its JSON.
+    """The content of a checkpoint besides tensors, from its JSON.
 
     Raises:
         CheckpointError: If it is of another version, or cannot be read.
@@ -197,7 +197,7 @@ def check_written(
 
     Args:
         model: The model.
-        history: What is known of it, if it is growable.
+        history: Its history, if it is growable.
         saved: The modules of the one that was saved, and the version of torch that it was saved by.
         journal: The journal of that.
 

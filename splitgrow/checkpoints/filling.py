@@ -123,7 +123,7 @@ def _check_ties(here: Mapping[str, str], there: Mapping[str, str]) -> None:
 
 
 def set_extra_states_(model: nn.Module, contents: Contents, archive: Archive, undo: Undo) -> None:
-    """Gives modules what they have added to the state_dict.
+    """Gives modules their extra states of the state_dict.
 
     Raises:
         CheckpointError: If one is not there, or does not take it.

@@ -1,4 +1,4 @@
-"""Whether what a file says of optimizers and schedulers is what they could go on with."""
+"""Whether optimizers and schedulers could continue with the states in a file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _tried(
     like: Tensor,
     state: Mapping[Any, Any] | None = None,
 ) -> dict[Any, Any] | None:
-    """What an optimizer with a group's options knows of a small parameter after a step.
+    """An optimizer's state of a small parameter after a step with a group's options.
 
     None if it could not take that step.
 
@@ -80,7 +80,7 @@ def _tried(
         tried.step()
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - whatever keeps it from a step
+    except Exception:  # noqa: BLE001 - anything may keep it from a step
         return None
     return dict(tried.state[parameter])
 
@@ -123,9 +123,9 @@ def _check_state(
 
 
 def check_scheduler(scheduler: Any, state: Any) -> None:
-    """Makes sure that a scheduler's saved state would not replace what it is made of.
+    """Makes sure that a scheduler's saved state would not replace its own parts.
 
-    Those of torch take over whatever they are given, as attributes.
+    Those of torch set every given value as an attribute.
 
     Raises:
         CheckpointError: If it would.

@@ -57,16 +57,15 @@ def load(  # noqa: PLR0913
     strict: bool = True,
     training: bool = True,
 ) -> Any:
-    """Loads what `save` has written into a fresh model, which is growable then, and goes on.
+    """Loads a file by `save` into a fresh model, which is growable then, to resume training.
 
-    The edits are done again as they are recorded, then the tensors come back, and all else that was
-    saved: what is frozen and held, the generations, optimizers, schedulers, random states and how
-    layers run. On the CPU, with as many threads, training goes on bit for bit as if it had never
-    stopped.
+    The recorded edits are repeated. Then the tensors come back, and the rest of the file: frozen
+    and held parameters, the generations, optimizers, schedulers, random states and how layers run.
+    On the CPU, with as many threads, training goes on bit for bit as if it had never stopped.
 
-    The file is not believed: it is compared with its checksum, its edits are held against the model
-    one by one, nothing in it is executed, and what does not have the tensors' shapes is refused.
-    Whatever fails, the model, the optimizers and the schedulers are as before.
+    The file is not trusted: it is compared with its checksum, its edits are compared with the model
+    one by one, nothing in it is executed, and tensors of other shapes are refused. After a failure,
+    the model, the optimizers and the schedulers are as before.
 
     Args:
         model: A fresh instance of the model's class; it may have been made growable, and may have
@@ -75,7 +74,7 @@ def load(  # noqa: PLR0913
         path: The file.
         optimizer: The optimizers that were saved, of the same types, in the same order: made of the
             fresh model's parameters, or of any. Their groups become those that were saved. None to
-            leave what was saved of them aside.
+            ignore their saved state.
         scheduler: The schedulers that were saved, likewise.
         example_inputs: As of `growable`. They are in the file, unless they are no plain data.
         modules: Modules that were given to `insert_layer` and that a file cannot describe, once
@@ -84,11 +83,11 @@ def load(  # noqa: PLR0913
         strict: Whether the types of modules, and the settings of torch's own, must be those that
             were saved, rather than only the shapes of tensors. Rates of dropout and momenta of
             norms may differ in any case.
-        training: Whether what concerns the whole process comes back, too: the random states, and
-            how layers run.
+        training: Whether the state of the whole process comes back, too: the random states, and how
+            layers run.
 
     Returns:
-        What was given to `save` as `extra`.
+        The `extra` that was given to `save`.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -135,16 +134,16 @@ def load(  # noqa: PLR0913
 
 
 class _Loading:
-    """What is done to load a file that was found whole.
+    """The steps that load a file that was found whole.
 
     Args:
         model: The model.
-        old: What is known of it, if it is growable.
+        old: Its history, if it is growable.
         archive: The file.
         undo: Takes everything back.
 
     Attributes:
-        contents: What the file holds besides tensors.
+        contents: The content of the file besides tensors.
     """
 
     def __init__(self, model: nn.Module, old: History | None, archive: Archive, undo: Undo) -> None:
@@ -225,7 +224,7 @@ def _history(model: nn.Module) -> History | None:
 
 
 def contents_of(archive: Archive) -> Contents:
-    """What a file holds besides tensors.
+    """The content of a file besides tensors.
 
     Raises:
         CheckpointError: If it is of another version, or cannot be read.

@@ -52,13 +52,13 @@ def save(
 ) -> None:
     """Saves a growable model and its training to a file that `load` goes on from, bit for bit.
 
-    The file is safetensors', without pickle: the tensors, and as JSON all that was done to the
-    model (the edits, generations, what is frozen or held), the states of optimizers, schedulers and
+    The file is safetensors', without pickle: the tensors, and as JSON the model's history (the
+    edits, generations, frozen and held parameters), the states of optimizers, schedulers and
     random number generators, and how layers run. Gradients are not saved: save between the
     optimizer's step and the next backward pass.
 
-    It is written aside, down to the disk, and takes its name in the end: whatever happens at
-    whichever moment, `path` is the old file or the new one, whole.
+    It is written aside, down to the disk, and takes its name in the end. So at any moment, `path`
+    is the old file or the new one, whole.
 
     Args:
         model: A growable model, grown or not.
@@ -125,7 +125,7 @@ def save(
         )
         text = json.dumps(written(contents))
     except RecursionError as error:
-        raise CheckpointError("what is to be saved is nested too deep, or holds itself") from error
+        raise CheckpointError("the data to save is nested too deep, or holds itself") from error
     tensors = {MODEL + name: tensor for name, tensor in found.tensors.items()}
     write_archive(
         target, {**tensors, **writer.tensors}, {CONTENTS: text}, keep=keep, largest=shard_bytes
@@ -133,7 +133,7 @@ def save(
 
 
 def _of_model(model: nn.Module, history: History, found: Tensors, writer: Writer) -> dict[str, Any]:
-    """What is saved of a model, and of the process that it is in."""
+    """The saved data of a model and of its process."""
     return {
         "journal": journal_of(model, history),
         "type": original_class(model).__qualname__,

@@ -1,4 +1,4 @@
-"""What a training run holds besides the model, as trees: optimizers, schedulers, random states."""
+"""The state of a training run, as trees: optimizers, schedulers, random states."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class SavedGroup:
 
 @dataclass(frozen=True)
 class SavedState:
-    """What an optimizer knows of a parameter.
+    """An optimizer's state of a parameter.
 
     Attributes:
         place: The parameter's place: the number of its group, and its own there.
-        state: What it knows, as a tree.
+        state: That state, as a tree.
         elsewhere: Of which of its tensors the device is another than the parameter's.
     """
 
@@ -62,7 +62,7 @@ class SavedOptimizer:
 
 @dataclass(frozen=True)
 class SavedScheduler:
-    """A scheduler, or whatever else has a state_dict."""
+    """A scheduler, or any other object with a state_dict."""
 
     type: str
     state: object
@@ -80,7 +80,7 @@ def saved_optimizer(
         optimizer: The optimizer.
         names: The names of the model's parameters, by their ids.
         writer: Collects the tensors.
-        where: What it is called.
+        where: Its name.
 
     Raises:
         CheckpointError: If it holds something that is no plain data.
@@ -147,7 +147,7 @@ def restore_optimizer_(
 
     Args:
         optimizer: The optimizer.
-        saved: What was saved.
+        saved: The saved optimizer.
         named: The model's parameters by name.
         gone: Parameters that the model had before it was loaded.
         read: Reads tensors.

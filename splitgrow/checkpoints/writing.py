@@ -38,7 +38,7 @@ from splitgrow.utils.json_records import written
 
 try:
     import fcntl
-except ImportError:  # not on Windows; what a killed process left behind stays there
+except ImportError:  # not on Windows; there the rest of a killed process stays
     fcntl = None  # type: ignore[assignment]
 
 _KNOWN = frozenset(STORED_DTYPES.values())
@@ -59,10 +59,10 @@ def write_archive(
         tensors: The tensors. No two of them may be one.
         metadata: The texts.
         keep: How many files are kept: this one, and those that were there before.
-        largest: The number of bytes of tensors in one file; what is more goes to further files.
+        largest: The number of bytes of tensors in one file; more bytes go to further files.
 
     Raises:
-        CheckpointError: If it cannot be written. What was there before is untouched.
+        CheckpointError: If it cannot be written. An existing file is untouched.
     """
     path = Path(os.path.realpath(path))
     for name, tensor in tensors.items():
@@ -102,7 +102,7 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
         write: Writes to the path that it is given.
 
     Raises:
-        CheckpointError: If it cannot be written. What was there before is untouched.
+        CheckpointError: If it cannot be written. An existing file is untouched.
     """
     path = Path(os.path.realpath(path))
     with refused(f"cannot write {path}"), _aside(path) as aside:
@@ -175,8 +175,8 @@ def _written(path: Path, parts: list[dict[str, Tensor]]) -> Iterator[list[Shard]
 def _aside(path: Path) -> Iterator[Path]:
     """Where a file is written before it takes its name: in a directory beside it, which goes again.
 
-    The directory is locked as long as it is in use; so it can be told from what a killed process
-    has left behind.
+    The directory is locked as long as it is in use; that tells it from the directory of a killed
+    process.
     """
     directory = path.with_name(f"{_beginning(path)}{secrets.token_hex(4)}")
     directory.mkdir()
@@ -209,7 +209,7 @@ def _locked(directory: Path) -> Iterator[None]:
 def _alone(path: Path) -> Iterator[None]:
     """Waits until no other process writes this file, whose further files would be taken for unused.
 
-    What is locked is a directory, which goes again; who finds that it has gone makes it anew.
+    The lock is on a directory, which is removed again; a process that finds it gone makes it anew.
     """
     if fcntl is None:
         yield
@@ -235,7 +235,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, how: int) -> None:
-    """Locks what is open, as far as its file system has locks.
+    """Locks an open file, as far as its file system has locks.
 
     Raises:
         OSError: If it cannot be locked now.
@@ -251,7 +251,7 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 def _beginning(path: Path) -> str:
-    """How names of what is written aside begin: short, since the path's own may be long."""
+    """How names of temporary files begin: short, since the path's own may be long."""
     return f".splitgrow-{hashlib.sha256(path.name.encode()).hexdigest()[:8]}-"
 
 
@@ -330,7 +330,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def _clear(path: Path) -> None:
-    """Removes what a process left behind that was killed while it wrote this file."""
+    """Removes the rest of processes that were killed while they wrote this file."""
     for left in path.parent.glob(f"{_beginning(path)}*") if fcntl is not None else ():
         with suppress(OSError), _locked(left):
             shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the commands' options are of, and how a command's work is loaded."""
+"""The types of the commands' options, and how a command's work is loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-# What `splitgrow[demo]` installs, by the names that fail to import without it.
+# The packages of `splitgrow[demo]`, by the names that fail to import without it.
 _DEMO_PACKAGES = frozenset(("PIL", "matplotlib", "numpy", "sklearn"))
 
 POSITIVE = click.IntRange(min=1)

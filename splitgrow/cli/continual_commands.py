@@ -12,19 +12,19 @@ from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load_m
 from splitgrow.cli.continual_settings import BACKBONE_NAMES, METHOD_NAMES, SPLITS, RunSettings
 
 _CONTINUAL_HELP = """
-Learn one task after the other with one network, and see what it remembers.
+Learn one task after the other with one network, and see how much it forgets.
 
-Every task gets a head of its own, and which task an image belongs to is told. What is learned goes
-to DIR as it comes; the same command with the same DIR goes on where it was stopped.
+Every task gets a head of its own, and the task of each image is known. Each learned task goes to
+DIR at once; the same command with the same DIR resumes a stopped run.
 
 \b
 METHOD is one of:
   cpg              pick from earlier tasks' weights, grow, and make compact
   pack-and-expand  the same without picking
-  packnet          every task trains what is free, and keeps the largest of it
+  packnet          every task trains the free weights, and keeps the largest
   piggyback        tasks pick weights of one network
   progressive      a new column of units for every task
-  den              retrain a part, grow, and split what has drifted
+  den              retrain a part, grow, and split units that have drifted
   finetuning, ewc, lwf             the same weights for all: these forget
   separate, joint                  one network a task, or all tasks at once
 
@@ -158,8 +158,8 @@ def _default(name: str) -> Any:
     type=click.Choice(("validation", "test")),
     default=_default("decide_on"),
     show_default=True,
-    help="What growth, pruning and choices are decided on; test is what some published code does,"
-    " and flatters.",
+    help="The data that growth, pruning and choices are decided on; some published code uses test,"
+    " which flatters.",
 )
 @click.option(
     "--validation-share",
@@ -197,7 +197,7 @@ def _default(name: str) -> Any:
 def continual(
     *, method: str, data: Path | None, tasks: int | None, limit: int | None, **given: Any
 ) -> None:
-    """Loads what the run needs, and runs it."""
+    """Loads the run, and starts it."""
     split = given["split"]
     load_module("splitgrow.demos.continual.presentation").run_continual(
         method=method,
@@ -212,5 +212,5 @@ def continual(
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="DIR...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def compare(runs: tuple[Path, ...], *, as_json: bool) -> None:
-    """Loads what the comparison needs, and runs it."""
+    """Loads the comparison, and runs it."""
     load_module("splitgrow.demos.continual.comparison").compare_runs(runs, as_json=as_json)

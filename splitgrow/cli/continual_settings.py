@@ -1,4 +1,4 @@
-"""What the user of `splitgrow continual` can choose.
+"""The options of `splitgrow continual`.
 
 Free of torch, so that the command can show its defaults without loading it.
 """

@@ -41,7 +41,7 @@ def export(
         )
     if out.exists() and not force:
         raise click.ClickException(f"{out} is there already; --force replaces it")
-    with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the result
+    with redirect_stdout(sys.stderr):  # prints of the user's code are no part of the result
         model: Any = load_model(module, factory)
         before = _widths(model)
         splitgrow.load(model, checkpoint, training=False)

@@ -1,4 +1,4 @@
-"""`splitgrow inspect`: the layers of a model, and what of it can grow."""
+"""`splitgrow inspect`: the layers of a model, and which of them can grow."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from splitgrow.cli.targets import attempt, load_model
 
 
 def inspect(module: str, factory: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
-    """Prints what can grow in the model that `module:factory` names, as a table or as JSON."""
-    with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the result
+    """Prints the layers of the model that `module:factory` names, as a table or as JSON."""
+    with redirect_stdout(sys.stderr):  # prints of the user's code are no part of the result
         model = load_model(module, factory)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     layers = splitgrow.handle(_growable(model, inputs)).layers

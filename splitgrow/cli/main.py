@@ -68,7 +68,7 @@ Examples:
 """
 
 _INSPECT_HELP = """
-List the layers of a model: which can grow, by what step, and what grows along.
+List the layers of a model: which can grow, by which step, and which grow along.
 
 MODULE is importable from here, or the path of a .py file; FACTORY is a function without
 arguments that makes the model, a class, or a model itself.
@@ -85,7 +85,7 @@ _EXPORT_HELP = """
 Make a checkpoint plain, for those who do not have splitgrow.
 
 MODULE:FACTORY makes the model as it was before it grew (see `splitgrow inspect`), CHECKPOINT is
-what splitgrow.save has written, and OUT is written, by its suffix:
+a file by splitgrow.save, and the suffix of OUT chooses the format:
 
 \b
   .safetensors  the merged network's tensors, under the model's own names
@@ -100,7 +100,7 @@ Examples:
 
 
 class _Commands(click.Group):
-    """A group whose commands end with one line on stderr and an exit code, whatever happens."""
+    """A group whose commands always end with one line on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -108,7 +108,7 @@ class _Commands(click.Group):
         except SplitGrowError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt as interrupt:
-            kept = str(interrupt)  # the work says there what it could keep
+            kept = str(interrupt)  # the work names there the kept results
             click.echo(f"Interrupted: {kept}." if kept else "Interrupted.", err=True)
             ctx.exit(_INTERRUPTED)
 
@@ -210,7 +210,7 @@ def main() -> None:
 def demo(
     ctx: click.Context, /, *, deeper: bool, progressive: bool, out: Path | None, **options: Any
 ) -> None:
-    """Loads what the demo needs, and runs it.
+    """Loads the demo, and runs it.
 
     Raises:
         click.UsageError: if the options do not go together.
@@ -224,7 +224,7 @@ def demo(
     load_module("splitgrow.demos.presentation").run_demo(kind=kind, out=out or folder, **options)
 
 
-@main.command(help=_INSPECT_HELP, short_help="List what can grow in a model.")
+@main.command(help=_INSPECT_HELP, short_help="List the layers of a model that can grow.")
 @click.argument("target", metavar="MODULE:FACTORY")
 @click.option(
     "--input",
@@ -237,7 +237,7 @@ def demo(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:
-    """Loads what the inspection needs, and runs it."""
+    """Loads the inspection, and runs it."""
     load_module("splitgrow.cli.inspect").inspect(*_parts(target), inputs, as_json=as_json)
 
 
@@ -270,7 +270,7 @@ def _parts(target: str) -> tuple[str, str]:
 def export(
     target: str, checkpoint: Path, out: Path, *, generation: int | None, force: bool
 ) -> None:
-    """Loads what the export needs, and runs it."""
+    """Loads the export, and runs it."""
     command = load_module("splitgrow.cli.export").export
     command(*_parts(target), checkpoint, out, generation=generation, force=force)
 

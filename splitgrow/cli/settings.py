@@ -1,4 +1,4 @@
-"""What the user of `splitgrow demo` can choose.
+"""The options of `splitgrow demo`.
 
 Free of torch, so that the command can show its defaults without loading it.
 """

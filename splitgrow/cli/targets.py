@@ -39,7 +39,7 @@ def load_model(module_name: str, factory_name: str) -> nn.Module:
 
 
 def attempt(failure: str, call: Callable[[], _T]) -> _T:
-    """What `call`, which is the user's code, returns.
+    """The result of `call`, which is the user's code.
 
     Raises:
         click.ClickException: if it raises; the message starts with `failure` and names the error.

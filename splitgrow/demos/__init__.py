@@ -1,1 +1,1 @@
-"""What the commands show: trainings, data sets, figures and reports, for the extra `demo`."""
+"""The trainings that the commands show, with data sets, figures and reports; the extra `demo`."""

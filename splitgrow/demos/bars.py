@@ -29,7 +29,7 @@ class Bars(Protocol):
     progress: Progress
 
     def show(self, event: DemoEvent) -> None:
-        """Brings the bars up to date with what happened."""
+        """Updates the bars after an event."""
 
 
 class ClassifierBars:
@@ -48,7 +48,7 @@ class ClassifierBars:
         self._loss = self._train = self._test = 0.0
 
     def show(self, event: DemoEvent) -> None:
-        """Brings the bars up to date with what happened."""
+        """Updates the bars after an event."""
         if isinstance(event, Phase):
             self._task = self.progress.add_task(
                 "",
@@ -75,7 +75,7 @@ class ClassifierBars:
 
 
 class LevelBars:
-    """Resolution, the share of what is new, epoch, and the error in training and test."""
+    """Resolution, the share of the new level, epoch, and the error in training and test."""
 
     def __init__(self, console: Console, epochs: int) -> None:
         self.progress = _progress(
@@ -90,7 +90,7 @@ class LevelBars:
         self._train = self._test = 0.0
 
     def show(self, event: DemoEvent) -> None:
-        """Brings the bars up to date with what happened."""
+        """Updates the bars after an event."""
         if isinstance(event, LevelPhase):
             self._task = self.progress.add_task(
                 "",

@@ -94,7 +94,7 @@ def size(result: DeeperResult, theme: Theme) -> bytes:
 
 
 def _stairs(growths: Sequence[Deepening], name: str, last: int) -> tuple[list[int], list[int]]:
-    """Where a number changes, and what it is from there on."""
+    """Where a number changes, and its value from there on."""
     pairs = [getattr(growth, name) for growth in growths]
     steps = [0, *(growth.step for growth in growths), last]
     return steps, [pairs[0][0], *(after for _, after in pairs), pairs[-1][1]]

@@ -1,7 +1,7 @@
 """Reads CIFAR-10 and CIFAR-100, python or binary version, from the folder or its tar archive.
 
-The files of the python version are pickles, of which nothing is run: see `pickles`. Of CIFAR-100's
-two labels the fine ones are the classes, and the coarse ones their superclasses.
+The files of the python version are pickles, of which nothing is run: see `pickles`. CIFAR-100 has
+two labels a picture: the fine ones are the classes, and the coarse ones their superclasses.
 
 Reference: https://www.cs.toronto.edu/~kriz/cifar.html
 """
@@ -207,37 +207,31 @@ def _binary_batch(source: Path, content: bytes, layout: _Layout) -> _Half:
 
 def _pickled_batch(source: Path, content: bytes, layout: _Layout) -> _Half:
     fields = _unpickled(source, content)
-    pixels = _field(source, fields, "data")
-    if not isinstance(pixels, np.ndarray):
-        raise DatasetError(source, "its data are no array", "an array of bytes")
-    if pixels.ndim != 2 or not len(pixels) or pixels.shape[1] != _PIXELS:
-        problem = f"its data have the shape {pixels.shape}"
+    try:
+        rows = pickles.pixels(_field(source, fields, "data"))
+    except ValueError as error:
+        raise DatasetError(source, f"its data are {error}", "an array of bytes") from error
+    if rows.shape[1] != _PIXELS:
+        problem = f"its data have the shape {rows.shape}"
         raise DatasetError(source, problem, f"{_PIXELS:,} bytes for each picture")
     return _Half(
-        pixels.reshape(-1, *_SIZE),
+        rows.reshape(-1, *_SIZE),
         tuple(_numbers(source, _field(source, fields, labels.key)) for labels in layout.labels),
     )
 
 
 def _numbers(source: Path, found: Any) -> Integers:
-    if (
-        not isinstance(found, list)
-        or not found
-        or not all(type(number) is int and abs(number) < 1 << 31 for number in found)
-    ):
+    if not isinstance(found, list) or not found or not all(type(number) is int for number in found):
         raise DatasetError(source, "its labels are no list of numbers", "a number for each picture")
     return np.array(found, dtype=np.int64)
 
 
 def _unpickled(source: Path, content: bytes) -> dict[str, Any]:
-    expected = "a file of CIFAR as its authors made it"
     try:
         return pickles.read(content)
-    except pickles.NoDataError as error:
-        problem = f"it holds something that is no data ({error})"
-        raise DatasetError(source, problem, expected) from error
     except ValueError as error:
-        raise DatasetError(source, f"it is damaged ({str(error)[:100]})", expected) from error
+        problem = f"it is damaged, or holds something that is no data ({str(error)[:100]})"
+        raise DatasetError(source, problem, "a file of CIFAR as its authors made it") from error
 
 
 def _field(source: Path, fields: Mapping[str, Any], key: str) -> Any:

@@ -67,7 +67,7 @@ def load_dataset(
     `track` is wrapped around the reading of them to show its progress.
 
     Raises:
-        DatasetError: if the data cannot be used; it says why, and what was expected.
+        DatasetError: if the data cannot be used; it gives the reason and the expected data.
         ValueError: if `size` is given for the digits.
     """
     if path is None and size is not None:
@@ -129,7 +129,7 @@ def _holds_pictures(path: Path) -> bool:
 
 
 def _read(path: Path, size: int | None, track: Track) -> RawData:
-    """What the reader for the kind of `path` makes of it.
+    """The data, by the reader for this kind of `path`.
 
     Raises:
         DatasetError: if there is no such reader, or it refuses.

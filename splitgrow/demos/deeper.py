@@ -74,7 +74,7 @@ def run(dataset: Dataset, settings: DemoSettings, watch: Watch) -> DeeperResult:
 
 
 def changes(stages: int) -> tuple[Change, ...]:
-    """What is done to a network of so many stages, in order; training comes in between."""
+    """The changes to a network of so many stages, in order; training comes in between."""
     last = f"stages.{stages - 1}"
     return (
         _insertion("stem.0", "identity"),
@@ -89,7 +89,7 @@ def depth(layers: Iterable[splitgrow.Layer]) -> int:
     """The number of layers on the longest way through a network.
 
     Layers come in order of execution. Those that are tied, as by a residual add, have their readers
-    in common; what reads a layer runs after it.
+    in common. The readers of a layer run after it.
     """
     longest: dict[str, int] = {}
     for layer in reversed(tuple(layers)):
@@ -112,7 +112,7 @@ def _widen_the_residual(trainer: Trainer) -> Edit:
 
 
 def _carry_out(trainer: Trainer, change: Change, old: Tensor) -> None:
-    """Changes the network in a generation of its own, and compares it with what it was.
+    """Changes the network in a generation of its own, and compares it with the one before.
 
     `old` are the test logits before.
     """

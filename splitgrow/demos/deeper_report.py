@@ -48,15 +48,14 @@ A residual CNN of width {settings.width}, {growths[0].depth[0]} layers deep at f
 
 <h2>Nothing moved</h2>
 <p>Each row compares the network right before an edit with the network right after it, on all test
-images and before any training. What is inserted computes its own input; so, fused at once, the
-network is what it was, and nothing is left of the insertion. New units of a grown layer
-remain.</p>
+images and before any training. An insertion computes its own input. So fusing it at once gives the
+old network, and nothing is left of the insertion. New units of a grown layer remain.</p>
 {_deepenings(result)}
 
 <h2>Accuracy and loss</h2>
 <figure>{images["learning"]}
-<figcaption>Dashed lines mark the edits. After each of them only what is new
-learns.</figcaption></figure>
+<figcaption>Dashed lines mark the edits. After each of them only the new layers and units
+learn.</figcaption></figure>
 
 <h2>The network, generation by generation</h2>
 <figure>{images["chain"]}
@@ -71,11 +70,11 @@ logits.</figcaption></figure>
 
 <h2>The old networks are still there</h2>
 <p>Each generation was closed when the next edit came: its layers are frozen, and the network can
-still be run as it was. This is what it gave at the end of the run, compared with the logits that
-were recorded when it was closed.</p>
+still be run as it was. The table compares its logits at the end of the run with those from when it
+was closed.</p>
 {pages.recoveries(result.recoveries)}
 
-<h2>What vanished by fusion</h2>
+<h2>Layers removed by fusion</h2>
 {_vanished(result)}
 
 <h2>The edits</h2>
@@ -87,7 +86,7 @@ def _deepenings(result: DeeperResult) -> str:
         (str(event.edit.index), escape(tables.what(event.edit)), *tables.deepening_cells(event))
         for event in result.growths
     )
-    head = ("edit", "what", *tables.DEEPENING_HEAD)
+    head = ("edit", "change", *tables.DEEPENING_HEAD)
     return pages.table(head, rows, numbers=(0, *range(2, len(head))))
 
 

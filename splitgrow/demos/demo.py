@@ -78,7 +78,7 @@ def residual_net(dataset: Dataset, settings: DemoSettings) -> ResidualNet:
 def _grow(trainer: Trainer, old: Tensor, *, opens_generation: bool) -> None:
     """Widens every layer inside the network; the optimizer takes the new parameters along.
 
-    `old` are the test logits before, to see what the growth by itself does to them.
+    `old` are the test logits before, to see the effect of the growth by itself.
     """
     if opens_generation:
         trainer.handle.next_generation()

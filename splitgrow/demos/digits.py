@@ -1,4 +1,4 @@
-"""The digits that come with scikit-learn: what the commands use if they are given no data."""
+"""The digits that come with scikit-learn, which the commands use if they are given no data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of an autoencoder that grew in resolution: its errors, and what it reconstructs."""
+"""Pictures of an autoencoder that grew in resolution: its errors and its reconstructions."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _parse(path: Path, file: BinaryIO, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _take(file: BinaryIO, count: int) -> bytes:
-    """At most `count` bytes; memory follows what the file holds, not what its header promises."""
+    """At most `count` bytes; memory follows the file's content, not the promise of its header."""
     chunks: list[bytes] = []
     while count > 0 and (chunk := file.read(min(_CHUNK, count))):
         chunks.append(chunk)

@@ -89,7 +89,7 @@ class _Stack:
 
 
 def _placed(name: str) -> _Picture | None:
-    """Where a file belongs; None for what is not a picture of the layout.
+    """The place of a file; None if it is not a picture of the layout.
 
     The split may lie one folder down, as in `cifar10/train/cat/0001.jpg`.
     """
@@ -152,7 +152,7 @@ def _pixels(path: Path, name: str, contents: _Reader, size: tuple[int, int]) -> 
 def _decoding(path: Path, name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # what a decoder raises depends on the format and on the damage
+    except Exception as error:  # a decoder's error depends on the format and on the damage
         raise DatasetError(
             path / name, f"the picture cannot be read ({error})", "a whole picture file"
         ) from error

@@ -22,7 +22,7 @@ def read(path: Path) -> RawData:
     """The arrays x_train, y_train, x_test and y_test of the file at `path`.
 
     Raises:
-        DatasetError: if the file is damaged, lacks an array, or an array is not what it must be.
+        DatasetError: if the file is damaged, lacks an array, or an array does not fit.
     """
     arrays = _arrays(path)
     x_train = _images(f"{path} (x_train)", arrays["x_train"])

@@ -37,7 +37,7 @@ figure { margin: 1rem 0; } img { width: 100%; height: auto; border-radius: 6px; 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture of a report: how it is drawn in a theme, and what it shows, in words."""
+    """A picture of a report: how it is drawn in a theme, and its description in words."""
 
     draw: Callable[[Theme], bytes]
     alternative: str
@@ -92,7 +92,7 @@ def _page(title: str, body: str) -> str:
 
 
 def yes_or_no(text: str, *, good: bool) -> str:
-    """A text in the colour of what is well or not."""
+    """A text in the colour of success or failure."""
     return f'<span class="{"yes" if good else "no"}">{escape(text)}</span>'
 
 
@@ -127,7 +127,7 @@ def recoveries(rows: Iterable[Recovery]) -> str:
 
 
 def edits(growths: Iterable[Growth]) -> str:
-    """What each edit did to each layer."""
+    """The effect of each edit on each layer."""
     head = ("layer", "type", "units", "inputs", "parameters added")
     parts = []
     for growth in growths:

@@ -30,13 +30,13 @@ def run_demo(
     quiet: bool,
     **settings: Any,
 ) -> None:
-    """Runs a demo on the data at `data`, prints what it found and writes the report to `out`.
+    """Runs a demo on the data at `data`, prints the results and writes the report to `out`.
 
     Raises:
         click.UsageError: if the options do not go together.
         click.ClickException: if the data cannot be used, the training diverges, `out` cannot be
             written, or something that growth must not change was changed.
-        KeyboardInterrupt: if the user stops it, saying what was kept.
+        KeyboardInterrupt: if the user stops it; it names the kept results.
     """
     if data is None and size is not None:
         raise click.UsageError("--size is for picture files: it needs --data")
@@ -68,7 +68,7 @@ def run_demo(
 
 
 def _keep(events: Sequence[DemoEvent], out: Path) -> str:
-    """Writes what a run had measured when it was interrupted, and says where."""
+    """Writes the measurements of an interrupted run, and says where."""
     if not is_measured(events):
         return "nothing was measured yet"
     kept = out / "interrupted.json"

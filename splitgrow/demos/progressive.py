@@ -153,7 +153,7 @@ class _Trainer(Loop):
         self.tell(LevelStep(self.step, self.model.level, epoch, alpha, loss))
 
     def grow(self) -> None:
-        """Adds a level, and compares what it gives with what it gave."""
+        """Adds a level, and compares the outputs with those before."""
         before = self._reconstructed()
         new = self.model.grow(optimizer=self.optimizer, hold_old=True)
         after = self._reconstructed()

@@ -54,12 +54,12 @@ full size the reconstructions are enlarged and compared with the largest images.
 <h2>Error</h2>
 <figure>{images["errors"]}
 <figcaption>Dashed lines mark the growths. In the shaded parts the new level fades in, from alpha 0
-to 1. A finer level starts from what the coarser one knew, and has more to
-tell.</figcaption></figure>
+to 1. A finer level starts from the coarser one's reconstruction, and has more to
+learn.</figcaption></figure>
 
 <h2>Growing changed nothing</h2>
-<p>Right after each growth, the autoencoder gives for the larger test images what it gave for the
-smaller ones, each pixel four times.</p>
+<p>Right after each growth, the autoencoder's outputs for the larger test images are its outputs for
+the smaller ones, each pixel four times.</p>
 {_growths(result)}
 
 <h2>Fused</h2>

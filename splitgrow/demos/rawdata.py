@@ -1,4 +1,4 @@
-"""What every reader of a data format returns, and the error that all of them raise."""
+"""The result of every reader of a data format, and the error that all of them raise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Track: TypeAlias = Callable[[Sequence[str], str], Iterable[str]]
 
 
 class DatasetError(click.ClickException):
-    """A data file that cannot be used: names the file, what is wrong and what was expected."""
+    """A data file that cannot be used. It names the file, the fault and the expected data."""
 
     def __init__(self, source: Path | str, problem: str, expected: str) -> None:
         super().__init__(f"{source}: {problem}; expected {expected}.")

@@ -50,8 +50,8 @@ the largest logit is {result.largest_logit:.1f}.</p>
 
 <h2>The old networks are still there</h2>
 <p>Each generation was closed when the next growth came: its blocks are frozen, and the network
-can still be run as it was. This is what it gave at the end of the run, compared with the logits
-that were recorded when it was closed.</p>
+can still be run as it was. The table compares its logits at the end of the run with those
+from when it was closed.</p>
 {pages.recoveries(result.recoveries)}
 
 <h2>Inside a grown layer</h2>

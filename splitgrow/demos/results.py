@@ -1,4 +1,4 @@
-"""What a run of a demo yields, as plain frozen records: no tensors, so that they go into JSON.
+"""The results of a demo, as plain frozen records: no tensors, so that they go into JSON.
 
 Those that `EVENTS` lists, and phases, are also the events that a run reports as it goes.
 """
@@ -173,7 +173,7 @@ class BlockMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What every finished run of a classifier that grew has to say."""
+    """The results of every finished run of a classifier that grew."""
 
     dataset: str
     images: tuple[int, int]
@@ -238,7 +238,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Level:
-    """A level at its end, with some test images as it sees them and what it makes of them."""
+    """A level at its end, with some test images at its resolution and their reconstructions."""
 
     level: int
     resolution: int
@@ -298,7 +298,7 @@ def write_json(path: Path, record: Outcome | ProgressiveResult | Sequence[DemoEv
 
 
 def _plain(value: object) -> object:
-    """A record as what JSON knows; an edit has its own way there."""
+    """A record as plain data of JSON; an edit writes itself."""
     if isinstance(value, Edit):
         return json.loads(value.to_json())
     if isinstance(value, tuple):

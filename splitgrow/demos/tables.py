@@ -49,7 +49,7 @@ def level_growth(event: LevelGrowth) -> str:
 
 
 def what(edit: Edit) -> str:
-    """What an edit does, in a few words."""
+    """The change by an edit, in a few words."""
     if edit.inserted:
         return ", ".join(
             f"{item.kind} {'in front of' if item.before else 'behind'} {place_of(item.host)}"
@@ -70,8 +70,8 @@ def place_of(host: str) -> str:
 def edit_rows(edit: Edit) -> list[tuple[str, str, str, str, str]]:
     """An edit as rows: layer, type, units, inputs, parameters added.
 
-    Of what was inserted there is a row for each insertion, with the path that it has now; of
-    joined blocks one for each layer, with the edits that they came from.
+    There is a row for each insertion, with its path now, and a row for each layer with joined
+    blocks, with the edits of their origin.
     """
     rows = [
         (item.name, f"{item.kind}: {item.type}", f"{item.width}", "", f"{item.parameters:,}")
@@ -103,7 +103,7 @@ def _edits_of(numbers: Sequence[int]) -> str:
 
 
 def edits(growths: Sequence[Growth]) -> Table:
-    """What each edit did to each layer."""
+    """The effect of each edit on each layer."""
     table = _table("The edits")
     for name in ("edit", "generation", "layer", "type"):
         table.add_column(name, justify="left" if name in ("layer", "type") else "right")
@@ -176,9 +176,9 @@ def fusion(result: Outcome) -> str:
 
 def deepenings(growths: Sequence[Deepening]) -> Table:
     """The network right before and right after each edit."""
-    table = _table("What each edit did to the network, before any training")
+    table = _table("The effect of each edit on the network, before any training")
     table.add_column("edit", justify="right")
-    table.add_column("what")
+    table.add_column("change")
     for name in DEEPENING_HEAD:
         table.add_column(name, justify="right")
     for event in growths:
@@ -214,13 +214,13 @@ def _from_to(texts: Iterable[str]) -> str:
 
 
 def vanished(rows: Sequence[Vanished]) -> str:
-    """One line on what fusion took out."""
+    """One line on the layers that fusion removed."""
     named = ", ".join(f"{row.type} {row.merged} -> {row.fused}" for row in rows)
     return f"Vanished by fusion: {named or 'nothing'}."
 
 
 def level_growths(growths: Sequence[LevelGrowth]) -> Table:
-    """What growing in resolution by itself did to the reconstructions."""
+    """The effect of growth in resolution, by itself, on the reconstructions."""
     table = _table("The growths, before any training")
     for name in ("step", "resolution", "parameters added"):
         table.add_column(name, justify="right")
@@ -265,7 +265,7 @@ def levels(result: ProgressiveResult) -> Table:
 
 
 def fade_fusion(result: ProgressiveResult) -> str:
-    """One line on what fusion left of the last fade."""
+    """One line on the rest of the last fade after fusion."""
     fusion = result.fusion
     left = "the new path alone" if fusion.old_path_gone else "both paths"
     return (

@@ -16,13 +16,13 @@ from splitgrow.demos.rawdata import DatasetError
 from splitgrow.demos.variants import Change, Permuted, Rotated, Variant
 
 _CLASSES, _PIXELS, _TRAIN, _TEST = range(4)
-"""What seeds are for."""
+"""The uses of seeds."""
 _SHORT = 32  # characters of a task's name that lists its classes
 
 _Groups: TypeAlias = "list[tuple[str, tuple[int, ...]]]"
 """The name and the classes of each task."""
 _Changes: TypeAlias = "list[tuple[str, Change | None]]"
-"""The name of each task, and what is done to its images."""
+"""The name of each task, and the change of its images."""
 
 
 def tasks_of(

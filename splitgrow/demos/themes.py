@@ -1,4 +1,4 @@
-"""The colours of the reports' pictures, and what all of them are drawn on."""
+"""The colours of the reports' pictures, and their common canvas."""
 
 from __future__ import annotations
 

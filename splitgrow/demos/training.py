@@ -44,7 +44,7 @@ def one_cycle(step: int, steps: int) -> float:
 
 
 class Loop(ABC):
-    """A model, its optimizer and schedule, and what was seen so far."""
+    """A model, its optimizer and schedule, and the events so far."""
 
     largest_gradient: float | None = None  # the norm to which those of a step are clipped
 
@@ -56,7 +56,7 @@ class Loop(ABC):
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
         self.steps = settings.epochs * -(-images // settings.batch_size)  # of one phase
         # One schedule for the whole run, which goes on through every growth. It rises anew in each
-        # phase: Adam's first steps on new parameters are as long as the rate, whatever their
+        # phase: Adam's first steps on new parameters are as long as the rate, for any
         # gradients, so a growth at the full rate would make the loss jump.
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: one_cycle(step % self.steps, self.steps)
@@ -64,7 +64,7 @@ class Loop(ABC):
 
     @abstractmethod
     def loss(self, indices: Tensor) -> tuple[Tensor, Any]:
-        """The loss on some training images, and what `stepped` wants to know besides."""
+        """The loss on some training images, and the value that `stepped` wants besides."""
 
     @abstractmethod
     def stepped(self, epoch: int, loss: float, seen: Any) -> None:
@@ -192,7 +192,7 @@ class Trainer(Loop):
 
 
 def evaluated(network: nn.Module, images: Tensor) -> Tensor:
-    """What a network gives for all images, in eval mode."""
+    """The outputs of a network for all images, in eval mode."""
     network.eval()
     with torch.no_grad():
         return torch.cat([network(x) for x in torch.split(images, _EVALUATION_BATCH)])

@@ -46,7 +46,7 @@ class Permuted:
 
 @dataclass(frozen=True)
 class Rotated:
-    """Turns images counterclockwise about their middle; what comes in from outside is their edge.
+    """Turns images counterclockwise about their middle; pixels from outside repeat the edge.
 
     Quarter turns of square images move pixels; all others are bilinear.
     """
@@ -60,7 +60,7 @@ class Rotated:
         if rest == 0 and (height == width or turns % 2 == 0):
             return torch.rot90(images, int(turns), (2, 3))
         cosine, sine = (turn(math.radians(self.degrees)) for turn in (math.cos, math.sin))
-        # Coordinates run from -1 to 1 along either side, whatever its length.
+        # Coordinates run from -1 to 1 along either side, of any length.
         turning = images.new_tensor(
             [[cosine, -sine * height / width, 0], [sine * width / height, cosine, 0]]
         )

@@ -1,4 +1,4 @@
-"""The three demos as `splitgrow demo` shows them: what runs, and how each part is presented."""
+"""The three demos as `splitgrow demo` shows them: their modules, and how each part is presented."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class DemoView:
         phases: The number of phases of training that it has on some data.
         bars: Makes its progress bars.
         report: Writes the report into a folder; returns its path.
-        details: What is printed at the end, unless little was asked for.
-        results: What is printed at the end.
-        broken: What growth changed and must not; empty if it kept all.
+        details: Are printed at the end, unless `--quiet` is given.
+        results: Are printed at the end.
+        broken: The broken promise of growth; empty if it kept all.
     """
 
     module: ModuleType

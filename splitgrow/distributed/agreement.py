@@ -30,11 +30,11 @@ _Made = TypeVar("_Made")
 
 @dataclass(frozen=True)
 class Ballot:
-    """What one process has to say about a step.
+    """The vote of one process on a step.
 
     Attributes:
-        parts: What must be the same everywhere: for each part its name, and what it is in words.
-        error: What went wrong here; empty if nothing did.
+        parts: The values that must be the same everywhere, in words, by name.
+        error: The error here; empty if there is none.
     """
 
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Agreement:
         """Goes on if all processes come, nothing went wrong in any, and all parts are the same.
 
         Args:
-            step: What the processes are about to do or have just done, for the error.
+            step: The next or the last action of the processes, for the error.
             ballot: This process's.
 
         Raises:
@@ -121,19 +121,20 @@ class Agreement:
         """Does something in every process, and goes on if it succeeded in all with the same result.
 
         Args:
-            step: What it is, for the error.
-            action: Does it; returns what it made, and what must be the same everywhere, by name.
+            step: The name of the action, for the error.
+            action: Does it; returns its result, and the values that must be the same everywhere, by
+                name.
 
         Raises:
             DistributedError: In every process, if it failed in one or the parts differ.
-            Exception: What the action raised, if it raised the same in all of them.
+            Exception: The action's error, if it raised the same in all of them.
         """
         made: _Made | None = None
         parts: Mapping[str, str] = {}
         failure: Exception | None = None
         try:
             made, parts = action()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others must hear of it
+        except Exception as error:  # noqa: BLE001 - the others must hear of any error
             failure = error
         except BaseException as error:
             self._leave(error)
@@ -167,7 +168,7 @@ class Agreement:
         return [f"{base}/{rank}" for rank in range(len(self.ranks))]
 
     def _verdict(self, ballot: Ballot) -> str:
-        """What was decided: empty if all may go on."""
+        """The decision: empty if all may go on."""
         self._unanimous = False
         session, patience = self._session, self.timeout + _MARGIN
         if not session.join(patience):
@@ -182,7 +183,7 @@ class Agreement:
         return verdict.removeprefix(_UNANIMOUS)
 
     def _judged(self, keys: list[str]) -> str:
-        """What the first process makes of the ballots."""
+        """The first process's verdict on the ballots."""
         session = self._session
         missing = session.missing(keys, self.timeout)
         absent = [rank for rank, name in enumerate(keys) if name in missing]
@@ -195,7 +196,7 @@ class Agreement:
         return mark + "; ".join(reasons)
 
     def _given_up(self, keys: list[str], verdict: str) -> str | None:
-        """Waits for the verdict; what another process says where none comes."""
+        """Waits for the verdict; if none comes, the reason for that."""
         session, patience = self._session, self.timeout + _MARGIN
         late = session.missing([verdict], patience)
         if late and session.store.check(keys[:1]):  # rank 0 is waiting for somebody else
@@ -213,7 +214,7 @@ class Agreement:
 
 
 def judged(ballots: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """What speaks against going on: errors, and parts that are not the same everywhere.
+    """The reasons against going on: errors, and parts that are not the same everywhere.
 
     Example:
         >>> parts = {"request": ["ab12", "expand a by 2"]}, {"request": ["cd34", "expand a by 3"]}
@@ -235,7 +236,7 @@ def judged(ballots: Mapping[int, Mapping[str, Any]]) -> list[str]:
             }
             told = ", ".join(f"{_ranks(r)} has {text}" for text, r in _alike(shown).items())
             reasons.append(f"the {name} differs: {told}")
-            break  # what comes later differs on account of this
+            break  # later parts differ on account of this
     return reasons
 
 

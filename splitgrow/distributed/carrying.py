@@ -39,7 +39,7 @@ class Wrapped:
     Args:
         wrapped: DistributedDataParallel around a growable model or around one that holds it; a
             model sharded by fully_shard; or a plain model, of which every process has its own.
-        optimizers: What trains it.
+        optimizers: The optimizers that train it.
 
     Raises:
         TypeError: If it is no module.
@@ -67,7 +67,7 @@ class Wrapped:
         """Makes sure that nothing but the growable model is wrapped.
 
         Args:
-            done: What would not be done with the rest.
+            done: The operation that the rest would miss.
 
         Raises:
             UnsupportedModelError: If something is.
@@ -109,7 +109,7 @@ def plain_of(wrapped: nn.Module) -> nn.Module:
         raise TypeError(f"the model must be a torch.nn.Module, got {type(wrapped).__name__}")
     if "_orig_mod" in wrapped._modules:  # noqa: SLF001
         raise UnsupportedModelError(
-            "the model is compiled; pass what was compiled, and compile it again afterwards"
+            "the model is compiled; pass the model itself, and compile it again afterwards"
         )
     if isinstance(wrapped, nn.DataParallel):
         raise UnsupportedModelError(
@@ -174,25 +174,25 @@ def carry_out(
 ) -> _Made:
     """Carries out a change in all processes, or in none.
 
-    Each does it for itself. Then they compare what they did; the first one's values of what is new
-    go to the others; and the wrappers are made to know it. At each step all of them stop and take
-    back what they did if one of them does not follow.
+    Each does it for itself. Then they compare their results, the first one's values of new tensors
+    go to the others, and the wrappers take them over. At each step all of them stop and take the
+    change back if one of them does not follow.
 
     Args:
         wrapped: The model, in its wrapper.
-        request: What is asked for, in words.
+        request: The request, in words.
         change: Does it, all or nothing.
-        optimizer: What trains the model.
+        optimizer: One or several optimizers of the model.
         timeout: Seconds to wait for the others at each step.
         values: Whether the change runs the model or reads its values.
         shared: Whether the first process's values of new tensors are to count.
 
     Returns:
-        What the change returns.
+        The result of the change.
 
     Raises:
         DistributedError: In every process, if one of them failed, differs, or did not come.
-        Exception: What the change raised, if it raised the same in all of them.
+        Exception: The change's error, if it raised the same in all of them.
     """
     plain_of(wrapped)
     optimizers = listed(optimizer)
@@ -268,7 +268,7 @@ def _share(tensors: list[Tensor], agreement: Agreement) -> None:
 
 
 def picture_of(held: Wrapped, optimizers: list[Optimizer]) -> dict[str, str]:
-    """What must be the same in every process, in words: the model, its edits, the optimizers."""
+    """The values that must be the same in every process: the model, its edits, the optimizers."""
     edits = handle(held.model).edits
     lines = [
         f"{name} {tuple(p.shape)} {p.dtype} {'trains' if p.requires_grad else 'frozen'}"

@@ -1,4 +1,4 @@
-"""Loading what several processes have saved, in any number of processes."""
+"""Loading a checkpoint of several processes, in any number of processes."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def load(
     training: bool = True,
     timeout: float = TIMEOUT,
 ) -> Any:
-    """Loads what `save` has written, in as many processes as there are now, and goes on.
+    """Loads a checkpoint by `save`, in as many processes as there are now, to resume training.
 
-    The model may be wrapped in another way than it was: every process reads what it holds now. Its
-    edits are done again, as they are recorded; then tensors, optimizers, schedulers and what is
-    frozen come back, bit for bit.
+    The model may be wrapped in another way than before: every process reads the shards that it
+    holds now. The recorded edits are repeated. Then tensors, optimizers, schedulers and the frozen
+    state come back, bit for bit.
 
-    Only load what you trust: torch.distributed.checkpoint reads its own metadata by pickle.
+    Load only checkpoints that you trust: torch.distributed.checkpoint unpickles their metadata.
 
     Args:
         wrapped: As in `expand_layer`: a fresh model, made growable and wrapped as you want it to
             be, or the one that was saved.
-        directory: What was given to `save`.
+        directory: The directory that `save` wrote to.
         optimizer: The optimizers that were saved, of the same types, in the same order, made of the
-            fresh model's parameters. None to leave what was saved of them aside.
+            fresh model's parameters. None to ignore their saved state.
         scheduler: The schedulers that were saved, likewise.
         modules: As of `splitgrow.load`: modules that were given to `insert_layer` and that a file
             cannot describe, by the path of the insertion.
@@ -68,7 +68,7 @@ def load(
         timeout: Seconds to wait for the other processes, at each step.
 
     Returns:
-        What was given to `save` as `extra`.
+        The `extra` that was given to `save`.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -91,7 +91,7 @@ def load(
         loading.check(rank)
         return loading, {"checkpoint": loading.text, **picture_of(held, trained[0])}
 
-    loading = agreement.attempt("reading what is there", begin)
+    loading = agreement.attempt("reading the checkpoint", begin)
     held = loading.held
     with Undo() as undo, undo:
         undo.on_failure(held.restore)
@@ -106,7 +106,7 @@ def load(
 
 
 class _Loading:
-    """What one process does to load.
+    """The share of one process in loading.
 
     Args:
         held: The model, as this process holds it.
@@ -116,7 +116,7 @@ class _Loading:
 
     Attributes:
         held: The model, as this process holds it.
-        text: What the checkpoint holds besides tensors, as it is written.
+        text: The manifest of the checkpoint, as it is written.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class _Loading:
         """Gives optimizers, schedulers and random number generators their states.
 
         Returns:
-            What the user added.
+            The user's `extra`.
         """
         manifest, tensor = self._manifest, self._others.__getitem__
         extra = read_tree(manifest.extra, tensor)
@@ -202,7 +202,7 @@ class _Loading:
 
 
 def _checked(model: nn.Module, manifest: Manifest) -> Journal:
-    """The journal of a checkpoint, if it goes on from what the model is.
+    """The journal of a checkpoint, if it continues the model's edits.
 
     Raises:
         CheckpointError: If it does not.
@@ -222,7 +222,7 @@ class _Source:
 
     Attributes:
         path: Its directory.
-        manifest: What it holds besides tensors.
+        manifest: Its content besides tensors.
         text: That, as it is written.
     """
 
@@ -283,7 +283,7 @@ class _Source:
 
 
 class _Anything:
-    """Stands for whatever was passed over when a tree was written."""
+    """Stands for values that were left out when a tree was written."""
 
     def __getitem__(self, key: object) -> _Anything:
         return self

@@ -1,4 +1,4 @@
-"""What can be done with a model that several processes train, mirroring the model's own methods."""
+"""The methods of a model that several processes train, mirroring the model's own methods."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def expand_layer(  # noqa: PLR0913
         DistributedError: In every process, if one failed, asked for something else, holds another
             model, or did not come in time; the message says which.
         UnsupportedModelError: If the wrapper is one that growth cannot follow.
-        SplitGrowError: What `model.expand_layer` raises, if it raises the same in all of them;
+        SplitGrowError: As `model.expand_layer`, if it raises the same in all of them;
             `ValueError` and `TypeError` likewise.
 
     In all these cases model, wrapper and optimizer are as before, in every process.
@@ -159,7 +159,7 @@ def insert_layer(  # noqa: PLR0913
 
     A `module` of yours is made in every process; the first rank's values count. Of a sharded model
     every process holds all of it for as long as that takes, since the model is run on its example
-    inputs. What is inserted is sharded with the unit around it.
+    inputs. The insertion is sharded with the unit around it.
     """
     options: dict[str, Any] = {
         "module": module,
@@ -206,7 +206,7 @@ def next_generation(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> int:
 def consolidate(
     wrapped: nn.Module, *, optimizer: object = None, check: bool = True, timeout: float = TIMEOUT
 ) -> Edit | None:
-    """Joins what several growths added to one block each, as `model.consolidate`.
+    """Joins the blocks of several growths into one block each, as `model.consolidate`.
 
     Of a sharded model every process holds all of it for as long as that takes.
 
@@ -250,7 +250,7 @@ def gathered(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> AbstractContext
     """The growable model, plain and whole in every process, inside a ``with`` block.
 
     There it can be merged, fused, copied and evaluated, as in one process. Enter it in every
-    process. What is changed in it is lost.
+    process. Changes of it are lost.
 
     Args:
         wrapped: As in `expand_layer`.

@@ -28,7 +28,7 @@ _SAME_NAME = (
 )
 """Options of the constructor that the wrapper keeps under their own names."""
 _KEPT = ("training", *(name for name in vars(nn.Module()) if "hook" in name))
-"""What the user may have set on the wrapper since it was made, and its constructor resets."""
+"""Attributes that the user may have set on the wrapper, and its constructor resets."""
 _IDLE = "_splitgrow_idle"
 """Where a wrapper with nothing to reduce keeps whether it reduced gradients before."""
 

@@ -1,6 +1,6 @@
-"""Saving what several processes train, by torch.distributed.checkpoint.
+"""Saving models that several processes train, by torch.distributed.checkpoint.
 
-Every process writes its own shards; what all of them hold, the first one writes.
+Every process writes its own shards; the first one writes the tensors that all of them hold.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def save(
     """Saves a model that several processes train, and its training, for any number of processes.
 
     Call it in every process, between the optimizer's step and the next backward pass. Every process
-    writes its own shards, through torch.distributed.checkpoint; what all of them hold, the first
-    rank writes. The new checkpoint is written beside the last one and counts once all of it is on
-    the disk: whatever happens at whichever moment, `load` finds the last whole one.
+    writes its own shards, through torch.distributed.checkpoint; the first rank writes the tensors
+    that all of them hold. The new checkpoint is written beside the last one and counts once all of
+    it is on the disk. So `load` finds the last whole one, at any moment.
 
     Args:
         wrapped: As in `expand_layer`; all that is wrapped must be the growable model.
@@ -86,7 +86,7 @@ def save(
         saving = _Saving(agreement, next_place(target), keep, *contents)
         return saving, {"place": str(saving.place), **picture_of(held, optimizers)}
 
-    saving = agreement.attempt("describing what is to be saved", describe)
+    saving = agreement.attempt("describing the model to be saved", describe)
     try:
         agreement.all_do("making room", lambda: saving.prepare(target))
         agreement.all_do("writing", saving.write)
@@ -97,7 +97,7 @@ def save(
 
 
 class _Saving:
-    """What one process does to save.
+    """The share of one process in saving.
 
     Attributes:
         place: Where the checkpoint is written.
@@ -142,7 +142,7 @@ class _Saving:
             commit(self.place, self._manifest, self._keep)
 
     def give_up(self) -> None:
-        """Removes what was written; the first process does."""
+        """Removes the written files; the first process does."""
         if self._agreement.rank == 0:
             give_up(self.place)
 
@@ -150,7 +150,7 @@ class _Saving:
 def _described(
     model: nn.Module, optimizers: list[Any], schedulers: list[Any], extra: Any, rank: int
 ) -> tuple[dict[str, Tensor], dict[str, Any], object]:
-    """What one process saves: its tensors, what belongs beside them, and its random states.
+    """The data that one process saves: its tensors, the manifest, and its random states.
 
     Raises:
         CheckpointError: If something cannot be saved.
@@ -186,7 +186,7 @@ def _described(
     }
     random = own.written(random_states(), f"random.{rank}")
     tensors = {MODEL + name: tensor.detach() for name, tensor in found.items()} | writer.tensors
-    if rank:  # of what every process has, the first one's counts
+    if rank:  # of tensors that every process has, the first one's count
         tensors = {name: tensor for name, tensor in tensors.items() if is_spread(tensor)}
     return tensors | own.tensors, manifest, random
 

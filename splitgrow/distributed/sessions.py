@@ -1,6 +1,6 @@
 """How processes find each other in a store that may outlive them.
 
-After a restart a store can hold what earlier processes wrote there. So every process greets with a
+After a restart a store can hold the words of earlier processes. So every process greets with a
 word of its own, made when it starts, and the first one answers with the place where this run's
 votes are and all the words that it has read: who finds its own among them knows that the answer is
 from today.

@@ -4,7 +4,7 @@ While an edit runs, every sharded
 parameter is out of its place, and a plain one stands in for it: without memory of its own where the
 edit looks at shapes only, or with the whole value where it runs the model. Afterwards each sharded
 parameter is back, the same object with the same shard, and the new parameters join the unit around
-them: what `fully_shard` was called on.
+them: the module that `fully_shard` was called on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from splitgrow.layers.split_layer import SplitLayer
 
 
 class _Slot:
-    """One sharded parameter, where it belongs, and what stands in for it."""
+    """One sharded parameter, its place, and its stand-in."""
 
     def __init__(self, record: Any) -> None:
         info = record._module_info  # noqa: SLF001
@@ -79,8 +79,8 @@ class Shards:
     """The sharded parameters of a model and its optimizers, while an edit runs.
 
     Args:
-        model: What `fully_shard` was called on last.
-        optimizers: What trains it.
+        model: The module that `fully_shard` was called on last.
+        optimizers: The optimizers that train it.
 
     Raises:
         UnsupportedModelError: If it is sharded in a way that growth cannot follow, or this version

@@ -38,7 +38,7 @@ class Manifest:
         optimizers: The optimizers.
         schedulers: The schedulers.
         random: The states of the random number generators of each rank, as trees.
-        extra: What the user added, as a tree.
+        extra: The user's additions, as a tree.
         execution: How grown layers run.
         files: The sizes of the files of tensors, by name.
         torch: The version of torch.
@@ -73,7 +73,7 @@ def latest(directory: Path) -> int:
 
 
 def prepared(directory: Path) -> Path:
-    """Where the next checkpoint is written; what an earlier attempt left there is removed."""
+    """The directory of the next checkpoint; the rest of an earlier attempt is removed."""
     path = _path(directory, latest(directory) + 1)
     place = path.with_name(path.name + _UNFINISHED)
     for left in (place, path):  # renamed, but not yet named as the one that counts
@@ -93,7 +93,7 @@ def commit(place: Path, manifest: Mapping[str, Any], keep: int) -> None:
 
     Args:
         place: Where it was written.
-        manifest: What belongs beside its tensors; the sizes of the files are added.
+        manifest: The fields of its `Manifest`, without the sizes of the files.
         keep: How many checkpoints stay, this one among them.
     """
     files = {file.name: file.stat().st_size for file in sorted(place.iterdir())}
@@ -114,7 +114,7 @@ def commit(place: Path, manifest: Mapping[str, Any], keep: int) -> None:
 
 
 def give_up(place: Path) -> None:
-    """Removes what was written of a checkpoint that will not be finished."""
+    """Removes the files of a checkpoint that will not be finished."""
     with suppress(OSError):
         shutil.rmtree(place)
 

@@ -1,7 +1,7 @@
-"""The units of FSDP2: what `fully_shard` was called on.
+"""The units of FSDP2: the modules that `fully_shard` was called on.
 
-The only module that touches what torch keeps to itself of FSDP. `guarded` turns what another
-version of torch keeps otherwise into an error that says so.
+The only module that touches torch's private state of FSDP. Where another version of torch keeps
+that state elsewhere, `guarded` raises an error that says so.
 """
 
 # ruff: noqa: SLF001
@@ -35,7 +35,7 @@ _HOOKS = tuple(
     name for name, value in vars(nn.Module()).items() if "hook" in name and isinstance(value, dict)
 )
 MARKS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
-"""What `fully_shard` sets on every module whose parameters it manages."""
+"""The attributes that `fully_shard` sets on every module whose parameters it manages."""
 _Made = TypeVar("_Made")
 
 
@@ -78,7 +78,7 @@ def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 class ShardUnit:
-    """What one call of `fully_shard` made, and how it was before the edit."""
+    """The result of one call of `fully_shard`, and its state before the edit."""
 
     def __init__(self, state: Any) -> None:
         self.state = state
@@ -121,7 +121,7 @@ class ShardUnit:
         Args:
             old: The module that it is about.
             new: The other one.
-            dress: What FSDP has put on the old one.
+            dress: The additions of FSDP to the old one.
 
         Raises:
             UnsupportedModelError: If it is about several modules.
@@ -232,7 +232,7 @@ class ShardUnit:
 
 
 class Dress:
-    """What FSDP has put on one module: a class, marks, its state, and hooks; it can be taken off.
+    """The additions of FSDP to one module, which can be taken off: a class, marks, state, hooks.
 
     Args:
         module: A module of a unit.
@@ -248,7 +248,7 @@ class Dress:
 
     @property
     def plain_class(self) -> type[nn.Module]:
-        """The module's class without what `fully_shard` has added to it."""
+        """The module's class without the additions of `fully_shard`."""
         return plain_type(self._class)
 
     def take_off(self, module: nn.Module) -> None:
@@ -300,7 +300,7 @@ def _groups_of(state: Any) -> list[Any]:
 
 
 def _copied(item: Any) -> dict[str, Any]:
-    """An object's attributes, its lists and dictionaries with what is in them now."""
+    """An object's attributes, its lists and dictionaries with copies of their content."""
     return {
         name: (value, value.copy()) if isinstance(value, (list, dict)) else (value, None)
         for name, value in vars(item).items()

@@ -1,7 +1,7 @@
 """Networks that grow in resolution: encoders, decoders, autoencoders, and the two halves of a GAN.
 
-Filters never change their shape. What ties a network to images of one size and one number of
-channels is an adapter, a 1x1 convolution. Each resolution has its own; the old one goes when the
+Filters never change their shape. Only an adapter, a 1x1 convolution, ties a network to images of
+one size and one number of channels. Each resolution has its own; the old one goes when the
 new one has faded in (Karras et al. 2018, https://arxiv.org/abs/1710.10196, section 2).
 """
 

@@ -1,4 +1,4 @@
-"""Growing by a level, all or nothing, with the optimizers: what all progressive networks can do."""
+"""Growth by a level, all or nothing, with the optimizers: the base of all progressive networks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Half(Protocol):
 
 
 class Progressive(nn.Module, ABC):
-    """What all networks that grow in resolution have in common."""
+    """The base of all networks that grow in resolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Progressive(nn.Module, ABC):
 
     @property
     def alpha(self) -> float:
-        """The share of what was added last; 1 when no fade is under way."""
+        """The share of the newest stage; 1 when no fade is under way."""
         return min((half.fade.alpha for half in self.halves() if half.fade is not None), default=1)
 
     def grow(
@@ -88,10 +88,10 @@ class Progressive(nn.Module, ABC):
     ) -> list[nn.Parameter]:
         """Adds the next stage, which doubles the resolution, with an adapter of its own.
 
-        With a fade the output stays what it was: an encoder gives for an image what it gave for
-        the halved image, a decoder the doubled image of what it gave, bit for bit. Let a
-        `FadeSchedule` take the fade to 1; then call `finish`. No Parameter object is replaced, and
-        every module keeps its path.
+        With a fade the output does not change, bit for bit: an encoder maps an image as it mapped
+        the halved image, and a decoder returns its old image, doubled. Let a `FadeSchedule` take
+        the fade to 1; then call `finish`. No Parameter object is replaced, and every module keeps
+        its path.
 
         If the model was made growable, `splitgrow.growable(model, images)` analyses it anew.
 

@@ -41,8 +41,8 @@ class ProgressiveEncoder(ProgressiveHalf):
     before reads, at half the resolution; that of level 0 makes the output. The adapter of level k
     takes images to ``channels[k]`` features.
 
-    Right after `grow`, the new network gives for images what the old one gave for the halved images
-    (means of two by two pixels), bit for bit: ``(1 - alpha) * old adapter(halved) + alpha * new
+    Right after `grow`, the new network maps images as the old one mapped the halved images (means
+    of two by two pixels), bit for bit: ``(1 - alpha) * old adapter(halved) + alpha * new
     stage(new adapter(images))`` with alpha 0.
 
     The state_dict of a grown encoder loads into a fresh one that is made of the same stages; make

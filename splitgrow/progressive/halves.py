@@ -24,7 +24,7 @@ from splitgrow.utils.rollback import Meanwhile, Undo
 
 
 class ProgressiveHalf(Progressive):
-    """What an encoder and a decoder have in common: stages, adapters, and a fade between two.
+    """The common base of encoders and decoders: stages, adapters, and a fade between two.
 
     Attributes:
         stages: The stages in use, by level.
@@ -119,7 +119,7 @@ class ProgressiveHalf(Progressive):
         """The next level, made and tried out; nothing is changed.
 
         Raises:
-            ValueError: If it does not fit what is there.
+            ValueError: If it does not fit the last stage.
             MemoryError: If there is too little memory.
         """
         made = self._made()

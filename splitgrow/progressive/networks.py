@@ -27,8 +27,8 @@ class ProgressiveAutoencoder(Progressive):
 
     Example:
         An autoencoder of grey images, four pixels by four, that goes on with eight by eight. The
-        first convolution reads 16 channels from the beginning, and always will; what comes to the
-        images is a 1x1 convolution.
+        first convolution reads 16 channels from the beginning, and always will; a 1x1 convolution
+        reads the images.
 
         >>> import torch, splitgrow
         >>> from torch.nn import functional as F
@@ -168,8 +168,7 @@ class ProgressiveGenerator(Progressive):
 class ProgressiveDiscriminator(Progressive):
     """An encoder before a head that makes a score of its features.
 
-    Right after `grow` it gives for images what the old network gave for the halved images, bit for
-    bit.
+    Right after `grow` it maps images as the old network mapped the halved images, bit for bit.
 
     Args:
         encoder: The encoder.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 Maker: TypeAlias = Callable[[int, int], nn.Module]
 """Makes a module from the numbers of channels that it reads and gives."""
 Stage: TypeAlias = nn.Module | Maker
-"""A stage, or what makes it when its turn comes."""
+"""A stage, or a function that makes it when its turn comes."""
 Way: TypeAlias = tuple[Callable[[Tensor], Tensor] | tuple[str, str], ...]
 """A path's steps: functions, and modules by the attribute and the key under which they are held."""
 
@@ -39,7 +39,7 @@ class Path(nn.Module):
         self._owner, self._steps = [owner], steps  # in a list, so that it does not count as inside
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the last step gives."""
+        """The result of the last step."""
         for step in self._steps:
             if isinstance(step, tuple):
                 holder, key = step

@@ -1,1 +1,1 @@
-"""Learning task after task on the command line: runs, and what came of them."""
+"""Learning task after task on the command line: runs and their results."""

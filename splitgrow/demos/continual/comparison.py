@@ -45,7 +45,7 @@ class Row:
         learned: The mean test accuracy of every task when it was learned.
         forgetting: By how much the accuracy fell since its best.
         expansion: How many times the weights of one network there are.
-        megabytes: What all tasks' networks take together, masks counted.
+        megabytes: The size of all tasks' networks together, masks counted.
         seconds: How long learning took.
         unchanged: Whether every task's outputs stayed the same, bit for bit, in all runs.
     """
@@ -143,7 +143,7 @@ def _table(dataset: str, rows: Sequence[Row]) -> Table:
 
 
 def label_of(row: Row) -> str:
-    """The method, with what was chosen besides."""
+    """The method, with its chosen options."""
     options = ", ".join(f"{name}={value}" for name, value in row.settings.options.items())
     decided = " [decided on test data]" if row.settings.decide_on == "test" else ""
     return row.settings.method + (f" ({options})" if options else "") + decided

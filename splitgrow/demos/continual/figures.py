@@ -1,4 +1,4 @@
-"""The pictures of a run: the accuracies as a matrix, what is remembered, and what it takes."""
+"""The pictures of a run: the accuracies as a matrix, their course, and the size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of `splitgrow continual` yields, as plain records that go into JSON and come back."""
+"""The results of `splitgrow continual`, as plain records that go into JSON and come back."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class TaskOutcome:
         own_numbers: How many numbers are kept for it alone.
         pick_bits: How many bits its picks take.
         shared: How many weights were shared by then.
-        bytes: What all tasks' networks took together by then.
-        details: What the method has to say of it.
+        bytes: The size of all tasks' networks together by then.
+        details: The method's own measurements.
     """
 
     name: str
@@ -78,7 +78,7 @@ class RunOutcome:
     """Everything a run has to say, finished or not.
 
     Attributes:
-        settings: What was chosen.
+        settings: The chosen settings.
         dataset: The name of the data.
         images: How many training and test images all tasks have.
         finished: Whether all tasks are learned.
@@ -88,7 +88,7 @@ class RunOutcome:
         networks: The tasks' plain networks, measured at the end.
         digests: Of the bits that every task's network gave for some images when it was learned.
         unchanged: Whether it gave the same at the end, bit for bit.
-        versions: Of what it ran with.
+        versions: Of the libraries that it ran with.
     """
 
     settings: RunSettings

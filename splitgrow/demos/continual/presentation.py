@@ -24,7 +24,7 @@ from splitgrow.demos.tasksets import tasks_of
 def run_continual(
     *, data: Path | None, size: int | None, out: Path, quiet: bool, **chosen: Any
 ) -> None:
-    """Runs a method on the data at `data`, prints what came of it and writes all of it to `out`.
+    """Runs a method on the data at `data`, prints the results and writes all of them to `out`.
 
     Raises:
         click.UsageError: If the options do not go together.
@@ -49,7 +49,9 @@ def run_continual(
         outcome = _run(settings, dataset, out, live)
         report = write_report(outcome, out)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"what is learned is in {out}; the same command goes on") from None
+        raise KeyboardInterrupt(
+            f"the tasks so far are in {out}; the same command goes on"
+        ) from None
     except (OutcomeError, FloatingPointError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:

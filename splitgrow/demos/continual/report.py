@@ -49,9 +49,9 @@ of learning. Decisions were made on {settings.decide_on} data{_warning(settings.
 
 <h2>In the end</h2>
 {_summary(outcome)}
-<p>After the last task, what every task's network gives is {verdict}.</p>
+<p>After the last task, the outputs of every task's network are {verdict}.</p>
 
-<h2>What is remembered</h2>
+<h2>Accuracy of each task over time</h2>
 <figure>{images["matrix"]}
 <figcaption>A row after each task, a column for each task. A column that keeps its colour
 downwards is a task that is not forgotten.</figcaption></figure>

@@ -40,11 +40,11 @@ class ContinualRun:
     """A run in a directory: a new one, or the rest of one that was stopped.
 
     Args:
-        settings: What was chosen.
+        settings: The chosen settings.
         dataset: The data.
         tasks: The tasks that they become.
         out: The directory.
-        watch: Is told of what the learner tells.
+        watch: Receives the learner's events.
 
     Raises:
         OutcomeError: If another run is in the directory.
@@ -74,10 +74,10 @@ class ContinualRun:
         return len(self.learner.records)
 
     def resume(self) -> int:
-        """Takes over what was learned already; returns how many tasks that are.
+        """Takes over the learned tasks; returns their number.
 
         Raises:
-            OutcomeError: If what is written of them does not belong to them.
+            OutcomeError: If their files do not belong to them.
         """
         self.learner.resume()
         before = self._before
@@ -152,7 +152,7 @@ class ContinualRun:
         return before
 
     def _note(self) -> None:
-        """Judges the learned tasks, and writes down what there is."""
+        """Judges the learned tasks, and writes the results."""
         row, report = self._judged(), self.learner.report()
         for index in range(len(self._rows), self.done):
             self._rows.append(row[: index + 1])
@@ -253,7 +253,7 @@ def backbone(settings: RunSettings, dataset: Dataset) -> nn.Module:
 def _milliseconds(networks: Sequence[nn.Module], x: Tensor) -> list[float]:
     """Each network's median time for a batch; they take turns, so that noise hits all alike."""
     taken: list[list[float]] = [[] for _ in networks]
-    for network in networks:  # the first call sets up what later ones use
+    for network in networks:  # the first call sets up caches for later ones
         network(x)
     for _ in range(_ROUNDS):
         for network, times in zip(networks, taken, strict=True):

@@ -35,7 +35,7 @@ class RunWatch:
         self.progress.update(self._all, completed=done)
 
     def __call__(self, event: Event) -> None:
-        """Brings the bars up to date with what happened."""
+        """Updates the bars after an event."""
         if isinstance(event, EpochDone):
             self._show(event)
         elif isinstance(event, Judged):
