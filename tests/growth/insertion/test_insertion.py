@@ -244,6 +244,23 @@ def test_what_is_inserted_behind_an_activation_joins_the_group_of_the_layer_befo
     }
 
 
+def test_what_is_inserted_joins_the_group_of_the_parameter_of_its_own_name() -> None:
+    model = net()
+    named = dict(model.named_parameters())
+    biases = [p for name, p in named.items() if name.endswith("bias")]
+    weights = [p for name, p in named.items() if not name.endswith("bias")]
+    groups: list[Any] = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=1e-2, weight_decay=0.1)
+    model.insert_layer("stem", "identity", optimizer=optimizer)
+    model.insert_layer("block", "residual", optimizer=optimizer)
+    new = {name: p for name, p in model.named_parameters() if name not in named}
+    new = {name: p for name, p in new.items() if "inserted" in name}
+    assert {name.endswith("bias") for name in new} == {True, False}
+    for name, parameter in new.items():
+        members = optimizer.param_groups[name.endswith("bias")]["params"]
+        assert any(parameter is member for member in members), name
+
+
 def test_a_copy_of_a_frozen_block_learns() -> None:
     model = net().train()
     model.insert_layer("stem", "gate")  # closes generation 0, with the block in it
