@@ -14,19 +14,24 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from splitgrow.analysis.ops import Values, facts_of, is_in_place_name
-from splitgrow.analysis.ops.targets import target_of
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.types import kind_of
 
 
-def result_of_function(
-    function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+def result_of_op(
+    name: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Tensor | None:
-    """The result of a function, where it is like the tensors among its arguments."""
+    """The result of a function or method, where it is like the tensors among its arguments.
+
+    Args:
+        name: The function's name.
+        target: The function, or the method's name.
+        args: Its positional arguments.
+        kwargs: Its named arguments.
+    """
     first = args[0] if args else None
     if type(first) is not FakeTensor or kwargs not in ({}, {"inplace": False}):
         return None
-    name, target, _ = target_of(function, tuple(args))
     if facts_of(target).operands != len(args) or not _are_alike(args):
         return None
     in_place = is_in_place_name(target if isinstance(target, str) else name)

@@ -27,7 +27,7 @@ from splitgrow.analysis.leaf_modules import (
 )
 from splitgrow.analysis.ops import is_in_place_name
 from splitgrow.analysis.ops.targets import HANDS_OUT_MEMORY, target_of
-from splitgrow.analysis.shape_shortcuts import result_of_function, result_of_leaf, without_values
+from splitgrow.analysis.shape_shortcuts import result_of_leaf, result_of_op, without_values
 from splitgrow.analysis.stand_ins import (
     Copies,
     Modules,
@@ -191,7 +191,7 @@ class Recorder(TorchFunctionMode):
         if name in HANDS_OUT_MEMORY and args and isinstance(args[0], FakeTensor):
             raise RuntimeError(f"`{name}` hands out memory, and a fake tensor has none")
         plain, named = untracked(args), untracked(kwargs)
-        result = result_of_function(func, plain, named)
+        result = result_of_op(name, target, plain, named)
         if result is None:
             turned = plain[0] if is_in_place_name(str(target)) and plain else None
             before = getattr(turned, "shape", None)

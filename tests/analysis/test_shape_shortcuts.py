@@ -13,7 +13,14 @@ from torch.nn import functional as F
 
 from splitgrow.analysis.leaf_modules import as_if_resized, resized
 from splitgrow.analysis.ops.registry import OPS
-from splitgrow.analysis.shape_shortcuts import result_of_function, result_of_leaf
+from splitgrow.analysis.ops.targets import target_of
+from splitgrow.analysis.shape_shortcuts import result_of_leaf, result_of_op
+
+
+def result_of_function(function: Any, args: Any, kwargs: Any) -> Tensor | None:
+    name, target, _ = target_of(function, args)
+    return result_of_op(name, target, args, kwargs)
+
 
 KNOWN = {
     getattr(Tensor, target) if isinstance(target, str) else target: known.facts.operands
