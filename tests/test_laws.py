@@ -325,7 +325,7 @@ def test_8_gradients_equal_those_of_the_plain_network(case: Case, grow: Grow) ->
         for mine, theirs in zip(with_gradients.parameters(), model.parameters(), strict=True):
             mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
         for split in split_layers(with_gradients):
-            if split.kind.couples:  # a block's weight counts sqrt(born / now) times, in both ways
+            if split.layer_type.merging.couples:  # counts sqrt(born / now) times, both ways
                 for block, purpose in zip(split, split.blocks, strict=True):
                     block.weight.div_(split.outs.until(purpose.edit).length / split.outs.length)
     # The plain network whose weights are the grown one's gradients, sliced as its weights are.

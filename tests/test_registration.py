@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import splitgrow
 from splitgrow.analysis.ops import Shaped, Unknown, registry
-from splitgrow.errors import SplitGrowError, UnsupportedLayerError
-from splitgrow.layers.types import LayerKind
+from splitgrow.errors import SplitGrowError, StructureChangedError, UnsupportedLayerError
+from splitgrow.layers.types import LayerType
 from splitgrow.layers.types.registry import FOUND, LAYER_TYPES
 
 X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -24,9 +24,9 @@ IMAGE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtyp
 
 @pytest.fixture(autouse=True)
 def _put_back() -> Iterator[None]:
-    kinds, rules = dict(LAYER_TYPES), dict(registry._RULES)
+    types, rules = dict(LAYER_TYPES), dict(registry._RULES)
     yield
-    for held, before in ((LAYER_TYPES, kinds), (registry._RULES, rules)):
+    for held, before in ((LAYER_TYPES, types), (registry._RULES, rules)):
         held.clear()
         held.update(before)
     FOUND.clear()
@@ -254,7 +254,7 @@ class Silent(nn.Module):
     """It has no forward."""
 
 
-class Nothing(LayerKind):
+class Nothing(LayerType):
     def channel_dim(self, module: Any) -> int: ...
     def sizes(self, module: Any) -> tuple[int, int]: ...
     def tensors(self, module: Any) -> Any: ...
@@ -293,13 +293,15 @@ def test_what_cannot_be_a_layer_is_refused_at_registration(layer, like, error) -
     assert before == LAYER_TYPES
 
 
-def test_a_layer_is_taken_back_and_registered_again() -> None:
+@pytest.mark.parametrize("grown", [True, False])
+def test_a_layer_is_taken_back_and_registered_again(grown: bool) -> None:
     splitgrow.register_layer(Product, like=nn.Linear)
     model = splitgrow.growable(made(Product(3, 6), nn.Linear(6, 2)), X)
     before = model(X)
-    model.expand_layer("0", 2)
+    if grown:
+        model.expand_layer("0", 2)
     splitgrow.unregister_layer(Product)
-    with pytest.raises(SplitGrowError, match=r"Product .* register it"):
+    with pytest.raises(StructureChangedError, match=r"Product .* register it"):
         model.expand_layer("0", 2)
     splitgrow.register_layer(Product, like=nn.Linear)
     model.expand_layer("0", 2)
@@ -314,7 +316,7 @@ def test_only_what_was_registered_is_taken_back(layer: Any) -> None:
         splitgrow.unregister_layer(layer)
 
 
-def test_a_dotted_name_and_a_kind_are_taken_back_as_they_were_given() -> None:
+def test_a_dotted_name_is_taken_back_as_it_was_given() -> None:
     name = f"{Product.__module__}.Product"
     splitgrow.register_layer(name, like=nn.Linear)
     assert splitgrow.growable(made(Product(3, 6), nn.Linear(6, 2)), X).layers[0].growable

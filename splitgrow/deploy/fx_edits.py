@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from splitgrow.deploy.fx_readers import Readers, memory_of, tensor_at
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 
 _FRESH_OPS = """
     add sub mul div truediv multiply subtract divide true_divide neg pow sqrt rsqrt square exp log
@@ -113,7 +113,7 @@ def writes(network: fx.GraphModule, node: fx.Node) -> bool:
     """Whether an op writes into one of its operands, or might as far as can be told."""
     if node.op == "call_module":
         module = network.get_submodule(str(node.target))
-        known = type(module).__module__.startswith("torch.") or kind_of(module) is not None
+        known = type(module).__module__.startswith("torch.") or layer_type_of(module) is not None
         return bool(getattr(module, "inplace", False)) or not known
     if node.op == "call_method":
         return is_in_place_name(str(node.target))
@@ -153,7 +153,7 @@ def _is_fresh(network: fx.GraphModule, node: fx.Node) -> bool:
         return False
     if node.op == "call_module":
         module = network.get_submodule(str(node.target))
-        return kind_of(module) is not None or type(module).__name__ in _FRESH_MODULES
+        return layer_type_of(module) is not None or type(module).__name__ in _FRESH_MODULES
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     return node.op != "get_attr" and str(name).strip("_") in _FRESH
 

@@ -15,7 +15,7 @@ from splitgrow.growth.insertion.sites import ACTIVATIONS, Site
 from splitgrow.growth.insertion.value_ranges import leaves_alone
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.split_layer import stock
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 
 _CONVS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _NORMS: dict[int, type[nn.Module]] = {
@@ -267,7 +267,7 @@ def last_layer(branch: nn.Module, example: Tensor) -> str:
     copied = copy.deepcopy(branch).eval()
     called: list[str] = []
     for name, module in copied.named_modules():
-        if kind_of(module) is not None and getattr(module, "weight", None) is not None:
+        if layer_type_of(module) is not None and getattr(module, "weight", None) is not None:
             module.register_forward_hook(lambda *_, name=name: called.append(name))
     copied(example)
     if called:
