@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 from weakref import WeakSet
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from splitgrow.errors import StructureChangedError, UnsupportedLayerError
 from splitgrow.layers.kernels import Kernel
-from splitgrow.layers.types.layer_type import LayerType, Norm, Stock, TensorAxes
+from splitgrow.layers.types.layer_type import LayerType, Merging, Norm, Stock, TensorAxes
 from splitgrow.layers.types.registry import (
     FOUND,
     LAYER_TYPES,
@@ -129,6 +130,15 @@ class Alike(LayerType):
     def covers(self, module: Stock) -> bool:
         """As its base has it."""
         return self.base.covers(module)
+
+    @cached_property
+    def merging(self) -> Merging:
+        """As its base has it, with blocks of its own type."""
+        return replace(self.base.merging, build=self.build)
+
+    def runs_as_one(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.runs_as_one(module)
 
     def norm(self, module: Stock) -> Norm | None:
         """As its base is one, in a way of its own."""

@@ -288,16 +288,18 @@ class RootMeanSquareNorm(Channelwise):
     dim = -1
     names = ("weight",)
     eps_name = "eps"
+    make: type[nn.Module] | None = None
+    """The type of a block; None for that of the module."""
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         """A norm of another width."""
+        placement = _placement(module, options)
         eps = getattr(module, self.eps_name)
-        eps = torch.finfo(module.weight.dtype).eps if eps is None else eps
+        eps = torch.finfo(placement["dtype"]).eps if eps is None else eps
         narrower = self.sizes(module)[1] / sizes[1] if options.get("merged") else 1
-        weight: torch.Tensor = module.weight
-        with torch.device(options.get("device", weight.device)):
-            built: nn.Module = type(module)(sizes[1], eps=eps * narrower)
-        return cast(built, weight.dtype)
+        with torch.device(placement["device"]):
+            built: nn.Module = (self.make or type(module))(sizes[1], eps=eps * narrower)
+        return cast(built, placement["dtype"])
 
     @cached_property
     def merging(self) -> Merging:
@@ -311,6 +313,10 @@ class RootMeanSquareNorm(Channelwise):
 
 class _RMSNorm(RootMeanSquareNorm):
     layers = (nn.RMSNorm,)
+    make = nn.RMSNorm
+
+    def sizes(self, module: Stock) -> tuple[int, int]:
+        return module.normalized_shape[0], module.normalized_shape[0]
 
     def covers(self, module: Stock) -> bool:
         return len(module.normalized_shape) == 1 and module.weight is not None
