@@ -6,7 +6,6 @@ from splitgrow.layers.types.layer_type import (
     LayerType,
     Merging,
     Norm,
-    SideBySide,
     Stock,
     TensorAxes,
 )
@@ -28,7 +27,6 @@ __all__ = [
     "LayerType",
     "Merging",
     "Norm",
-    "SideBySide",
     "Stock",
     "TensorAxes",
     "computes_as",

@@ -54,11 +54,12 @@ class Norm:
 
 @dataclass(frozen=True)
 class Merging:
-    """How the blocks of a grown layer make one plain layer.
+    """How the blocks of a grown layer make one plain layer: their tensors lie side by side in its.
+
+    A layer type for which that is not so has a subclass of it.
 
     Attributes:
         build: The layer type's own `LayerType.build`.
-        side_by_side: Whether the plain layer's tensors are those of the blocks, side by side.
         couples: Whether all channels share a statistic, so that blocks can only run as one, and new
             channels must be silent at birth.
         computes_weight: Whether the weight is made from the parameters at each call, so that
@@ -66,9 +67,13 @@ class Merging:
     """
 
     build: Callable[..., nn.Module]
-    side_by_side: ClassVar[bool] = False
     couples: ClassVar[bool] = False
     computes_weight: ClassVar[bool] = False
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether the plain layer's tensors are those of the blocks, as they are."""
+        return type(self) is Merging
 
     def helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         """A block that reads new inputs, without bias: the blocks that it adds to have one."""
@@ -93,12 +98,6 @@ class Merging:
             now: The number of outputs of the whole layer.
         """
         return tensor
-
-
-class SideBySide(Merging):
-    """The blocks' tensors lie side by side in the plain layer's, as they are."""
-
-    side_by_side = True
 
 
 class LayerType(ABC):
@@ -165,7 +164,7 @@ class LayerType(ABC):
     @cached_property
     def merging(self) -> Merging:
         """How blocks make one plain layer."""
-        return SideBySide(self.build)
+        return Merging(self.build)
 
     def kernel(self, module: Stock) -> Kernel | None:  # noqa: ARG002
         """The layer's arithmetic with its gradients apart; None if torch's autograd has to do."""
