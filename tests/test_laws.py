@@ -399,7 +399,9 @@ def with_gradients_as_weights(model: Any) -> Any:
         for mine, theirs in zip(made.parameters(), model.parameters(), strict=True):
             mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
         for split in split_layers(made):
-            if split.kind.couples:  # a block's weight counts sqrt(born / now) times, in both ways
+            if (
+                split.layer_type.merging.couples
+            ):  # a block's weight counts sqrt(born / now) times, in both ways
                 for block, purpose in zip(split, split.blocks, strict=True):
                     block.weight.div_(split.outs.until(purpose.edit).length / split.outs.length)
     return made

@@ -25,11 +25,17 @@ from splitgrow.analysis.trace import Ref, Source, Step, mapped
 from splitgrow.analysis.tracer import Recording, record
 from splitgrow.analysis.training_flag import may_ask_for_the_mode
 from splitgrow.analysis.trial_runs import Trial, fix_what_widening_breaks, widens
-from splitgrow.analysis.unsupported_layers import emptiness, is_sized, refusals, subclass_refusal
+from splitgrow.analysis.unsupported_layers import (
+    emptiness,
+    is_sized,
+    refusal_of,
+    refusals,
+    subclass_refusal,
+)
 from splitgrow.analysis.zero_channels import Silence
 from splitgrow.errors import TraceError
 from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.types import LayerKind, kind_of, sized_layers
+from splitgrow.layers.types import LayerType, layer_type_of, sized_layers
 from splitgrow.utils.source_lines import levels_to_caller
 
 
@@ -233,8 +239,8 @@ class _Analysis:
             layer,
             *(self.preferred, self.choices, self.silence, self.remainders),
         )
-        kind = kind_of(layer) if layer is not None else None
-        return result_of(op) if kind is None else self._layer(op, str(step.module), kind)
+        entry = layer_type_of(layer) if layer is not None else None
+        return result_of(op) if entry is None else self._layer(op, str(step.module), entry)
 
     def _source(self, step: Step, values: Sequence[Any]) -> Any:
         if step.target is Source.INPUT:
@@ -245,7 +251,7 @@ class _Analysis:
             return constant_like(step.example, reason)
         if step.target is Source.NUMBER:
             name, key = step.args
-            if kind_of(stock(self.modules[name])) is not None:
+            if layer_type_of(stock(self.modules[name])) is not None:
                 return self._number_of_layer(name, key, step)
             if (name, key) not in self.numbers:
                 self.numbers[name, key] = self.groups.new_number(step.example)
@@ -259,7 +265,7 @@ class _Analysis:
         (path,) = step.args
         name, parametrization, _ = path.partition(".parametrizations.")
         owner = self.modules.get(name if parametrization else path.rpartition(".")[0])
-        if isinstance(owner, sized_layers()) and kind_of(owner) is None:
+        if isinstance(owner, sized_layers()) and layer_type_of(owner) is None:
             root = self.refusals.get("", "") if owner is self.modules[""] else ""
             return constant_like(step.example, root or subclass_refusal(owner))
         what = f"the tensor `{path}`" if path else "a tensor that is not the model's"
@@ -286,7 +292,7 @@ class _Analysis:
                 break
             owner = parent
         reason = f"forward uses its `{name}` directly, at {step.place}"
-        known = kind_of(stock(self.modules[owner])) if owner in self.modules else None
+        known = layer_type_of(stock(self.modules[owner])) if owner in self.modules else None
         if known is not None:
             self.graph.touched.add(owner)
         if known is not None and owner not in self.refusals:
@@ -308,10 +314,10 @@ class _Analysis:
                     "it lies before other channels of the model's output, which would move",
                 )
 
-    def _layer(self, op: Op, name: str, kind: LayerKind) -> Any:
-        if not kind.reads_channels:
-            return self._source_layer(op, name, kind)
-        dim = kind.channel_dim(op.module) if op.module is not None else 0
+    def _layer(self, op: Op, name: str, entry: LayerType) -> Any:
+        if not entry.reads_channels:
+            return self._source_layer(op, name, entry)
+        dim = entry.channel_dim(op.module) if op.module is not None else 0
         if not -len(op.x.axes) <= dim < len(op.x.axes):
             text = "is given a tensor of too few dimensions"
             fix_arguments(op, text)
@@ -322,9 +328,9 @@ class _Analysis:
             node = self.graph.nodes[name]
             self.groups.tie(node.ins, axis, f"`{name}` reads it and {op.place} reads another")
         else:
-            node = self._new_node(op, name, kind, axis)
+            node = self._new_node(op, name, entry, axis)
         others = op.x.axes[:dim] + op.x.axes[dim + 1 :]
-        if kind.mixes:
+        if entry.mixes:
             for other in others:
                 op.fix(other, "works along it as if it were space")
             shape = op.example.shape
@@ -334,29 +340,29 @@ class _Analysis:
         axes[dim] = self.groups.resolve(node.outs)
         return Shaped(tuple(axes))
 
-    def _source_layer(self, op: Op, name: str, kind: LayerKind) -> Any:
+    def _source_layer(self, op: Op, name: str, entry: LayerType) -> Any:
         """A layer that looks its channels up: indices in, channels out."""
         if name not in self.graph.nodes:
-            self._new_node(op, name, kind, ())
+            self._new_node(op, name, entry, ())
         kept = (constant(int(size)) for size in op.example.shape[:-1])
         return Shaped((*kept, self.groups.resolve(self.graph.nodes[name].outs)))
 
-    def _new_node(self, op: Op, name: str, kind: LayerKind, axis: Axis) -> LayerNode:
+    def _new_node(self, op: Op, name: str, entry: LayerType, axis: Axis) -> LayerNode:
         module, groups = op.module, self.groups
         owner = self.modules[name]
-        sizes = owner.sizes() if isinstance(owner, SplitLayer) else kind.sizes(module)
+        sizes = owner.sizes() if isinstance(owner, SplitLayer) else entry.sizes(module)
         assert module is not None
-        refusal = self.refusals.get(name) or kind.refusal(module) or emptiness(kind, sizes)
-        if kind.couples:
+        refusal = self.refusals.get(name) or refusal_of(entry, module) or emptiness(entry, sizes)
+        if entry.merging.couples:
             self.silence.need(axis)
-        if kind.diagonal(module):
+        if entry.diagonal(module):
             reason = op.reason("treats channels in whole groups")
-            groups.bundle(axis, kind.bundle(module), reason)
+            groups.bundle(axis, entry.bundle(module), reason)
             outs = scaled(axis, sizes[1] // sizes[0])
         else:
             outs = groups.new(sizes[1])
             for side in (axis, outs):
-                groups.sections(side, kind.sections(module), op.reason("has groups"))
+                groups.sections(side, entry.sections(module), op.reason("has groups"))
         node = self._add(name, self.modules[name], axis, outs)
         if refusal:
             self._fix_node(node, f"`{name}`: {refusal}")
@@ -385,7 +391,7 @@ class _Analysis:
             if name.startswith(whole):
                 continue  # a block of a split layer
             reason = self.refusals.get(name, "")
-            if not reason and kind_of(stock(module)) is None:
+            if not reason and layer_type_of(stock(module)) is None:
                 reason = subclass_refusal(module)
             reason = (
                 reason or "forward does not call it as a layer of its own on the example inputs"

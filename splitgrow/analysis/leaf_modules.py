@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from splitgrow.analysis.ops import entry_of
 from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 
 _LEAF_NUMBERS = """
     in_features out_features in_channels out_channels groups num_groups num_features num_channels
@@ -37,7 +37,7 @@ class Wider:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is taken down as one op, not looked into."""
-    known = kind_of(module) is not None or entry_of(type(module)) is not None
+    known = layer_type_of(module) is not None or entry_of(type(module)) is not None
     return isinstance(module, SplitLayer) or known
 
 
@@ -70,9 +70,9 @@ def run_in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:
 
 def resized(module: nn.Module, sizes: tuple[int, int]) -> nn.Module:
     """The plain layer, without values, that a layer would be at other sizes."""
-    kind = kind_of(stock(module))
-    assert kind is not None, type(module)
-    return kind.build_merged(stock(module), sizes, device="meta").eval()
+    entry = layer_type_of(stock(module))
+    assert entry is not None, type(module)
+    return entry.merging.merged(stock(module), sizes, device="meta").eval()
 
 
 _SIDES = {
@@ -93,8 +93,8 @@ def as_if_resized(module: nn.Module, sizes: tuple[int, int]) -> nn.Module:
     a layer without values takes longer than all else that is done with it: it is not to be run.
     """
     layer: Any = stock(module)
-    kind = kind_of(layer)
-    assert kind is not None, type(module)
+    entry = layer_type_of(layer)
+    assert entry is not None, type(module)
     torchs_own = type(layer).__module__.startswith("torch.nn.")
     if not (torchs_own and isinstance(layer, _NUMBERED)):
         return resized(module, sizes)
@@ -102,7 +102,7 @@ def as_if_resized(module: nn.Module, sizes: tuple[int, int]) -> nn.Module:
     own = vars(same)
     own.update({key: sizes[side] for key, side in _SIDES.items() if key in own})
     if isinstance(layer, nn.GroupNorm):
-        own["num_groups"] = sizes[1] // kind.bundle(layer)
-    elif "groups" in own and kind.diagonal(layer):
+        own["num_groups"] = sizes[1] // entry.bundle(layer)
+    elif "groups" in own and entry.diagonal(layer):
         own["groups"] = sizes[0]
     return same

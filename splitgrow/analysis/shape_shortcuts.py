@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from splitgrow.analysis.ops import Values, facts_of, is_in_place_name
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 
 
 def result_of_op(
@@ -65,11 +65,11 @@ def result_of_leaf(module: nn.Module, args: Sequence[Any]) -> Tensor | None:
     with torch._C.DisableTorchFunction():  # noqa: SLF001 - what is read here is no step
         if _autocast(x.device.type):
             return None
-        kind, weight = kind_of(module), getattr(module, "weight", None)
+        entry, weight = layer_type_of(module), getattr(module, "weight", None)
         if weight is not None and weight.dtype != x.dtype:
             return None
-        if kind is not None:
-            shape = kind.output_shape(module, tuple(x.shape))
+        if entry is not None:
+            shape = entry.output_shape(module, tuple(x.shape))
             return without_values(x, shape) if shape is not None else None
         held = module._parameters or module._modules  # noqa: SLF001
         known = facts_of(type(module))

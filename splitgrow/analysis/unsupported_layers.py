@@ -6,14 +6,14 @@ from collections.abc import Container, Iterator, Mapping
 
 from torch import nn
 
-from splitgrow.layers.types import LayerKind, kind_of, sized_layers
+from splitgrow.layers.types import LayerType, Stock, layer_type_of, sized_layers
 from splitgrow.utils.module_slots import held_by
 
 
 def is_sized(layer: nn.Module) -> bool:
     """Whether a layer's width can be asked for, known or not."""
-    kind = kind_of(layer)
-    return kind.sized if kind is not None else isinstance(layer, sized_layers())
+    entry = layer_type_of(layer)
+    return entry.sized if entry is not None else isinstance(layer, sized_layers())
 
 
 def subclass_refusal(module: nn.Module) -> str:
@@ -36,12 +36,41 @@ def _name_beside(base: type, kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}" if same else kind.__name__
 
 
-def emptiness(kind: LayerKind, sizes: tuple[int, int]) -> str:
+def emptiness(entry: LayerType, sizes: tuple[int, int]) -> str:
     """Why a layer of these sizes cannot grow, if it has nothing to grow from."""
-    if sizes[1] and (sizes[0] or not kind.reads_channels):
+    if sizes[1] and (sizes[0] or not entry.reads_channels):
         return ""
     what = "inputs" if sizes[1] else "units"
     return f"it has no {what}; put a layer with at least one in its place"
+
+
+def refusal_of(entry: LayerType, module: Stock) -> str:
+    """Why one layer cannot grow, as it is set up; empty if it can.
+
+    `torch.nn.utils.weight_norm`, `spectral_norm` and `prune` take a parameter away and leave a
+    tensor in its place that they compute anew before each forward.
+    """
+    if "forward" in vars(module):
+        return (
+            "something has put a forward of its own in front of the layer's (layer.forward = ...), "
+            "which only calls the layer of today; use a hook or a module around it"
+        )
+    held = (module._parameters, module._buffers)  # noqa: SLF001
+    own = {name for tensors in held for name, tensor in tensors.items() if tensor is not None}
+    known = entry.tensors(module).keys()
+    for name in known:
+        if name not in own and getattr(module, name, None) is not None:
+            return (
+                f"its `{name}` is computed from other tensors before each call (weight norm, "
+                f"spectral norm or pruning); remove that first, and apply it again to what "
+                f"splitgrow.merge makes of the grown model"
+            )
+    extra = own - known - {"num_batches_tracked"}
+    if extra:
+        return f"it has tensors that its layer type does not know: {', '.join(sorted(extra))}"
+    if any(True for child in module.children() for _ in child.parameters()):
+        return "it has layers with parameters inside"
+    return entry.limits(module)
 
 
 def refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -70,7 +99,7 @@ def refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
                 "it was compiled by torch.compile(layer), which goes on calling it whatever is put "
                 "in its place; use layer.compile() instead, or compile after growth"
             )
-    if kind_of(modules[""]) is not None or isinstance(modules[""], sized_layers()):
+    if layer_type_of(modules[""]) is not None or isinstance(modules[""], sized_layers()):
         found[""] = "the model is itself one layer; put it into an nn.Sequential"
     return found
 

@@ -13,11 +13,10 @@ from splitgrow.analysis.channel_graph import LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.continual.slots import Slot
-from splitgrow.growth.planning import layer_kind
 from splitgrow.layers.channel_layout import Layout
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.types import LayerKind
+from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.spans import Spans
 
 
@@ -160,12 +159,13 @@ def parts_of(
         slots: The body's slots, by the ids of their tensors.
         numbers: Gives units their numbers.
     """
-    kind, layer = layer_kind(module), stock(module)
+    layer = stock(module)
+    entry = known_layer_type(layer)
     outs, ins = places_on(groups, node.outs, node.name), places_on(groups, node.ins)
-    if kind.diagonal(layer):
+    if entry.diagonal(layer):
         ins = places_on(groups, node.ins, node.name)
-    whole = module.composition() if isinstance(module, SplitLayer) else _alone(module, kind)
-    for key, axes in kind.tensors(layer).items():
+    whole = module.composition() if isinstance(module, SplitLayer) else _alone(module, entry)
+    for key, axes in entry.tensors(layer).items():
         sides: dict[str, int] = {each.side: dim for dim, each in axes.items()}
         if not sides or not {*axes} <= {0, 1}:
             continue
@@ -180,7 +180,7 @@ def parts_of(
             made = tuple(along[p] for p in at[dim])
             read = tuple(ins[p] for p in at[other]) if other is not None else ()
             dims = (dim, other)
-            if other is not None and _flipped(kind, block, key):
+            if other is not None and _flipped(entry, block, key):
                 dims = (1 - dim, 1 - other)
             yield UnitPart(
                 slot=slot.name,
@@ -189,7 +189,7 @@ def parts_of(
                 block=whole.blocks[index],
                 shape=slot.tensor.shape,
                 shared=slot.shared,
-                scales=key == "weight" and kind.rescales(layer),
+                scales=key == "weight" and entry.norm(layer) is not None,
                 dims=dims,
                 made=made,
                 read=read,
@@ -199,9 +199,9 @@ def parts_of(
             )
 
 
-def _alone(module: Any, kind: LayerKind) -> Composition:
+def _alone(module: Any, entry: LayerType) -> Composition:
     """A layer that has not grown."""
-    inputs, outputs = kind.sizes(module)
+    inputs, outputs = entry.sizes(module)
     layouts = Layout.original(inputs), Layout.original(outputs)
     return Composition((module,), (Block("original", 0),), *layouts)
 
@@ -210,9 +210,9 @@ def _positions(spans: Spans) -> list[int]:
     return [start + n for start, length in spans for n in range(length)]
 
 
-def _flipped(kind: LayerKind, block: Any, key: str) -> bool:
+def _flipped(entry: LayerType, block: Any, key: str) -> bool:
     """Whether a block has its tensor the other way round than the plain layer."""
-    own, value = getattr(block, key), None if kind.side_by_side else kind.value(block, key)
+    own, value = getattr(block, key), entry.merging.value(block, key)
     if value is None or value is own or own.dim() != 2:
         return False
     return bool(value.data_ptr() == own.data_ptr() and value.stride() == own.stride()[::-1])

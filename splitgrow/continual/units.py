@@ -18,8 +18,8 @@ from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.continual.body import Body
 from splitgrow.continual.parts import Numbers, Place, Unit, UnitPart, parts_of, places_on
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.growth.planning import layer_kind
-from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.split_layer import SplitLayer, stock
+from splitgrow.layers.types import known_layer_type
 
 _Positions = tuple[dict[Place, int], dict[Place, int]]
 
@@ -241,9 +241,9 @@ class Units:
             if part.dims[1] is not None:
                 columns = [read[source(unit), turn] for unit, turn in part.read]
                 value = value.index_select(1, self._numbers.listed(columns))
-            kind = layer_kind(self._modules[part.layer])
+            merging = known_layer_type(stock(self._modules[part.layer])).merging
             lengths = old._length(part.layer), self._length(part.layer)
-            value = kind.carried_over(part.key, value, *lengths)
+            value = merging.carried_over(part.key, value, *lengths)
             found[part.slot] = part.trailing(value).contiguous()
         return found
 
@@ -258,13 +258,13 @@ class Units:
         made = {at: n for p in parts for at, n in zip(p.made, p.at[0].tolist(), strict=True)}
         read = {at: n for p in parts for at, n in zip(p.read, p.at[1].tolist(), strict=True)}
         module = self._modules[layer]
-        kind, now = layer_kind(module), self._length(layer)
+        merging, now = known_layer_type(stock(module)).merging, self._length(layer)
         whole: Tensor | None = None
         for part in parts:
             value = part.leading(values[part.slot].detach())
             if isinstance(module, SplitLayer):
                 born = module.outs.until(part.block.edit).length
-                value = kind.carried_over(key, value, born, now) if born != now else value
+                value = merging.carried_over(key, value, born, now) if born != now else value
             lead = (len(made),) if part.dims[1] is None else (len(made), len(read))
             if whole is None:
                 whole = value.new_zeros(lead + value.shape[len(lead) :])

@@ -14,7 +14,7 @@ from splitgrow.analysis.ops import Facts, facts_of, is_in_place_name, method_of_
 from splitgrow.analysis.ops.forms import IN_PLACE_OPERATORS
 from splitgrow.deploy.fx_readers import Readers, memory_of, tensor_at
 from splitgrow.layers.fade import blend
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 
 
 def replace_by(network: fx.GraphModule, node: fx.Node, value: fx.Node) -> bool:
@@ -87,7 +87,7 @@ def writes(network: fx.GraphModule, node: fx.Node) -> bool:
     """Whether an op writes into one of its operands, or might as far as can be told."""
     if node.op == "call_module":
         module = network.get_submodule(str(node.target))
-        known = type(module).__module__.startswith("torch.") or kind_of(module) is not None
+        known = type(module).__module__.startswith("torch.") or layer_type_of(module) is not None
         return bool(getattr(module, "inplace", False)) or not known
     if node.op == "call_method":
         return is_in_place_name(str(node.target))
@@ -128,7 +128,7 @@ def _is_fresh(network: fx.GraphModule, node: fx.Node) -> bool:
     """Whether an op's result lies in memory of its own."""
     if writes(network, node):
         return False
-    layer = node.op == "call_module" and kind_of(network.get_submodule(str(node.target)))
+    layer = node.op == "call_module" and layer_type_of(network.get_submodule(str(node.target)))
     return bool(layer) or node.target is blend or facts_of_node(network, node).fresh
 
 

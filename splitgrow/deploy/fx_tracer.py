@@ -19,7 +19,7 @@ from splitgrow.errors import TraceError
 from splitgrow.layers.hooks import has_run_hooks
 from splitgrow.layers.module_state import State, same_data, take_state
 from splitgrow.layers.shared_kernel import SHARED_KERNELS
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 from splitgrow.utils.op_numbers import Scalars
 from splitgrow.utils.preserve import ignore_warnings_, undisturb_
 from splitgrow.utils.rollback import Meanwhile
@@ -39,8 +39,8 @@ class _Tracer(fx.Tracer):
         self.proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Stock modules, layers of a known kind, shared kernels and what has hooks stay whole."""
-        known = kind_of(m) is not None or type(m) in SHARED_KERNELS
+        """Stock modules, layers of a known type, shared kernels and what has hooks stay whole."""
+        known = layer_type_of(m) is not None or type(m) in SHARED_KERNELS
         # Hooks run where their module is called, so it has to be one.
         return known or m in self._hooked or super().is_leaf_module(m, module_qualified_name)
 

@@ -21,8 +21,7 @@ from splitgrow.deploy.fx_edits import (
 )
 from splitgrow.deploy.fx_readers import free_path, is_free, tensor_at, tensors_of
 from splitgrow.layers.fade import blend
-from splitgrow.layers.types import kind_of
-from splitgrow.layers.types.subclasses import Same
+from splitgrow.layers.types import computes_as
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -169,8 +168,7 @@ def _changes(network: fx.GraphModule, module: nn.Module) -> bool:
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a module is torch's own Linear or convolution, or computes as that does."""
-    stock = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
-    return type(module) in stock or (isinstance(module, stock) and type(kind_of(module)) is Same)
+    return computes_as(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED))
 
 
 def is_identity(module: Any) -> bool:

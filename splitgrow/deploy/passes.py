@@ -15,7 +15,7 @@ from splitgrow.deploy.fx_readers import Readers, free_path, is_free, path_for
 from splitgrow.deploy.identity_removal import drop_vanished, end_fades
 from splitgrow.layers.norm_folding import norm_scale_and_shift, scale_outputs_
 from splitgrow.layers.shared_kernel import SHARED_KERNELS
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -30,8 +30,8 @@ def make_stock(network: fx.GraphModule) -> None:
         if type(layer) is nn.SyncBatchNorm and is_free(layer):  # what is deployed is one process
             network.set_submodule(path, _as_batch_norm(layer, node.meta["example"].dim()))
             continue
-        kind = kind_of(layer)
-        parts = kind.stock_parts(layer) if kind is not None and is_free(layer) else []
+        entry = layer_type_of(layer)
+        parts = entry.stock_parts(layer) if entry is not None and is_free(layer) else []
         if parts:
             _chain(network, node, parts)
 
@@ -143,8 +143,8 @@ def _is_apart(module: nn.Module, readers: Readers) -> bool:
 
 
 def _can_take_a_norm(layer: Any, node: fx.Node, norm: Any) -> bool:
-    kind = kind_of(layer)
-    if kind is None or not kind.sized or kind.computes_weight:
+    entry = layer_type_of(layer)
+    if entry is None or not entry.sized or entry.merging.computes_weight:
         return False
     # What weight norm or pruning computes before each call would be computed anew.
     own = layer._parameters  # noqa: SLF001
@@ -152,7 +152,7 @@ def _can_take_a_norm(layer: Any, node: fx.Node, norm: Any) -> bool:
         return False
     # The two must mean the same dimension by "channels": a Linear works on the last one.
     ndim = node.meta["example"].dim()
-    return kind.channel_dim(layer) % ndim == 1 and bool(kind.sizes(layer)[1] == norm.num_features)
+    return entry.channel_dim(layer) % ndim == 1 and bool(entry.sizes(layer)[1] == norm.num_features)
 
 
 def _fold(layer: Any, norm: Any, *, shared: bool) -> None:

@@ -96,7 +96,8 @@ def _births(split: SplitLayer, born: Collection[int]) -> tuple[int, ...]:
 def _uniform(split: SplitLayer, births: Collection[int]) -> bool:
     """Whether one block could stand for several: nothing was done to one that others lack."""
     chosen = [m for m, block in zip(split, split.blocks, strict=True) if block.edit in births]
-    if not split.kind.side_by_side or len({repr(_settings(module)) for module in chosen}) > 1:
+    settings = {repr(_settings(module)) for module in chosen}
+    if not split.layer_type.merging.side_by_side or len(settings) > 1:
         return False
     if any(is_hooked(module) or type(module) is not type(split.original) for module in chosen):
         return False
@@ -142,7 +143,7 @@ def consolidated(path: str, split: SplitLayer, births: tuple[int, ...], index: i
     kept = [i for i, block in enumerate(split.blocks) if block.edit not in births]
     blocks = [split.blocks[i] for i in kept]
     modules = [split[i] for i in kept]
-    for kind, wanted in planned_blocks(split.kind, split.original, sizes, gain).items():
+    for kind, wanted in planned_blocks(split.layer_type, split.original, sizes, gain).items():
         modules.append(build_block(split, kind, wanted, device="meta").train(split.training))
         blocks.append(Block("helper" if kind == "helper" else "new", index))
     after = Composition(tuple(modules), tuple(blocks), ins, outs)
@@ -151,7 +152,7 @@ def consolidated(path: str, split: SplitLayer, births: tuple[int, ...], index: i
     for place in range(len(kept), len(modules)):
         block = modules[place]
         for name, tensor in (*block.named_parameters(), *block.named_buffers()):
-            if name not in split.kind.tensors(split.original):  # a counter of a batch norm
+            if name not in split.layer_type.tensors(split.original):  # a counter of a batch norm
                 setattr(block, name, getattr(before.modules[joined[-1]], name).clone())
                 continue
             there = after.places(place, name)

@@ -14,13 +14,12 @@ from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.module_numbers import change_, held_number, numbers_at
-from splitgrow.growth.planning import layer_kind
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import Owned, show_as_trained_
 from splitgrow.layers.insertion_wrapper import Deepened
 from splitgrow.layers.module_state import State, show_
-from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.layers.types import LayerKind
+from splitgrow.layers.split_layer import SplitLayer, stock
+from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.assigned_modules import Paths, changes_between, paths_in
 from splitgrow.utils.model_lock import Gate
 from splitgrow.utils.rollback import Undo
@@ -137,13 +136,13 @@ def check_structure(model: nn.Module, history: History) -> None:
         module = now.get(node.name)
         if module is None or not node.followed or node.name in changed:
             continue
-        kind = layer_kind(module)
+        entry = known_layer_type(stock(module))
         if isinstance(module, SplitLayer):
             for index, block in enumerate(module):
-                changed.extend(_misshapen(f"{node.name}.{index}", block, kind, kind.sizes(block)))
+                changed.extend(_misshapen(f"{node.name}.{index}", block, entry, entry.sizes(block)))
         else:
             sizes = groups.length(node.ins), groups.length(node.outs)
-            changed.extend(_misshapen(node.name, module, kind, sizes))
+            changed.extend(_misshapen(node.name, module, entry, sizes))
     for number in history.graph.numbers if not history.viewing else ():
         held = held_number(now[number.module], number.attribute) if number.module in now else None
         if held != groups.length(number.axis) and number.module not in changed:
@@ -176,10 +175,10 @@ def _edits_of(module: SplitLayer | Deepened) -> list[int]:
 
 
 def _misshapen(
-    name: str, layer: nn.Module, kind: LayerKind, sizes: tuple[int, int]
+    name: str, layer: nn.Module, entry: LayerType, sizes: tuple[int, int]
 ) -> Iterator[str]:
     """The tensors of a stock layer that do not have the shapes that go with its sizes."""
-    for key, axes in kind.tensors(layer).items():
+    for key, axes in entry.tensors(layer).items():
         tensor = getattr(layer, key)
         for dim, along in axes.items():
             expected = sizes[along.side == "out"] // along.sections

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from splitgrow.growth.edits import LayerChange
-from splitgrow.layers.types import kind_of_type
+from splitgrow.layers.types import layer_type_of_class
 
 Initializer = Callable[[nn.Module, str, Sequence[bool]], None]
 """Sets a block's values in place, given the block, what it is for ("new" or "helper"), and for each
@@ -30,7 +30,7 @@ def zero(block: nn.Module, kind: str, silent: Sequence[bool]) -> None:
     and new units from the second; were both zero, neither would ever learn. Where units must be
     silent at birth it is the other way round: they are zero, and helpers that read them are not.
     """
-    layer = kind_of_type(type(block))
+    layer = layer_type_of_class(type(block))
     assert layer is not None, type(block)
     side = "in" if kind == "helper" else "out"
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.layers.split_layer import stock
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def _width(graph: ChannelGraph, node: LayerNode, module: nn.Module) -> int:
     if node.followed:
         return graph.groups.length(node.outs)
     layer: Any = stock(module)
-    kind = kind_of(layer)
-    if kind is not None:
-        return kind.sizes(layer)[1]
+    entry = layer_type_of(layer)
+    if entry is not None:
+        return entry.sizes(layer)[1]
     names = ("out_features", "out_channels", "embedding_dim")  # a subclass of one that is known
     return next(int(getattr(layer, name)) for name in names if hasattr(layer, name))

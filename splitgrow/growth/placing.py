@@ -58,7 +58,7 @@ def prepare(
     before = (change.in_width[0], change.width[0])
     gain = (change.in_width[1] - before[0], change.width[1] - before[1])
     blocks, purposes = list(split), list(split.blocks)
-    for kind, sizes in planned_blocks(split.kind, split.original, before, gain).items():
+    for kind, sizes in planned_blocks(split.layer_type, split.original, before, gain).items():
         if initialise is None:
             block = build_block(module, kind, sizes, device="meta")
         else:

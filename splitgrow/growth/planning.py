@@ -12,12 +12,7 @@ from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.growth.edits import Edit, LayerChange, NumberChange
 from splitgrow.layers.split_layer import stock
-from splitgrow.layers.types import LayerKind, entry_of
-
-
-def layer_kind(module: nn.Module) -> LayerKind:
-    """The entry of a layer of the graph, split or not."""
-    return entry_of(stock(module))
+from splitgrow.layers.types import LayerType, known_layer_type
 
 
 def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
@@ -186,8 +181,8 @@ def plan_changes(
         if ins or outs:
             before = (graph.groups.length(node.ins), graph.groups.length(node.outs))
             gain = (sum(count for _, count in ins), sum(count for _, count in outs))
-            module = modules[node.name]
-            blocks = planned_blocks(layer_kind(module), stock(module), before, gain)
+            layer = stock(modules[node.name])
+            blocks = planned_blocks(known_layer_type(layer), layer, before, gain)
             changes.append(
                 LayerChange(
                     name=node.name,
@@ -199,7 +194,7 @@ def plan_changes(
                     silent_ins=graph.silent_insertions(node.ins, growth),
                     silent_outs=graph.silent_insertions(node.outs, growth),
                     blocks=tuple(blocks),
-                    parameters=_count_parameters(module, blocks),
+                    parameters=_count_parameters(layer, blocks),
                 )
             )
     return tuple(changes)
@@ -218,14 +213,14 @@ def plan_numbers(graph: ChannelGraph, growth: Mapping[int, int]) -> tuple[Number
 
 
 def planned_blocks(
-    kind: LayerKind, module: nn.Module, before: tuple[int, int], gain: tuple[int, int]
+    entry: LayerType, module: nn.Module, before: tuple[int, int], gain: tuple[int, int]
 ) -> dict[str, tuple[int, int]]:
     """The blocks that a layer gets, with their numbers of inputs and outputs, in order.
 
     A helper comes first: it reads the new inputs for the outputs that exist. Then a new block reads
     all inputs for the new outputs, so that the two fill the grown weight's two strips.
     """
-    if kind.diagonal(module):
+    if entry.diagonal(module):
         return {"new": gain}
     blocks = {}
     if gain[0]:
@@ -237,9 +232,10 @@ def planned_blocks(
 
 def build_block(module: nn.Module, kind: str, sizes: tuple[int, int], **options: str) -> nn.Module:
     """A block for a layer."""
-    layer = layer_kind(module)
-    build = layer.build_helper if kind == "helper" else layer.build
-    return build(stock(module), sizes, **options)
+    layer = stock(module)
+    entry = known_layer_type(layer)
+    build = entry.merging.helper if kind == "helper" else entry.build
+    return build(layer, sizes, **options)
 
 
 def _count_parameters(module: nn.Module, blocks: Mapping[str, tuple[int, int]]) -> int:

@@ -60,7 +60,7 @@ def block_map(model: nn.Module, layer: str) -> tuple[BlockArea, ...]:
         node = graph.nodes[layer]
         units, inputs = graph.groups.length(node.outs), graph.groups.length(node.ins)
         return (BlockArea("original", 0, ((0, units),), ((0, inputs),)),)
-    diagonal = module.kind.diagonal(module.original)
+    diagonal = module.layer_type.diagonal(module.original)
     areas = []
     for block in module.blocks:
         edit = block.edit

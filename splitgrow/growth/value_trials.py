@@ -38,8 +38,9 @@ from splitgrow.growth.apply import widen_
 from splitgrow.growth.history import structure
 from splitgrow.growth.initializers import stirred
 from splitgrow.growth.placing import prepare
-from splitgrow.growth.planning import layer_kind, plan_changes, plan_numbers
+from splitgrow.growth.planning import plan_changes, plan_numbers
 from splitgrow.layers.split_layer import stock
+from splitgrow.layers.types import known_layer_type
 from splitgrow.utils.infinite_inputs import Infinities
 from splitgrow.utils.op_numbers import Scalars
 from splitgrow.utils.preserve import ignore_warnings_, keep_modes_, keep_surroundings_
@@ -109,12 +110,12 @@ def analyse_again(
 def _mixing(model: nn.Module, graph: ChannelGraph) -> dict[str, nn.Module]:
     """The layers that read a group that can grow, and mix what they read."""
     modules = structure(model)
-    return {
-        node.name: modules[node.name]
-        for node in graph.nodes.values()
-        if graph.growing_groups(node.ins)
-        and not layer_kind(modules[node.name]).diagonal(stock(modules[node.name]))
-    }
+    found = {}
+    for node in graph.nodes.values():
+        layer = stock(modules[node.name])
+        if graph.growing_groups(node.ins) and not known_layer_type(layer).diagonal(layer):
+            found[node.name] = modules[node.name]
+    return found
 
 
 def _fix_infinite(graph: ChannelGraph, readers: Iterable[str]) -> dict[str, str]:

@@ -79,7 +79,8 @@ class Guarded(dict[str, Any]):
 def tensor_names(composition: Composition) -> set[str]:
     """The names of the plain layer's parameters and buffers."""
     plain = composition.template
-    return {*plain._parameters, *plain._buffers} | {*composition.kind.tensors(composition.original)}  # noqa: SLF001
+    known = composition.layer_type.tensors(composition.original)
+    return {*plain._parameters, *plain._buffers, *known}  # noqa: SLF001
 
 
 def answer(layer: nn.Module, composition: Composition, name: str) -> Any:
@@ -89,7 +90,7 @@ def answer(layer: nn.Module, composition: Composition, name: str) -> Any:
         AttributeError: If a plain layer has no such attribute.
     """
     original = composition.original
-    if name in composition.kind.tensors(original):
+    if name in composition.layer_type.tensors(original):
         return tensor_of(composition, name)
     own = vars(original)
     if name.startswith("_"):  # a method may call another
@@ -139,12 +140,14 @@ def _number(composition: Composition, name: str, value: Any) -> Any:
 
 def tensor_of(composition: Composition, name: str) -> Any:
     """One of the plain layer's tensors; None if there is none of that name."""
-    kind, original = composition.kind, composition.original
-    listed = name in kind.tensors(original)
+    entry, original = composition.layer_type, composition.original
+    listed = name in entry.tensors(original)
     if listed and torch.compiler.is_compiling():
         return composition.assembled(name)
     source = TensorSource(composition, name)
-    if next(source.owners(), None) is None or (listed and kind.value(original, name) is None):
+    if next(source.owners(), None) is None or (
+        listed and entry.merging.value(original, name) is None
+    ):
         return None
     if not source.known or not _plainly(next(source.owners())):
         return composition.assembled(name) if listed else next(source.owners())
@@ -168,7 +171,7 @@ def set_on_blocks(composition: Composition, name: str, value: Any) -> bool:
         UnsupportedLayerError: If it is a tensor or a width, which only growth can change.
     """
     original = composition.original
-    if name in composition.kind.tensors(original) or name in vars(original)["_buffers"]:
+    if name in composition.layer_type.tensors(original) or name in vars(original)["_buffers"]:
         if name not in tensor_names(composition):
             return False
         if isinstance(value, LiveTensor) and value._source.stands_for(composition, name):  # noqa: SLF001
@@ -191,6 +194,6 @@ def set_on_blocks(composition: Composition, name: str, value: Any) -> bool:
 
 def _is_width(composition: Composition, name: str) -> bool:
     """Whether an attribute is another one in a layer twice as wide."""
-    kind, original, sizes = composition.kind, composition.original, composition.sizes
-    wider = kind.build_merged(original, (2 * sizes[0], 2 * sizes[1]), device="meta")
+    entry, original, sizes = composition.layer_type, composition.original, composition.sizes
+    wider = entry.merging.merged(original, (2 * sizes[0], 2 * sizes[1]), device="meta")
     return bool(vars(wider).get(name) != vars(composition.template).get(name))

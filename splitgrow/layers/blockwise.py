@@ -28,11 +28,11 @@ class Blockwise:
     """
 
     def __init__(self, composition: Composition) -> None:
-        kind, original = composition.kind, composition.original
-        self._dim = kind.channel_dim(original)
+        entry, original = composition.layer_type, composition.original
+        self._dim = entry.channel_dim(original)
         self._steps = []
         for block in composition.blocks:
-            own = block.kind == "helper" or kind.diagonal(original)
+            own = block.kind == "helper" or entry.diagonal(original)
             reads = composition.ins.spans(block.edit.__eq__ if own else block.edit.__ge__)
             everything = reads == ((0, composition.ins.length),)
             pieces = composition.outs.pieces(block.edit) if block.kind == "new" else ()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from splitgrow.errors import StructureChangedError
 from splitgrow.layers.channel_layout import Layout, Piece
-from splitgrow.layers.types import Along, LayerKind, kind_of
+from splitgrow.layers.types import Along, LayerType, Merging, known_layer_type
 from splitgrow.layers.weight_views import is_dense, room_for
 from splitgrow.utils.spans import Spans, regions
 
@@ -36,23 +36,6 @@ class Block:
 _WAY_OUT = "change blocks by growth only, or make the model plain first, with splitgrow.merge"
 
 
-def known_kind(block: nn.Module) -> LayerKind:
-    """The entry for the type of a block.
-
-    Raises:
-        StructureChangedError: If there is none: something has replaced the block.
-    """
-    kind = kind_of(block)
-    if kind is None:
-        raise StructureChangedError(
-            f"a block of a layer that splitgrow has grown has been replaced by a "
-            f"{type(block).__name__} ({type(block).__module__}), which it does not know. A "
-            f"tool that replaces layers, for quantization or LoRA say, cannot take a grown one; "
-            f"{_WAY_OUT}. If it was registered once, register it again by splitgrow.register_layer"
-        )
-    return kind
-
-
 @dataclass(frozen=True)
 class Composition:
     """The blocks of a grown layer, and where their channels lie.
@@ -62,20 +45,20 @@ class Composition:
         blocks: What each is for.
         ins: Where the input channels came from.
         outs: Where the output channels came from.
-        kind: The entry for the type of its blocks.
+        layer_type: The entry for the type of its blocks.
     """
 
     modules: tuple[nn.Module, ...]
     blocks: tuple[Block, ...]
     ins: Layout
     outs: Layout
-    kind: LayerKind = field(init=False, compare=False)
+    layer_type: LayerType = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kind", known_kind(self.original))
+        object.__setattr__(self, "layer_type", known_layer_type(self.original))
         for module in self.modules:
             if type(module) is not type(self.original):
-                known_kind(module)
+                known_layer_type(module)
         if len(self.modules) != len(self.blocks):
             raise StructureChangedError(
                 f"a {type(self.original).__name__} that splitgrow has grown has "
@@ -87,15 +70,26 @@ class Composition:
         """The layer as it was before its first growth."""
         return self.modules[0]
 
+    @property
+    def merging(self) -> Merging:
+        """How its blocks make one plain layer."""
+        return self.layer_type.merging
+
     @cached_property
     def template(self) -> nn.Module:
         """The plain layer that it equals, without values."""
-        return self.kind.build_merged(self.original, self.sizes, device="meta")
+        return self.merging.merged(self.original, self.sizes, device="meta")
 
     @property
     def sizes(self) -> tuple[int, int]:
         """The numbers of input and output channels."""
         return self.ins.length, self.outs.length
+
+    @property
+    def names(self) -> list[str]:
+        """The plain layer's tensors that run along its channels."""
+        known = self.layer_type.tensors(self.original)
+        return [name for name in _tensors_of(self.template) if name in known]
 
     def until(self, edit: int) -> Composition:
         """The layer as it was after an edit."""
@@ -119,13 +113,13 @@ class Composition:
         if along.side == "out" and block.kind == "helper":
             return layout.spans(block.edit.__gt__)
         own_only = along.side == "out" or block.kind == "helper"
-        if own_only or self.kind.diagonal(self.original):
+        if own_only or self.layer_type.diagonal(self.original):
             return layout.spans(block.edit.__eq__)
         return layout.spans(block.edit.__ge__)
 
     def places(self, index: int, name: str) -> Mapping[int, Spans]:
         """Where a block's tensor lies in the plain layer's, by dimension."""
-        axes = self.kind.tensors(self.original)[name]
+        axes = self.layer_type.tensors(self.original)[name]
         return {dim: self.spans(index, along) for dim, along in axes.items()}
 
     def scattered(self, index: int, name: str) -> bool:
@@ -134,16 +128,16 @@ class Composition:
 
     def shape(self, name: str) -> list[int]:
         """The shape of one of the plain layer's tensors."""
-        first = self.kind.value(self.original, name)
+        first = self.merging.value(self.original, name)
         assert first is not None
         shape = list(first.shape)
-        for dim, along in self.kind.tensors(self.original)[name].items():
+        for dim, along in self.layer_type.tensors(self.original)[name].items():
             shape[dim] = self.sizes[along.side == "out"] // along.sections
         return shape
 
     def parts(self, name: str) -> list[tuple[int, Tensor]]:
         """The blocks that have a part of one of the plain layer's tensors, and their parts."""
-        values = (self.kind.value(module, name) for module in self.modules)
+        values = (self.merging.value(module, name) for module in self.modules)
         return [(index, value) for index, value in enumerate(values) if value is not None]
 
     def value(self, name: str) -> Tensor | None:
@@ -151,7 +145,7 @@ class Composition:
 
         Not differentiable. None if the layer has none of that name.
         """
-        first = self.kind.value(self.original, name)
+        first = self.merging.value(self.original, name)
         if first is None:
             return None
         whole = room_for(first, self.shape(name))
@@ -166,7 +160,7 @@ class Composition:
 
         By plain concatenation, which every transform of torch knows.
         """
-        axes = self.kind.tensors(self.original)[name]
+        axes = self.layer_type.tensors(self.original)[name]
         parts = self.parts(name)
         if not parts or parts[0][0]:
             return None
@@ -182,20 +176,35 @@ class Composition:
 
     def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:
         born, now = self.outs.until(self.blocks[index].edit).length, self.outs.length
-        return tensor if born == now else self.kind.carried_over(name, tensor, born, now)
+        return tensor if born == now else self.merging.carried_over(name, tensor, born, now)
 
     def plain(self) -> nn.Module:
         """A stock layer that computes the same, with tensors of its own."""
-        plain = self.kind.build_merged(self.original, self.sizes, device="meta")
+        plain = self.merging.merged(self.original, self.sizes, device="meta")
         latest = self.modules[-1]
         for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):
-            if name in self.kind.tensors(self.original):
+            if name in self.layer_type.tensors(self.original):
                 value = self.value(name)
             else:  # a counter, such as a batch norm's num_batches_tracked
                 value = getattr(latest, name).detach().clone()
             assert value is not None, f"the plain layer has a tensor `{name}`, the blocks do not"
             setattr(plain, name, nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value)
         return plain
+
+    def holding(self, tensors: Mapping[str, Tensor | None], *, training: bool) -> nn.Module:
+        """A plain layer with these tensors, which are not copied."""
+        plain: nn.Module = object.__new__(type(self.template))
+        plain.__dict__.update(vars(self.template))
+        plain.__dict__["training"] = training
+        plain.__dict__["_parameters"] = {
+            name: tensors.get(name) for name in _tensors_of(self.template)
+        }
+        plain.__dict__["_buffers"] = {}
+        return plain
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor | None]:
+    return {**module._parameters, **module._buffers}  # noqa: SLF001
 
 
 def _dense(module: nn.Module) -> nn.Module:

@@ -69,8 +69,8 @@ class Runner:
         self.composition = composition if view is None else composition.until(view)
         self._blockwise = Blockwise(self.composition)
         _ = self.composition.template  # while it can be made
-        kind, original = composition.kind, composition.original
-        self._channel_dim = kind.channel_dim(original) if kind.reads_channels else None
+        entry, original = composition.layer_type, composition.original
+        self._channel_dim = entry.channel_dim(original) if entry.reads_channels else None
         self._reasons: dict[Any, str] = {}
         self._merged = Merged(self.composition, self.own if view is None else None)
         self._bytes = _bytes_of(self.composition)
@@ -100,11 +100,11 @@ class Runner:
             return self._merged.run_traced(x, *args, **kwargs)
         if not against:
             try:
-                output = self._merged.run(x, *args, **kwargs)
+                output, share = self._merged.run(x, *args, **kwargs)
             except Unfit:
                 against = _UNFIT
             else:
-                self.ran = LayerRun("merged", self._merged.computed, _WHY[mode])
+                self.ran = LayerRun("merged", share, _WHY[mode])
                 return output
         self.ran = LayerRun("blockwise", None, against)
         composition = self.composition
@@ -144,7 +144,7 @@ class Runner:
 
     def _apart(self, x: Tensor) -> bool:
         """Whether blocks are to run by themselves where the layer would be joined at every call."""
-        if self.composition.kind.couples:
+        if self.composition.merging.couples:
             return False
         if self._bytes > LARGEST_MERGED:
             return True
@@ -157,7 +157,7 @@ class Runner:
         """Why not to run as one layer; empty if nothing speaks against it."""
         if len(self.composition.modules) == 1:
             return "it has one block"
-        if self.composition.kind.couples:
+        if self.composition.merging.couples:
             return ""
         if mode == "blockwise":
             return 'asked for by execution("blockwise")'
@@ -186,22 +186,24 @@ class Runner:
 
     def _rows(self, x: Tensor) -> int:
         composition = self.composition
-        reads = composition.kind.reads_channels
+        reads = composition.layer_type.reads_channels
         return x.numel() // composition.sizes[0] if reads else x.numel()
 
     def _costs_more(self, copied: int, x: Tensor) -> bool:
         """Whether copying so many elements takes longer than joining what the blocks give."""
         composition = self.composition
         more = len(composition.modules) - 1
-        joining = _JOINING[composition.kind.reads_neighbours(composition.original)]
+        weight = getattr(composition.original, "weight", None)
+        over_neighbours = weight is not None and any(size > 1 for size in weight.shape[2:])
+        joining = _JOINING[over_neighbours]
         return copied > more * (joining * self._rows(x) * composition.sizes[1] + _PER_BLOCK)
 
 
 def _bytes_of(composition: Composition) -> int:
     """How large the largest tensor of the plain layer is."""
     largest = 0
-    for name in composition.kind.tensors(composition.original):
-        value = composition.kind.value(composition.original, name)
+    for name in composition.layer_type.tensors(composition.original):
+        value = composition.merging.value(composition.original, name)
         if value is not None:
             size = math.prod(composition.shape(name)) * value.element_size()
             largest = max(largest, size)

@@ -21,12 +21,16 @@ class Merged:
         composition: What the layer is made of.
         own: Which tensors are the blocks' own, for what is put together to be kept from call to
             call; None if it is not.
+
+    Attributes:
+        traceable: Whether `run_traced` can run it.
     """
 
     def __init__(self, composition: Composition, own: Own | None) -> None:
         self._composition = composition
         self._own = own
-        self._kernel = composition.kind.kernel(composition.original)
+        self._kernel = composition.layer_type.kernel(composition.original)
+        self.traceable = self._kernel is not None or composition.merging.couples
 
     @cached_property
     def assembly(self) -> Assembly:
@@ -45,41 +49,31 @@ class Merged:
         for module in self._composition.modules:
             make_dense_(module)
 
-    @property
-    def computed(self) -> float | None:
-        """Which share of the weight's gradient the last call will compute, if it does that here."""
-        gradients = self._multiplied.gradients if self._multiplied is not None else None
-        return gradients.worth if gradients is not None else None
+    def run(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, float | None]:
+        """The layer's output, and the share of the weight's gradient that is computed backward.
 
-    def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output.
+        The share is None where torch's own autograd computes the gradient, or nothing does.
 
         Raises:
             Unfit: If these blocks, as they are now, cannot run as one.
         """
-        kind, original = self._composition.kind, self._composition.original
-        if self._multiplied is not None:
-            if not args and not kwargs:
-                return self._multiplied.run(x)
-            self._multiplied.gradients = None
-        if kind.batch_norm(original):
-            return kind.finished(original, normalised(self.assembly, x))
-        moves = any(moves_of(self._composition))
-        if (moves and kind.keeps_statistics(original)) or not kind.runs_as_one(original):
+        if self._multiplied is not None and not args and not kwargs:
+            return self._multiplied.run(x)
+        composition, original = self._composition, self._composition.original
+        norm = composition.layer_type.norm(original)
+        if norm is not None and norm.batch:
+            return norm.finished(normalised(self.assembly, x)), None
+        moves = any(moves_of(composition))
+        keeps_statistics = norm is not None and getattr(original, "running_mean", None) is not None
+        if (moves and keeps_statistics) or not composition.layer_type.runs_as_one(original):
             raise Unfit
-        tensors: dict[str, Tensor | None] = {}
-        if kind.side_by_side:
-            for name, value in self.assembly.values().items():
-                tensors[name] = self.assembly.differentiable(name, value)
-        else:
-            tensors = {name: self._composition.assembled(name) for name in self.assembly.names}
-        output: Tensor = self.assembly.plain(tensors, training=moves)(x, *args, **kwargs)
-        return output
-
-    @property
-    def traceable(self) -> bool:
-        """Whether `run_traced` can run it."""
-        return self._kernel is not None or self._composition.kind.couples
+        if not composition.merging.side_by_side:
+            return self.run_traced(x, *args, **kwargs), None
+        assembly = self.assembly
+        tensors = {
+            name: assembly.differentiable(name, value) for name, value in assembly.values().items()
+        }
+        return composition.holding(tensors, training=moves)(x, *args, **kwargs), None
 
     def run_traced(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output by ops that torch's compiler and transforms know, nothing kept."""
@@ -88,6 +82,6 @@ class Merged:
             weight, bias = composition.assembled("weight"), composition.assembled("bias")
             assert weight is not None
             return self._kernel.output(self._kernel.prepared(x), weight, bias)
-        tensors = {name: composition.assembled(name) for name in self.assembly.names}
-        output: Tensor = self.assembly.plain(tensors, training=False)(x, *args, **kwargs)
+        tensors = {name: composition.assembled(name) for name in composition.names}
+        output: Tensor = composition.holding(tensors, training=False)(x, *args, **kwargs)
         return output

@@ -36,24 +36,20 @@ class _Plan:
 
 
 class Multiplied:
-    """A layer that multiplies with a weight.
-
-    Attributes:
-        gradients: What the last call will compute of the weight's gradient; None for nothing.
-    """
+    """A layer that multiplies with a weight."""
 
     def __init__(self, assembly: Assembly, kernel: Kernel) -> None:
         self.assembly, self.kernel = assembly, kernel
-        self.gradients: Gradients | None = None
         self._plans: dict[tuple[bool, ...], _Plan] = {}
 
-    def run(self, x: Tensor) -> Tensor:
-        """The layer's output.
+    def run(self, x: Tensor) -> tuple[Tensor, float | None]:
+        """The layer's output, and the share of the weight's gradient that is computed backward.
+
+        The share is None if nothing of it is.
 
         Raises:
             Unfit: If the blocks, as they are now, cannot run as one.
         """
-        self.gradients = None
         kernel, assembly = self.kernel, self.assembly
         values = assembly.values()
         weight, bias = values["weight"], values.get("bias")
@@ -62,13 +58,12 @@ class Multiplied:
             x, weight, bias = _autocast(x, weight, bias)
         flags = assembly.flags
         if not torch.is_grad_enabled() or not (x.requires_grad or any(flags)):
-            return kernel.output(x, weight, bias)
+            return kernel.output(x, weight, bias), None
         if weight.is_complex():
             raise Unfit  # its gradients are conjugated, which the kernels do not do
         plan = self._plans.get(flags)
         if plan is None:
             plan = self._plans[flags] = self._plan()
-        self.gradients = plan.gradients
         alone = not kernel.batched(x)
         x = x.unsqueeze(0) if alone else x
         columns = None
@@ -77,7 +72,8 @@ class Multiplied:
         tensors = [assembly.tensors[slot] for slot in plan.slots]
         call = _Call(self, plan, weight, bias, self.versions())
         y: Tensor = _Multiplied.apply(call, x, columns, *tensors)  # type: ignore[no-untyped-call]
-        return y.squeeze(0) if alone else y
+        share = plan.gradients.worth if plan.gradients is not None else None
+        return y.squeeze(0) if alone else y, share
 
     def versions(self) -> list[int]:
         """Numbers that change when a part of the weight is changed in place."""
@@ -86,12 +82,6 @@ class Multiplied:
             0 if tensor.is_inference() else tensor._version  # noqa: SLF001
             for tensor in (assembly.tensors[slot] for slot in assembly.slots("weight"))
         ]
-
-    def weight_to_differentiate(self) -> Tensor:
-        """The weight as a function of the blocks' own."""
-        weight = self.assembly.composition.assembled("weight")
-        assert weight is not None
-        return weight
 
     def _plan(self) -> _Plan:
         assembly, composition = self.assembly, self.assembly.composition
@@ -111,10 +101,10 @@ class Multiplied:
 
     def _gradients(self, blocks: tuple[int, ...]) -> Gradients:
         composition = self.assembly.composition
-        kind, original = composition.kind, composition.original
-        axes, shape = kind.tensors(original)["weight"], composition.shape("weight")
+        entry, original = composition.layer_type, composition.original
+        axes, shape = entry.tensors(original)["weight"], composition.shape("weight")
         places = {block: composition.places(block, "weight") for block in blocks}
-        if kind.diagonal(original):
+        if entry.diagonal(original):
             edits = {composition.blocks[block].edit for block in blocks}
             outs = composition.outs.spans(edits.__contains__)
             ins = composition.ins.spans(edits.__contains__)
@@ -173,7 +163,7 @@ class _Multiplied(Function):
                     "forward and its backward pass"
                 )
             if torch.is_grad_enabled():  # the gradient will be differentiated
-                own = layer.weight_to_differentiate().to(weight.dtype)
+                own = layer.assembly.composition.assembled("weight").to(weight.dtype)
             if plan.gradients is None or plan.gradients.worth < 1:
                 of_x = layer.kernel.input_gradient(of_output, ctx.shape, x, own)
         for strip in plan.gradients.strips if plan.gradients is not None else ():

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from splitgrow.layers.attribute_access import Guarded, answer, refuse, set_on_blocks, tensor_names
 from splitgrow.layers.channel_layout import Layout
-from splitgrow.layers.composition import Block, BlockKind, Composition, known_kind
+from splitgrow.layers.composition import Block, BlockKind, Composition
 from splitgrow.layers.dispatch import LayerRun, Runner
 from splitgrow.layers.live_tensor import LiveTensor
-from splitgrow.layers.types import LayerKind
+from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.layers.weight_views import make_dense_
 from splitgrow.utils.wrappers import is_managed, several_processes
 
@@ -41,14 +41,14 @@ class SplitLayer(nn.ModuleList):
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__([original])
-        inputs, outputs = self.kind.sizes(original)
+        inputs, outputs = self.layer_type.sizes(original)
         self.ins = Layout.original(inputs)
         self.outs = Layout.original(outputs)
         self.view: int | None = None
         self.blocks: tuple[Block, ...] = (Block("original", 0),)
         self._runner: Runner | None = None
         for store in ("_parameters", "_buffers"):
-            names = self.kind.tensors(original)
+            names = self.layer_type.tensors(original)
             self.__dict__[store] = Guarded(names, type(original).__name__)
 
     @property
@@ -57,9 +57,9 @@ class SplitLayer(nn.ModuleList):
         return self._modules["0"]
 
     @property
-    def kind(self) -> LayerKind:
+    def layer_type(self) -> LayerType:
         """The entry for the type of its blocks."""
-        return known_kind(self.original)
+        return known_layer_type(self.original)
 
     @property
     def ran(self) -> LayerRun | None:

@@ -42,7 +42,7 @@ class TensorSource:
 
     def __init__(self, composition: Composition, name: str, *, gradients: bool = False) -> None:
         self.composition, self.name, self._gradients = composition, name, gradients
-        self._counter = name not in composition.kind.tensors(composition.original)
+        self._counter = name not in composition.layer_type.tensors(composition.original)
         self._raw: Tensor | None = None
         self._seen: Any = None
         self._base: Tensor | None = None
@@ -125,7 +125,7 @@ class TensorSource:
         """
         assert self._raw is not None
         with torch.no_grad():
-            if self.composition.kind.computes_weight and not self._gradients:
+            if self.composition.merging.computes_weight and not self._gradients:
                 self._take_back("is computed from other tensors at each call")
             written = [(piece, self._part_of(piece)) for piece in self._pieces()]
             fixed = [p for p, value in written if p.frozen and not self._same(p, value)]
@@ -150,7 +150,7 @@ class TensorSource:
         Raises:
             UnsupportedLayerError: If the tensor is computed from others at each call.
         """
-        if self.composition.kind.computes_weight:
+        if self.composition.merging.computes_weight:
             raise UnsupportedLayerError(
                 f"{self.label} is computed at each call; its gradient is that of the blocks' own "
                 f"tensors (layer[0].{self.name}.grad, ...)"
@@ -178,7 +178,7 @@ class TensorSource:
         return [(owner.data_ptr(), _count(owner)) for owner in self.owners()]
 
     def _pieces(self) -> Iterator[_Piece]:
-        kind = self.composition.kind
+        merging = self.composition.merging
         for index, module in enumerate(self.composition.modules):
             own = vars(module)
             owner = own["_parameters"].get(self.name)
@@ -189,7 +189,7 @@ class TensorSource:
             if owner is None:
                 continue
             block = _with_gradients(module, self.name) if self._gradients else module
-            value = owner if self._counter else kind.value(block, self.name)
+            value = owner if self._counter else merging.value(block, self.name)
             assert value is not None
             yield _Piece(value.detach(), owner, frozen, index)
 
@@ -228,7 +228,7 @@ class TensorSource:
     def _same(self, piece: _Piece, value: Tensor) -> bool:
         """Whether a block has these values, up to rounding if they are carried over."""
         own, tolerance = piece.tensor, 0.0
-        if not self.composition.kind.side_by_side and own.is_floating_point():
+        if not self.composition.merging.side_by_side and own.is_floating_point():
             tolerance = 4 * torch.finfo(own.dtype).eps
         return bool(torch.isclose(own, value, tolerance, 0.0, equal_nan=True).all())
 
@@ -237,7 +237,7 @@ class TensorSource:
         born = composition.outs.until(composition.blocks[block].edit).length
         now = composition.outs.length
         ends = (now, born) if back else (born, now)
-        return tensor if born == now else composition.kind.carried_over(self.name, tensor, *ends)
+        return tensor if born == now else composition.merging.carried_over(self.name, tensor, *ends)
 
 
 def _count(tensor: Tensor) -> int:

@@ -46,8 +46,8 @@ class Assembly:
 
     def _find_parts(self) -> None:
         composition = self.composition
-        kind, original = composition.kind, composition.original
-        for name in kind.tensors(original) if kind.side_by_side else ():
+        entry, original = composition.layer_type, composition.original
+        for name in entry.tensors(original) if entry.merging.side_by_side else ():
             start = len(self.parts)
             for index, module in enumerate(composition.modules):
                 if getattr(module, name, None) is None:
@@ -84,7 +84,7 @@ class Assembly:
 
     def _count(self) -> int:
         composition = self.composition
-        if not composition.kind.side_by_side:
+        if not composition.merging.side_by_side:
             return sum(p.numel() for module in composition.modules for p in module.parameters())
         pairs = zip(self.parts, self.flags, strict=True)
         return sum(part.size for part, trains in pairs if trains or part.scattered)
@@ -124,8 +124,6 @@ class Assembly:
         return self._own is not None and not is_managed(self.composition.original)
 
     def _settle(self) -> None:
-        if not self.composition.kind.side_by_side:
-            raise Unfit
         self._settled, self._copies = (), []
         if self._own is not None and not all(self._own.has(p) for p in self.parts):
             # What was put together is where those that are absent have their values.
@@ -173,30 +171,6 @@ class Assembly:
         places = [self.parts[slot].regions for slot in training]
         joined: Tensor = _Joined.apply(value, places, *tensors)  # type: ignore[no-untyped-call]
         return joined
-
-    @property
-    def template(self) -> nn.Module:
-        """The plain layer, without values."""
-        return self.composition.template
-
-    @property
-    def names(self) -> list[str]:
-        """The plain layer's tensors that run along its channels."""
-        known = self.composition.kind.tensors(self.composition.original)
-        template = self.template
-        own = {**template._parameters, **template._buffers}  # noqa: SLF001
-        return [name for name in own if name in known]
-
-    def plain(self, tensors: dict[str, Tensor | None], *, training: bool) -> nn.Module:
-        """A plain layer with these tensors, which are not copied."""
-        template = self.template
-        plain: nn.Module = object.__new__(type(template))
-        plain.__dict__.update(vars(template))
-        plain.__dict__["training"] = training
-        own = {**template._parameters, **template._buffers}  # noqa: SLF001
-        plain.__dict__["_parameters"] = {name: tensors.get(name) for name in own}
-        plain.__dict__["_buffers"] = {}
-        return plain
 
 
 class _Joined(Function):

@@ -17,8 +17,7 @@ from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.ops import Arithmetic, Facts, Shaped, Values, facts_of
 from splitgrow.analysis.trace import Ref, Source, Step, mapped
-from splitgrow.layers.types import kind_of
-from splitgrow.layers.types.registry import LayerKind
+from splitgrow.layers.types import LayerType, layer_type_of
 from splitgrow.pruning.aliasing import Key, Memory, at_path, is_torchs, refs_of, written_by
 from splitgrow.pruning.constants import Known, known_or_none, made_by, same
 
@@ -66,9 +65,9 @@ class _Walk:
         operands = [(ref.step, ref.path) for ref in refs_of(step) if self._is_tensor(ref)]
         results = {(index, path): example for path, example in _parts(step.example)}
         module = None if step.module is None else self.modules[step.module]
-        kind = kind_of(module) if module is not None else None
-        if kind is not None and module is not None:
-            made = self._layer(step, module, kind)
+        entry = layer_type_of(module) if module is not None else None
+        if entry is not None and module is not None:
+            made = self._layer(step, module, entry)
             if not is_torchs(type(module)):  # who knows what it does to what it is given
                 self._forget(operands)
                 self.memory.relate([*operands, *results])
@@ -89,11 +88,11 @@ class _Walk:
 
     # -- layers ----------------------------------------------------------------------------------
 
-    def _layer(self, step: Step, module: nn.Module, kind: LayerKind) -> Known | None:
+    def _layer(self, step: Step, module: nn.Module, entry: LayerType) -> Known | None:
         ndim = step.example.dim() if isinstance(step.example, Tensor) else 0
-        dim = kind.channel_dim(module)
+        dim = entry.channel_dim(module)
         dim = dim if dim < 0 else dim - ndim
-        given = self._fact(step.args[0]) if step.args and kind.reads_channels else None
+        given = self._fact(step.args[0]) if step.args and entry.reads_channels else None
         if runs_hooks(module) or given is None or given.dim != dim:
             given = None
         name = str(step.module)

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.layers.norm_folding import norm_scale_and_shift
-from splitgrow.layers.types import kind_of
-from splitgrow.layers.types.registry import LayerKind, Stock
-from splitgrow.layers.types.subclasses import Same
+from splitgrow.layers.types import LayerType, Stock, computes_as, layer_type_of
 from splitgrow.pruning.weight_connections import has_weights, sections
 
 
@@ -62,14 +60,14 @@ def same(one: Known | None, other: Known | None) -> Known | None:
     return one.where(other.known & (one.values == other.values))
 
 
-def passes_constants(kind: LayerKind, module: Stock) -> bool:
+def passes_constants(module: Stock) -> bool:
     """Whether a layer makes a constant channel of constant ones, its bias set apart.
 
     A convolution that pads with zeros does not: it sees another number at the border.
     """
-    if _is(kind, module, (nn.Linear,)):
+    if computes_as(module, (nn.Linear,)):
         return True
-    if not _is(kind, module, _CONVOLUTIONS):
+    if not computes_as(module, _CONVOLUTIONS):
         return False  # what transposed ones overlay differs from place to place
     if module.padding_mode != "zeros" or module.padding == "valid":
         return True
@@ -86,11 +84,6 @@ _STATISTICS = (
 )
 
 
-def _is(kind: LayerKind, module: Stock, types: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a layer is torch's own of these types, or computes as that does."""
-    return type(module) in types or (isinstance(module, types) and type(kind) is Same)
-
-
 def _double(tensor: Tensor) -> Tensor:
     return tensor.detach().double().cpu()
 
@@ -99,29 +92,29 @@ def made_by(module: Stock, given: Known | None, dim: int) -> Known | None:
     """What is known of a layer's outputs.
 
     Args:
-        module: A layer that has an entry among the kinds.
+        module: A layer that has an entry among the layer types.
         given: What is known of its inputs.
         dim: The dimension of the channels, counted from the end.
     """
-    kind = kind_of(module)
-    if kind is None or not _is_real(kind, module):
+    entry = layer_type_of(module)
+    if entry is None or not _is_real(entry, module):
         return None
-    if _is(kind, module, (nn.PReLU,)):
+    if computes_as(module, (nn.PReLU,)):
         return given and _leaky(module, given)
-    if _is(kind, module, (*_STATISTICS, nn.GroupNorm)):
-        return _normalised(kind, module, given, dim)
-    if _is(kind, module, (nn.Embedding, nn.EmbeddingBag)):
+    if computes_as(module, (*_STATISTICS, nn.GroupNorm)):
+        return _normalised(entry, module, given, dim)
+    if computes_as(module, (nn.Embedding, nn.EmbeddingBag)):
         silent = ~(module.weight != 0).any(0).cpu()
         return known_or_none(dim, torch.zeros(len(silent)).double(), silent)
-    if has_weights(kind, module):
-        return _weighed(kind, module, given, dim)
-    if _is(kind, module, (*_CONVOLUTIONS, *_TRANSPOSED)):
-        return _channelwise(kind, module, given, dim)
+    if has_weights(entry, module):
+        return _weighed(entry, module, given, dim)
+    if computes_as(module, (*_CONVOLUTIONS, *_TRANSPOSED)):
+        return _channelwise(entry, module, given, dim)
     return None
 
 
-def _is_real(kind: LayerKind, module: Stock) -> bool:
-    tensors = (getattr(module, name) for name in kind.tensors(module))
+def _is_real(entry: LayerType, module: Stock) -> bool:
+    tensors = (getattr(module, name) for name in entry.tensors(module))
     return all(t.is_floating_point() and not t.is_meta for t in tensors if t is not None)
 
 
@@ -131,9 +124,9 @@ def _leaky(module: Stock, given: Known) -> Known | None:
     return known_or_none(given.dim, values, given.known)
 
 
-def _normalised(kind: LayerKind, module: Stock, given: Known | None, dim: int) -> Known | None:
+def _normalised(entry: LayerType, module: Stock, given: Known | None, dim: int) -> Known | None:
     """Norms of channels: constant where the input is, or where the weight is zero."""
-    width = kind.sizes(module)[1]
+    width = entry.sizes(module)[1]
     bias = _double(module.bias) if module.bias is not None else torch.zeros(width).double()
     off = torch.zeros(width, dtype=torch.bool)
     if module.weight is not None:
@@ -153,7 +146,7 @@ def _normalised(kind: LayerKind, module: Stock, given: Known | None, dim: int) -
     return known_or_none(dim, values, known)
 
 
-def _bias(kind: LayerKind, module: Stock, width: int) -> tuple[Tensor, Tensor]:
+def _bias(module: Stock, width: int) -> tuple[Tensor, Tensor]:
     """The bias, and where it is known that nothing but it is left if nothing is read.
 
     Of a layer type that was registered as like another one it is not known what it does to its
@@ -161,19 +154,19 @@ def _bias(kind: LayerKind, module: Stock, width: int) -> tuple[Tensor, Tensor]:
     """
     bias = getattr(module, "bias", None)
     values = torch.zeros(width).double() if bias is None else _double(bias).clone()
-    stock = _is(kind, module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED))
+    stock = computes_as(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED))
     return values, values.isfinite() if stock else values == 0
 
 
-def _weighed(kind: LayerKind, module: Stock, given: Known | None, dim: int) -> Known | None:
+def _weighed(entry: LayerType, module: Stock, given: Known | None, dim: int) -> Known | None:
     """A layer whose outputs read many inputs: known where all that are read are."""
-    ins, outs = kind.sizes(module)
-    values, known = _bias(kind, module, outs)
+    ins, outs = entry.sizes(module)
+    values, known = _bias(module, outs)
     if given is None:
         given = Known(dim, torch.zeros(ins).double(), torch.zeros(ins, dtype=torch.bool))
-    usable = given.known if passes_constants(kind, module) else given.zero
+    usable = given.known if passes_constants(module) else given.zero
     numbers = torch.where(usable, given.values, 0.0)
-    for section in sections(kind, module):
+    for section in sections(entry, module):
         rows, columns, _ = section.weight.shape
         of_ins = slice(section.ins, section.ins + columns)
         of_outs = slice(section.outs, section.outs + rows)
@@ -188,16 +181,16 @@ def _weighed(kind: LayerKind, module: Stock, given: Known | None, dim: int) -> K
     return known_or_none(dim, values, known)
 
 
-def _channelwise(kind: LayerKind, module: Stock, given: Known | None, dim: int) -> Known | None:
+def _channelwise(entry: LayerType, module: Stock, given: Known | None, dim: int) -> Known | None:
     """A depthwise convolution: known where its kernel is zero, or its one input is known."""
-    ins, outs = kind.sizes(module)
-    values, known = _bias(kind, module, outs)
+    ins, outs = entry.sizes(module)
+    values, known = _bias(module, outs)
     kernels = _double(module.weight).reshape(outs, -1)
     silent = ~(kernels != 0).any(1)
     if given is None:
         return known_or_none(dim, values, known & silent)
     times = outs // ins
-    usable = given.known if passes_constants(kind, module) else given.zero
+    usable = given.known if passes_constants(module) else given.zero
     numbers = torch.where(usable, given.values, 0.0).repeat_interleave(times)
     values = values + torch.where(numbers == 0, 0.0, numbers * kernels.sum(1))
     return known_or_none(dim, values, known & (silent | usable.repeat_interleave(times)))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 from splitgrow.pruning.constants import Known, passes_constants
 from splitgrow.pruning.narrow import per_position, per_unit
 from splitgrow.pruning.weight_connections import Section, has_weights, inputs_read, readers
@@ -85,21 +85,21 @@ def _removable(
 
 def _is_open(module: nn.Module) -> bool:
     """Whether it is known which of a layer's channels depend on which."""
-    kind = kind_of(module)
-    if kind is None or kind.couples or kind.computes_weight:
+    entry = layer_type_of(module)
+    if entry is None or entry.merging.couples or entry.merging.computes_weight:
         return False
-    by_itself = kind.diagonal(module) or not kind.reads_channels
-    return by_itself or has_weights(kind, module)
+    by_itself = entry.diagonal(module) or not entry.reads_channels
+    return by_itself or has_weights(entry, module)
 
 
 def _reader(node: LayerNode, module: nn.Module, known: Known | None) -> Reader | None:
-    kind = kind_of(module)
-    if kind is None or not node.followed or not has_weights(kind, module):
+    entry = layer_type_of(module)
+    if entry is None or not node.followed or not has_weights(entry, module):
         return None
-    matters = torch.ones(kind.sizes(module)[0], dtype=torch.bool)
+    matters = torch.ones(entry.sizes(module)[0], dtype=torch.bool)
     if known is not None:
         matters = ~made_up_for(module, known)
-    return Reader(node, readers(kind, module), matters)
+    return Reader(node, readers(entry, module), matters)
 
 
 def made_up_for(module: nn.Module, known: Known) -> Tensor:
@@ -108,10 +108,8 @@ def made_up_for(module: nn.Module, known: Known) -> Tensor:
     It can without zeros, and without other constants where it has a bias to add them to. A bias is
     never added: that would be a layer of another structure.
     """
-    kind = kind_of(module)
-    assert kind is not None
     bias = getattr(module, "bias", None)
-    if isinstance(bias, nn.Parameter) and passes_constants(kind, module):
+    if isinstance(bias, nn.Parameter) and passes_constants(module):
         return known.known
     return known.zero
 

@@ -17,8 +17,7 @@ from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.growth.edits import NumberChange
 from splitgrow.growth.module_numbers import set_number_
-from splitgrow.layers.types import LayerKind, kind_of
-from splitgrow.layers.types.registry import Stock
+from splitgrow.layers.types import LayerType, Stock, layer_type_of
 
 UnitsByGroup = Mapping[int, Collection[int]]
 """Some units of each group, counted from 0."""
@@ -159,12 +158,12 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def _narrow_layer_(module: Stock, node: LayerNode, ins: Tensor, outs: Tensor) -> NarrowedLayer:
-    kind = kind_of(module)
-    assert kind is not None, node.name
+    entry = layer_type_of(module)
+    assert entry is not None, node.name
     before = count_parameters(module)
     sizes = (int(ins.sum()), int(outs.sum()))
-    numbers = _numbers_at(kind, module, sizes)
-    for name, axes in kind.tensors(module).items():
+    numbers = _numbers_at(entry, module, sizes)
+    for name, axes in entry.tensors(module).items():
         tensor: Tensor | None = getattr(module, name)
         if tensor is None:
             continue
@@ -183,9 +182,9 @@ def _narrow_layer_(module: Stock, node: LayerNode, ins: Tensor, outs: Tensor) ->
     return NarrowedLayer(node.name, node.kind, *widths, (before, count_parameters(module)))
 
 
-def _numbers_at(kind: LayerKind, module: Stock, sizes: tuple[int, int]) -> dict[str, int]:
+def _numbers_at(entry: LayerType, module: Stock, sizes: tuple[int, int]) -> dict[str, int]:
     """The numbers in a layer's attributes, such as its groups, that are others at a size."""
-    built = vars(kind.build(module, sizes, device="meta"))
+    built = vars(entry.build(module, sizes, device="meta"))
     own = vars(module)
     numbers = {key: value for key, value in built.items() if type(value) is int and key in own}
     return {key: value for key, value in numbers.items() if own[key] != value}

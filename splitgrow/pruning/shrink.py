@@ -19,8 +19,7 @@ from splitgrow.analysis.unsupported_models import refuse_unsupported
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.layers.types import kind_of
-from splitgrow.layers.types.registry import LayerKind, Stock
+from splitgrow.layers.types import LayerType, Stock, layer_type_of
 from splitgrow.pruning.aliasing import at_path, refs_of
 from splitgrow.pruning.constant_propagation import constants_read, runs_hooks
 from splitgrow.pruning.constants import Known
@@ -178,13 +177,13 @@ def _absorb_(
     live = which_stay(graph.groups, dead)
     for node in graph.nodes.values():
         module: Stock = modules[node.name]
-        kind, known = kind_of(module), read.get(node.name)
-        if known is None or kind is None or not has_weights(kind, module):
+        entry, known = layer_type_of(module), read.get(node.name)
+        if known is None or entry is None or not has_weights(entry, module):
             continue
         goes = ~per_position(graph.groups, node.ins, live)
         chosen = goes & known.known & (known.values != 0) & made_up_for(module, known)
         if bool(chosen.any()):
-            _add_to_bias_(kind, module, torch.where(chosen, known.values, 0.0))
+            _add_to_bias_(entry, module, torch.where(chosen, known.values, 0.0))
 
 
 def _stop_reading_(
@@ -197,11 +196,11 @@ def _stop_reading_(
     read = which_stay(graph.groups, idle)
     for node in graph.nodes.values():
         module: Stock = modules[node.name]
-        kind = kind_of(module)
-        if kind is None or not node.followed or not has_weights(kind, module):
+        entry = layer_type_of(module)
+        if entry is None or not node.followed or not has_weights(entry, module):
             continue
         unread = ~per_position(graph.groups, node.ins, read)
-        for name, axes in kind.tensors(module).items() if bool(unread.any()) else ():
+        for name, axes in entry.tensors(module).items() if bool(unread.any()) else ():
             for dim, along in axes.items():
                 if along.side == "in":
                     # One of several equal sections stands for all of them.
@@ -211,10 +210,10 @@ def _stop_reading_(
                         tensor.index_fill_(dim, at.to(tensor.device), 0)
 
 
-def _add_to_bias_(kind: LayerKind, module: Stock, numbers: Tensor) -> None:
+def _add_to_bias_(entry: LayerType, module: Stock, numbers: Tensor) -> None:
     with torch.no_grad():
         bias = module.bias.double()
-        for section in sections(kind, module):
+        for section in sections(entry, module):
             rows, columns, _ = section.weight.shape
             of_ins = numbers[section.ins : section.ins + columns].to(bias.device)
             at = of_ins.nonzero().flatten()

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from splitgrow.layers.types import LayerKind
-from splitgrow.layers.types.registry import Along, Stock
+from splitgrow.layers.types import Along, LayerType, Stock
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,14 @@ class Section:
     weight: Tensor
 
 
-def has_weights(kind: LayerKind, module: Stock) -> bool:
+def has_weights(entry: LayerType, module: Stock) -> bool:
     """Whether outputs read inputs by weights that lie in tensors along both, and by nothing else.
 
     It is false of layers whose channels each go their own way.
     """
-    if kind.diagonal(module) or kind.couples or kind.computes_weight or not kind.reads_channels:
+    if entry.merging.couples or entry.merging.computes_weight:
         return False
-    along = [_sides(axes) for axes in kind.tensors(module).values()]
+    along = [_sides(axes) for axes in entry.tensors(module).values()]
     return ["in", "out"] in along and ["in"] not in along
 
 
@@ -42,18 +41,18 @@ def _sides(axes: Mapping[int, Along]) -> list[str]:
     return sorted(along.side for along in axes.values())
 
 
-def sections(kind: LayerKind, module: Stock) -> Iterator[Section]:
+def sections(entry: LayerType, module: Stock) -> Iterator[Section]:
     """The weights of a layer that has some, section by section.
 
     Example:
         >>> from torch import nn
-        >>> from splitgrow.layers.types import kind_of
+        >>> from splitgrow.layers.types import layer_type_of
         >>> conv = nn.Conv2d(4, 6, 3, groups=2)
-        >>> [(s.outs, s.ins, tuple(s.weight.shape)) for s in sections(kind_of(conv), conv)]
+        >>> [(s.outs, s.ins, tuple(s.weight.shape)) for s in sections(layer_type_of(conv), conv)]
         [(0, 0, (3, 2, 9)), (3, 2, (3, 2, 9))]
     """
-    ins, outs = kind.sizes(module)
-    for name, axes in kind.tensors(module).items():
+    ins, outs = entry.sizes(module)
+    for name, axes in entry.tensors(module).items():
         if _sides(axes) != ["in", "out"]:
             continue
         dims = {along.side: dim for dim, along in axes.items()}
@@ -71,11 +70,11 @@ def sections(kind: LayerKind, module: Stock) -> Iterator[Section]:
             yield Section(index * (outs // count), index * (ins // count), part)
 
 
-def readers(kind: LayerKind, module: Stock) -> list[Section]:
+def readers(entry: LayerType, module: Stock) -> list[Section]:
     """For each section which outputs read which inputs: (outputs, inputs), true or false."""
     return [
         Section(section.outs, section.ins, (section.weight != 0).any(-1))
-        for section in sections(kind, module)
+        for section in sections(entry, module)
     ]
 
 

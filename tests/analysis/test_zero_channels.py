@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,9 +38,48 @@ def stream(*parts: Any) -> Any:
     return splitgrow.growable(model, X)
 
 
-@pytest.mark.parametrize("eps", [None, 1e-6, 0.5])
-def test_a_stream_that_an_rms_norm_reads_grows_exactly_and_again(eps: float | None) -> None:
-    model = stream(nn.RMSNorm(6, eps=eps))
+class Named(nn.RMSNorm):
+    """An RMS norm by another name, whose constructor takes something else."""
+
+    def __init__(self, note: str) -> None:
+        super().__init__(6, eps=0.1)
+        self.note = note
+
+
+class Halved(nn.RMSNorm):
+    """An RMS norm with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
+@pytest.fixture
+def _halved() -> Iterator[None]:
+    splitgrow.register_layer(Halved, like=nn.RMSNorm)
+    yield
+    splitgrow.unregister_layer(Halved)
+
+
+NORMS = [
+    nn.RMSNorm(6),
+    nn.RMSNorm(6, eps=1e-6),
+    nn.RMSNorm(6, eps=0.5),
+    Named("mine"),
+    Halved(6, eps=0.5),
+]
+
+
+@pytest.mark.usefixtures("_halved")
+@pytest.mark.parametrize("norm", NORMS, ids=repr)
+@pytest.mark.parametrize("mode", ["blockwise", "merged"])
+def test_a_stream_that_an_rms_norm_reads_grows_exactly_and_again(
+    norm: nn.Module, mode: Any
+) -> None:
+    with splitgrow.execution(mode):
+        _grows_exactly_and_again(stream(copy.deepcopy(norm)), type(norm))
+
+
+def _grows_exactly_and_again(model: Any, norm: type[nn.Module]) -> None:
     before = outputs_of(model, X)
     for n in (2, 3):
         now = outputs_of(model, X)
@@ -50,7 +91,7 @@ def test_a_stream_that_an_rms_norm_reads_grows_exactly_and_again(eps: float | No
         assert_equal(outputs_of(splitgrow.merge(model), X), grown)
         assert_equal(outputs_of(splitgrow.fuse(model), X), grown)
     merged = splitgrow.merge(model)
-    assert type(merged.norm) is nn.RMSNorm
+    assert type(merged.norm) is norm
     assert merged.norm.normalized_shape == (11,)
     with model.at(0):
         assert torch.equal(outputs_of(model, X), before)

@@ -51,7 +51,7 @@ def grown_case(case: Case, rounds: int = 3) -> tuple[Any, tuple[Tensor, ...]]:
 
 
 def joinable(model: nn.Module) -> list[Any]:
-    return [split for split in split_layers(model) if split.kind.side_by_side]
+    return [split for split in split_layers(model) if split.layer_type.merging.side_by_side]
 
 
 @case
@@ -78,7 +78,7 @@ def test_the_function_stays_and_each_layer_has_the_blocks_of_one_growth(case: Ca
 def test_training_goes_on_as_it_would_have(case: Case) -> None:
     """With momentum and weight decay, step by step, the same values as without joining."""
     model, inputs = grown_case(case, rounds=1)
-    if any(split.kind.couples for split in split_layers(model)):
+    if any(split.layer_type.merging.couples for split in split_layers(model)):
         pytest.skip("its norms start at zero")
     for layer in model.layers:
         if layer.growable:

@@ -139,7 +139,7 @@ def _by_block(model: nn.Module, plain: nn.Module, x: Tensor) -> list[Tensor]:
         if split not in set(split_layers(model)):
             continue
         composition = split.composition()
-        if not composition.kind.side_by_side:
+        if not composition.layer_type.merging.side_by_side:
             return in_mode("blockwise", lambda: gradients(model, x))
         for index, block in enumerate(split):
             for name, parameter in block.named_parameters(recurse=False):

@@ -99,7 +99,7 @@ def assert_slices(split: Any, mine: list[Any], whole: dict[str, Any]) -> None:
             if full is None or gradient is None:
                 assert_close(gradient, full)
                 continue
-            if split.kind.couples:  # the plain layer's weights are these times a number
+            if split.layer_type.merging.couples:  # the plain layer's weights are multiples
                 born = composition.outs.until(composition.blocks[index].edit).length
                 full = full * (born / composition.outs.length) ** 0.5
             for there, own in regions(composition.places(index, name), gradient.dim()):
@@ -196,7 +196,7 @@ def test_every_case_trains_with_something_in_place_behind_every_grown_layer(
     assert_equal(y, expected)
     for name in names:
         split = splits[name]
-        if not split.kind.computes_weight and split.kind.side_by_side:
+        if not split.layer_type.merging.computes_weight and split.layer_type.merging.side_by_side:
             whole = {n: p.grad for n, p in plain.get_submodule(name).named_parameters()}
             assert_slices(split, [p.grad for p in split.parameters()], whole)
 

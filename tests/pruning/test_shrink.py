@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import splitgrow
 from benchmarks.vision import torchvision
 from splitgrow.analysis.ops import Values, facts_of
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 from splitgrow.pruning import aliasing as aliases
 from splitgrow.pruning import constant_propagation as propagation
 from splitgrow.pruning import constants
@@ -38,7 +38,7 @@ def deaden(network: nn.Module, seed: int, share: float) -> nn.Module:
     """Sets random rows and columns of layers' parameters to zero, of some layers many."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
-        kind = kind_of(module)
+        kind = layer_type_of(module)
         for name, axes in kind.tensors(module).items() if kind is not None else ():
             tensor = getattr(module, name, None)
             for dim in axes if isinstance(tensor, nn.Parameter) else ():
@@ -68,8 +68,8 @@ def check(network: nn.Module, *inputs: Tensor) -> tuple[Any, Narrowing]:
 def assert_its_numbers_are_true(network: nn.Module) -> None:
     """Each layer's tensors have the shapes of a fresh layer with its numbers."""
     for module in network.modules():
-        kind = kind_of(module)
-        if kind is None or kind.couples:  # a norm that is built anew names its eps
+        kind = layer_type_of(module)
+        if kind is None or kind.merging.couples:  # a norm that is built anew names its eps
             continue
         fresh: Any = kind.build(module, kind.sizes(module), device="meta")
         assert str(fresh) == str(module)
@@ -273,7 +273,7 @@ def test_a_network_whose_output_reads_nothing_keeps_a_unit_everywhere() -> None:
     zero(network.head, *range(5), names=("weight",))
     _, record = check(network, image(2, 3, 8, 8))
     assert all(after == 1 for _, after in widths(record).values())
-    assert len(widths(record)) == len([m for m in network.modules() if kind_of(m)]) - 1
+    assert len(widths(record)) == len([m for m in network.modules() if layer_type_of(m)]) - 1
 
 
 def test_a_constant_layer_keeps_a_unit_that_nothing_reads() -> None:
@@ -1007,8 +1007,8 @@ WRONG: dict[str, tuple[Any, str, Any]] = {
     "the outputs are forgotten": (shrinking, "dead_units", _without_outputs),
     "shared statistics are forgotten": (liveness, "_is_open", lambda module: True),
     "other positions go": (narrowing, "per_position", _shifted),
-    "padding is forgotten": (liveness, "passes_constants", lambda kind, module: True),
-    "padding is forgotten on the way": (constants, "passes_constants", lambda kind, module: True),
+    "padding is forgotten": (liveness, "passes_constants", lambda module: True),
+    "padding is forgotten on the way": (constants, "passes_constants", lambda module: True),
     "a missing bias is overlooked": (liveness, "made_up_for", lambda module, known: known.known),
     "nothing is added to biases": (shrinking, "_absorb_", lambda *args: None),
     "units that stay idle are read": (shrinking, "_stop_reading_", lambda *args: None),

@@ -22,7 +22,7 @@ from splitgrow.layers.freezing import held, release_
 from splitgrow.layers.insertion_wrapper import first_argument, first_of, with_first_argument
 from splitgrow.layers.plain_copy import plain_copy
 from splitgrow.layers.split_layer import stock
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 from splitgrow.utils.preserve import undisturb_
 from splitgrow.utils.rollback import Meanwhile, Undo
 
@@ -116,7 +116,7 @@ def _last_layer(sites: Sites, block: str, ref: Ref, inside: range) -> str:
     while ref.step in inside:
         step = sites.steps[ref.step]
         module = sites.modules.get(step.module or "")
-        known = module is not None and kind_of(stock(module)) is not None
+        known = module is not None and layer_type_of(stock(module)) is not None
         if module is not None and known and any(True for _ in module.parameters()):
             return str(step.module)
         operands = [arg for arg in step.args if isinstance(arg, Ref)]

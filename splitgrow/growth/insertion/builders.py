@@ -16,7 +16,7 @@ from splitgrow.growth.insertion.sites import Site
 from splitgrow.growth.insertion.value_ranges import leaves_alone
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.split_layer import stock
-from splitgrow.layers.types import kind_of, kind_of_type
+from splitgrow.layers.types import layer_type_of, layer_type_of_class
 
 _CONVS: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _NORMS: dict[int, type[nn.Module]] = {
@@ -30,7 +30,7 @@ _NORMS: dict[int, type[nn.Module]] = {
 def _is_plain_activation(module: type[nn.Module]) -> bool:
     """Whether a module type is an activation without parameters, and without random numbers."""
     facts = facts_of(module)
-    return facts.activation and not facts.drawn and kind_of_type(module) is None
+    return facts.activation and not facts.drawn and layer_type_of_class(module) is None
 
 
 class Builder:
@@ -273,7 +273,7 @@ def last_layer(branch: nn.Module, example: Tensor) -> str:
     copied = copy.deepcopy(branch).eval()
     called: list[str] = []
     for name, module in copied.named_modules():
-        if kind_of(module) is not None and getattr(module, "weight", None) is not None:
+        if layer_type_of(module) is not None and getattr(module, "weight", None) is not None:
             module.register_forward_hook(lambda *_, name=name: called.append(name))
     copied(example)
     if called:

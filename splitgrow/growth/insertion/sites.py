@@ -18,7 +18,7 @@ from splitgrow.errors import InsertionError
 from splitgrow.growth.insertion.value_ranges import value_ranges
 from splitgrow.layers.insertion_wrapper import Deepened
 from splitgrow.layers.split_layer import stock
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 
 _NORMS = ("BatchNorm", "InstanceNorm", "GroupNorm", "LayerNorm", "RMSNorm", "LocalResponseNorm")
 
@@ -130,7 +130,7 @@ class Sites:
         call = self.call_of(path)
         if call.result is None:
             raise InsertionError(f"`{path}` does not pass on a tensor that could be followed")
-        if kind_of(stock(self.modules[path])) is None or not is_leaf(self.modules[path]):
+        if layer_type_of(stock(self.modules[path])) is None or not is_leaf(self.modules[path]):
             return self._site(path, before=False, value=call.result, unit=(path,))
         value, unit = self._end_of_unit(call.result, path)
         for other in self.calls:  # a module comes before those that hold it
@@ -247,7 +247,7 @@ class Sites:
         """Whether what is called there has channels of its own, and is no norm."""
         if path is None or self._is_norm(path):
             return False
-        return kind_of(stock(self.modules[path])) is not None
+        return layer_type_of(stock(self.modules[path])) is not None
 
     def _is_norm(self, name: str) -> bool:
         module = self.modules.get(name)
@@ -283,10 +283,12 @@ class Sites:
             return 1
         for ref in (*self._from(value, self._next), *self._from(value, self._last)):
             step = self.steps[ref.step]
-            kind = kind_of(stock(self.modules[step.module])) if step.module is not None else None
-            seen = step.example
-            if kind is not None and isinstance(seen, Tensor) and seen.dim() == dims:
-                return kind.channel_dim(stock(self.modules[str(step.module)])) % dims
+            if step.module is None:
+                continue
+            layer = stock(self.modules[step.module])
+            entry, seen = layer_type_of(layer), step.example
+            if entry is not None and isinstance(seen, Tensor) and seen.dim() == dims:
+                return entry.channel_dim(layer) % dims
         return 1 if dims > 3 else dims - 1
 
     def _from(self, value: Ref, onward: Callable[[Ref], list[Ref]]) -> Iterator[Ref]:

@@ -27,13 +27,13 @@ from splitgrow.growth.journal.journal import Journal
 from splitgrow.growth.journal.size_guard import TIMES, Bounded, Unbounded
 from splitgrow.growth.module_numbers import change_, held_number
 from splitgrow.growth.placing import place_, prepare
-from splitgrow.growth.planning import layer_kind, planned_blocks
+from splitgrow.growth.planning import planned_blocks
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import held, hold_statistics, release_
 from splitgrow.layers.insertion_wrapper import note_questions_
 from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.types import kind_of
+from splitgrow.layers.types import layer_type_of
 from splitgrow.layers.weight_views import keep_storage_
 from splitgrow.utils.module_slots import holders_in
 from splitgrow.utils.rollback import Meanwhile, Undo
@@ -98,12 +98,12 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
     if module is None:
         raise CheckpointError(f"the model has no layer `{change.name}`")
     layer = stock(module)
-    if kind_of(layer) is None or type(layer).__name__ != change.kind:
+    entry = layer_type_of(layer)
+    if entry is None or type(layer).__name__ != change.kind:
         raise CheckpointError(
             f"`{change.name}` is a {change.kind} there, in this model a {type(layer).__name__}"
         )
-    kind = layer_kind(module)
-    sizes = module.sizes() if isinstance(module, SplitLayer) else kind.sizes(layer)
+    sizes = module.sizes() if isinstance(module, SplitLayer) else entry.sizes(layer)
     if sizes != (change.in_width[0], change.width[0]):
         raise CheckpointError(
             f"`{change.name}` has {change.in_width[0]} inputs and {change.width[0]} units there, "
@@ -121,7 +121,7 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
         if not (ordered and positive and before + gained == after <= LARGEST_WIDTH):
             raise CheckpointError(f"the widths of `{change.name}` contradict each other")
         gains.append(gained)
-    blocks = planned_blocks(kind, layer, (sizes[0], sizes[1]), (gains[0], gains[1]))
+    blocks = planned_blocks(entry, layer, (sizes[0], sizes[1]), (gains[0], gains[1]))
     if not any(gains) or tuple(blocks) != change.blocks:
         raise CheckpointError(f"the blocks of `{change.name}` are not those of its widths")
 
@@ -135,7 +135,11 @@ def _joined_layer(
         CheckpointError: If there is no such layer, or it has no such blocks.
     """
     split, births = modules.get(joined.name), tuple(sorted({*joined.edits}))
-    known = isinstance(split, SplitLayer) and split.kind.side_by_side and births[:1] > (0,)
+    known = (
+        isinstance(split, SplitLayer)
+        and split.layer_type.merging.side_by_side
+        and births[:1] > (0,)
+    )
     if isinstance(split, SplitLayer) and known:
         last = {block.edit for block in split.blocks if block.edit >= births[0]}
         if {*births} == last:

@@ -1,18 +1,20 @@
 """The layer types that can grow, and how to teach splitgrow others."""
 
 from splitgrow.layers.types import library_layers, torch_layers
-from splitgrow.layers.types.registry import (
-    BUILT_IN_TYPES,
-    LAYER_TYPES,
+from splitgrow.layers.types.layer_type import (
     Along,
-    LayerKind,
+    LayerType,
+    Merging,
+    Norm,
     Stock,
     TensorAxes,
 )
+from splitgrow.layers.types.registry import BUILT_IN_TYPES, LAYER_TYPES
 from splitgrow.layers.types.subclasses import (
-    entry_of,
-    kind_of,
-    kind_of_type,
+    computes_as,
+    known_layer_type,
+    layer_type_of,
+    layer_type_of_class,
     register_layer,
     sized_layers,
     unregister_layer,
@@ -22,12 +24,15 @@ BUILT_IN_TYPES.update(LAYER_TYPES)
 
 __all__ = [
     "Along",
-    "LayerKind",
+    "LayerType",
+    "Merging",
+    "Norm",
     "Stock",
     "TensorAxes",
-    "entry_of",
-    "kind_of",
-    "kind_of_type",
+    "computes_as",
+    "known_layer_type",
+    "layer_type_of",
+    "layer_type_of_class",
     "library_layers",
     "register_layer",
     "sized_layers",

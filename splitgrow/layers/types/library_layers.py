@@ -1,26 +1,29 @@
-"""The kinds of layer types that common libraries define, by dotted name: none need be installed."""
+"""The entries for layers of common libraries, by dotted name: none need be installed."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import splitgrow.layers.types.torch_layers  # noqa: F401 - the kinds that these are forms of
-from splitgrow.layers.types.registry import (
-    LAYER_TYPES,
+import splitgrow.layers.types.torch_layers  # noqa: F401 - these are forms of them
+from splitgrow.layers.types.layer_type import (
     Along,
-    LayerKind,
+    LayerType,
+    Merging,
+    Norm,
     Stock,
     TensorAxes,
-    add_kind,
 )
+from splitgrow.layers.types.registry import LAYER_TYPES, add_layer_type
 from splitgrow.layers.types.subclasses import Alike, Same
-from splitgrow.layers.types.torch_layers import RootMeanSquareNorm, cast
+from splitgrow.layers.types.torch_layers import Channelwise, RootMeanSquareNorm, cast
 
 
 class _WithActivation(Alike):
@@ -29,31 +32,19 @@ class _WithActivation(Alike):
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return self.base.output_shape(module, shape)
 
-    def batch_norm(self, module: Stock) -> bool:
-        return self.base.batch_norm(module)
-
-    def finished(self, module: Stock, y: Tensor) -> Tensor:
-        activated: Tensor = module.act(module.drop(y))
-        return activated
+    def norm(self, module: Stock) -> Norm | None:
+        found = self.base.norm(module)
+        return found and replace(found, finished=lambda y: module.act(module.drop(y)))
 
     def stock_parts(self, module: Stock) -> list[nn.Module]:
         return [self.as_base(module), module.drop, module.act]
 
 
-class _FrozenNorm(LayerKind):
+class _FrozenNorm(Channelwise):
     """Batch norms whose tensors are all buffers: torchvision's FrozenBatchNorm2d."""
 
     layers = ("torchvision.ops.misc.FrozenBatchNorm2d",)
-
-    def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
-        return 1
-
-    def sizes(self, module: Stock) -> tuple[int, int]:
-        return module.weight.shape[0], module.weight.shape[0]
-
-    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
-        names = ("weight", "bias", "running_mean", "running_var")
-        return {name: {0: Along("out")} for name in names}
+    names = ("weight", "bias", "running_mean", "running_var")
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         with torch.device(options.get("device", module.weight.device)):
@@ -61,19 +52,29 @@ class _FrozenNorm(LayerKind):
         return cast(built, module.weight.dtype)
 
 
-class _TransposedLinear(LayerKind):
+class _TurnedHelpers(Merging):
+    """A helper is a Linear, whose weight lies the other way."""
+
+    def helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        like = module.weight
+        device = options.get("device", like.device)
+        return nn.Linear(*sizes, bias=False, device=device, dtype=like.dtype)
+
+    def value(self, block: Stock, name: str) -> Tensor | None:
+        if isinstance(block, nn.Linear):
+            return block.weight.T if name == "weight" else None
+        return super().value(block, name)
+
+
+class _TransposedLinear(LayerType):
     """A Linear whose weight is (in, out): transformers' Conv1D, of GPT-2."""
 
     layers = ("transformers.pytorch_utils.Conv1D",)
     sized = True
-    side_by_side = False  # a helper's weight lies the other way
     mixes = False
 
     def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
         return -1
-
-    def diagonal(self, module: Stock) -> bool:  # noqa: ARG002
-        return False
 
     def sizes(self, module: Stock) -> tuple[int, int]:
         inputs, outputs = module.weight.shape
@@ -90,15 +91,9 @@ class _TransposedLinear(LayerKind):
             built: nn.Module = type(module)(sizes[1], sizes[0])
         return cast(built, dtype)
 
-    def build_helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        like = module.weight
-        device = options.get("device", like.device)
-        return nn.Linear(*sizes, bias=False, device=device, dtype=like.dtype)
-
-    def value(self, block: Stock, name: str) -> Tensor | None:
-        if isinstance(block, nn.Linear):
-            return block.weight.T if name == "weight" else None
-        return super().value(block, name)
+    @cached_property
+    def merging(self) -> Merging:
+        return _TurnedHelpers(self.build)
 
     def stock_parts(self, module: Stock) -> list[nn.Module]:
         plain = nn.Linear(*self.sizes(module), device="meta")
@@ -107,16 +102,41 @@ class _TransposedLinear(LayerKind):
         return [plain.train(module.training)]
 
 
-class _StandardisedConv(Alike):
-    """A convolution that brings each output's weight to zero mean and unit variance.
+@dataclass(frozen=True)
+class _Standardising(Merging):
+    """The weight of a convolution is standardised when it merges.
 
-    What it does with one input channel depends on its weights for the others, so a helper cannot be
-    of its type: it is a plain convolution, and so is what a grown one merges to, with the
-    standardised weight.
+    The standardised weight for one input channel depends on the weights for the others, so a helper
+    cannot be of the layer's type: it is a plain convolution, and so is a grown layer merged.
     """
 
+    plain: Callable[..., nn.Module]
     computes_weight = True
-    side_by_side = False
+
+    def helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        return self.merged(module, sizes, bias=False, **options)
+
+    def merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        plain = self.plain(module, sizes, **options)
+        if getattr(module, "same_pad", False):
+            plain.__class__ = sys.modules["timm.layers.conv2d_same"].Conv2dSame
+        return plain
+
+    def value(self, block: Stock, name: str) -> Tensor | None:
+        if name != "weight" or type(block).__name__ in {"Conv2d", "Conv2dSame"}:
+            return super().value(block, name)
+        gain = (block.gain * block.scale).view(-1) if hasattr(block, "gain") else None
+        rows = block.weight.reshape(1, block.out_channels, -1)
+        made = F.batch_norm(rows, None, None, gain, training=True, momentum=0.0, eps=block.eps)
+        return made.reshape_as(block.weight)
+
+
+class _StandardisedConv(Alike):
+    """A convolution that brings each output's weight to zero mean and unit variance."""
+
+    @cached_property
+    def merging(self) -> Merging:
+        return _Standardising(self.build, self.base.build)
 
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:
         tensors = dict(self.base.tensors(module))
@@ -135,28 +155,11 @@ class _StandardisedConv(Alike):
         answer: nn.Module = built
         return answer
 
-    def build_helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        return self.build_merged(module, sizes, bias=False, **options)
-
-    def build_merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        plain = self.base.build(module, sizes, **options)
-        if getattr(module, "same_pad", False):
-            plain.__class__ = sys.modules["timm.layers.conv2d_same"].Conv2dSame
-        return plain
-
-    def value(self, block: Stock, name: str) -> Tensor | None:
-        if name != "weight" or type(block).__name__ in {"Conv2d", "Conv2dSame"}:
-            return super().value(block, name)
-        gain = (block.gain * block.scale).view(-1) if hasattr(block, "gain") else None
-        rows = block.weight.reshape(1, block.out_channels, -1)
-        made = F.batch_norm(rows, None, None, gain, training=True, momentum=0.0, eps=block.eps)
-        return made.reshape_as(block.weight)
-
     def stock_parts(self, module: Stock) -> list[nn.Module]:
         if getattr(module, "same_pad", False) or getattr(module, "pad", None) is not None:
             return []
         plain: Any = self.base.build(module, self.sizes(module), device="meta")
-        weight = self.value(module, "weight")
+        weight = self.merging.value(module, "weight")
         assert weight is not None
         plain.weight, plain.bias = nn.Parameter(weight.detach()), module.bias
         return [plain.train(module.training)]
@@ -208,4 +211,4 @@ for _made in (
     _LibraryRMSNorm(),
     _TransposedLinear(),
 ):
-    add_kind(_made)
+    add_layer_type(_made)

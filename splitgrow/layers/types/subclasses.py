@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 from weakref import WeakSet
 
 from torch import nn
 
-from splitgrow.errors import UnsupportedLayerError
+from splitgrow.errors import StructureChangedError, UnsupportedLayerError
 from splitgrow.layers.kernels import Kernel
+from splitgrow.layers.types.layer_type import LayerType, Merging, Norm, Stock, TensorAxes
 from splitgrow.layers.types.registry import (
     FOUND,
     LAYER_TYPES,
-    LayerKind,
-    Stock,
-    TensorAxes,
-    add_kind,
+    add_layer_type,
     dotted_name,
-    remove_kind,
+    remove_layer_types,
 )
 from splitgrow.utils.wrappers import plain_type
 
 
-def kind_of(module: Stock) -> LayerKind | None:
+def layer_type_of(module: Stock) -> LayerType | None:
     """The entry for a module's type, or None.
 
     A subclass is only matched where it changes nothing of how its base computes: of one with a
@@ -32,16 +32,16 @@ def kind_of(module: Stock) -> LayerKind | None:
 
     Example:
         >>> conv = nn.Conv2d(3, 8, 3)
-        >>> kind_of(conv).sizes(conv)
+        >>> layer_type_of(conv).sizes(conv)
         (3, 8)
-        >>> kind_of(nn.LSTM(3, 8)) is None
+        >>> layer_type_of(nn.LSTM(3, 8)) is None
         True
     """
-    kind = kind_of_type(type(module))
-    return kind if kind is not None and kind.covers(module) else None
+    found = layer_type_of_class(type(module))
+    return found if found is not None and found.covers(module) else None
 
 
-def kind_of_type(layer: type[nn.Module]) -> LayerKind | None:
+def layer_type_of_class(layer: type[nn.Module]) -> LayerType | None:
     """The entry for a type, or None, whether or not it covers a module as it is set up."""
     try:
         return FOUND[layer]
@@ -50,7 +50,7 @@ def kind_of_type(layer: type[nn.Module]) -> LayerKind | None:
         return FOUND[layer]
 
 
-def _found(layer: type[nn.Module]) -> LayerKind | None:
+def _found(layer: type[nn.Module]) -> LayerType | None:
     layer = plain_type(layer)
     exact = LAYER_TYPES.get(layer) or LAYER_TYPES.get(dotted_name(layer))
     if exact is not None:
@@ -82,14 +82,14 @@ def _computes_as(base: type, part: type) -> bool:
     return "__getattr__" not in vars(part) and "__call__" not in vars(part)
 
 
-class Alike(LayerKind):
+class Alike(LayerType):
     """A subclass of a known layer type that has the same tensors, which mean the same.
 
     A block is made as a copy of the module with tensors and numbers of other sizes; the class's
     constructor is not called.
     """
 
-    def __init__(self, base: LayerKind, layers: tuple[type[nn.Module] | str, ...] = ()) -> None:
+    def __init__(self, base: LayerType, layers: tuple[type[nn.Module] | str, ...] = ()) -> None:
         self.base, self.layers = base, layers
         self.sized, self.mixes = base.sized, base.mixes
         self.reads_channels = base.reads_channels
@@ -123,18 +123,6 @@ class Alike(LayerKind):
             setattr(plain, name, getattr(module, name))
         return plain.train(module.training)
 
-    def diagonal(self, module: Stock) -> bool:
-        """As its base has it."""
-        return self.base.diagonal(module)
-
-    def rescales(self, module: Stock) -> bool:
-        """As its base has it."""
-        return self.base.rescales(module)
-
-    def sections(self, module: Stock) -> int:
-        """As its base has it."""
-        return self.base.sections(module)
-
     def bundle(self, module: Stock) -> int:
         """As its base has it."""
         return self.base.bundle(module)
@@ -143,13 +131,19 @@ class Alike(LayerKind):
         """As its base has it."""
         return self.base.covers(module)
 
-    def reads_neighbours(self, module: Stock) -> bool:
-        """As its base has it."""
-        return self.base.reads_neighbours(module)
+    @cached_property
+    def merging(self) -> Merging:
+        """As its base has it, with blocks of its own type."""
+        return replace(self.base.merging, build=self.build)
 
-    def keeps_statistics(self, module: Stock) -> bool:
+    def runs_as_one(self, module: Stock) -> bool:
         """As its base has it."""
-        return self.base.keeps_statistics(module)
+        return self.base.runs_as_one(module)
+
+    def norm(self, module: Stock) -> Norm | None:
+        """As its base is one, in a way of its own."""
+        found = self.base.norm(module)
+        return found and replace(found, batch=False)
 
     def limits(self, module: Stock) -> str:
         """As its base has it."""
@@ -167,9 +161,9 @@ class Same(Alike):
         """As its base has it."""
         return self.base.kernel(module)
 
-    def batch_norm(self, module: Stock) -> bool:
+    def norm(self, module: Stock) -> Norm | None:
         """As its base has it."""
-        return self.base.batch_norm(module)
+        return self.base.norm(module)
 
     def stock_parts(self, module: Stock) -> list[nn.Module]:
         """One layer of the base type, with the same tensors."""
@@ -186,7 +180,7 @@ class Registered(Alike):
     """
 
     def __init__(
-        self, base: LayerKind, like: type[nn.Module], layer: type[nn.Module] | str
+        self, base: LayerType, like: type[nn.Module], layer: type[nn.Module] | str
     ) -> None:
         super().__init__(base, (layer,))
         self.like = like
@@ -232,17 +226,17 @@ class Registered(Alike):
 
 
 def register_layer(
-    layer: type[nn.Module] | str | LayerKind, *, like: type[nn.Module] | None = None
+    layer: type[nn.Module] | str | LayerType, *, like: type[nn.Module] | None = None
 ) -> None:
     """Teaches splitgrow a layer type.
 
     Args:
-        layer: A layer type, by itself or by its dotted name; or a whole `LayerKind`.
+        layer: A layer type, by itself or by its dotted name; or a whole `LayerType`.
         like: The stock type that it is a form of, one of its bases or not: it has the same tensors
             and numbers under the same names (which is looked at where a model has one), its
             outputs are computed from the same inputs, and adding up what it makes of two parts of
             its input channels gives what it makes of all. A block may have no bias where the layer
-            has one, so forward must take None for it. Needed unless `layer` is a `LayerKind`.
+            has one, so forward must take None for it. Needed unless `layer` is a `LayerType`.
 
     Raises:
         TypeError: If `layer` is neither or computes nothing, or `like` is not a type that can grow.
@@ -262,20 +256,20 @@ def register_layer(
         >>> net.layers[0].growable
         True
     """
-    if isinstance(layer, LayerKind):
+    if isinstance(layer, LayerType):
         if like is not None:
-            raise TypeError("a LayerKind says all there is to say; leave `like` out")
+            raise TypeError("a LayerType says all there is to say; leave `like` out")
         for own in layer.layers:
             _check_type(own)
         if not layer.layers:
             raise ValueError(f"{type(layer).__name__}.layers names no layer type")
-        add_kind(layer)
+        add_layer_type(layer)
         return
     _check_type(layer)
     base = LAYER_TYPES.get(like) if isinstance(like, type) else None
     if base is None or not isinstance(like, type):
         raise TypeError(f"like must be a layer type that can grow, such as nn.Conv2d, got {like!r}")
-    add_kind(Registered(base, like, layer))
+    add_layer_type(Registered(base, like, layer))
 
 
 def _check_type(layer: object) -> None:
@@ -291,12 +285,12 @@ def _check_type(layer: object) -> None:
                 f"{layer!r} is no dotted name of a layer type, such as 'package.module.Layer'"
             )
     elif not isinstance(layer, type) or not issubclass(layer, nn.Module):
-        raise TypeError(f"layer must be a module type, its dotted name or a LayerKind: {layer!r}")
+        raise TypeError(f"layer must be a module type, its dotted name or a LayerType: {layer!r}")
     elif layer.forward is nn.Module.forward:
         raise TypeError(f"{layer.__name__} has no forward, so that it computes nothing")
 
 
-def unregister_layer(layer: type[nn.Module] | str | LayerKind) -> None:
+def unregister_layer(layer: type[nn.Module] | str | LayerType) -> None:
     """Takes back what `register_layer` was told.
 
     Models are analysed without it from then on. One that has grown layers of the type does not run
@@ -321,30 +315,41 @@ def unregister_layer(layer: type[nn.Module] | str | LayerKind) -> None:
         >>> [layer.name for layer in net.layers if layer.growable]
         ['1']
     """
-    if isinstance(layer, LayerKind):
-        remove_kind(layer.layers)
+    if isinstance(layer, LayerType):
+        remove_layer_types(layer.layers)
         return
     _check_type(layer)
-    remove_kind((layer,))
+    remove_layer_types((layer,))
 
 
-def entry_of(module: nn.Module) -> LayerKind:
-    """The entry for a module that had one when its model was analysed.
+def known_layer_type(module: nn.Module) -> LayerType:
+    """The entry for a layer that had one when its model was analysed.
 
     Raises:
-        UnsupportedLayerError: If it has none any more.
+        StructureChangedError: If it has none: something has replaced it, or its type was
+            unregistered.
     """
-    kind = kind_of(module)
-    if kind is None:
-        raise UnsupportedLayerError(
-            f"{type(module).__name__} is no layer type that splitgrow knows any more; register it "
-            f"again by splitgrow.register_layer"
+    found = layer_type_of(module)
+    if found is None:
+        raise StructureChangedError(
+            f"a layer, or a block of a grown one, is a {type(module).__name__} "
+            f"({type(module).__module__}), which splitgrow does not know. If the type was "
+            f"registered once, register it again by splitgrow.register_layer. A tool that replaces "
+            f"layers, for quantization or LoRA say, cannot take a grown one: make the model plain "
+            f"first, with splitgrow.merge"
         )
-    return kind
+    return found
+
+
+def computes_as(module: nn.Module, types: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a layer is torch's own of these types, or computes as that does."""
+    if type(module) in types:
+        return True
+    return isinstance(module, types) and type(layer_type_of(module)) is Same
 
 
 def sized_layers() -> tuple[type[nn.Module], ...]:
     """The stock layer types whose width can be asked for."""
     return tuple(
-        layer for layer, kind in LAYER_TYPES.items() if kind.sized and not isinstance(layer, str)
+        layer for layer, entry in LAYER_TYPES.items() if entry.sized and not isinstance(layer, str)
     )

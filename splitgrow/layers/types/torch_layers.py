@@ -1,10 +1,10 @@
-"""The kinds of torch.nn's own layers."""
+"""The entries for torch.nn's own layers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +12,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from splitgrow.layers.kernels import Convolution, Kernel, Linear
-from splitgrow.layers.types.registry import Along, LayerKind, Stock, TensorAxes, add_kind
+from splitgrow.layers.types.layer_type import (
+    Along,
+    LayerType,
+    Merging,
+    Norm,
+    Stock,
+    TensorAxes,
+)
+from splitgrow.layers.types.registry import add_layer_type
 
 
 def _placement(module: Stock, options: dict[str, Any]) -> dict[str, Any]:
@@ -33,16 +41,13 @@ def _without_missing(built: nn.Module, module: Stock) -> nn.Module:
     return built
 
 
-class _Linear(LayerKind):
+class _Linear(LayerType):
     layers = (nn.Linear,)
     sized = True
     mixes = False
 
     def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
         return -1
-
-    def diagonal(self, module: Stock) -> bool:  # noqa: ARG002
-        return False
 
     def sizes(self, module: Stock) -> tuple[int, int]:
         return module.in_features, module.out_features
@@ -81,7 +86,11 @@ def cast(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     return layer
 
 
-class _Conv(LayerKind):
+def _is_depthwise(module: Stock) -> bool:
+    return bool(1 < module.groups == module.in_channels)
+
+
+class _Conv(LayerType):
     """One of torch's convolutions. Modules of other types may be given that are a form of it."""
 
     sized = True
@@ -115,25 +124,16 @@ class _Conv(LayerKind):
         found = (shape[0], module.out_channels, *space)
         return found if min(found[2:]) > 0 else None
 
-    def diagonal(self, module: Stock) -> bool:
-        return bool(1 < module.groups == module.in_channels)
-
-    def sections(self, module: Stock) -> int:
-        return 1 if self.diagonal(module) else module.groups
-
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:
         bias = {0: Along("out")}
         transposed = _CONVS[self.layer][1]
-        if self.diagonal(module):
+        if _is_depthwise(module):
             # (out, 1, *kernel), or transposed (in, out // in, *kernel)
             return {"weight": {0: Along("in" if transposed else "out")}, "bias": bias}
-        groups = self.sections(module)
+        groups = module.groups
         if transposed:  # (in, out // groups, *kernel)
             return {"weight": {0: Along("in"), 1: Along("out", groups)}, "bias": bias}
         return {"weight": {0: Along("out"), 1: Along("in", groups)}, "bias": bias}
-
-    def reads_neighbours(self, module: Stock) -> bool:
-        return bool(max(module.kernel_size) > 1)
 
     def kernel(self, module: Stock) -> Kernel:
         dims, transposed = _CONVS[self.layer]
@@ -146,7 +146,7 @@ class _Conv(LayerKind):
             dilation=module.dilation,
             output_padding=module.output_padding,
             transposed=transposed,
-            groups=0 if self.diagonal(module) else module.groups,
+            groups=0 if _is_depthwise(module) else module.groups,
             before=before if any(before) else (),
             mode="constant" if module.padding_mode == "zeros" else module.padding_mode,
         )
@@ -158,57 +158,65 @@ class _Conv(LayerKind):
         }
         if _CONVS[self.layer][1]:
             arguments["output_padding"] = module.output_padding
-        groups = sizes[0] if self.diagonal(module) else module.groups
+        groups = sizes[0] if _is_depthwise(module) else module.groups
         bias = options.get("bias", module.bias is not None)
         return self.layer(
             *sizes, groups=groups, bias=bias, **arguments, **_placement(module, options)
         )
 
 
-_NORMS: tuple[type[nn.Module], ...] = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
+class Channelwise(LayerType):
+    """A layer type whose channels each go their own way, by one number each in every tensor."""
 
+    dim = 1
+    """The dimension on which the channels lie."""
 
-class _Norm(LayerKind):
-    """A norm that treats every channel by itself."""
+    width = ""
+    """The attribute that holds their number; empty if the weight's length does."""
 
-    # Instance norms also take a single sample, without a batch dimension before the channels.
-    _FROM_BEHIND = MappingProxyType(
-        {nn.InstanceNorm1d: -2, nn.InstanceNorm2d: -3, nn.InstanceNorm3d: -4}
-    )
-
-    def __init__(self, layer: type[nn.Module]) -> None:
-        self.layer, self.layers = layer, (layer,)
+    names: tuple[str, ...] = ("weight", "bias")
+    """The tensors."""
 
     def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
-        behind: Mapping[Any, int] = self._FROM_BEHIND
-        return behind.get(self.layer, 1)
+        """As `dim` says."""
+        return self.dim
 
     def sizes(self, module: Stock) -> tuple[int, int]:
-        return module.num_features, module.num_features
+        """The number of channels, twice."""
+        width = getattr(module, self.width) if self.width else module.weight.shape[0]
+        return width, width
+
+    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
+        """All of them run along the outputs."""
+        return {name: {0: Along("out")} for name in self.names}
+
+
+_NORMS: dict[type[nn.Module], int] = {
+    nn.BatchNorm1d: 1,
+    nn.BatchNorm2d: 1,
+    nn.BatchNorm3d: 1,
+    # These also take a single sample, without a batch dimension before the channels.
+    nn.InstanceNorm1d: -2,
+    nn.InstanceNorm2d: -3,
+    nn.InstanceNorm3d: -4,
+}
+
+
+class _Norm(Channelwise):
+    """A norm that treats every channel by itself."""
+
+    width = "num_features"
+    names = ("weight", "bias", "running_mean", "running_var")
+
+    def __init__(self, layer: type[nn.Module], dim: int = 1) -> None:
+        self.layer, self.layers, self.dim = layer, (layer,), dim
 
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         dims = int(self.layer.__name__[-2])  # BatchNorm2d
         return shape if len(shape) == dims + 2 and shape[1] == module.num_features else None
 
-    def batch_norm(self, module: Stock) -> bool:  # noqa: ARG002
-        return "Batch" in self.layer.__name__
-
-    def rescales(self, module: Stock) -> bool:
-        return module.weight is not None
-
-    def keeps_statistics(self, module: Stock) -> bool:
-        return module.running_mean is not None
-
-    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
-        names = ("weight", "bias", "running_mean", "running_var")
-        return {name: {0: Along("out")} for name in names}
+    def norm(self, module: Stock) -> Norm:  # noqa: ARG002
+        return Norm(batch="Batch" in self.layer.__name__)
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         names = ("eps", "momentum", "affine", "track_running_stats")
@@ -226,9 +234,9 @@ class _SyncBatchNorm(_Norm):
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return shape if len(shape) > 1 and shape[1] == module.num_features else None
 
-    def batch_norm(self, module: Stock) -> bool:  # noqa: ARG002
+    def norm(self, module: Stock) -> Norm:  # noqa: ARG002
         # Where there are other processes its blocks run by themselves: they ask those.
-        return not (dist.is_available() and dist.is_initialized())
+        return Norm(batch=not (dist.is_available() and dist.is_initialized()))
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         built: nn.Module = super().build(module, sizes, **options)
@@ -236,26 +244,18 @@ class _SyncBatchNorm(_Norm):
         return built
 
 
-class _GroupNorm(LayerKind):
+class _GroupNorm(Channelwise):
     layers = (nn.GroupNorm,)
-
-    def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
-        return 1
-
-    def sizes(self, module: Stock) -> tuple[int, int]:
-        return module.num_channels, module.num_channels
+    width = "num_channels"
 
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         return shape if len(shape) > 2 and shape[1] == module.num_channels else None
 
-    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
-        return {"weight": {0: Along("out")}, "bias": {0: Along("out")}}
-
     def bundle(self, module: Stock) -> int:
         return int(module.num_channels // module.num_groups)
 
-    def rescales(self, module: Stock) -> bool:
-        return module.weight is not None
+    def norm(self, module: Stock) -> Norm:  # noqa: ARG002
+        return Norm()
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         arguments: dict[str, Any] = {"eps": module.eps, "affine": module.affine}
@@ -264,8 +264,8 @@ class _GroupNorm(LayerKind):
         return _without_missing(built, module)
 
 
-class RootMeanSquareNorm(LayerKind):
-    """An RMS norm: each channel divided by the root of the mean square of all, times its weight.
+class _Coupled(Merging):
+    """The blocks of a norm whose channels share the mean square.
 
     Channels that join as zeros leave the sum of squares as it is and divide it by more: by
     ``now / born``. Weights smaller by the root of that, and an eps smaller by that, give what was
@@ -273,43 +273,38 @@ class RootMeanSquareNorm(LayerKind):
     """
 
     couples = True
-    side_by_side = False
-    mixes = False
-    eps_name = "eps"
 
-    def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
-        """The last dimension."""
-        return -1
-
-    def sizes(self, module: Stock) -> tuple[int, int]:
-        """The width, twice."""
-        return module.weight.shape[0], module.weight.shape[0]
-
-    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
-        """Its weight runs along its outputs."""
-        return {"weight": {0: Along("out")}}
-
-    def made(self, module: Stock, width: int, eps: float) -> nn.Module:
-        """A norm like `module` of another width and eps."""
-        return type(module)(width, eps=eps)  # type: ignore[no-any-return]
-
-    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        """A norm of another width."""
-        eps = getattr(module, self.eps_name)
-        eps = torch.finfo(module.weight.dtype).eps if eps is None else eps
-        narrower = self.sizes(module)[1] / sizes[1] if options.get("merged") else 1
-        weight: torch.Tensor = module.weight
-        with torch.device(options.get("device", weight.device)):
-            built = self.made(module, sizes[1], eps * narrower)
-        return cast(built, weight.dtype)
-
-    def build_merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        """The norm that a grown one becomes: its eps is smaller."""
+    def merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         return self.build(module, sizes, merged=True, **options)
 
     def carried_over(self, name: str, tensor: Tensor, born: int, now: int) -> Tensor:  # noqa: ARG002
-        """Weights count less the wider the norm has become."""
         return tensor * math.sqrt(born / now)
+
+
+class RootMeanSquareNorm(Channelwise):
+    """An RMS norm: each channel divided by the root of the mean square of all, times its weight."""
+
+    mixes = False
+    dim = -1
+    names = ("weight",)
+    eps_name = "eps"
+    make: type[nn.Module] | None = None
+    """The type of a block; None for that of the module."""
+
+    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """A norm of another width."""
+        placement = _placement(module, options)
+        eps = getattr(module, self.eps_name)
+        eps = torch.finfo(placement["dtype"]).eps if eps is None else eps
+        narrower = self.sizes(module)[1] / sizes[1] if options.get("merged") else 1
+        with torch.device(placement["device"]):
+            built: nn.Module = (self.make or type(module))(sizes[1], eps=eps * narrower)
+        return cast(built, placement["dtype"])
+
+    @cached_property
+    def merging(self) -> Merging:
+        """New channels join as zeros, and old weights count less."""
+        return _Coupled(self.build)
 
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """As its input."""
@@ -318,32 +313,29 @@ class RootMeanSquareNorm(LayerKind):
 
 class _RMSNorm(RootMeanSquareNorm):
     layers = (nn.RMSNorm,)
+    make = nn.RMSNorm
+
+    def sizes(self, module: Stock) -> tuple[int, int]:
+        return module.normalized_shape[0], module.normalized_shape[0]
 
     def covers(self, module: Stock) -> bool:
         return len(module.normalized_shape) == 1 and module.weight is not None
 
 
-class _PReLU(LayerKind):
+class _PReLU(Channelwise):
     layers = (nn.PReLU,)
     mixes = False
+    width = "num_parameters"
+    names = ("weight",)
 
     def covers(self, module: Stock) -> bool:
         return bool(module.num_parameters != 1)  # with one value it is like any other activation
-
-    def channel_dim(self, module: Stock) -> int:  # noqa: ARG002
-        return 1
-
-    def sizes(self, module: Stock) -> tuple[int, int]:
-        return module.num_parameters, module.num_parameters
-
-    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
-        return {"weight": {0: Along("out")}}
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         return nn.PReLU(sizes[1], init=module.init, **_placement(module, options))
 
 
-class _Embedding(LayerKind):
+class _Embedding(LayerType):
     sized = True
     mixes = False
     reads_channels = False
@@ -359,9 +351,6 @@ class _Embedding(LayerKind):
 
     def sizes(self, module: Stock) -> tuple[int, int]:
         return 0, module.embedding_dim
-
-    def diagonal(self, module: Stock) -> bool:  # noqa: ARG002
-        return False
 
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
         return {"weight": {1: Along("out")}}
@@ -381,14 +370,14 @@ class _Embedding(LayerKind):
         return ""
 
 
-for _kind in (
+for _entry in (
     _Linear(),
     *map(_Conv, _CONVS),
-    *map(_Norm, _NORMS),
+    *(_Norm(layer, dim) for layer, dim in _NORMS.items()),
     _SyncBatchNorm(),
     _GroupNorm(),
     _PReLU(),
     *map(_Embedding, (nn.Embedding, nn.EmbeddingBag)),
     _RMSNorm(),
 ):
-    add_kind(_kind)
+    add_layer_type(_entry)

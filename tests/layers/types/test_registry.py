@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow
-from splitgrow.errors import SplitGrowError, UnsupportedLayerError
-from splitgrow.layers.types import LayerKind
+from splitgrow.errors import SplitGrowError, StructureChangedError, UnsupportedLayerError
+from splitgrow.layers.types import LayerType
 from splitgrow.layers.types.registry import FOUND, LAYER_TYPES
 
 X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -249,7 +249,7 @@ class Silent(nn.Module):
     """It has no forward."""
 
 
-class Nothing(LayerKind):
+class Nothing(LayerType):
     def channel_dim(self, module: Any) -> int: ...
     def sizes(self, module: Any) -> tuple[int, int]: ...
     def tensors(self, module: Any) -> Any: ...
@@ -288,13 +288,15 @@ def test_what_cannot_be_a_layer_is_refused_at_registration(layer, like, error) -
     assert before == LAYER_TYPES
 
 
-def test_a_layer_is_taken_back_and_registered_again() -> None:
+@pytest.mark.parametrize("grown", [True, False])
+def test_a_layer_is_taken_back_and_registered_again(grown: bool) -> None:
     splitgrow.register_layer(Product, like=nn.Linear)
     model = splitgrow.growable(made(Product(3, 6), nn.Linear(6, 2)), X)
     before = model(X)
-    model.expand_layer("0", 2)
+    if grown:
+        model.expand_layer("0", 2)
     splitgrow.unregister_layer(Product)
-    with pytest.raises(SplitGrowError, match=r"Product .* register it"):
+    with pytest.raises(StructureChangedError, match=r"Product .* register it"):
         model.expand_layer("0", 2)
     splitgrow.register_layer(Product, like=nn.Linear)
     model.expand_layer("0", 2)
@@ -309,7 +311,7 @@ def test_only_what_was_registered_is_taken_back(layer: Any) -> None:
         splitgrow.unregister_layer(layer)
 
 
-def test_a_dotted_name_and_a_kind_are_taken_back_as_they_were_given() -> None:
+def test_a_dotted_name_is_taken_back_as_it_was_given() -> None:
     name = f"{Product.__module__}.Product"
     splitgrow.register_layer(name, like=nn.Linear)
     assert splitgrow.growable(made(Product(3, 6), nn.Linear(6, 2)), X).layers[0].growable

@@ -1,0 +1,206 @@
+"""The entry for a layer type: its channels, and what else the library can do with such layers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, TypeAlias
+
+from torch import Tensor, nn
+
+from splitgrow.layers.kernels import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """What a tensor's dimension runs along: the layer's outputs or inputs, or a section of them.
+
+    With `sections` of 4 the dimension covers one of four equal sections, as the input dimension of
+    a convolution with four groups does.
+    """
+
+    side: Literal["out", "in"]
+    sections: int = 1
+
+
+TensorAxes = Mapping[int, Along]
+
+Stock: TypeAlias = Any
+"""A stock layer: a module with the attributes of its own type."""
+
+
+def _unchanged(y: Tensor) -> Tensor:
+    return y
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A norm that brings each channel, or each few, to a size of their own: its `weight`.
+
+    Then the size of the weights that make a channel has no effect. A norm that has a `running_mean`
+    changes that while it trains.
+
+    Attributes:
+        batch: Whether it is a batch norm, whose blocks run in one pass although some of them may be
+            held while others move.
+        finished: How the layer's output is made from that of its batch norm.
+    """
+
+    batch: bool = False
+    finished: Callable[[Tensor], Tensor] = _unchanged
+
+
+@dataclass(frozen=True)
+class Merging:
+    """How the blocks of a grown layer make one plain layer: their tensors lie side by side in its.
+
+    A layer type for which that is not so has a subclass of it.
+
+    Attributes:
+        build: The layer type's own `LayerType.build`.
+        couples: Whether all channels share a statistic, so that blocks can only run as one, and new
+            channels must be silent at birth.
+        computes_weight: Whether the weight is made from the parameters at each call, so that
+            `value` is not the parameter itself.
+    """
+
+    build: Callable[..., nn.Module]
+    couples: ClassVar[bool] = False
+    computes_weight: ClassVar[bool] = False
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether the plain layer's tensors are those of the blocks, as they are."""
+        return type(self) is Merging
+
+    def helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """A block that reads new inputs, without bias: the blocks that it adds to have one."""
+        return self.build(module, sizes, bias=False, **options)
+
+    def merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """The plain layer, its values unset."""
+        return self.build(module, sizes, **options)
+
+    def value(self, block: Stock, name: str) -> Tensor | None:
+        """One of a block's tensors as the plain layer has it."""
+        tensor: Tensor | None = getattr(block, name)
+        return tensor
+
+    def carried_over(self, name: str, tensor: Tensor, born: int, now: int) -> Tensor:  # noqa: ARG002
+        """A tensor of a block as it counts in a layer that has become wider since.
+
+        Args:
+            name: The tensor's name.
+            tensor: Its value.
+            born: The number of outputs of the whole layer when the block was made.
+            now: The number of outputs of the whole layer.
+        """
+        return tensor
+
+
+class LayerType(ABC):
+    """What splitgrow knows of one layer type.
+
+    `channel_dim`, `sizes`, `tensors` and `build` say where the channels lie. For a layer whose
+    channels each go their own way that is all. The other methods have defaults.
+    """
+
+    layers: tuple[type[nn.Module] | str, ...] = ()
+    """The layer types that the entry is for, by exact type; of a library that need not be installed
+    by dotted name."""
+
+    sized: bool = False
+    """Whether its width can be asked for; the others follow the layer that they read."""
+
+    mixes: bool = True
+    """Whether it also mixes along dimensions other than the channels', such as space or batch."""
+
+    reads_channels: bool = True
+    """Whether its input has channels; an embedding's has none."""
+
+    # -- where the channels lie -------------------------------------------------------------------
+
+    @abstractmethod
+    def channel_dim(self, module: Stock) -> int:
+        """The dimension of input and output on which the channels lie."""
+
+    @abstractmethod
+    def sizes(self, module: Stock) -> tuple[int, int]:
+        """The numbers of input and output channels."""
+
+    @abstractmethod
+    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:
+        """Which dimensions of its parameters and buffers run along its channels."""
+
+    @abstractmethod
+    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """A layer like `module` with other numbers of (input, output) channels.
+
+        Args:
+            module: The layer to take everything else from.
+            sizes: The numbers of input and output channels.
+            options: `bias` to say whether it has one (default: as `module`), `device` and `dtype`
+                (default: those of `module`).
+        """
+
+    def bundle(self, module: Stock) -> int:  # noqa: ARG002
+        """How many neighbouring channels are computed together and can only be added whole."""
+        return 1
+
+    def diagonal(self, module: Stock) -> bool:
+        """Whether each output reads its own input channel only, so that a block adds no helper."""
+        sides = [{along.side for along in axes.values()} for axes in self.tensors(module).values()]
+        return self.reads_channels and {"in", "out"} not in sides
+
+    def sections(self, module: Stock) -> int:
+        """In how many equal sections its inputs and outputs are computed apart from each other."""
+        found = (along for axes in self.tensors(module).values() for along in axes.values())
+        return max((along.sections for along in found), default=1)
+
+    # -- how it runs as one layer -----------------------------------------------------------------
+
+    @cached_property
+    def merging(self) -> Merging:
+        """How blocks make one plain layer."""
+        return Merging(self.build)
+
+    def kernel(self, module: Stock) -> Kernel | None:  # noqa: ARG002
+        """The layer's arithmetic with its gradients apart; None if torch's autograd has to do."""
+        return None
+
+    def norm(self, module: Stock) -> Norm | None:  # noqa: ARG002
+        """How it is a norm; None if it is none."""
+        return None
+
+    def runs_as_one(self, module: Stock) -> bool:  # noqa: ARG002
+        """Whether one layer with the blocks' tensors put together may run in place of them."""
+        return True
+
+    # -- its shape, and its deployment ------------------------------------------------------------
+
+    def output_shape(
+        self,
+        module: Stock,  # noqa: ARG002
+        shape: tuple[int, ...],  # noqa: ARG002
+    ) -> tuple[int, ...] | None:
+        """The shape of its output for an input of this shape; None to find out by running it."""
+        return None
+
+    def stock_parts(self, module: Stock) -> list[nn.Module]:  # noqa: ARG002
+        """Stock torch.nn layers that one after the other compute the same, for deployment.
+
+        Empty if it is a stock layer itself, or there are none.
+        """
+        return []
+
+    # -- which modules of the type can grow -------------------------------------------------------
+
+    def covers(self, module: Stock) -> bool:  # noqa: ARG002
+        """Whether the module has channels of its own at all."""
+        return True
+
+    def limits(self, module: Stock) -> str:  # noqa: ARG002
+        """Why a layer of this type, as it is set up here, cannot grow; empty if it can."""
+        return ""
