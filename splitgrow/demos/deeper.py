@@ -162,14 +162,14 @@ def _chain(trainer: Trainer, widths: Iterable[Mapping[str, int]]) -> tuple[Chain
     inserted = {i.name: i.kind for edit in trainer.handle.edits for i in edit.inserted}
     generations = tuple(widths)
 
-    def layer_type_of(name: str) -> str:
+    def kind_of(name: str) -> str:
         return next((inserted[i] for i in inserted if f"{name}.".startswith(f"{i}.")), "")
 
     return tuple(
         ChainLayer(
             layer.name,
             layer.kind,
-            layer_type_of(layer.name),
+            kind_of(layer.name),
             tuple(known.get(layer.name) for known in generations),
         )
         for layer in trainer.handle.layers

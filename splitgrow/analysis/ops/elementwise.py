@@ -11,6 +11,7 @@ from splitgrow.analysis.ops.facts import (
     FRESH,
     KEPT,
     POINTWISE,
+    SUMMED,
     UNKNOWN,
     Arithmetic,
     Facts,
@@ -42,7 +43,7 @@ _ACTIVATIONS: Mapping[str, Facts] = {
     "rrelu": FRESH.but(zero=True, drawn=True, activation=True),
     "tanhshrink softshrink": _SMOOTH,
     "hardshrink": _JUMPING.but(zero=True),
-    "PReLU": FRESH.but(activation=True),
+    "PReLU": SUMMED.but(activation=True),
     "threshold": FRESH,
 }
 _CLAMP = POINTWISE.but(operands=0, clip=True)

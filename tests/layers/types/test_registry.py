@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow
-from splitgrow.errors import SplitGrowError, StructureChangedError, UnsupportedLayerError
+from splitgrow.errors import StructureChangedError, UnsupportedLayerError
 from splitgrow.layers.types import LayerType
 from splitgrow.layers.types.registry import FOUND, LAYER_TYPES
 
