@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -21,8 +21,8 @@ from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
 from splitgrow.handle import Handle
 from splitgrow.layers.module_state import moved
-from splitgrow.utils.model_lock import ORIGINAL_CLASS, lock_
-from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.utils.model_lock import ORIGINAL_CLASS, change_alone
+from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
 
 _TAKEN = "_splitgrow_taken"
@@ -129,21 +129,26 @@ def _load_state_dict(
         RuntimeError: As nn.Module's.
     """
     cls: Any = _made_here(self)
-    gate, what = history_of(self).gate, "load a state_dict"
     state = OrderedDict(state_dict)
     setattr(state, "_metadata", getattr(state_dict, "_metadata", None))  # noqa: B010 - torch reads it
-    gate.refuse_if_shown(what)
-    with gate.lock, Meanwhile() as meanwhile, meanwhile:
-        lock_(self, gate, what, meanwhile)
-        with Undo() as undo, undo:
-            journal = take_journal(self, state, "")
-            follow_(self, journal, state, "", undo)
-            if journal.edits and strict:
-                check_fit(self, state)
-            history = history_of(self)
-            meanwhile.on_failure(partial(setattr, history, "loading", history.loading))
-            history.loading = True
-            return super(cls, self).load_state_dict(state, strict, **kwargs)
+
+    def load(undo: Undo) -> Any:
+        journal = take_journal(self, state, "")
+        follow_(self, journal, state, "", undo)
+        if journal.edits and strict:
+            check_fit(self, state)
+        load_tensors = super(cls, self).load_state_dict
+        return _loading(history_of(self), partial(load_tensors, state, strict, **kwargs))
+
+    return change_alone(self, history_of(self).gate, "load a state_dict", load)
+
+
+@temporarily
+def _loading(undo: Undo, history: History, load: Callable[[], Any]) -> Any:
+    """Loads tensors; the journal that came with them was followed already."""
+    undo.on_failure(partial(setattr, history, "loading", history.loading))
+    history.loading = True
+    return load()
 
 
 def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
@@ -164,15 +169,14 @@ def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
 
 def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
     """As `_load_state_dict` does, where the model is part of one that is loaded."""
+
+    def follow(undo: Undo) -> None:
+        if not history_of(self).loading:
+            follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
+
     cls: Any = _made_here(self)
-    gate, what = history_of(self).gate, "load a state_dict"
     try:
-        gate.refuse_if_shown(what)
-        with gate.lock, Meanwhile() as meanwhile, meanwhile:
-            lock_(self, gate, what, meanwhile)
-            if not history_of(self).loading:
-                with Undo() as undo, undo:
-                    follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
+        change_alone(self, history_of(self).gate, "load a state_dict", follow)
     except SplitGrowError as error:
         args[-1].append(str(error))  # torch raises all that it finds there
     super(cls, self)._load_from_state_dict(state_dict, prefix, *args)

@@ -129,13 +129,7 @@ def test_a_call_waits_for_a_change_in_another_thread(change, monkeypatch):
         in_the_middle.set()
         assert go_on.wait(PATIENT)
 
-    users = (
-        "growth.history_lookup",
-        "growth.generation_methods",
-        "deploy.deploy_check",
-        "growable",
-    )
-    for name in users:  # names of functions, too
+    for name in ("utils.model_lock", "growth.generation_methods", "deploy.deploy_check"):
         monkeypatch.setattr(sys.modules[f"splitgrow.{name}"], "lock_", close_and_halt)
     with ThreadPoolExecutor(3) as pool:
         changing = pool.submit(change, model)
