@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.leaf_modules import is_leaf
-from splitgrow.analysis.stand_ins import clone
+from splitgrow.analysis.stand_ins import clone, tensors_held
 from splitgrow.layers.execution import keep_nothing_
 from splitgrow.layers.freezing import hold_statistics
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
@@ -165,13 +165,11 @@ def _use_copies_(model: nn.Module, touched: Container[str], *, training: bool) -
     for name, module in model.named_modules():
         own = module.__dict__
         own["training"] = training
-        stores = [own["_buffers"]]
-        if not name or name in touched or not is_leaf(module):
-            stores += [own["_parameters"], own]
-        for store in stores:
-            for key, tensor in store.items():
-                if isinstance(tensor, Tensor):
-                    store[key] = clone(tensor)
+        held = tensors_held(module)
+        if held and name and name not in touched and is_leaf(module):
+            held = [item for item in held if item[0] is own["_buffers"]]
+        for store, key, tensor in held:
+            store[key] = clone(tensor)
 
 
 def hooked(model: nn.Module) -> list[str]:

@@ -51,18 +51,23 @@ def use_copies_(
         copied: Makes a copy.
     """
     for name, module in modules:
-        if name and is_leaf(module):
+        held = tensors_held(module)
+        if not held or (name and is_leaf(module)):
             continue
-        stores: tuple[dict[str, Any], ...] = (
-            module._parameters,  # noqa: SLF001
-            module._buffers,  # noqa: SLF001
-            module.__dict__,
-        )
-        for store in stores:
-            for key, tensor in store.items():
-                if isinstance(tensor, Tensor):
-                    store[key] = copied(tensor)
-                    owners[id(store[key])] = f"{name}.{key}".removeprefix(".")
+        for store, key, tensor in held:
+            store[key] = copied(tensor)
+            owners[id(store[key])] = f"{name}.{key}".removeprefix(".")
+
+
+def tensors_held(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """The tensors that a module holds itself, each with the dictionary and the name that it has."""
+    own = module.__dict__
+    return [
+        (store, key, tensor)
+        for store in (own["_parameters"], own["_buffers"], own)
+        for key, tensor in store.items()
+        if isinstance(tensor, Tensor)
+    ]
 
 
 class Copies:

@@ -111,5 +111,4 @@ def set_blocks_(
         undo: Takes it back.
     """
     undo.keep(vars(split))
-    split.ins, split.outs = layouts
-    split.set_blocks(*blocks)
+    split.set_blocks(*blocks, *layouts)

@@ -62,6 +62,8 @@ class Composition:
         blocks: What each is for.
         ins: Where the input channels came from.
         outs: Where the output channels came from.
+        original: The layer as it was before its first growth.
+        sizes: The numbers of input and output channels.
         kind: The entry for the type of its blocks.
     """
 
@@ -69,10 +71,13 @@ class Composition:
     blocks: tuple[Block, ...]
     ins: Layout
     outs: Layout
+    original: nn.Module = field(init=False, compare=False)
+    sizes: tuple[int, int] = field(init=False, compare=False)
     kind: LayerKind = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kind", known_kind(self.original))
+        original, sizes = self.modules[0], (self.ins.length, self.outs.length)
+        vars(self).update(original=original, sizes=sizes, kind=known_kind(original))
         for module in self.modules:
             if type(module) is not type(self.original):
                 known_kind(module)
@@ -82,20 +87,10 @@ class Composition:
                 f"{len(self.modules)} blocks in place of {len(self.blocks)}; {_WAY_OUT}"
             )
 
-    @property
-    def original(self) -> nn.Module:
-        """The layer as it was before its first growth."""
-        return self.modules[0]
-
     @cached_property
     def template(self) -> nn.Module:
         """The plain layer that it equals, without values."""
         return self.kind.build_merged(self.original, self.sizes, device="meta")
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """The numbers of input and output channels."""
-        return self.ins.length, self.outs.length
 
     def until(self, edit: int) -> Composition:
         """The layer as it was after an edit."""

@@ -41,14 +41,15 @@ class SplitLayer(nn.ModuleList):
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__([original])
-        inputs, outputs = self.kind.sizes(original)
+        kind = self.kind
+        inputs, outputs = kind.sizes(original)
         self.ins = Layout.original(inputs)
         self.outs = Layout.original(outputs)
         self.view: int | None = None
         self.blocks: tuple[Block, ...] = (Block("original", 0),)
         self._runner: Runner | None = None
+        names = kind.tensors(original)
         for store in ("_parameters", "_buffers"):
-            names = self.kind.tensors(original)
             self.__dict__[store] = Guarded(names, type(original).__name__)
 
     @property
@@ -66,18 +67,22 @@ class SplitLayer(nn.ModuleList):
         """How the last call was executed; None before the first."""
         return self._runner.ran if self._runner is not None else None
 
-    def set_blocks(self, modules: Sequence[nn.Module], blocks: Sequence[Block]) -> None:
-        """Replaces all modules but the original, and what they are for."""
+    def set_blocks(
+        self, modules: Sequence[nn.Module], blocks: Sequence[Block], ins: Layout, outs: Layout
+    ) -> None:
+        """Replaces all modules but the original, what they are for, and where channels lie."""
         kept = {"0": self.original}
         kept.update((str(index), module) for index, module in enumerate(modules[1:], 1))
-        composition = Composition(tuple(kept.values()), tuple(blocks), self.ins, self.outs)
+        composition = Composition(tuple(kept.values()), tuple(blocks), ins, outs)
         # What has no values yet does not run yet; making ready for it takes as long as there are
         # blocks, which is too long for each of the many edits of a journal.
         empty = any(tensor.is_meta for tensor in modules[-1].parameters())
         runner = None if empty else Runner(composition, None)
-        self._modules = kept  # in one step, so that an interruption finds all of them or the old
-        self.blocks = composition.blocks
-        self._runner = runner  # here, since torch's compiler could not follow it in `forward`
+        # In one step, so that an interruption finds all of it or the old. The runner is made here,
+        # since torch's compiler could not follow that in `forward`.
+        self.__dict__.update(
+            _modules=kept, blocks=composition.blocks, ins=ins, outs=outs, _runner=runner
+        )
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output at its present size, or at that of the edit in `view`."""
