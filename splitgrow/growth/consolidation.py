@@ -139,8 +139,9 @@ def consolidated(path: str, split: SplitLayer, births: tuple[int, ...], index: i
     kept = [i for i, block in enumerate(split.blocks) if block.edit not in births]
     blocks = [split.blocks[i] for i in kept]
     modules = [split[i] for i in kept]
-    for kind, wanted in planned_blocks(split.kind, split.original, sizes, gain).items():
-        modules.append(build_block(split, kind, wanted, device="meta").train(split.training))
+    layer = split.kind, split.original
+    for kind, wanted in planned_blocks(*layer, sizes, gain).items():
+        modules.append(build_block(*layer, kind, wanted, device="meta").train(split.training))
         blocks.append(Block("helper" if kind == "helper" else "new", index))
     after = Composition(tuple(modules), tuple(blocks), ins, outs)
     joined = [i for i, block in enumerate(before.blocks) if block.edit in births]

@@ -186,8 +186,9 @@ def plan_changes(
         if ins or outs:
             before = (graph.groups.length(node.ins), graph.groups.length(node.outs))
             gain = (sum(count for _, count in ins), sum(count for _, count in outs))
-            module = modules[node.name]
-            blocks = planned_blocks(layer_kind(module), stock(module), before, gain)
+            original = stock(modules[node.name])
+            layer = entry_of(original)
+            blocks = planned_blocks(layer, original, before, gain)
             changes.append(
                 LayerChange(
                     name=node.name,
@@ -199,7 +200,7 @@ def plan_changes(
                     silent_ins=graph.silent_insertions(node.ins, growth),
                     silent_outs=graph.silent_insertions(node.outs, growth),
                     blocks=tuple(blocks),
-                    parameters=_count_parameters(module, blocks),
+                    parameters=_count_parameters(layer, original, blocks),
                 )
             )
     return tuple(changes)
@@ -235,15 +236,18 @@ def planned_blocks(
     return blocks
 
 
-def build_block(module: nn.Module, kind: str, sizes: tuple[int, int], **options: str) -> nn.Module:
-    """A block for a layer."""
-    layer = layer_kind(module)
+def build_block(
+    layer: LayerKind, original: nn.Module, kind: str, sizes: tuple[int, int], **options: str
+) -> nn.Module:
+    """A block for a layer of a type, as the layer was at first."""
     build = layer.build_helper if kind == "helper" else layer.build
-    return build(stock(module), sizes, **options)
+    return build(original, sizes, **options)
 
 
-def _count_parameters(module: nn.Module, blocks: Mapping[str, tuple[int, int]]) -> int:
-    built = [build_block(module, kind, sizes, device="meta") for kind, sizes in blocks.items()]
+def _count_parameters(
+    layer: LayerKind, original: nn.Module, blocks: Mapping[str, tuple[int, int]]
+) -> int:
+    built = (build_block(layer, original, *block, device="meta") for block in blocks.items())
     return sum(parameter.numel() for block in built for parameter in block.parameters())
 
 

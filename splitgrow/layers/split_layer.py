@@ -39,18 +39,26 @@ class SplitLayer(nn.ModuleList):
         view: The number of the last edit that is seen by `forward`; None for all.
     """
 
+    blocks: tuple[Block, ...]
+    ins: Layout
+    outs: Layout
+    view: int | None
+    _runner: Runner | None
+
     def __init__(self, original: nn.Module) -> None:
         super().__init__([original])
         kind = self.kind
         inputs, outputs = kind.sizes(original)
-        self.ins = Layout.original(inputs)
-        self.outs = Layout.original(outputs)
-        self.view: int | None = None
-        self.blocks: tuple[Block, ...] = (Block("original", 0),)
-        self._runner: Runner | None = None
-        names = kind.tensors(original)
-        for store in ("_parameters", "_buffers"):
-            self.__dict__[store] = Guarded(names, type(original).__name__)
+        names, layer = kind.tensors(original), type(original).__name__
+        self.__dict__.update(
+            blocks=(Block("original", 0),),
+            ins=Layout.original(inputs),
+            outs=Layout.original(outputs),
+            view=None,
+            _runner=None,
+            _parameters=Guarded(names, layer),
+            _buffers=Guarded(names, layer),
+        )
 
     @property
     def original(self) -> nn.Module:
