@@ -11,10 +11,11 @@ from torch.utils import _pytree as pytree
 from splitgrow.analysis.analyzer import analyse_runs
 from splitgrow.analysis.unsupported_models import refuse_unsupported, refuse_unsupported_inputs
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.growable_class import class_for
+from splitgrow.growth.growable_class import class_for
 from splitgrow.growth.history import History, changed_modules, grown_elsewhere, structure
 from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.growth.value_trials import fix_what_values_break
+from splitgrow.handle import Handle
 from splitgrow.utils.model_lock import Gate, change_alone, refuse_inside_forward
 from splitgrow.utils.rollback import Undo
 
@@ -130,7 +131,7 @@ def adopt_(model: nn.Module, history: History, undo: Undo) -> None:
         undo: Takes it back.
     """
     gate = history.gate
-    cls = class_for(model, gate.open_class or type(model))
+    cls = class_for(model, gate.open_class or type(model), Handle)
     undo.keep(vars(model), vars(gate))
     vars(model)[HISTORY], gate.open_class = history, cls
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from splitgrow.deploy.deploy_check import held_against
 from splitgrow.errors import MergeError, UnsupportedModelError
-from splitgrow.growable_class import original_class
+from splitgrow.growth.growable_class import original_class
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.module_numbers import numbers_at, set_number_
