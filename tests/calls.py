@@ -93,29 +93,41 @@ def _example() -> torch.Tensor:
     return torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
 
 
-OPERATIONS: dict[str, Callable[[Any], object]] = {
-    "expand_layer": lambda model: model.expand_layer("3", 4),
-    "expand_layer, check=False": lambda model: model.expand_layer("3", 4, check=False),
-    "insert_layer": lambda model: model.insert_layer("3", "residual"),
-    "insert_layer, check=False": lambda model: model.insert_layer("3", "residual", check=False),
-    "fuse": splitgrow.fuse,
+def prepared(model: Any) -> Any:
+    """The network, made growable."""
+    return splitgrow.growable(model, _example())
+
+
+def _grown(model: Any) -> Any:
+    prepared(model).expand_layer("3", 4)
+    return model
+
+
+Operation = tuple[Callable[[Any], Any], Callable[[Any], object]]
+"""What is done with a network before, and what is counted."""
+OPERATIONS: dict[str, Operation] = {
+    "growable": (lambda model: model, prepared),
+    "expand_layer": (prepared, lambda model: model.expand_layer("3", 4)),
+    "expand_layer, check=False": (
+        prepared,
+        lambda model: model.expand_layer("3", 4, check=False),
+    ),
+    "insert_layer": (prepared, lambda model: model.insert_layer("3", "residual")),
+    "insert_layer, check=False": (
+        prepared,
+        lambda model: model.insert_layer("3", "residual", check=False),
+    ),
+    "fuse": (_grown, splitgrow.fuse),
 }
-"""What is done with a growable network."""
 
 
-def counted(operation: str) -> Calls:
+def counted(name: str) -> Calls:
     """The calls of an operation, once caches are filled."""
-    for calls in (Calls(), Calls()):  # the second counts
-        model = network()
-        if operation == "growable":
-            with calls:
-                splitgrow.growable(model, _example())
-            continue
-        splitgrow.growable(model, _example())
-        if operation == "fuse":
-            model.expand_layer("3", 4)
-        with calls:
-            OPERATIONS[operation](model)
+    prepare, operation = OPERATIONS[name]
+    operation(prepare(network()))
+    model = prepare(network())
+    with Calls() as calls:
+        operation(model)
     return calls
 
 
@@ -128,7 +140,7 @@ def main() -> None:
         for (before, after), count in calls.moves.most_common(40):
             print(f"{count:6} {before} -> {after}")  # noqa: T201
         return
-    for operation in ("growable", *OPERATIONS):
+    for operation in OPERATIONS:
         calls = counted(operation)
         print(  # noqa: T201
             f"{operation:28}{calls.functions.total():8} calls{calls.moves.total():8} moves"

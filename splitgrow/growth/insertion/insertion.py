@@ -215,7 +215,7 @@ def _made(
     Raises:
         ValueError: If a module was given that is part of the model already.
     """
-    like = _like(model, site)
+    like = _like(model, sites, site)
     if wanted.module is not None:
         _refuse_known(model, wanted.module)
         recipe = recipe_of(wanted.module, given=True)
@@ -255,10 +255,9 @@ def _zero_(layer: nn.Module, undo: Undo) -> None:
     zeroed(layer)
 
 
-def _like(model: nn.Module, site: Site) -> Tensor:
+def _like(model: nn.Module, sites: Sites, site: Site) -> Tensor:
     """A tensor whose device and dtype what is inserted has: the nearest parameter's."""
-    modules = structure(model)
-    near = (modules[path] for path in (site.unit[0], site.host))
+    near = (sites.modules[path] for path in (site.unit[0], site.host))
     own = (p for module in (*near, model) for p in module.parameters() if p.is_floating_point())
     return next(own, torch.empty(0))
 
