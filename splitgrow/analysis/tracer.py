@@ -176,7 +176,7 @@ def _run(
     inputs = pytree.tree_map_only(Tensor, copied, inputs)
     recorder.know(modules)
     recorder.copies = Copies(recorder.owners, copied)
-    use_copies_(modules, recorder.owners, copied)
+    use_copies_(modules, recorder.leaves, recorder.owners, copied)
     recorder.given(_check_signature(model, inputs))
     recorder.standing_in = standing_in
     recorder.prepare(modules)
