@@ -72,7 +72,8 @@ class Handled:
         """
         model, history = self._model, self._history
         history.gate.refuse_if_shown(what)
-        history.refuse_while_viewing(what)
-        refuse_wrapped(model, what)
-        refuse_inside_forward(model, what)
-        return change_alone(model, history.gate, what, work, model, history, *args, **kwargs)
+        with history.gate.lock:  # or another thread may change modules while these are asked
+            history.refuse_while_viewing(what)
+            refuse_wrapped(model, what)
+            refuse_inside_forward(model, what)
+            return change_alone(model, history.gate, what, work, model, history, *args, **kwargs)
