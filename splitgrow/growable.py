@@ -11,13 +11,13 @@ from torch.utils import _pytree as pytree
 from splitgrow.analysis.analyzer import analyse_runs
 from splitgrow.analysis.unsupported_models import refuse_unsupported, refuse_unsupported_inputs
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.growable_class import class_for
+from splitgrow.growth.growable_class import class_for
 from splitgrow.growth.history import History, changed_modules, grown_elsewhere, structure
 from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.growth.value_trials import fix_what_values_break
-from splitgrow.utils.model_lock import Gate, lock_, refuse_inside_forward
-from splitgrow.utils.preserve import keep_modes_, keep_surroundings_
-from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.handle import Handle
+from splitgrow.utils.model_lock import Gate, change_alone, refuse_inside_forward
+from splitgrow.utils.rollback import Undo
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -97,19 +97,18 @@ def growable(
     refuse_unsupported_inputs(inputs)
     # A copy of the model copies them too, which it could not do with results of autograd.
     inputs = pytree.tree_map_only(Tensor, _by_itself, inputs)
-    with gate.lock, Meanwhile() as meanwhile, meanwhile:
-        keep_modes_(meanwhile)
-        lock_(model, gate, what, meanwhile)
-        with Undo() as undo, undo:
-            keep_surroundings_(model, undo)
-            followed = analyse_runs(model, inputs)
-            edits = len(old.edits) if old is not None else 0
-            broken = fix_what_values_break(model, inputs, followed, edits) if check else {}
-            history = History(followed.graph, inputs, structure(model), gate=gate, broken=broken)
-            if old is not None:
-                _carry_on(history, old)
-            adopt_(model, history, undo)
-            return model
+
+    def analyse_(undo: Undo) -> Model:
+        followed = analyse_runs(model, inputs)
+        edits = len(old.edits) if old is not None else 0
+        broken = fix_what_values_break(model, inputs, followed, edits) if check else {}
+        history = History(followed.graph, inputs, structure(model), gate=gate, broken=broken)
+        if old is not None:
+            _carry_on(history, old)
+        adopt_(model, history, undo)
+        return model
+
+    return change_alone(model, gate, what, analyse_)
 
 
 def _by_itself(tensor: Tensor) -> Tensor:
@@ -132,7 +131,7 @@ def adopt_(model: nn.Module, history: History, undo: Undo) -> None:
         undo: Takes it back.
     """
     gate = history.gate
-    cls = class_for(model, gate.open_class or type(model))
+    cls = class_for(model, gate.open_class or type(model), Handle)
     undo.keep(vars(model), vars(gate))
     vars(model)[HISTORY], gate.open_class = history, cls
 

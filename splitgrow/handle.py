@@ -10,14 +10,14 @@ from splitgrow.growth.apply import apply_, plan
 from splitgrow.growth.consolidation import consolidate_
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.generation_methods import GenerationMethods
-from splitgrow.growth.history import structure
+from splitgrow.growth.history import History, structure
 from splitgrow.growth.input_channels import expand_input_
 from splitgrow.growth.insertion import DepthMethods
 from splitgrow.growth.layer_list import Layer, layers_of
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.preserve import keep_modes_
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo, temporarily
 
 
 class Handle(DepthMethods, GenerationMethods):
@@ -151,11 +151,11 @@ class Handle(DepthMethods, GenerationMethods):
             ValueError: If numbers do not fit each other; all of them are named, with those that do.
             InexactError: If outputs would change. The errors of `expand_layer` besides.
         """
-        model, history = self._model, self._history
-        with self._turn("grow"), Meanwhile() as meanwhile, meanwhile:
-            self._alone("grow", meanwhile)
+
+        def grow(undo: Undo, model: nn.Module, history: History) -> Edit:
             edit = plan(model, history, request, freeze=freeze, round_to=round_to)
             return apply_(
+                undo,
                 model,
                 history,
                 edit,
@@ -163,6 +163,8 @@ class Handle(DepthMethods, GenerationMethods):
                 optimizer=optimizer,
                 check=check,
             )
+
+        return self._operation("grow", grow)
 
     def expand_input(
         self,
@@ -205,18 +207,16 @@ class Handle(DepthMethods, GenerationMethods):
             >>> net(torch.ones(1, 3, 8, 8)).shape
             torch.Size([1, 4, 6, 6])
         """
-        with self._turn("grow"), Meanwhile() as meanwhile, meanwhile:
-            self._alone("grow", meanwhile)
-            return expand_input_(
-                self._model,
-                self._history,
-                n,
-                name=name,
-                initializer=initializer,
-                freeze=freeze,
-                optimizer=optimizer,
-                check=check,
-            )
+        return self._operation(
+            "grow",
+            expand_input_,
+            n,
+            name=name,
+            initializer=initializer,
+            freeze=freeze,
+            optimizer=optimizer,
+            check=check,
+        )
 
     def plan(
         self, request: Mapping[int | str, int], *, round_to: int = 1, freeze: bool = True
@@ -232,9 +232,16 @@ class Handle(DepthMethods, GenerationMethods):
             FixedWidthError: If layers cannot grow; all of them are named.
             ValueError: If numbers do not fit each other; all of them are named, with those that do.
         """
-        with self._turn("plan a growth"), Meanwhile() as meanwhile, meanwhile:
-            keep_modes_(meanwhile)
-            return plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
+        gate = self._history.gate
+        gate.refuse_if_shown("plan a growth")
+        with gate.lock:
+            return temporarily(self._planned)(request, round_to=round_to, freeze=freeze)
+
+    def _planned(
+        self, undo: Undo, request: Mapping[int | str, int], *, round_to: int, freeze: bool
+    ) -> Edit:
+        keep_modes_(undo)
+        return plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
 
     def consolidate(self, *, optimizer: object = None, check: bool = True) -> Edit | None:
         """Joins what several growths added to a layer in the open generation to one block each.
@@ -278,9 +285,7 @@ class Handle(DepthMethods, GenerationMethods):
             >>> len(net[0]), len(net[1])
             (2, 2)
         """
-        with self._turn("consolidate"), Meanwhile() as meanwhile, meanwhile:
-            self._alone("consolidate", meanwhile)
-            return consolidate_(self._model, self._history, optimizer=optimizer, check=check)
+        return self._operation("consolidate", consolidate_, optimizer=optimizer, check=check)
 
 
 def handle(model: nn.Module) -> Handle:

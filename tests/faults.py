@@ -39,7 +39,7 @@ import splitgrow
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.growth.journal.state_dict import follow_, take_journal
-from splitgrow.utils.rollback import Undo
+from splitgrow.utils.rollback import all_or_nothing
 
 LIBRARY = str(Path(splitgrow.__file__).parent)
 ALWAYS = 2
@@ -251,8 +251,9 @@ def loading_a_state_dict() -> Stage:
     def act(model: Any, _: object) -> None:
         # What torch does then, copying one tensor after the other, is torch's.
         given = dict(state)
-        with Undo() as undo, undo:
-            follow_(model, take_journal(model, given, ""), given, "", undo)
+        all_or_nothing(
+            lambda undo: follow_(model, take_journal(model, given, ""), given, "", undo)
+        )()
 
     return small(act)
 

@@ -105,6 +105,7 @@ OF_ALL = {
     "api": "the public names",
     "architecture": "the plan of the library, and of its tests",
     "bad_input": "every mistake that a user can make, in whichever method",
+    "calls": "how many calls an operation makes",
     "faults": "a fault in every line of every operation",
     "hostile_files": "files that mean harm, whoever reads them",
     "kernels": "the kernels of the tests themselves (tests/kernels.py)",

@@ -16,7 +16,7 @@ import pytest
 from faults import ERRORS, OPERATIONS, Functions, Kernels, Lines, Stage, Struck, strike
 
 from splitgrow.growth import apply as growth
-from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.utils.rollback import Undo, all_or_nothing, temporarily
 
 LINES = 8
 """How many lines of each operation are struck here."""
@@ -129,17 +129,12 @@ def test_a_step_that_is_forgotten_is_found(monkeypatch, forgotten):
 # --- faults while something is taken back ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Undo, Meanwhile])
+@pytest.mark.parametrize("kind", [all_or_nothing, temporarily])
 def test_every_step_is_taken_back_wherever_a_second_fault_strikes(kind):
     struck = 0
     for number in itertools.count(1):
-        taken: list[int] = []
-        lines, begun = Lines(number, KeyboardInterrupt), 0
-        with suppress(MemoryError, KeyboardInterrupt), lines, kind() as undo, undo:
-            for step in range(4):
-                undo.on_failure(partial(taken.append, step))
-            begun = lines.seen
-            raise MemoryError
+        lines = Lines(number, KeyboardInterrupt)
+        begun, taken = failing(kind, lines)
         if lines.seen < number:
             break
         if begun:  # or it was the first fault
@@ -147,6 +142,21 @@ def test_every_step_is_taken_back_wherever_a_second_fault_strikes(kind):
             assert sorted({*taken}) == [0, 1, 2, 3], lines.places[-1]
             assert taken[-1] == 0
     assert struck > 10
+
+
+def failing(kind: Any, lines: Lines) -> tuple[bool, list[int]]:
+    """Whether four steps were registered before a fault struck, and those that were taken back."""
+    begun, taken = list[bool](), list[int]()
+
+    def work(undo: Undo) -> None:
+        for step in range(4):
+            undo.on_failure(partial(taken.append, step))
+        begun.append(lines.seen < lines.at)
+        raise MemoryError
+
+    with suppress(MemoryError, KeyboardInterrupt), lines:
+        kind(work)()
+    return any(begun), taken
 
 
 def test_a_step_that_fails_keeps_none_from_being_taken_back():
@@ -166,11 +176,16 @@ def test_a_step_that_fails_keeps_none_from_being_taken_back():
 
 def test_a_dictionary_is_kept_in_its_order():
     kept, original = {"a": 1, "b": 2}, {"a": 1, "b": 2}
-    with suppress(MemoryError), Undo() as undo, undo:
+
+    @all_or_nothing
+    def work(undo: Undo) -> None:
         undo.keep(kept)
         del kept["a"]
         kept.update(c=3, a=1)
         raise MemoryError
+
+    with suppress(MemoryError):
+        work()
     assert list(kept.items()) == list(original.items())
 
 

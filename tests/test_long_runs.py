@@ -49,7 +49,7 @@ def objects() -> Counter[str]:
     return Counter(type(item).__name__ for item in gc.get_objects())
 
 
-KINDS = ("Parameter", "Tensor", "Linear", "Runner", "Composition", "Assembly", "Undo", "Meanwhile")
+KINDS = ("Parameter", "Tensor", "Linear", "Runner", "Composition", "Assembly", "Undo")
 
 
 def test_as_much_is_added_by_late_growths_as_by_early_ones():

@@ -37,8 +37,11 @@ class Wider:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is taken down as one op, not looked into."""
-    known = layer_type_of(module) is not None or entry_of(type(module)) is not None
-    return isinstance(module, SplitLayer) or known
+    return (
+        isinstance(module, SplitLayer)
+        or layer_type_of(module) is not None
+        or entry_of(type(module)) is not None
+    )
 
 
 def shallow(module: nn.Module) -> nn.Module:

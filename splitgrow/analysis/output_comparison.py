@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.leaf_modules import is_leaf
-from splitgrow.analysis.stand_ins import clone
+from splitgrow.analysis.stand_ins import clone, tensors_held
 from splitgrow.layers.execution import keep_nothing_
 from splitgrow.layers.freezing import hold_statistics
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
@@ -29,7 +29,7 @@ from splitgrow.utils.preserve import (
     run_eagerly_,
     silence_hooks,
 )
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.steady_runs import Noise, Steady
 
 _BASE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -86,7 +86,9 @@ def has_values(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     return not any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)
 
 
-def outputs_of(
+@temporarily
+def outputs_of(  # noqa: PLR0913
+    undo: Undo,
     model: nn.Module,
     inputs: tuple[Any, ...],
     *,
@@ -102,6 +104,7 @@ def outputs_of(
     gradients are recorded. Model, buffers, flags and random states are afterwards as they were.
 
     Args:
+        undo: Puts back what the run disturbs.
         model: Any module.
         inputs: The positional arguments of a call; forward may write into copies of them.
         training: Whether to run in training mode.
@@ -114,22 +117,21 @@ def outputs_of(
         NotRunnableError: If the model does not run, or what it gives cannot be looked at.
         MemoryError: If there is too little memory.
     """
-    with Meanwhile() as meanwhile, meanwhile:
-        modules = list(model.modules())
-        keep_random_states_(modules, meanwhile)
-        keep_attributes_(modules, meanwhile, tensors=True)
-        keep_modes_(meanwhile)
-        ignore_warnings_()
-        keep_nothing_(meanwhile)
-        torch.set_grad_enabled(False)
-        run_eagerly_(modules, meanwhile)
-        if not hooks:
-            silence_hooks(modules)
-        _use_copies_(model, touched, training=training)
-        noise = Noise()
-        given = pytree.tree_map_only(Tensor, noise.off if noisy else torch.clone, inputs)
-        torch.manual_seed(0)
-        return _looked_at(model, given, (noise if noisy else nullcontext(), watch or nullcontext()))
+    modules = list(model.modules())
+    keep_random_states_(modules, undo)
+    keep_attributes_(modules, undo, tensors=True)
+    keep_modes_(undo)
+    ignore_warnings_()
+    keep_nothing_(undo)
+    torch.set_grad_enabled(False)
+    run_eagerly_(modules, undo)
+    if not hooks:
+        silence_hooks(modules)
+    _use_copies_(model, touched, training=training)
+    noise = Noise()
+    given = pytree.tree_map_only(Tensor, noise.off if noisy else torch.clone, inputs)
+    torch.manual_seed(0)
+    return _looked_at(model, given, (noise if noisy else nullcontext(), watch or nullcontext()))
 
 
 def _looked_at(
@@ -163,13 +165,11 @@ def _use_copies_(model: nn.Module, touched: Container[str], *, training: bool) -
     for name, module in model.named_modules():
         own = module.__dict__
         own["training"] = training
-        stores = [own["_buffers"]]
-        if not name or name in touched or not is_leaf(module):
-            stores += [own["_parameters"], own]
-        for store in stores:
-            for key, tensor in store.items():
-                if isinstance(tensor, Tensor):
-                    store[key] = clone(tensor)
+        held = tensors_held(module)
+        if held and name and name not in touched and is_leaf(module):
+            held = [item for item in held if item[0] is own["_buffers"]]
+        for store, key, tensor in held:
+            store[key] = clone(tensor)
 
 
 def hooked(model: nn.Module) -> list[str]:

@@ -7,14 +7,13 @@ layer itself nevertheless reaches it in a way that growth would miss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.utils.module_slots import holders_in, put_in_place_
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.source_lines import place_of_error
@@ -39,7 +38,10 @@ def set_mode_(module: nn.Module, *, training: bool) -> None:
 
 
 def use_copies_(
-    modules: Modules, owners: dict[int, str], copied: Callable[[Tensor], Tensor]
+    modules: Modules,
+    leaves: Container[nn.Module],
+    owners: dict[int, str],
+    copied: Callable[[Tensor], Tensor],
 ) -> None:
     """Lets forward write into copies; the originals are put back with the other attributes.
 
@@ -47,22 +49,25 @@ def use_copies_(
 
     Args:
         modules: The model's modules.
+        leaves: Those that are taken down as one op.
         owners: Learns the paths of the copies, by their ids.
         copied: Makes a copy.
     """
     for name, module in modules:
-        if name and is_leaf(module):
-            continue
-        stores: tuple[dict[str, Any], ...] = (
-            module._parameters,  # noqa: SLF001
-            module._buffers,  # noqa: SLF001
-            module.__dict__,
-        )
-        for store in stores:
-            for key, tensor in store.items():
-                if isinstance(tensor, Tensor):
-                    store[key] = copied(tensor)
-                    owners[id(store[key])] = f"{name}.{key}".removeprefix(".")
+        for store, key, tensor in tensors_held(module) if module not in leaves else ():
+            store[key] = copied(tensor)
+            owners[id(store[key])] = f"{name}.{key}".removeprefix(".")
+
+
+def tensors_held(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """The tensors that a module holds itself, each with the dictionary and the name that it has."""
+    own = module.__dict__
+    return [
+        (store, key, tensor)
+        for store in (own["_parameters"], own["_buffers"], own)
+        for key, tensor in store.items()
+        if isinstance(tensor, Tensor)
+    ]
 
 
 class Copies:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -60,6 +60,8 @@ class Recorder(TorchFunctionMode):
         """The last line where one was to be hashed, and was not."""
         self.births = Births()
         """The tensors that were made in a run on real values."""
+        self.leaves: Container[nn.Module] = ()
+        """The modules that are taken down as one op."""
         self.standing_in = False
         """Whether look-alikes are to stand for the leaf modules."""
         self.stand_ins: dict[nn.Module, nn.Module] = {}
@@ -72,7 +74,8 @@ class Recorder(TorchFunctionMode):
     # -- before and after ------------------------------------------------------------------------
 
     def know(self, modules: Modules) -> None:
-        """Learns the paths of the model's tensors."""
+        """Learns the paths of the model's tensors, and which modules are taken down as one op."""
+        self.leaves = {module for name, module in modules if name and is_leaf(module)}
         for name, module in modules:
             for store in (module._parameters, module._buffers):  # noqa: SLF001
                 for key, tensor in store.items():
@@ -95,7 +98,7 @@ class Recorder(TorchFunctionMode):
         for name, module in modules:
             if module in below_a_leaf:
                 continue
-            if name and is_leaf(module):
+            if module in self.leaves:
                 if module._modules:  # noqa: SLF001
                     below_a_leaf.update(module.modules())
                 as_it_was = shallow(module)

@@ -31,7 +31,7 @@ from splitgrow.analysis.trace_recorder import Recorder
 from splitgrow.errors import TraceError, UnsupportedLayerError
 from splitgrow.utils.assigned_modules import assigned_since, paths_in
 from splitgrow.utils.preserve import ignore_warnings_, undisturb_
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import failure_of
 
 
@@ -153,7 +153,9 @@ def _check_signature(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any
         ) from None
 
 
+@temporarily
 def _run(
+    undo: Undo,
     model: nn.Module,
     inputs: tuple[Any, ...],
     recorder: Recorder,
@@ -164,25 +166,24 @@ def _run(
 ) -> list[Step]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     copied: Callable[[Tensor], Tensor] = mode.from_tensor if fake else clone
-    with Meanwhile() as meanwhile, meanwhile:
-        undisturb_(model, meanwhile)
-        # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
-        ignore_warnings_("The .grad attribute of a Tensor that is not")
-        torch.set_grad_enabled(False)
-        modules = list(model.named_modules())
-        for _, module in modules:
-            set_mode_(module, training=training)
-        inputs = pytree.tree_map_only(Tensor, copied, inputs)
-        recorder.know(modules)
-        recorder.copies = Copies(recorder.owners, copied)
-        use_copies_(modules, recorder.owners, copied)
-        recorder.given(_check_signature(model, inputs))
-        recorder.standing_in = standing_in
-        recorder.prepare(modules)
-        stand_in_(model, recorder.stand_ins, meanwhile)
-        before = paths_in(model)
-        with mode if fake else recorder.births, recorder:
-            output = model(*inputs)
-        recorder.finish(output)
-        recorder.assigned = assigned_since(before, model)
+    undisturb_(model, undo)
+    # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
+    ignore_warnings_("The .grad attribute of a Tensor that is not")
+    torch.set_grad_enabled(False)
+    modules = list(model.named_modules())
+    for _, module in modules:
+        set_mode_(module, training=training)
+    inputs = pytree.tree_map_only(Tensor, copied, inputs)
+    recorder.know(modules)
+    recorder.copies = Copies(recorder.owners, copied)
+    use_copies_(modules, recorder.leaves, recorder.owners, copied)
+    recorder.given(_check_signature(model, inputs))
+    recorder.standing_in = standing_in
+    recorder.prepare(modules)
+    stand_in_(model, recorder.stand_ins, undo)
+    before = paths_in(model)
+    with mode if fake else recorder.births, recorder:
+        output = model(*inputs)
+    recorder.finish(output)
+    recorder.assigned = assigned_since(before, model)
     return recorder.steps

@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from splitgrow.utils.model_lock import ORIGINAL_CLASS
+
 _MODE = "training"
 _METHODS = (FunctionType, MethodType, staticmethod, classmethod, property)
 
@@ -36,7 +38,12 @@ _READ: WeakKeyDictionary[type[nn.Module], bool] = WeakKeyDictionary()
 
 def _class_names_the_mode(cls: type[nn.Module]) -> bool:
     if cls not in _READ:
-        parts = (part for part in cls.__mro__ if part not in (nn.Module, object))
+        # Forward calls none of the methods that a growable model's class gains.
+        parts = (
+            part
+            for part in cls.__mro__
+            if part not in (nn.Module, object) and ORIGINAL_CLASS not in vars(part)
+        )
         members = (member for part in parts for member in vars(part).values())
         _READ[cls] = any(_names_the_mode(member) for member in members)
     return _READ[cls]

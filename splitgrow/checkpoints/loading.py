@@ -39,9 +39,8 @@ from splitgrow.growth.journal.state_dict import common_edits
 from splitgrow.growth.optimizers import optimizers_of
 from splitgrow.layers.execution import Mode, set_execution_mode_
 from splitgrow.utils.json_trees import read_tree
-from splitgrow.utils.model_lock import Gate, lock_, refuse_inside_forward
-from splitgrow.utils.preserve import keep_modes_, keep_surroundings_
-from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.utils.model_lock import Gate, change_alone, refuse_inside_forward
+from splitgrow.utils.rollback import Undo
 from splitgrow.utils.wrappers import refuse_wrapped
 
 
@@ -120,17 +119,17 @@ def load(  # noqa: PLR0913
     what, gate = "load a checkpoint", Gate() if old is None else old.gate
     gate.refuse_if_shown(what)
     refuse_inside_forward(model, what)
-    with Archive(Path(os.fspath(path))) as archive, gate.lock, Meanwhile() as meanwhile, meanwhile:
-        keep_modes_(meanwhile)
-        lock_(model, gate, what, meanwhile)
-        with Undo() as undo, undo:
-            keep_surroundings_(model, undo)
+    with Archive(Path(os.fspath(path))) as archive:
+
+        def load_(undo: Undo) -> Any:
             loading = _Loading(model, old, archive, undo)
             loading.check(optimizers, schedulers, strict=strict)
             extra = read_tree(loading.contents.extra, archive.take)
             loading.rebuild(given, example_inputs, gate, torch.device(device or "cpu"))
             loading.give(optimizers, schedulers, training=training)
             return extra
+
+        return change_alone(model, gate, what, load_)
 
 
 class _Loading:

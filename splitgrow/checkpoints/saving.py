@@ -26,7 +26,7 @@ from splitgrow.checkpoints.training import (
 )
 from splitgrow.checkpoints.writing import write_archive
 from splitgrow.errors import CheckpointError
-from splitgrow.growable_class import original_class
+from splitgrow.growth.growable_class import original_class
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.journal import journal_of

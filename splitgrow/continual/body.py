@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from splitgrow.growth.history import check_structure
 from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.planning import make_plan
 from splitgrow.handle import Handle, handle
+from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.preserve import undisturb_
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo, temporarily
 
 
 class Body:
@@ -133,11 +135,7 @@ class Body:
         Raises:
             UnsupportedModelError: If they are no matrix.
         """
-        with Meanwhile() as meanwhile, meanwhile:
-            undisturb_(self.model, meanwhile)
-            torch.set_grad_enabled(False)
-            _evaluate(self.model)
-            found = self.model(*self.inputs)
+        found = _run_in_evaluation(self.model, self.inputs)
         if not isinstance(found, Tensor) or found.dim() != 2:
             what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found)
             raise UnsupportedModelError(
@@ -180,11 +178,16 @@ class Body:
             growth: How many units, by the group's number in the channel graph.
         """
         history = history_of(self.model)
-        with history.gate.lock:
+
+        def grow(undo: Undo) -> Edit:
             check_structure(self.model, history)
             opened = history.next_edit(freeze=False)
             edit = make_plan(history.graph, history.modules, growth, history.edits, opened)
-            edit = apply_(self.model, history, edit, initializer="zero", optimizer=None, check=True)
+            return apply_(
+                undo, self.model, history, edit, initializer="zero", optimizer=None, check=True
+            )
+
+        edit = change_alone(self.model, history.gate, "grow", grow)
         self.renew()
         return edit
 
@@ -252,6 +255,26 @@ def _evaluate(model: nn.Module) -> None:
         module.training = False
 
 
+@temporarily
+def _run_in_evaluation(
+    undo: Undo,
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    outputs: Mapping[str, list[Any]] | None = None,
+) -> Any:
+    """The output in evaluation mode; those of modules are put into the lists at their paths."""
+    undisturb_(model, undo)
+    for path, given in (outputs or {}).items():
+        model.get_submodule(path).register_forward_hook(partial(_append, given))
+    torch.set_grad_enabled(False)
+    _evaluate(model)
+    return model(*inputs)
+
+
+def _append(given: list[Any], _module: nn.Module, _args: Any, output: Any) -> None:
+    given.append(output)
+
+
 def _head_of(model: nn.Module, inputs: tuple[Any, ...], head: str | None) -> str | None:
     """The path of the linear layer whose output is the model's.
 
@@ -263,18 +286,12 @@ def _head_of(model: nn.Module, inputs: tuple[Any, ...], head: str | None) -> str
         return None
     if head != "auto" and head not in dict(model.named_modules()):
         raise ValueError(f"the model has no module {head!r}")
-    outputs: dict[str, list[Any]] = {}
-    with Meanwhile() as meanwhile, meanwhile:
-        undisturb_(model, meanwhile)
-        for path, module in model.named_modules():
-            if path and isinstance(module, nn.Linear) and head in {"auto", path}:
-                outputs[path] = []
-                module.register_forward_hook(
-                    lambda _module, _args, output, path=path: outputs[path].append(output)
-                )
-        torch.set_grad_enabled(False)
-        _evaluate(model)
-        result = model(*inputs)
+    outputs: dict[str, list[Any]] = {
+        path: []
+        for path, module in model.named_modules()
+        if path and isinstance(module, nn.Linear) and head in {"auto", path}
+    }
+    result = _run_in_evaluation(model, inputs, outputs)
     found = [path for path, given in outputs.items() if len(given) == 1 and given[0] is result]
     if len(found) == 1:
         return found[0]

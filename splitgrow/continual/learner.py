@@ -23,7 +23,7 @@ from splitgrow.continual.tasks import Batches, Data, Protocol, Task, checked, wi
 from splitgrow.continual.training import Fit, Loss, Training, accuracy, cross_entropy
 from splitgrow.pruning.shrink import without_dead_units
 from splitgrow.utils.preserve import keep_surroundings_
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo, temporarily
 
 FILE = "learner.safetensors"
 _CACHED = 4  # networks that are kept ready to predict
@@ -332,29 +332,32 @@ class Learner:
             names.append(task.name)
         number = self._next
         divided = [self._divided(task, number + index) for index, task in enumerate(tasks)]
-        before, own = self.body, dict(vars(self))
-        began = time.monotonic()
-        with Meanwhile() as meanwhile, meanwhile:
-            keep_surroundings_(before.model, meanwhile)
-            prefix = f"task-{number:04d}"
-            self._stages = stages = Stages(
-                made(self._directory), prefix, self._identity(tasks), self._save_every
-            )
-            torch.manual_seed(seed_of(self.seed, number, "begin"))
-            try:
-                self.body = before.copied()
-                records = self._learned(divided)
-                seconds = stages.earlier + time.monotonic() - began
-                for record in records:
-                    record.seconds = seconds / len(records)
-                self._keep(records)
-            except BaseException:
-                vars(self).update(own)
-                raise
+        stages = Stages(
+            made(self._directory), f"task-{number:04d}", self._identity(tasks), self._save_every
+        )
+        records = temporarily(self._learn_on_a_copy)(divided, stages)
         stages.clear()
         for record in records:
             told = TaskLearned(record.name, record.accuracy, record.seconds, record.details)
             self._tell(told)
+        return records
+
+    def _learn_on_a_copy(
+        self, undo: Undo, tasks: Sequence[Task], stages: Stages
+    ) -> list[TaskRecord]:
+        """Learns tasks on a copy of the body, which becomes the body if all goes well."""
+        began = time.monotonic()
+        keep_surroundings_(self.body.model, undo)
+        since = undo.depth
+        undo.keep(vars(self))
+        self._stages, self.body = stages, self.body.copied()
+        torch.manual_seed(seed_of(self.seed, self._next, "begin"))
+        records = self._learned(tasks)
+        seconds = stages.earlier + time.monotonic() - began
+        for record in records:
+            record.seconds = seconds / len(records)
+        self._keep(records)
+        undo.commit(since)
         return records
 
     def _divided(self, task: Task, number: int) -> Task:

@@ -18,7 +18,7 @@ from splitgrow.analysis.output_comparison import (
 from splitgrow.growth.history import History, view_
 from splitgrow.layers.weight_views import keep_storage_
 from splitgrow.utils.model_lock import lock_
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
 from splitgrow.utils.wrappers import several_processes
 
@@ -41,8 +41,14 @@ class Verdict:
 _UNKNOWN = Verdict(0.0, compared=False)
 
 
+@temporarily
 def held_against(
-    model: nn.Module, history: History, generation: int | None, network: nn.Module, what: str
+    undo: Undo,
+    model: nn.Module,
+    history: History,
+    generation: int | None,
+    network: nn.Module,
+    what: str,
 ) -> Verdict:
     """Compares a network with the model that it was made from, both in evaluation mode.
 
@@ -50,6 +56,7 @@ def held_against(
     either of them.
 
     Args:
+        undo: Takes back that the model is changed to be looked at.
         model: The model.
         history: Its history.
         generation: The generation that the network was made of.
@@ -60,33 +67,32 @@ def held_against(
     touched = history.graph.touched
     if not has_values(model, inputs) or several_processes():
         return _UNKNOWN
-    with Meanwhile() as meanwhile, meanwhile:
-        lock_(model, history.gate, what, meanwhile)
-        keep_storage_(model.parameters(), meanwhile)
-        if generation is not None:
-            view_(model, history, generation, meanwhile)
-        try:
-            expected = outputs_of(model, inputs, touched=touched)
-        except NotRunnableError as error:
-            warnings.warn(
-                f"{what}: the result is not compared with the model, which does not run on its "
-                f"example inputs ({error})",
-                stacklevel=levels_to_caller(),
-            )
-            return _UNKNOWN
-        try:
-            actual = outputs_of(network, inputs, touched=touched)
-        except NotRunnableError as error:
-            return Verdict(0.0, fault=f"does not run on the example inputs ({error})")
-        found = compared(
-            actual, expected, lambda: outputs_of(network, inputs, noisy=True, touched=touched)
+    lock_(model, history.gate, what, undo)
+    keep_storage_(model.parameters(), undo)
+    if generation is not None:
+        view_(model, history, generation, undo)
+    try:
+        expected = outputs_of(model, inputs, touched=touched)
+    except NotRunnableError as error:
+        warnings.warn(
+            f"{what}: the result is not compared with the model, which does not run on its "
+            f"example inputs ({error})",
+            stacklevel=levels_to_caller(),
         )
-        if not found.same:
-            # The model may round more coarsely: where what is folded away had subtracted much.
-            again = compared(
-                expected, actual, lambda: outputs_of(model, inputs, noisy=True, touched=touched)
-            )
-            found = again if again.same else found
+        return _UNKNOWN
+    try:
+        actual = outputs_of(network, inputs, touched=touched)
+    except NotRunnableError as error:
+        return Verdict(0.0, fault=f"does not run on the example inputs ({error})")
+    found = compared(
+        actual, expected, lambda: outputs_of(network, inputs, noisy=True, touched=touched)
+    )
+    if not found.same:
+        # The model may round more coarsely: where what is folded away had subtracted much.
+        again = compared(
+            expected, actual, lambda: outputs_of(model, inputs, noisy=True, touched=touched)
+        )
+        found = again if again.same else found
     return Verdict(found.difference, fault=_fault(found))
 
 

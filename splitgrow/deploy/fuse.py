@@ -19,7 +19,7 @@ from splitgrow.growth.history import History
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.layers.hooks import carry_hooks_
 from splitgrow.utils.preserve import keep_modes_
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
 
 
@@ -65,12 +65,15 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
     """
     history = history_of(model)
     history.gate.refuse_if_shown("fuse")
-    with history.gate.lock, Meanwhile() as meanwhile, meanwhile:
-        keep_modes_(meanwhile)
+    with history.gate.lock:
         return _fused(model, history, generation, check=check)
 
 
-def _fused(model: nn.Module, history: History, generation: int | None, *, check: bool) -> Any:
+@temporarily
+def _fused(
+    undo: Undo, model: nn.Module, history: History, generation: int | None, *, check: bool
+) -> Any:
+    keep_modes_(undo)
     plain = merged(model, history, generation, check=False).eval()
     if not has_values(plain, ()):
         raise UnsupportedModelError(

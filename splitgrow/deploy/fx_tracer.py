@@ -22,7 +22,7 @@ from splitgrow.layers.shared_kernel import SHARED_KERNELS
 from splitgrow.layers.types import layer_type_of
 from splitgrow.utils.op_numbers import Scalars
 from splitgrow.utils.preserve import ignore_warnings_, undisturb_
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import place_of_caller, place_of_error
 
 MADE = "made by forward"
@@ -83,14 +83,7 @@ def trace_plain(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
     }
     hooked = {module for module in model.modules() if has_run_hooks(module)}
     try:
-        with Meanwhile() as meanwhile, meanwhile:
-            undisturb_(model, meanwhile)
-            before = _held(model)
-            states = take_state(model)
-            graph, made = _traced(model, hooked, defaults)
-            _refuse_assignments(model, before)
-            moved = _moved(states, take_state(model, states))
-            again, others = _traced(model, hooked, defaults) if moved else (graph, made)
+        (graph, made), (again, others), moved = _traced_twice(model, hooked, defaults)
     except (MemoryError, TraceError):
         raise
     except Exception as error:  # whatever the user's forward raises
@@ -104,11 +97,7 @@ def trace_plain(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
             f"decides what it does at its next call, and a graph would always do the same"
         )
     vars(model).update(made)
-    with Meanwhile() as meanwhile, meanwhile:
-        undisturb_(model, meanwhile)
-        # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
-        ignore_warnings_("The .grad attribute of a Tensor that is not")
-        _evaluate(model, graph, given)
+    _evaluate(model, graph, given)
     return graph
 
 
@@ -127,6 +116,20 @@ def _traced(
     for node in graph.find_nodes(op="get_attr"):
         node.meta[MADE] = node.target in made and made[node.target] in births
     return graph, made
+
+
+@temporarily
+def _traced_twice(
+    undo: Undo, model: nn.Module, hooked: Collection[nn.Module], defaults: Mapping[str, Any]
+) -> tuple[_Traced, _Traced, str]:
+    """A model's graph, that of its next call, and what the first call has moved, if anything."""
+    undisturb_(model, undo)
+    before = _held(model)
+    states = take_state(model)
+    traced = _traced(model, hooked, defaults)
+    _refuse_assignments(model, before)
+    moved = _moved(states, take_state(model, states))
+    return traced, _traced(model, hooked, defaults) if moved else traced, moved
 
 
 def _moved(before: Iterable[State], after: Iterable[State]) -> str:
@@ -215,13 +218,17 @@ class _Evaluator(fx.Interpreter):
         return super().call_module(target, args, kwargs) if known is None else known
 
 
-def _evaluate(model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
+@temporarily
+def _evaluate(undo: Undo, model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
     """Gives every node an example of its result.
 
     Raises:
         TraceError: If the graph does not run, so that it cannot be what the model does.
         MemoryError: If there is too little memory.
     """
+    undisturb_(model, undo)
+    # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
+    ignore_warnings_("The .grad attribute of a Tensor that is not")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     values: list[Any] = []
     for node in graph.find_nodes(op="placeholder"):

@@ -11,7 +11,7 @@ from torch import nn
 
 from splitgrow.deploy.deploy_check import held_against
 from splitgrow.errors import MergeError, UnsupportedModelError
-from splitgrow.growable_class import original_class
+from splitgrow.growth.growable_class import original_class
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.module_numbers import numbers_at, set_number_
@@ -23,7 +23,7 @@ from splitgrow.layers.module_state import State, put_
 from splitgrow.layers.plain_copy import plain_copy
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.unwrap import end_own_fades_
-from splitgrow.utils.rollback import Undo
+from splitgrow.utils.rollback import Undo, all_or_nothing
 from splitgrow.utils.source_lines import levels_to_caller
 from splitgrow.utils.wrappers import is_sharded
 
@@ -94,23 +94,23 @@ def merged(model: nn.Module, history: History, generation: int | None, *, check:
     return checked_(plain, model, history, generation) if check else plain
 
 
+@all_or_nothing
 def checked_(
-    plain: nn.Module, model: nn.Module, history: History, generation: int | None
+    undo: Undo, plain: nn.Module, model: nn.Module, history: History, generation: int | None
 ) -> nn.Module:
     """A merged model that was held against the one it is made from, and has no fades that are over.
 
     Raises:
         MergeError: If the two compute something different.
     """
-    with Undo() as undo, undo:
-        # The model's own code may ask for more of a fade than its output: that is tried out.
-        ended = end_own_fades_(plain, undo)
+    # The model's own code may ask for more of a fade than its output: that is tried out.
+    ended = end_own_fades_(plain, undo)
+    verdict = held_against(model, history, generation, plain, "merge")
+    if ended and (verdict.fault or not verdict.compared):
+        undo.take_back()
         verdict = held_against(model, history, generation, plain, "merge")
-        if ended and (verdict.fault or not verdict.compared):
-            undo.take_back()
-            verdict = held_against(model, history, generation, plain, "merge")
-        if verdict.fault:
-            raise MergeError(f"the merged model {verdict.fault}; {_WAY_OUT}")
+    if verdict.fault:
+        raise MergeError(f"the merged model {verdict.fault}; {_WAY_OUT}")
     return plain
 
 

@@ -20,7 +20,7 @@ from splitgrow.errors import SplitGrowError, UnsupportedModelError
 from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.growth.optimizers import listed
 from splitgrow.handle import Handle, handle
-from splitgrow.utils.rollback import Undo
+from splitgrow.utils.rollback import Undo, all_or_nothing
 from splitgrow.utils.wrappers import is_sharded, wrapper_told
 
 TIMEOUT = 300.0
@@ -204,7 +204,9 @@ def carry_out(
         return held, {"request": request, **picture_of(held, optimizers)}
 
     held = agreement.attempt("asking for the same", begin)
-    with Undo() as undo, undo:
+
+    @all_or_nothing
+    def carry_out(undo: Undo) -> _Made:
         undo.on_failure(held.restore)
         known: set[int] = set()
 
@@ -225,7 +227,9 @@ def carry_out(
         made = agreement.attempt("planning and growing", grow)
         held.shared = True
         agreement.attempt("sharing what is new", settle)
-    return made
+        return made
+
+    return carry_out()
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from splitgrow.growth.journal import Journal, states_of
 from splitgrow.growth.journal.state_dict import common_edits, follow_
 from splitgrow.growth.optimizers import optimizers_of
 from splitgrow.utils.json_trees import read_tree
-from splitgrow.utils.rollback import Undo
+from splitgrow.utils.rollback import Undo, all_or_nothing
 from splitgrow.utils.wrappers import wrapper_told
 
 
@@ -93,14 +93,18 @@ def load(
 
     loading = agreement.attempt("reading the checkpoint", begin)
     held = loading.held
-    with Undo() as undo, undo:
+
+    @all_or_nothing
+    def carry_out(undo: Undo) -> Any:
         undo.on_failure(held.restore)
         agreement.attempt("doing the edits again", lambda: loading.grow(undo, modules or {}))
         held.shared = True
         agreement.all_do("sharding what is new", held.settle)
         agreement.all_do("making room for the tensors", loading.make_room)
         agreement.all_do("reading the tensors", lambda: loading.read(agreement.group))
-        extra = agreement.all_do("giving them out", lambda: loading.give_out(undo))
+        return agreement.all_do("giving them out", lambda: loading.give_out(undo))
+
+    extra = carry_out()
     loading.fill()
     return extra
 

@@ -23,7 +23,6 @@ from splitgrow.layers.insertion_wrapper import Deepened
 from splitgrow.layers.module_state import take_state
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.module_slots import holders_in
-from splitgrow.utils.preserve import keep_surroundings_
 from splitgrow.utils.rollback import Undo
 
 
@@ -45,6 +44,7 @@ def plan(
 
 
 def apply_(
+    undo: Undo,
     model: nn.Module,
     history: History,
     edit: Edit,
@@ -56,15 +56,13 @@ def apply_(
     """Carries out a planned edit on its model.
 
     Everything that can fail on account of the request or for want of memory is done before the
-    first change; what then follows is taken back if it is interrupted, and with `check` if the
-    model then computes something else.
+    first change; with `check` it fails if the model then computes something else.
     """
     before = before_edit(model, history, check=check)
-    with Undo() as undo, undo:
-        edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
-        if before is not None:
-            before.check(model, history)
-        return edit
+    edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
+    if before is not None:
+        before.check(model, history)
+    return edit
 
 
 def carry_out_(
@@ -79,7 +77,6 @@ def carry_out_(
     """Carries out a planned edit, as the first part of something that may still fail."""
     edit = replace(edit, initializer=initializer)
     initialise, optimizers = initializer_of(initializer), listed(optimizer)
-    keep_surroundings_(model, undo)
     with torch.inference_mode(mode=False):  # blocks made there could never train
         prepared = [
             prepare(history.modules, edit.index, change, initialise) for change in edit.changes
@@ -131,22 +128,20 @@ def close_generation_(model: nn.Module, history: History, undo: Undo) -> None:
     history.states = {**history.states, history.generation: take_state(model, before)}
 
 
-def next_generation_(model: nn.Module, history: History) -> int:
+def next_generation_(undo: Undo, model: nn.Module, history: History) -> int:
     """Closes the open generation and opens the next; returns its number."""
-    with Undo() as undo, undo:
-        keep_(history, undo)
-        close_generation_(model, history, undo)
-        history.generation += 1
-        return history.generation
+    keep_(history, undo)
+    close_generation_(model, history, undo)
+    history.generation += 1
+    return history.generation
 
 
-def unfreeze_all_(model: nn.Module, history: History) -> None:
+def unfreeze_all_(undo: Undo, model: nn.Module, history: History) -> None:
     """Sets free everything that closing generations froze."""
-    with Undo() as undo, undo:
-        keep_(history, undo)
-        unfreeze_(model, history.frozen_parameters(), undo)
-        history.frozen, history.states = {}, {}
-        history.exact_from = history.generation
+    keep_(history, undo)
+    unfreeze_(model, history.frozen_parameters(), undo)
+    history.frozen, history.states = {}, {}
+    history.exact_from = history.generation
 
 
 def parameters_of(model: nn.Module, history: History, generation: int) -> list[nn.Parameter]:

@@ -25,7 +25,6 @@ from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.dispatch import is_hooked
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.weight_views import room_for
-from splitgrow.utils.preserve import keep_surroundings_
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.spans import Spans, overlaps
 
@@ -42,9 +41,9 @@ class Consolidated:
 
 
 def consolidate_(
-    model: nn.Module, history: History, *, optimizer: object, check: bool
+    undo: Undo, model: nn.Module, history: History, *, optimizer: object, check: bool
 ) -> Edit | None:
-    """Joins the blocks of the open generation, layer by layer, all or nothing.
+    """Joins the blocks of the open generation, layer by layer.
 
     Returns:
         The record of it; None if there was nothing to join.
@@ -53,28 +52,26 @@ def consolidate_(
     optimizers = listed(optimizer)
     index = len(history.edits) + 1
     born = {edit.index for edit in history.edits if edit.generation == history.generation}
-    with Undo() as undo, undo:
-        keep_surroundings_(model, undo)
-        with torch.inference_mode(mode=False), torch.no_grad():
-            found = [
-                consolidated(path, split, births, index)
-                for path, split in _splits(model)
-                if len(births := _births(split, born)) > 1 and _uniform(split, births)
-            ]
-        if not found:
-            return None
-        before = before_edit(model, history, check=check)
-        replacing = plan_replacing(optimizers, [p for item in found for p in item.parameters])
-        keep_(history, undo)
-        for item in found:
-            put_joined_(item, undo)
-        replace_(replacing, undo)
-        joined = tuple(JoinedBlocks(item.path, item.births) for item in found)
-        edit = Edit(index, history.generation, None, {}, {}, (), joined=joined)
-        history.modules = structure(model)
-        history.edits = [*history.edits, edit]
-        if before is not None:
-            before.check(model, history)
+    with torch.inference_mode(mode=False), torch.no_grad():
+        found = [
+            consolidated(path, split, births, index)
+            for path, split in _splits(model)
+            if len(births := _births(split, born)) > 1 and _uniform(split, births)
+        ]
+    if not found:
+        return None
+    before = before_edit(model, history, check=check)
+    replacing = plan_replacing(optimizers, [p for item in found for p in item.parameters])
+    keep_(history, undo)
+    for item in found:
+        put_joined_(item, undo)
+    replace_(replacing, undo)
+    joined = tuple(JoinedBlocks(item.path, item.births) for item in found)
+    edit = Edit(index, history.generation, None, {}, {}, (), joined=joined)
+    history.modules = structure(model)
+    history.edits = [*history.edits, edit]
+    if before is not None:
+        before.check(model, history)
     return edit
 
 
@@ -143,8 +140,9 @@ def consolidated(path: str, split: SplitLayer, births: tuple[int, ...], index: i
     kept = [i for i, block in enumerate(split.blocks) if block.edit not in births]
     blocks = [split.blocks[i] for i in kept]
     modules = [split[i] for i in kept]
-    for kind, wanted in planned_blocks(split.layer_type, split.original, sizes, gain).items():
-        modules.append(build_block(split, kind, wanted, device="meta").train(split.training))
+    layer = split.layer_type, split.original
+    for kind, wanted in planned_blocks(*layer, sizes, gain).items():
+        modules.append(build_block(*layer, kind, wanted, device="meta").train(split.training))
         blocks.append(Block("helper" if kind == "helper" else "new", index))
     after = Composition(tuple(modules), tuple(blocks), ins, outs)
     joined = [i for i, block in enumerate(before.blocks) if block.edit in births]

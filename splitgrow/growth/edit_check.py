@@ -22,7 +22,7 @@ from splitgrow.analysis.output_comparison import (
 from splitgrow.errors import InexactError
 from splitgrow.growth.history import History, show_edit_
 from splitgrow.utils.op_numbers import Scalars
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
 
 
@@ -122,10 +122,13 @@ def _first_difference(model: nn.Module, history: History, tolerance: float) -> s
     def run(seen: Callable[[Value], None]) -> None:
         outputs_of(model, inputs, watch=ValueWatch(model, seen), touched=touched)
 
+    @temporarily
+    def run_before(undo: Undo) -> None:
+        show_edit_(model, history, history.edits[-1].index - 1, undo)
+        run(before.append)
+
     with suppress(NotRunnableError):
-        with Meanwhile() as meanwhile, meanwhile:
-            show_edit_(model, history, history.edits[-1].index - 1, meanwhile)
-            run(before.append)
+        run_before()
         place = first_difference(run, before, tolerance)
         return f"; {place}" if place else ""
     return ""

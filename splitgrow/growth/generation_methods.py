@@ -12,7 +12,7 @@ from splitgrow.growth.apply import next_generation_, param_groups_of, parameters
 from splitgrow.growth.history import view_
 from splitgrow.growth.history_lookup import Handled
 from splitgrow.utils.model_lock import lock_
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo
 
 
 class GenerationMethods(Handled):
@@ -35,9 +35,7 @@ class GenerationMethods(Handled):
         Returns:
             The number of the generation that is open now.
         """
-        with self._turn("close a generation"), Meanwhile() as meanwhile, meanwhile:
-            self._alone("close a generation", meanwhile)
-            return next_generation_(self._model, self._history)
+        return self._operation("close a generation", next_generation_)
 
     def generation_parameters(self, generation: int | None = None) -> list[nn.Parameter]:
         """The parameters that were born in a generation.
@@ -85,9 +83,7 @@ class GenerationMethods(Handled):
 
     def unfreeze(self) -> None:
         """Lets everything train again. Closed generations are no longer exact from here on."""
-        with self._turn("unfreeze"), Meanwhile() as meanwhile, meanwhile:
-            self._alone("unfreeze", meanwhile)
-            unfreeze_all_(self._model, self._history)
+        self._operation("unfreeze", unfreeze_all_)
 
     @contextmanager
     def at(self, generation: int) -> Iterator[nn.Module]:
@@ -115,9 +111,10 @@ class GenerationMethods(Handled):
             SplitGrowError: If another thread shows a generation, or goes on running the model.
         """
         what, gate = "show a generation", self._history.gate
-        with self._turn(what), Meanwhile() as meanwhile, meanwhile:
-            meanwhile.keep(vars(gate))
+        gate.refuse_if_shown(what)
+        with gate.lock, Undo() as undo, undo:
+            undo.keep(vars(gate))
             gate.shown = generation
-            lock_(self._model, gate, what, meanwhile)
-            view_(self._model, self._history, generation, meanwhile)
+            lock_(self._model, gate, what, undo)
+            view_(self._model, self._history, generation, undo)
             yield self._model

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable
+from typing import Concatenate
 
 from torch import nn
 
 from splitgrow.errors import SplitGrowError
 from splitgrow.growth.history import History
-from splitgrow.utils.model_lock import lock_, refuse_inside_forward
-from splitgrow.utils.preserve import keep_modes_
-from splitgrow.utils.rollback import Undo
+from splitgrow.utils.model_lock import change_alone, refuse_inside_forward
+from splitgrow.utils.rollback import P, T, Undo
 from splitgrow.utils.wrappers import refuse_wrapped
 
 HISTORY = "_splitgrow_history"
@@ -50,24 +49,31 @@ class Handled:
         self._model = model
         self._history = history_of(model)
 
-    def _turn(self, what: str) -> AbstractContextManager[Any]:
-        """A context in which no other thread changes the model.
+    def _operation(
+        self,
+        what: str,
+        work: Callable[Concatenate[Undo, nn.Module, History, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Runs an operation all or nothing, while no other thread runs or changes the model.
 
-        Raises:
-            SplitGrowError: If another thread shows a generation.
-        """
-        self._history.gate.refuse_if_shown(what)
-        return self._history.gate.lock
+        Every method that changes the model is one such call.
 
-    def _alone(self, what: str, undo: Undo) -> None:
-        """Has other threads' calls of the model wait, too.
+        Args:
+            what: What is to be done, for errors.
+            work: Does it, given an `Undo`, the model, its history, and the arguments.
+            args: Its other positional arguments.
+            kwargs: Its named arguments.
 
         Raises:
             SplitGrowError: If an earlier generation is being shown, or the model is running.
             UnsupportedModelError: If the model is in a wrapper for several processes.
         """
-        self._history.refuse_while_viewing(what)
-        refuse_wrapped(self._model, what)
-        refuse_inside_forward(self._model, what)
-        keep_modes_(undo)
-        lock_(self._model, self._history.gate, what, undo)
+        model, history = self._model, self._history
+        history.gate.refuse_if_shown(what)
+        with history.gate.lock:  # or another thread may change modules while these are asked
+            history.refuse_while_viewing(what)
+            refuse_wrapped(model, what)
+            refuse_inside_forward(model, what)
+            return change_alone(model, history.gate, what, work, model, history, *args, **kwargs)

@@ -19,11 +19,11 @@ from splitgrow.growth.edits import Edit, InputChange
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.planning import plan_changes, plan_numbers
 from splitgrow.growth.value_trials import analyse_again
-from splitgrow.utils.preserve import keep_surroundings_
 from splitgrow.utils.rollback import Undo
 
 
 def expand_input_(  # noqa: PLR0913
+    undo: Undo,
     model: nn.Module,
     history: History,
     n: int,
@@ -34,7 +34,7 @@ def expand_input_(  # noqa: PLR0913
     optimizer: object,
     check: bool,
 ) -> Edit:
-    """Adds channels to an input, all or nothing.
+    """Adds channels to an input.
 
     Raises:
         TypeError: If n is not an int.
@@ -46,32 +46,30 @@ def expand_input_(  # noqa: PLR0913
         raise ValueError(f"n (={n}) must be at least 1: inputs only grow")
     check_structure(model, history)
     before = before_edit(model, history, check=check)
-    with Undo() as undo, undo:
-        keep_surroundings_(model, undo)
-        name = _named(model, history.inputs, name)
-        graph, axes = analyse_with_free_input(model, history.inputs, name)
-        dim = _channel_dim(graph, axes, name)
-        growth = _growth(graph, axes[dim], name, n)
-        keep_(history, undo)
-        history.graph = graph
-        generation, closes = history.next_edit(freeze=freeze)
-        edit = Edit(
-            index=len(history.edits) + 1,
-            generation=generation,
-            closes=closes,
-            request={f"input {name}": n},
-            growth=growth,
-            changes=plan_changes(graph, history.modules, growth),
-            numbers=plan_numbers(graph, growth),
-            inputs=(_change(graph, axes[dim], name, dim, n),),
-        )
-        edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
-        history.narrower = (*history.narrower, (edit.index, history.inputs))
-        history.inputs = widened(model, history.inputs, edit.inputs)
-        history.graph = analyse_again(model, history.inputs, history.broken)
-        history.modules = structure(model)
-        if before is not None:
-            before.check(model, history)
+    name = _named(model, history.inputs, name)
+    graph, axes = analyse_with_free_input(model, history.inputs, name)
+    dim = _channel_dim(graph, axes, name)
+    growth = _growth(graph, axes[dim], name, n)
+    keep_(history, undo)
+    history.graph = graph
+    generation, closes = history.next_edit(freeze=freeze)
+    edit = Edit(
+        index=len(history.edits) + 1,
+        generation=generation,
+        closes=closes,
+        request={f"input {name}": n},
+        growth=growth,
+        changes=plan_changes(graph, history.modules, growth),
+        numbers=plan_numbers(graph, growth),
+        inputs=(_change(graph, axes[dim], name, dim, n),),
+    )
+    edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
+    history.narrower = (*history.narrower, (edit.index, history.inputs))
+    history.inputs = widened(model, history.inputs, edit.inputs)
+    history.graph = analyse_again(model, history.inputs, history.broken)
+    history.modules = structure(model)
+    if before is not None:
+        before.check(model, history)
     return edit
 
 

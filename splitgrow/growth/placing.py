@@ -58,11 +58,12 @@ def prepare(
     before = (change.in_width[0], change.width[0])
     gain = (change.in_width[1] - before[0], change.width[1] - before[1])
     blocks, purposes = list(split), list(split.blocks)
-    for kind, sizes in planned_blocks(split.layer_type, split.original, before, gain).items():
+    layer = split.layer_type, split.original
+    for kind, sizes in planned_blocks(*layer, before, gain).items():
         if initialise is None:
-            block = build_block(module, kind, sizes, device="meta")
+            block = build_block(*layer, kind, sizes, device="meta")
         else:
-            block = build_block(module, kind, sizes)
+            block = build_block(*layer, kind, sizes)
             initialise(block, kind, silent_channels(change, kind))
             _match_memory_format(block, split.original)
         blocks.append(block.train(split.training))
@@ -111,5 +112,4 @@ def set_blocks_(
         undo: Takes it back.
     """
     undo.keep(vars(split))
-    split.ins, split.outs = layouts
-    split.set_blocks(*blocks)
+    split.set_blocks(*blocks, *layouts)

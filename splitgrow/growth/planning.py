@@ -181,8 +181,9 @@ def plan_changes(
         if ins or outs:
             before = (graph.groups.length(node.ins), graph.groups.length(node.outs))
             gain = (sum(count for _, count in ins), sum(count for _, count in outs))
-            layer = stock(modules[node.name])
-            blocks = planned_blocks(known_layer_type(layer), layer, before, gain)
+            original = stock(modules[node.name])
+            layer = known_layer_type(original)
+            blocks = planned_blocks(layer, original, before, gain)
             changes.append(
                 LayerChange(
                     name=node.name,
@@ -194,7 +195,7 @@ def plan_changes(
                     silent_ins=graph.silent_insertions(node.ins, growth),
                     silent_outs=graph.silent_insertions(node.outs, growth),
                     blocks=tuple(blocks),
-                    parameters=_count_parameters(layer, blocks),
+                    parameters=_count_parameters(layer, original, blocks),
                 )
             )
     return tuple(changes)
@@ -230,16 +231,18 @@ def planned_blocks(
     return blocks
 
 
-def build_block(module: nn.Module, kind: str, sizes: tuple[int, int], **options: str) -> nn.Module:
-    """A block for a layer."""
-    layer = stock(module)
-    entry = known_layer_type(layer)
-    build = entry.merging.helper if kind == "helper" else entry.build
-    return build(layer, sizes, **options)
+def build_block(
+    layer: LayerType, original: nn.Module, kind: str, sizes: tuple[int, int], **options: str
+) -> nn.Module:
+    """A block for a layer of a type, as the layer was at first."""
+    build = layer.merging.helper if kind == "helper" else layer.build
+    return build(original, sizes, **options)
 
 
-def _count_parameters(module: nn.Module, blocks: Mapping[str, tuple[int, int]]) -> int:
-    built = [build_block(module, kind, sizes, device="meta") for kind, sizes in blocks.items()]
+def _count_parameters(
+    layer: LayerType, original: nn.Module, blocks: Mapping[str, tuple[int, int]]
+) -> int:
+    built = (build_block(layer, original, *block, device="meta") for block in blocks.items())
     return sum(parameter.numel() for block in built for parameter in block.parameters())
 
 

@@ -44,7 +44,7 @@ from splitgrow.layers.types import known_layer_type
 from splitgrow.utils.infinite_inputs import Infinities
 from splitgrow.utils.op_numbers import Scalars
 from splitgrow.utils.preserve import ignore_warnings_, keep_modes_, keep_surroundings_
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
 
 _GAINS = (1, 3)
@@ -88,20 +88,21 @@ def fix_what_values_break(
     return broken
 
 
+@temporarily
 def analyse_again(
-    model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str]
+    undo: Undo, model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str]
 ) -> ChannelGraph:
     """The channel graph of a model that was changed; the warnings were given the first time.
 
     Args:
+        undo: Puts the warning filters back.
         model: Any module. It is not changed.
         inputs: The positional arguments of an example call.
         broken: The layers whose growth was found to change what the model computes, and why.
     """
-    with Meanwhile() as meanwhile, meanwhile:
-        keep_modes_(meanwhile)
-        ignore_warnings_()
-        graph = analyse(model, inputs)
+    keep_modes_(undo)
+    ignore_warnings_()
+    graph = analyse(model, inputs)
     for name in broken.keys() & graph.nodes.keys():
         graph.groups.fix(graph.nodes[name].outs, broken[name])
     return graph
@@ -237,15 +238,19 @@ class _ValueTrial:
 
     def _widened(self, growth: Mapping[int, int], run: Callable[[], _Result]) -> _Result:
         """What a function gives while the model is wider."""
-        with Meanwhile() as meanwhile, meanwhile:
-            keep_surroundings_(self.model, meanwhile)
+
+        @temporarily
+        def wider(undo: Undo) -> _Result:
+            keep_surroundings_(self.model, undo)
             modules = structure(self.model)
             changes = plan_changes(self.graph, modules, growth)
             with torch.inference_mode(mode=False):
                 prepared = [prepare(modules, self.edit, change, stirred) for change in changes]
             numbers = plan_numbers(self.graph, growth)
-            widen_(self.model, modules, prepared, numbers, meanwhile)
+            widen_(self.model, modules, prepared, numbers, undo)
             return run()
+
+        return wider()
 
     def _compared(self, growth: Mapping[int, int]) -> tuple[Comparison, str]:
         """What it gives against what it gave before, and where an op is given another number."""

@@ -45,6 +45,8 @@ class Composition:
         blocks: What each is for.
         ins: Where the input channels came from.
         outs: Where the output channels came from.
+        original: The layer as it was before its first growth.
+        sizes: The numbers of input and output channels.
         layer_type: The entry for the type of its blocks.
     """
 
@@ -52,10 +54,13 @@ class Composition:
     blocks: tuple[Block, ...]
     ins: Layout
     outs: Layout
+    original: nn.Module = field(init=False, compare=False)
+    sizes: tuple[int, int] = field(init=False, compare=False)
     layer_type: LayerType = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layer_type", known_layer_type(self.original))
+        original, sizes = self.modules[0], (self.ins.length, self.outs.length)
+        vars(self).update(original=original, sizes=sizes, layer_type=known_layer_type(original))
         for module in self.modules:
             if type(module) is not type(self.original):
                 known_layer_type(module)
@@ -66,11 +71,6 @@ class Composition:
             )
 
     @property
-    def original(self) -> nn.Module:
-        """The layer as it was before its first growth."""
-        return self.modules[0]
-
-    @property
     def merging(self) -> Merging:
         """How its blocks make one plain layer."""
         return self.layer_type.merging
@@ -79,11 +79,6 @@ class Composition:
     def template(self) -> nn.Module:
         """The plain layer that it equals, without values."""
         return self.merging.merged(self.original, self.sizes, device="meta")
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """The numbers of input and output channels."""
-        return self.ins.length, self.outs.length
 
     @property
     def names(self) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.utils.eager import is_eager, is_watched
-from splitgrow.utils.rollback import Undo
+from splitgrow.utils.rollback import Undo, all_or_nothing
 
 FadeShape = Literal["linear", "cosine"]
 
@@ -241,9 +241,7 @@ class FadeSchedule:
         found = _fades_in(target)
         self._set(steps, shape, start, taken=0)
         self._fades = [fade for fade in found if not fade.finished]
-        with Undo() as undo, undo:
-            self._keep(undo)
-            self._show()
+        all_or_nothing(self._show)()
 
     @property
     def steps(self) -> int:
@@ -268,10 +266,7 @@ class FadeSchedule:
     def step(self) -> None:
         """Advances all fades by one step."""
         if self._taken < self._steps:
-            with Undo() as undo, undo:
-                self._keep(undo)
-                self._taken += 1
-                self._show()
+            all_or_nothing(self._show)(**{**self.state_dict(), "taken": self._taken + 1})
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and a word, from which another schedule goes on."""
@@ -293,15 +288,7 @@ class FadeSchedule:
         if state.keys() != expected:
             given = ", ".join(map(str, state))
             raise ValueError(f"a FadeSchedule's state has {', '.join(expected)}; got {given}")
-        with Undo() as undo, undo:
-            self._keep(undo)
-            self._set(**state)
-            self._show()
-
-    def _keep(self, undo: Undo) -> None:
-        for fade in self._fades:
-            undo.on_failure(partial(fade.share.copy_, fade.share.clone()))  # waits for nothing
-        undo.keep(vars(self))
+        all_or_nothing(self._show)(**state)
 
     def _set(self, steps: int, shape: str, start: float, taken: int) -> None:
         for name, value, least in (("steps", steps, 1), ("taken", taken, 0)):
@@ -316,7 +303,13 @@ class FadeSchedule:
         start = _checked_share(start, "start")
         self._steps, self._shape, self._start, self._taken = steps, shape, start, taken
 
-    def _show(self) -> None:
+    def _show(self, undo: Undo, /, **state: Any) -> None:
+        """Takes over a state, if one is given, and sets the fades' alpha."""
+        for fade in self._fades:
+            undo.on_failure(partial(fade.share.copy_, fade.share.clone()))  # waits for nothing
+        undo.keep(vars(self))
+        if state:
+            self._set(**state)
         for fade in self._fades:
             fade.alpha = self.alpha
 

@@ -91,7 +91,6 @@ class Deepened(nn.Module):
         self.view: int | None = None
         self.tensor_result = True
         self.answers = False
-        self.training = original.training
 
     @property
     def wrapped(self) -> nn.Module:

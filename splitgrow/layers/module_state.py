@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -107,21 +108,29 @@ _OURS = frozenset(
 
 def may_hold(module: nn.Module, owner: str, name: str) -> bool:
     """Whether what has this name is the module's own, rather than torch's or splitgrow's."""
+    return name not in _names_of_others(module, owner)
+
+
+def _names_of_others(module: nn.Module, owner: str) -> AbstractSet[str]:
     if owner:
-        return True
-    if name in _TORCHS or (_is_wrapper(module) and name in _OURS):
-        return False
+        return frozenset()
     # torch.nn.utils.weight_norm and its like compute a weight from these before each call.
-    return not any(f"{name}_{kind}" in module._parameters for kind in ("g", "orig"))  # noqa: SLF001
+    computed = {
+        name.removesuffix(suffix)
+        for name in module._parameters  # noqa: SLF001
+        for suffix in ("_g", "_orig")
+        if name.endswith(suffix)
+    }
+    return _TORCHS | computed | (_OURS if _is_wrapper(module) else frozenset())
 
 
 def _plain_in(own: Mapping[str, Any], owner: str, module: nn.Module, memo: Memo) -> dict[str, Any]:
     """Copies of the plain data in a dictionary."""
-    found = {}
+    found, others = {}, _names_of_others(module, owner)
     for name, value in own.items():
-        if may_hold(module, owner, name):
+        if name not in others:
             try:
-                found[name] = copied(value, memo)
+                found[name] = value if type(value) in _ATOMS else copied(value, memo)
             except NotPlain:
                 continue
     return found
@@ -259,8 +268,9 @@ def _show_in(
 
 
 def _plain_names(own: Mapping[str, Any], owner: str, module: nn.Module) -> Iterator[str]:
+    others = _names_of_others(module, owner)
     for name, value in own.items():
-        if may_hold(module, owner, name) and is_plain(value):
+        if name not in others and is_plain(value):
             yield name
 
 

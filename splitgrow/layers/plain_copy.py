@@ -17,7 +17,7 @@ from splitgrow.layers.insertion_wrapper import Deepened
 from splitgrow.layers.module_state import may_hold
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.unwrap import unwrap_
-from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.utils.rollback import Undo, temporarily
 
 
 def plain_copy(
@@ -49,10 +49,7 @@ def plain_copy(
     theirs: list[tuple[nn.Module, _Stores]] = []
     for part in module.modules():
         if isinstance(part, SplitLayer):
-            with Meanwhile() as meanwhile, meanwhile:
-                for block in part:
-                    _compute_anew_(block, meanwhile)
-                memo[id(part)] = layer = stock_of(part, view)
+            memo[id(part)] = layer = _stock_of_computed(part, view, stock_of)
             theirs.append((layer, _users_own(part, layer)))
             if finish is not None:
                 finish(part, memo[id(part)])
@@ -70,6 +67,19 @@ def plain_copy(
         if id(fade) in memo:
             memo[id(fade)].alpha = alpha
     return unwrap_(copied, view, end_fades=shares is not None)
+
+
+@temporarily
+def _stock_of_computed(
+    undo: Undo,
+    split: SplitLayer,
+    view: int | None,
+    stock_of: Callable[[SplitLayer, int | None], nn.Module],
+) -> nn.Module:
+    """The stock layer of a grown one, of weights as they would be computed at its next call."""
+    for block in split:
+        _compute_anew_(block, undo)
+    return stock_of(split, view)
 
 
 _Stores = dict[str, dict[str, Any]]

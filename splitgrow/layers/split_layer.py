@@ -39,17 +39,26 @@ class SplitLayer(nn.ModuleList):
         view: The number of the last edit that is seen by `forward`; None for all.
     """
 
+    blocks: tuple[Block, ...]
+    ins: Layout
+    outs: Layout
+    view: int | None
+    _runner: Runner | None
+
     def __init__(self, original: nn.Module) -> None:
         super().__init__([original])
-        inputs, outputs = self.layer_type.sizes(original)
-        self.ins = Layout.original(inputs)
-        self.outs = Layout.original(outputs)
-        self.view: int | None = None
-        self.blocks: tuple[Block, ...] = (Block("original", 0),)
-        self._runner: Runner | None = None
-        for store in ("_parameters", "_buffers"):
-            names = self.layer_type.tensors(original)
-            self.__dict__[store] = Guarded(names, type(original).__name__)
+        known = self.layer_type
+        inputs, outputs = known.sizes(original)
+        names, layer = known.tensors(original), type(original).__name__
+        self.__dict__.update(
+            blocks=(Block("original", 0),),
+            ins=Layout.original(inputs),
+            outs=Layout.original(outputs),
+            view=None,
+            _runner=None,
+            _parameters=Guarded(names, layer),
+            _buffers=Guarded(names, layer),
+        )
 
     @property
     def original(self) -> nn.Module:
@@ -66,18 +75,22 @@ class SplitLayer(nn.ModuleList):
         """How the last call was executed; None before the first."""
         return self._runner.ran if self._runner is not None else None
 
-    def set_blocks(self, modules: Sequence[nn.Module], blocks: Sequence[Block]) -> None:
-        """Replaces all modules but the original, and what they are for."""
+    def set_blocks(
+        self, modules: Sequence[nn.Module], blocks: Sequence[Block], ins: Layout, outs: Layout
+    ) -> None:
+        """Replaces all modules but the original, what they are for, and where channels lie."""
         kept = {"0": self.original}
         kept.update((str(index), module) for index, module in enumerate(modules[1:], 1))
-        composition = Composition(tuple(kept.values()), tuple(blocks), self.ins, self.outs)
+        composition = Composition(tuple(kept.values()), tuple(blocks), ins, outs)
         # What has no values yet does not run yet; making ready for it takes as long as there are
         # blocks, which is too long for each of the many edits of a journal.
         empty = any(tensor.is_meta for tensor in modules[-1].parameters())
         runner = None if empty else Runner(composition, None)
-        self._modules = kept  # in one step, so that an interruption finds all of them or the old
-        self.blocks = composition.blocks
-        self._runner = runner  # here, since torch's compiler could not follow it in `forward`
+        # In one step, so that an interruption finds all of it or the old. The runner is made here,
+        # since torch's compiler could not follow that in `forward`.
+        self.__dict__.update(
+            _modules=kept, blocks=composition.blocks, ins=ins, outs=outs, _runner=runner
+        )
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output at its present size, or at that of the edit in `view`."""

@@ -16,7 +16,7 @@ from splitgrow.growth.optimizers import Joining, NewParameter, join_, leave_, li
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import Owned, free_, freeze_, held, let_move_
 from splitgrow.utils.preserve import keep_surroundings_
-from splitgrow.utils.rollback import Undo
+from splitgrow.utils.rollback import Undo, all_or_nothing
 from splitgrow.utils.wrappers import refuse_wrapped
 
 
@@ -121,7 +121,8 @@ class Progressive(nn.Module, ABC):
         halves = self.halves()
         for half in halves:
             half.check_ready()
-        with Undo() as undo, undo:
+
+        def grow(undo: Undo) -> list[nn.Parameter]:
             keep_surroundings_(self, undo)
             coming = [half.upcoming() for half in halves]
             paths = {module: name for name, module in self.named_modules()}
@@ -137,6 +138,8 @@ class Progressive(nn.Module, ABC):
             join_(joining, undo)
             leave_(optimizers, gone, undo)
             return [item.parameter for item in new]
+
+        return all_or_nothing(grow)()
 
     def finish(self, *, optimizer: object = None) -> None:
         """Drops the old adapters, once they no longer count. Without a fade it does nothing.
@@ -156,18 +159,23 @@ class Progressive(nn.Module, ABC):
         refuse_wrapped(self, "finish", mirrored=False)
         for half in self.halves():
             half.check_faded()
-        with Undo() as undo, undo:
+
+        def finish(undo: Undo) -> None:
             gone = [parameter for half in self.halves() for parameter in half.finish_(undo)]
             leave_(optimizers, gone, undo)
 
+        all_or_nothing(finish)()
+
     def thaw(self) -> None:
         """Lets everything train again that `grow(freeze=True)` froze."""
-        with Undo() as undo, undo:
-            self._keep(undo)
-            free_(self._frozen, undo)
-            for module in self._held:
-                let_move_(module, undo, training=self.training)
-            self._frozen, self._held = [], []
+        all_or_nothing(self._thaw)()
+
+    def _thaw(self, undo: Undo) -> None:
+        self._keep(undo)
+        free_(self._frozen, undo)
+        for module in self._held:
+            let_move_(module, undo, training=self.training)
+        self._frozen, self._held = [], []
 
     def _keep(self, undo: Undo) -> None:
         undo.on_failure(partial(vars(self).update, _frozen=self._frozen, _held=self._held))

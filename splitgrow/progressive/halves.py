@@ -7,7 +7,7 @@ every Parameter its name, when the fade begins and when it is over.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from splitgrow.progressive.base import Progressive, Upcoming
 from splitgrow.progressive.ways import Maker, Path, Stage, Way, pointwise
 from splitgrow.utils.eager import is_eager, is_watched
 from splitgrow.utils.preserve import undisturb_
-from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.utils.rollback import Undo, temporarily
 
 
 class ProgressiveHalf(Progressive):
@@ -131,12 +131,7 @@ class ProgressiveHalf(Progressive):
         x = torch.zeros(self._probe(trial["0"]))
         x = x if parameter is None else x.to(parameter)
         try:
-            with Meanwhile() as meanwhile, meanwhile:
-                undisturb_(holder, meanwhile)
-                torch.set_grad_enabled(False)
-                for module in holder.modules():
-                    module.training = False
-                old, new = (tuple(path(x).shape) for path in paths)
+            old, new = _shapes_made(holder, paths, x)
         except MemoryError:
             raise
         except Exception as error:
@@ -295,3 +290,15 @@ def _check(stages: Any, channels: Any, image_channels: Any, start: Any) -> None:
             raise TypeError(f"{name} must be an int, got {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")
+
+
+@temporarily
+def _shapes_made(
+    undo: Undo, holder: nn.Module, paths: Iterable[Path], x: Tensor
+) -> list[tuple[int, ...]]:
+    """The shapes of what paths through a module make of a tensor, in evaluation mode."""
+    undisturb_(holder, undo)
+    torch.set_grad_enabled(False)
+    for module in holder.modules():
+        module.training = False
+    return [tuple(path(x).shape) for path in paths]

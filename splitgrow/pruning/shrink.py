@@ -34,7 +34,7 @@ from splitgrow.pruning.narrow import (
 )
 from splitgrow.pruning.weight_connections import has_weights, sections
 from splitgrow.utils.preserve import ignore_warnings_, keep_modes_, keep_random_states_
-from splitgrow.utils.rollback import Meanwhile
+from splitgrow.utils.rollback import Undo, temporarily
 
 
 def without_dead_units(
@@ -87,12 +87,18 @@ def without_dead_units(
         raise TypeError(f"example_inputs must be a tensor or a tuple, got {type(inputs).__name__}")
     _refuse(network)
     inputs = pytree.tree_map_only(Tensor, Tensor.detach, inputs)
-    with Meanwhile() as meanwhile, meanwhile:
-        keep_modes_(meanwhile)
-        keep_random_states_(network.modules(), meanwhile)
-        ignore_warnings_()  # what analysis warns of was said when the network was made growable
-        smaller = copy.deepcopy(network)
-        return smaller, _shrink_(smaller, inputs)
+    return _smaller(network, inputs)
+
+
+@temporarily
+def _smaller(
+    undo: Undo, network: nn.Module, inputs: tuple[Any, ...]
+) -> tuple[nn.Module, Narrowing]:
+    keep_modes_(undo)
+    keep_random_states_(network.modules(), undo)
+    ignore_warnings_()  # what analysis warns of was said when the network was made growable
+    smaller = copy.deepcopy(network)
+    return smaller, _shrink_(smaller, inputs)
 
 
 def _refuse(network: nn.Module) -> None:

@@ -6,7 +6,7 @@ import random
 import sys
 import warnings
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from enum import Enum
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -131,31 +131,31 @@ def keep_attributes_(modules: Sequence[nn.Module], undo: Undo, *, tensors: bool 
     undo.keep(*kept, *stores, *hooks)
     apart = {id(value) for value in (*stores, *hooks)}
     known: dict[int, tuple[Any, Any]] = {}
+    types = _NESTING | {torch.Tensor} if tensors else _NESTING
     for own in kept:
         for name, value in own.items():
             if type(value) in _NESTING and id(value) not in apart:
-                own[name] = _unshared(value, known, tensors=tensors)
+                own[name] = _unshared(value, known, types)
 
 
-def _unshared(value: Any, known: dict[int, tuple[Any, Any]], *, tensors: bool) -> Any:
-    """A copy of a container and the containers in it; anything else as it is."""
-    if type(value) not in _NESTING and not (tensors and type(value) is torch.Tensor):
-        return value
+def _unshared(value: Any, known: dict[int, tuple[Any, Any]], types: Container[type]) -> Any:
+    """A copy of a container, with copies of what it holds that is of some types, one of each."""
     if id(value) in known:
         return known[id(value)][1]
-    if type(value) is torch.Tensor:
+    kind = type(value)
+    if kind is torch.Tensor:
         copy: Any = value.detach().clone()
-    elif type(value) is tuple:
-        items = [_unshared(item, known, tensors=tensors) for item in value]
+    elif kind is tuple:
+        items = [_unshared(i, known, types) if type(i) in types else i for i in value]
         changed = any(new is not old for new, old in zip(items, value, strict=True))
         copy = tuple(items) if changed else value
     else:
         copy = value.copy()
     known[id(value)] = value, copy
-    if type(value) is not set and copy is not value:
-        places = value.items() if type(value) in _MAPPINGS else enumerate(value)
-        for place, item in places if type(value) in _CONTAINERS else ():
-            copy[place] = _unshared(item, known, tensors=tensors)
+    if kind in _CONTAINERS and kind is not set:
+        for place, item in value.items() if kind in _MAPPINGS else enumerate(value):
+            if type(item) in types:
+                copy[place] = _unshared(item, known, types)
     return copy
 
 

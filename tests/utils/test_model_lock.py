@@ -95,6 +95,47 @@ def test_a_change_waits_for_a_call_in_another_thread(change):
     assert type(model) is type(network()[0])
 
 
+class Times(nn.Module):
+    """A product of two layers' outputs of one unit, in which shapes tell no mixture of networks."""
+
+    def __init__(self, halting: Halting) -> None:
+        super().__init__()
+        self.one, self.other, self.out = nn.Linear(3, 1), nn.Linear(3, 1), nn.Linear(1, 2)
+        self.halting = halting
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.halting(self.one(x))
+        return self.out(y * self.other(x))
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["waiting", "control"])
+def test_a_call_under_way_mixes_no_networks_since_growth_waits(monkeypatch, waits):
+    torch.manual_seed(0)
+    halting = Halting()
+    model: Any = splitgrow.growable(Times(halting).double(), X)
+    expected, halting.halts = run(model), True
+    if not waits:
+        monkeypatch.setattr(gate, "_running", lambda modules: iter(()))
+    with ThreadPoolExecutor(2) as pool:
+        call = pool.submit(run, model)
+        assert halting.arrived.wait(PATIENT)
+        growing = pool.submit(model.expand_layer, "one", 2, check=False)
+        if waits:
+            with pytest.raises(TimeoutError):
+                growing.result(0.1)
+        else:
+            growing.result(PATIENT)
+            with torch.no_grad():
+                for parameter in model.generation_parameters(1):
+                    parameter.fill_(0.5)
+        halting.go_on.set()
+        given = call.result(PATIENT)
+        growing.result(PATIENT)
+    halting.halts = False
+    assert torch.equal(given, expected) is waits
+    assert waits or not torch.allclose(given, run(model))
+
+
 @pytest.mark.parametrize("entered", ["the model", "a part of it", "its forward"])
 def test_a_change_is_refused_if_a_call_does_not_end(monkeypatch, entered):
     monkeypatch.setattr(gate, "PATIENCE", 0.05)
@@ -129,13 +170,7 @@ def test_a_call_waits_for_a_change_in_another_thread(change, monkeypatch):
         in_the_middle.set()
         assert go_on.wait(PATIENT)
 
-    users = (
-        "growth.history_lookup",
-        "growth.generation_methods",
-        "deploy.deploy_check",
-        "growable",
-    )
-    for name in users:  # names of functions, too
+    for name in ("utils.model_lock", "growth.generation_methods", "deploy.deploy_check"):
         monkeypatch.setattr(sys.modules[f"splitgrow.{name}"], "lock_", close_and_halt)
     with ThreadPoolExecutor(3) as pool:
         changing = pool.submit(change, model)

@@ -24,7 +24,7 @@ from splitgrow.layers.plain_copy import plain_copy
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import layer_type_of
 from splitgrow.utils.preserve import undisturb_
-from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.utils.rollback import Undo, temporarily
 
 
 def copied_block(
@@ -158,8 +158,13 @@ def announce_(block: nn.Module, model: nn.Module, undo: Undo) -> None:
             config.layer_types = [*types, types[-1]]
 
 
+@temporarily
 def _check(
-    model: nn.Module, host: tuple[str, nn.Module], block: nn.Module, inputs: tuple[Any, ...]
+    undo: Undo,
+    model: nn.Module,
+    host: tuple[str, nn.Module],
+    block: nn.Module,
+    inputs: tuple[Any, ...],
 ) -> None:
     """Makes sure that the copy passes on whatever the block made, on random input as well.
 
@@ -174,23 +179,22 @@ def _check(
             f"a copy of `{path}` is tried out on values before it is believed, and the meta device "
             f"has none; insert it where the model has values"
         )
-    with Meanwhile() as meanwhile, meanwhile:
-        undisturb_(model, meanwhile)
-        undisturb_(block, meanwhile)
-        torch.set_grad_enabled(False)
-        generator = torch.Generator(x.device).manual_seed(0)
-        for scale in (0.0, 1.0, 10.0):
-            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            given = with_first_argument(original, args, kwargs, x if not scale else scale * noise)
-            given = copy.deepcopy(given)  # caches among the arguments are filled
-            made = first_of(_in_evaluation(original, *given))
-            again = with_first_argument(original, *given, made)
-            if not torch.equal(first_of(_in_evaluation(block, *again)), made):
-                raise InsertionError(
-                    f"a copy of `{path}` would change what that made, even with the last layers of "
-                    f"its branches at zero: something else than adding lies behind them, such as a "
-                    f"norm; kind='residual' is exact there"
-                )
+    undisturb_(model, undo)
+    undisturb_(block, undo)
+    torch.set_grad_enabled(False)
+    generator = torch.Generator(x.device).manual_seed(0)
+    for scale in (0.0, 1.0, 10.0):
+        noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        given = with_first_argument(original, args, kwargs, x if not scale else scale * noise)
+        given = copy.deepcopy(given)  # caches among the arguments are filled
+        made = first_of(_in_evaluation(original, *given))
+        again = with_first_argument(original, *given, made)
+        if not torch.equal(first_of(_in_evaluation(block, *again)), made):
+            raise InsertionError(
+                f"a copy of `{path}` would change what that made, even with the last layers of "
+                f"its branches at zero: something else than adding lies behind them, such as a "
+                f"norm; kind='residual' is exact there"
+            )
 
 
 def _in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -203,8 +207,9 @@ class _Captured(Exception):  # noqa: N818
     """The arguments of a call, as soon as it was made."""
 
 
+@temporarily
 def captured(
-    model: nn.Module, host: nn.Module, inputs: tuple[Any, ...]
+    undo: Undo, model: nn.Module, host: nn.Module, inputs: tuple[Any, ...]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with which a module is called when the model runs on its example inputs.
 
@@ -215,15 +220,14 @@ def captured(
     def capture(*args: Any, **kwargs: Any) -> Any:
         raise _Captured(args, kwargs)
 
-    with Meanwhile() as meanwhile, meanwhile:
-        undisturb_(model, meanwhile)
-        torch.set_grad_enabled(False)
-        for module in model.modules():
-            module.__dict__["training"] = False
-        host.__dict__["forward"] = capture
-        try:
-            model(*inputs)
-        except _Captured as captured:
-            args, kwargs = captured.args
-            return args, dict(kwargs)
+    undisturb_(model, undo)
+    torch.set_grad_enabled(False)
+    for module in model.modules():
+        module.__dict__["training"] = False
+    host.__dict__["forward"] = capture
+    try:
+        model(*inputs)
+    except _Captured as captured:
+        args, kwargs = captured.args
+        return args, dict(kwargs)
     raise InsertionError("the example inputs lead to no call of the module that could be seen")

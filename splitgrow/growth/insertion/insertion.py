@@ -36,8 +36,7 @@ from splitgrow.growth.planning import find_node
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.insertion_wrapper import Deepened, note_questions_, note_runs_
-from splitgrow.utils.preserve import keep_surroundings_
-from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.utils.rollback import Undo, temporarily
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,16 @@ class _Planned:
 
 
 def plan_insertion(
-    model: nn.Module, history: History, after: After, wanted: Wanted, *, freeze: bool
+    undo: Undo, model: nn.Module, history: History, after: After, wanted: Wanted, *, freeze: bool
 ) -> Edit:
     """The edit that an insertion would be, not carried out."""
-    with Meanwhile() as meanwhile, meanwhile:
-        keep_surroundings_(model, meanwhile)
-        return _plan(model, history, after, wanted, meanwhile, freeze=freeze).edit
+    edit = _plan(model, history, after, wanted, undo, freeze=freeze).edit
+    undo.take_back()
+    return edit
 
 
-def insert_(
+def insert_(  # noqa: PLR0913
+    undo: Undo,
     model: nn.Module,
     history: History,
     after: After,
@@ -67,33 +67,29 @@ def insert_(
     optimizer: object,
     check: bool,
 ) -> Edit:
-    """Inserts something; whatever fails, everything is as before."""
+    """Inserts something."""
     optimizers = listed(optimizer)
-    with Undo() as undo, undo:
-        keep_surroundings_(model, undo)
-        planned = _plan(model, history, after, wanted, undo, freeze=freeze)
-        edit = planned.edit
-        before = before_edit(model, history, check=check)
-        (insertion,) = edit.inserted
-        beside = (planned.host, history.modules[insertion.options["after"]])
-        new = _new_parameters(planned.module, insertion, beside)
-        joining = plan_joining(optimizers, new, edit.generation)
-        keep_(history, undo)
-        if edit.closes is not None:
-            close_generation_(model, history, undo)
-        planned.prepare(undo)
-        wrapper = wrap_(model, planned.host, planned.module, (edit.index, insertion), undo)
-        join_(joining, undo)
-        with Meanwhile() as meanwhile, meanwhile:
-            asked, ran = note_questions_(meanwhile), note_runs_(meanwhile)
-            history.graph = _analysed(model, history, insertion.host)
-        _refuse_unseen(insertion.host, seen=id(wrapper) in ran)
-        tell_wrappers_(model, asked, undo)
-        history.modules = structure(model)
-        history.generation = edit.generation
-        history.edits = [*history.edits, edit]
-        if before is not None:
-            before.check(model, history)
+    planned = _plan(model, history, after, wanted, undo, freeze=freeze)
+    edit = planned.edit
+    before = before_edit(model, history, check=check)
+    (insertion,) = edit.inserted
+    beside = (planned.host, history.modules[insertion.options["after"]])
+    new = _new_parameters(planned.module, insertion, beside)
+    joining = plan_joining(optimizers, new, edit.generation)
+    keep_(history, undo)
+    if edit.closes is not None:
+        close_generation_(model, history, undo)
+    planned.prepare(undo)
+    wrapper = wrap_(model, planned.host, planned.module, (edit.index, insertion), undo)
+    join_(joining, undo)
+    history.graph, asked, ran = _analysed(model, history, insertion.host)
+    _refuse_unseen(insertion.host, seen=id(wrapper) in ran)
+    tell_wrappers_(model, asked, undo)
+    history.modules = structure(model)
+    history.generation = edit.generation
+    history.edits = [*history.edits, edit]
+    if before is not None:
+        before.check(model, history)
     return edit
 
 
@@ -219,7 +215,7 @@ def _made(
     Raises:
         ValueError: If a module was given that is part of the model already.
     """
-    like = _like(model, site)
+    like = _like(model, sites, site)
     if wanted.module is not None:
         _refuse_known(model, wanted.module)
         recipe = recipe_of(wanted.module, given=True)
@@ -259,10 +255,9 @@ def _zero_(layer: nn.Module, undo: Undo) -> None:
     zeroed(layer)
 
 
-def _like(model: nn.Module, site: Site) -> Tensor:
+def _like(model: nn.Module, sites: Sites, site: Site) -> Tensor:
     """A tensor whose device and dtype what is inserted has: the nearest parameter's."""
-    modules = structure(model)
-    near = (modules[path] for path in (site.unit[0], site.host))
+    near = (sites.modules[path] for path in (site.unit[0], site.host))
     own = (p for module in (*near, model) for p in module.parameters() if p.is_floating_point())
     return next(own, torch.empty(0))
 
@@ -274,14 +269,21 @@ def _described(module: nn.Module) -> str:
     return " + ".join(names) if len(names) < 8 else f"{type(module).__name__} of {len(names)} parts"
 
 
-def _analysed(model: nn.Module, history: History, host: str) -> ChannelGraph:
+@temporarily
+def _analysed(
+    undo: Undo, model: nn.Module, history: History, host: str
+) -> tuple[ChannelGraph, set[int], set[int]]:
     """The channel graph of a model with something in it that was just put there.
+
+    The ids of wrappers come with it: those that are asked for attributes of their modules, and
+    those that run.
 
     Raises:
         InsertionError: If the model no longer runs.
     """
+    asked, ran = note_questions_(undo), note_runs_(undo)
     try:
-        return analyse_again(model, history.inputs, history.broken)
+        return analyse_again(model, history.inputs, history.broken), asked, ran
     except (ValueError, TraceError) as error:
         raise InsertionError(
             f"with what is inserted at `{host}`, the model no longer runs: {error}"

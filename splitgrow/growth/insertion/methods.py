@@ -10,7 +10,6 @@ from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import Handled
 from splitgrow.growth.insertion.insertion import insert_, plan_insertion
 from splitgrow.growth.insertion.request import After, Wanted
-from splitgrow.utils.rollback import Meanwhile
 
 
 class DepthMethods(Handled):
@@ -87,17 +86,15 @@ class DepthMethods(Handled):
             True
         """
         wanted = Wanted(kind, module, form, kernel_size, activation)
-        with self._turn("insert a layer"), Meanwhile() as meanwhile, meanwhile:
-            self._alone("insert a layer", meanwhile)
-            return insert_(
-                self._model,
-                self._history,
-                after,
-                wanted,
-                freeze=freeze,
-                optimizer=optimizer,
-                check=check,
-            )
+        return self._operation(
+            "insert a layer",
+            insert_,
+            after,
+            wanted,
+            freeze=freeze,
+            optimizer=optimizer,
+            check=check,
+        )
 
     def plan_insertion(
         self,
@@ -120,6 +117,4 @@ class DepthMethods(Handled):
             ValueError: If there is no such kind, form or layer.
         """
         wanted = Wanted.of(kind, **options)
-        with self._turn("plan an insertion"), Meanwhile() as meanwhile, meanwhile:
-            self._alone("plan an insertion", meanwhile)
-            return plan_insertion(self._model, self._history, after, wanted, freeze=freeze)
+        return self._operation("plan an insertion", plan_insertion, after, wanted, freeze=freeze)

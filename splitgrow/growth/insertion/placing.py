@@ -38,7 +38,7 @@ def wrap_(
     )
     if wrapper is None:
         wrapper = Deepened(host)
-        wrapper.tensor_result = insertion.tensor_result
+        wrapper.training, wrapper.tensor_result = host.training, insertion.tensor_result
         wrapper.set_inserted({item.name: module}, (item,))
         put_in_place_(holders_in(model), host, wrapper, undo)
         return wrapper

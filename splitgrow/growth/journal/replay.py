@@ -36,7 +36,7 @@ from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import layer_type_of
 from splitgrow.layers.weight_views import keep_storage_
 from splitgrow.utils.module_slots import holders_in
-from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.utils.rollback import Undo, temporarily
 
 LARGEST_WIDTH = 2**40
 """More units than any layer has; what is more is not even looked at."""
@@ -272,6 +272,16 @@ def _elements(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     return sum(tensor.numel() for tensor in held if isinstance(tensor, Tensor))
 
 
+@temporarily
+def _analysed_within_bounds(
+    undo: Undo, model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str]
+) -> tuple[ChannelGraph, set[int]]:
+    """The graph, and the ids of wrappers that are asked for attributes of their modules."""
+    asked = note_questions_(undo)
+    with Bounded(_elements(model, inputs)):
+        return analyse_again(model, inputs, broken), asked
+
+
 def analysed_(
     model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str], undo: Undo
 ) -> ChannelGraph:
@@ -283,10 +293,7 @@ def analysed_(
     """
     keep_storage_(model.parameters(), undo)
     try:
-        with Meanwhile() as meanwhile, meanwhile:
-            asked = note_questions_(meanwhile)
-            with Bounded(_elements(model, inputs)):
-                graph = analyse_again(model, inputs, broken)
+        graph, asked = _analysed_within_bounds(model, inputs, broken)
     except MemoryError:
         raise
     except (Exception, Unbounded) as error:

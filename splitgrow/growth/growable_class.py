@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -17,42 +17,43 @@ from torch import nn
 
 from splitgrow.errors import SplitGrowError
 from splitgrow.growth.history import History, structure
-from splitgrow.growth.history_lookup import HISTORY, history_of
+from splitgrow.growth.history_lookup import HISTORY, Handled, history_of
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
-from splitgrow.handle import Handle
 from splitgrow.layers.module_state import moved
-from splitgrow.utils.model_lock import ORIGINAL_CLASS, lock_
-from splitgrow.utils.rollback import Meanwhile, Undo
+from splitgrow.utils.model_lock import ORIGINAL_CLASS, change_alone
+from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
 
 _TAKEN = "_splitgrow_taken"
+_HANDLE = "_splitgrow_handle"
 
-_MEMBERS = {
-    name: member
-    for cls in Handle.__mro__[::-1]
-    for name, member in vars(cls).items()
-    if not name.startswith("_") and name != "edits"
-}
-_METHODS = tuple(_MEMBERS)
+
+def _members_of(handle: type[Handled]) -> dict[str, Any]:
+    """What a model gains: the public methods and properties of its handle."""
+    return {
+        name: member
+        for cls in handle.__mro__[::-1]
+        for name, member in vars(cls).items()
+        if not name.startswith("_") and name != "edits"
+    }
 
 
 class _Property:
     """A property that gives way to an attribute of its name which the model sets later on."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.__doc__ = name, _MEMBERS[name].__doc__
+    def __init__(self, handle: type[Handled], name: str, doc: str | None) -> None:
+        self.handle, self.name, self.__doc__ = handle, name, doc
 
     def __get__(self, model: nn.Module | None, cls: type[nn.Module]) -> Any:
-        return self if model is None else getattr(Handle(model), self.name)
+        return self if model is None else getattr(self.handle(model), self.name)
 
 
-def _delegate(name: str) -> Any:
-    member = _MEMBERS[name]
+def _delegate(handle: type[Handled], name: str, member: Any) -> Any:
     if isinstance(member, property):
-        return _Property(name)
+        return _Property(handle, name, member.__doc__)
 
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return getattr(Handle(self), name)(*args, **kwargs)
+        return getattr(handle(self), name)(*args, **kwargs)
 
     method.__name__ = name
     method.__qualname__ = f"Handle.{name}"
@@ -78,14 +79,18 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
             f"{cls.__name__} is pickled in a way of its own (__reduce__), which would lose what "
             f"splitgrow knows of it; save its state_dict instead"
         )
-    original, taken = getattr(cls, ORIGINAL_CLASS), getattr(cls, _TAKEN)
-    return (_new_growable, (original, taken, rebuild, args[1:]), *rest)
+    parts = getattr(cls, ORIGINAL_CLASS), getattr(cls, _HANDLE), getattr(cls, _TAKEN)
+    return (_new_growable, (*parts, rebuild, args[1:]), *rest)
 
 
 def _new_growable(
-    original: type[nn.Module], taken: frozenset[str], rebuild: Any, args: tuple[Any, ...]
+    original: type[nn.Module],
+    handle: type[Handled],
+    taken: frozenset[str],
+    rebuild: Any,
+    args: tuple[Any, ...],
 ) -> Any:
-    return rebuild(_growable_class(original, taken), *args)
+    return rebuild(_growable_class(original, handle, taken), *args)
 
 
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -97,7 +102,8 @@ def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if history is not None and HISTORY not in vars(copied):
         history.modules = structure(copied)
         vars(copied)[HISTORY] = history
-        copied.__class__ = class_for(copied, type(copied), getattr(cls, _TAKEN))
+        made = getattr(cls, _HANDLE), getattr(cls, _TAKEN)
+        copied.__class__ = class_for(copied, type(copied), *made)
     return copied
 
 
@@ -129,21 +135,26 @@ def _load_state_dict(
         RuntimeError: As nn.Module's.
     """
     cls: Any = _made_here(self)
-    gate, what = history_of(self).gate, "load a state_dict"
     state = OrderedDict(state_dict)
     setattr(state, "_metadata", getattr(state_dict, "_metadata", None))  # noqa: B010 - torch reads it
-    gate.refuse_if_shown(what)
-    with gate.lock, Meanwhile() as meanwhile, meanwhile:
-        lock_(self, gate, what, meanwhile)
-        with Undo() as undo, undo:
-            journal = take_journal(self, state, "")
-            follow_(self, journal, state, "", undo)
-            if journal.edits and strict:
-                check_fit(self, state)
-            history = history_of(self)
-            meanwhile.on_failure(partial(setattr, history, "loading", history.loading))
-            history.loading = True
-            return super(cls, self).load_state_dict(state, strict, **kwargs)
+
+    def load(undo: Undo) -> Any:
+        journal = take_journal(self, state, "")
+        follow_(self, journal, state, "", undo)
+        if journal.edits and strict:
+            check_fit(self, state)
+        load_tensors = super(cls, self).load_state_dict
+        return _loading(history_of(self), partial(load_tensors, state, strict, **kwargs))
+
+    return change_alone(self, history_of(self).gate, "load a state_dict", load)
+
+
+@temporarily
+def _loading(undo: Undo, history: History, load: Callable[[], Any]) -> Any:
+    """Loads tensors; the journal that came with them was followed already."""
+    undo.on_failure(partial(setattr, history, "loading", history.loading))
+    history.loading = True
+    return load()
 
 
 def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
@@ -164,37 +175,46 @@ def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
 
 def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: Any) -> None:
     """As `_load_state_dict` does, where the model is part of one that is loaded."""
+
+    def follow(undo: Undo) -> None:
+        if not history_of(self).loading:
+            follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
+
     cls: Any = _made_here(self)
-    gate, what = history_of(self).gate, "load a state_dict"
     try:
-        gate.refuse_if_shown(what)
-        with gate.lock, Meanwhile() as meanwhile, meanwhile:
-            lock_(self, gate, what, meanwhile)
-            if not history_of(self).loading:
-                with Undo() as undo, undo:
-                    follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
+        change_alone(self, history_of(self).gate, "load a state_dict", follow)
     except SplitGrowError as error:
         args[-1].append(str(error))  # torch raises all that it finds there
     super(cls, self)._load_from_state_dict(state_dict, prefix, *args)
 
 
-_CLASSES: WeakKeyDictionary[type[nn.Module], dict[frozenset[str], ref[type[nn.Module]]]]
-_CLASSES = WeakKeyDictionary()
+_Made = dict[tuple[type[Handled], frozenset[str]], ref[type[nn.Module]]]
+_CLASSES: WeakKeyDictionary[type[nn.Module], _Made] = WeakKeyDictionary()
 """The classes made for each class, as long as there are models of them."""
 
 
 def class_for(
-    model: nn.Module, cls: type[nn.Module], taken: frozenset[str] | None = None
+    model: nn.Module,
+    cls: type[nn.Module],
+    handle: type[Handled],
+    taken: frozenset[str] | None = None,
 ) -> type[nn.Module]:
-    """The growable class for a model of a class that may be one already."""
+    """The growable class for a model.
+
+    Args:
+        model: The model.
+        cls: Its class, which may be a growable one already.
+        handle: Does what the methods do that the model gains: those of this class.
+        taken: The names that the model uses itself; None to find out.
+    """
     if hasattr(cls, ORIGINAL_CLASS):
         return cls
-    return _growable_class(cls, _taken_names(model) if taken is None else taken)
+    return _growable_class(cls, handle, _taken_names(model, handle) if taken is None else taken)
 
 
-def _taken_names(model: nn.Module) -> frozenset[str]:
+def _taken_names(model: nn.Module, handle: type[Handled]) -> frozenset[str]:
     """The names of methods that the model has already, for something else."""
-    taken = frozenset(name for name in _METHODS if _has(model, name))
+    taken = frozenset(name for name in _members_of(handle) if _has(model, name))
     if taken:
         warnings.warn(
             f"{type(model).__name__} has its own {', '.join(sorted(taken))}; use "
@@ -211,19 +231,27 @@ def _has(model: nn.Module, name: str) -> bool:
         return hasattr(type(model), name)
 
 
-def _growable_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
+def _growable_class(
+    original: type[nn.Module], handle: type[Handled], taken: frozenset[str]
+) -> type[nn.Module]:
     """A subclass of the model's class, of the same name, with the methods that are not taken."""
     made = _CLASSES.setdefault(original, {})
-    known = made.get(taken)
+    known = made.get((handle, taken))
     cls = known() if known is not None else None
     if cls is None:
-        cls = _made_class(original, taken)
-        made[taken] = ref(cls)
+        cls = _made_class(original, handle, taken)
+        made[handle, taken] = ref(cls)
     return cls
 
 
-def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Module]:
-    members = {name: _delegate(name) for name in _METHODS if name not in taken}
+def _made_class(
+    original: type[nn.Module], handle: type[Handled], taken: frozenset[str]
+) -> type[nn.Module]:
+    members = {
+        name: _delegate(handle, name, member)
+        for name, member in _members_of(handle).items()
+        if name not in taken
+    }
     if hasattr(original, "__deepcopy__"):
         members["__deepcopy__"] = _deepcopy
     return type(
@@ -240,6 +268,7 @@ def _made_class(original: type[nn.Module], taken: frozenset[str]) -> type[nn.Mod
             "load_state_dict": _load_state_dict,
             "_load_from_state_dict": _load_from_state_dict,
             ORIGINAL_CLASS: original,
+            _HANDLE: handle,
             _TAKEN: taken,
         },
     )
