@@ -176,7 +176,7 @@ def test_a_dictionary_is_kept_in_its_order():
 
 def test_growth_is_taken_back_wherever_a_second_fault_strikes():
     stage, before, done = about_to_grow()
-    for then in range(1, 10_000, 53):
+    for then in range(1, 10_000, 211):
         stage = OPERATIONS["expand_layer"]()  # it takes fewer lines the second time
         before = stage.picture()
         struck = strike(stage, before, done, context := Lines(LAST, then=then))

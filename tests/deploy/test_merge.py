@@ -208,6 +208,21 @@ class Heads(nn.Module):
         return x + self.o((q @ q.transpose(-1, -2) @ q).transpose(1, 2).reshape(b, t, -1))
 
 
+def test_a_merged_norm_has_counted_the_batches_of_the_block_that_trains() -> None:
+    x = torch.randn(4, 2, 3, 3)
+    norm = nn.BatchNorm2d(3, momentum=None)
+    model: Any = nn.Sequential(nn.Conv2d(2, 3, 1), norm, nn.Conv2d(3, 2, 1))
+    model = splitgrow.growable(model, x).train()
+    for batches in (3, 2):
+        for _ in range(batches):
+            model(x)
+        if batches == 3:
+            model.expand_layer("0", 2)
+    assert [int(block.num_batches_tracked) for block in model[1]] == [3, 2]
+    assert int(splitgrow.merge(model)[1].num_batches_tracked) == 2
+    assert int(splitgrow.merge(model, generation=0)[1].num_batches_tracked) == 3
+
+
 def test_an_earlier_generation_knows_nothing_of_numbers_in_later_modules() -> None:
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     model: Any = splitgrow.growable(nn.Sequential(Heads(), nn.Linear(8, 3)).double().eval(), x)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case, Residual
-from helpers import assert_equal, assert_identical, outputs_of, randomise, tensors_of
+from helpers import MANY, assert_equal, assert_identical, outputs_of, randomise, tensors_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import networks
@@ -30,7 +30,7 @@ from splitgrow.pruning import shrink as shrinking
 from splitgrow.pruning.narrow import Narrowing
 from splitgrow.pruning.shrink import without_dead_units
 
-NETWORKS = 300
+NETWORKS = int(80 * MANY)
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def zero(module: nn.Module, *outputs: int, names: tuple[str, ...] = ("weight", "
 @pytest.mark.parametrize("share", [0.3, 0.9])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_smaller_network_equals_the_whole_one(case: Case, share: float) -> None:
-    for seed in range(4):
+    for seed in range(2):
         network = deaden(randomise(case.model()), seed, share)
         check(network, *case.inputs())
 
