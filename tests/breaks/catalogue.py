@@ -232,7 +232,7 @@ BREAKS = (
         "(p.requires_grad or id(p) in frozen) for p in parts)",
         "p.requires_grad for p in parts)",
         "what growth froze is still frozen in the merged model",
-        "test_growable.py",
+        "deploy/test_merge.py::test_what_growth_froze_trains_in_the_merged_model_and_what_the_user_froze_does_not",
     ),
     # -- pruning
     Break(

@@ -161,7 +161,7 @@ def test_a_grown_layer_takes_input_however_it_lies(layer: Layer, freeze: bool) -
         x = input_of(layer, split, shape)
         for lies in STRIDES.values() if x.dim() > 1 and x.numel() else ():
             own = lies(x)
-            for mode in MODES:
+            for mode in MODES[:2]:
                 assert_trains_alike(split, own, nn.ReLU(inplace=True), mode)
 
 
