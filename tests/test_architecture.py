@@ -102,6 +102,7 @@ TESTS = Path(__file__).parent
 OF_ALL = {
     "api": "the public names",
     "architecture": "the plan of the library, and of its tests",
+    "breaks": "the places where the library is broken to see that a test notices",
     "bad_input": "every mistake that a user can make, in whichever method",
     "faults": "a fault in every line of every operation",
     "hostile_files": "files that mean harm, whoever reads them",
