@@ -31,19 +31,14 @@ STAGES: dict[str, dict[str, frozenset[str]]] = {
     "resnet50": {
         "relu": NO_BLOCK,  # the stem
         "layer1": NO_BLOCK,
-        "layer1.1": EVERY,
         "layer2.1": EVERY,
-        "layer3.2": EVERY,
         "layer4.2": EVERY,
         "fc": NO_BLOCK - {"identity"},
     },
     "mobilenet_v3_large": {
         "features.0": NO_BLOCK - {"identity"},
         "features.1": LINEAR_END,
-        "features.3": LINEAR_END,
         "features.5": LINEAR_END,
-        "features.8": LINEAR_END,
-        "features.12": LINEAR_END,
         "features.15": LINEAR_END,
         "features.5.block.0": NO_BLOCK,  # its own activation is ReLU
     },
