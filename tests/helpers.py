@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.layers.split_layer import SplitLayer
+
+MANY = float(os.environ.get("SPLITGROW_MANY", "1"))
+"""How many times as many random networks, programs and histories as usual are tried."""
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest difference that rounding may make, relative to the largest value."""

@@ -962,8 +962,11 @@ def _replaced(target: str) -> tuple[Any, str, Any]:
     return owner, name, getattr(owner, name)
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("error", "late"),
+    [(RuntimeError, True), (MemoryError, False), (KeyboardInterrupt, False)],
+    ids=["an error after it", "no memory before it", "an interruption before it"],
+)
 @pytest.mark.parametrize("target", FAULTS.values(), ids=FAULTS.keys())
 def test_a_fault_at_any_call_leaves_no_trace(monkeypatch, target, error, late):
     model, optimizer = trained(grown=False)

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 from faults import ERRORS, OPERATIONS, Functions, Kernels, Lines, Stage, Struck, strike
+from helpers import MANY
 
 from splitgrow.growth import apply as growth
 from splitgrow.utils.rollback import Undo, all_or_nothing, temporarily
 
-LINES = 8
-"""How many lines of each operation are struck here."""
+LINES, OPS = int(5 * MANY), int(2 * MANY)
+"""How many lines of each operation, and how many ops of torch in it, are struck here."""
 every_operation = pytest.mark.parametrize("make", OPERATIONS.values(), ids=OPERATIONS.keys())
 
 
@@ -75,7 +76,7 @@ def test_an_operation_is_all_or_nothing_at_each_line(make):
 @pytest.mark.parametrize("faulty", [Functions, Kernels])
 def test_an_operation_is_all_or_nothing_at_each_op_of_torch(make, faulty):
     ops = counted(make, faulty())
-    numbers = spread(list(range(1, ops.seen + 1)), LINES // 3)
+    numbers = spread(list(range(1, ops.seen + 1)), OPS)
     errors = itertools.cycle(ERRORS)
     strike_each(make, (faulty(number, next(errors)) for number in numbers))
 
@@ -191,7 +192,7 @@ def test_a_dictionary_is_kept_in_its_order():
 
 def test_growth_is_taken_back_wherever_a_second_fault_strikes():
     stage, before, done = about_to_grow()
-    for then in range(1, 10_000, 53):
+    for then in range(1, 10_000, 211):
         stage = OPERATIONS["expand_layer"]()  # it takes fewer lines the second time
         before = stage.picture()
         struck = strike(stage, before, done, context := Lines(LAST, then=then))

@@ -40,6 +40,14 @@ def _execution(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 executed = pytest.mark.usefixtures("_execution")
+in_turn = pytest.mark.parametrize(
+    ("case", "mode"),
+    [
+        pytest.param(case, MODES[index % 2], id=f"{case.name}-{MODES[index % 2]}")
+        for index, case in enumerate(CASES)
+    ],
+)
+"""Each case in one of the modes, every second one in the same."""
 
 
 def in_both_modes(model: Any, *inputs: Tensor) -> Iterator[Any]:
@@ -178,9 +186,13 @@ def test_1_control_helpers_that_are_not_zero_change_the_outputs(case: Case) -> N
         assert largest_difference(leading(after, before), before) > 1e-3
 
 
-@case
-@executed
-def test_2_what_existed_does_not_move_by_a_bit(case: Case) -> None:
+@in_turn
+def test_2_what_existed_does_not_move_by_a_bit(case: Case, mode: Any) -> None:
+    with splitgrow.execution(mode):
+        _2_what_existed_does_not_move_by_a_bit(case)
+
+
+def _2_what_existed_does_not_move_by_a_bit(case: Case) -> None:
     model, inputs = growable_case(case)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=1e-2)
     train_steps(model, inputs, optimizer)
@@ -237,9 +249,13 @@ def test_3_closed_generations_come_back_bit_for_bit(case: Case) -> None:
         assert largest_difference(leading(now, model(*inputs)), model(*inputs)) > 1e-6
 
 
-@case
-@executed
-def test_3_also_where_most_layers_and_their_norms_never_grew(case: Case) -> None:
+@in_turn
+def test_3_also_where_most_layers_and_their_norms_never_grew(case: Case, mode: Any) -> None:
+    with splitgrow.execution(mode):
+        _3_also_where_most_layers_and_their_norms_never_grew(case)
+
+
+def _3_also_where_most_layers_and_their_norms_never_grew(case: Case) -> None:
     model, inputs = growable_case(case)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=1e-2)
     train_steps(model, inputs, optimizer)

@@ -57,7 +57,7 @@ def test_as_much_is_added_by_late_growths_as_by_early_ones():
     gained: list[list[int]] = []
     before = objects()
     for _ in range(4):
-        for _ in range(10):
+        for _ in range(4):
             model.expand({"0": 1, "3": 1}, optimizer=optimizer)
             train(model, optimizer)
         model.next_generation()
@@ -67,7 +67,7 @@ def test_as_much_is_added_by_late_growths_as_by_early_ones():
     # The first round makes split layers of stock ones, and so more.
     assert gained[1] == gained[2] == gained[3]
     growths = dict(zip(KINDS, gained[3], strict=True))
-    assert growths["Linear"] == 10 * 4  # two layers' new blocks, and the helpers of two
+    assert growths["Linear"] == 4 * 4  # two layers' new blocks, and the helpers of two
     assert all(growths[kind] == 0 for kind in KINDS[3:])
 
 
@@ -125,5 +125,5 @@ def test_nothing_lives_on_of_a_model_that_is_gone_nor_of_its_class():
 
 def test_the_record_of_a_growth_is_as_long_late_as_early():
     model, _ = trained()
-    lengths = [len(model.expand_layer("0", 1).to_json()) for _ in range(110)]
+    lengths = [len(model.expand_layer("0", 1, check=False).to_json()) for _ in range(110)]
     assert max(lengths) <= 1.1 * lengths[1]  # numbers with a digit more

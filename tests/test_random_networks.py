@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from helpers import (
+    MANY,
     assert_equal,
     assert_identical,
     leading,
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 import splitgrow
 
-NETWORKS = 500
-MIXED = 300
+NETWORKS = int(100 * MANY)
+MIXED = int(80 * MANY)
 
 
 @settings(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import MANY
 from torch import nn
 from wild import __main__ as command
 from wild import trials
@@ -29,7 +30,7 @@ import splitgrow
 from splitgrow.analysis.ops import registry
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS, PARTS, TRIALS = 240, 4, 5
+PROGRAMS, PARTS, TRIALS = int(120 * MANY), 4, 5
 
 PLAIN = """
 import torch

@@ -60,9 +60,11 @@ HIDDEN: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize("name", HIDDEN)
-def test_a_width_that_is_used_where_nothing_can_follow_it_is_fixed(name: str) -> None:
-    model: Any = splitgrow.growable(Net(HIDDEN[name]).double(), X)
+def test_a_width_that_is_used_where_nothing_can_follow_it_is_fixed(name: str, check: bool) -> None:
+    """Also where values are not tried out, which would find it as well."""
+    model: Any = splitgrow.growable(Net(HIDDEN[name]).double(), X, check=check)
     with pytest.raises(FixedWidthError, match=r"test_trial_runs\.py:\d+"):
         model.expand_layer("one", 1)
     before = outputs_of(model, X)

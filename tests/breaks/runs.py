@@ -18,6 +18,7 @@ from breaks.catalogue import Break
 
 ROOT = Path(__file__).parents[2]
 _LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.pyc")
+_NO_SUCH_TESTS = {4, 5}
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", re.MULTILINE)
 
 
@@ -83,10 +84,8 @@ class Copy:
 
         if is_stale(change, self.root):
             return outcome("stale")
-        first = [f"tests/{path}" for path in change.first]
-        for files in (first, self._others(first) if self.full else []):
-            if not files:
-                continue
+        first = f"tests/{change.first}"
+        for files in ([first], self._others(first)) if self.full else ([first],):
             with self._broken(change):
                 code, test = self._run(files)
             if code is None:
@@ -96,11 +95,11 @@ class Copy:
                 return outcome("caught" if sound else "fails unbroken", test)
         return outcome("survived")
 
-    def _others(self, first: list[str]) -> list[str]:
-        """All test files but those; the nearest come first."""
+    def _others(self, first: str) -> list[str]:
+        """All test files; the nearest come first."""
         files = [str(path.relative_to(self.root)) for path in self.root.glob("tests/**/test_*.py")]
-        near = str(Path(first[0]).parent)
-        return sorted({*files} - {*first}, key=lambda file: (not file.startswith(near), file))
+        near = str(Path(first).parent)
+        return sorted(files, key=lambda file: (not file.startswith(near), file))
 
     @contextmanager
     def _broken(self, change: Break) -> Iterator[None]:
@@ -113,7 +112,11 @@ class Copy:
             path.write_text(whole)
 
     def _run(self, files: list[str]) -> tuple[int | None, str]:
-        """The exit code of the tests, None if they hang, and the test that failed."""
+        """The exit code of the tests, None if they hang, and the test that failed.
+
+        Raises:
+            LookupError: If there are no such tests.
+        """
         paths = [self.root / "tests", self.root]
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "--tb", "no", "-rfE"]
         command += ["-p", "no:cacheprovider", "-p", "breaks.quick", "-m", "not zoo", *files]
@@ -133,5 +136,7 @@ class Copy:
             )
         except subprocess.TimeoutExpired:
             return None, ""
+        if ended.returncode in _NO_SUCH_TESTS:
+            raise LookupError(f"no tests {' '.join(files)}: {ended.stdout}{ended.stderr}")
         found = _FAILED.search(ended.stdout)
         return ended.returncode, found[1] if found else ""

@@ -504,6 +504,44 @@ def test_lbfgs_goes_on_where_it_was(tmp_path: Path) -> None:
     assert step(fresh, resumed) == step(model, optimizer)
 
 
+class Stepping:
+    """A scheduler of somebody's own, which does not take the state of one that is further."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def state_dict(self) -> dict[str, int]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if state["steps"] > self.steps:
+            raise ValueError("it is further")
+        self.steps = state["steps"]
+
+
+def test_a_scheduler_that_refuses_its_state_leaves_model_and_optimizer_as_they_were(
+    tmp_path: Path,
+) -> None:
+    def trained(model: Any, steps: int) -> Any:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1 / steps)
+        for _ in range(steps):
+            model(X).square().sum().backward()
+            optimizer.step()
+        return optimizer
+
+    model, path = growable(), tmp_path / "a.safetensors"
+    optimizer = trained(model, 3)
+    splitgrow.save(model, path, optimizer=optimizer, scheduler=Stepping(3))
+    fresh = net()
+    own = trained(fresh, 2)
+    refused = pytest.raises(CheckpointError, match="does not take its saved state: it is further")
+    with unchanged(fresh, own), refused:
+        splitgrow.load(fresh, path, optimizer=own, scheduler=Stepping(2))
+    splitgrow.load(fresh, path, optimizer=own, scheduler=Stepping(4))
+    assert own.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    assert_identical(own.state[fresh.stem.weight], optimizer.state[model.stem.weight])
+
+
 def test_what_was_not_saved_is_not_given_back(tmp_path: Path) -> None:
     splitgrow.save(growable(), tmp_path / "a.safetensors")
     fresh = net()
@@ -594,13 +632,14 @@ def test_large_contents_are_spread_over_files_that_go_when_they_are_not_used(
 
 def test_the_last_k_files_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    for epoch in range(5):
-        splitgrow.save(growable(), path, extra=epoch, keep=3)
+    for epoch in range(6):
+        splitgrow.save(growable(), path, extra=epoch, keep=4)
     found = {file.name: splitgrow.load(net(), file) for file in tmp_path.iterdir()}
-    assert found == {"a.safetensors": 4, "a.1.safetensors": 3, "a.2.safetensors": 2}
-    splitgrow.save(growable(), path, extra=5, keep=2)
+    older = {"a.1.safetensors": 4, "a.2.safetensors": 3, "a.3.safetensors": 2}
+    assert found == {"a.safetensors": 5, **older}
+    splitgrow.save(growable(), path, extra=6, keep=2)
     found = {file.name: splitgrow.load(net(), file) for file in tmp_path.iterdir()}
-    assert found == {"a.safetensors": 5, "a.1.safetensors": 4}
+    assert found == {"a.safetensors": 6, "a.1.safetensors": 5}
 
 
 def test_the_file_is_plain_safetensors_without_pickle(tmp_path: Path) -> None:

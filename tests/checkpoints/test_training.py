@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case
-from helpers import assert_identical, outputs_of, randomise
+from helpers import MANY, assert_identical, outputs_of, randomise
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from networks import networks
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 import splitgrow
 
-HISTORIES = int(os.environ.get("SPLITGROW_HISTORIES", "60"))
+HISTORIES = int(30 * MANY)
 KINDS = (
     "width",
     "width",

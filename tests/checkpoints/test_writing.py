@@ -73,7 +73,7 @@ def test_killed_at_random_moments_every_run_comes_to_the_same_bits() -> None:
     assert int(told[2]) > 0
 
 
-@pytest.mark.parametrize(("how", "every"), [("dies", 4), ("fails", 6), ("is interrupted", 9)])
+@pytest.mark.parametrize(("how", "every"), [("dies", 7), ("fails", 11), ("is interrupted", 17)])
 def test_at_operations_on_files_the_old_or_the_new_is_there(how: str, every: int) -> None:
     """At every one: ``python -m crashes --faults``."""
     code = (

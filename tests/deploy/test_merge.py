@@ -208,6 +208,36 @@ class Heads(nn.Module):
         return x + self.o((q @ q.transpose(-1, -2) @ q).transpose(1, 2).reshape(b, t, -1))
 
 
+def test_what_growth_froze_trains_in_the_merged_model_and_what_the_user_froze_does_not() -> None:
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(2, 1))
+    model[1].bias.requires_grad_(False)
+    model[3].weight.requires_grad_(False)
+    model = splitgrow.growable(model, torch.randn(2, 3))
+    for _ in range(2):
+        model.expand_layer("0", 2)
+        model.next_generation()
+    assert not any(p.requires_grad for p in model.parameters())
+    for generation in (None, 0, 1):
+        merged = splitgrow.merge(model, generation)
+        held = {name for name, p in merged.named_parameters() if not p.requires_grad}
+        assert held == {"1.bias", "3.weight"}
+
+
+def test_a_merged_norm_has_counted_the_batches_of_the_block_that_trains() -> None:
+    x = torch.randn(4, 2, 3, 3)
+    norm = nn.BatchNorm2d(3, momentum=None)
+    model: Any = nn.Sequential(nn.Conv2d(2, 3, 1), norm, nn.Conv2d(3, 2, 1))
+    model = splitgrow.growable(model, x).train()
+    for batches in (3, 2):
+        for _ in range(batches):
+            model(x)
+        if batches == 3:
+            model.expand_layer("0", 2)
+    assert [int(block.num_batches_tracked) for block in model[1]] == [3, 2]
+    assert int(splitgrow.merge(model)[1].num_batches_tracked) == 2
+    assert int(splitgrow.merge(model, generation=0)[1].num_batches_tracked) == 3
+
+
 def test_an_earlier_generation_knows_nothing_of_numbers_in_later_modules() -> None:
     x = torch.randn(2, 5, 8, dtype=torch.float64)
     model: Any = splitgrow.growable(nn.Sequential(Heads(), nn.Linear(8, 3)).double().eval(), x)

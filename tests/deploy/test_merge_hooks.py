@@ -70,9 +70,12 @@ REGISTER: dict[str, Callable[[nn.Module], Any]] = {
 PLACES = ("", "body", "body.0", "body.1", "body.2", "body.3", "body.4", "tap", "last")
 
 
-@pytest.mark.parametrize("how", REGISTER)
 @pytest.mark.parametrize("path", PLACES)
-@pytest.mark.parametrize("insert", ["", "residual", "gate"])
+@pytest.mark.parametrize(
+    ("insert", "how"),
+    [*(("", how) for how in REGISTER)]
+    + [(insert, how) for insert in ("residual", "gate") for how in ("by name", "before")],
+)
 def test_a_hook_anywhere_comes_along(insert: str, path: str, how: str) -> None:
     model = grown(insert)
     without = model(X)

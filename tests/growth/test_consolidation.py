@@ -30,11 +30,14 @@ from splitgrow.growth.edits import Edit
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-@pytest.fixture(autouse=True, params=["merged", "blockwise"])
-def _execution(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Everything holds in both modes."""
-    with splitgrow.execution(request.param):
-        yield
+MODES = ("merged", "blockwise")
+
+
+def in_both_modes(model: Any, *inputs: Tensor) -> Iterator[Any]:
+    """What a model gives in each mode."""
+    for mode in MODES:
+        with splitgrow.execution(mode):
+            yield outputs_of(model, *inputs)
 
 
 def grown_case(case: Case, rounds: int = 3) -> tuple[Any, tuple[Tensor, ...]]:
@@ -57,14 +60,15 @@ def joinable(model: nn.Module) -> list[Any]:
 @case
 def test_the_function_stays_and_each_layer_has_the_blocks_of_one_growth(case: Case) -> None:
     model, inputs = grown_case(case)
-    before, old = outputs_of(model, *inputs), model.at(0)
-    with old:
+    before = outputs_of(model, *inputs)
+    with model.at(0):
         closed = outputs_of(model, *inputs)
     many = joinable(model)
     counts = [len(split) for split in many]
     assert max(counts) > 3
     edit = model.consolidate()
-    assert_equal(outputs_of(model, *inputs), before)
+    for joined in in_both_modes(model, *inputs):
+        assert_equal(joined, before)
     assert max(len(split) for split in many) <= 3
     assert sum(len(split) for split in many) < sum(counts)
     assert {layer.name for layer in edit.joined} <= {name for name, _ in model.named_modules()}
@@ -74,9 +78,20 @@ def test_the_function_stays_and_each_layer_has_the_blocks_of_one_growth(case: Ca
     assert_equal(splitgrow.merge(model)(*inputs), before)
 
 
-@case
-def test_training_goes_on_as_it_would_have(case: Case) -> None:
+@pytest.mark.parametrize(
+    ("case", "mode"),
+    [
+        pytest.param(case, MODES[index % 2], id=f"{case.name}-{MODES[index % 2]}")
+        for index, case in enumerate(CASES)
+    ],
+)
+def test_training_goes_on_as_it_would_have(case: Case, mode: Any) -> None:
     """With momentum and weight decay, step by step, the same values as without joining."""
+    with splitgrow.execution(mode):
+        _assert_training_goes_on(case)
+
+
+def _assert_training_goes_on(case: Case) -> None:
     model, inputs = grown_case(case, rounds=1)
     if any(split.layer_type.merging.couples for split in split_layers(model)):
         pytest.skip("its norms start at zero")

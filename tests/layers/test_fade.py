@@ -103,6 +103,19 @@ def test_in_evaluation_on_the_cpu_a_path_that_does_not_count_does_not_run() -> N
         assert (fade.old.calls, fade.new.calls) == ran
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("passes", [nn.Identity, nn.Flatten, lambda: nn.Sequential(nn.Dropout())])
+def test_what_follows_may_write_into_the_output_and_the_input_stays(alpha: float, passes) -> None:
+    """Also where the path that counts gives its input, or a view of it."""
+    fade = FadeIn(passes(), passes(), alpha).eval()
+    x = torch.randn(2, 3)
+    given = x.clone()
+    y = fade(x)
+    assert_identical(y, given)
+    y.add_(1)
+    assert_identical(x, given)
+
+
 def test_what_is_written_into_alpha_by_others_counts() -> None:
     """Averaged models and DistributedDataParallel copy buffers in place, behind the setter."""
     fade = FadeIn(*paths()).eval()

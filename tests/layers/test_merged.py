@@ -371,6 +371,60 @@ def test_a_change_between_forward_and_backward_is_an_error() -> None:
             loss.backward()
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)),
+        lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.Conv2d(4, 2, 1)),
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.Linear(6, 2)),
+    ],
+    ids=["convolution", "transposed", "linear"],
+)
+def test_a_change_where_nothing_but_products_would_notice_is_an_error(build: Any) -> None:
+    """Autograd itself has saved no weight that it could find changed."""
+    torch.manual_seed(0)
+    model: Any = splitgrow.growable(build().double(), inputs())
+    model.expand_layer(0, 2, freeze=False)
+    randomise_new_blocks(model)
+    with splitgrow.execution("merged"):
+        loss = model(inputs()).square().sum()
+        _no_grad(model)
+        with pytest.raises(RuntimeError, match="a parameter of a grown layer was changed"):
+            loss.backward()
+
+
+class Side(nn.Module):
+    """A norm behind two convolutions that lie side by side, so that its blocks are scattered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 3, 1)
+        self.norm, self.head = nn.BatchNorm2d(7), nn.Conv2d(7, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(torch.cat([self.one(x), self.other(x)], 1)))
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_statistics_of_scattered_blocks_are_those_of_running_block_by_block(freeze: bool) -> None:
+    torch.manual_seed(0)
+    model: Any = splitgrow.growable(randomise(Side().double()), inputs())
+    for _ in range(2):
+        model.expand({"one": 2, "other": 1}, freeze=freeze)
+    randomise_new_blocks(model)
+    found = []
+    for mode in ("merged", "blockwise"):
+        twin = copy.deepcopy(model).train()
+        for _ in range(2):
+            in_mode(mode, lambda twin=twin: twin(inputs()))
+        assert ways(twin) == {mode}
+        found.append([dict(block.named_buffers()) for block in twin.norm])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.keys() == theirs.keys() >= {"running_mean", "running_var"}
+        for name, value in ours.items():
+            assert largest_difference(value.double(), theirs[name].double()) <= 1e-12, name
+
+
 def test_two_forward_passes_before_one_backward_pass_are_no_error() -> None:
     model = grown().eval()
     with splitgrow.execution("merged"):

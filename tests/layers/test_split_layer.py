@@ -124,12 +124,14 @@ freezing = pytest.mark.parametrize("freeze", [True, False], ids=["frozen", "free
 @freezing
 @every_layer
 def test_a_grown_layer_trains_as_the_plain_one_whatever_follows(layer: Layer, freeze: bool) -> None:
+    """Every continuation behind inputs of the usual rank, two of them behind those of others."""
     split = grown(layer, freeze=freeze)
-    for shape in layer.shapes:
+    for place, shape in enumerate(layer.shapes):
         x = input_of(layer, split, shape)
-        for after in CONTINUATIONS.values():
-            for mode in MODES:
-                assert_trains_alike(split, x, after, mode)
+        for name, after in CONTINUATIONS.items():
+            if not place or name in {"as it is", "ReLU(inplace=True)"}:
+                for mode in MODES if place else MODES[:2]:
+                    assert_trains_alike(split, x, after, mode)
 
 
 @freezing
@@ -159,7 +161,7 @@ def test_a_grown_layer_takes_input_however_it_lies(layer: Layer, freeze: bool) -
         x = input_of(layer, split, shape)
         for lies in STRIDES.values() if x.dim() > 1 and x.numel() else ():
             own = lies(x)
-            for mode in MODES:
+            for mode in MODES[:2]:
                 assert_trains_alike(split, own, nn.ReLU(inplace=True), mode)
 
 
@@ -171,7 +173,7 @@ class InPlace:
             tensor.mul_(1.25).sub_(0.125)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MODES[:2])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_trains_with_something_in_place_behind_every_grown_layer(
     case: Case, mode: Any

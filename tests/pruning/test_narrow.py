@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case
-from helpers import assert_equal, outputs_of, randomise
+from helpers import MANY, assert_equal, outputs_of, randomise
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import networks
@@ -19,7 +19,7 @@ from splitgrow.pruning.dead_units import _removable
 from splitgrow.pruning.narrow import narrow_, per_position, per_unit
 from splitgrow.pruning.shrink import _stop_reading_
 
-NETWORKS = 200
+NETWORKS = int(80 * MANY)
 
 
 def chosen_units(followed: Followed, network: nn.Module, seed: int) -> dict[int, list[int]]:
