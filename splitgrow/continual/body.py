@@ -20,6 +20,7 @@ from splitgrow.growth.apply import apply_
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import check_structure
 from splitgrow.growth.history_lookup import HISTORY, history_of
+from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.planning import make_plan
 from splitgrow.handle import Handle, handle
 from splitgrow.utils.preserve import undisturb_
@@ -173,18 +174,23 @@ class Body:
         self.renew()
         return edit
 
-    def grow_units(self, growth: Mapping[int, int]) -> Edit:
+    def grow_units(
+        self, growth: Mapping[int, int], initializer: str | Initializer = "zero"
+    ) -> Edit:
         """Gives groups of channels some units; what is new belongs to nobody.
 
         Args:
             growth: How many units, by the group's number in the channel graph.
+            initializer: What gives them their values.
         """
         history = history_of(self.model)
         with history.gate.lock:
             check_structure(self.model, history)
             opened = history.next_edit(freeze=False)
             edit = make_plan(history.graph, history.modules, growth, history.edits, opened)
-            edit = apply_(self.model, history, edit, initializer="zero", optimizer=None, check=True)
+            edit = apply_(
+                self.model, history, edit, initializer=initializer, optimizer=None, check=True
+            )
         self.renew()
         return edit
 

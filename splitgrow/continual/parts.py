@@ -4,65 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import LayerNode
-from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.analysis.units import CONSTANT, Place, Unit, layer_places
 from splitgrow.continual.slots import Slot
-from splitgrow.growth.planning import layer_kind
-from splitgrow.layers.channel_layout import Layout
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import LayerKind
 from splitgrow.utils.spans import Spans
-
-
-class Unit(NamedTuple):
-    """A unit, by a name that growth does not change.
-
-    Attributes:
-        home: The number of its group; of a channel that the graph takes for constant, the path of
-            the layer that makes it.
-        nth: Its place in the group, or among the layer's constant channels.
-    """
-
-    home: int | str
-    nth: int
-
-
-CONSTANT = Unit("", 0)
-"""Any channel that is read and that the graph takes for constant: it does not tell whose it is."""
-
-Place = tuple[Unit, int]
-"""A position of an axis: the unit that lies there, and which of the unit's positions it is."""
-
-
-def places_on(groups: Groups, axis: Axis, maker: str = "") -> tuple[Place, ...]:
-    """What lies on each position of an axis.
-
-    Args:
-        groups: The store of groups.
-        axis: The axis.
-        maker: The path of the layer that makes it; empty if it is read.
-    """
-    found: list[Place] = []
-    seen: dict[Unit, int] = {}
-    constants = 0
-    for run in groups.resolve(axis):
-        if run.group is None:
-            units = [Unit(maker, constants + n) if maker else CONSTANT for n in range(run.repeat)]
-            constants += run.repeat
-        else:
-            width = groups.width(run.group)
-            units = [Unit(run.group, n) for n in range(width) for _ in range(run.repeat)]
-        for unit in units:
-            found.append((unit, seen.get(unit, 0)))
-            seen[unit] = seen.get(unit, 0) + 1
-    return tuple(found)
 
 
 class Numbers:
@@ -160,11 +114,9 @@ def parts_of(
         slots: The body's slots, by the ids of their tensors.
         numbers: Gives units their numbers.
     """
-    kind, layer = layer_kind(module), stock(module)
-    outs, ins = places_on(groups, node.outs, node.name), places_on(groups, node.ins)
-    if kind.diagonal(layer):
-        ins = places_on(groups, node.ins, node.name)
-    whole = module.composition() if isinstance(module, SplitLayer) else _alone(module, kind)
+    whole, layer = composition_of(module), stock(module)
+    kind = whole.kind
+    ins, outs = layer_places(groups, node, module)
     for key, axes in kind.tensors(layer).items():
         sides: dict[str, int] = {each.side: dim for dim, each in axes.items()}
         if not sides or not {*axes} <= {0, 1}:
@@ -199,11 +151,10 @@ def parts_of(
             )
 
 
-def _alone(module: Any, kind: LayerKind) -> Composition:
-    """A layer that has not grown."""
-    inputs, outputs = kind.sizes(module)
-    layouts = Layout.original(inputs), Layout.original(outputs)
-    return Composition((module,), (Block("original", 0),), *layouts)
+def composition_of(module: nn.Module) -> Composition:
+    """A layer's blocks, of which there is one where it has not grown."""
+    split = module if isinstance(module, SplitLayer) else SplitLayer(module)
+    return split.composition()
 
 
 def _positions(spans: Spans) -> list[int]:

@@ -7,7 +7,7 @@ that flattening makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,13 +15,10 @@ import torch
 from torch import Tensor
 
 from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.analysis.units import Place, Unit, along_tensors, layer_places, places_on
 from splitgrow.continual.body import Body
-from splitgrow.continual.parts import Numbers, Place, Unit, UnitPart, parts_of, places_on
+from splitgrow.continual.parts import Numbers, UnitPart, composition_of, parts_of
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.growth.planning import layer_kind
-from splitgrow.layers.split_layer import SplitLayer
-
-_Positions = tuple[dict[Place, int], dict[Place, int]]
 
 
 class Units:
@@ -38,6 +35,7 @@ class Units:
     """
 
     def __init__(self, body: Body) -> None:
+        self._body = body
         history = history_of(body.model)
         self.graph: ChannelGraph = history.graph
         self._modules = history.modules
@@ -214,63 +212,19 @@ class Units:
                 value = values[part.slot]
                 value.mul_(part.rows(factors if part.scales else apart).to(value.dtype))
 
-    # -- from one width to another ----------------------------------------------------------------
+    # -- by layer ---------------------------------------------------------------------------------
 
-    def born(
-        self, old: Units, values: Mapping[str, Tensor], source: Callable[[Unit], Unit]
-    ) -> dict[str, Tensor]:
-        """Values for the blocks of the last edit, taken from the same layers at another width.
+    def places(self, layer: str) -> dict[str, dict[int, tuple[Place, ...]]]:
+        """What lies along the dimensions of a layer's tensors, by the tensors' names."""
+        module = self._modules[layer]
+        ins, outs = layer_places(self.graph.groups, self.graph.nodes[layer], module)
+        return along_tensors(module, ins, outs)
 
-        Args:
-            old: The units of a body that has these layers and all units that are asked for.
-            values: The tensors of that body, by slots' names.
-            source: The unit there that a unit here is to be like.
-        """
-        last = max((part.block.edit for part in self.parts), default=0)
-        wholes: dict[tuple[str, str], tuple[Tensor, _Positions]] = {}
-        found = {}
-        for part in self.parts:
-            if part.block.edit != last:
-                continue
-            name = (part.layer, part.key)
-            if name not in wholes:
-                wholes[name] = old._whole(*name, values)
-            value, (made, read) = wholes[name]
-            rows = [made[source(unit), turn] for unit, turn in part.made]
-            value = value.index_select(0, self._numbers.listed(rows))
-            if part.dims[1] is not None:
-                columns = [read[source(unit), turn] for unit, turn in part.read]
-                value = value.index_select(1, self._numbers.listed(columns))
-            kind = layer_kind(self._modules[part.layer])
-            lengths = old._length(part.layer), self._length(part.layer)
-            value = kind.carried_over(part.key, value, *lengths)
-            found[part.slot] = part.trailing(value).contiguous()
-        return found
-
-    def _length(self, layer: str) -> int:
+    def length(self, layer: str) -> int:
+        """How many channels a layer makes."""
         return self.graph.groups.length(self.graph.nodes[layer].outs)
 
-    def _whole(
-        self, layer: str, key: str, values: Mapping[str, Tensor]
-    ) -> tuple[Tensor, _Positions]:
-        """A tensor of the plain layer, what is made first and what is read second; their places."""
-        parts = [part for part in self.parts if (part.layer, part.key) == (layer, key)]
-        made = {at: n for p in parts for at, n in zip(p.made, p.at[0].tolist(), strict=True)}
-        read = {at: n for p in parts for at, n in zip(p.read, p.at[1].tolist(), strict=True)}
-        module = self._modules[layer]
-        kind, now = layer_kind(module), self._length(layer)
-        whole: Tensor | None = None
-        for part in parts:
-            value = part.leading(values[part.slot].detach())
-            if isinstance(module, SplitLayer):
-                born = module.outs.until(part.block.edit).length
-                value = kind.carried_over(key, value, born, now) if born != now else value
-            lead = (len(made),) if part.dims[1] is None else (len(made), len(read))
-            if whole is None:
-                whole = value.new_zeros(lead + value.shape[len(lead) :])
-            if part.dims[1] is None:
-                whole[part.at[0]] = value
-            else:
-                whole[part.at[0][:, None], part.at[1][None, :]] = value
-        assert whole is not None, f"{layer} has no tensor {key}"
-        return whole, (made, read)
+    def whole(self, layer: str, key: str, values: Mapping[str, Tensor]) -> Tensor | None:
+        """A tensor of the plain layer, put together of tensors by slots' names."""
+        with self._body.reading(values):
+            return composition_of(self._modules[layer]).value(key)
