@@ -5,7 +5,7 @@ Whoever gives units values, takes units out or asks what reads them goes by this
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -16,8 +16,6 @@ from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import entry_of
-
-_Positions = TypeVar("_Positions", bound=Sequence[object])
 
 
 class Unit(NamedTuple):
@@ -39,6 +37,71 @@ CONSTANT = Unit("", 0)
 Place = tuple[Unit, int]
 """A position of an axis: the unit that lies there, and which of the unit's positions it is."""
 
+_Positions = TypeVar("_Positions", tuple[Place, ...], Tensor)
+
+
+class UnitNumbers:
+    """Numbers for units, by which tensors say something of each; 0 is `CONSTANT`.
+
+    The units of a group are numbered one after the other, once one of them is met.
+
+    Args:
+        groups: The store of groups.
+        device: Where tensors are to lie.
+    """
+
+    def __init__(self, groups: Groups, device: torch.device | str = "cpu") -> None:
+        self._groups, self._device = groups, device
+        self._homes: dict[int | str, tuple[int, int]] = {CONSTANT.home: (0, 1)}
+        self._count = 1
+
+    def on(self, axis: Axis, maker: str = "") -> Tensor:
+        """The numbers of the units on each position of an axis.
+
+        Args:
+            axis: The axis.
+            maker: The path of the layer that makes it; empty if it is read.
+        """
+        runs = self._groups.resolve(axis)
+        own = sum(run.repeat for run in runs if run.group is None) if maker else 0
+        found = [torch.zeros(0, dtype=torch.long)]
+        taken = 0
+        for run in runs:
+            if run.group is not None:
+                numbers = self._of_home(run.group, self._groups.width(run.group))
+                found.append(numbers.repeat_interleave(run.repeat))
+            elif maker:
+                found.append(self._of_home(maker, own)[taken : taken + run.repeat])
+                taken += run.repeat
+            else:
+                found.append(torch.zeros(run.repeat, dtype=torch.long))
+        return torch.cat(found).to(self._device)
+
+    def _of_home(self, home: int | str, count: int) -> Tensor:
+        start, known = self._homes.setdefault(home, (self._count, count))
+        assert known == count, f"{home} has {known} units and {count}"
+        self._count = max(self._count, start + count)
+        return torch.arange(start, start + count)
+
+    @property
+    def order(self) -> tuple[Unit, ...]:
+        """The units that were met; the position here is a unit's number."""
+        return tuple(
+            Unit(home, n) for home, (_, count) in self._homes.items() for n in range(count)
+        )
+
+    def marks(self, chosen: Iterable[Unit]) -> Tensor:
+        """Whether each unit that was met is among some."""
+        marks = torch.zeros(self._count, dtype=torch.bool)
+        homes = ((self._homes[unit.home], unit.nth) for unit in chosen if unit.home in self._homes)
+        marks[[start + nth for (start, count), nth in homes if nth < count]] = True
+        return marks.to(self._device)
+
+    def chosen(self, marks: Tensor) -> frozenset[Unit]:
+        """The units that are marked."""
+        order = self.order
+        return frozenset(order[n] for n in marks.nonzero().flatten().tolist())
+
 
 def places_on(groups: Groups, axis: Axis, maker: str = "") -> tuple[Place, ...]:
     """What lies on each position of an axis.
@@ -48,19 +111,13 @@ def places_on(groups: Groups, axis: Axis, maker: str = "") -> tuple[Place, ...]:
         axis: The axis.
         maker: The path of the layer that makes it; empty if it is read.
     """
+    numbers = UnitNumbers(groups)
+    on_axis, units = numbers.on(axis, maker).tolist(), numbers.order
+    turns = [0] * len(units)
     found: list[Place] = []
-    seen: dict[Unit, int] = {}
-    constants = 0
-    for run in groups.resolve(axis):
-        if run.group is None:
-            units = [Unit(maker, constants + n) if maker else CONSTANT for n in range(run.repeat)]
-            constants += run.repeat
-        else:
-            width = groups.width(run.group)
-            units = [Unit(run.group, n) for n in range(width) for _ in range(run.repeat)]
-        for unit in units:
-            found.append((unit, seen.get(unit, 0)))
-            seen[unit] = seen.get(unit, 0) + 1
+    for number in on_axis:
+        found.append((units[number], turns[number]))
+        turns[number] += 1
     return tuple(found)
 
 
@@ -85,6 +142,15 @@ def values_like(
     return whole
 
 
+def maker_of_inputs(node: LayerNode, module: nn.Module) -> str:
+    """The path of a layer whose channels are each made of itself alone; empty for others.
+
+    A constant channel is the same on both sides of it.
+    """
+    layer = stock(module)
+    return node.name if entry_of(layer).diagonal(layer) else ""
+
+
 def layer_places(
     groups: Groups, node: LayerNode, module: nn.Module
 ) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
@@ -95,10 +161,8 @@ def layer_places(
         node: The layer, as the channel graph knows it.
         module: The layer.
     """
-    layer = stock(module)
-    # Where each channel is made of itself alone, a constant one is the same on both sides.
-    maker = node.name if entry_of(layer).diagonal(layer) else ""
-    return places_on(groups, node.ins, maker), places_on(groups, node.outs, node.name)
+    ins = places_on(groups, node.ins, maker_of_inputs(node, module))
+    return ins, places_on(groups, node.outs, node.name)
 
 
 def along_tensors(
@@ -108,7 +172,7 @@ def along_tensors(
 
     Args:
         module: The layer, or a grown one, of whose plain form the tensors are.
-        ins: Something for each input position, as a sequence or tensor.
+        ins: What there is for each input position: places, or a tensor.
         outs: The same for each output position.
 
     Returns:
@@ -119,7 +183,7 @@ def along_tensors(
     sides = {"in": ins, "out": outs}
     return {
         key: {
-            dim: sides[along.side][: len(sides[along.side]) // along.sections]  # type: ignore[misc]
+            dim: sides[along.side][: len(sides[along.side]) // along.sections]
             for dim, along in axes.items()
         }
         for key, axes in entry_of(layer).tensors(layer).items()

@@ -91,10 +91,10 @@ def test_every_tensor_is_covered_by_its_parts_and_every_unit_is_made(case: Case)
     units = Units(body)
     for part in units.parts:
         dim, other = part.dims
-        assert part.shape[dim] == len(part.made) == len(part.outs) == len(part.at[0])
-        assert other is None or part.shape[other] == len(part.read) == len(part.ins)
-    made = {unit for part in units.parts if part.layer in units.makers for unit, _ in part.made}
-    embedded = {unit for part in units.parts for unit, _ in part.made}
+        assert part.shape[dim] == len(part.outs)
+        assert other is None or part.shape[other] == len(part.ins)
+    made = units._on(part.outs for part in units.parts if part.layer in units.makers)
+    embedded = units._on(part.outs for part in units.parts)
     assert {unit for unit, _ in units.features} - {CONSTANT} <= embedded
     assert made <= {*units.order}
     values = {name: slot.tensor for name, slot in body.slots.items()}
@@ -199,7 +199,7 @@ def test_flattening_repeats_a_unit_and_an_addition_makes_two_layers_make_it() ->
     stem, hidden = units.growing
     assert group == hidden
     of_unit = Unit(stem, 2)
-    makers = {part.layer for part in units.parts if of_unit in {u for u, _ in part.made}}
+    makers = {part.layer for part in units.parts if of_unit in units._on([part.outs])}
     assert makers == {"stem", "norm", "inner", "norm2"}
     graph = history_of(body.model).graph
     places = places_on(graph.groups, graph.nodes["hidden"].ins)
