@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from splitgrow.analysis.units import Unit, values_like
 from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.prepared import PreparedEdit
+from splitgrow.utils.spans import laid_along
 
 
 class Net2Net(Initializer):
@@ -33,7 +33,7 @@ class Net2Net(Initializer):
                 whole = values_like(whole, places, lambda unit: likes.get(unit, unit))
                 if dim is not None:
                     share = torch.tensor([shares.get(u, 1.0) for u, _ in places[dim]]).double()
-                    whole = whole * along(whole, dim, share)
+                    whole = whole * laid_along(share, dim, whole.dim())
                 layer.fill_(key, whole)
 
     @staticmethod
@@ -51,11 +51,6 @@ class Net2Net(Initializer):
             parts = [2.0 ** -(n + 1) for n in range(len(copies) - 1)]
             shares.update(zip(copies, (*parts, 1 - sum(parts)), strict=True))
         return likes, shares
-
-
-def along(whole: Tensor, dim: int, numbers: Tensor) -> Tensor:
-    """Numbers that lie along a dimension of a tensor."""
-    return numbers.reshape([-1 if each == dim else 1 for each in range(whole.dim())])
 
 
 def pair() -> Initializer:

@@ -147,11 +147,12 @@ class Body:
             )
         return found
 
-    def grow(self, factor: float) -> Edit | None:
+    def grow(self, factor: float, initializer: str | Initializer = "zero") -> Edit | None:
         """Widens every layer inside by about a factor; what is new belongs to nobody.
 
         Args:
             factor: By how much; 1.5 adds half of the original width.
+            initializer: What gives new units their values.
 
         Returns:
             The edit; None if nothing can grow by so little.
@@ -170,7 +171,7 @@ class Body:
             seen.update((layer.name, *layer.group))
         if not request:
             return None
-        edit = own.expand(request, freeze=False)
+        edit = own.expand(request, initializer=initializer, freeze=False)
         self.renew()
         return edit
 

@@ -15,7 +15,7 @@ from splitgrow.continual.slots import Slot
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import LayerKind
-from splitgrow.utils.spans import take
+from splitgrow.utils.spans import laid_along, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +49,12 @@ class UnitPart:
 
     def rows(self, of_units: Tensor) -> Tensor:
         """What there is for each unit, by number, along the dimension of those that are made."""
-        return self._along(of_units[self.outs], self.dims[0])
+        return laid_along(of_units[self.outs], self.dims[0], len(self.shape))
 
     def columns(self, of_units: Tensor) -> Tensor:
         """The same along the dimension of those that are read."""
         assert self.dims[1] is not None
-        return self._along(of_units[self.ins], self.dims[1])
-
-    def _along(self, values: Tensor, dim: int) -> Tensor:
-        return values.reshape([-1 if d == dim else 1 for d in range(len(self.shape))])
+        return laid_along(of_units[self.ins], self.dims[1], len(self.shape))
 
     def leading(self, tensor: Tensor) -> Tensor:
         """The tensor with what is made first, and what is read second."""
