@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,12 +67,12 @@ class PreparedLayer:
         return self.composition.original
 
     @property
-    def existing(self) -> tuple[nn.Module, ...]:
+    def existing(self) -> tuple[Any, ...]:
         """The blocks that the layer has, the original first."""
         return self.composition.modules[: -len(self.change.blocks)]
 
     @property
-    def added(self) -> dict[str, nn.Module]:
+    def added(self) -> dict[str, Any]:
         """The blocks that the edit adds, by what they are for: "helper", "new"."""
         blocks = self.change.blocks
         return dict(zip(blocks, self.composition.modules[-len(blocks) :], strict=True))
