@@ -11,6 +11,7 @@ from splitgrow.growth.consolidation import consolidate_
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.generation_methods import GenerationMethods
 from splitgrow.growth.history import History, structure
+from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.input_channels import expand_input_
 from splitgrow.growth.insertion import DepthMethods
 from splitgrow.growth.layer_list import Layer, layers_of
@@ -66,7 +67,7 @@ class Handle(DepthMethods, GenerationMethods):
         n: int,
         *,
         round_to: int = 1,
-        initializer: str = "zero",
+        initializer: str | Initializer = "zero",
         freeze: bool = True,
         optimizer: object = None,
         check: bool = True,
@@ -86,7 +87,8 @@ class Handle(DepthMethods, GenerationMethods):
             round_to: Raises n until the layer's new width is a multiple of this and fits what is
                 tied to it, such as 8 for tensor cores.
             initializer: How new blocks get their values: "zero" sets helpers to zero and new units
-                as torch initialises a layer of their shape.
+                as torch initialises a layer of their shape. The name of another, or an
+                `Initializer`: see `splitgrow.register_initializer`.
             freeze: Whether the first growth closes generation 0, which freezes every parameter and
                 running statistic that exists.
             optimizer: One or several optimizers. New parameters join the param group of the
@@ -126,7 +128,7 @@ class Handle(DepthMethods, GenerationMethods):
         request: Mapping[int | str, int],
         *,
         round_to: int = 1,
-        initializer: str = "zero",
+        initializer: str | Initializer = "zero",
         freeze: bool = True,
         optimizer: object = None,
         check: bool = True,
@@ -171,7 +173,7 @@ class Handle(DepthMethods, GenerationMethods):
         n: int,
         *,
         name: str | None = None,
-        initializer: str = "zero",
+        initializer: str | Initializer = "zero",
         freeze: bool = True,
         optimizer: object = None,
         check: bool = True,

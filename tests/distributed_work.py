@@ -19,6 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from ways import PAIR, Net2Net
 
 import splitgrow
 import splitgrow.growth.apply
@@ -546,6 +547,23 @@ def inner_and_plain(rank: int) -> tuple[str, str]:
     torch.manual_seed(rank)
     distributed.expand_layer(plain, "0", 2, timeout=TIMEOUT)
     return fingerprint(inner), fingerprint(plain)
+
+
+def initialised(rank: int, how: str) -> tuple[str, str, float]:
+    """Growth by initializers of the user's: the tensors, an error, and how far outputs move."""
+    model = wrapped(network(), how)
+    optimizer = adam(model)
+    train(model, optimizer, range(2))
+    before = model(batch(0)[0])
+    torch.manual_seed(rank)
+    options = {"optimizer": optimizer, "freeze": False, "timeout": TIMEOUT}
+    distributed.expand_layer(model, "6", 4, initializer=PAIR, **options)
+    moved = float((model(batch(0)[0]) - before).detach().abs().max())
+    try:
+        distributed.expand_layer(model, "6", 4, initializer=Net2Net(), **options)
+    except ValueError as error:
+        return fingerprint(model), str(error), moved
+    return fingerprint(model), "", moved
 
 
 def grown_before(steps: int = 4) -> Any:

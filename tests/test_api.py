@@ -57,6 +57,7 @@ def test_the_public_names_are_these() -> None:
         "handle",
         "load",
         "merge",
+        "register_initializer",
         "register_layer",
         "register_op",
         "save",

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from splitgrow.errors import (
     UnsupportedLayerError,
     UnsupportedModelError,
 )
+from splitgrow.growth.initializers import Initializer
 from splitgrow.layers.split_layer import SplitLayer
 
 
@@ -293,7 +295,7 @@ def test_tied_layers_that_are_asked_for_the_same_grow_once():
     assert [layer.width for layer in model.layers] == [12, 12, 12, 3]
 
 
-@pytest.mark.parametrize("name", ["ones", "", None, 3])
+@pytest.mark.parametrize("name", ["ones", ""])
 def test_an_unknown_initializer_is_a_value_error(model_and_optimizer, name):
     model, optimizer = model_and_optimizer
     with (
@@ -301,6 +303,17 @@ def test_an_unknown_initializer_is_a_value_error(model_and_optimizer, name):
         pytest.raises(ValueError, match=r"no initializer .*; there are .*zero"),
     ):
         model.expand_layer("stem", 4, initializer=name, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("given", [None, 3, len, Initializer])
+def test_what_is_neither_a_name_nor_an_initializer_is_a_type_error(model_and_optimizer, given):
+    model, optimizer = model_and_optimizer
+    for grow in (partial(model.expand_layer, "stem"), model.expand_input):
+        with (
+            unchanged(model, optimizer),
+            pytest.raises(TypeError, match=r"Initializer or the name of one \(.*zero.*\), got"),
+        ):
+            grow(4, initializer=given, optimizer=optimizer)
 
 
 @pytest.mark.parametrize("mode", ["fast", "", None, 1])
@@ -948,7 +961,7 @@ FAULTS = {
     "giving state": "splitgrow.growth.optimizers._give_state",
     "freezing a parameter": "splitgrow.layers.freezing._freeze_parameter",
     "holding statistics": "torch.nn.Module.register_forward_pre_hook",
-    "building a block": "splitgrow.growth.placing.build_block",
+    "building a block": "splitgrow.growth.prepared.build_block",
     "growing the groups": "splitgrow.analysis.channels.channel_groups.Groups.grow",
     "reading the structure": "splitgrow.growth.apply.structure",
 }

@@ -21,6 +21,7 @@ from splitgrow.growth.apply import apply_
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import check_structure
 from splitgrow.growth.history_lookup import HISTORY, history_of
+from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.planning import make_plan
 from splitgrow.handle import Handle, handle
 from splitgrow.utils.model_lock import change_alone
@@ -144,11 +145,12 @@ class Body:
             )
         return found
 
-    def grow(self, factor: float) -> Edit | None:
+    def grow(self, factor: float, initializer: str | Initializer = "zero") -> Edit | None:
         """Widens every layer inside by about a factor; what is new belongs to nobody.
 
         Args:
             factor: By how much; 1.5 adds half of the original width.
+            initializer: What gives new units their values.
 
         Returns:
             The edit; None if nothing can grow by so little.
@@ -167,15 +169,18 @@ class Body:
             seen.update((layer.name, *layer.group))
         if not request:
             return None
-        edit = own.expand(request, freeze=False)
+        edit = own.expand(request, initializer=initializer, freeze=False)
         self.renew()
         return edit
 
-    def grow_units(self, growth: Mapping[int, int]) -> Edit:
+    def grow_units(
+        self, growth: Mapping[int, int], initializer: str | Initializer = "zero"
+    ) -> Edit:
         """Gives groups of channels some units; what is new belongs to nobody.
 
         Args:
             growth: How many units, by the group's number in the channel graph.
+            initializer: What gives them their values.
         """
         history = history_of(self.model)
 
@@ -184,7 +189,7 @@ class Body:
             opened = history.next_edit(freeze=False)
             edit = make_plan(history.graph, history.modules, growth, history.edits, opened)
             return apply_(
-                undo, self.model, history, edit, initializer="zero", optimizer=None, check=True
+                undo, self.model, history, edit, initializer=initializer, optimizer=None, check=True
             )
 
         edit = change_alone(self.model, history.gate, "grow", grow)

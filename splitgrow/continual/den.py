@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from splitgrow.analysis.units import Unit
 from splitgrow.continual.body import Body
 from splitgrow.continual.events import Grown
-from splitgrow.continual.parts import Unit
 from splitgrow.continual.proximal import drift_of, lower_, pull_, pull_back_, shrink_, soften_
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.regrowth import (
+    Drawn,
     UnitValues,
     alive_in,
     all_values,
-    draw_,
+    draw_head_,
     regrow_,
     silence_,
     split_,
@@ -204,16 +205,11 @@ class DEN(SelectiveLearner):
             return {}
         torch.manual_seed(seed_of(self.seed, self._next, "expand"))
         trial = self.body.copied()
-        trial.grow_units(growth)
+        trial.grow_units(growth, Drawn())
         wider = Units(trial)
         fresh = wider.since(units)
         head = widened_head(values.head, units, wider, lambda unit: unit)
-        draw_(
-            trial,
-            {*trial.shared} - {*self.body.shared},
-            head,
-            wider.on_features(wider.marks(fresh)),
-        )
+        draw_head_(trial, head, wider.on_features(wider.marks(fresh)))
         study, dead = self._tried(course, trial, wider, UnitValues(values.own, head))
         alive = alive_in(wider, fresh, dead)
 

@@ -21,6 +21,7 @@ from splitgrow.continual.stages import Stages, made, seed_of
 from splitgrow.continual.studies import Study, whole_study
 from splitgrow.continual.tasks import Batches, Data, Protocol, Task, checked, with_validation
 from splitgrow.continual.training import Fit, Loss, Training, accuracy, cross_entropy
+from splitgrow.growth.initializers import Initializer
 from splitgrow.pruning.shrink import without_dead_units
 from splitgrow.utils.preserve import keep_surroundings_
 from splitgrow.utils.rollback import Undo, temporarily
@@ -272,10 +273,10 @@ class Learner:
         self._tell(Judged(task.name, what, found, goal))
         return found
 
-    def _grow(self, task: Task, factor: float) -> bool:
+    def _grow(self, task: Task, factor: float, initializer: str | Initializer = "zero") -> bool:
         """Widens the body for a task; returns whether anything has grown."""
         torch.manual_seed(seed_of(self.seed, self._next, "grow", self.body.size))
-        if self.body.grow(factor) is None:
+        if self.body.grow(factor, initializer) is None:
             return False
         size = self.body.size
         self._tell(Grown(task.name, size, size / self.body.weights))

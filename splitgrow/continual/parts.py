@@ -2,87 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import LayerNode
-from splitgrow.analysis.channels.channel_axes import Axis
-from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.analysis.units import UnitNumbers, along_tensors, maker_of_inputs
 from splitgrow.continual.slots import Slot
-from splitgrow.layers.channel_layout import Layout
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.types import LayerType, known_layer_type
-from splitgrow.utils.spans import Spans
-
-
-class Unit(NamedTuple):
-    """A unit, by a name that growth does not change.
-
-    Attributes:
-        home: The number of its group; of a channel that the graph takes for constant, the path of
-            the layer that makes it.
-        nth: Its place in the group, or among the layer's constant channels.
-    """
-
-    home: int | str
-    nth: int
-
-
-CONSTANT = Unit("", 0)
-"""Any channel that is read and that the graph takes for constant: it does not tell whose it is."""
-
-Place = tuple[Unit, int]
-"""A position of an axis: the unit that lies there, and which of the unit's positions it is."""
-
-
-def places_on(groups: Groups, axis: Axis, maker: str = "") -> tuple[Place, ...]:
-    """What lies on each position of an axis.
-
-    Args:
-        groups: The store of groups.
-        axis: The axis.
-        maker: The path of the layer that makes it; empty if it is read.
-    """
-    found: list[Place] = []
-    seen: dict[Unit, int] = {}
-    constants = 0
-    for run in groups.resolve(axis):
-        if run.group is None:
-            units = [Unit(maker, constants + n) if maker else CONSTANT for n in range(run.repeat)]
-            constants += run.repeat
-        else:
-            width = groups.width(run.group)
-            units = [Unit(run.group, n) for n in range(width) for _ in range(run.repeat)]
-        for unit in units:
-            found.append((unit, seen.get(unit, 0)))
-            seen[unit] = seen.get(unit, 0) + 1
-    return tuple(found)
-
-
-class Numbers:
-    """Numbers for units, given in the order in which they are met.
-
-    Args:
-        device: Where lists of numbers are to lie.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.known: dict[Unit, int] = {CONSTANT: 0}
-
-    def of(self, places: Iterable[Place]) -> Tensor:
-        """The numbers of the units that lie on some positions."""
-        known = self.known
-        return self.listed([known.setdefault(unit, len(known)) for unit, _ in places])
-
-    def listed(self, numbers: Collection[int]) -> Tensor:
-        """Whole numbers as a tensor."""
-        return torch.tensor(list(numbers), dtype=torch.long, device=self._device)
+from splitgrow.layers.types import LayerType
+from splitgrow.utils.spans import laid_along, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +32,8 @@ class UnitPart:
         scales: Whether it is what a norm scales units by, whatever the size of what makes them.
         dims: The dimension that runs along units that the layer makes, and the one along units that
             it reads; None where there is none, and where each unit is made of itself alone.
-        made: What lies on the first of these.
-        read: What lies on the second.
-        at: The positions of both in the plain layer's tensor.
-        outs: The numbers of the units in `made`.
-        ins: The numbers of the units in `read`.
+        outs: The numbers of the units that lie on the first of these.
+        ins: The numbers of those on the second; of none where there is none.
     """
 
     slot: str
@@ -114,71 +44,57 @@ class UnitPart:
     shared: bool
     scales: bool
     dims: tuple[int, int | None]
-    made: tuple[Place, ...]
-    read: tuple[Place, ...]
-    at: tuple[Tensor, Tensor]
     outs: Tensor
     ins: Tensor
 
     def rows(self, of_units: Tensor) -> Tensor:
         """What there is for each unit, by number, along the dimension of those that are made."""
-        return self._along(of_units[self.outs], self.dims[0])
+        return laid_along(of_units[self.outs], self.dims[0], len(self.shape))
 
     def columns(self, of_units: Tensor) -> Tensor:
         """The same along the dimension of those that are read."""
         assert self.dims[1] is not None
-        return self._along(of_units[self.ins], self.dims[1])
-
-    def _along(self, values: Tensor, dim: int) -> Tensor:
-        return values.reshape([-1 if d == dim else 1 for d in range(len(self.shape))])
+        return laid_along(of_units[self.ins], self.dims[1], len(self.shape))
 
     def leading(self, tensor: Tensor) -> Tensor:
         """The tensor with what is made first, and what is read second."""
         dim, other = self.dims
         return tensor.movedim(dim, 0) if other is None else tensor.movedim((dim, other), (0, 1))
 
-    def trailing(self, tensor: Tensor) -> Tensor:
-        """The tensor of which `leading` is this."""
-        dim, other = self.dims
-        return tensor.movedim(0, dim) if other is None else tensor.movedim((0, 1), (dim, other))
-
 
 def parts_of(
     node: LayerNode,
     module: nn.Module,
-    groups: Groups,
     slots: Mapping[int, Slot],
-    numbers: Numbers,
+    numbers: UnitNumbers,
 ) -> Iterator[UnitPart]:
     """The tensors of a layer's blocks that run along units.
 
     Args:
         node: The layer, as the channel graph knows it.
         module: The layer.
-        groups: The store of groups.
         slots: The body's slots, by the ids of their tensors.
         numbers: Gives units their numbers.
     """
-    layer = stock(module)
-    entry = known_layer_type(layer)
-    outs, ins = places_on(groups, node.outs, node.name), places_on(groups, node.ins)
-    if entry.diagonal(layer):
-        ins = places_on(groups, node.ins, node.name)
-    whole = module.composition() if isinstance(module, SplitLayer) else _alone(module, entry)
+    whole, layer = composition_of(module), stock(module)
+    entry = whole.layer_type
+    if not entry.tensors(layer):
+        return
+    ins = numbers.on(node.ins, maker_of_inputs(node, module))
+    along = along_tensors(module, ins, numbers.on(node.outs, node.name))
     for key, axes in entry.tensors(layer).items():
         sides: dict[str, int] = {each.side: dim for dim, each in axes.items()}
         if not sides or not {*axes} <= {0, 1}:
             continue
         makes = "out" if "out" in sides else "in"
         dim, other = sides[makes], sides.get("in") if makes == "out" else None
-        along = outs if makes == "out" else ins
         for index, block in enumerate(whole.modules):
             slot = slots.get(id(getattr(block, key, None)))
             if slot is None:
                 continue
-            at = {d: _positions(spans) for d, spans in whole.places(index, key).items()}
-            made = tuple(along[p] for p in at[dim])
-            read = tuple(ins[p] for p in at[other]) if other is not None else ()
+            own = {
+                d: take(along[key][d], 0, spans) for d, spans in whole.places(index, key).items()
+            }
             dims = (dim, other)
             if other is not None and _flipped(entry, block, key):
                 dims = (1 - dim, 1 - other)
@@ -191,23 +107,15 @@ def parts_of(
                 shared=slot.shared,
                 scales=key == "weight" and entry.norm(layer) is not None,
                 dims=dims,
-                made=made,
-                read=read,
-                at=(numbers.listed(at[dim]), numbers.listed([] if other is None else at[other])),
-                outs=numbers.of(made),
-                ins=numbers.of(read),
+                outs=own[dim],
+                ins=ins[:0] if other is None else own[other],
             )
 
 
-def _alone(module: Any, entry: LayerType) -> Composition:
-    """A layer that has not grown."""
-    inputs, outputs = entry.sizes(module)
-    layouts = Layout.original(inputs), Layout.original(outputs)
-    return Composition((module,), (Block("original", 0),), *layouts)
-
-
-def _positions(spans: Spans) -> list[int]:
-    return [start + n for start, length in spans for n in range(length)]
+def composition_of(module: nn.Module) -> Composition:
+    """A layer's blocks, of which there is one where it has not grown."""
+    split = module if isinstance(module, SplitLayer) else SplitLayer(module)
+    return split.composition()
 
 
 def _flipped(entry: LayerType, block: Any, key: str) -> bool:

@@ -12,6 +12,9 @@ from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.studies import Study
 from splitgrow.continual.tasks import Task
 from splitgrow.continual.units import Units
+from splitgrow.growth.initializers import Zero
+from splitgrow.growth.prepared import PreparedEdit
+from splitgrow.utils.spans import laid_along
 
 
 class ProgressiveNetworks(MaskedLearner):
@@ -53,7 +56,7 @@ class ProgressiveNetworks(MaskedLearner):
         earlier = Units(self.body)
         if number > 1:
             # Every growth is in proportion to the widths that there are by then.
-            self._grow(task, 1 + self.column / (1 + self.column * (number - 2)))
+            self._grow(task, 1 + self.column / (1 + self.column * (number - 2)), Apart())
         study = self._begin(task, mine=self._trains)
         if number > 1:
             self._set_apart_(study, earlier)
@@ -63,15 +66,18 @@ class ProgressiveNetworks(MaskedLearner):
         return record
 
     def _set_apart_(self, study: Study, earlier: Units) -> None:
-        """Has a column begin as a network of its own."""
+        """Has a column learn at its own pace, and the head begin with nothing of what is below."""
         units = Units(self.body)
         fresh = units.since(earlier)
         grown = {unit.home for unit in fresh}
         below = units.marks({unit for unit in units.order if unit.home in grown} - fresh)
         for part in units.given(study.mine):
             if part.dims[1] is not None:
-                _begin_apart_(study.weight(part.slot), part.columns(below))
-        _begin_apart_(study.head.weight, units.on_features(below))
+                _slow_down_(study.weight(part.slot), part.columns(below))
+        below = units.on_features(below)
+        with torch.no_grad():
+            study.head.weight.copy_(_apart(study.head.weight, below))
+        _slow_down_(study.head.weight, below)
 
     def _trains(self, name: str) -> Tensor:
         """Where a tensor trains: in new blocks, not in helpers, which older units would read."""
@@ -84,19 +90,49 @@ class ProgressiveNetworks(MaskedLearner):
         self.body.own_all(number)
 
 
-def _begin_apart_(weight: Tensor, below: Tensor) -> None:
-    """Sets what is read of columns below to zero, slows it down, and scales the rest up.
+class Apart(Zero):
+    """Has new units begin as a network of their own width, which reads nothing of the old ones."""
+
+    name = "apart"
+
+    def apply(self, prepared: PreparedEdit) -> None:
+        """Sets what is read of old units to zero, and scales what is read of new ones up."""
+        super().apply(prepared)
+        new = {unit for units in prepared.units.values() for unit in units}
+        for name, layer in prepared.layers.items():
+            for key, places in prepared.places(name).items():
+                whole, dim = layer.value(key), layer.reading_dim(key)
+                if whole is None or dim is None:
+                    continue
+                below = [u.home in prepared.units and u not in new for u, _ in places[dim]]
+                columns = laid_along(torch.tensor(below, device=whole.device), dim, whole.dim())
+                layer.fill_(key, _apart(whole, columns))
+
+
+def _shares(below: Tensor) -> tuple[int, int]:
+    """How many units are read of columns below, and how many others."""
+    others = int(below.sum())
+    return others, below.numel() - others
+
+
+def _apart(weight: Tensor, below: Tensor) -> Tensor:
+    """A weight that reads nothing of columns below, the rest scaled up.
 
     Args:
         weight: The weight.
         below: Which of its columns read them, as bools that are broadcast to it.
     """
-    others = int(below.sum())
-    own = below.numel() - others
+    others, own = _shares(below)
     if not (own and others):
-        return
-    with torch.no_grad():
-        # It was drawn with a variance that goes with one over the number of units that are read.
-        weight.mul_((below.numel() / own) ** 0.5 * ~below)
-    pace = torch.where(below, own / others, 1.0).to(weight.dtype)
-    weight.register_hook(lambda gradient: gradient * pace)  # type: ignore[no-untyped-call]
+        return weight
+    # It was drawn with a variance that goes with one over the number of units that are read.
+    factors: Tensor = (below.numel() / own) ** 0.5 * ~below
+    return weight * factors
+
+
+def _slow_down_(weight: Tensor, below: Tensor) -> None:
+    """Slows down what is read of columns below, as of `_apart`."""
+    others, own = _shares(below)
+    if own and others:
+        pace = torch.where(below, own / others, 1.0).to(weight.dtype)
+        weight.register_hook(lambda gradient: gradient * pace)  # type: ignore[no-untyped-call]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from splitgrow.analysis.units import Unit, values_like
 from splitgrow.continual.body import Body
-from splitgrow.continual.parts import Unit
 from splitgrow.continual.studies import Study
 from splitgrow.continual.units import Units
+from splitgrow.growth.initializers import Initializer, Zero
+from splitgrow.growth.prepared import PreparedEdit
 
 RegrowthSource = Callable[[Unit], Unit]
 """Of a unit the one that it is to be like."""
@@ -49,20 +51,66 @@ def widened_head(head: nn.Linear, old: Units, new: Units, source: RegrowthSource
     return made
 
 
+class Drawn(Initializer):
+    """Draws all that is new, helpers too, so that all of it learns from the first step."""
+
+    name = "drawn"
+    exact = False
+
+    def apply(self, prepared: PreparedEdit) -> None:
+        """Draws new weights; those that torch has drawn already stay."""
+        Zero().apply(prepared)
+        for _, tensor in sorted(_weights_added(prepared), key=lambda named: named[0]):
+            drawn = nn.init.kaiming_uniform_(torch.empty_like(tensor), a=math.sqrt(5))
+            tensor.copy_(torch.where(tensor == 0, drawn, tensor))
+
+
+def _weights_added(prepared: PreparedEdit) -> Iterator[tuple[str, nn.Parameter]]:
+    """The new weights by the names of their slots."""
+    for layer in prepared.layers.values():
+        for index, block in enumerate(layer.added.values(), len(layer.existing)):
+            for key, tensor in block.named_parameters():
+                if tensor.dim() > 1:
+                    yield f"{layer.name}:{index}.{key}", tensor
+
+
+@dataclass(frozen=True, repr=False)
+class Regrown(Initializer):
+    """Has new units begin like others.
+
+    Attributes:
+        old: The units of a network that has all layers, and all units that are asked for.
+        values: All tensors of that network, by slots' names.
+        source: The unit there that a unit is to be like.
+    """
+
+    old: Units
+    values: Mapping[str, Tensor]
+    source: RegrowthSource
+    name = "regrown"
+    exact = False
+
+    def apply(self, prepared: PreparedEdit) -> None:
+        """Takes every tensor's parts from where the units are that they are to be like."""
+        for name, layer in prepared.layers.items():
+            before, widths = self.old.places(name), (self.old.length(name), layer.change.width[1])
+            for key, along in prepared.places(name).items():
+                whole = self.old.whole(name, key, self.values)
+                if whole is None or not along:
+                    continue
+                whole = values_like(whole, along, self.source, before[key])
+                layer.fill_(key, layer.layer_type.merging.carried_over(key, whole, *widths))
+
+
 @torch.no_grad()
-def draw_(body: Body, new: Iterable[str], head: nn.Linear, features: Tensor) -> None:
-    """Draws values for what is zero of what is new, so that all of it learns from the first step.
+def draw_head_(body: Body, head: nn.Linear, features: Tensor) -> None:
+    """Draws a head's weights for what is new.
 
     Args:
         body: The body.
-        new: The new shared tensors, by slots' names.
         head: The head that reads it.
         features: Which features are new, as bools.
     """
-    for name in sorted(new):
-        tensor = body.slots[name].tensor
-        drawn = nn.init.kaiming_uniform_(torch.empty_like(tensor), a=math.sqrt(5))
-        tensor.copy_(torch.where(tensor == 0, drawn, tensor))
     drawn = body.new_head(head.out_features).weight
     head.weight.copy_(torch.where(features, drawn, head.weight))
 
@@ -88,18 +136,14 @@ def regrow_(
     Returns:
         The body's units, and what a network with these values has besides the shared tensors.
     """
-    born: dict[str, Tensor] = {}
     if growth:
-        body.grow_units(growth)
+        body.grow_units(growth, Regrown(old, values, source))
     units = Units(body)
-    if growth:
-        born = units.born(old, values, source)
-    shared = body.shared
-    body.set_values({name: value for name, value in born.items() if name in shared})
+    born = {part.slot for part in units.parts if growth and part.block.edit == body.edit}
     own = {
-        name: born.get(name, values.get(name, slot.tensor)).detach().clone()
+        name: (slot.tensor if name in born else values.get(name, slot.tensor)).detach().clone()
         for name, slot in body.slots.items()
-        if name not in shared
+        if not slot.shared
     }
     return units, UnitValues(own, widened_head(head, old, units, source))
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from splitgrow.analysis.units import Unit
 from splitgrow.continual.body import Body
 from splitgrow.continual.learner import Learner
-from splitgrow.continual.parts import Unit
 from splitgrow.continual.proximal import pull_, soften_
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.regrowth import UnitValues

@@ -7,7 +7,7 @@ that flattening makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,13 +15,18 @@ import torch
 from torch import Tensor
 
 from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.analysis.units import (
+    Place,
+    Unit,
+    UnitNumbers,
+    along_tensors,
+    layer_places,
+    places_on,
+)
 from splitgrow.continual.body import Body
-from splitgrow.continual.parts import Numbers, Place, Unit, UnitPart, parts_of, places_on
+from splitgrow.continual.parts import UnitPart, composition_of, parts_of
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.types import known_layer_type
-
-_Positions = tuple[dict[Place, int], dict[Place, int]]
+from splitgrow.pruning.weight_connections import Reader, reader_of, sections_of, spread_
 
 
 class Units:
@@ -38,34 +43,33 @@ class Units:
     """
 
     def __init__(self, body: Body) -> None:
+        self._body = body
         history = history_of(body.model)
         self.graph: ChannelGraph = history.graph
         self._modules = history.modules
-        self._numbers = Numbers(body.device)
+        self._numbers = UnitNumbers(self.graph.groups, body.device)
         slots = {id(slot.tensor): slot for slot in body.slots.values()}
-        groups = self.graph.groups
         found: dict[str, UnitPart] = {}
         for node in self.graph.nodes.values():
             if node.followed:
                 module = self._modules[node.name]
-                for part in parts_of(node, module, groups, slots, self._numbers):
+                for part in parts_of(node, module, slots, self._numbers):
                     found.setdefault(part.slot, part)
         self.parts = tuple(found.values())
         (axes,) = self.graph.outputs
-        self.features = places_on(groups, axes[1])
-        self._features = self._numbers.of(self.features)
-        self.order = tuple(self._numbers.known)
+        self.features = places_on(self.graph.groups, axes[1])
+        self._features = self._numbers.on(axes[1])
+        self.order = self._numbers.order
 
     # -- units ------------------------------------------------------------------------------------
 
-    def marks(self, chosen: Collection[Unit]) -> Tensor:
+    def marks(self, chosen: Iterable[Unit]) -> Tensor:
         """Whether each unit is among some, by number."""
-        found = [unit in chosen for unit in self.order]
-        return torch.tensor(found, device=self._features.device)
+        return self._numbers.marks(chosen)
 
     def chosen(self, marks: Tensor) -> frozenset[Unit]:
         """The units that are marked."""
-        return frozenset(self.order[n] for n in marks.nonzero().flatten().tolist())
+        return self._numbers.chosen(marks)
 
     @cached_property
     def growing(self) -> tuple[int, ...]:
@@ -95,9 +99,8 @@ class Units:
 
     def counts(self, chosen: Collection[Unit]) -> dict[str, int]:
         """How many channels of each layer belong to some units."""
-        nodes = [node for node in self.graph.sized() if node.followed]
-        places = {n.name: places_on(self.graph.groups, n.outs, n.name) for n in nodes}
-        return {name: sum(unit in chosen for unit, _ in own) for name, own in places.items()}
+        marks, nodes = self.marks(chosen), [n for n in self.graph.sized() if n.followed]
+        return {n.name: int(marks[self._numbers.on(n.outs, n.name)].sum()) for n in nodes}
 
     @cached_property
     def makers(self) -> frozenset[str]:
@@ -117,10 +120,13 @@ class Units:
         The graph cannot tell what depends on them.
         """
         makers = [part for part in self.parts if part.layer in self.makers]
-        made = {unit for part in makers for unit, _ in part.made if isinstance(unit.home, int)}
-        read = {unit.home for part in makers for unit, _ in part.read}
-        read |= {unit.home for unit, _ in self.features}
-        return self.marks({unit for unit in made if unit.home not in read})
+        made = self._on(part.outs for part in makers)
+        read = {unit.home for unit in self._on([self._features, *(p.ins for p in makers)])}
+        return self.marks(u for u in made if isinstance(u.home, int) and u.home not in read)
+
+    def _on(self, numbers: Iterable[Tensor]) -> set[Unit]:
+        """The units of some numbers."""
+        return {self.order[n] for own in numbers for n in {*own.tolist()}}
 
     def needed(self, values: Mapping[str, Tensor], features: Tensor) -> frozenset[Unit]:
         """The units that some features depend on, through weights that are not zero.
@@ -136,19 +142,25 @@ class Units:
         marked = self.unread.clone()
         marked[self._features[features]] = True
         constants = self.marks({unit for unit in self.order if isinstance(unit.home, str)})
-        edges = [
-            (part, (part.leading(values[part.slot])[..., None] != 0).flatten(2).any(2))
-            for part in self.given(values)
-            if part.dims[1] is not None
-        ]
-        count = -1
-        while count != int(marked.sum()):
-            count = int(marked.sum())
-            if marked[0]:
-                marked |= constants
-            for part, used in edges:
-                marked[part.ins[used[marked[part.outs]].any(0)]] = True
+        readers = [self._reader(name, values) for name in self.graph.nodes if name in self.makers]
+        spread_(marked, readers)
+        while bool((marked[0] & constants & ~marked).any()):
+            marked |= constants
+            spread_(marked, readers)
         return self.chosen(marked)
+
+    def _reader(self, layer: str, values: Mapping[str, Tensor]) -> Reader:
+        """A layer that makes units of others, by the weights that it has among some tensors."""
+        composition, node = composition_of(self._modules[layer]), self.graph.nodes[layer]
+        found = [
+            section
+            for key, axes in composition.layer_type.tensors(composition.original).items()
+            if {along.side for along in axes.values()} == {"in", "out"}
+            and (whole := self.whole(layer, key, values)) is not None
+            for section in sections_of(whole, axes, composition.sizes)
+        ]
+        ins, outs = self._numbers.on(node.ins), self._numbers.on(node.outs, layer)
+        return reader_of(found, ins, outs)
 
     def between(self, chosen: Collection[Unit]) -> dict[str, Tensor]:
         """Where the weights between some units lie in each shared tensor, by slots' names."""
@@ -174,7 +186,7 @@ class Units:
     @cached_property
     def scaled(self) -> Tensor:
         """The units that norms bring to a size of their own, whatever that of their weights."""
-        return self.marks({unit for part in self.parts if part.scales for unit, _ in part.made})
+        return self.marks(self._on(part.outs for part in self.scales))
 
     @cached_property
     def scales(self) -> tuple[UnitPart, ...]:
@@ -214,63 +226,19 @@ class Units:
                 value = values[part.slot]
                 value.mul_(part.rows(factors if part.scales else apart).to(value.dtype))
 
-    # -- from one width to another ----------------------------------------------------------------
+    # -- by layer ---------------------------------------------------------------------------------
 
-    def born(
-        self, old: Units, values: Mapping[str, Tensor], source: Callable[[Unit], Unit]
-    ) -> dict[str, Tensor]:
-        """Values for the blocks of the last edit, taken from the same layers at another width.
+    def places(self, layer: str) -> dict[str, dict[int, tuple[Place, ...]]]:
+        """What lies along the dimensions of a layer's tensors, by the tensors' names."""
+        module = self._modules[layer]
+        ins, outs = layer_places(self.graph.groups, self.graph.nodes[layer], module)
+        return along_tensors(module, ins, outs)
 
-        Args:
-            old: The units of a body that has these layers and all units that are asked for.
-            values: The tensors of that body, by slots' names.
-            source: The unit there that a unit here is to be like.
-        """
-        last = max((part.block.edit for part in self.parts), default=0)
-        wholes: dict[tuple[str, str], tuple[Tensor, _Positions]] = {}
-        found = {}
-        for part in self.parts:
-            if part.block.edit != last:
-                continue
-            name = (part.layer, part.key)
-            if name not in wholes:
-                wholes[name] = old._whole(*name, values)
-            value, (made, read) = wholes[name]
-            rows = [made[source(unit), turn] for unit, turn in part.made]
-            value = value.index_select(0, self._numbers.listed(rows))
-            if part.dims[1] is not None:
-                columns = [read[source(unit), turn] for unit, turn in part.read]
-                value = value.index_select(1, self._numbers.listed(columns))
-            merging = known_layer_type(stock(self._modules[part.layer])).merging
-            lengths = old._length(part.layer), self._length(part.layer)
-            value = merging.carried_over(part.key, value, *lengths)
-            found[part.slot] = part.trailing(value).contiguous()
-        return found
-
-    def _length(self, layer: str) -> int:
+    def length(self, layer: str) -> int:
+        """How many channels a layer makes."""
         return self.graph.groups.length(self.graph.nodes[layer].outs)
 
-    def _whole(
-        self, layer: str, key: str, values: Mapping[str, Tensor]
-    ) -> tuple[Tensor, _Positions]:
-        """A tensor of the plain layer, what is made first and what is read second; their places."""
-        parts = [part for part in self.parts if (part.layer, part.key) == (layer, key)]
-        made = {at: n for p in parts for at, n in zip(p.made, p.at[0].tolist(), strict=True)}
-        read = {at: n for p in parts for at, n in zip(p.read, p.at[1].tolist(), strict=True)}
-        module = self._modules[layer]
-        merging, now = known_layer_type(stock(module)).merging, self._length(layer)
-        whole: Tensor | None = None
-        for part in parts:
-            value = part.leading(values[part.slot].detach())
-            if isinstance(module, SplitLayer):
-                born = module.outs.until(part.block.edit).length
-                value = merging.carried_over(key, value, born, now) if born != now else value
-            lead = (len(made),) if part.dims[1] is None else (len(made), len(read))
-            if whole is None:
-                whole = value.new_zeros(lead + value.shape[len(lead) :])
-            if part.dims[1] is None:
-                whole[part.at[0]] = value
-            else:
-                whole[part.at[0][:, None], part.at[1][None, :]] = value
-        assert whole is not None, f"{layer} has no tensor {key}"
-        return whole, (made, read)
+    def whole(self, layer: str, key: str, values: Mapping[str, Tensor]) -> Tensor | None:
+        """A tensor of the plain layer, put together of tensors by slots' names."""
+        with self._body.reading(values):
+            return composition_of(self._modules[layer]).value(key)

@@ -10,6 +10,7 @@ from torch import nn
 
 from splitgrow.distributed.carrying import TIMEOUT, carry_out, opened
 from splitgrow.growth.edits import Edit
+from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.insertion.request import After
 
 
@@ -19,7 +20,7 @@ def expand_layer(  # noqa: PLR0913
     n: int,
     *,
     round_to: int = 1,
-    initializer: str = "zero",
+    initializer: str | Initializer = "zero",
     freeze: bool = True,
     optimizer: object = None,
     check: bool = True,
@@ -43,7 +44,8 @@ def expand_layer(  # noqa: PLR0913
         freeze: Whether the first growth closes generation 0.
         optimizer: One or several optimizers of this process.
         check: As in `model.expand_layer`, in every process; a sharded model is compared only where
-            all of it is held for the edit (`expand_input`, `insert_layer`, `consolidate`).
+            all of it is held for the edit (`expand_input`, `insert_layer`, `consolidate`, another
+            initializer than "zero").
         timeout: Seconds to wait for the other processes, at each step.
 
     Returns:
@@ -86,7 +88,7 @@ def expand(  # noqa: PLR0913
     request: Mapping[int | str, int],
     *,
     round_to: int = 1,
-    initializer: str = "zero",
+    initializer: str | Initializer = "zero",
     freeze: bool = True,
     optimizer: object = None,
     check: bool = True,
@@ -103,9 +105,10 @@ def expand(  # noqa: PLR0913
     return carry_out(
         wrapped,
         _in_words("expand", asked, **options),
-        lambda model: model.expand(request, **options, optimizer=optimizer),
+        lambda model: model.expand(request, **_for_all(options), optimizer=optimizer),
         optimizer=optimizer,
         timeout=timeout,
+        values=initializer != "zero",  # which reads none
     )
 
 
@@ -114,7 +117,7 @@ def expand_input(  # noqa: PLR0913
     n: int,
     *,
     name: str | None = None,
-    initializer: str = "zero",
+    initializer: str | Initializer = "zero",
     freeze: bool = True,
     optimizer: object = None,
     check: bool = True,
@@ -134,7 +137,7 @@ def expand_input(  # noqa: PLR0913
     return carry_out(
         wrapped,
         _in_words("expand_input", n, **options),
-        lambda model: model.expand_input(n, **options, optimizer=optimizer),
+        lambda model: model.expand_input(n, **_for_all(options), optimizer=optimizer),
         optimizer=optimizer,
         timeout=timeout,
         values=True,
@@ -266,6 +269,22 @@ def gathered(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> AbstractContext
         ...         return splitgrow.merge(model)
     """
     return opened(wrapped, _in_words("gathered"), timeout)
+
+
+def _for_all(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a growth, if it is the same in every process.
+
+    Raises:
+        ValueError: If the initializer changes values that exist: only those of new tensors are
+            given by the first process to all.
+    """
+    initializer = chosen_initializer(options["initializer"])
+    if initializer.needs_unfrozen:
+        raise ValueError(
+            f"initializer {initializer.name!r} changes values that exist, by itself in each "
+            f"process: grow in one process, before the others are given the model"
+        )
+    return options
 
 
 def _in_words(call: str, *args: object, **options: object) -> str:

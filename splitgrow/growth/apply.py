@@ -6,24 +6,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from splitgrow.growth.edit_check import before_edit
-from splitgrow.growth.edits import Edit, NumberChange
+from splitgrow.growth.edit_check import Unchanged, before_edit
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure, keep_, structure
-from splitgrow.growth.initializers import initializer_of
+from splitgrow.growth.initializers import (
+    Initializer,
+    chosen_initializer,
+    initialise_,
+    quiet_added_,
+)
 from splitgrow.growth.module_numbers import change_
 from splitgrow.growth.optimizers import NewParameter, group_name, join_, listed, plan_joining
-from splitgrow.growth.placing import Prepared, place_, prepare
+from splitgrow.growth.placing import place_
 from splitgrow.growth.planning import check_request, find_growth, make_plan, rounded_up
+from splitgrow.growth.prepared import PreparedEdit, PreparedLayer, prepare
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import freeze_, unfreeze_
 from splitgrow.layers.insertion_wrapper import Deepened
 from splitgrow.layers.module_state import take_state
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.module_slots import holders_in
-from splitgrow.utils.rollback import Undo
+from splitgrow.utils.rollback import Undo, temporarily
 
 
 def plan(
@@ -49,7 +54,7 @@ def apply_(
     history: History,
     edit: Edit,
     *,
-    initializer: str,
+    initializer: str | Initializer,
     optimizer: object,
     check: bool,
 ) -> Edit:
@@ -58,11 +63,32 @@ def apply_(
     Everything that can fail on account of the request or for want of memory is done before the
     first change; with `check` it fails if the model then computes something else.
     """
+    chosen = chosen_initializer(initializer)
     before = before_edit(model, history, check=check)
-    edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
-    if before is not None:
-        before.check(model, history)
-    return edit
+    prepared = carry_out_(model, history, edit, undo, initializer=chosen, optimizer=optimizer)
+    hold_to(before, prepared, history, chosen)
+    return prepared.edit
+
+
+def hold_to(
+    before: Unchanged | None, prepared: PreparedEdit, history: History, initializer: Initializer
+) -> None:
+    """Makes sure that an edit that was carried out has changed no output.
+
+    Where its initializer is not exact, that is so while what it has added is silent.
+    """
+    if before is None:
+        return
+    if initializer.exact:
+        before.check(prepared.model, history)
+    else:
+        _check_quiet(before, prepared, history)
+
+
+@temporarily
+def _check_quiet(undo: Undo, before: Unchanged, prepared: PreparedEdit, history: History) -> None:
+    quiet_added_(prepared.layers, undo)
+    before.check(prepared.model, history)
 
 
 def carry_out_(
@@ -71,52 +97,43 @@ def carry_out_(
     edit: Edit,
     undo: Undo,
     *,
-    initializer: str,
+    initializer: Initializer,
     optimizer: object,
-) -> Edit:
+) -> PreparedEdit:
     """Carries out a planned edit, as the first part of something that may still fail."""
-    edit = replace(edit, initializer=initializer)
-    initialise, optimizers = initializer_of(initializer), listed(optimizer)
-    with torch.inference_mode(mode=False):  # blocks made there could never train
-        prepared = [
-            prepare(history.modules, edit.index, change, initialise) for change in edit.changes
-        ]
-    joining = plan_joining(optimizers, _new_parameters(prepared), edit.generation)
+    edit, optimizers = replace(edit, initializer=initializer.name), listed(optimizer)
+    prepared = prepare(model, history.modules, edit, history.graph)
+    initialise_(initializer, prepared, undo)
+    layers = prepared.layers.values()
+    joining = plan_joining(optimizers, _new_parameters(layers), edit.generation)
     keep_(history, undo)
     if edit.closes is not None:
         close_generation_(model, history, undo)
-    widen_(model, history.modules, prepared, edit.numbers, undo)
+    widen_(prepared, history.modules, undo)
     join_(joining, undo)
-    groups = history.graph.groups.grown(edit.growth)
-    history.graph = replace(history.graph, groups=groups)
+    history.graph = prepared.graph
     history.modules = structure(model)
     history.generation = edit.generation
     history.edits = [*history.edits, edit]
-    return edit
+    return prepared
 
 
-def widen_(
-    model: nn.Module,
-    modules: Mapping[str, nn.Module],
-    prepared: Iterable[Prepared],
-    numbers: Iterable[NumberChange],
-    undo: Undo,
-) -> None:
+def widen_(prepared: PreparedEdit, modules: Mapping[str, nn.Module], undo: Undo) -> None:
     """Puts what was prepared in place, and sets the numbers that follow."""
-    holders = holders_in(model)
-    for item in prepared:
+    holders = holders_in(prepared.model)
+    for item in prepared.layers.values():
         place_(modules, item, holders, undo)
-    for number in numbers:
+    for number in prepared.edit.numbers:
         change_(modules[number.module], number.attribute, number.value[1], undo)
 
 
-def _new_parameters(prepared: list[Prepared]) -> Iterator[NewParameter]:
+def _new_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParameter]:
     for item in prepared:
-        for index in range(len(item.split), len(item.modules)):
-            for name, parameter in item.modules[index].named_parameters():
-                older = [getattr(block, name, None) for block in item.split]
+        for index, block in enumerate(item.added.values(), len(item.existing)):
+            for name, parameter in block.named_parameters():
+                older = [getattr(known, name, None) for known in item.existing]
                 known = tuple(p for p in older if p is not None)
-                yield NewParameter(f"{item.change.name}.{index}.{name}", parameter, known)
+                yield NewParameter(f"{item.name}.{index}.{name}", parameter, known)
 
 
 def close_generation_(model: nn.Module, history: History, undo: Undo) -> None:

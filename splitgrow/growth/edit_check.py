@@ -20,6 +20,7 @@ from splitgrow.analysis.output_comparison import (
     outputs_of,
 )
 from splitgrow.errors import InexactError
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, show_edit_
 from splitgrow.utils.op_numbers import Scalars
 from splitgrow.utils.rollback import Undo, temporarily
@@ -46,20 +47,19 @@ class Unchanged:
         Raises:
             InexactError: If it does not. The edit is then to be taken back.
         """
+        way_out = _way_out(history.edits[-1])
         run = partial(outputs_of, model, fitting(model, history.inputs))
         run = partial(run, touched=history.graph.touched)
         scalars = Scalars()
         try:
             now = run(watch=scalars)
         except NotRunnableError as error:
-            raise InexactError(
-                f"the model no longer runs afterwards: {error}; {_WAY_OUT}"
-            ) from None
+            raise InexactError(f"the model no longer runs afterwards: {error}; {way_out}") from None
         shapes = history.graph.output_shapes({})
         if len(shapes) == len(now) and shapes != [tuple(tensor.shape) for tensor in now]:
             raise InexactError(
                 f"its outputs would have the shapes {[tuple(t.shape) for t in now]} instead of "
-                f"{shapes}; {_WAY_OUT}"
+                f"{shapes}; {way_out}"
             )
         old = leading(now, self.outputs)
         found = compared(old, self.outputs, lambda: run(noisy=True))
@@ -70,22 +70,25 @@ class Unchanged:
             place = _first_difference(model, history, found.tolerance)
             raise InexactError(
                 f"it would change what the model computes, by {found.difference:.1e} of the "
-                f"largest output, where {found.tolerance:.0e} is rounding{place}; {_WAY_OUT}"
+                f"largest output, where {found.tolerance:.0e} is rounding{place}; {way_out}"
             )
         given = scalars.unlike(
             self.scalars, found.tolerance, lambda seen: run(noisy=True, watch=seen)
         )
         if given:
             raise InexactError(
-                f"it would change what the model computes on other inputs: {given}; {_WAY_OUT}"
+                f"it would change what the model computes on other inputs: {given}; {way_out}"
             )
 
 
-_WAY_OUT = (
-    "it was taken back. If the model was changed since it was analysed (a hook, a module's "
-    "attribute), splitgrow.growable(model, example_inputs) finds out what can still grow; "
-    "`check=False` does it all the same"
-)
+def _way_out(edit: Edit) -> str:
+    own = edit.initializer == "zero"
+    return (
+        f"it was taken back. {'' if own else f'Initializer {edit.initializer!r} may be wrong. '}"
+        f"If the model was changed since it was analysed (a hook, a module's attribute), "
+        f"splitgrow.growable(model, example_inputs) finds out what can still grow; `check=False` "
+        f"does it all the same"
+    )
 
 
 def before_edit(model: nn.Module, history: History, *, check: bool) -> Unchanged | None:

@@ -1,54 +1,121 @@
-"""The first values of new blocks, one function for each way."""
+"""The first values of new units: one class for each way, all of which see a whole prepared edit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from splitgrow.growth.edits import LayerChange
-from splitgrow.layers.types import layer_type_of_class
-
-Initializer = Callable[[nn.Module, str, Sequence[bool]], None]
-"""Sets a block's values in place, given the block, what it is for ("new" or "helper"), and for each
-of the channels that it adds (outputs or inputs) whether that is silent at birth."""
+from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
+from splitgrow.layers.types import TensorAxes, layer_type_of_class
+from splitgrow.utils.rollback import Undo
 
 
-def silent_channels(change: LayerChange, kind: str) -> list[bool]:
-    """For each channel that a block adds, whether it is zero until it learns."""
-    insertions = change.ins if kind == "helper" else change.outs
-    silent = change.silent_ins if kind == "helper" else change.silent_outs
-    pairs = zip(insertions, silent, strict=True)
-    return [flag for (_, count), flag in pairs for _ in range(count)]
+class Initializer(ABC):
+    """What gives new units their first values.
+
+    It works on blocks that are made, with values as torch draws them, and not yet put in place: an
+    error leaves the model as it was. Values are set in place, without gradients.
+
+    Attributes:
+        name: What it is called, by which `register_initializer` registers it and edits record it.
+        exact: Whether the model computes what it did before, up to rounding. The check of an edit
+            holds it to that. Of one that is not, it makes sure that only the values change
+            anything: with helpers at zero the model must compute what it did.
+        needs_data: Whether it needs `PreparedEdit.loss`.
+        needs_unfrozen: Whether it changes values that exist. It is refused where these are frozen,
+            and they are put back if the edit fails.
+        divides: How many new units come together: each group must gain a multiple.
+    """
+
+    name: str
+    exact: bool = True
+    needs_data: bool = False
+    needs_unfrozen: bool = False
+    divides: int = 1
+
+    @abstractmethod
+    def apply(self, prepared: PreparedEdit) -> None:
+        """Gives the blocks that an edit adds their values."""
+
+    def __repr__(self) -> str:
+        return repr(self.name)
 
 
-def zero(block: nn.Module, kind: str, silent: Sequence[bool]) -> None:
+class Zero(Initializer):
     """Helpers zero, new units as torch initialises a layer of their shape.
 
     The old outputs are unchanged, since helpers add nothing yet. Helpers learn from the first step
     and new units from the second; were both zero, neither would ever learn. Where units must be
     silent at birth it is the other way round: they are zero, and helpers that read them are not.
     """
+
+    name = "zero"
+
+    def apply(self, prepared: PreparedEdit) -> None:
+        """Sets the helpers to zero, and units that must be silent."""
+        for layer in prepared.layers.values():
+            for purpose, block in layer.added.items():
+                quiet_(block, purpose, layer.silent(purpose))
+
+
+class Stirred(Zero):
+    """Helpers zero, and new units with values that no formula could hide behind, for trials.
+
+    Where units must be silent at birth they are as `Zero` has them.
+    """
+
+    name = "stirred"
+
+    def apply(self, prepared: PreparedEdit) -> None:
+        """Sets the helpers to zero, and gives norms of new units values that matter."""
+        super().apply(prepared)
+        for layer in prepared.layers.values():
+            block = layer.added.get("new")
+            if block is None or any(layer.silent("new")):
+                continue
+            for name, tensor in (*block.named_parameters(), *block.named_buffers()):
+                if not tensor.is_floating_point():
+                    continue
+                if name == "running_var" or (name == "weight" and tensor.dim() == 1):
+                    tensor.uniform_(0.5, 1.5)
+                elif tensor.dim() == 1:
+                    tensor.normal_(std=0.3)
+
+
+def quiet_(block: nn.Module, purpose: str, silent: Sequence[bool]) -> None:
+    """Sets to zero what would change what the model computes: helpers, and units that are silent.
+
+    Args:
+        block: The block.
+        purpose: What it is for: "new" or "helper".
+        silent: For each channel that it adds, whether it must be silent at birth.
+    """
     layer = layer_type_of_class(type(block))
     assert layer is not None, type(block)
-    side = "in" if kind == "helper" else "out"
+    side = "in" if purpose == "helper" else "out"
     with torch.no_grad():
         for name, axes in layer.tensors(block).items():
             tensor = getattr(block, name)
             if not isinstance(tensor, nn.Parameter):
                 continue
-            if kind != "helper" and layer.diagonal(block) and name != "bias":
+            if purpose != "helper" and layer.diagonal(block) and name != "bias":
                 continue  # it makes zeros of zeros whatever its weight is
-            _zero_channels(tensor, axes, side, [flag == (kind != "helper") for flag in silent])
+            _zero_channels(tensor, axes, side, [flag == (purpose != "helper") for flag in silent])
 
 
-def _zero_channels(tensor: nn.Parameter, axes: object, side: str, chosen: Sequence[bool]) -> None:
+def _zero_channels(
+    tensor: nn.Parameter, axes: TensorAxes, side: str, chosen: Sequence[bool]
+) -> None:
     """Sets the slices of a tensor to zero that belong to the chosen channels."""
     if all(chosen):
         tensor.zero_()
         return
-    assert isinstance(axes, dict)
     for dim, along in axes.items():
         if along.side == side and any(chosen):
             mask = torch.tensor(chosen, device=tensor.device)
@@ -57,33 +124,160 @@ def _zero_channels(tensor: nn.Parameter, axes: object, side: str, chosen: Sequen
             tensor.index_fill_(dim, section.nonzero().flatten(), 0)
 
 
-def stirred(block: nn.Module, kind: str, silent: Sequence[bool]) -> None:
-    """Helpers zero, and new units with values that no formula could hide behind, for trials.
-
-    Where units must be silent at birth they are as `zero` has them.
-    """
-    zero(block, kind, silent)
-    if kind == "helper" or any(silent):
-        return
-    with torch.no_grad():
-        for name, tensor in (*block.named_parameters(), *block.named_buffers()):
-            if not tensor.is_floating_point():
-                continue
-            if name == "running_var" or (name == "weight" and tensor.dim() == 1):
-                tensor.uniform_(0.5, 1.5)
-            elif tensor.dim() == 1:
-                tensor.normal_(std=0.3)
+_INITIALIZERS: dict[str, Initializer] = {each.name: each for each in (Zero(),)}
 
 
-_INITIALIZERS: dict[str, Initializer] = {"zero": zero}
+def register_initializer(initializer: Initializer) -> None:
+    """Teaches splitgrow a way to give new units their first values, which goes by its name.
 
-
-def initializer_of(name: str) -> Initializer:
-    """The initializer of a name.
+    Args:
+        initializer: An instance of a subclass of `splitgrow.growth.initializers.Initializer`.
 
     Raises:
-        ValueError: If there is none.
+        TypeError: If it is none, or says something of itself that is of another type.
+        ValueError: If there is one of that name already.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from splitgrow.growth.initializers import Initializer
+        >>> class Orthogonal(Initializer):
+        ...     name = "orthogonal"
+        ...     def apply(self, prepared):
+        ...         for layer in prepared.layers.values():
+        ...             for purpose, block in layer.added.items():
+        ...                 if purpose == "helper":
+        ...                     torch.nn.init.zeros_(block.weight)
+        ...                 elif block.weight.dim() > 1:
+        ...                     torch.nn.init.orthogonal_(block.weight)
+        >>> splitgrow.register_initializer(Orthogonal())
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))
+        >>> net.expand_layer("0", 2, initializer="orthogonal").initializer
+        'orthogonal'
     """
-    if name not in _INITIALIZERS:
-        raise ValueError(f"no initializer {name!r}; there are {', '.join(sorted(_INITIALIZERS))}")
-    return _INITIALIZERS[name]
+    _check(initializer)
+    if initializer.name in _INITIALIZERS:
+        raise ValueError(f"there is an initializer {initializer.name!r} already")
+    _INITIALIZERS[initializer.name] = initializer
+
+
+def chosen_initializer(given: object) -> Initializer:
+    """The initializer that is asked for, by its name or as it is.
+
+    Raises:
+        TypeError: If it is neither a text nor an initializer.
+        ValueError: If there is none of that name.
+    """
+    if not isinstance(given, str):
+        _check(given)
+        assert isinstance(given, Initializer)
+        return given
+    if given not in _INITIALIZERS:
+        raise ValueError(f"no initializer {given!r}; there are {_known()}")
+    return _INITIALIZERS[given]
+
+
+def _known() -> str:
+    return ", ".join(sorted(_INITIALIZERS))
+
+
+def _check(given: object) -> None:
+    """Makes sure that something is an initializer.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(given, Initializer):
+        raise TypeError(
+            f"an initializer is an instance of splitgrow.growth.initializers.Initializer or the "
+            f"name of one ({_known()}), got {given!r}"
+        )
+    name, divides = getattr(given, "name", None), given.divides
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"{type(given).__name__}.name must be a text, got {name!r}")
+    if isinstance(divides, bool) or not isinstance(divides, int) or divides < 1:
+        raise TypeError(f"{name}.divides must be an int of at least 1, got {divides!r}")
+
+
+def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) -> None:
+    """Gives the blocks that an edit adds their values.
+
+    Args:
+        initializer: What gives them.
+        prepared: The edit, with its blocks made.
+        undo: Puts values that existed back.
+
+    Raises:
+        ValueError: If the initializer cannot do this edit; or if it has written values that existed
+            without having said that it needs to.
+    """
+    _refuse(initializer, prepared)
+    layers = prepared.layers
+    versions: dict[str, int] = {}
+    if initializer.needs_unfrozen:
+        for _, tensor in _existing(prepared):
+            undo.on_failure(partial(_put_back, tensor, tensor.detach().clone()))
+        layers = {name: replace(layer, writable=True) for name, layer in layers.items()}
+    else:
+        versions = {name: _version(tensor) for name, tensor in _existing(prepared)}
+    with torch.inference_mode(mode=False), torch.no_grad():
+        initializer.apply(replace(prepared, layers=layers))
+    written = [n for n, t in _existing(prepared) if versions.get(n, _version(t)) != _version(t)]
+    if written:
+        raise ValueError(
+            f"initializer {initializer.name!r} has written into {', '.join(written[:5])}, which "
+            f"existed and cannot be put back: it must say that it needs_unfrozen"
+        )
+
+
+def _refuse(initializer: Initializer, prepared: PreparedEdit) -> None:
+    """Makes sure that an initializer can do an edit.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if initializer.needs_data and prepared.loss is None:
+        raise ValueError(f"initializer {initializer.name!r} needs data, and is given no loss")
+    frozen = sorted(prepared.frozen) if initializer.needs_unfrozen else []
+    if frozen:
+        raise ValueError(
+            f"initializer {initializer.name!r} changes values that exist, and those of "
+            f"{', '.join(map(repr, frozen[:5]))} are frozen or would be: grow with freeze=False, "
+            f"after model.unfreeze() where generations are closed"
+        )
+    for group, units in prepared.edit.growth.items():
+        if units % initializer.divides:
+            nodes = prepared.graph.sized()
+            names = [n.name for n in nodes if prepared.graph.multiplicity(n.outs, group)]
+            raise ValueError(
+                f"initializer {initializer.name!r} adds units by multiples of "
+                f"{initializer.divides}, and {' and '.join(map(repr, names[:5])) or 'the input'} "
+                f"would gain {units}"
+            )
+
+
+def _existing(prepared: PreparedEdit) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that the layers of an edit have without it, by names that tell them apart."""
+    for layer in prepared.layers.values():
+        for index, block in enumerate(layer.existing):
+            for name, tensor in chain(block.named_parameters(), block.named_buffers()):
+                yield f"{layer.name}.{index}.{name}", tensor
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been written into; tensors of inference mode do not count that."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
+
+
+@torch.no_grad()
+def _put_back(tensor: Tensor, value: Tensor) -> None:
+    tensor.copy_(value)
+
+
+def quiet_added_(layers: Mapping[str, PreparedLayer], undo: Undo) -> None:
+    """Has blocks that an edit has added change nothing: what `Zero` sets to zero is zero."""
+    for layer in layers.values():
+        for purpose, block in layer.added.items():
+            for parameter in block.parameters():
+                undo.on_failure(partial(_put_back, parameter, parameter.detach().clone()))
+            quiet_(block, purpose, layer.silent(purpose))

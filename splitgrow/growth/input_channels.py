@@ -13,10 +13,11 @@ from splitgrow.analysis.analyzer import analyse_with_free_input
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.errors import FixedWidthError
-from splitgrow.growth.apply import carry_out_
+from splitgrow.growth.apply import carry_out_, hold_to
 from splitgrow.growth.edit_check import before_edit
 from splitgrow.growth.edits import Edit, InputChange
 from splitgrow.growth.history import History, check_structure, keep_, structure
+from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.planning import plan_changes, plan_numbers
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.utils.rollback import Undo
@@ -30,7 +31,7 @@ def expand_input_(  # noqa: PLR0913
     *,
     name: str | None,
     freeze: bool,
-    initializer: str,
+    initializer: str | Initializer,
     optimizer: object,
     check: bool,
 ) -> Edit:
@@ -45,6 +46,7 @@ def expand_input_(  # noqa: PLR0913
     if n < 1:
         raise ValueError(f"n (={n}) must be at least 1: inputs only grow")
     check_structure(model, history)
+    chosen = chosen_initializer(initializer)
     before = before_edit(model, history, check=check)
     name = _named(model, history.inputs, name)
     graph, axes = analyse_with_free_input(model, history.inputs, name)
@@ -63,13 +65,13 @@ def expand_input_(  # noqa: PLR0913
         numbers=plan_numbers(graph, growth),
         inputs=(_change(graph, axes[dim], name, dim, n),),
     )
-    edit = carry_out_(model, history, edit, undo, initializer=initializer, optimizer=optimizer)
+    prepared = carry_out_(model, history, edit, undo, initializer=chosen, optimizer=optimizer)
+    edit = prepared.edit
     history.narrower = (*history.narrower, (edit.index, history.inputs))
     history.inputs = widened(model, history.inputs, edit.inputs)
     history.graph = analyse_again(model, history.inputs, history.broken)
     history.modules = structure(model)
-    if before is not None:
-        before.check(model, history)
+    hold_to(before, prepared, history, chosen)
     return edit
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.analyzer import Followed, analyse
@@ -35,10 +34,11 @@ from splitgrow.analysis.output_comparison import (
 )
 from splitgrow.analysis.trial_runs import culprits_in, growing_groups_in
 from splitgrow.growth.apply import widen_
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import structure
-from splitgrow.growth.initializers import stirred
-from splitgrow.growth.placing import prepare
+from splitgrow.growth.initializers import Stirred, initialise_
 from splitgrow.growth.planning import plan_changes, plan_numbers
+from splitgrow.growth.prepared import prepare
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import known_layer_type
 from splitgrow.utils.infinite_inputs import Infinities
@@ -243,11 +243,18 @@ class _ValueTrial:
         def wider(undo: Undo) -> _Result:
             keep_surroundings_(self.model, undo)
             modules = structure(self.model)
-            changes = plan_changes(self.graph, modules, growth)
-            with torch.inference_mode(mode=False):
-                prepared = [prepare(modules, self.edit, change, stirred) for change in changes]
-            numbers = plan_numbers(self.graph, growth)
-            widen_(self.model, modules, prepared, numbers, undo)
+            edit = Edit(
+                index=self.edit,
+                generation=0,
+                closes=None,
+                request={},
+                growth=growth,
+                changes=plan_changes(self.graph, modules, growth),
+                numbers=plan_numbers(self.graph, growth),
+            )
+            prepared = prepare(self.model, modules, edit, self.graph)
+            initialise_(Stirred(), prepared, undo)
+            widen_(prepared, modules, undo)
             return run()
 
         return wider()

@@ -8,32 +8,16 @@ other constants add what a bias can hold.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
-from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
+from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
+from splitgrow.analysis.units import Unit, UnitNumbers
 from splitgrow.layers.types import layer_type_of
 from splitgrow.pruning.constants import Known, passes_constants
-from splitgrow.pruning.narrow import per_position, per_unit
-from splitgrow.pruning.weight_connections import Section, has_weights, inputs_read, readers
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A layer whose outputs read its inputs by weights.
-
-    Attributes:
-        node: The layer in the graph.
-        sections: Which outputs read which inputs.
-        matters: For each input whether its value matters: it can not be made up for.
-    """
-
-    node: LayerNode
-    sections: list[Section]
-    matters: Tensor
+from splitgrow.pruning.weight_connections import has_weights, reader_of, sections, spread_
 
 
 def dead_units(
@@ -50,21 +34,24 @@ def dead_units(
         outputs: The axes of what the network returns.
         read: What is known of the layers' inputs, whatever the network is given.
     """
-    found = [
-        reader
-        for node in graph.nodes.values()
-        if (reader := _reader(node, modules[node.name], read.get(node.name))) is not None
-    ]
-    live = {
-        group: torch.zeros(graph.groups.width(group), dtype=torch.bool)
+    numbers, found = UnitNumbers(graph.groups), []
+    for node in graph.nodes.values():
+        ins, outs = numbers.on(node.ins), numbers.on(node.outs)
+        module, kind = modules[node.name], layer_type_of(modules[node.name])
+        if kind is not None and node.followed and has_weights(kind, module):
+            reader, known = reader_of(sections(kind, module), ins, outs), read.get(node.name)
+            if known is not None:
+                reader = replace(reader, matters=~made_up_for(module, known))
+            found.append(reader)
+    removable = {
+        group: [Unit(group, nth) for nth in range(graph.groups.width(group))]
         for group in _removable(graph, modules, outputs)
     }
-    _spread_(graph, found, live)
-    return {
-        group: (~units).nonzero().flatten().tolist()
-        for group, units in live.items()
-        if not bool(units.all())
-    }
+    live = ~numbers.marks({unit for units in removable.values() for unit in units})
+    spread_(live, found)
+    dead = numbers.chosen(~live)
+    gone = {group: [u.nth for u in units if u in dead] for group, units in removable.items()}
+    return {group: units for group, units in gone.items() if units}
 
 
 def _removable(
@@ -92,16 +79,6 @@ def _is_open(module: nn.Module) -> bool:
     return by_itself or has_weights(entry, module)
 
 
-def _reader(node: LayerNode, module: nn.Module, known: Known | None) -> Reader | None:
-    entry = layer_type_of(module)
-    if entry is None or not node.followed or not has_weights(entry, module):
-        return None
-    matters = torch.ones(entry.sizes(module)[0], dtype=torch.bool)
-    if known is not None:
-        matters = ~made_up_for(module, known)
-    return Reader(node, readers(entry, module), matters)
-
-
 def made_up_for(module: nn.Module, known: Known) -> Tensor:
     """For each input that is known whether the layer can do without it.
 
@@ -112,17 +89,3 @@ def made_up_for(module: nn.Module, known: Known) -> Tensor:
     if isinstance(bias, nn.Parameter) and passes_constants(module):
         return known.known
     return known.zero
-
-
-def _spread_(graph: ChannelGraph, found: list[Reader], live: dict[int, Tensor]) -> None:
-    """Has all units count that those read which count, in place."""
-    changed = True
-    while changed:
-        changed = False
-        for reader in reversed(found):
-            outputs = per_position(graph.groups, reader.node.outs, live)
-            inputs = inputs_read(reader.sections, outputs, len(reader.matters)) & reader.matters
-            for group, units in per_unit(graph.groups, reader.node.ins, inputs).items():
-                if group in live and bool((units & ~live[group]).any()):
-                    live[group] |= units
-                    changed = True

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
-from splitgrow.analysis.channels.channel_axes import Axis
+from splitgrow.analysis.channels.channel_axes import Axis, Run
 from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.analysis.units import Unit, UnitNumbers, along_tensors
 from splitgrow.growth.edits import NumberChange
 from splitgrow.growth.module_numbers import set_number_
 from splitgrow.layers.types import LayerType, Stock, layer_type_of
@@ -81,47 +82,24 @@ def _arrow(pair: tuple[int, int]) -> str:
     return f"{pair[0]:,} -> {pair[1]:,}" if pair[0] != pair[1] else f"{pair[0]:,}"
 
 
-def per_position(groups: Groups, axis: Axis, units: Mapping[int, Tensor]) -> Tensor:
-    """For each position of an axis what holds of its unit: true where it is no unit of these.
+class Chosen:
+    """Some units, wherever they lie.
 
     Args:
         groups: The store of groups.
-        axis: The axis.
-        units: For each group what holds of its units, true or false.
+        units: The units.
     """
-    parts = [torch.ones(0, dtype=torch.bool)]
-    for run in groups.resolve(axis):
-        if run.group is None or run.group not in units:
-            length = run.repeat * (1 if run.group is None else groups.width(run.group))
-            parts.append(torch.ones(length, dtype=torch.bool))
-        else:
-            parts.append(units[run.group].repeat_interleave(run.repeat))
-    return torch.cat(parts)
 
+    def __init__(self, groups: Groups, units: UnitsByGroup) -> None:
+        self._numbers = UnitNumbers(groups)
+        for group in units:
+            self._numbers.on((Run(group, 1),))
+        chosen = (Unit(group, nth) for group, own in units.items() for nth in own)
+        self._chosen = self._numbers.marks(chosen).nonzero().flatten()
 
-def per_unit(groups: Groups, axis: Axis, positions: Tensor) -> dict[int, Tensor]:
-    """For each unit on an axis whether something holds of any of its positions, by group."""
-    found: dict[int, Tensor] = {}
-    start = 0
-    for run in groups.resolve(axis):
-        if run.group is None:
-            start += run.repeat
-            continue
-        length = run.repeat * groups.width(run.group)
-        any_of = positions[start : start + length].reshape(-1, run.repeat).any(1)
-        known = found.get(run.group)
-        found[run.group] = any_of if known is None else known | any_of
-        start += length
-    return found
-
-
-def which_stay(groups: Groups, gone: UnitsByGroup) -> dict[int, Tensor]:
-    """For each group of which units go, whether each unit stays."""
-    stay = {}
-    for group, units in gone.items():
-        stay[group] = torch.ones(groups.width(group), dtype=torch.bool)
-        stay[group][torch.tensor(sorted(units), dtype=torch.long)] = False
-    return stay
+    def on(self, axis: Axis) -> Tensor:
+        """For each position of an axis whether one of the units lies there."""
+        return torch.isin(self._numbers.on(axis), self._chosen)
 
 
 def narrow_(network: nn.Module, graph: ChannelGraph, gone: UnitsByGroup) -> Narrowing:
@@ -132,19 +110,20 @@ def narrow_(network: nn.Module, graph: ChannelGraph, gone: UnitsByGroup) -> Narr
         graph: Its channel graph, which stays that of the network before.
         gone: The units. Of every group at least one must stay, and the groups must be free.
     """
-    kept = which_stay(graph.groups, gone)
-    assert all(bool(units.any()) for units in kept.values()), "a group would have no units left"
-    assert not any(graph.groups.is_fixed(group) for group in kept), "the width of a group is fixed"
+    groups = graph.groups
+    units = Chosen(groups, gone)
+    full = [group for group, own in gone.items() if len({*own}) == groups.width(group)]
+    assert not full, "a group would have no units left"
+    assert not any(groups.is_fixed(group) for group in gone), "the width of a group is fixed"
     before = count_parameters(network)
     layers = []
     for node in graph.nodes.values():
-        ins = per_position(graph.groups, node.ins, kept)
-        outs = per_position(graph.groups, node.outs, kept)
+        ins, outs = ~units.on(node.ins), ~units.on(node.outs)
         if node.followed and not (bool(ins.all()) and bool(outs.all())):
             layers.append(_narrow_layer_(network.get_submodule(node.name), node, ins, outs))
     numbers = []
     for number in graph.numbers:
-        stays = per_position(graph.groups, number.axis, kept)
+        stays = ~units.on(number.axis)
         if not bool(stays.all()):
             value = (len(stays), int(stays.sum()))
             set_number_(network.get_submodule(number.module), number.attribute, value[1])
@@ -163,16 +142,13 @@ def _narrow_layer_(module: Stock, node: LayerNode, ins: Tensor, outs: Tensor) ->
     before = count_parameters(module)
     sizes = (int(ins.sum()), int(outs.sum()))
     numbers = _numbers_at(entry, module, sizes)
-    for name, axes in entry.tensors(module).items():
+    for name, along in along_tensors(module, ins, outs).items():
         tensor: Tensor | None = getattr(module, name)
         if tensor is None:
             continue
         with torch.no_grad():
             part = tensor
-            for dim, along in axes.items():
-                stays = ins if along.side == "in" else outs
-                # One of several equal sections stands for all of them.
-                stays = stays[: len(stays) // along.sections]
+            for dim, stays in along.items():
                 part = part.index_select(dim, stays.nonzero().flatten().to(tensor.device))
         if isinstance(tensor, nn.Parameter):
             part = nn.Parameter(part, tensor.requires_grad)

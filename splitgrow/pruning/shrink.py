@@ -15,6 +15,7 @@ from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Run
 from splitgrow.analysis.ops.op import shaped_in
 from splitgrow.analysis.trial_runs import narrowing_breaks
+from splitgrow.analysis.units import along_tensors
 from splitgrow.analysis.unsupported_models import refuse_unsupported
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.history_lookup import HISTORY
@@ -25,12 +26,11 @@ from splitgrow.pruning.constant_propagation import constants_read, runs_hooks
 from splitgrow.pruning.constants import Known
 from splitgrow.pruning.dead_units import dead_units, made_up_for
 from splitgrow.pruning.narrow import (
+    Chosen,
     Narrowing,
     UnitsByGroup,
     count_parameters,
     narrow_,
-    per_position,
-    which_stay,
 )
 from splitgrow.pruning.weight_connections import has_weights, sections
 from splitgrow.utils.preserve import ignore_warnings_, keep_modes_, keep_random_states_
@@ -180,13 +180,13 @@ def _absorb_(
     dead: UnitsByGroup,
 ) -> None:
     """Adds to the biases what units that are constant but do not count have added to outputs."""
-    live = which_stay(graph.groups, dead)
+    units = Chosen(graph.groups, dead)
     for node in graph.nodes.values():
         module: Stock = modules[node.name]
         entry, known = layer_type_of(module), read.get(node.name)
         if known is None or entry is None or not has_weights(entry, module):
             continue
-        goes = ~per_position(graph.groups, node.ins, live)
+        goes = units.on(node.ins)
         chosen = goes & known.known & (known.values != 0) & made_up_for(module, known)
         if bool(chosen.any()):
             _add_to_bias_(entry, module, torch.where(chosen, known.values, 0.0))
@@ -199,21 +199,20 @@ def _stop_reading_(
 
     What such a unit reads may be gone, so that its value is another one.
     """
-    read = which_stay(graph.groups, idle)
+    units = Chosen(graph.groups, idle)
     for node in graph.nodes.values():
         module: Stock = modules[node.name]
         entry = layer_type_of(module)
         if entry is None or not node.followed or not has_weights(entry, module):
             continue
-        unread = ~per_position(graph.groups, node.ins, read)
-        for name, axes in entry.tensors(module).items() if bool(unread.any()) else ():
-            for dim, along in axes.items():
-                if along.side == "in":
-                    # One of several equal sections stands for all of them.
-                    at = unread[: len(unread) // along.sections].nonzero().flatten()
+        unread = units.on(node.ins)
+        no_outputs = torch.zeros(entry.sizes(module)[1], dtype=torch.bool)
+        for name, along in along_tensors(module, unread, no_outputs).items():
+            for dim, chosen in along.items():
+                if bool(chosen.any()):
                     tensor: Tensor = getattr(module, name)
                     with torch.no_grad():
-                        tensor.index_fill_(dim, at.to(tensor.device), 0)
+                        tensor.index_fill_(dim, chosen.nonzero().flatten().to(tensor.device), 0)
 
 
 def _add_to_bias_(entry: LayerType, module: Stock, numbers: Tensor) -> None:

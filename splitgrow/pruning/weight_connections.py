@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from splitgrow.layers.types import Along, LayerType, Stock
+from splitgrow.layers.types import Along, LayerType, Stock, TensorAxes
 
 
 @dataclass(frozen=True)
@@ -51,38 +51,62 @@ def sections(entry: LayerType, module: Stock) -> Iterator[Section]:
         >>> [(s.outs, s.ins, tuple(s.weight.shape)) for s in sections(layer_type_of(conv), conv)]
         [(0, 0, (3, 2, 9)), (3, 2, (3, 2, 9))]
     """
-    ins, outs = entry.sizes(module)
     for name, axes in entry.tensors(module).items():
-        if _sides(axes) != ["in", "out"]:
-            continue
-        dims = {along.side: dim for dim, along in axes.items()}
-        counts = {along.side: along.sections for along in axes.values()}
-        count = max(counts.values())
-        tensor: Tensor = getattr(module, name).detach()
-        weight = tensor.movedim((dims["out"], dims["in"]), (0, 1))
-        weight = weight.reshape(*weight.shape[:2], -1)
-        for index in range(count):
-            part = weight
-            for place, covers in enumerate((counts["out"], counts["in"])):
-                if covers < count:  # it covers all sections, the other dimension only one
-                    size = part.shape[place] // count
-                    part = part.narrow(place, index * size, size)
-            yield Section(index * (outs // count), index * (ins // count), part)
+        if _sides(axes) == ["in", "out"]:
+            yield from sections_of(getattr(module, name), axes, entry.sizes(module))
 
 
-def readers(entry: LayerType, module: Stock) -> list[Section]:
-    """For each section which outputs read which inputs: (outputs, inputs), true or false."""
-    return [
-        Section(section.outs, section.ins, (section.weight != 0).any(-1))
-        for section in sections(entry, module)
-    ]
+def sections_of(tensor: Tensor, axes: TensorAxes, sizes: tuple[int, int]) -> Iterator[Section]:
+    """The weights in a tensor that runs along inputs and outputs.
+
+    Args:
+        tensor: The tensor.
+        axes: What its dimensions run along.
+        sizes: The layer's numbers of inputs and outputs.
+    """
+    ins, outs = sizes
+    dims = {along.side: dim for dim, along in axes.items()}
+    counts = {along.side: along.sections for along in axes.values()}
+    count = max(counts.values())
+    weight = tensor.detach().movedim((dims["out"], dims["in"]), (0, 1))
+    weight = weight.reshape(*weight.shape[:2], -1)
+    for index in range(count):
+        part = weight
+        for place, covers in enumerate((counts["out"], counts["in"])):
+            if covers < count:  # it covers all sections, the other dimension only one
+                size = part.shape[place] // count
+                part = part.narrow(place, index * size, size)
+        yield Section(index * (outs // count), index * (ins // count), part)
 
 
-def inputs_read(found: list[Section], outputs: Tensor, inputs: int) -> Tensor:
+@dataclass(frozen=True)
+class Reader:
+    """A layer whose outputs read its inputs by weights.
+
+    Attributes:
+        sections: Which outputs read which inputs: (outputs, inputs), true or false.
+        ins: The numbers of the units on its inputs.
+        outs: The numbers of the units on its outputs.
+        matters: For each input whether its value matters: it can not be made up for.
+    """
+
+    sections: tuple[Section, ...]
+    ins: Tensor
+    outs: Tensor
+    matters: Tensor
+
+
+def reader_of(found: Iterable[Section], ins: Tensor, outs: Tensor) -> Reader:
+    """A layer of some weights, all of whose inputs matter: those count that are not zero."""
+    own = tuple(Section(each.outs, each.ins, (each.weight != 0).any(-1)) for each in found)
+    return Reader(own, ins, outs, torch.ones_like(ins, dtype=torch.bool))
+
+
+def inputs_read(found: Iterable[Section], outputs: Tensor, inputs: int) -> Tensor:
     """The inputs that any of some outputs reads.
 
     Args:
-        found: What `readers` found.
+        found: Which outputs read which inputs.
         outputs: For each output whether it counts.
         inputs: The number of inputs.
 
@@ -96,3 +120,18 @@ def inputs_read(found: list[Section], outputs: Tensor, inputs: int) -> Tensor:
         by = section.weight[chosen].any(0).to(read.device)
         read[section.ins : section.ins + columns] |= by
     return read
+
+
+def spread_(live: Tensor, found: Sequence[Reader]) -> None:
+    """Has all units count that those read which count, in place.
+
+    Args:
+        live: Whether each unit counts, by number.
+        found: The layers, in order of execution.
+    """
+    count = -1
+    while count != int(live.sum()):
+        count = int(live.sum())
+        for reader in reversed(found):
+            read = inputs_read(reader.sections, live[reader.outs], len(reader.ins))
+            live[reader.ins[read & reader.matters]] = True

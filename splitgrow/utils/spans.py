@@ -56,6 +56,11 @@ def repeated(spans: Spans, times: int, period: int) -> Spans:
     return union(tuple((start + k * period, n) for start, n in spans) for k in range(times))
 
 
+def laid_along(values: Tensor, dim: int, dims: int) -> Tensor:
+    """Values along one dimension of tensors that have some, to be broadcast to these."""
+    return values.reshape([-1 if each == dim else 1 for each in range(dims)])
+
+
 def take(tensor: Tensor, dim: int, spans: Spans) -> Tensor:
     """The part of a tensor at these positions: the tensor itself or a view, if it can be."""
     if spans == ((0, tensor.shape[dim]),):

@@ -14,14 +14,15 @@ from helpers import assert_equal, largest_difference
 from lessons import Featured, images, learner, net, outputs, scattered, task
 from torch import Tensor, nn
 
+from splitgrow.analysis.units import CONSTANT, Unit
 from splitgrow.continual import DEN, EpochDone, Grown, Judged, Task, Training
 from splitgrow.continual.body import Body
-from splitgrow.continual.parts import CONSTANT, Unit
 from splitgrow.continual.proximal import lower_, pull_, pull_back_, shrink_, soften_
 from splitgrow.continual.regrowth import (
+    Drawn,
     alive_in,
     all_values,
-    draw_,
+    draw_head_,
     regrow_,
     silence_,
     split_,
@@ -497,15 +498,16 @@ def test_the_size_of_weights_in_front_of_a_norm_has_no_effect_and_its_scales_hav
 
 def test_new_units_begin_small_but_not_nothing_and_everything_new_is_drawn() -> None:
     body = Body(net().double(), (images(0, 2).double(),), "auto")
-    first, trial = Units(body), body.copied()
-    trial.grow_units(dict.fromkeys(first.growing, 3))
+    first, trial, plain = Units(body), body.copied(), body.copied()
+    plain.grow_units(dict.fromkeys(first.growing, 3))
+    trial.grow_units(dict.fromkeys(first.growing, 3), Drawn())
     wider, added = Units(trial), {*trial.shared} - {*body.shared}
     fresh = wider.marks(wider.since(first))
     head = widened_head(body.new_head(2), first, wider, lambda unit: unit)
-    assert any(not trial.slots[name].tensor.any() for name in added)
+    assert any(not plain.slots[name].tensor.any() for name in added)
     assert not head.weight[:, 8:].any()
     old = head.weight.detach().clone()
-    draw_(trial, added, head, wider.on_features(fresh))
+    draw_head_(trial, head, wider.on_features(fresh))
     assert all((trial.slots[name].tensor != 0).all() for name in added)
     assert (head.weight[:, 8:] != 0).all()
     assert torch.equal(head.weight[:, :8], old[:, :8])

@@ -12,6 +12,7 @@ from lessons import MASKED, SHARING, Featured, images, learned, learner, net, ou
 from torch import Tensor, nn
 
 from splitgrow.continual import METHODS, Learner, Task, Training
+from splitgrow.continual.progressive import Apart
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.units import Units
 from splitgrow.layers.split_layer import SplitLayer
@@ -204,7 +205,7 @@ def column_of(case: Case) -> tuple[Any, Units, Any]:
     one = Task("a", 2, (x, torch.arange(len(x)) % 2))
     made.learn(one)
     made.body, earlier = made.body.copied(), Units(made.body)
-    made._grow(one, 2.0)
+    made._grow(one, 2.0, Apart())
     study = made._begin(one, mine=made._trains)
     made._set_apart_(study, earlier)
     return made, earlier, study
@@ -244,7 +245,7 @@ def test_a_column_begins_as_a_network_of_its_own_and_learns_to_read_the_others(c
 def test_what_a_column_reads_of_itself_is_drawn_as_in_a_network_of_its_width() -> None:
     made: Any = learned("progressive", 1, column=0.25)
     made.body, earlier = made.body.copied(), Units(made.body)
-    made._grow(task(1), 1.25)
+    made._grow(task(1), 1.25, Apart())
     study = made._begin(task(1), mine=made._trains)
     made._set_apart_(study, earlier)
     own, others = 2, 8  # units of the last layer

@@ -11,8 +11,8 @@ from lessons import Featured, net, scattered
 from torch import Tensor, nn
 
 from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.analysis.units import CONSTANT, Unit, places_on
 from splitgrow.continual.body import Body
-from splitgrow.continual.parts import CONSTANT, Unit, places_on
 from splitgrow.continual.units import Units
 from splitgrow.growth.history_lookup import history_of
 
@@ -93,21 +93,21 @@ def test_every_tensor_is_covered_by_its_parts_and_every_unit_is_made(case: Case)
     units = Units(body)
     for part in units.parts:
         dim, other = part.dims
-        assert part.shape[dim] == len(part.made) == len(part.outs) == len(part.at[0])
-        assert other is None or part.shape[other] == len(part.read) == len(part.ins)
-    made = {unit for part in units.parts if part.layer in units.makers for unit, _ in part.made}
-    embedded = {unit for part in units.parts for unit, _ in part.made}
+        assert part.shape[dim] == len(part.outs)
+        assert other is None or part.shape[other] == len(part.ins)
+    made = units._on(part.outs for part in units.parts if part.layer in units.makers)
+    embedded = units._on(part.outs for part in units.parts)
     assert {unit for unit, _ in units.features} - {CONSTANT} <= embedded
     assert made <= {*units.order}
     values = {name: slot.tensor for name, slot in body.slots.items()}
     plain = body.plain({}, body.edit, nn.Identity())[0]
     modules = dict(plain.named_modules())
     for layer, key in {(part.layer, part.key) for part in units.parts}:
-        whole, _ = units._whole(layer, key, values)
-        stock = modules[layer]
-        of_layer = getattr(stock, key)
-        turned = whole.shape != of_layer.shape
-        assert torch.equal(whole.transpose(0, 1) if turned else whole, of_layer)
+        whole = units.whole(layer, key, values)
+        assert whole is not None
+        assert torch.equal(whole, getattr(modules[layer], key))
+        lengths = [len(places) for places in units.places(layer)[key].values()]
+        assert lengths == [whole.shape[dim] for dim in units.places(layer)[key]]
 
 
 class Conv1D(nn.Module):
@@ -137,11 +137,12 @@ def test_a_block_may_have_its_tensor_the_other_way_round(width: int) -> None:
     helper = next(part for part in units.parts if part.block.kind == "helper")
     assert helper.dims == (0, 1)
     values = {name: slot.tensor for name, slot in body.slots.items()}
-    whole, (made, read) = units._whole("2", "weight", values)
+    whole, places = units.whole("2", "weight", values), units.places("2")["weight"]
     plain: Any = body.plain({}, body.edit, nn.Identity())[0][2]
-    assert torch.equal(whole.T, plain.weight)
-    assert [unit.home for unit, _ in made] == [last] * (width + 1)
-    assert [unit.home for unit, _ in read] == [first] * (width + 4)
+    assert whole is not None
+    assert torch.equal(whole, plain.weight)
+    assert [unit.home for unit, _ in places[1]] == [last] * (width + 1)
+    assert [unit.home for unit, _ in places[0]] == [first] * (width + 4)
 
 
 def pruned(seed: int) -> Body:
@@ -200,7 +201,7 @@ def test_flattening_repeats_a_unit_and_an_addition_makes_two_layers_make_it() ->
     stem, hidden = units.growing
     assert group == hidden
     of_unit = Unit(stem, 2)
-    makers = {part.layer for part in units.parts if of_unit in {u for u, _ in part.made}}
+    makers = {part.layer for part in units.parts if of_unit in units._on([part.outs])}
     assert makers == {"stem", "norm", "inner", "norm2"}
     graph = history_of(body.model).graph
     places = places_on(graph.groups, graph.nodes["hidden"].ins)

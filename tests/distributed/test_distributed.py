@@ -93,6 +93,15 @@ def test_a_model_inside_what_is_wrapped_grows_and_one_that_is_not_wrapped() -> N
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("how", HOWS)
+def test_other_initializers_see_all_values_and_may_change_none_that_exists(how: str) -> None:
+    found = in_processes(2, work.initialised, how)
+    assert found[0] == found[1]
+    _, error, moved = found[0]
+    assert moved < 1e-12
+    assert "'net2net' changes values that exist, by itself in each process" in error
+
+
 # -- all ranks or none -----------------------------------------------------------------------------
 
 

@@ -15,8 +15,9 @@ from networks import networks
 from torch import Tensor, nn
 
 from splitgrow.analysis.analyzer import Followed, analyse_runs
+from splitgrow.analysis.units import Unit, UnitNumbers
 from splitgrow.pruning.dead_units import _removable
-from splitgrow.pruning.narrow import narrow_, per_position, per_unit
+from splitgrow.pruning.narrow import Chosen, narrow_
 from splitgrow.pruning.shrink import _stop_reading_
 
 NETWORKS = int(80 * MANY)
@@ -85,9 +86,9 @@ def test_units_lie_on_positions_as_the_runs_say() -> None:
     graph = analyse_runs(network, (torch.ones(1, 1, 2),)).graph
     axis = graph.nodes["2"].ins
     (group,) = graph.growing_groups(axis)
-    stays = torch.tensor([True, False, True])
-    positions = per_position(graph.groups, axis, {group: stays})
-    assert positions.tolist() == [True, True, False, False, True, True]
-    assert per_position(graph.groups, axis, {}).all()
-    one = torch.tensor([False, False, False, True, False, False])
-    assert per_unit(graph.groups, axis, one)[group].tolist() == [False, True, False]
+    found = Chosen(graph.groups, {group: [1]}).on(axis)
+    assert found.tolist() == [False, False, True, True, False, False]
+    assert not Chosen(graph.groups, {}).on(axis).any()
+    numbers = UnitNumbers(graph.groups)
+    assert numbers.on(axis).tolist() == [1, 1, 2, 2, 3, 3]
+    assert numbers.chosen(numbers.marks({Unit(group, 1)})) == {Unit(group, 1)}

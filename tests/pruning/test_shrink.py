@@ -27,6 +27,7 @@ from splitgrow.pruning import constants
 from splitgrow.pruning import dead_units as liveness
 from splitgrow.pruning import narrow as narrowing
 from splitgrow.pruning import shrink as shrinking
+from splitgrow.pruning import weight_connections as connections
 from splitgrow.pruning.narrow import Narrowing
 from splitgrow.pruning.shrink import without_dead_units
 
@@ -994,18 +995,18 @@ def _without_outputs(graph: Any, modules: Any, outputs: Any, read: Any) -> Any:
     return _DEAD_UNITS(graph, modules, (), read)
 
 
-def _shifted(groups: Any, axis: Any, units: Any) -> Tensor:
-    return _PER_POSITION(groups, axis, units).roll(1)
+def _shifted(chosen: Any, axis: Any) -> Tensor:
+    return _ON(chosen, axis).roll(1)
 
 
-_INPUTS_READ, _DEAD_UNITS = liveness.inputs_read, shrinking.dead_units
-_PER_POSITION = narrowing.per_position
+_INPUTS_READ, _DEAD_UNITS = connections.inputs_read, shrinking.dead_units
+_ON = narrowing.Chosen.on
 
 WRONG: dict[str, tuple[Any, str, Any]] = {
-    "an input that is read is overlooked": (liveness, "inputs_read", _forgetting_the_last),
+    "an input that is read is overlooked": (connections, "inputs_read", _forgetting_the_last),
     "the outputs are forgotten": (shrinking, "dead_units", _without_outputs),
     "shared statistics are forgotten": (liveness, "_is_open", lambda module: True),
-    "other positions go": (narrowing, "per_position", _shifted),
+    "other positions go": (narrowing.Chosen, "on", _shifted),
     "padding is forgotten": (liveness, "passes_constants", lambda module: True),
     "padding is forgotten on the way": (constants, "passes_constants", lambda module: True),
     "a missing bias is overlooked": (liveness, "made_up_for", lambda module, known: known.known),

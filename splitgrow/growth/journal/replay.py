@@ -26,8 +26,9 @@ from splitgrow.growth.journal.holding import states_of
 from splitgrow.growth.journal.journal import Journal
 from splitgrow.growth.journal.size_guard import TIMES, Bounded, Unbounded
 from splitgrow.growth.module_numbers import change_, held_number
-from splitgrow.growth.placing import place_, prepare
+from splitgrow.growth.placing import place_
 from splitgrow.growth.planning import planned_blocks
+from splitgrow.growth.prepared import prepare_layer
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import held, hold_statistics, release_
@@ -74,7 +75,7 @@ def _carry_out_(model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], un
         _check_change(modules, change)
     if len({id(modules[change.name]) for change in edit.changes}) < len(edit.changes):
         raise CheckpointError("it changes a layer twice")
-    prepared = [prepare(modules, edit.index, change) for change in edit.changes]
+    prepared = [prepare_layer(modules, edit.index, each, "meta") for each in edit.changes]
     holders = holders_in(model) if prepared else {}
     for item in prepared:
         place_(modules, item, holders, undo)

@@ -1,0 +1,231 @@
+"""Preparing an edit: its new blocks and helpers are made, and nothing is put in place yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.analysis.units import Place, Unit, along_tensors, layer_places
+from splitgrow.growth.edits import Edit, LayerChange
+from splitgrow.growth.planning import build_block, planned_blocks
+from splitgrow.layers.composition import Block, Composition
+from splitgrow.layers.freezing import held
+from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.types import LayerType, TensorAxes
+from splitgrow.utils.spans import regions
+
+
+@dataclass(frozen=True)
+class PreparedLayer:
+    """A layer of an edit and the blocks that it gains, which are made but not yet put in place.
+
+    Attributes:
+        change: What is to happen to the layer.
+        split: The split layer that it is or becomes, without the blocks that are added.
+        composition: All its blocks, and where its channels lie after the edit.
+        writable: Whether the values of blocks that exist may change.
+    """
+
+    change: LayerChange
+    split: SplitLayer
+    composition: Composition
+    writable: bool = False
+
+    @property
+    def name(self) -> str:
+        """The layer's module path."""
+        return self.change.name
+
+    @property
+    def layer_type(self) -> LayerType:
+        """The entry for the layer's type."""
+        return self.composition.layer_type
+
+    @property
+    def tensors(self) -> Mapping[str, TensorAxes]:
+        """The names of the plain layer's tensors, and which dimensions run along channels."""
+        return self.layer_type.tensors(self.original)
+
+    def reading_dim(self, key: str) -> int | None:
+        """The dimension along which a tensor has weights for the units that the layer reads.
+
+        None if it has none. A layer each of whose units reads itself alone has no such weights.
+        """
+        if self.layer_type.diagonal(self.original):
+            return None
+        dims = (dim for dim, along in self.tensors[key].items() if along.side == "in")
+        return next(dims, None)
+
+    @property
+    def original(self) -> nn.Module:
+        """The layer as it was before its first growth."""
+        return self.composition.original
+
+    @property
+    def existing(self) -> tuple[Any, ...]:
+        """The blocks that the layer has, the original first."""
+        return self.composition.modules[: -len(self.change.blocks)]
+
+    @property
+    def added(self) -> dict[str, Any]:
+        """The blocks that the edit adds, by what they are for: "helper", "new"."""
+        blocks = self.change.blocks
+        return dict(zip(blocks, self.composition.modules[-len(blocks) :], strict=True))
+
+    def silent(self, block: str) -> list[bool]:
+        """For each channel that a block adds, whether it is zero until it learns."""
+        return silent_channels(self.change, block)
+
+    def value(self, key: str) -> Tensor | None:
+        """One of the tensors of the plain layer that this one becomes, of its own."""
+        return self.composition.value(key)
+
+    def fill_(self, key: str, whole: Tensor) -> None:
+        """Gives blocks their parts of one of the plain layer's tensors.
+
+        Blocks that exist get theirs only where the initializer says that it `needs_unfrozen`;
+        otherwise they keep what they have.
+
+        Args:
+            key: The tensor's name.
+            whole: Its values, as `value` gives them.
+        """
+        merging, now = self.layer_type.merging, self.composition.outs.length
+        for index, block in enumerate(self.composition.modules):
+            if index < len(self.existing) and not self.writable:
+                continue
+            if getattr(block, key, None) is None:
+                continue
+            part = getattr(block, key) if merging.computes_weight else merging.value(block, key)
+            assert part is not None, f"{type(block).__name__} has no {key}"
+            born = self.composition.outs.until(self.composition.blocks[index].edit).length
+            for there, own in regions(self.composition.places(index, key), part.dim()):
+                value = whole[there]
+                value = value if born == now else merging.carried_over(key, value, now, born)
+                part.detach()[own] = value
+
+
+@dataclass(frozen=True)
+class PreparedEdit:
+    """An edit with all that it adds, made but not yet put in place: what an initializer sees.
+
+    Attributes:
+        model: The model, which has not changed yet.
+        edit: The record of the edit.
+        graph: The model's channel graph as it will be.
+        layers: The layers that change, by name, in order of execution.
+        generator: What random numbers are to be drawn with; None for torch's own generators, which
+            a failed edit puts back.
+        loss: A closure that gives a loss; None if there is none.
+    """
+
+    model: nn.Module
+    edit: Edit
+    graph: ChannelGraph
+    layers: Mapping[str, PreparedLayer]
+    generator: torch.Generator | None = None
+    loss: Callable[[], Tensor] | None = None
+
+    def places(self, layer: str) -> dict[str, dict[int, tuple[Place, ...]]]:
+        """What lies along the dimensions of a layer's tensors, after the edit, by tensors' names.
+
+        It is the same unit in all layers that make or read it: a choice for a unit is one for all
+        of them.
+        """
+        original = self.layers[layer].original
+        ins, outs = layer_places(self.graph.groups, self.graph.nodes[layer], original)
+        return along_tensors(original, ins, outs)
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The layers of which values that exist are frozen, or will be when the edit is placed."""
+        if self.edit.closes is not None:
+            return frozenset(self.layers)
+        return frozenset(name for name, layer in self.layers.items() if _is_frozen(layer))
+
+    @property
+    def units(self) -> dict[int, tuple[Unit, ...]]:
+        """The units that the edit adds, by the number of their group."""
+        widths = {group: self.graph.groups.width(group) for group in self.edit.growth}
+        return {
+            group: tuple(Unit(group, n) for n in range(widths[group] - count, widths[group]))
+            for group, count in self.edit.growth.items()
+        }
+
+
+def _is_frozen(layer: PreparedLayer) -> bool:
+    blocks = (layer.split, *layer.existing)
+    return any(map(held, blocks)) or not all(
+        parameter.requires_grad for block in layer.existing for parameter in block.parameters()
+    )
+
+
+def silent_channels(change: LayerChange, kind: str) -> list[bool]:
+    """For each channel that a block adds, whether it is zero until it learns."""
+    insertions = change.ins if kind == "helper" else change.outs
+    silent = change.silent_ins if kind == "helper" else change.silent_outs
+    pairs = zip(insertions, silent, strict=True)
+    return [flag for (_, count), flag in pairs for _ in range(count)]
+
+
+def prepare(
+    model: nn.Module, modules: Mapping[str, nn.Module], edit: Edit, graph: ChannelGraph
+) -> PreparedEdit:
+    """Makes the blocks of an edit, with the values that torch draws; nothing is put in place yet.
+
+    Args:
+        model: The model.
+        modules: Its modules by path.
+        edit: The edit.
+        graph: The model's channel graph as it is.
+    """
+    with torch.inference_mode(mode=False):  # blocks made there could never train
+        layers = {each.name: prepare_layer(modules, edit.index, each) for each in edit.changes}
+    grown = replace(graph, groups=graph.groups.grown(edit.growth))
+    return PreparedEdit(model, edit, grown, layers)
+
+
+def prepare_layer(
+    modules: Mapping[str, nn.Module], edit: int, change: LayerChange, device: str | None = None
+) -> PreparedLayer:
+    """Makes the blocks of a layer's change.
+
+    Args:
+        modules: The model's modules by path.
+        edit: The number of the edit.
+        change: What is to happen to the layer.
+        device: Where the blocks are to lie: "meta" for blocks without values; None for the layer's
+            own.
+    """
+    module = modules[change.name]
+    split = module if isinstance(module, SplitLayer) else SplitLayer(module)
+    if split is not module:
+        # A norm that is held is in evaluation whatever the mode; what is new must not be.
+        parent = modules[change.name.rpartition(".")[0]]
+        split.training = parent.training if held(module) else module.training
+    before = (change.in_width[0], change.width[0])
+    gain = (change.in_width[1] - before[0], change.width[1] - before[1])
+    blocks, purposes = list(split), list(split.blocks)
+    options = {} if device is None else {"device": device}
+    for kind, sizes in planned_blocks(split.layer_type, split.original, before, gain).items():
+        block = build_block(split.layer_type, split.original, kind, sizes, **options)
+        if device is None:
+            _match_memory_format(block, split.original)
+        blocks.append(block.train(split.training))
+        purposes.append(Block("helper" if kind == "helper" else "new", edit))
+    layouts = split.ins.inserted(change.ins, edit), split.outs.inserted(change.outs, edit)
+    return PreparedLayer(change, split, Composition((*blocks,), (*purposes,), *layouts))
+
+
+def _match_memory_format(block: nn.Module, original: nn.Module) -> None:
+    """Keeps a model channels-last that is."""
+    weight = getattr(original, "weight", None)
+    if weight is None or weight.dim() != 4 or weight.is_contiguous():
+        return
+    if weight.is_contiguous(memory_format=torch.channels_last):
+        block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
