@@ -219,10 +219,11 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
             undo.on_failure(partial(_put_back, tensor, tensor.detach().clone()))
         layers = {name: replace(layer, writable=True) for name, layer in layers.items()}
     else:
-        versions = {name: _version(tensor) for name, tensor in _existing(prepared)}
+        versions = _versions(prepared)
     with torch.inference_mode(mode=False), torch.no_grad():
         initializer.apply(replace(prepared, layers=layers))
-    written = [n for n, t in _existing(prepared) if versions.get(n, _version(t)) != _version(t)]
+    now = _versions(prepared) if versions else {}
+    written = [name for name, version in versions.items() if now[name] != version]
     if written:
         raise ValueError(
             f"initializer {initializer.name!r} has written into {', '.join(written[:5])}, which "
@@ -258,15 +259,18 @@ def _refuse(initializer: Initializer, prepared: PreparedEdit) -> None:
 
 def _existing(prepared: PreparedEdit) -> Iterator[tuple[str, Tensor]]:
     """The tensors that the layers of an edit have without it, by names that tell them apart."""
-    for layer in prepared.layers.values():
+    for path, layer in prepared.layers.items():
         for index, block in enumerate(layer.existing):
             for name, tensor in chain(block.named_parameters(), block.named_buffers()):
-                yield f"{layer.name}.{index}.{name}", tensor
+                yield f"{path}.{index}.{name}", tensor
 
 
-def _version(tensor: Tensor) -> int:
-    """How often a tensor has been written into; tensors of inference mode do not count that."""
-    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
+def _versions(prepared: PreparedEdit) -> dict[str, int]:
+    """How often existing tensors were written into; those of inference mode do not count that."""
+    return {
+        name: 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
+        for name, tensor in _existing(prepared)
+    }
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from splitgrow.utils.rollback import Undo
 
@@ -49,26 +49,30 @@ def freeze_(model: nn.Module, undo: Undo) -> list[Owned]:
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.requires_grad
     ]
-    for parameter in parameters_in(trained):
-        _freeze_parameter(parameter, undo)
-    for module in model.modules():
-        if module._buffers.get("running_mean") is not None and not held(module):  # noqa: SLF001
-            undo.on_failure(lambda module=module: release_(module))  # type: ignore[misc]
-            module.register_forward_pre_hook(hold_statistics)
+    gradients = [(parameter, parameter.grad) for parameter in parameters_in(trained)]
+    moving = [
+        module
+        for module in model.modules()
+        if module._buffers.get("running_mean") is not None and not held(module)  # noqa: SLF001
+    ]
+    undo.on_failure(partial(_thaw, gradients, moving))
+    for parameter, _ in gradients:
+        parameter.requires_grad_(False)
+        # Optimizers pass over a parameter without gradient, so neither momentum nor decay moves it.
+        parameter.grad = None
+    for module in moving:
+        module.register_forward_pre_hook(hold_statistics)
     return trained
 
 
-def _freeze_parameter(parameter: nn.Parameter, undo: Undo) -> None:
-    gradient = parameter.grad
-
-    def thaw() -> None:
+def _thaw(
+    gradients: Iterable[tuple[nn.Parameter, Tensor | None]], moving: Iterable[nn.Module]
+) -> None:
+    for parameter, gradient in gradients:
         parameter.requires_grad_(True)
         parameter.grad = gradient
-
-    undo.on_failure(thaw)
-    parameter.requires_grad_(False)
-    # Optimizers pass over a parameter without gradient, so neither momentum nor decay moves it.
-    parameter.grad = None
+    for module in moving:
+        release_(module)
 
 
 def show_as_trained_(owned: Iterable[Owned], undo: Undo) -> None:

@@ -170,7 +170,7 @@ def copied(value: Any, memo: Memo, clone: Clone = _cloned) -> Any:
     elif kind in _LISTS or kind in _DICTS:
         return _copied_container(value, memo, clone)
     elif kind in {tuple, frozenset}:
-        made = kind([copied(item, memo, clone) for item in value])
+        made = kind([i if type(i) in _ATOMS else copied(i, memo, clone) for i in value])
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         made = kind(*[copied(item, memo, clone) for item in value])
     elif kind.__module__ == "numpy" and _is_array(value):
