@@ -72,8 +72,14 @@ def test_an_operation_is_all_or_nothing_at_each_line(make):
     strike_each(make, (Lines(number, next(errors)) for number in numbers))
 
 
-@every_operation
-@pytest.mark.parametrize("faulty", [Functions, Kernels])
+@pytest.mark.parametrize(
+    ("make", "faulty"),
+    [
+        pytest.param(make, faulty, id=f"{name}-{faulty.__name__}")
+        for index, (name, make) in enumerate(OPERATIONS.items())
+        for faulty in [(Functions, Kernels)[index % 2]]
+    ],
+)
 def test_an_operation_is_all_or_nothing_at_each_op_of_torch(make, faulty):
     ops = counted(make, faulty())
     numbers = spread(list(range(1, ops.seen + 1)), OPS)

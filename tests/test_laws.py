@@ -84,13 +84,13 @@ def grow_back_to_front(model: Any) -> None:
             model.expand_layer(layer.name, layer.step)
 
 
-def grow_each_five_times(model: Any) -> None:
+def grow_each_three_times(model: Any) -> None:
     for layer in model.layers:
-        for _ in range(5 if layer.growable else 0):
+        for _ in range(3 if layer.growable else 0):
             model.expand_layer(layer.name, layer.step, check=False)  # the laws do
 
 
-ORDERS = (grow_at_once, grow_front_to_back, grow_back_to_front, grow_each_five_times)
+ORDERS = (grow_at_once, grow_front_to_back, grow_back_to_front, grow_each_three_times)
 Grow = Callable[[Any], None]
 
 

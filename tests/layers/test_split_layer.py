@@ -118,14 +118,24 @@ def assert_close(one: Tensor | None, other: Tensor | None, scale_of: Tensor | No
 
 
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
-freezing = pytest.mark.parametrize("freeze", [True, False], ids=["frozen", "free"])
+Pair = tuple[Layer, Any]
+PAIRS = [
+    pytest.param((layer, freeze), id=f"{layer.name}-{'frozen' if freeze else 'free'}")
+    for layer in LAYERS
+    for freeze in (True, False)
+]
 
 
-@freezing
-@every_layer
-def test_a_grown_layer_trains_as_the_plain_one_whatever_follows(layer: Layer, freeze: bool) -> None:
+@pytest.fixture(scope="module", params=PAIRS)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """A layer and what became of it, which is in evaluation mode and only runs."""
+    layer, freeze = request.param
+    return layer, grown(layer, freeze=freeze)
+
+
+def test_a_grown_layer_trains_as_the_plain_one_whatever_follows(pair: Pair) -> None:
     """Every continuation behind inputs of the usual rank, two of them behind those of others."""
-    split = grown(layer, freeze=freeze)
+    layer, split = pair
     for place, shape in enumerate(layer.shapes):
         x = input_of(layer, split, shape)
         for name, after in CONTINUATIONS.items():
@@ -134,10 +144,8 @@ def test_a_grown_layer_trains_as_the_plain_one_whatever_follows(layer: Layer, fr
                     assert_trains_alike(split, x, after, mode)
 
 
-@freezing
-@every_layer
-def test_a_grown_layer_can_be_differentiated_again(layer: Layer, freeze: bool) -> None:
-    split = grown(layer, freeze=freeze)
+def test_a_grown_layer_can_be_differentiated_again(pair: Pair) -> None:
+    layer, split = pair
     for shape in layer.shapes if not layer.vocabulary else ():
         x = input_of(layer, split, shape)
         for mode in MODES:
@@ -153,10 +161,8 @@ STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@freezing
-@every_layer
-def test_a_grown_layer_takes_input_however_it_lies(layer: Layer, freeze: bool) -> None:
-    split = grown(layer, freeze=freeze)
+def test_a_grown_layer_takes_input_however_it_lies(pair: Pair) -> None:
+    layer, split = pair
     for shape in layer.shapes:
         x = input_of(layer, split, shape)
         for lies in STRIDES.values() if x.dim() > 1 and x.numel() else ():
