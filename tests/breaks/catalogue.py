@@ -215,8 +215,8 @@ BREAKS = (
     ),
     Break(
         "deploy/passes.py",
-        "return kind.channel_dim(layer) % ndim == 1 and",
-        "return kind.channel_dim(layer) % ndim >= 1 and",
+        "return entry.channel_dim(layer) % ndim == 1 and",
+        "return entry.channel_dim(layer) % ndim >= 1 and",
         "a norm along another dimension is folded into a Linear",
         "deploy/test_fuse.py",
     ),
@@ -237,7 +237,7 @@ BREAKS = (
     # -- pruning
     Break(
         "pruning/dead_units.py",
-        "if isinstance(bias, nn.Parameter) and passes_constants(kind, module):",
+        "if isinstance(bias, nn.Parameter) and passes_constants(module):",
         "if isinstance(bias, nn.Parameter):",
         "a constant is added to the bias of a convolution that pads with zeros",
         "pruning/test_shrink.py",
@@ -250,11 +250,11 @@ BREAKS = (
         "pruning/test_shrink.py",
     ),
     Break(
-        "pruning/narrow.py",
-        "reshape(-1, run.repeat).any(1)",
-        "reshape(-1, run.repeat).all(1)",
-        "a unit of which one position is read counts as dead",
-        "pruning/test_narrow.py",
+        "pruning/weight_connections.py",
+        "live[reader.ins[read & reader.matters]] = True",
+        "live[reader.ins[read]] = reader.matters[read]",
+        "a unit that one layer can do without counts as dead for all",
+        "pruning/test_shrink.py",
     ),
     # -- checkpoints
     Break(
