@@ -16,7 +16,7 @@ from splitgrow.growth.history import History, changed_modules, grown_elsewhere, 
 from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.growth.value_trials import fix_what_values_break
 from splitgrow.handle import Handle
-from splitgrow.utils.model_lock import Gate, change_alone, refuse_inside_forward
+from splitgrow.utils.model_lock import ModelLock, change_alone, refuse_inside_forward
 from splitgrow.utils.rollback import Undo
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -83,8 +83,8 @@ def growable(
     if not isinstance(inputs, tuple):
         raise TypeError(f"example_inputs must be a tensor or a tuple, got {type(inputs).__name__}")
     old: History | None = vars(model).get(HISTORY)
-    what, gate = "analyse the model", Gate() if old is None else old.gate
-    gate.refuse_if_shown(what)
+    what, model_lock = "analyse the model", ModelLock() if old is None else old.model_lock
+    model_lock.refuse_if_shown(what)
     if old is not None:
         old.refuse_while_viewing(what)
     refuse_inside_forward(model, what)
@@ -102,13 +102,15 @@ def growable(
         followed = analyse_runs(model, inputs)
         edits = len(old.edits) if old is not None else 0
         broken = fix_what_values_break(model, inputs, followed, edits) if check else {}
-        history = History(followed.graph, inputs, structure(model), gate=gate, broken=broken)
+        history = History(
+            followed.graph, inputs, structure(model), model_lock=model_lock, broken=broken
+        )
         if old is not None:
             _carry_on(history, old)
         adopt_(model, history, undo)
         return model
 
-    return change_alone(model, gate, what, analyse_)
+    return change_alone(model, model_lock, what, analyse_)
 
 
 def _by_itself(tensor: Tensor) -> Tensor:
@@ -123,17 +125,17 @@ def _by_itself(tensor: Tensor) -> Tensor:
 
 
 def adopt_(model: nn.Module, history: History, undo: Undo) -> None:
-    """Gives a model a history, and so makes it growable if it was not; close its gate first.
+    """Gives a model a history, and so makes it growable if it was not; close its lock first.
 
     Args:
         model: The model.
         history: What is known of it.
         undo: Takes it back.
     """
-    gate = history.gate
-    cls = class_for(model, gate.open_class or type(model), Handle)
-    undo.keep(vars(model), vars(gate))
-    vars(model)[HISTORY], gate.open_class = history, cls
+    model_lock = history.model_lock
+    cls = class_for(model, model_lock.open_class or type(model), Handle)
+    undo.keep(vars(model), vars(model_lock))
+    vars(model)[HISTORY], model_lock.open_class = history, cls
 
 
 def _carry_on(history: History, old: History) -> None:

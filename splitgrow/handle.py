@@ -234,9 +234,9 @@ class Handle(DepthMethods, GenerationMethods):
             FixedWidthError: If layers cannot grow; all of them are named.
             ValueError: If numbers do not fit each other; all of them are named, with those that do.
         """
-        gate = self._history.gate
-        gate.refuse_if_shown("plan a growth")
-        with gate.lock:
+        model_lock = self._history.model_lock
+        model_lock.refuse_if_shown("plan a growth")
+        with model_lock.rlock:
             return temporarily(self._planned)(request, round_to=round_to, freeze=freeze)
 
     def _planned(

@@ -22,7 +22,7 @@ from splitgrow.analysis.ops import Op, Shaped, result_of
 from splitgrow.analysis.ops.op import Choice, constant_like, shaped_in
 from splitgrow.analysis.ops.registry import fix_arguments
 from splitgrow.analysis.trace import Ref, Source, Step, mapped
-from splitgrow.analysis.tracer import Recording, record
+from splitgrow.analysis.tracer import Trace, trace_model
 from splitgrow.analysis.training_flag import may_ask_for_the_mode
 from splitgrow.analysis.trial_runs import Trial, fix_what_widening_breaks, widens
 from splitgrow.analysis.unsupported_layers import (
@@ -32,7 +32,7 @@ from splitgrow.analysis.unsupported_layers import (
     refusals,
     subclass_refusal,
 )
-from splitgrow.analysis.zero_channels import Silence
+from splitgrow.analysis.zero_channels import ZeroChannels
 from splitgrow.errors import TraceError
 from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import LayerType, layer_type_of, sized_layers
@@ -53,7 +53,7 @@ def analyse_with_free_input(
         The graph, and the axes of that input.
     """
     analysis = _Analysis(model, free_input=name)
-    analysis.run([record(model, inputs, training=False)])
+    analysis.run([trace_model(model, inputs, training=False)])
     return analysis.graph, analysis.free_axes
 
 
@@ -95,14 +95,14 @@ def analyse_runs(model: nn.Module, inputs: tuple[Any, ...]) -> Followed:
         TraceError: If the model's forward cannot be followed.
         ValueError: If the model does not run on the inputs.
     """
-    runs = [record(model, inputs, training=False)]
+    runs = [trace_model(model, inputs, training=False)]
     if runs[0].fake and not _may_ask_for_the_mode(model):
         best = _best(model, runs)
         trial = best.tried(runs)[0]
         if widens(model, inputs, trial, training=True):
             return best.finished((trial, replace(trial, training=True, strict=True)), decides=False)
     try:
-        runs.append(record(model, inputs, training=True))
+        runs.append(trace_model(model, inputs, training=True))
     except (TraceError, ValueError) as error:
         warnings.warn(
             f"only evaluation mode was analysed, since {error}; what runs in training alone does "
@@ -120,7 +120,7 @@ def analyse_runs(model: nn.Module, inputs: tuple[Any, ...]) -> Followed:
 def _may_ask_for_the_mode(model: nn.Module) -> bool:
     """Whether forward could take other steps in training than in evaluation.
 
-    Leaf modules do as they are told by the recording. If nothing else in the model names the mode,
+    Leaf modules do as they are told by the trace. If nothing else in the model names the mode,
     one run at other widths in training mode stands for two: were its steps not those of evaluation,
     it would not agree with the graph.
     """
@@ -128,7 +128,7 @@ def _may_ask_for_the_mode(model: nn.Module) -> bool:
     return may_ask_for_the_mode(m for name, m in modules if not (name and is_leaf(m)))
 
 
-def _best(model: nn.Module, runs: Sequence[Recording]) -> _Analysis:
+def _best(model: nn.Module, runs: Sequence[Trace]) -> _Analysis:
     return best_of(lambda preferred: _Analysis(model, preferred=preferred).run(runs))
 
 
@@ -150,7 +150,7 @@ class _Analysis:
         self.refusals = refusals(self.modules)
         self.preferred = dict(preferred or {})
         self.choices: list[Choice] = []
-        self.silence = Silence(self.groups)
+        self.zero_channels = ZeroChannels(self.groups)
         self.remainders = Remainders(self.groups)
         self.values: list[list[Any]] = []
         self.outputs: list[Axis] = []
@@ -160,21 +160,21 @@ class _Analysis:
         for name, module in model.named_modules(remove_duplicate=False):
             self.graph.aliases[name] = names.get(id(module), name)  # not that of a wrapper
 
-    def run(self, runs: Sequence[Recording]) -> _Analysis:
+    def run(self, runs: Sequence[Trace]) -> _Analysis:
         """Follows the channels through all of the runs."""
-        for recording in runs:
-            self.refusals = {**recording.recorder.strays, **self.refusals}
-            self.graph.assigned += recording.recorder.assigned
-        for recording in runs:
+        for trace in runs:
+            self.refusals = {**trace.recorder.strays, **self.refusals}
+            self.graph.assigned += trace.recorder.assigned
+        for trace in runs:
             values: list[Any] = []
             self.tensors = {}
-            for index, step in enumerate(recording.steps):
+            for index, step in enumerate(trace.steps):
                 if step.target is Source.TENSOR:
                     self.tensors[index] = step.args[0]
                 values.append(self._value(step, values))
             self.values.append(values)
         self.remainders.settle()
-        self.graph.silent = self.silence.settle()
+        self.graph.silent = self.zero_channels.settle()
         self._add_uncalled()
         return self
 
@@ -192,7 +192,7 @@ class _Analysis:
             if self._follows_a_width(axis)
         ]
 
-    def tried(self, runs: Sequence[Recording]) -> tuple[Trial, ...]:
+    def tried(self, runs: Sequence[Trace]) -> tuple[Trial, ...]:
         """What there is to try out at other widths: the second run is in training mode."""
         pairs = enumerate(zip(runs, self.values, strict=True))
         return tuple(
@@ -237,7 +237,7 @@ class _Analysis:
             step.example,
             self.groups,
             layer,
-            *(self.preferred, self.choices, self.silence, self.remainders),
+            *(self.preferred, self.choices, self.zero_channels, self.remainders),
         )
         entry = layer_type_of(layer) if layer is not None else None
         return result_of(op) if entry is None else self._layer(op, str(step.module), entry)
@@ -354,7 +354,7 @@ class _Analysis:
         assert module is not None
         refusal = self.refusals.get(name) or refusal_of(entry, module) or emptiness(entry, sizes)
         if entry.merging.couples:
-            self.silence.need(axis)
+            self.zero_channels.need(axis)
         if entry.diagonal(module):
             reason = op.reason("treats channels in whole groups")
             groups.bundle(axis, entry.bundle(module), reason)

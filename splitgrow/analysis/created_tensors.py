@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import TensorWeakRef
 
 
-class Births(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class CreatedTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Remembers the tensors that are made while it is active."""
 
     def __init__(self) -> None:

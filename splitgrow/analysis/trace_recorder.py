@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
 
 from splitgrow.analysis.channels.tracked_int import Tracked
-from splitgrow.analysis.created_tensors import Births
+from splitgrow.analysis.created_tensors import CreatedTensors
 from splitgrow.analysis.leaf_modules import (
     LEAF_NUMBERS,
     Wider,
@@ -40,7 +40,7 @@ from splitgrow.utils.output_tensors import OpaqueError, tensors_in
 from splitgrow.utils.source_lines import place_of_caller
 
 
-class Recorder(TorchFunctionMode):
+class TraceRecorder(TorchFunctionMode):
     """Takes down every op that runs while it is active."""
 
     def __init__(self, wider: Wider | None = None) -> None:
@@ -58,7 +58,7 @@ class Recorder(TorchFunctionMode):
         """The lines where tracked numbers are hashed, which is the end of what is known of them."""
         self.refused = ""
         """The last line where one was to be hashed, and was not."""
-        self.births = Births()
+        self.created = CreatedTensors()
         """The tensors that were made in a run on real values."""
         self.leaves: Container[nn.Module] = ()
         """The modules that are taken down as one op."""
@@ -283,7 +283,7 @@ class Recorder(TorchFunctionMode):
         if known is not None:
             return known
         path = self.owners.get(id(leaf), "")
-        unseen = not path and (isinstance(leaf, FakeTensor) or leaf in self.births)
+        unseen = not path and (isinstance(leaf, FakeTensor) or leaf in self.created)
         source = Source.UNSEEN if unseen else Source.TENSOR
         self._note(leaf, self._add("tensor", source, (path,), {}, leaf))
         return self._known[id(leaf)][1]

@@ -1,4 +1,4 @@
-"""Recording one run of a model's forward: the ops that it runs, in order, with their places.
+"""Traces one run of a model's forward: the ops that it runs, in order, with their places.
 
 The model runs on the example inputs as it is, with fake tensors that have shapes but no values, so
 control flow on shapes is simply followed. Where forward asks for values, it runs on real ones. The
@@ -27,10 +27,10 @@ from splitgrow.analysis.stand_ins import (
     use_copies_,
 )
 from splitgrow.analysis.trace import Step
-from splitgrow.analysis.trace_recorder import Recorder
+from splitgrow.analysis.trace_recorder import TraceRecorder
 from splitgrow.errors import TraceError, UnsupportedLayerError
 from splitgrow.utils.assigned_modules import assigned_since, paths_in
-from splitgrow.utils.preserve import ignore_warnings_, undisturb_
+from splitgrow.utils.preserve import ignore_warnings_, preserve_
 from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import failure_of
 
@@ -42,12 +42,12 @@ class _Options(TypedDict):
 
 
 @dataclass(frozen=True)
-class Recording:
+class Trace:
     """The ops of one run, whether it ran on fake tensors, and what took it down."""
 
     steps: list[Step]
     fake: bool
-    recorder: Recorder
+    recorder: TraceRecorder
 
 
 def record_wider(
@@ -59,19 +59,19 @@ def record_wider(
         Exception: Whatever forward raises at those widths.
     """
     options: _Options = {"training": training, "fake": True, "standing_in": False}
-    _, found = _taken_down(model, inputs, lambda: Recorder(wider), options)
+    _, found = _taken_down(model, inputs, lambda: TraceRecorder(wider), options)
     if isinstance(found, Exception):
         raise found
     return found
 
 
-def record(
+def trace_model(
     model: nn.Module,
     inputs: tuple[Any, ...],
     *,
     training: bool,
-    make: Callable[[], Recorder] | None = None,
-) -> Recording:
+    make: Callable[[], TraceRecorder] | None = None,
+) -> Trace:
     """The ops of one run of the model's forward on the example inputs.
 
     Pure: the model, its buffers and hooks and the random number generators are afterwards as they
@@ -81,7 +81,7 @@ def record(
         model: Any module.
         inputs: The positional arguments of an example call.
         training: Whether to run in training mode.
-        make: Makes what takes the run down; by default a `Recorder`.
+        make: Makes what takes the run down; by default a `TraceRecorder`.
 
     Raises:
         ValueError: If the model does not run on the inputs.
@@ -99,14 +99,14 @@ def record(
     failures: list[tuple[str, Exception]] = []
     for fake, standing_in in ways:
         options: _Options = {"training": training, "fake": fake, "standing_in": standing_in}
-        recorder, steps = _taken_down(model, inputs, make or Recorder, options)
+        recorder, steps = _taken_down(model, inputs, make or TraceRecorder, options)
         if isinstance(steps, Exception):
             failures.append((recorder.inside, steps))
             continue
         if not standing_in:
             reason = told_apart(failures[-1][1])
             recorder.strays = {step.module: reason for step in steps if step.module is not None}
-        return Recording(steps, fake, recorder)
+        return Trace(steps, fake, recorder)
     layer, last = failures[-1]
     message = failure_of(model, inputs, last, layer, training=training)
     if not valued:
@@ -117,9 +117,9 @@ def record(
 def _taken_down(
     model: nn.Module,
     inputs: tuple[Any, ...],
-    make: Callable[[], Recorder],
+    make: Callable[[], TraceRecorder],
     options: _Options,
-) -> tuple[Recorder, list[Step] | Exception]:
+) -> tuple[TraceRecorder, list[Step] | Exception]:
     """What takes a run down, and the ops or what forward raises.
 
     A number that is hashed, as a key, is a mere value from there on. Some code (einops) can do
@@ -158,7 +158,7 @@ def _run(
     undo: Undo,
     model: nn.Module,
     inputs: tuple[Any, ...],
-    recorder: Recorder,
+    recorder: TraceRecorder,
     *,
     training: bool,
     fake: bool,
@@ -166,7 +166,7 @@ def _run(
 ) -> list[Step]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     copied: Callable[[Tensor], Tensor] = mode.from_tensor if fake else clone
-    undisturb_(model, undo)
+    preserve_(model, undo)
     # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
     ignore_warnings_("The .grad attribute of a Tensor that is not")
     torch.set_grad_enabled(False)
@@ -182,7 +182,7 @@ def _run(
     recorder.prepare(modules)
     stand_in_(model, recorder.stand_ins, undo)
     before = paths_in(model)
-    with mode if fake else recorder.births, recorder:
+    with mode if fake else recorder.created, recorder:
         output = model(*inputs)
     recorder.finish(output)
     recorder.assigned = assigned_since(before, model)

@@ -10,7 +10,7 @@ from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.channels.channel_groups import Groups
 
 
-class Silence:
+class ZeroChannels:
     """Which axes need silent units, and where on the way zeros would become something else."""
 
     def __init__(self, groups: Groups) -> None:
@@ -22,7 +22,7 @@ class Silence:
         """Has new units on the axis start as zeros."""
         self._needed.append(axis)
 
-    def hear(self, axis: Axis, reason: str) -> None:
+    def not_zero(self, axis: Axis, reason: str) -> None:
         """States that an op on the way makes something else than zeros of zeros."""
         if self._groups.can_grow(axis):
             self._heard.append((axis, reason))

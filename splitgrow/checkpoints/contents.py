@@ -17,7 +17,7 @@ from splitgrow.errors import CheckpointError
 from splitgrow.growth.history import History
 from splitgrow.growth.journal import Journal
 from splitgrow.growth.journal.materialize import empty_slots_of
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.weight_views import memory_format_of
 from splitgrow.utils.json_records import Record, read_record
@@ -138,8 +138,8 @@ def _as_written(
     module: nn.Module, path: str, seen: set[nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
     """A module and those in it, each once, without splitgrow's modules in between."""
-    if isinstance(module, (Deepened, SplitLayer)):
-        inside = module.wrapped if isinstance(module, Deepened) else module.original
+    if isinstance(module, (InsertionWrapper, SplitLayer)):
+        inside = module.wrapped if isinstance(module, InsertionWrapper) else module.original
         yield from _as_written(inside, path, seen)
     elif module not in seen:
         seen.add(module)

@@ -39,7 +39,7 @@ from splitgrow.growth.journal.state_dict import common_edits
 from splitgrow.growth.optimizers import optimizers_of
 from splitgrow.layers.execution import Mode, set_execution_mode_
 from splitgrow.utils.json_trees import read_tree
-from splitgrow.utils.model_lock import Gate, change_alone, refuse_inside_forward
+from splitgrow.utils.model_lock import ModelLock, change_alone, refuse_inside_forward
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.wrappers import refuse_wrapped
 
@@ -116,8 +116,8 @@ def load(  # noqa: PLR0913
     optimizers, schedulers = optimizers_of(optimizer), schedulers_of(scheduler)
     given = _checked_modules(modules)
     old = _history(model)
-    what, gate = "load a checkpoint", Gate() if old is None else old.gate
-    gate.refuse_if_shown(what)
+    what, model_lock = "load a checkpoint", ModelLock() if old is None else old.model_lock
+    model_lock.refuse_if_shown(what)
     refuse_inside_forward(model, what)
     with Archive(Path(os.fspath(path))) as archive:
 
@@ -125,11 +125,11 @@ def load(  # noqa: PLR0913
             loading = _Loading(model, old, archive, undo)
             loading.check(optimizers, schedulers, strict=strict)
             extra = read_tree(loading.contents.extra, archive.take)
-            loading.rebuild(given, example_inputs, gate, torch.device(device or "cpu"))
+            loading.rebuild(given, example_inputs, model_lock, torch.device(device or "cpu"))
             loading.give(optimizers, schedulers, training=training)
             return extra
 
-        return change_alone(model, gate, what, load_)
+        return change_alone(model, model_lock, what, load_)
 
 
 class _Loading:
@@ -168,7 +168,7 @@ class _Loading:
         self,
         given: Mapping[str, nn.Module],
         example_inputs: Tensor | tuple[Any, ...] | None,
-        gate: Gate,
+        model_lock: ModelLock,
         device: torch.device,
     ) -> None:
         """Does the edits, fills the tensors, and makes the model growable."""
@@ -180,7 +180,7 @@ class _Loading:
         fill_(model, self._archive, contents, undo, device=device)
         set_extra_states_(model, contents, self._archive, undo)
         history = _new_history(model, self._old, contents, self._archive, example_inputs)
-        history.gate = gate
+        history.model_lock = model_lock
         if contents.inputs is None:
             widen_inputs_(model, history, journal.edits[start:])
         restore_(model, history, journal, start, undo)

@@ -25,7 +25,7 @@ from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.planning import make_plan
 from splitgrow.handle import Handle, handle
 from splitgrow.utils.model_lock import change_alone
-from splitgrow.utils.preserve import undisturb_
+from splitgrow.utils.preserve import preserve_
 from splitgrow.utils.rollback import Undo, temporarily
 
 
@@ -192,7 +192,7 @@ class Body:
                 undo, self.model, history, edit, initializer=initializer, optimizer=None, check=True
             )
 
-        edit = change_alone(self.model, history.gate, "grow", grow)
+        edit = change_alone(self.model, history.model_lock, "grow", grow)
         self.renew()
         return edit
 
@@ -209,7 +209,7 @@ class Body:
             name: nn.Parameter(value) if self._slots[name].trains else value
             for name, value in values.items()
         }
-        with history.gate.lock, self.reading(values):
+        with history.model_lock.rlock, self.reading(values):
             plain = merged_at(self.model, history, edit, {})
         for parameter in plain.parameters():
             parameter.requires_grad_(True)
@@ -268,7 +268,7 @@ def _run_in_evaluation(
     outputs: Mapping[str, list[Any]] | None = None,
 ) -> Any:
     """The output in evaluation mode; those of modules are put into the lists at their paths."""
-    undisturb_(model, undo)
+    preserve_(model, undo)
     for path, given in (outputs or {}).items():
         model.get_submodule(path).register_forward_hook(partial(_append, given))
     torch.set_grad_enabled(False)

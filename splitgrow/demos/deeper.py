@@ -21,8 +21,8 @@ from splitgrow.demos.results import (
     Deepening,
     DeeperResult,
     Evaluation,
+    RemovedIdentity,
     TrainingStep,
-    Vanished,
 )
 from splitgrow.demos.training import Trainer, Watch, largest, size_of
 from splitgrow.growth.edits import Edit
@@ -176,11 +176,11 @@ def _chain(trainer: Trainer, widths: Iterable[Mapping[str, int]]) -> tuple[Chain
     )
 
 
-def _vanished(merged: nn.Module, fused: nn.Module) -> tuple[Vanished, ...]:
+def _vanished(merged: nn.Module, fused: nn.Module) -> tuple[RemovedIdentity, ...]:
     """The types of modules of which fusion leaves fewer."""
     before, after = _types(merged), _types(fused)
     return tuple(
-        Vanished(name, count, after[name])
+        RemovedIdentity(name, count, after[name])
         for name, count in sorted(before.items())
         if after[name] < count
     )

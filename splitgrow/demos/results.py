@@ -209,7 +209,7 @@ class ChainLayer:
 
 
 @dataclass(frozen=True)
-class Vanished:
+class RemovedIdentity:
     """How many modules of a type the final network has, merged and fused."""
 
     type: str
@@ -223,7 +223,7 @@ class DeeperResult(Outcome):
 
     growths: tuple[Deepening, ...]
     chain: tuple[ChainLayer, ...]
-    vanished: tuple[Vanished, ...]
+    vanished: tuple[RemovedIdentity, ...]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from splitgrow.demos.results import (
     Outcome,
     ProgressiveResult,
     Recovery,
-    Vanished,
+    RemovedIdentity,
 )
 from splitgrow.growth.edits import Edit
 
@@ -213,10 +213,10 @@ def _from_to(texts: Iterable[str]) -> str:
     return " -> ".join(dict.fromkeys(texts))
 
 
-def vanished(rows: Sequence[Vanished]) -> str:
+def vanished(rows: Sequence[RemovedIdentity]) -> str:
     """One line on the layers that fusion removed."""
     named = ", ".join(f"{row.type} {row.merged} -> {row.fused}" for row in rows)
-    return f"Vanished by fusion: {named or 'nothing'}."
+    return f"Removed by fusion: {named or 'nothing'}."
 
 
 def level_growths(growths: Sequence[LevelGrowth]) -> Table:

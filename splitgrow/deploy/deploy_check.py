@@ -67,7 +67,7 @@ def held_against(
     touched = history.graph.touched
     if not has_values(model, inputs) or several_processes():
         return _UNKNOWN
-    lock_(model, history.gate, what, undo)
+    lock_(model, history.model_lock, what, undo)
     keep_storage_(model.parameters(), undo)
     if generation is not None:
         view_(model, history, generation, undo)

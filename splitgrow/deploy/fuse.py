@@ -64,8 +64,8 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
         ['Conv2d', 'Conv2d']
     """
     history = history_of(model)
-    history.gate.refuse_if_shown("fuse")
-    with history.gate.lock:
+    history.model_lock.refuse_if_shown("fuse")
+    with history.model_lock.rlock:
         return _fused(model, history, generation, check=check)
 
 

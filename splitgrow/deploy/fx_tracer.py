@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from splitgrow.analysis.created_tensors import Births
+from splitgrow.analysis.created_tensors import CreatedTensors
 from splitgrow.analysis.output_comparison import compared, outputs_of
 from splitgrow.analysis.shape_shortcuts import result_of_leaf
 from splitgrow.errors import TraceError
@@ -21,7 +21,7 @@ from splitgrow.layers.module_state import State, same_data, take_state
 from splitgrow.layers.shared_kernel import SHARED_KERNELS
 from splitgrow.layers.types import layer_type_of
 from splitgrow.utils.op_numbers import Scalars
-from splitgrow.utils.preserve import ignore_warnings_, undisturb_
+from splitgrow.utils.preserve import ignore_warnings_, preserve_
 from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import place_of_caller, place_of_error
 
@@ -108,13 +108,13 @@ _Traced = tuple[fx.Graph, dict[str, Any]]
 def _traced(
     model: nn.Module, hooked: Collection[nn.Module], defaults: Mapping[str, Any]
 ) -> _Traced:
-    births = Births()
-    with births:
+    created = CreatedTensors()
+    with created:
         graph = _Tracer(hooked).trace(model, concrete_args={**defaults} or None)
     own = vars(model)
     made = {key: own.pop(key) for key in [*own] if key.startswith("_tensor_constant")}
     for node in graph.find_nodes(op="get_attr"):
-        node.meta[MADE] = node.target in made and made[node.target] in births
+        node.meta[MADE] = node.target in made and made[node.target] in created
     return graph, made
 
 
@@ -123,7 +123,7 @@ def _traced_twice(
     undo: Undo, model: nn.Module, hooked: Collection[nn.Module], defaults: Mapping[str, Any]
 ) -> tuple[_Traced, _Traced, str]:
     """A model's graph, that of its next call, and what the first call has moved, if anything."""
-    undisturb_(model, undo)
+    preserve_(model, undo)
     before = _held(model)
     states = take_state(model)
     traced = _traced(model, hooked, defaults)
@@ -226,7 +226,7 @@ def _evaluate(undo: Undo, model: nn.Module, graph: fx.Graph, given: dict[str, An
         TraceError: If the graph does not run, so that it cannot be what the model does.
         MemoryError: If there is too little memory.
     """
-    undisturb_(model, undo)
+    preserve_(model, undo)
     # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
     ignore_warnings_("The .grad attribute of a Tensor that is not")
     mode = FakeTensorMode(allow_non_fake_inputs=True)

@@ -82,7 +82,7 @@ def _copy_of(network: fx.GraphModule, node: fx.Node, value: fx.Node) -> None:
         drop_unread(network, other)
 
 
-def drop_vanished(network: fx.GraphModule) -> None:
+def remove_identities(network: fx.GraphModule) -> None:
     """Removes what computes its input.
 
     * a Linear with the unit matrix, a convolution with a Dirac kernel, both without bias or with a

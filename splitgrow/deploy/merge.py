@@ -18,7 +18,7 @@ from splitgrow.growth.module_numbers import numbers_at, set_number_
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import held, parameters_in, release_
 from splitgrow.layers.hooks import has_hooks, has_state_hooks, only_computing_hooks
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import State, put_
 from splitgrow.layers.plain_copy import plain_copy
 from splitgrow.layers.split_layer import SplitLayer
@@ -78,8 +78,8 @@ def merge(model: nn.Module, generation: int | None = None, *, check: bool = True
         Linear(in_features=2, out_features=3, bias=True)
     """
     history = history_of(model)
-    history.gate.refuse_if_shown("merge")
-    with history.gate.lock:
+    history.model_lock.refuse_if_shown("merge")
+    with history.model_lock.rlock:
         return merged(model, history, generation, check=check)
 
 
@@ -220,9 +220,9 @@ def _tell_of_lost_hooks(
     unseen = {id(part) for part in _unseen(model, view)}
     lost = []
     for path, part in model.named_modules():
-        left_out = isinstance(part, (SplitLayer, Deepened)) and has_state_hooks(part)
+        left_out = isinstance(part, (SplitLayer, InsertionWrapper)) and has_state_hooks(part)
         twin = memo.get(id(part))  # of a wrapper the hooks go to whatever is in its place
-        gone = left_out or (id(twin) not in there and not isinstance(part, Deepened))
+        gone = left_out or (id(twin) not in there and not isinstance(part, InsertionWrapper))
         if has_hooks(part) and gone and id(part) not in unseen:
             lost.append(path or type(model).__name__)
     if lost:
@@ -238,7 +238,7 @@ def _unseen(model: nn.Module, view: int | None) -> Iterator[nn.Module]:
         if isinstance(module, SplitLayer):
             for block in module:
                 yield from block.modules()
-        elif isinstance(module, Deepened):
+        elif isinstance(module, InsertionWrapper):
             for item in module.inserted:
                 if view is not None and item.edit > view:
                     yield from module.part(item.name).modules()

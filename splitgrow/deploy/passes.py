@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from splitgrow.analysis.ops import Values, facts_of
 from splitgrow.deploy.fx_readers import Readers, free_path, is_free, path_for
-from splitgrow.deploy.identity_removal import drop_vanished, end_fades
+from splitgrow.deploy.identity_removal import end_fades, remove_identities
 from splitgrow.layers.norm_folding import norm_scale_and_shift, scale_outputs_
 from splitgrow.layers.shared_kernel import SHARED_KERNELS
 from splitgrow.layers.types import layer_type_of
@@ -181,9 +181,9 @@ PASSES = (
     spread_shared_kernels,
     drop_identities,
     end_fades,
-    drop_vanished,
+    remove_identities,
     fold_norms,
-    drop_vanished,
+    remove_identities,
 )
 """In this order: a norm that is an identity can be told by its values only before it is folded, and
 a layer whose norm makes it one only after."""

@@ -24,7 +24,7 @@ from splitgrow.growth.planning import check_request, find_growth, make_plan, rou
 from splitgrow.growth.prepared import PreparedEdit, PreparedLayer, prepare
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import freeze_, unfreeze_
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import take_state
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.module_slots import holders_in
@@ -166,7 +166,7 @@ def parameters_of(model: nn.Module, history: History, generation: int) -> list[n
     check_structure(model, history)
     later: dict[int, int] = {}
     for wrapper in model.modules():
-        for item in wrapper.inserted if isinstance(wrapper, Deepened) else ():
+        for item in wrapper.inserted if isinstance(wrapper, InsertionWrapper) else ():
             born = history.edits[item.edit - 1].generation
             later.update((id(p), born) for p in getattr(wrapper, item.name).parameters())
     for module in model.modules():

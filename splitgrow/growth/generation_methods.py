@@ -10,12 +10,12 @@ from torch import nn
 
 from splitgrow.growth.apply import next_generation_, param_groups_of, parameters_of, unfreeze_all_
 from splitgrow.growth.history import view_
-from splitgrow.growth.history_lookup import Handled
+from splitgrow.growth.history_lookup import HandleBase
 from splitgrow.utils.model_lock import lock_
 from splitgrow.utils.rollback import Undo
 
 
-class GenerationMethods(Handled):
+class GenerationMethods(HandleBase):
     """Closing generations, showing them, and training them apart."""
 
     @property
@@ -110,11 +110,11 @@ class GenerationMethods(Handled):
             StructureChangedError: If the model was changed by hand since it was closed.
             SplitGrowError: If another thread shows a generation, or goes on running the model.
         """
-        what, gate = "show a generation", self._history.gate
-        gate.refuse_if_shown(what)
-        with gate.lock, Undo() as undo, undo:
-            undo.keep(vars(gate))
-            gate.shown = generation
-            lock_(self._model, gate, what, undo)
+        what, model_lock = "show a generation", self._history.model_lock
+        model_lock.refuse_if_shown(what)
+        with model_lock.rlock, Undo() as undo, undo:
+            undo.keep(vars(model_lock))
+            model_lock.shown = generation
+            lock_(self._model, model_lock, what, undo)
             view_(self._model, self._history, generation, undo)
             yield self._model

@@ -17,7 +17,7 @@ from torch import nn
 
 from splitgrow.errors import SplitGrowError
 from splitgrow.growth.history import History, structure
-from splitgrow.growth.history_lookup import HISTORY, Handled, history_of
+from splitgrow.growth.history_lookup import HISTORY, HandleBase, history_of
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
 from splitgrow.layers.module_state import moved
 from splitgrow.utils.model_lock import ORIGINAL_CLASS, change_alone
@@ -28,7 +28,7 @@ _TAKEN = "_splitgrow_taken"
 _HANDLE = "_splitgrow_handle"
 
 
-def _members_of(handle: type[Handled]) -> dict[str, Any]:
+def _members_of(handle: type[HandleBase]) -> dict[str, Any]:
     """What a model gains: the public methods and properties of its handle."""
     return {
         name: member
@@ -41,14 +41,14 @@ def _members_of(handle: type[Handled]) -> dict[str, Any]:
 class _Property:
     """A property that gives way to an attribute of its name which the model sets later on."""
 
-    def __init__(self, handle: type[Handled], name: str, doc: str | None) -> None:
+    def __init__(self, handle: type[HandleBase], name: str, doc: str | None) -> None:
         self.handle, self.name, self.__doc__ = handle, name, doc
 
     def __get__(self, model: nn.Module | None, cls: type[nn.Module]) -> Any:
         return self if model is None else getattr(self.handle(model), self.name)
 
 
-def _delegate(handle: type[Handled], name: str, member: Any) -> Any:
+def _delegate(handle: type[HandleBase], name: str, member: Any) -> Any:
     if isinstance(member, property):
         return _Property(handle, name, member.__doc__)
 
@@ -85,7 +85,7 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
 
 def _new_growable(
     original: type[nn.Module],
-    handle: type[Handled],
+    handle: type[HandleBase],
     taken: frozenset[str],
     rebuild: Any,
     args: tuple[Any, ...],
@@ -146,7 +146,7 @@ def _load_state_dict(
         load_tensors = super(cls, self).load_state_dict
         return _loading(history_of(self), partial(load_tensors, state, strict, **kwargs))
 
-    return change_alone(self, history_of(self).gate, "load a state_dict", load)
+    return change_alone(self, history_of(self).model_lock, "load a state_dict", load)
 
 
 @temporarily
@@ -182,13 +182,13 @@ def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: 
 
     cls: Any = _made_here(self)
     try:
-        change_alone(self, history_of(self).gate, "load a state_dict", follow)
+        change_alone(self, history_of(self).model_lock, "load a state_dict", follow)
     except SplitGrowError as error:
         args[-1].append(str(error))  # torch raises all that it finds there
     super(cls, self)._load_from_state_dict(state_dict, prefix, *args)
 
 
-_Made = dict[tuple[type[Handled], frozenset[str]], ref[type[nn.Module]]]
+_Made = dict[tuple[type[HandleBase], frozenset[str]], ref[type[nn.Module]]]
 _CLASSES: WeakKeyDictionary[type[nn.Module], _Made] = WeakKeyDictionary()
 """The classes made for each class, as long as there are models of them."""
 
@@ -196,7 +196,7 @@ _CLASSES: WeakKeyDictionary[type[nn.Module], _Made] = WeakKeyDictionary()
 def class_for(
     model: nn.Module,
     cls: type[nn.Module],
-    handle: type[Handled],
+    handle: type[HandleBase],
     taken: frozenset[str] | None = None,
 ) -> type[nn.Module]:
     """The growable class for a model.
@@ -212,7 +212,7 @@ def class_for(
     return _growable_class(cls, handle, _taken_names(model, handle) if taken is None else taken)
 
 
-def _taken_names(model: nn.Module, handle: type[Handled]) -> frozenset[str]:
+def _taken_names(model: nn.Module, handle: type[HandleBase]) -> frozenset[str]:
     """The names of methods that the model has already, for something else."""
     taken = frozenset(name for name in _members_of(handle) if _has(model, name))
     if taken:
@@ -232,7 +232,7 @@ def _has(model: nn.Module, name: str) -> bool:
 
 
 def _growable_class(
-    original: type[nn.Module], handle: type[Handled], taken: frozenset[str]
+    original: type[nn.Module], handle: type[HandleBase], taken: frozenset[str]
 ) -> type[nn.Module]:
     """A subclass of the model's class, of the same name, with the methods that are not taken."""
     made = _CLASSES.setdefault(original, {})
@@ -245,7 +245,7 @@ def _growable_class(
 
 
 def _made_class(
-    original: type[nn.Module], handle: type[Handled], taken: frozenset[str]
+    original: type[nn.Module], handle: type[HandleBase], taken: frozenset[str]
 ) -> type[nn.Module]:
     members = {
         name: _delegate(handle, name, member)

@@ -16,12 +16,12 @@ from splitgrow.growth.edits import Edit
 from splitgrow.growth.module_numbers import change_, held_number, numbers_at
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import Owned, show_as_trained_
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import State, show_
 from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.assigned_modules import Paths, changes_between, paths_in
-from splitgrow.utils.model_lock import Gate
+from splitgrow.utils.model_lock import ModelLock
 from splitgrow.utils.rollback import Undo
 
 
@@ -42,7 +42,7 @@ class History:
         shares: How far the fades had come when a generation was closed, by generation.
         states: What modules held when a generation was closed, by generation.
         viewing: Whether an earlier generation is being shown.
-        gate: Which thread has the model to itself, if one has.
+        model_lock: Which thread has the model to itself, if one has.
         broken: The layers whose growth was found to change what the model computes, and why.
         loading: Whether a state_dict is being loaded whose journal was followed already.
     """
@@ -58,7 +58,7 @@ class History:
     shares: dict[int, list[tuple[FadeIn, float]]] = field(default_factory=dict)
     states: dict[int, list[State]] = field(default_factory=dict)
     narrower: tuple[tuple[int, tuple[Any, ...]], ...] = ()
-    gate: Gate = field(default_factory=Gate)
+    model_lock: ModelLock = field(default_factory=ModelLock)
     broken: Mapping[str, str] = field(default_factory=dict)
     loading: bool = False
 
@@ -157,9 +157,9 @@ def check_structure(model: nn.Module, history: History) -> None:
 def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
     """The modules that have grown by other edits than these: those of a model they came from."""
     known = {(name, edit.index) for edit in edits for name in edit.layers}
-    paths: dict[SplitLayer | Deepened, list[str]] = {}
+    paths: dict[SplitLayer | InsertionWrapper, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (SplitLayer, Deepened)):
+        if isinstance(module, (SplitLayer, InsertionWrapper)):
             paths.setdefault(module, []).append(path)
     return [
         names[0]
@@ -168,8 +168,8 @@ def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
     ]
 
 
-def _edits_of(module: SplitLayer | Deepened) -> list[int]:
-    if isinstance(module, Deepened):
+def _edits_of(module: SplitLayer | InsertionWrapper) -> list[int]:
+    if isinstance(module, InsertionWrapper):
         return [item.edit for item in module.inserted]
     return [block.edit for block in module.blocks if block.kind != "original"]
 
@@ -194,7 +194,7 @@ def keep_(history: History, undo: Undo) -> None:
 def show_edit_(model: nn.Module, history: History, view: int | None, undo: Undo) -> None:
     """Shows blocks, insertions and numbers as they were after an edit; None for all."""
     for module in model.modules():
-        if isinstance(module, (SplitLayer, Deepened)):
+        if isinstance(module, (SplitLayer, InsertionWrapper)):
             undo.on_failure(partial(setattr, module, "view", module.view))
             module.view = view
     for (name, attribute), number in numbers_at(history.edits, view).items():

@@ -35,7 +35,7 @@ def history_of(model: nn.Module) -> History:
     return history
 
 
-class Handled:
+class HandleBase:
     """One growable model, with its history.
 
     Args:
@@ -71,9 +71,11 @@ class Handled:
             UnsupportedModelError: If the model is in a wrapper for several processes.
         """
         model, history = self._model, self._history
-        history.gate.refuse_if_shown(what)
-        with history.gate.lock:  # or another thread may change modules while these are asked
+        history.model_lock.refuse_if_shown(what)
+        with history.model_lock.rlock:  # or another thread may change modules while these are asked
             history.refuse_while_viewing(what)
             refuse_wrapped(model, what)
             refuse_inside_forward(model, what)
-            return change_alone(model, history.gate, what, work, model, history, *args, **kwargs)
+            return change_alone(
+                model, history.model_lock, what, work, model, history, *args, **kwargs
+            )

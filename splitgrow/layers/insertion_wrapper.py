@@ -71,7 +71,7 @@ class Inserted:
         return f"inserted{self.edit}"
 
 
-class Deepened(nn.Module):
+class InsertionWrapper(nn.Module):
     """A module with what was inserted right before and behind it.
 
     It answers for the module's attributes, items and parameters under the module's own names.

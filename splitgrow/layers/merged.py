@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from splitgrow.layers.composition import Composition
-from splitgrow.layers.merged_batchnorm import moves_of, normalised
-from splitgrow.layers.merged_matmul import Multiplied
+from splitgrow.layers.merged_batchnorm import merged_batch_norm, moves_of
+from splitgrow.layers.merged_matmul import MergedMatmul
 from splitgrow.layers.weight_assembly import Assembly
 from splitgrow.layers.weight_views import Own, Unfit, make_dense_
 
@@ -38,8 +38,8 @@ class Merged:
         return Assembly(self._composition, self._own)
 
     @cached_property
-    def _multiplied(self) -> Multiplied | None:
-        return Multiplied(self.assembly, self._kernel) if self._kernel is not None else None
+    def _multiplied(self) -> MergedMatmul | None:
+        return MergedMatmul(self.assembly, self._kernel) if self._kernel is not None else None
 
     def leave(self) -> None:
         """Gives every block storage of its own again."""
@@ -62,7 +62,7 @@ class Merged:
         composition, original = self._composition, self._composition.original
         norm = composition.layer_type.norm(original)
         if norm is not None and norm.batch:
-            return norm.finished(normalised(self.assembly, x)), None
+            return norm.finished(merged_batch_norm(self.assembly, x)), None
         moves = any(moves_of(composition))
         keeps_statistics = norm is not None and getattr(original, "running_mean", None) is not None
         if (moves and keeps_statistics) or not composition.layer_type.runs_as_one(original):

@@ -21,7 +21,7 @@ def moves_of(composition: Composition) -> list[bool]:
     return [module.training and not held(module) for module in composition.modules]
 
 
-def normalised(assembly: Assembly, x: Tensor) -> Tensor:
+def merged_batch_norm(assembly: Assembly, x: Tensor) -> Tensor:
     """The output of a grown batch norm, in one pass.
 
     Raises:

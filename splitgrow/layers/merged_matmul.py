@@ -35,7 +35,7 @@ class _Plan:
     columns: Spans | None
 
 
-class Multiplied:
+class MergedMatmul:
     """A layer that multiplies with a weight."""
 
     def __init__(self, assembly: Assembly, kernel: Kernel) -> None:
@@ -71,7 +71,7 @@ class Multiplied:
             columns = take(x, kernel.channel_dim, plan.columns).contiguous()
         tensors = [assembly.tensors[slot] for slot in plan.slots]
         call = _Call(self, plan, weight, bias, self.versions())
-        y: Tensor = _Multiplied.apply(call, x, columns, *tensors)  # type: ignore[no-untyped-call]
+        y: Tensor = _MatmulGradients.apply(call, x, columns, *tensors)  # type: ignore[no-untyped-call]
         share = plan.gradients.worth if plan.gradients is not None else None
         return y.squeeze(0) if alone else y, share
 
@@ -129,14 +129,14 @@ def _autocast(*tensors: Tensor | None) -> list[Any]:
 class _Call(NamedTuple):
     """What one forward pass hands to its backward pass."""
 
-    layer: Multiplied
+    layer: MergedMatmul
     plan: _Plan
     weight: Tensor
     bias: Tensor | None
     versions: list[int]
 
 
-class _Multiplied(Function):
+class _MatmulGradients(Function):
     """A layer's output; backward, its input's gradient, and of its weight's what trains."""
 
     @staticmethod

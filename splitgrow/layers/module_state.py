@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.layers.fade import FadeIn
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.preserve import objects_of
 from splitgrow.utils.rollback import Undo
@@ -97,7 +97,7 @@ def owner_of(module: nn.Module, owner: str) -> dict[str, Any] | None:
 
 
 def _is_wrapper(module: nn.Module) -> bool:
-    return isinstance(module, (SplitLayer, Deepened))
+    return isinstance(module, (SplitLayer, InsertionWrapper))
 
 
 _TORCHS = frozenset(vars(nn.Module()))

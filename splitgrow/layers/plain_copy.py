@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.hooks import HOOKS, carry_hooks_, computing_hooks
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import may_hold
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.unwrap import unwrap_
@@ -137,12 +137,12 @@ def _twins(module: nn.Module, copied: nn.Module) -> Iterator[tuple[nn.Module, nn
             that has grown where it was.
     """
     copies = {
-        (path, isinstance(twin, Deepened)): twin  # a wrapper has the path of what it wraps
+        (path, isinstance(twin, InsertionWrapper)): twin  # a wrapper has the path of what it wraps
         for path, twin in copied.named_modules(remove_duplicate=False)
     }
     for path, part in module.named_modules(remove_duplicate=False):
-        twin = copies.get((path, isinstance(part, Deepened)))
-        grown = isinstance(part, (SplitLayer, Deepened))
+        twin = copies.get((path, isinstance(part, InsertionWrapper)))
+        grown = isinstance(part, (SplitLayer, InsertionWrapper))
         if twin is not None and grown and (twin is part or isinstance(twin, SplitLayer)):
             raise UnsupportedModelError(
                 f"something that holds `{path}` is copied by a __deepcopy__ of its own, which does "

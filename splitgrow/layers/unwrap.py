@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.hooks import carry_hooks_, has_hooks
-from splitgrow.layers.insertion_wrapper import ORIGINAL, Deepened, Inserted
+from splitgrow.layers.insertion_wrapper import ORIGINAL, Inserted, InsertionWrapper
 from splitgrow.utils.rollback import Undo
 
 
@@ -30,7 +30,7 @@ def unwrap_(root: nn.Module, view: int | None, *, end_fades: bool) -> nn.Module:
     Returns:
         The module, or what is in its place.
     """
-    wrappers = [module for module in root.modules() if isinstance(module, Deepened)]
+    wrappers = [module for module in root.modules() if isinstance(module, InsertionWrapper)]
     for wrapper in reversed(wrappers):  # what lies within comes first
         holders = list(_holders(root, wrapper))
         by_position = bool(holders) and all(type(module) is nn.Sequential for module, _ in holders)
@@ -106,7 +106,7 @@ class _Wrapped:
         by_position: Whether only containers call it, which name no argument.
     """
 
-    wrapper: Deepened
+    wrapper: InsertionWrapper
     view: int | None
     by_position: bool
 
@@ -261,9 +261,9 @@ def _passed(
     return tuple(given[argument.name] for argument in arguments[:room]), {}
 
 
-def _kept(wrapper: Deepened, way: _Way) -> nn.Module:
+def _kept(wrapper: InsertionWrapper, way: _Way) -> nn.Module:
     """A wrapper of what is left, around the same module."""
-    same = Deepened(way.core)
+    same = InsertionWrapper(way.core)
     same.tensor_result, same.answers = wrapper.tensor_result, wrapper.answers
     same.training = wrapper.training
     parts = {part.item.name: part for part in (*way.before, *way.behind)}

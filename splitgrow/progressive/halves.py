@@ -19,7 +19,7 @@ from splitgrow.layers.fade import FadeIn
 from splitgrow.progressive.base import Progressive, Upcoming
 from splitgrow.progressive.ways import Maker, Path, Stage, Way, pointwise
 from splitgrow.utils.eager import is_eager, is_watched
-from splitgrow.utils.preserve import undisturb_
+from splitgrow.utils.preserve import preserve_
 from splitgrow.utils.rollback import Undo, temporarily
 
 
@@ -297,7 +297,7 @@ def _shapes_made(
     undo: Undo, holder: nn.Module, paths: Iterable[Path], x: Tensor
 ) -> list[tuple[int, ...]]:
     """The shapes of what paths through a module make of a tensor, in evaluation mode."""
-    undisturb_(holder, undo)
+    preserve_(holder, undo)
     torch.set_grad_enabled(False)
     for module in holder.modules():
         module.training = False

@@ -25,7 +25,7 @@ from splitgrow.utils.rollback import P, T, Undo, temporarily
 PATIENCE = 60.0
 """Seconds for which a change waits for other threads that run the model."""
 _PAUSE = 0.001
-_ATTRIBUTE = "_splitgrow_gate"
+_ATTRIBUTE = "_splitgrow_lock"
 _CLOSED = "_splitgrow_closed"
 ORIGINAL_CLASS = "_splitgrow_class"
 """The attribute of a class that was made here which has the class that it was made of."""
@@ -33,27 +33,27 @@ _CALLS = ("_wrapped_call_impl", "_call_impl", "forward")
 """The functions in which a module is when it runs."""
 
 
-class Gate:
+class ModelLock:
     """Who has a model to himself.
 
     Attributes:
-        lock: Held by the thread that changes the model, or shows a generation of it.
+        rlock: Held by the thread that changes the model, or shows a generation of it.
         holder: That thread.
         shown: The generation that it shows, if it does.
         open_class: The class of the model, while it has one whose calls wait.
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.rlock = threading.RLock()
         self.holder: int | None = None
         self.shown: int | None = None
         self.open_class: type[nn.Module] | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
-        return Gate()
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelLock:
+        return ModelLock()
 
-    def __reduce__(self) -> tuple[type[Gate], tuple[()]]:
-        return Gate, ()
+    def __reduce__(self) -> tuple[type[ModelLock], tuple[()]]:
+        return ModelLock, ()
 
     def refuse_if_shown(self, what: str) -> None:
         """Makes sure that no other thread shows a generation, which may take any time.
@@ -71,7 +71,7 @@ class Gate:
 
 def change_alone(
     model: nn.Module,
-    gate: Gate,
+    model_lock: ModelLock,
     what: str,
     work: Callable[Concatenate[Undo, P], T],
     *args: P.args,
@@ -84,7 +84,7 @@ def change_alone(
 
     Args:
         model: The model.
-        gate: Its gate.
+        model_lock: Its lock.
         what: What is to be done, for the error.
         work: Does it, given an `Undo` for its steps, and the arguments.
         args: Its positional arguments.
@@ -97,37 +97,37 @@ def change_alone(
     @temporarily
     def alone(undo: Undo) -> T:
         keep_modes_(undo)
-        lock_(model, gate, what, undo)
+        lock_(model, model_lock, what, undo)
         since = undo.depth
         keep_random_states_(model.modules(), undo)
         result = work(undo, *args, **kwargs)
         undo.commit(since)
         return result
 
-    gate.refuse_if_shown(what)
-    with gate.lock:
+    model_lock.refuse_if_shown(what)
+    with model_lock.rlock:
         return alone()
 
 
-def lock_(model: nn.Module, gate: Gate, what: str, undo: Undo) -> None:
+def lock_(model: nn.Module, model_lock: ModelLock, what: str, undo: Undo) -> None:
     """Has other threads' calls of a model wait, and waits for those under way; hold the lock.
 
     Args:
         model: The model.
-        gate: Its gate.
+        model_lock: Its lock.
         what: What is to be done, for the error.
         undo: Opens it again.
 
     Raises:
         SplitGrowError: If a call that is under way does not end.
     """
-    if gate.open_class is not None:  # by this thread, which has the lock
+    if model_lock.open_class is not None:  # by this thread, which has the lock
         return
-    undo.keep(vars(gate))
-    gate.holder, gate.open_class = get_ident(), type(model)
-    undo.on_failure(partial(_open, model, gate))
-    vars(model)[_ATTRIBUTE] = gate
-    model.__class__ = _closed(gate.open_class)
+    undo.keep(vars(model_lock))
+    model_lock.holder, model_lock.open_class = get_ident(), type(model)
+    undo.on_failure(partial(_open, model, model_lock))
+    vars(model)[_ATTRIBUTE] = model_lock
+    model.__class__ = _closed(model_lock.open_class)
     modules = {id(module) for module in model.modules()}
     patience = time.monotonic() + PATIENCE
     while running := [ident for ident in _running(modules) if ident != get_ident()]:
@@ -150,9 +150,9 @@ def refuse_inside_forward(model: nn.Module, what: str) -> None:
         raise SplitGrowError(f"cannot {what} from inside the model's forward: call it afterwards")
 
 
-def _open(model: nn.Module, gate: Gate) -> None:
-    if gate.open_class is not None:
-        model.__class__ = gate.open_class
+def _open(model: nn.Module, model_lock: ModelLock) -> None:
+    if model_lock.open_class is not None:
+        model.__class__ = model_lock.open_class
     vars(model).pop(_ATTRIBUTE, None)
 
 
@@ -173,15 +173,19 @@ def _wait(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     Raises:
         SplitGrowError: If another thread shows a generation, which may take any time.
     """
-    gate: Gate | None = vars(self).get(_ATTRIBUTE)
-    if gate is not None and gate.holder != get_ident() and "_is_replica" not in vars(self):
-        gate.refuse_if_shown("run the model")
-        with gate.lock:
-            gate = None
-    if gate is None:
+    model_lock: ModelLock | None = vars(self).get(_ATTRIBUTE)
+    if (
+        model_lock is not None
+        and model_lock.holder != get_ident()
+        and "_is_replica" not in vars(self)
+    ):
+        model_lock.refuse_if_shown("run the model")
+        with model_lock.rlock:
+            model_lock = None
+    if model_lock is None:
         return self(*args, **kwargs)  # by whatever class it has now
-    assert gate.open_class is not None
-    call: Any = gate.open_class.__call__
+    assert model_lock.open_class is not None
+    call: Any = model_lock.open_class.__call__
     return call(self, *args, **kwargs)
 
 

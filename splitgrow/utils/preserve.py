@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from splitgrow.utils.rollback import Undo
 
 
-def undisturb_(model: nn.Module, undo: Undo) -> None:
+def preserve_(model: nn.Module, undo: Undo) -> None:
     """Has everything put back that running a model may change, and silences its hooks.
 
     The values of tensors are not kept: do not write into them.

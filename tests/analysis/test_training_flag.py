@@ -116,8 +116,8 @@ def test_training_is_recorded_by_itself_only_where_it_may_differ(
         recorded.append(training)
         return original(*args, training=training)
 
-    original = analysis.record
-    monkeypatch.setattr(analysis, "record", record)
+    original = analysis.trace_model
+    monkeypatch.setattr(analysis, "trace_model", record)
     splitgrow.growable(written(forward), X)
     assert recorded == [False, True][:modes]
 

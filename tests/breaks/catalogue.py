@@ -65,7 +65,7 @@ BREAKS = (
     ),
     Break(
         "analysis/analyzer.py",
-        "self.graph.silent = self.silence.settle()",
+        "self.graph.silent = self.zero_channels.settle()",
         "self.graph.silent = frozenset()",
         "new units of a stream with an RMS norm are not silent",
         "analysis/test_zero_channels.py",

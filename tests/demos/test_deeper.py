@@ -222,7 +222,12 @@ def _demo(out: Path, *options: str) -> tuple[int, str, str]:
 def test_the_command_prints_the_tables_and_writes_the_report(tmp_path: Path) -> None:
     code, printed, progress = _demo(tmp_path, "--seed", "5")
     assert code == 0
-    for text in ("identity behind stem.2", "gate: Conv2d", "nothing is left of it", "Vanished"):
+    for text in (
+        "identity behind stem.2",
+        "gate: Conv2d",
+        "nothing is left of it",
+        "Removed by fusion",
+    ):
         assert text in printed
     assert "generation 5" in progress
     assert "block behind stages.0" in progress
@@ -236,7 +241,7 @@ def test_the_command_prints_the_tables_and_writes_the_report(tmp_path: Path) -> 
 def test_quiet_prints_only_the_final_results(tmp_path: Path) -> None:
     code, printed, progress = _demo(tmp_path, "--quiet")
     assert (code, progress) == (0, "")
-    assert "Vanished" in printed
+    assert "Removed by fusion" in printed
     assert "The edits" not in printed
 
 

@@ -204,7 +204,11 @@ CASES = [
     Case(
         "many",
         lambda: nn.Sequential(
-            Block(conv(1)), dirac_(conv(3, 1, 1)), Gate(conv(1)), nn.Dropout(), Block(conv(3, 1, 1))
+            Block(conv(1)),
+            dirac_(conv(3, 1, 1)),
+            Gate(conv(1)),
+            nn.Dropout(),
+            Block(conv(3, 1, 1)),
         ),
         "0.last.weight 1.weight 2.layer.bias 4.last.bias",
     ),

@@ -13,7 +13,7 @@ from helpers import assert_equal, assert_identical, randomise, randomise_new_blo
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.split_layer import SplitLayer
 
 
@@ -284,7 +284,7 @@ def test_a_hook_of_a_module_something_is_inserted_behind_sees_that_modules_own_c
     before = [*seen.calls]
     model.insert_layer("0")
     wrapper = model[0]
-    assert isinstance(wrapper, Deepened)
+    assert isinstance(wrapper, InsertionWrapper)
     for parameter in wrapper.inserted1.parameters():
         nn.init.constant_(parameter, 3.0)
     seen.calls.clear()

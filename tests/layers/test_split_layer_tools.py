@@ -142,7 +142,7 @@ def test_scripting_a_module_with_something_inserted_is_refused() -> None:
     model.insert_layer("0")
     with pytest.raises(SplitGrowError, match=r"splitgrow\.merge"):
         torch.jit.script(model)
-    assert type(model[0]).__name__ == "Deepened"
+    assert type(model[0]).__name__ == "InsertionWrapper"
 
 
 @pytest.mark.parametrize("to", [torch.half, torch.bfloat16, torch.double])

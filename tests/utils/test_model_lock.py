@@ -246,8 +246,8 @@ def test_nothing_is_left_of_a_change_and_copies_have_gates_of_their_own():
     plain: Any = splitgrow.growable(nn.Sequential(nn.Linear(3, 2)).double(), X)
     for copied in (copy.deepcopy(plain), pickle.loads(pickle.dumps(plain))):
         histories = [vars(each)["_splitgrow_history"] for each in (plain, copied)]
-        assert histories[0].gate is not histories[1].gate
-        assert histories[1].gate.lock.acquire(blocking=False)
+        assert histories[0].model_lock is not histories[1].model_lock
+        assert histories[1].model_lock.rlock.acquire(blocking=False)
 
 
 def test_threads_that_run_a_model_while_it_changes_see_one_network_or_the_next():

@@ -115,7 +115,7 @@ def elementwise(op: Op) -> Any:
     given = (*op.args, op.kwargs.get("other"))
     numbers = any(leaf for leaf in given if isinstance(leaf, (int, float)))
     if numbers and facts_of(op.target).arithmetic is not Arithmetic.MULTIPLIES:
-        op.hear(Shaped(axes))
+        op.not_zero(Shaped(axes))
     return Shaped(axes)
 
 

@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-Interval: TypeAlias = tuple[float, float]
-EVERYTHING: Interval = (-math.inf, math.inf)
-Carry: TypeAlias = Callable[[Sequence[Interval]], Interval]
+ValueRange: TypeAlias = tuple[float, float]
+EVERYTHING: ValueRange = (-math.inf, math.inf)
+Carry: TypeAlias = Callable[[Sequence[ValueRange]], ValueRange]
 """Of the intervals in which the operands lie the one in which the result does."""
 
 
@@ -71,7 +71,7 @@ class Facts:
     zero: bool = False
     fresh: bool = False
     operands: int = 0
-    bounds: Interval = EVERYTHING
+    bounds: ValueRange = EVERYTHING
     carry: Carry | None = None
     limits: tuple[str | None, str | None] = (None, None)
     clip: bool = False
@@ -87,7 +87,7 @@ class Facts:
 
     def bounds_of(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], module: nn.Module | None = None
-    ) -> Interval:
+    ) -> ValueRange:
         """Between which values the result of one call lies.
 
         Args:
@@ -119,30 +119,30 @@ class Facts:
 # -- where results lie ----------------------------------------------------------------------------
 
 
-def first(operands: Sequence[Interval]) -> Interval:
+def first(operands: Sequence[ValueRange]) -> ValueRange:
     """Where the first operand lies."""
     return operands[0]
 
 
-def hull(operands: Sequence[Interval]) -> Interval:
+def hull(operands: Sequence[ValueRange]) -> ValueRange:
     """From the lowest to the highest value of any operand."""
     lows, highs = zip(*operands, strict=True)
     return min(lows), max(highs)
 
 
-def with_zero(operands: Sequence[Interval]) -> Interval:
+def with_zero(operands: Sequence[ValueRange]) -> ValueRange:
     """The first operand's interval, stretched to zero: averages that may count zeros."""
     low, high = operands[0]
     return min(low, 0.0), max(high, 0.0)
 
 
-def same_side(operands: Sequence[Interval]) -> Interval:
+def same_side(operands: Sequence[ValueRange]) -> ValueRange:
     """On the first operand's side of zero: a dropout scales up the values that it keeps."""
     low, high = operands[0]
     return (-math.inf if low < 0 else 0.0), (math.inf if high > 0 else 0.0)
 
 
-def total(operands: Sequence[Interval]) -> Interval:
+def total(operands: Sequence[ValueRange]) -> ValueRange:
     """The sum of two."""
     if len(operands) != 2:
         return EVERYTHING
@@ -150,7 +150,7 @@ def total(operands: Sequence[Interval]) -> Interval:
     return sum(lows), sum(highs)
 
 
-def multiple(operands: Sequence[Interval]) -> Interval:
+def multiple(operands: Sequence[ValueRange]) -> ValueRange:
     """The product of two that are not negative is not negative."""
     positive = len(operands) == 2 and all(low >= 0 for low, _ in operands)
     return (0.0, math.inf) if positive else EVERYTHING

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from splitgrow.analysis.channels.channel_axes import Axis, Size, constant
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.channels.width_remainders import Remainders
-from splitgrow.analysis.zero_channels import Silence
+from splitgrow.analysis.zero_channels import ZeroChannels
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Op:
         preferred: Which of several numbers that could follow a dimension is taken to, by place;
             otherwise the outermost.
         choices: Where there was such a choice.
-        silence: Where zeros are needed and where they do not stay.
+        zero_channels: Where zeros are needed and where they do not stay.
         remainders: Which remainders of divisions must stay.
     """
 
@@ -86,7 +86,7 @@ class Op:
     module: nn.Module | None = field(default=None)
     preferred: Mapping[str, int] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
-    silence: Silence | None = None
+    zero_channels: ZeroChannels | None = None
     remainders: Remainders | None = None
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
@@ -158,14 +158,14 @@ class Op:
             return slice(self.plain(value.start), self.plain(value.stop), self.plain(value.step))
         return value
 
-    def hear(self, result: Any) -> None:
+    def not_zero(self, result: Any) -> None:
         """States that channels of the result are not zero where those of the operands are."""
-        if self.silence is None:
+        if self.zero_channels is None:
             return
         for shaped in shaped_in(result):
             for axis in shaped.axes:
                 reason = self.reason("makes something else than zeros of zeros")
-                self.silence.hear(axis, reason)
+                self.zero_channels.not_zero(axis, reason)
 
     def constants(self, text: str) -> Any:
         """A result like the example's whose tensors have no channels that could grow."""

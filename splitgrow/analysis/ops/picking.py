@@ -59,7 +59,7 @@ def index_put(op: Op) -> Any:
 def _write(op: Op, target: Shaped, items: Sequence[Any], value: Any) -> None:
     """Ties what is written to where it goes, whatever the items may mean."""
     op.plain(value)
-    op.hear(target)
+    op.not_zero(target)
     ways = [_region(op, target, items, masks) for masks in _interpretations(op, target, items)]
     if not ways:
         raise Unknown("writes to positions that its tensors do not explain")

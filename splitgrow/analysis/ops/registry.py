@@ -86,7 +86,7 @@ def register_op(
         follows_sizes: Whether the rule says what becomes of numbers that follow a width, which it
             is then given as `Size`. Other rules are given plain numbers, which can then not grow.
         keeps_zeros: Whether channels that are zero before the op are zero after it, or the rule
-            says by `Op.hear` where not. An RMS norm over all channels asks for that.
+            says by `Op.not_zero` where not. An RMS norm over all channels asks for that.
 
     Raises:
         TypeError: If a target is none of these, or the rule no function of one argument.
@@ -199,7 +199,7 @@ def result_of(op: Op) -> Any:
             raise
         return _given_up(op, f"is not followed: its rule ends in {type(error).__name__}: {error}")
     if not known.facts.zero:
-        op.hear(result)
+        op.not_zero(result)
     return result
 
 

@@ -130,7 +130,7 @@ def spread_axis(op: Op, axis: Axis, size: Size) -> Axis:
     if wide is None:
         op.groups.fix_size(size, op.reason("makes a tensor of a size taken from the width"))
         return op.given_up([axis], size.value)
-    op.hear(Shaped((wide,)))
+    op.not_zero(Shaped((wide,)))
     return wide
 
 

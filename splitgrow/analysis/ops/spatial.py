@@ -119,7 +119,7 @@ def shared_kernel(op: Op) -> Any:
     axes[-1 - layer.dims] = scaled(axes[-1 - layer.dims], layer.multiplier)
     result = Shaped(tuple(axes))
     if layer.bias is not None:
-        op.hear(result)
+        op.not_zero(result)
     return result
 
 

@@ -23,7 +23,7 @@ from splitgrow.layers.insertion_wrapper import first_argument, first_of, with_fi
 from splitgrow.layers.plain_copy import plain_copy
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import layer_type_of
-from splitgrow.utils.preserve import undisturb_
+from splitgrow.utils.preserve import preserve_
 from splitgrow.utils.rollback import Undo, temporarily
 
 
@@ -179,8 +179,8 @@ def _check(
             f"a copy of `{path}` is tried out on values before it is believed, and the meta device "
             f"has none; insert it where the model has values"
         )
-    undisturb_(model, undo)
-    undisturb_(block, undo)
+    preserve_(model, undo)
+    preserve_(block, undo)
     torch.set_grad_enabled(False)
     generator = torch.Generator(x.device).manual_seed(0)
     for scale in (0.0, 1.0, 10.0):
@@ -220,7 +220,7 @@ def captured(
     def capture(*args: Any, **kwargs: Any) -> Any:
         raise _Captured(args, kwargs)
 
-    undisturb_(model, undo)
+    preserve_(model, undo)
     torch.set_grad_enabled(False)
     for module in model.modules():
         module.__dict__["training"] = False

@@ -35,7 +35,7 @@ from splitgrow.growth.optimizers import NewParameter, join_, listed, plan_joinin
 from splitgrow.growth.planning import find_node
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
-from splitgrow.layers.insertion_wrapper import Deepened, note_questions_, note_runs_
+from splitgrow.layers.insertion_wrapper import InsertionWrapper, note_questions_, note_runs_
 from splitgrow.utils.rollback import Undo, temporarily
 
 
@@ -140,7 +140,7 @@ def _plan(
 def tell_wrappers_(model: nn.Module, asked: Container[int], undo: Undo) -> None:
     """Tells wrappers whether forward asks them for attributes of their modules."""
     for module in model.modules():
-        if isinstance(module, Deepened):
+        if isinstance(module, InsertionWrapper):
             undo.on_failure(partial(setattr, module, "answers", module.answers))
             module.answers = id(module) in asked
 

@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from splitgrow.growth.edits import Edit
-from splitgrow.growth.history_lookup import Handled
+from splitgrow.growth.history_lookup import HandleBase
 from splitgrow.growth.insertion.insertion import insert_, plan_insertion
 from splitgrow.growth.insertion.request import After, Wanted
 
 
-class DepthMethods(Handled):
+class DepthMethods(HandleBase):
     """Inserting layers."""
 
     def insert_layer(  # noqa: PLR0913

@@ -10,7 +10,7 @@ from torch import nn
 
 from splitgrow.growth.edits import Insertion
 from splitgrow.growth.insertion.request import INSERTION_KINDS
-from splitgrow.layers.insertion_wrapper import Deepened, Inserted
+from splitgrow.layers.insertion_wrapper import Inserted, InsertionWrapper
 from splitgrow.utils.module_slots import holders_in, put_in_place_
 from splitgrow.utils.rollback import Undo
 
@@ -21,7 +21,7 @@ def wrap_(
     module: nn.Module,
     inserted: tuple[int, Insertion],
     undo: Undo,
-) -> Deepened:
+) -> InsertionWrapper:
     """Puts a module before or behind another, and gives the wrapper that holds both.
 
     Args:
@@ -34,10 +34,10 @@ def wrap_(
     edit, insertion = inserted
     item = Inserted(edit, insertion.before, INSERTION_KINDS[insertion.kind])
     wrapper = next(
-        (m for m in model.modules() if isinstance(m, Deepened) and m.wrapped is host), None
+        (m for m in model.modules() if isinstance(m, InsertionWrapper) and m.wrapped is host), None
     )
     if wrapper is None:
-        wrapper = Deepened(host)
+        wrapper = InsertionWrapper(host)
         wrapper.training, wrapper.tensor_result = host.training, insertion.tensor_result
         wrapper.set_inserted({item.name: module}, (item,))
         put_in_place_(holders_in(model), host, wrapper, undo)

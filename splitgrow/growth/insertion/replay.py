@@ -15,7 +15,7 @@ from splitgrow.growth.insertion.placing import wrap_
 from splitgrow.growth.insertion.recipes import made_of, parts_in
 from splitgrow.growth.insertion.request import INSERTION_KINDS
 from splitgrow.layers.fade import FadeIn
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.utils.rollback import Undo
 
 _FEW = 100
@@ -43,7 +43,7 @@ def insert_again_(
     """
     modules = structure(model)
     host = modules.get(insertion.host)
-    if host is None or not insertion.host or isinstance(host, Deepened):
+    if host is None or not insertion.host or isinstance(host, InsertionWrapper):
         raise CheckpointError(f"the model has no module `{insertion.host}`")
     named = insertion.name == f"{insertion.host}.inserted{edit}"
     if insertion.kind not in INSERTION_KINDS or not named or insertion.name in modules:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.ops import facts_of
-from splitgrow.analysis.ops.facts import Interval
+from splitgrow.analysis.ops.facts import ValueRange
 from splitgrow.analysis.trace import Ref, Step, refs_in
-from splitgrow.analysis.trace_recorder import Recorder
-from splitgrow.analysis.tracer import record
+from splitgrow.analysis.trace_recorder import TraceRecorder
+from splitgrow.analysis.tracer import trace_model
 from splitgrow.errors import InsertionError
 from splitgrow.growth.insertion.value_ranges import value_ranges
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import layer_type_of
 
@@ -57,7 +57,7 @@ class Site:
     before: bool
     example: Tensor
     dim: int
-    bounds: Interval
+    bounds: ValueRange
     unit: tuple[str, ...]
 
     @property
@@ -66,7 +66,7 @@ class Site:
         return int(self.example.shape[self.dim])
 
 
-class _CallRecorder(Recorder):
+class _CallTracer(TraceRecorder):
     """Takes down the calls of all modules besides the ops."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class _CallRecorder(Recorder):
         """Puts itself in front of every module."""
         super().prepare(modules)
         for name, module in modules:
-            if name and not isinstance(module, Deepened):
+            if name and not isinstance(module, InsertionWrapper):
                 own = self.stand_ins.get(module, module).__dict__
                 forward = own.get("forward") or module.forward
                 own["forward"] = self._noted_forward(name, forward)
@@ -105,10 +105,10 @@ class Sites:
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        recording = record(model, inputs, training=False, make=_CallRecorder)
-        recorder = recording.recorder
-        assert isinstance(recorder, _CallRecorder)
-        self.steps: Sequence[Step] = recording.steps
+        trace = trace_model(model, inputs, training=False, make=_CallTracer)
+        recorder = trace.recorder
+        assert isinstance(recorder, _CallTracer)
+        self.steps: Sequence[Step] = trace.steps
         self.calls = recorder.calls
         self.strays = recorder.strays
         self.modules: Mapping[str, nn.Module] = dict(model.named_modules())

@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from splitgrow.analysis.ops import facts_of
-from splitgrow.analysis.ops.facts import EVERYTHING, Interval
+from splitgrow.analysis.ops.facts import EVERYTHING, ValueRange
 from splitgrow.analysis.trace import Step, refs_in
 
 
-def value_ranges(steps: Sequence[Step], modules: Mapping[str, nn.Module]) -> list[Interval]:
+def value_ranges(steps: Sequence[Step], modules: Mapping[str, nn.Module]) -> list[ValueRange]:
     """Bounds of the values of each step's result, in evaluation and in training.
 
     Args:
         steps: A recorded run.
         modules: The model's modules by path.
     """
-    found: list[Interval] = []
+    found: list[ValueRange] = []
     for step in steps:
         module = modules[step.module] if step.module is not None else None
         operands = [found[ref.step] for ref in refs_in(step.args)]
@@ -29,7 +29,7 @@ def value_ranges(steps: Sequence[Step], modules: Mapping[str, nn.Module]) -> lis
     return found
 
 
-def _range(step: Step, module: nn.Module | None, operands: Sequence[Interval]) -> Interval:
+def _range(step: Step, module: nn.Module | None, operands: Sequence[ValueRange]) -> ValueRange:
     facts = facts_of(step.target)
     known = bool(operands) and (not step.kwargs or len(operands) == 1)
     if facts.carry is not None:
@@ -37,9 +37,9 @@ def _range(step: Step, module: nn.Module | None, operands: Sequence[Interval]) -
     return facts.bounds_of(step.args, step.kwargs, module)
 
 
-def leaves_alone(activation: nn.Module, interval: Interval) -> bool:
-    """Whether an activation is the identity on an interval."""
-    low, high = interval
+def leaves_alone(activation: nn.Module, bounds: ValueRange) -> bool:
+    """Whether an activation is the identity on an bounds."""
+    low, high = bounds
     if isinstance(activation, nn.Identity):
         return True
     if isinstance(activation, nn.Hardtanh):  # ReLU6 is one

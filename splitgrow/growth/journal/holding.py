@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from splitgrow.errors import CheckpointError
 from splitgrow.growth.history import History
 from splitgrow.growth.journal.journal import Held, Journal, Packed
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import (
     BUFFERS,
     State,
@@ -42,7 +42,7 @@ def held_states(model: nn.Module, history: History) -> dict[int, tuple[Held, ...
     paths = {
         id(module): path
         for path, module in model.named_modules()
-        if not isinstance(module, Deepened)  # which has the path of what it wraps
+        if not isinstance(module, InsertionWrapper)  # which has the path of what it wraps
     }
     before: dict[int, Mapping[str, Mapping[str, Any]]] = {
         id(module): dict(owners_of(module)) for module in model.modules()
@@ -69,7 +69,7 @@ def _later_parts(model: nn.Module, edit: int) -> set[int]:
         if isinstance(wrapper, SplitLayer):
             edits = [block.edit for block in wrapper.blocks]
             parts = [*zip(edits, wrapper, strict=True)][1:]
-        elif isinstance(wrapper, Deepened):
+        elif isinstance(wrapper, InsertionWrapper):
             parts = [(item.edit, wrapper.part(item.name)) for item in wrapper.inserted]
         if parts and all(born > edit for born, _ in parts):
             found.add(id(wrapper))

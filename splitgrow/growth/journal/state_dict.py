@@ -18,7 +18,7 @@ from splitgrow.growth.journal.journal import Journal
 from splitgrow.growth.journal.materialize import materialise_
 from splitgrow.growth.journal.replay import rebuild_, restore_, widen_inputs_
 from splitgrow.growth.journal.taking import journal_of
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.wrappers import refuse_wrapped
@@ -166,7 +166,7 @@ def complete(model: nn.Module, state: MutableMapping[str, Any], prefix: str, edi
         start = f"{prefix}{path}." if path else prefix
         if isinstance(module, SplitLayer):
             _complete_layer(module, state, start, edits)
-        elif isinstance(module, Deepened):
+        elif isinstance(module, InsertionWrapper):
             for item in module.inserted:
                 if item.edit > edits:
                     _add_own(state, module.part(item.name), f"{start}{item.name}.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.ops import Arithmetic, Facts, Values, facts_of, is_in_place_name
-from splitgrow.analysis.ops.facts import EVERYTHING, Interval
+from splitgrow.analysis.ops.facts import EVERYTHING, ValueRange
 from splitgrow.analysis.ops.registry import OPS
 from splitgrow.analysis.ops.targets import target_of
 
@@ -69,7 +69,7 @@ def _tensors(result: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
-def _within(result: Any, bounds: Interval) -> bool:
+def _within(result: Any, bounds: ValueRange) -> bool:
     slack = ROUNDING * max(1.0, *(abs(end) for end in bounds if math.isfinite(end)), 1.0)
     low, high = bounds[0] - slack, bounds[1] + slack
     return all(bool(((t >= low) & (t <= high) | t.isnan()).all()) for t in _results(result))

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 import splitgrow
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.insertion import insertion
-from splitgrow.layers.insertion_wrapper import Deepened
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 KINDS = ("identity", "residual", "gate")
@@ -302,7 +302,7 @@ def test_the_newest_insertion_lies_next_to_its_module() -> None:
     model = net()
     for _ in range(3):
         model.insert_layer("block", "residual")
-    (wrapper,) = (m for m in model.modules() if isinstance(m, Deepened))
+    (wrapper,) = (m for m in model.modules() if isinstance(m, InsertionWrapper))
     assert [item.edit for item in wrapper.inserted] == [3, 2, 1]
 
 
