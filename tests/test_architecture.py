@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import house
@@ -77,6 +78,44 @@ def test_a_public_name_means_one_thing() -> None:
                 rooms[name].add(house.room_of(module))
     twice = {name for name, where in rooms.items() if len(where) > 1} - SAME_THING
     assert twice == set()
+
+
+FIELDS_WORD = {
+    "birth": "created, edit",
+    "silence": "zero channels",
+    "namesake": "size attribute",
+    "undisturb": "preserve",
+    "multiplied": "merged matmul",
+    "normalised": "merged batch norm",
+    "deepened": "insertion wrapper",
+    "vanish": "identity removal",
+    "liveness": "dead unit",
+    "interval": "value range",
+    "recording": "trace",
+    "meanwhile": "temporarily",
+    "handled": "handle",
+    "kind_of": "layer type",
+}
+"""Words of our own that no public name and no module has, with the word that the field has."""
+
+
+def own_words(names: Iterable[str]) -> set[str]:
+    """The names that have a word of our own in them."""
+    plain = {name: re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in names}
+    return {name for name, text in plain.items() if any(word in text for word in FIELDS_WORD)}
+
+
+def test_names_have_the_fields_words() -> None:
+    names = set(module_names())
+    for source in module_names().values():
+        names.update(_defined(ast.parse(source.read_text())))
+    assert len(names) > 1000
+    assert own_words(names) == set()
+
+
+def test_control_a_word_of_our_own_is_found() -> None:
+    names = {"Births", "growth.births", "drop_vanished", "LayerType", "kind_of", "Trace", "Handle"}
+    assert own_words(names) == {"Births", "growth.births", "drop_vanished", "kind_of"}
 
 
 def _defined(module: ast.Module) -> Iterator[str]:

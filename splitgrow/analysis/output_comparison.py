@@ -26,8 +26,8 @@ from splitgrow.utils.preserve import (
     keep_attributes_,
     keep_modes_,
     keep_random_states_,
+    remove_hooks_,
     run_eagerly_,
-    silence_hooks,
 )
 from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.steady_runs import Noise, Steady
@@ -126,7 +126,7 @@ def outputs_of(  # noqa: PLR0913
     torch.set_grad_enabled(False)
     run_eagerly_(modules, undo)
     if not hooks:
-        silence_hooks(modules)
+        remove_hooks_(modules)
     _use_copies_(model, touched, training=training)
     noise = Noise()
     given = pytree.tree_map_only(Tensor, noise.off if noisy else torch.clone, inputs)

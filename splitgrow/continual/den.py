@@ -19,9 +19,9 @@ from splitgrow.continual.regrowth import (
     UnitValues,
     alive_in,
     all_values,
+    disconnect_,
     draw_head_,
     regrow_,
-    silence_,
     split_,
     widened_head,
 )
@@ -250,7 +250,7 @@ class DEN(SelectiveLearner):
             for weight in weights.values():
                 soften_(weight, rate * self.l1)
             dead = shrink_(wider, groups, fresh, rate * self.group_lasso)
-            silence_(wider, study, weights, dead)
+            disconnect_(wider, study, weights, dead)
 
         self._fit(study, course, "expand", rule)
         return study, fresh & (wider.sizes(groups) == 0)

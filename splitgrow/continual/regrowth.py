@@ -148,7 +148,7 @@ def regrow_(
     return units, UnitValues(own, widened_head(head, old, units, source))
 
 
-def silence_(units: Units, study: Study, weights: Mapping[str, Tensor], dead: Tensor) -> None:
+def disconnect_(units: Units, study: Study, weights: Mapping[str, Tensor], dead: Tensor) -> None:
     """Has nothing read units whose groups are zero, and takes their biases.
 
     So they are silent, and taking them out changes nothing.

@@ -213,7 +213,7 @@ def _from_to(texts: Iterable[str]) -> str:
     return " -> ".join(dict.fromkeys(texts))
 
 
-def vanished(rows: Sequence[RemovedIdentity]) -> str:
+def removed_identities(rows: Sequence[RemovedIdentity]) -> str:
     """One line on the layers that fusion removed."""
     named = ", ".join(f"{row.type} {row.merged} -> {row.fused}" for row in rows)
     return f"Removed by fusion: {named or 'nothing'}."

@@ -60,7 +60,7 @@ def _classifier_results(result: Outcome) -> Sequence[RenderableType]:
 
 
 def _deeper_results(result: DeeperResult) -> Sequence[RenderableType]:
-    return *_classifier_results(result), tables.vanished(result.vanished)
+    return *_classifier_results(result), tables.removed_identities(result.vanished)
 
 
 def _lost(result: Outcome) -> str:

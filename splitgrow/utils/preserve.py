@@ -32,7 +32,7 @@ def preserve_(model: nn.Module, undo: Undo) -> None:
     modules = _modules_of(model)
     keep_random_states_(modules, undo)
     keep_attributes_(modules, undo)
-    silence_hooks(modules)
+    remove_hooks_(modules)
     run_eagerly_(modules, undo)
     keep_modes_(undo)  # the last, so that it comes first: nothing can be put back in fake tensors
 
@@ -189,7 +189,7 @@ def objects_of(module: nn.Module) -> dict[str, Any]:
     return found
 
 
-def silence_hooks(modules: Sequence[nn.Module]) -> None:
+def remove_hooks_(modules: Sequence[nn.Module]) -> None:
     """Takes the user's hooks off, until the attributes are put back."""
     for module in modules:
         for name in ("_forward_hooks", "_forward_pre_hooks"):

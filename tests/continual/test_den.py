@@ -22,9 +22,9 @@ from splitgrow.continual.regrowth import (
     Drawn,
     alive_in,
     all_values,
+    disconnect_,
     draw_head_,
     regrow_,
-    silence_,
     split_,
     widened_head,
 )
@@ -299,7 +299,7 @@ def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None
     wider.resize_(groups, 1.0 - wider.marks(gone).double())
     dead = wider.marks(fresh) & (wider.sizes(groups) == 0)
     assert wider.chosen(dead) == gone
-    silence_(wider, study, weights, dead)
+    disconnect_(wider, study, weights, dead)
     study.eval()
     with torch.no_grad():
         wanted = study(*x)
