@@ -25,7 +25,7 @@ from splitgrow.errors import (
 )
 from splitgrow.growable import growable
 from splitgrow.growth.edits import Edit, InputChange, Insertion, LayerChange, NumberChange
-from splitgrow.growth.initializers import register_initializer
+from splitgrow.growth.initializers import Initializer, register_initializer
 from splitgrow.growth.layer_list import Layer
 from splitgrow.handle import Handle, handle
 from splitgrow.layers.dispatch import LayerRun
@@ -59,6 +59,7 @@ __all__ = [
     "GenerationError",
     "Handle",
     "InexactError",
+    "Initializer",
     "InputChange",
     "Insertion",
     "InsertionError",

@@ -131,7 +131,7 @@ def register_initializer(initializer: Initializer) -> None:
     """Teaches splitgrow a way to give new units their first values, which goes by its name.
 
     Args:
-        initializer: An instance of a subclass of `splitgrow.growth.initializers.Initializer`.
+        initializer: An instance of a subclass of `splitgrow.Initializer`.
 
     Raises:
         TypeError: If it is none, or says something of itself that is of another type.
@@ -189,7 +189,7 @@ def _check(given: object) -> None:
     """
     if not isinstance(given, Initializer):
         raise TypeError(
-            f"an initializer is an instance of splitgrow.growth.initializers.Initializer or the "
+            f"an initializer is an instance of splitgrow.Initializer or the "
             f"name of one ({_known()}), got {given!r}"
         )
     name, divides = getattr(given, "name", None), given.divides
