@@ -959,7 +959,7 @@ FAULTS = {
     "placing a layer": "splitgrow.layers.split_layer.SplitLayer.set_blocks",
     "joining a group": "splitgrow.growth.optimizers._append",
     "giving state": "splitgrow.growth.optimizers._give_state",
-    "freezing a parameter": "splitgrow.layers.freezing._freeze_parameter",
+    "freezing the parameters": "splitgrow.layers.freezing.parameters_in",
     "holding statistics": "torch.nn.Module.register_forward_pre_hook",
     "building a block": "splitgrow.growth.prepared.build_block",
     "growing the groups": "splitgrow.analysis.channels.channel_groups.Groups.grow",

@@ -107,7 +107,7 @@ FORGOTTEN = (
     "_open",
     "set_rng_state",
     "_put_back",
-    "_freeze_parameter.<locals>.thaw",
+    "_thaw",
     "dict.__setitem__",
     "set_number_",
     "_append.<locals>.<lambda>",

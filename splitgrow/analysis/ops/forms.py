@@ -25,8 +25,8 @@ def forms(names: str) -> list[Any]:
             one with underscores on both sides for that method.
 
     Example:
-        >>> sorted(str(getattr(form, "__name__", form)) for form in forms("relu Tensor.__add__"))
-        ['ReLU', '__add__', 'relu', 'relu', 'relu', 'relu_', 'relu_']
+        >>> sorted({str(getattr(form, "__name__", form)) for form in forms("relu Tensor.__add__")})
+        ['ReLU', '__add__', 'relu', 'relu_']
     """
     return list(dict.fromkeys(form for name in names.split() for form in _forms_of(name)))
 

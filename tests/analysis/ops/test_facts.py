@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from op_list import list_of_ops
+from op_list import list_of_ops, raw_samples
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -262,10 +262,16 @@ def listed_calls() -> Iterator[Call]:
     for target in OPS:
         for name, function in _names_of(target):
             for info in infos.get(name, ()):
-                for sample in itertools.islice(info.sample_inputs("cpu", torch.float64), 3):
+                for sample in _samples(info.name, info.variant_test_name):
                     yield Call(function, (sample.input, *sample.args), sample.kwargs)
             if name in MORE:
                 yield Call(function, MORE[name], {})
+
+
+@cache
+def _samples(name: str, variant: str) -> list[Any]:
+    (info,) = (i for i in INFOS if (i.name, i.variant_test_name) == (name, variant))
+    return raw_samples(info, 3)
 
 
 def _names_of(target: Any) -> Iterator[tuple[str, Any]]:
