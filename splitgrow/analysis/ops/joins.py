@@ -87,7 +87,7 @@ def stack(op: Op) -> Any:
     return Shaped((*first.axes[:dim], constant(1 + len(others)), *first.axes[dim:]))
 
 
-@entry("chunk tensor_split", MOVED)
+@entry("chunk unsafe_chunk tensor_split", MOVED)
 def chunk(op: Op) -> Any:
     """Equal parts, which grow alike."""
     dim = dimension(op, op.x, op.argument(2, "dim", 0))
@@ -127,7 +127,7 @@ def glu(op: Op) -> Any:
     return with_axis(op.x, dim, half)
 
 
-@entry("split split_with_sizes", MOVED, follows_sizes=True)
+@entry("split split_with_sizes unsafe_split unsafe_split_with_sizes", MOVED, follows_sizes=True)
 def split(op: Op) -> Any:
     """Parts of given sizes. Sizes that are written down stay, so what they measure is fixed."""
     dim = dimension(op, op.x, op.argument(2, "dim", 0))

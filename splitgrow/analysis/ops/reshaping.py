@@ -53,6 +53,12 @@ def matrix_transpose(op: Op) -> Any:
     return Shaped(op.x.axes[::-1])
 
 
+@entry("adjoint", _TURNED)
+def adjoint(op: Op) -> Any:
+    """Matrices with rows and columns exchanged, and complex numbers conjugate."""
+    return Shaped((*op.x.axes[:-2], *op.x.axes[-2:][::-1]))
+
+
 def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (tuple, list)) else (value,)
 

@@ -238,6 +238,7 @@ MORE: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(["mod", "floordiv", "ifloordiv", "rdiv", "rfloordiv"], (X, 0.7)),
     "type": (X, torch.float32),
     "type_as": (X, torch.ones(1)),
+    "unsafe_split_with_sizes": (X, [1, 2], 1),
     "einsum": ("ij,j->i", X[0], X[0, 0]),
     "nn.functional.dropout1d": (X, 0.5, False),
     "nn.functional.embedding": (torch.tensor([0, 1]), X[0]),
