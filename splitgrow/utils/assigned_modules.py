@@ -23,9 +23,9 @@ def paths_in(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def assigned_since(before: Paths, model: nn.Module) -> tuple[tuple[str, str], ...]:
-    """The paths at which a run of the model put something else, and what that is like.
+    """The paths at which a run of the model put another module, and the likeness of that module.
 
-    What it took away is like "".
+    The likeness of a removed module is "".
     """
     now = paths_in(model)
     return tuple((name, _likeness_at(now, name)) for name in _differing(before, now))
@@ -36,18 +36,18 @@ def changes_between(
 ) -> list[str]:
     """The paths whose modules changed in a way that counts.
 
-    It does not count that a module without tensors was replaced by one of the same type and
-    settings, nor what forward itself assigns.
+    Two changes do not count: a module without tensors that is replaced by one of the same type
+    and settings, and a module that forward itself assigns.
 
     Args:
         before: The modules as they were.
         now: The modules as they are.
-        assigned: What a run of the model assigned, as `assigned_since` tells it.
+        assigned: The assignments of a run of the model, as `assigned_since` returns them.
         relied_on: The paths of layers that must be the very same.
     """
     differing, own = _differing(before, now), dict(assigned)
     harmless: set[str] = set()
-    for name in sorted(differing):  # what holds others comes before them
+    for name in sorted(differing):  # parents come before their children
         by_forward = _parent(name) in harmless or _is_assigned(name, now, own)
         if name not in relied_on and (
             by_forward or _plainly_alike(before.get(name), now.get(name))
@@ -86,7 +86,7 @@ def _likeness_at(modules: Paths, name: str) -> str:
 
 
 def _is_assigned(name: str, now: Paths, assigned: Mapping[str, str]) -> bool:
-    """Whether forward assigns what is there: at that path, or under a new name at each call."""
+    """Whether forward assigns the module there: at that path, or under a new name at each call."""
     found = _likeness_at(now, name)
     if name in assigned:
         return found in ("", assigned[name])
@@ -96,7 +96,7 @@ def _is_assigned(name: str, now: Paths, assigned: Mapping[str, str]) -> bool:
 
 
 def _plainly_alike(one: nn.Module | None, other: nn.Module | None) -> bool:
-    """Whether two modules are without tensors and compute the same."""
+    """Whether two modules have no tensors and compute the same."""
     if one is None or other is None:
         return False
     tensors = (t for m in (one, other) for t in (*m.parameters(), *m.buffers()))

@@ -20,5 +20,5 @@ def is_eager(x: object) -> bool:
 
 
 def is_watched() -> bool:
-    """Whether a torch function mode sees every op, as the one that records forward for analysis."""
+    """Whether a torch function mode sees every op, such as the one that traces forward."""
     return bool(torch._C._len_torch_function_stack())  # noqa: SLF001

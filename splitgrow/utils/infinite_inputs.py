@@ -1,4 +1,4 @@
-"""Layers that read infinite values or NaN: there zero times what a new unit gives is no number."""
+"""Layers that read infinite values or NaN: zero times the output of a new unit is NaN there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Infinities:
-    """Takes down which layers read values that are not finite.
+    """Notes the layers that read values that are not finite.
 
     Args:
         layers: The layers by name. Their attributes must be put back afterwards.
@@ -21,7 +21,7 @@ class Infinities:
         self.readers: set[str] = set()
 
     def __enter__(self) -> None:
-        """Looks at what each layer is given from here on."""
+        """Looks at the inputs of each layer from here on."""
         for name, layer in self._layers.items():
             self._watch(name, layer)
 
@@ -42,6 +42,6 @@ class Infinities:
 def _is_finite(value: object) -> bool:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_meta:
         return True
-    # A sum takes less time than looking at each value, and where it is finite, so are they.
+    # A sum takes less time than a look at each value, and a finite sum has finite terms.
     total = value.sum(dtype=torch.promote_types(value.dtype, torch.float32))
     return bool(total.isfinite()) or bool(value.isfinite().all())

@@ -1,7 +1,7 @@
 """Records read from JSON, each value checked against the type that the record declares.
 
-What comes from a file is not to be trusted: a record is made only of values of the declared types,
-whatever else the text holds.
+A file is not to be trusted: a record is made only of values of the declared types, and the rest of
+the text has no effect.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ PLAIN = (str, int, float, bool, NoneType)
 
 
 def read_record(kind: type[Record], data: object, where: str = "it") -> Record:
-    """A dataclass from what JSON makes of its fields.
+    """Makes a dataclass from the JSON data of its fields.
 
-    Fields are ints, floats, texts, booleans, None, records, and tuples and mappings of these; where
-    a field is declared as `Any`, it is any plain data, with tuples for lists; as `object`, whatever
-    JSON made of it.
+    Fields are ints, floats, texts, booleans, None, records, and tuples and mappings of these. A
+    field declared as `Any` is any plain data, with tuples for lists; a field declared as `object`
+    is the JSON data as it is.
 
     Args:
         kind: The dataclass. Fields with a default may be missing.
-        data: What JSON made of it.
-        where: What it is called in an error.
+        data: Its JSON data.
+        where: Its name in errors.
 
     Raises:
         ValueError: If a value is of another type, a field is missing, or there is one too many.
@@ -110,7 +110,7 @@ def plain_data(data: Any, where: str) -> Any:
     """Plain data of JSON, with tuples for lists.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If it is no plain data.
     """
     if isinstance(data, (list, tuple)):
         return tuple([plain_data(item, where) for item in data])
@@ -122,7 +122,7 @@ def plain_data(data: Any, where: str) -> Any:
 
 
 def written(value: Any) -> Any:
-    """A record, or what is in one, as JSON takes it."""
+    """A record, or a value in one, in the form that JSON takes."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: written(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

@@ -17,10 +17,10 @@ class Writer:
     """Turns trees into JSON, and collects their tensors.
 
     Args:
-        collections: Whether sets and deques are plain data, too.
+        collections: Whether sets and deques are plain data as well.
 
     Attributes:
-        tensors: The tensors so far, by the names under which the JSON has them.
+        tensors: The tensors so far, by their names in the JSON.
     """
 
     def __init__(self, *, collections: bool = False) -> None:
@@ -28,19 +28,19 @@ class Writer:
         self._collections = collections
 
     def written(self, tree: Any, where: str, *, keep_objects: bool = False) -> Any:
-        """What JSON takes for a tree.
+        """A tree in the form that JSON takes.
 
         Plain data are None, booleans, numbers, texts and bytes; tensors, dtypes and devices; and
         dicts, lists, tuples and Counters of these. Numbers of numpy become plain ones.
 
         Args:
             tree: The tree.
-            where: What it is called: in errors, and in the names of its tensors.
-            keep_objects: Whether anything else, such as a function, is passed over: then what the
-                tree that it is read into has at that place stays there.
+            where: Its name, in errors and in the names of its tensors.
+            keep_objects: Whether other objects, such as functions, are passed over: the tree that
+                the JSON is read into then keeps its own object at that place.
 
         Raises:
-            CheckpointError: If there is something else in it.
+            CheckpointError: If it holds other data.
         """
         if tree is None or type(tree) in {bool, int, str}:
             return tree
@@ -99,15 +99,15 @@ _MAPPINGS: dict[str, type[Any]] = {"dict": dict, "OrderedDict": OrderedDict, "Co
 
 
 def read_tree(data: Any, tensor: Callable[[str], Tensor], like: Any = None) -> Any:
-    """The tree of what `Writer` has made of it.
+    """The tree from the JSON that `Writer` made of it.
 
     Args:
-        data: What JSON made of it.
+        data: The JSON data.
         tensor: Gives the tensor of a name.
-        like: A tree of the same form, for what was passed over.
+        like: A tree of the same form, which gives the objects that were passed over.
 
     Raises:
-        CheckpointError: If it is not what `Writer` makes.
+        CheckpointError: If `Writer` makes no such data.
     """
     try:
         return _read(data, tensor, like)

@@ -1,9 +1,9 @@
 """One thread at a time changes a model, and no other runs it meanwhile.
 
-A model costs nothing more to run: while it is changed, and only then, it has a class whose calls
-wait. The stacks of the threads tell which are in the middle of a call; a change waits for these. So
-no thread computes with half of an edit. ARCHITECTURE.md says what else was considered, and why
-nothing smaller keeps that promise.
+The lock costs a running model nothing: only while it is changed, a model has a class whose calls
+wait. The stacks of the threads tell which of them are in the middle of a call, and a change waits
+for these. So no thread computes with half of an edit. ARCHITECTURE.md lists the alternatives, and
+says why nothing smaller keeps that promise.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _PAUSE = 0.001
 _ATTRIBUTE = "_splitgrow_lock"
 _CLOSED = "_splitgrow_closed"
 ORIGINAL_CLASS = "_splitgrow_class"
-"""The attribute of a class that was made here which has the class that it was made of."""
+"""The attribute of a class made here that holds the class that it was made of."""
 _CALLS = ("_wrapped_call_impl", "_call_impl", "forward")
-"""The functions in which a module is when it runs."""
+"""The functions on the stack while a module runs."""
 
 
 class ModelLock:
-    """Who has a model to himself.
+    """The thread that has a model to itself.
 
     Attributes:
-        rlock: Held by the thread that changes the model, or shows a generation of it.
+        rlock: Held by the thread that changes the model or shows a generation of it.
         holder: That thread.
-        shown: The generation that it shows, if it does.
+        shown: The generation that it shows, if any.
         open_class: The class of the model, while it has one whose calls wait.
     """
 
@@ -56,7 +56,7 @@ class ModelLock:
         return ModelLock, ()
 
     def refuse_if_shown(self, what: str) -> None:
-        """Makes sure that no other thread shows a generation, which may take any time.
+        """Checks that no other thread shows a generation, which may take any time.
 
         Raises:
             SplitGrowError: If one does.
@@ -79,13 +79,13 @@ def change_alone(
 ) -> T:
     """Runs an operation all or nothing, while no other thread runs or changes the model.
 
-    Torch's modes and Python's warning filters are afterwards as they were, and if it fails, so are
-    the random number generators.
+    Torch's modes and Python's warning filters are afterwards as they were. If the operation fails,
+    so are the random number generators.
 
     Args:
         model: The model.
         model_lock: Its lock.
-        what: What is to be done, for the error.
+        what: The operation, for the error.
         work: Does it, given an `Undo` for its steps, and the arguments.
         args: Its positional arguments.
         kwargs: Its named arguments.
@@ -110,12 +110,12 @@ def change_alone(
 
 
 def lock_(model: nn.Module, model_lock: ModelLock, what: str, undo: Undo) -> None:
-    """Has other threads' calls of a model wait, and waits for those under way; hold the lock.
+    """Makes other threads' calls of a model wait, and waits for those under way; hold the lock.
 
     Args:
         model: The model.
         model_lock: Its lock.
-        what: What is to be done, for the error.
+        what: The operation, for the error.
         undo: Opens it again.
 
     Raises:
@@ -141,10 +141,10 @@ def lock_(model: nn.Module, model_lock: ModelLock, what: str, undo: Undo) -> Non
 
 
 def refuse_inside_forward(model: nn.Module, what: str) -> None:
-    """Makes sure that this thread is not in the middle of running the model.
+    """Checks that this thread is not in the middle of a run of the model.
 
     Raises:
-        SplitGrowError: If it is.
+        SplitGrowError: If it is in one.
     """
     if get_ident() in _running({id(module) for module in model.modules()}):
         raise SplitGrowError(f"cannot {what} from inside the model's forward: call it afterwards")
@@ -168,7 +168,7 @@ def _running(modules: set[int]) -> Iterator[int]:
 
 
 def _wait(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """A call of a model that is being changed: other threads' wait until that is done.
+    """A call of a model that is being changed: other threads wait until the change is done.
 
     Raises:
         SplitGrowError: If another thread shows a generation, which may take any time.
@@ -183,7 +183,7 @@ def _wait(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with model_lock.rlock:
             model_lock = None
     if model_lock is None:
-        return self(*args, **kwargs)  # by whatever class it has now
+        return self(*args, **kwargs)  # by the class that it has now
     assert model_lock.open_class is not None
     call: Any = model_lock.open_class.__call__
     return call(self, *args, **kwargs)
@@ -192,7 +192,7 @@ def _wait(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def _closed(cls: type[nn.Module]) -> Any:
     """A subclass of a class, of the same name, whose calls wait.
 
-    A class that was made here keeps it: compiled code, which looks at classes, meets it again.
+    A class made here keeps the subclass: compiled code looks at classes, and so meets it again.
 
     Raises:
         UnsupportedModelError: If the class allows no subclass.

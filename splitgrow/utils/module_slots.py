@@ -1,8 +1,8 @@
-"""Who holds the modules of a model, and putting one in the place of another wherever it is held.
+"""The holders of a model's modules, and the replacement of a module in all of them.
 
-A module holds others as its children, and in its attributes: by themselves, in lists and dicts, and
-in lists and dicts within these. All of those can be given something else. What holds a module in
-any other way (a tuple, a closure, an object) goes on holding the old one.
+A module holds others as its children and in its attributes: by themselves, in lists and dicts, and
+in lists and dicts within these. All of these can be given another module. Any other holder (a
+tuple, a closure, an object) keeps the old one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OTHER_STORES = frozenset(("_parameters", "_buffers", "_non_persistent_buffers_s
 
 
 def holders_in(model: nn.Module) -> Holders:
-    """Who holds the modules of a model."""
+    """The holders of the modules of a model."""
     holders: dict[int, list[tuple[Any, Any]]] = {}
     for module in model.modules():
         for _, container, key, held in held_by(module):
@@ -36,8 +36,8 @@ def held_by(module: nn.Module) -> Iterator[tuple[str, Any, Any, nn.Module]]:
     """The modules that a module holds.
 
     Yields:
-        The attribute; the dict or list in it that holds the other, None if it is something that
-        cannot be given another; the key there; and the module that is held.
+        The attribute; the dict or list in it that holds the other, None if the holder cannot be
+        given another; the key there; and the module that is held.
     """
     own = vars(module)
     for attribute, value in own.items():
@@ -63,7 +63,7 @@ def _within(container: Any) -> Iterator[tuple[Any, Any, nn.Module]]:
 
 
 def put_in_place_(holders: Holders, old: nn.Module, new: nn.Module, undo: Undo) -> None:
-    """Puts a module in the place of another, wherever that is held."""
+    """Puts a module in the place of another in all holders of that one."""
     for container, key in holders[id(old)]:
         if isinstance(container, list):  # its user may make it shorter meanwhile
             undo.on_failure(partial(container.__setitem__, slice(None), list(container)))

@@ -1,7 +1,7 @@
 """The Python numbers that forward gives to its ops, which outputs need not show.
 
-A clamp, a mask or a normalization may hide on the example inputs that a factor counts the model's
-parameters. On other inputs it is not hidden. So the numbers themselves are compared.
+On the example inputs a clamp, a mask or a normalization may hide that a factor counts the model's
+parameters. On other inputs it does not hide that. So the numbers themselves are compared.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _ARITHMETIC = """
     greater_equal not_equal copysign heaviside xlogy float_power
 """
 _TAKES_VALUES = frozenset(_ARITHMETIC.split())
-"""Ops whose whole numbers are values too, where those of others may be sizes, axes or positions."""
+"""Ops whose integers are values too; those of other ops may be sizes, axes or positions."""
 _SIZED = {"full": 1, "new_full": 2}
 """The position of the first argument that is a value, behind a size."""
 
 _COARSEST = 1e-4
-"""Numbers that differ by more are others, unless rounding noise moves them, too."""
+"""Numbers that differ by more are different, unless rounding noise moves them as well."""
 _SMALL = 1e-3
-"""Where numbers cancel, what is left is rounding of this size."""
+"""Where numbers cancel, the rest is rounding of this size."""
 
 
 class Scalars(TorchFunctionMode):
-    """Takes down the numbers that forward gives to ops on floating tensors, by op and line."""
+    """Notes the numbers that forward gives to ops on floating tensors, by op and line."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,17 +57,17 @@ class Scalars(TorchFunctionMode):
         return result
 
     def unlike(self, other: Scalars, tolerance: float, noisy: Callable[[Scalars], object]) -> str:
-        """Where two runs gave an op other numbers, as a sentence; empty if nowhere.
+        """Where two runs gave an op different numbers, as a sentence; empty if nowhere.
 
-        A line that only one of them came to is passed over, and so is how often either did.
+        It passes over lines that only one of them ran, and the number of times that either ran one.
 
         Args:
-            other: What was taken down in the run before.
-            tolerance: What is rounding, relative to a number.
-            noisy: Runs the model with rounding noise. It is asked for only where numbers differ:
+            other: The numbers of the run before.
+            tolerance: The largest difference that is rounding, relative to a number.
+            noisy: Runs the model with rounding noise. It is called only where numbers differ:
                 those that noise alone changes are passed over.
         """
-        # Where ties are broken, rounding moves outputs a long way, and tells nothing of numbers.
+        # Rounding that breaks ties moves outputs a long way, and tells nothing of the numbers.
         tolerance = min(tolerance, _COARSEST)
         found = self._unlike(other, tolerance)
         if not found:
@@ -89,7 +89,7 @@ class Scalars(TorchFunctionMode):
 
 
 def _without(numbers: set[float], others: set[float], tolerance: float) -> list[float]:
-    """The numbers that are none of the others', up to rounding."""
+    """The numbers that are not among the others, up to rounding."""
     left = numbers - others
     return sorted(
         number

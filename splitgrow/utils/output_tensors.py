@@ -1,4 +1,4 @@
-"""The tensors in whatever a model returns."""
+"""The tensors in the output of a model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 class OpaqueError(Exception):
-    """There is something that cannot be looked into, such as a generator."""
+    """The output holds an object that cannot be looked into, such as a generator."""
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in whatever a model returns.
+    """All tensors in the output of a model.
 
     Raises:
-        OpaqueError: If there is something that cannot be looked into.
+        OpaqueError: If it holds an object that cannot be looked into.
     """
     return list(_tensors_in(value, set()))
 

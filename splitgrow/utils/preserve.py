@@ -1,4 +1,4 @@
-"""Running a model's forward to look at it, and leaving no trace of having done so."""
+"""Runs of a model's forward that leave the model and its surroundings as they were."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from splitgrow.utils.rollback import Undo
 
 
 def preserve_(model: nn.Module, undo: Undo) -> None:
-    """Has everything put back that running a model may change, and silences its hooks.
+    """Has everything restored that a run of a model may change, and takes its hooks off.
 
     The values of tensors are not kept: do not write into them.
 
@@ -34,17 +34,17 @@ def preserve_(model: nn.Module, undo: Undo) -> None:
     keep_attributes_(modules, undo)
     remove_hooks_(modules)
     run_eagerly_(modules, undo)
-    keep_modes_(undo)  # the last, so that it comes first: nothing can be put back in fake tensors
+    keep_modes_(undo)  # the last, so undone first: nothing can be restored in fake tensors
 
 
 def keep_surroundings_(model: nn.Module, undo: Undo) -> None:
-    """Has what an operation on a model may disturb outside of it put back."""
+    """Has everything restored that an operation on a model may disturb outside of it."""
     keep_random_states_(model.modules(), undo)
     keep_modes_(undo)
 
 
 def keep_random_states_(modules: Iterable[nn.Module], undo: Undo) -> None:
-    """Has the states of random number generators put back: Python's, numpy's, torch's, modules'."""
+    """Has random number generators restored: Python's, numpy's, torch's, modules'."""
     modules = list(modules)
     for held in (value for module in modules for value in vars(module).values()):
         if isinstance(held, torch.Generator):
@@ -63,9 +63,9 @@ def keep_random_states_(modules: Iterable[nn.Module], undo: Undo) -> None:
 
 
 def keep_modes_(undo: Undo) -> None:
-    """Has torch's modes, such as that without gradients, and Python's warning filters put back.
+    """Has torch's modes, such as no_grad, and Python's warning filters restored.
 
-    Contexts do that themselves, but one that is interrupted when it is about to leave does not.
+    Contexts do that themselves, except one that is interrupted when it is about to leave.
     """
     undo.on_failure(partial(_set_filters, warnings.filters))
     undo.on_failure(partial(torch.set_grad_enabled, torch.is_grad_enabled()))
@@ -74,7 +74,7 @@ def keep_modes_(undo: Undo) -> None:
 
 
 def ignore_warnings_(beginning: str = "") -> None:
-    """Silences warnings that begin so, until the filters are put back."""
+    """Ignores warnings that begin so, until the filters are restored."""
     _set_filters(list(warnings.filters))
     warnings.filterwarnings("ignore", message=beginning)
 
@@ -108,15 +108,15 @@ _NESTING = _CONTAINERS | {tuple}
 
 
 def keep_attributes_(modules: Sequence[nn.Module], undo: Undo, *, tensors: bool = False) -> None:
-    """Has every attribute of the modules put back: forward may set some, and fill containers.
+    """Has every attribute of the modules restored: forward may set some, and fill containers.
 
-    So are those of objects that the modules hold, and hooks, one of which may take itself off.
+    It restores those of objects that the modules hold as well, and hooks: one may remove itself.
 
     Args:
         modules: The modules.
-        undo: Puts the attributes back.
-        tensors: Whether forward is to find copies of tensors in containers, so that it may write
-            into these.
+        undo: Restores the attributes.
+        tensors: Whether forward is to find copies of tensors in containers, into which it may
+            write.
     """
     kept = [module.__dict__ for module in modules]
     objects = {id(value): value for module in modules for value in objects_of(module).values()}
@@ -139,7 +139,7 @@ def keep_attributes_(modules: Sequence[nn.Module], undo: Undo, *, tensors: bool 
 
 
 def _unshared(value: Any, known: dict[int, tuple[Any, Any]], types: Container[type]) -> Any:
-    """A copy of a container, with copies of what it holds that is of some types, one of each."""
+    """A copy of a container, with one copy of each item in it that is of some types."""
     if id(value) in known:
         return known[id(value)][1]
     kind = type(value)
@@ -160,9 +160,9 @@ def _unshared(value: Any, known: dict[int, tuple[Any, Any]], types: Container[ty
 
 
 def run_eagerly_(modules: Iterable[nn.Module], undo: Undo) -> None:
-    """Has nothing compiled meanwhile: compiling takes longer than all that is looked at here.
+    """Keeps modules from being compiled: that takes longer than all that is looked at here.
 
-    Attributes of the modules must be put back afterwards.
+    The caller restores the attributes of the modules.
     """
     for module in modules:
         if module.__dict__.get("_compiled_call_impl") is not None:
@@ -178,7 +178,7 @@ _PYTHONS = ("builtins.", "collections.", "functools.")
 
 
 def objects_of(module: nn.Module) -> dict[str, Any]:
-    """The objects of somebody's classes, with attributes of their own, that a module holds."""
+    """The objects of the user's classes, with attributes of their own, that a module holds."""
     found = {}
     for name, value in vars(module).items():
         if name in _STORES or isinstance(value, _NO_OBJECTS) or not hasattr(value, "__dict__"):
@@ -190,7 +190,7 @@ def objects_of(module: nn.Module) -> dict[str, Any]:
 
 
 def remove_hooks_(modules: Sequence[nn.Module]) -> None:
-    """Takes the user's hooks off, until the attributes are put back."""
+    """Removes the user's hooks, until the attributes are restored."""
     for module in modules:
         for name in ("_forward_hooks", "_forward_pre_hooks"):
             module.__dict__[name] = OrderedDict()

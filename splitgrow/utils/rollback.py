@@ -1,11 +1,11 @@
 """All or nothing: steps that are taken back when a later one fails.
 
 A context manager can be interrupted while it leaves, before it has done anything. So an operation
-enters its `Undo` twice: what the one exit could not finish the other does. `all_or_nothing` and
-`temporarily` see to that, once for each operation; all that it calls is given the `Undo`.
+enters its `Undo` twice: the second exit finishes the work of the first. `all_or_nothing` and
+`temporarily` do that, once for each operation, and the operation passes the `Undo` on.
 
-Considered: contextlib.ExitStack. It takes a callback off the stack before it calls it, so one that
-is interrupted, or an interrupt between the two, leaves a change in place for good.
+Considered: contextlib.ExitStack. It takes a callback off the stack before it calls it. So an
+interrupt of the callback, or one between the two, leaves a change in place for good.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 _GATHERING: ContextVar[Undo | None] = ContextVar("gathering", default=None)
-"""What gathers the steps that are committed; None where these are final."""
+"""The `Undo` that gathers the committed steps; None where these are final."""
 
 
 class Undo:
@@ -28,8 +28,8 @@ class Undo:
 
     `commit` makes the steps so far final, so that none of them runs. Entering changes nothing.
 
-    A step sets something to what it was, and so may run twice. One that is interrupted, by a second
-    KeyboardInterrupt for one, runs again, those before it follow, and what interrupted it is raised
+    A step restores a former state, and so may run twice. A step that is interrupted, by a second
+    KeyboardInterrupt for example, runs again; those before it follow, and the interrupt is raised
     when all are taken back. A step that fails again is left out, for the sake of the others.
     """
 
@@ -37,23 +37,23 @@ class Undo:
         self._steps: list[Callable[[], Any]] = []
 
     def on_failure(self, step: Callable[[], Any]) -> None:
-        """Registers how to take back what comes next. Call it before doing that."""
+        """Registers how to take back the next change. Call it before making the change."""
         self._steps.append(step)
 
     def keep(self, *kept: dict[Any, Any]) -> None:
-        """Has dictionaries hold what they hold now, in the same order, when it is taken back."""
+        """Has dictionaries restored to their present items, in the same order, on take-back."""
         self.on_failure(partial(_put_back, [(items, items.copy()) for items in kept]))
 
     @property
     def depth(self) -> int:
-        """How many steps there are."""
+        """The number of steps."""
         return len(self._steps)
 
     def commit(self, since: int = 0) -> None:
-        """Makes steps final, or gives them to what `gathers` them.
+        """Makes steps final, or gives them to the `Undo` that `gathers` them.
 
         Args:
-            since: How many steps stay, the first ones.
+            since: The number of first steps that stay.
         """
         larger = _GATHERING.get()
         if larger is not None:
@@ -62,9 +62,9 @@ class Undo:
 
     @contextmanager
     def gathers(self) -> Iterator[None]:
-        """Takes over the steps of all that succeeds inside a ``with`` block.
+        """Takes over the steps of all operations that succeed inside a ``with`` block.
 
-        So what is all or nothing by itself can be a part of something that is.
+        So an operation that is all or nothing by itself can be a part of a larger one.
 
         Example:
             >>> widths = {"conv": 4}
@@ -142,7 +142,7 @@ def temporarily(work: Callable[Concatenate[Undo, P], T]) -> Callable[P, T]:
 
 
 def all_or_nothing(work: Callable[Concatenate[Undo, P], T]) -> Callable[P, T]:
-    """Gives a function an `Undo`, and takes its steps back if it raises, whatever it raises.
+    """Gives a function an `Undo`, and takes its steps back if it raises any exception.
 
     Example:
         >>> widths = {"conv": 4, "norm": 4}

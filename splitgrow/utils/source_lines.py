@@ -1,4 +1,4 @@
-"""Where in the user's source something happens."""
+"""Lines of the user's source: the one that calls, runs an op or raises an error."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _ON_THE_WAY = frozenset(
         "nn/functional.py",
     )
 )
-"""What Python runs between a call of an op and a torch function mode."""
+"""The code that Python runs between a call of an op and a torch function mode."""
 _GROWN_LAYER = str(Path(__file__).parent.parent / "layers" / "split_layer.py")
 _STANDARD = str(Path(os.__file__).parent) + os.sep
-"""Where Python's own library lies, and below it, in some installations, what was installed."""
+"""The folders of Python's own library; in some installations packages lie below them."""
 
 
 def place_of_caller() -> str:
@@ -46,7 +46,7 @@ def place_of_caller() -> str:
 def place_of_op() -> str:
     """The user's line that calls the op that runs.
 
-    Empty where a module of torch's does, or something inside of a grown layer.
+    Empty where a module of torch's calls it, or code inside of a grown layer.
     """
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001
     while frame is not None and frame.f_code.co_filename in _ON_THE_WAY:
@@ -60,7 +60,7 @@ def place_of_op() -> str:
 
 
 def levels_to_caller() -> int:
-    """The `stacklevel` with which a warning that is given here points to that line."""
+    """The `stacklevel` with which a warning given here points to that line."""
     frame, level = sys._getframe(1), 1  # noqa: SLF001
     while frame.f_back is not None and not _is_the_users(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
@@ -80,7 +80,7 @@ def place_of_error(trace: TracebackType | None) -> str:
 def failure_of(
     model: nn.Module, inputs: tuple[Any, ...], error: Exception, layer: str, *, training: bool
 ) -> str:
-    """What there is to say of a model that fails on its example inputs."""
+    """The message for a model that fails on its example inputs."""
     shapes = pytree.tree_map_only(Tensor, lambda t: tuple(t.shape), inputs)
     mode = "training" if training else "evaluation"
     message = str(error).replace("FakeTensor", "Tensor")

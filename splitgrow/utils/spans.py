@@ -12,17 +12,17 @@ from torch import Tensor
 Span: TypeAlias = tuple[int, int]
 """The first position of a stretch, and its length."""
 Spans: TypeAlias = tuple[Span, ...]
-"""Stretches in order of position, with something between each and the next."""
+"""Stretches in order of position, with a gap between each and the next."""
 Index: TypeAlias = tuple[slice, ...]
 
 
 def length_of(spans: Spans) -> int:
-    """How many positions there are."""
+    """The number of positions."""
     return sum(length for _, length in spans)
 
 
 def union(parts: Iterable[Spans]) -> Spans:
-    """The positions of any of several, of which no two have one in common."""
+    """The positions of all of several, of which no two have one in common."""
     joined: list[Span] = []
     for start, length in sorted(span for spans in parts for span in spans):
         if joined and sum(joined[-1]) == start:
@@ -57,25 +57,25 @@ def repeated(spans: Spans, times: int, period: int) -> Spans:
 
 
 def laid_along(values: Tensor, dim: int, dims: int) -> Tensor:
-    """Values along one dimension of tensors that have some, to be broadcast to these."""
+    """Values laid along one dimension, to be broadcast to tensors of `dims` dimensions."""
     return values.reshape([-1 if each == dim else 1 for each in range(dims)])
 
 
 def take(tensor: Tensor, dim: int, spans: Spans) -> Tensor:
-    """The part of a tensor at these positions: the tensor itself or a view, if it can be."""
+    """The part of a tensor at these positions: where possible the tensor itself or a view."""
     if spans == ((0, tensor.shape[dim]),):
         return tensor
     return part_of(tensor, dim, spans)
 
 
 def part_of(tensor: Tensor, dim: int, spans: Spans) -> Tensor:
-    """As `take`, of a tensor that has other positions as well; its sizes are not looked at."""
+    """As `take`, of a tensor that has other positions as well; its sizes are not checked."""
     parts = [tensor.narrow(dim, start, length) for start, length in spans]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def put(tensor: Tensor, dim: int, spans: Spans, part: Tensor) -> None:
-    """Gives a tensor other values at these positions: what `take` took."""
+    """Sets the values of a tensor at these positions, those that `take` returns."""
     for there, own in regions({dim: spans}, tensor.dim()):
         tensor[there] = part[own]
 
@@ -95,7 +95,7 @@ def cut_out(
 def overlaps(
     one: Mapping[int, Spans], other: Mapping[int, Spans], dims: int
 ) -> Iterator[tuple[Index, Index]]:
-    """The rectangles that two tensors have in common which lie in the same larger one.
+    """The common rectangles of two tensors that lie in the same larger one.
 
     Args:
         one: For each dimension the stretches that the one lies on; all where there are none.

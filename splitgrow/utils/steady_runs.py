@@ -21,10 +21,10 @@ _DROPOUT_OF = {F.scaled_dot_product_attention: "dropout_p"}
 
 
 class Steady(TorchFunctionMode):
-    """Random draws are constants, and dropout drops nothing, whatever the shapes are.
+    """Random draws are constants, and dropout drops nothing, at any shape.
 
-    A wider network draws more numbers than a narrow one. So with one seed they would still compute
-    differently, although nothing but the draws differs.
+    A wider network draws more numbers than a narrow one. So even with one seed they would compute
+    different values, although only the draws differ.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,7 +46,7 @@ class Steady(TorchFunctionMode):
 
 
 def _kept(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What dropout gives if it drops nothing: its input, in memory of its own unless in place."""
+    """The output of a dropout that drops nothing: its input, copied unless in place."""
     x = args[0] if args else kwargs.get("input")
     if not isinstance(x, Tensor):
         return func(*args, **kwargs)
@@ -61,13 +61,13 @@ _ROUNDING = """
     log_softmax mean sum var std norm normalize cumsum cosine_similarity embedding
 """
 _ROUNDS = frozenset(_ROUNDING.split())
-"""Functions that sum, which other kernels round otherwise; their results are new tensors."""
+"""Functions that sum: other kernels round them otherwise. Their results are new tensors."""
 
 
 class Noise(TorchFunctionMode):
-    """Every sum comes out one unit in the last place off, up or down.
+    """Moves every sum one unit in the last place, up or down.
 
-    So much may another kernel change it; what becomes of that is what rounding does to a model.
+    Another kernel may change it by as much; the effect on the outputs is that of rounding.
     """
 
     def __init__(self) -> None:

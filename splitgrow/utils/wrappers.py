@@ -1,8 +1,8 @@
 """Whether a model is in a wrapper for several processes, which must learn of every change.
 
-DistributedDataParallel takes down the parameters when it is made, and fully_shard those of every
-module: growth behind their backs would leave new parameters out of the reduction of gradients, so
-that the processes' weights drift apart, silently or a step later.
+DistributedDataParallel lists the parameters when it is made, and fully_shard those of every module.
+Growth that they do not learn of would leave new parameters out of the reduction of gradients, and
+the processes' weights would drift apart, silently or a step later.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from splitgrow.errors import UnsupportedModelError
 
 _TOLD: ContextVar[bool] = ContextVar("told", default=False)
 _MANAGED = "_is_fsdp_managed_module"
-"""What torch sets on every module whose parameters FSDP gathers and frees."""
+"""The attribute that torch sets on modules whose parameters FSDP gathers and frees."""
 
 
 @contextmanager
 def wrapper_told() -> Iterator[None]:
-    """Lets models be changed inside a ``with`` block, by who tells their wrappers."""
+    """Lets a caller who tells the wrappers change models inside a ``with`` block."""
     before = _TOLD.set(True)
     try:
         yield
@@ -42,13 +42,13 @@ def several_processes() -> bool:
 def is_managed(module: nn.Module) -> bool:
     """Whether FSDP gathers and frees the parameters of a module.
 
-    Its parameters' storage comes and goes, so nothing else may point there, nor they elsewhere.
+    Their storage comes and goes. So nothing else may point there, and they not elsewhere.
     """
     return _MANAGED in module.__dict__
 
 
 def plain_type(layer: type[nn.Module]) -> type[nn.Module]:
-    """A module's type without what `fully_shard` has put in front of it."""
+    """A module's type without the class that `fully_shard` has put in front of it."""
     unit = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     if unit is None or unit not in layer.__mro__:
         return layer
@@ -57,20 +57,20 @@ def plain_type(layer: type[nn.Module]) -> type[nn.Module]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP has sharded some of a model."""
+    """Whether FSDP has sharded a part of a model."""
     return any(is_managed(module) for module in model.modules())
 
 
 def refuse_wrapped(model: nn.Module, what: str, *, mirrored: bool = True) -> None:
-    """Makes sure that no wrapper would miss a change of a model.
+    """Checks that no wrapper would miss a change of a model.
 
     Args:
         model: The model that is about to change.
-        what: What is about to be done, as a verb.
+        what: The operation, as a verb.
         mirrored: Whether splitgrow.distributed has a function for it.
 
     Raises:
-        UnsupportedModelError: If there is one.
+        UnsupportedModelError: If one would.
     """
     if _TOLD.get():
         return
@@ -91,8 +91,8 @@ def refuse_wrapped(model: nn.Module, what: str, *, mirrored: bool = True) -> Non
 def replicated_by(model: nn.Module) -> bool:
     """Whether a living DistributedDataParallel holds a model.
 
-    The wrapper leaves no mark on the model, so they are looked for among all objects, once growth
-    is asked for; only in a process that has a process group.
+    The wrapper leaves no mark on the model. So wrappers are looked for among all objects, when a
+    change is asked for, and only in a process that has a process group.
     """
     if not several_processes() or not _holds(model):
         return False
