@@ -1,7 +1,7 @@
-"""From a model to its channel graph: each op's rule, run over the recorded forward.
+"""From a model to its channel graph: each op's rule, run over the trace of forward.
 
-Also finds the layers that cannot grow whatever the graph says: those whose weights are shared, used
-directly, or computed by something else.
+Also finds the layers that cannot grow in any graph: those whose weights are shared, used directly,
+or computed by other code.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
 
 @dataclass(frozen=True)
 class Followed:
-    """A model's channel graph with what it was made from.
+    """A model's channel graph with the runs that it was made from.
 
     Attributes:
         graph: The channel graph.
-        trials: The recorded runs with what the rules made of them, that in evaluation mode first.
-        outputs: The axes of what the model returns.
-        decides: Whether forward asked for values, so that other inputs may lead it elsewhere.
+        trials: The traces with the results of the rules, the one in evaluation mode first.
+        outputs: The axes of the model's outputs.
+        decides: Whether forward asked for values, so that other inputs may lead to other ops.
     """
 
     graph: ChannelGraph
@@ -111,18 +111,18 @@ def analyse_runs(model: nn.Module, inputs: tuple[Any, ...]) -> Followed:
         )
     best = _best(model, runs)
     if runs[0].fake:
-        # On real values nothing says what another width would decide.
+        # On real values nothing tells how forward would decide at another width.
         fix_what_widening_breaks(model, inputs, best.tried(runs)[0])
     decides = not all(run.fake for run in runs)
     return best.finished(best.tried(runs), decides=decides)
 
 
 def _may_ask_for_the_mode(model: nn.Module) -> bool:
-    """Whether forward could take other steps in training than in evaluation.
+    """Whether forward could run other ops in training than in evaluation.
 
     Leaf modules do as they are told by the trace. If nothing else in the model names the mode,
-    one run at other widths in training mode stands for two: were its steps not those of evaluation,
-    it would not agree with the graph.
+    one run at other widths in training mode stands for two: with other ops than in evaluation it
+    would not agree with the graph.
     """
     modules = model.named_modules()
     return may_ask_for_the_mode(m for name, m in modules if not (name and is_leaf(m)))
@@ -133,7 +133,7 @@ def _best(model: nn.Module, runs: Sequence[Trace]) -> _Analysis:
 
 
 class _Analysis:
-    """One pass over the recorded runs of a model's forward."""
+    """One pass over the traces of a model's forward."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class _Analysis:
             self.graph.aliases[name] = names.get(id(module), name)  # not that of a wrapper
 
     def run(self, runs: Sequence[Trace]) -> _Analysis:
-        """Follows the channels through all of the runs."""
+        """Follows the channels through all traces."""
         for trace in runs:
             self.refusals = {**trace.recorder.strays, **self.refusals}
             self.graph.assigned += trace.recorder.assigned
@@ -193,7 +193,7 @@ class _Analysis:
         ]
 
     def tried(self, runs: Sequence[Trace]) -> tuple[Trial, ...]:
-        """What there is to try out at other widths: the second run is in training mode."""
+        """The trials for other widths; the second run is in training mode."""
         pairs = enumerate(zip(runs, self.values, strict=True))
         return tuple(
             Trial(self.graph, self.held, run.steps, values, training=index > 0)

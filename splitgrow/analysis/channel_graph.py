@@ -1,4 +1,4 @@
-"""The channel graph: which layers' widths belong together, and what cannot grow and why.
+"""The channel graph: the layers whose widths grow together, and those that cannot grow, and why.
 
 The graph outlives growth: when a group gains units, every axis on which it lies gets longer, and
 nothing else changes.
@@ -20,7 +20,7 @@ class LayerNode:
 
     Attributes:
         name: Its module path.
-        kind: The name of its stock type, such as ``Conv2d``.
+        kind: The name of its stock layer's class, such as ``Conv2d``.
         sized: Whether its width can be asked for.
         ins: The axis of its input channels.
         outs: The axis of its output channels.
@@ -57,12 +57,12 @@ class ChannelGraph:
     Attributes:
         groups: The store of groups.
         nodes: The layers by module path, in order of execution.
-        aliases: For every path of a module the one that it goes by.
+        aliases: For every path of a module the one by which it is known.
         numbers: The numbers that modules hold and that follow widths.
         silent: The groups whose new units start as zeros.
         outputs: The axes of the tensors that the model returns.
         touched: The layers whose tensors forward uses outside of their calls.
-        assigned: The paths at which forward itself puts modules, and what these are like.
+        assigned: The paths at which forward itself puts modules, with the likeness of these.
     """
 
     groups: Groups = field(default_factory=Groups)
@@ -94,16 +94,16 @@ class ChannelGraph:
         return tuple(run.group in self.silent for run in runs if run.group in growth)
 
     def multiplicity(self, axis: Axis, group: int) -> int:
-        """How many positions an axis gains for each unit that a group gains."""
+        """The number of positions that an axis gains for each unit that a group gains."""
         runs = self.groups.resolve(axis)
         return sum(run.repeat for run in runs if run.group == group)
 
     def step(self, node: LayerNode) -> int:
-        """The smallest number of units that a layer can grow by; 0 if it cannot grow."""
+        """The smallest number of units by which a layer can grow; 0 if it cannot grow."""
         return min(self.steps(node).values(), default=0)
 
     def steps(self, node: LayerNode) -> dict[int, int]:
-        """By how much a layer grows for each unit of a group, the group at its end first."""
+        """The growth of a layer for each unit of a group, the group at its end first."""
         groups = self.growing_groups(node.outs)
         return {group: self.multiplicity(node.outs, group) for group in groups}
 

@@ -1,4 +1,4 @@
-"""Which tensors were made while a model ran."""
+"""The tensors that were made while a model ran."""
 
 from __future__ import annotations
 

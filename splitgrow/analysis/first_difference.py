@@ -1,4 +1,4 @@
-"""Finding where two runs of a model first differ in their values, to name the place."""
+"""The place at which two runs of a model first differ in their values."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from splitgrow.layers.split_layer import stock
 from splitgrow.utils.source_lines import place_of_caller
 
 Value = tuple[str, str, Tensor | None]
-"""What made a value, where, and the value; None for what is no tensor."""
+"""The op that made a value, its place, and the value; None for a result that is no tensor."""
 
 
 class ValueWatch(TorchFunctionMode):
-    """Takes down what leaf modules and functions give, in the order in which they run.
+    """Notes the results of leaf modules and functions, in the order in which they run.
 
     Args:
-        model: The model that is about to run. Its hooks must be put back afterwards, which
+        model: The model that is about to run. Its hooks must be restored afterwards, which
             `outputs_of` does.
         seen: Is given each value.
     """
@@ -75,12 +75,12 @@ def first_difference(
 ) -> str:
     """Where a run first gives other values than one before; empty if that cannot be told.
 
-    Values that have other shapes are passed over: they are what has grown.
+    Values of other shapes are passed over: these have grown.
 
     Args:
         run: Runs the model, and gives each value to the function that it is given.
         before: The values of the run before.
-        tolerance: What is rounding.
+        tolerance: The largest difference that is rounding.
     """
     found: list[str] = []
     earlier = iter(before)

@@ -1,4 +1,4 @@
-"""Modules that are taken down as one op, as they are and as they would be at other sizes."""
+"""Modules that are traced as one op, as they are and as they would be at other sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEAF_NUMBERS = frozenset(_LEAF_NUMBERS.split())
 
 @dataclass(frozen=True)
 class Wider:
-    """A model with other widths than it has, to be recorded as if it had them.
+    """Other widths for a model, which is traced as if it had them.
 
     Attributes:
         sizes: The numbers of input and output channels of layers, by module path.
@@ -36,7 +36,7 @@ class Wider:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is taken down as one op, not looked into."""
+    """Whether a module is traced as one op, and not looked into."""
     return (
         isinstance(module, SplitLayer)
         or layer_type_of(module) is not None
@@ -45,14 +45,14 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 def shallow(module: nn.Module) -> nn.Module:
-    """A module with the same attributes, which keeps them when the other's are changed."""
+    """A module with the same attributes, which keeps them when those of the first change."""
     same: nn.Module = object.__new__(type(module))
     same.__dict__.update(module.__dict__)
     return same
 
 
 def run_without_values(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a layer of the meta device makes of fake tensors of another device."""
+    """The result of a layer of the meta device on fake tensors of another device."""
     device = next(arg.device for arg in args if isinstance(arg, Tensor))
     own = (*layer.named_parameters(), *layer.named_buffers())
     tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in own}
@@ -60,7 +60,7 @@ def run_without_values(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 
 
 def run_in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Runs a leaf module: only shapes count, and its statistics must not be updated."""
+    """Runs a leaf module in evaluation mode: only shapes count, and its statistics stay."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         for part, _ in modes:
@@ -90,10 +90,10 @@ _NUMBERED = (nn.Linear, nn.GroupNorm, nn.modules.conv._ConvNd, nn.modules.batchn
 
 
 def as_if_resized(module: nn.Module, sizes: tuple[int, int]) -> nn.Module:
-    """What answers for a layer's numbers and tells its results' shapes at other sizes.
+    """A module that gives a layer's numbers and the shapes of its results at other sizes.
 
-    Of torch's own layers it is a look-alike with the tensors that the layer has, since making even
-    a layer without values takes longer than all else that is done with it: it is not to be run.
+    For torch's own layers it is a look-alike with the tensors that the layer has: to make even a
+    layer without values takes longer than all else that is done with it. It is not to be run.
     """
     layer: Any = stock(module)
     entry = layer_type_of(layer)

@@ -1,4 +1,4 @@
-"""Trying other choices where several numbers could follow a width, for the model as a whole."""
+"""Trials of other choices where several numbers could follow a width, for the whole model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.ops.op import Choice
 
 MOST_TRIES = 8
-"""How often a model is followed again for the sake of choices, however many there are."""
+"""The most times that a model is followed again, for any number of choices."""
 
 
 class Followed(Protocol):
@@ -31,11 +31,11 @@ F = TypeVar("F", bound=Followed)
 def best_of(follow: Callable[[Mapping[str, int]], F]) -> F:
     """The way of following a model that lets most layers grow.
 
-    Where a number that was taken to follow a width cannot, another is tried: first everywhere at
-    once, then by one line of the user's source after the other.
+    Where a number that was chosen to follow a width cannot, another is tried: first everywhere at
+    once, then at one line of the user's source after the other.
 
     Args:
-        follow: Follows the model, taking to the given one of the numbers at each place.
+        follow: Follows the model, with the given choice of a number at each place.
     """
     best = follow({})
     tried: list[Mapping[str, int]] = [{}]
@@ -52,7 +52,7 @@ def best_of(follow: Callable[[Mapping[str, int]], F]) -> F:
 def other_ways(
     choices: Sequence[Choice], made: Mapping[str, int], groups: Groups
 ) -> Iterator[dict[str, int]]:
-    """Other choices that might let more grow than those that were made."""
+    """Other choices that might let more layers grow than those that were made."""
     rests = {choice.place: choice.rest for choice in choices if choice.rest is not None}
     if rests:
         yield {**made, **rests}

@@ -1,7 +1,7 @@
-"""Running a model without leaving a trace, and telling whether two runs gave the same.
+"""Runs of a model that leave it as it was, and whether two runs gave the same outputs.
 
-What counts as the same follows from the dtype, and where that is exceeded from what rounding does
-to the model at hand, which is measured.
+The dtype sets the tolerance. Where two runs differ by more, the effect of rounding on the model at
+hand is measured, and sets it.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.steady_runs import Noise, Steady
 
 _BASE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
-"""Differences, relative to the largest value, that are rounding without further question."""
+"""Differences, relative to the largest value, that are rounding without a measurement."""
 _EXACT = 1e-12
 _TIMES = 32.0
-"""How many times the effect of one unit in the last place still is rounding."""
+"""The multiple of the effect of one unit in the last place that still is rounding."""
 _CHAOS = 0.3
-"""A model that rounding alone moves by so much cannot be compared with anything."""
+"""Outputs that rounding alone moves by so much cannot be compared."""
 
 
 class NotRunnableError(Exception):
-    """The model has no values, or does not run on the inputs, or gives what cannot be looked at."""
+    """The model has no values, does not run on the inputs, or its outputs cannot be looked at."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether two runs gave the same.
+    """Whether two runs gave the same outputs.
 
     Attributes:
         difference: The largest, relative to the largest value of its output; infinite where shapes
             differ, or one run gave NaN or infinity where the other did not.
-        tolerance: What is rounding.
-        checkable: Whether anything can be told: not of a model that is random, or that rounding
-            alone moves as far.
+        tolerance: The largest difference that is rounding.
+        checkable: Whether the runs can be compared: not those of a random model, or of one that
+            rounding alone moves as far.
     """
 
     difference: float
@@ -63,7 +63,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether the runs gave the same up to rounding, as far as that can be told."""
+        """Whether the runs gave the same outputs up to rounding, as far as that can be told."""
         return not self.checkable or self.difference <= self.tolerance
 
 
@@ -98,23 +98,23 @@ def outputs_of(  # noqa: PLR0913
     watch: AbstractContextManager[Any] | None = None,
     touched: Container[str] = (),
 ) -> list[Tensor]:
-    """The tensors in what a model gives, without a trace of the run.
+    """The tensors in a model's output, from a run that leaves the model as it was.
 
-    Hooks run, since they may change what comes out. Random draws are held at constants. No
-    gradients are recorded. Model, buffers, flags and random states are afterwards as they were.
+    Hooks run, since they may change the output. Random draws are constants. No gradients are
+    recorded. Model, buffers, flags and random states are afterwards as they were.
 
     Args:
-        undo: Puts back what the run disturbs.
+        undo: Restores all that the run disturbs.
         model: Any module.
         inputs: The positional arguments of a call; forward may write into copies of them.
         training: Whether to run in training mode.
-        noisy: Whether every sum is to come out one unit in the last place off.
+        noisy: Whether every sum is moved by one unit in the last place.
         hooks: Whether the modules' hooks are to run.
         watch: Is entered around the run, once attributes are kept.
         touched: The layers whose tensors forward uses outside of their calls, and may write into.
 
     Raises:
-        NotRunnableError: If the model does not run, or what it gives cannot be looked at.
+        NotRunnableError: If the model does not run, or its output cannot be looked at.
         MemoryError: If there is too little memory.
     """
     modules = list(model.modules())
@@ -137,7 +137,7 @@ def outputs_of(  # noqa: PLR0913
 def _looked_at(
     model: nn.Module, given: tuple[Any, ...], within: tuple[AbstractContextManager[Any], ...]
 ) -> list[Tensor]:
-    """The tensors in what a model gives.
+    """The tensors in a model's output.
 
     Raises:
         NotRunnableError: As `outputs_of`.
@@ -159,8 +159,8 @@ def _looked_at(
 def _use_copies_(model: nn.Module, touched: Container[str], *, training: bool) -> None:
     """Lets forward write into copies.
 
-    Layers of a known type write into their statistics only, and large weights are not copied for
-    nothing.
+    Layers of a known type write into their statistics only, and large weights are not copied
+    without need.
     """
     for name, module in model.named_modules():
         own = module.__dict__
@@ -173,7 +173,7 @@ def _use_copies_(model: nn.Module, touched: Container[str], *, training: bool) -
 
 
 def hooked(model: nn.Module) -> list[str]:
-    """The modules with hooks of the user's that may change what a call gives."""
+    """The modules with hooks of the user that may change the result of a call."""
     names = []
     for name, module in model.named_modules():
         before = module._forward_pre_hooks.values()  # noqa: SLF001
@@ -183,7 +183,7 @@ def hooked(model: nn.Module) -> list[str]:
 
 
 def leading(tensors: Iterable[Tensor], like: Iterable[Tensor]) -> list[Tensor]:
-    """Of each tensor the leading part that is as large as another; all of it if there is none."""
+    """The leading part of each tensor, as large as its partner; all of it if there is none."""
     found = []
     for tensor, other in zip(tensors, like, strict=False):
         fits = tensor.dim() == other.dim() and all(
@@ -197,7 +197,7 @@ def difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest difference of two lists of tensors, relative to the largest value of its tensor.
 
     Infinite where their number, shapes or types differ, or where one is NaN or infinite and the
-    other is not the same. Whole numbers and flags count as different by the share that differs.
+    other is not the same. Integers and flags differ by the share of unequal ones.
     """
     if len(actual) != len(expected):
         return math.inf
@@ -228,7 +228,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """A tensor with strides, whatever its layout."""
+    """A tensor with strides, from one of any layout."""
     if tensor.is_quantized:
         return tensor.dequantize()
     return tensor.to_dense() if tensor.layout is not torch.strided else tensor
@@ -237,13 +237,13 @@ def _plain(tensor: Tensor) -> Tensor:
 def compared(
     actual: Sequence[Tensor], expected: Sequence[Tensor], noisy: Callable[[], list[Tensor]]
 ) -> Comparison:
-    """Whether two runs gave the same, up to rounding.
+    """Whether two runs gave the same outputs, up to rounding.
 
     Args:
-        actual: What one run gave.
-        expected: What the other gave.
-        noisy: Gives what the first run gives with rounding noise. It is asked for only where the
-            runs differ by more than goes without question.
+        actual: The outputs of the one run.
+        expected: The outputs of the other.
+        noisy: Gives the outputs of the first run with rounding noise. It is called only where the
+            runs differ by more than the dtype allows.
     """
     found = difference(actual, expected)
     dtypes = {tensor.dtype for tensor in expected}

@@ -1,7 +1,7 @@
 """Results of common ops on tensors without values, known without running the ops.
 
-A fake tensor's way through torch's dispatcher takes a hundred microseconds and more. Where no more
-is asked for than a tensor of a shape that is known, it is made directly.
+A fake tensor's way through torch's dispatcher takes a hundred microseconds and more. A result of a
+known shape is made directly instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from splitgrow.layers.types import layer_type_of
 def result_of_op(
     name: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Tensor | None:
-    """The result of a function or method, where it is like the tensors among its arguments.
+    """The result of a function or method that is like the tensors among its arguments.
 
     Args:
         name: The function's name.
@@ -39,9 +39,9 @@ def result_of_op(
 
 
 def _are_alike(operands: Sequence[Any]) -> bool:
-    """Whether operands are plain tensors of one shape and type, but for numbers after the first."""
+    """Whether operands are plain tensors of one shape and type, or numbers after the first."""
     first = operands[0]
-    with torch._C.DisableTorchFunction():  # noqa: SLF001 - what is read here is no step
+    with torch._C.DisableTorchFunction():  # noqa: SLF001 - reads here are no ops
         if torch.is_grad_enabled() or not first.is_floating_point() or not first.is_contiguous():
             return False
         if _autocast(first.device.type):
@@ -58,11 +58,11 @@ def _are_alike(operands: Sequence[Any]) -> bool:
 
 
 def result_of_leaf(module: nn.Module, args: Sequence[Any]) -> Tensor | None:
-    """What a leaf module makes of a fake tensor, where its shape is known without running it."""
+    """A leaf module's result on a fake tensor, where the shape is known without a run."""
     x = args[0] if len(args) == 1 else None
     if not isinstance(x, FakeTensor) or isinstance(module, SplitLayer):
         return None
-    with torch._C.DisableTorchFunction():  # noqa: SLF001 - what is read here is no step
+    with torch._C.DisableTorchFunction():  # noqa: SLF001 - reads here are no ops
         if _autocast(x.device.type):
             return None
         entry, weight = layer_type_of(module), getattr(module, "weight", None)

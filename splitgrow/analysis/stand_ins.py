@@ -1,8 +1,8 @@
-"""What stands for a model's tensors and layers while a run of it is recorded.
+"""Stand-ins for a model's tensors and layers while a run of it is traced.
 
-Tensors are copies, so that forward may write into them. Each layer that is taken down as one op is
-represented, wherever growth could put another in its place, by a look-alike: whoever reaches the
-layer itself nevertheless reaches it in a way that growth would miss.
+Tensors are copies, so that forward may write into them. A look-alike stands for each layer that is
+traced as one op, wherever growth could put another in its place: code that still reaches the layer
+itself reaches it in a way that growth would miss.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def clone(tensor: Tensor) -> Tensor:
 
 
 def set_mode_(module: nn.Module, *, training: bool) -> None:
-    """Sets the mode of one module. Its attributes must be put back afterwards."""
+    """Sets the mode of one module. Its attributes must be restored afterwards."""
     own = module.__dict__
-    if "training" in own:  # what assigning to it comes to, without a search for tensors
+    if "training" in own:  # as an assignment would, without a search for tensors
         own["training"] = training
     else:
         module.training = training
@@ -43,13 +43,13 @@ def use_copies_(
     owners: dict[int, str],
     copied: Callable[[Tensor], Tensor],
 ) -> None:
-    """Lets forward write into copies; the originals are put back with the other attributes.
+    """Lets forward write into copies; the originals are restored with the other attributes.
 
-    A leaf is run in evaluation mode if at all, where it writes into nothing of its own.
+    A leaf runs in evaluation mode if at all, in which it writes into none of its tensors.
 
     Args:
         modules: The model's modules.
-        leaves: Those that are taken down as one op.
+        leaves: Those that are traced as one op.
         owners: Learns the paths of the copies, by their ids.
         copied: Makes a copy.
     """
@@ -60,7 +60,7 @@ def use_copies_(
 
 
 def tensors_held(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """The tensors that a module holds itself, each with the dictionary and the name that it has."""
+    """The tensors that a module holds itself, each with its dictionary and its name."""
     own = module.__dict__
     return [
         (store, key, tensor)
@@ -102,9 +102,9 @@ class Copies:
 
 
 def refuse_without_memory(*values: Any) -> None:
-    """Makes sure that tensors have the values that they claim, since reading them would crash.
+    """Checks that tensors have the values that they claim, since to read them would crash.
 
-    Code that torch cannot see makes one of the memory of a fake tensor, which is at no address.
+    Code that torch cannot see makes such a tensor of the memory of a fake one, at no address.
 
     Raises:
         RuntimeError: If one has none.
@@ -112,7 +112,7 @@ def refuse_without_memory(*values: Any) -> None:
     for value in values:
         if type(value) is Tensor and value.layout is torch.strided and not value.is_meta:
             with torch._C.DisableTorchFunction(), suppress(RuntimeError):  # noqa: SLF001
-                # What torch.func wraps has no storage, and says so.
+                # A tensor that torch.func wraps has no storage, and raises.
                 empty = value.numel() and not value.data_ptr()
                 if empty:
                     break
@@ -129,7 +129,7 @@ def stand_in_(model: nn.Module, stand_ins: Mapping[nn.Module, nn.Module], undo: 
 
 
 def otherwise_reached(name: str, place: str) -> str:
-    """Why a layer that was reached itself cannot grow."""
+    """Why a layer cannot grow that forward reached past its stand-in."""
     return (
         f"forward reaches it at {place} otherwise than as `{name}` (through a closure, a tuple, a "
         f"stored method or another object that holds it), where growth could not replace it; have "
@@ -138,7 +138,7 @@ def otherwise_reached(name: str, place: str) -> str:
 
 
 def told_apart(error: Exception) -> str:
-    """Why layers cannot grow for which nothing else may stand: forward then fails so."""
+    """Why layers cannot grow for which nothing may stand in: forward then fails so."""
     place = place_of_error(error.__traceback__)
     return (
         f"forward tells its layers by what objects they are, and fails when another is in a "

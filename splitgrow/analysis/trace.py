@@ -1,4 +1,4 @@
-"""The record of one run of a forward: its ops, and what stands for tensors and numbers in it."""
+"""The trace of one run of forward: its ops, and the references to tensors and numbers in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from splitgrow.analysis.channels.tracked_int import Tracked
 
 
 class Source(Enum):
-    """What a step is that no op made."""
+    """The origin of a step that no op made."""
 
     INPUT = "an input of the model"
     TENSOR = "a tensor of the model, or one that was there before"
@@ -22,7 +22,7 @@ class Source(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """Stands for what a step results in, or for a part of it.
+    """Stands for the result of a step, or for a part of it.
 
     Attributes:
         step: The number of the step.
@@ -35,10 +35,10 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One op of a recorded run.
+    """One op of a trace.
 
     Attributes:
-        name: What the user would call it: ``add``, ``Conv2d``.
+        name: The user's name for it: ``add``, ``Conv2d``.
         target: The function, the module's type, the method's name, or a `Source`.
         args: Positional arguments, with a `Ref` for each tensor and tracked number.
         kwargs: Named arguments, likewise.
@@ -57,7 +57,7 @@ class Step:
 
 
 def refs_in(value: Any) -> Iterator[Ref]:
-    """What stands for tensors and tracked numbers in arguments and the tuples and lists in them."""
+    """The references in arguments, and in the tuples and lists in them."""
     if isinstance(value, Ref):
         yield value
     elif isinstance(value, (tuple, list)):

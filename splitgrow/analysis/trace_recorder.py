@@ -1,4 +1,4 @@
-"""What takes a run of a model's forward down: each op, each tensor, each number of a shape."""
+"""Traces a run of a model's forward: each op, each tensor, each number of a shape."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from splitgrow.utils.source_lines import place_of_caller
 
 
 class TraceRecorder(TorchFunctionMode):
-    """Takes down every op that runs while it is active."""
+    """Traces every op that runs while it is active."""
 
     def __init__(self, wider: Wider | None = None) -> None:
         super().__init__()
@@ -55,26 +55,26 @@ class TraceRecorder(TorchFunctionMode):
         """The path of the leaf module that is running."""
         self._active = True
         self.hashable: frozenset[str] = frozenset()
-        """The lines where tracked numbers are hashed, which is the end of what is known of them."""
+        """The lines where tracked numbers are hashed; from there on they are mere values."""
         self.refused = ""
-        """The last line where one was to be hashed, and was not."""
+        """The last line where a hash of one was asked for and refused."""
         self.created = CreatedTensors()
         """The tensors that were made in a run on real values."""
         self.leaves: Container[nn.Module] = ()
-        """The modules that are taken down as one op."""
+        """The modules that are traced as one op."""
         self.standing_in = False
         """Whether look-alikes are to stand for the leaf modules."""
         self.stand_ins: dict[nn.Module, nn.Module] = {}
-        """What stands for each leaf module where growth could replace it."""
+        """The look-alike of each leaf module, where growth could replace it."""
         self.strays: dict[str, str] = {}
-        """Why leaf modules cannot grow that forward reached in some other way."""
+        """Why leaf modules cannot grow that forward reached past their look-alikes."""
         self.assigned: tuple[tuple[str, str], ...] = ()
-        """Where forward put modules of its own, and what these are like."""
+        """The paths at which forward put modules of its own, with the likeness of these."""
 
     # -- before and after ------------------------------------------------------------------------
 
     def know(self, modules: Modules) -> None:
-        """Learns the paths of the model's tensors, and which modules are taken down as one op."""
+        """Learns the paths of the model's tensors, and the modules that are traced as one op."""
         self.leaves = {module for name, module in modules if name and is_leaf(module)}
         for name, module in modules:
             for store in (module._parameters, module._buffers):  # noqa: SLF001
@@ -83,16 +83,16 @@ class TraceRecorder(TorchFunctionMode):
                         self.owners.setdefault(id(tensor), f"{name}.{key}".removeprefix("."))
 
     def given(self, inputs: Mapping[str, Any]) -> None:
-        """Takes down the inputs, by the names of forward's arguments, as the first steps."""
+        """Traces the inputs, by the names of forward's arguments, as the first steps."""
         for name, value in inputs.items():
             for leaf in pytree.tree_leaves(value):
                 if isinstance(leaf, Tensor):
                     self._note(leaf, self._add("input", Source.INPUT, (name,), {}, leaf))
 
     def prepare(self, modules: Modules) -> None:
-        """Puts itself between the model and its leaf modules, and behind every number it holds.
+        """Puts itself between the model and its leaf modules, and tracks every number it holds.
 
-        The attributes of the model must be put back afterwards.
+        The attributes of the model must be restored afterwards.
         """
         below_a_leaf: set[nn.Module] = set()
         for name, module in modules:
@@ -117,7 +117,7 @@ class TraceRecorder(TorchFunctionMode):
                         own[key] = self._tracked_attribute(name, key, value)
 
     def _show(self, name: str, shown: nn.Module, module: Any, forward: Any, stray: Any) -> None:
-        """Has a leaf module, or what stands for it, tell what becomes of it."""
+        """Makes a leaf module, or its look-alike, report its calls and the uses of its numbers."""
         own = module.__dict__
         own["forward"] = forward
         for key in LEAF_NUMBERS & own.keys():
@@ -173,7 +173,7 @@ class TraceRecorder(TorchFunctionMode):
         return type(value)(items)
 
     def finish(self, output: Any) -> None:
-        """Takes down what the model returns, and lets go of everything."""
+        """Traces the output of the model, and forgets all tensors."""
         try:
             tensors = [self._ref(tensor) for tensor in tensors_in(output)]
             self._add("output", Source.OUTPUT, (tensors,), {}, None)
@@ -204,11 +204,11 @@ class TraceRecorder(TorchFunctionMode):
         if target is None:
             return result
         recorded = self._record(name, target, seen, kwargs, result)
-        # What these return must be no subclass of int, which Python would turn into one anyhow.
+        # These must return no subclass of int: Python would turn it into an int anyhow.
         return result if name in ("int", "index", "len") else recorded
 
     def _keep_shape(self, tensor: FakeTensor, shape: Any) -> None:
-        """Has the step that made a tensor show the shape that it had: it is turned in place."""
+        """Keeps the former shape of a tensor that is turned in place, in the step that made it."""
         ref = self.known(tensor)
         if ref is not None:
             step, shown = self.steps[ref.step], without_values(tensor, shape)
@@ -216,7 +216,7 @@ class TraceRecorder(TorchFunctionMode):
             self.steps[ref.step] = replace(step, example=example)
 
     def number(self, target: Any, args: tuple[Any, ...], value: Any, name: str = "") -> Any:
-        """Takes down what is computed with tracked numbers.
+        """Traces a computation with tracked numbers.
 
         Raises:
             TypeError: If a number is to be hashed where that is not allowed.
@@ -247,7 +247,7 @@ class TraceRecorder(TorchFunctionMode):
         return Ref(len(self.steps) - 1)
 
     def _note(self, value: Any, ref: Ref) -> Any:
-        """Remembers what the tensors of a result are; its numbers come back tracked."""
+        """Remembers the step of each tensor of a result, and returns its numbers tracked."""
         if isinstance(value, Tensor):
             self._known[id(value)] = (TensorWeakRef(value), ref)
         elif type(value) is int:
@@ -261,12 +261,12 @@ class TraceRecorder(TorchFunctionMode):
         return value
 
     def known(self, leaf: Any) -> Ref | None:
-        """What a tensor is in the record; None if it is none, or not in it."""
+        """The reference to a tensor in the trace; None if it is no tensor, or not in the trace."""
         found = self._known.get(id(leaf))
         return found[1] if found is not None and found[0]() is leaf else None
 
     def _ref(self, leaf: Any) -> Any:
-        """What stands for a value in the record."""
+        """The reference that stands for a value in the trace."""
         if isinstance(leaf, Tracked):
             if leaf.keeper is not self:
                 return int.__int__(leaf)

@@ -1,8 +1,8 @@
 """Traces one run of a model's forward: the ops that it runs, in order, with their places.
 
-The model runs on the example inputs as it is, with fake tensors that have shapes but no values, so
-control flow on shapes is simply followed. Where forward asks for values, it runs on real ones. The
-record names every op, every tensor and every number taken from a shape or an attribute.
+The model runs on the example inputs as it is, with fake tensors that have shapes but no values. So
+the trace follows control flow on shapes. Where forward asks for values, it runs on real ones. The
+trace names every op, every tensor and every number taken from a shape or an attribute.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Options(TypedDict):
 
 @dataclass(frozen=True)
 class Trace:
-    """The ops of one run, whether it ran on fake tensors, and what took it down."""
+    """The ops of one run, whether it ran on fake tensors, and its recorder."""
 
     steps: list[Step]
     fake: bool
@@ -56,7 +56,7 @@ def record_wider(
     """The ops of a run on fake tensors, as if the model had other widths.
 
     Raises:
-        Exception: Whatever forward raises at those widths.
+        Exception: Any exception that forward raises at those widths.
     """
     options: _Options = {"training": training, "fake": True, "standing_in": False}
     _, found = _taken_down(model, inputs, lambda: TraceRecorder(wider), options)
@@ -74,19 +74,19 @@ def trace_model(
 ) -> Trace:
     """The ops of one run of the model's forward on the example inputs.
 
-    Pure: the model, its buffers and hooks and the random number generators are afterwards as they
-    were.
+    Pure: the model, its buffers, its hooks and the random number generators are afterwards as
+    they were.
 
     Args:
         model: Any module.
         inputs: The positional arguments of an example call.
         training: Whether to run in training mode.
-        make: Makes what takes the run down; by default a `TraceRecorder`.
+        make: Makes the recorder; by default a `TraceRecorder`.
 
     Raises:
         ValueError: If the model does not run on the inputs.
         TraceError: If it does not run on tensors without values, and there are no others.
-        UnsupportedLayerError: If a layer is not what it was registered as.
+        UnsupportedLayerError: If a layer does not fit its registered layer type.
         MemoryError: If there is too little memory.
     """
     _check_signature(model, inputs)
@@ -120,13 +120,13 @@ def _taken_down(
     make: Callable[[], TraceRecorder],
     options: _Options,
 ) -> tuple[TraceRecorder, list[Step] | Exception]:
-    """What takes a run down, and the ops or what forward raises.
+    """The recorder of a run, and the ops or the exception of forward.
 
-    A number that is hashed, as a key, is a mere value from there on. Some code (einops) can do
-    without. So numbers have no hash at first, and are given one at those lines that need it.
+    A number that is hashed, as a key, is a mere value from there on. Some code (einops) works
+    without a hash. So numbers have none at first, and get one at the lines that need it.
 
     Raises:
-        UnsupportedLayerError: If a layer is not what it was registered as.
+        UnsupportedLayerError: If a layer does not fit its registered layer type.
         MemoryError: If there is too little memory.
     """
     hashable: frozenset[str] = frozenset()
@@ -137,7 +137,7 @@ def _taken_down(
             return recorder, _run(model, inputs, recorder, **options)
         except (MemoryError, UnsupportedLayerError):  # no fault of forward's
             raise
-        except Exception as error:  # noqa: BLE001 - whatever forward raises
+        except Exception as error:  # noqa: BLE001 - forward may raise any
             if not recorder.refused:
                 return recorder, error
         hashable |= {recorder.refused}

@@ -1,4 +1,4 @@
-"""Whether a model's code asks if it is training, as far as that can be read in the code."""
+"""Whether a model's code asks if it is training, as far as its code tells."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _METHODS = (FunctionType, MethodType, staticmethod, classmethod, property)
 def may_ask_for_the_mode(modules: Iterable[nn.Module]) -> bool:
     """Whether the modules' code, or functions that it calls by name, say `training`.
 
-    It reads Python's own functions only. What is reached in other ways, as a method of an object
-    or compiled, is not read.
+    It reads Python's own functions only. It does not read code that is reached in other ways, as a
+    method of an object, or that is compiled.
     """
     for module in modules:
         cls: Any = type(module)
@@ -33,7 +33,7 @@ def may_ask_for_the_mode(modules: Iterable[nn.Module]) -> bool:
 
 
 _READ: WeakKeyDictionary[type[nn.Module], bool] = WeakKeyDictionary()
-"""What was read in each class, as long as there is that class."""
+"""The answer for each class, as long as the class exists."""
 
 
 def _class_names_the_mode(cls: type[nn.Module]) -> bool:
@@ -50,7 +50,7 @@ def _class_names_the_mode(cls: type[nn.Module]) -> bool:
 
 
 def _names_the_mode(member: Any) -> bool:
-    """Whether a function names it, or one that it wraps, holds or finds among its globals."""
+    """Whether a function names the mode, or one that it wraps, holds or finds among its globals."""
     seen: set[int] = set()
     pending = [member]
     while pending:

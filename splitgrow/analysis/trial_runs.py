@@ -1,9 +1,9 @@
-"""Trying a channel graph out: forward is recorded again as if all that can grow had grown.
+"""Trials of a channel graph: forward is traced again as if all that can grow had grown.
 
-Numbers are followed as far as Python lets them be: what `range`, indexing or a library makes of a
-width cannot be seen. So the run is repeated with every width one step larger, on fake tensors. It
-must take the same steps, with the same plain numbers, to the shapes that the graph foretells; what
-keeps it from doing so is fixed.
+The trace follows numbers as far as Python lets it: it cannot see the use of a width in `range`, in
+indexing or in a library. So the run is repeated with every width one step larger, on fake tensors.
+It must run the same ops, with the same plain numbers, to the shapes that the graph foretells; the
+groups that keep it from doing so are fixed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Trial:
         graph: The channel graph.
         numbers: The numbers that modules hold.
         steps: The steps of the run.
-        values: What the rules made of each step.
+        values: The results of the rules for each step.
         training: Whether narrower widths are to be tried out in training mode.
-        strict: Whether they must then agree in all that ops are given.
+        strict: Whether all arguments of ops must then agree.
     """
 
     graph: ChannelGraph
@@ -46,10 +46,10 @@ class Trial:
 
 
 def widens(model: nn.Module, inputs: tuple[Any, ...], trial: Trial, *, training: bool) -> bool:
-    """Whether forward does the same when all that can grow has grown.
+    """Whether forward runs the same ops when all that can grow has grown.
 
-    In training mode that is strict: also functions, texts and whatever else the ops are given must
-    be those of the run in evaluation mode.
+    In training mode that is strict: all other arguments of the ops, such as functions and texts,
+    must also be those of the run in evaluation mode.
     """
     growth = dict.fromkeys(growing_groups_in(trial.graph), 1)
     return not _difference(model, inputs, trial, growth, training=training, strict=training)
@@ -71,7 +71,7 @@ def fix_what_widening_breaks(model: nn.Module, inputs: tuple[Any, ...], trial: T
     graph = trial.graph
     while growing := growing_groups_in(graph):
         found = culprits_in(growing, difference)
-        if not found or difference(()):  # the run is never twice the same, so nothing can be told
+        if not found or difference(()):  # no two runs are the same, so nothing can be told
             return
         for group, reason in found.items():
             graph.groups.fix((Run(group, 1),), reason)
@@ -82,14 +82,14 @@ def narrowing_breaks(
 ) -> dict[int, str]:
     """The groups that forward would not follow if they had fewer units, each with the reason.
 
-    What holds at any greater width need not hold at a smaller one: a comparison may turn round, or
-    a dimension become one of size one.
+    A graph that holds at any greater width need not hold at a smaller one: a comparison may turn
+    round, or a dimension get size one.
 
     Args:
         model: The model. It is not changed.
         inputs: The positional arguments of the example call.
         trials: Its channel graph, and each run that this has to explain.
-        gone: How many units groups lose.
+        gone: The number of units that each group loses.
     """
     found: dict[int, str] = {}
     for trial in trials:
@@ -113,7 +113,7 @@ def _difference(
     training: bool,
     strict: bool,
 ) -> str:
-    """What forward does differently when groups have other widths; empty if nothing.
+    """The first difference in forward when groups have other widths; empty if there is none.
 
     Raises:
         MemoryError: If there is too little memory.
@@ -124,7 +124,7 @@ def _difference(
         steps = record_wider(model, inputs, wider, training=training)
     except MemoryError:  # no fault of the model's
         raise
-    except Exception as error:  # noqa: BLE001 - whatever forward raises at another width
+    except Exception as error:  # noqa: BLE001 - any, at another width
         return f"forward fails when it is {_compared(growth)}: {type(error).__name__}: {error}"
     place = _first_difference((trial.steps, trial.values), steps, grown, strict=strict)
     other = f"forward does something else when it is {_compared(growth)}, at {place}"
@@ -143,7 +143,7 @@ def growing_groups_in(graph: ChannelGraph) -> list[int]:
 def culprits_in(
     groups: Sequence[int], difference: Callable[[Sequence[int]], str]
 ) -> dict[int, str]:
-    """The groups whose growth makes a difference, with what it is; halved until they are found."""
+    """The groups whose growth makes a difference, with that; found by repeated halving."""
     reason = difference(groups)
     if not reason:
         return {}
@@ -170,7 +170,7 @@ def _wider(graph: ChannelGraph, grown: Groups, numbers: Sequence[HeldNumber]) ->
 def _first_difference(
     run: tuple[Sequence[Step], Sequence[Any]], wide: Sequence[Step], grown: Groups, *, strict: bool
 ) -> str:
-    """Where two runs first differ in what they do; empty if they do not."""
+    """The first difference between the ops of two runs; empty if there is none."""
     for one, value, other in zip(*run, wide, strict=False):
         same = (one.name, one.module) == (other.name, other.module)
         same = same and (one.target == other.target or not strict)
@@ -184,7 +184,7 @@ def _first_difference(
 def _alike(one: Any, other: Any, *, strict: bool) -> bool:
     """Whether arguments stand for the same.
 
-    Only numbers and what stands for tensors can tell if a width is used; strictly, all must agree.
+    Only numbers and references can tell if a width is used; strictly, all arguments must agree.
     """
     if isinstance(one, (Ref, bool, int, float, complex)) or isinstance(other, Ref):
         return type(one) is type(other) and bool(one == other)
@@ -202,7 +202,7 @@ def _alike(one: Any, other: Any, *, strict: bool) -> bool:
 
 
 _VALUES = (str, torch.device)
-"""What is the same if it is equal; of other things two that are equal may yet be different."""
+"""Types whose equal values are the same; equal values of other types may yet differ."""
 
 
 def _foretold(value: Any, example: Any, grown: Groups) -> bool:

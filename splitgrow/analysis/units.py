@@ -1,6 +1,6 @@
 """Where units lie: on the axes of the channel graph, and along the dimensions of tensors.
 
-Whoever gives units values, takes units out or asks what reads them goes by this.
+The code that gives units values, removes units or asks for their readers uses this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Unit(NamedTuple):
     """A unit, by a name that growth does not change.
 
     Attributes:
-        home: The number of its group; of a channel that the graph takes for constant, the path of
+        home: The number of its group; for a channel that the graph takes for constant, the path of
             the layer that makes it.
         nth: Its place in the group, or among the layer's constant channels.
     """
@@ -32,18 +32,18 @@ class Unit(NamedTuple):
 
 
 CONSTANT = Unit("", 0)
-"""Any channel that is read and that the graph takes for constant: it does not tell whose it is."""
+"""Any channel that is read and that the graph takes for constant: its maker is not known."""
 
 Place = tuple[Unit, int]
-"""A position of an axis: the unit that lies there, and which of the unit's positions it is."""
+"""A position of an axis: the unit that lies there, and its index among the unit's positions."""
 
 _Positions = TypeVar("_Positions", tuple[Place, ...], Tensor)
 
 
 class UnitNumbers:
-    """Numbers for units, by which tensors say something of each; 0 is `CONSTANT`.
+    """Numbers for units, by which tensors refer to them; 0 is `CONSTANT`.
 
-    The units of a group are numbered one after the other, once one of them is met.
+    The units of a group get consecutive numbers, once one of them is met.
 
     Args:
         groups: The store of groups.
@@ -85,13 +85,13 @@ class UnitNumbers:
 
     @property
     def order(self) -> tuple[Unit, ...]:
-        """The units that were met; the position here is a unit's number."""
+        """The units that were met; a unit's position here is its number."""
         return tuple(
             Unit(home, n) for home, (_, count) in self._homes.items() for n in range(count)
         )
 
     def marks(self, chosen: Iterable[Unit]) -> Tensor:
-        """Whether each unit that was met is among some."""
+        """Whether each unit that was met is among the chosen ones."""
         marks = torch.zeros(self._count, dtype=torch.bool)
         homes = ((self._homes[unit.home], unit.nth) for unit in chosen if unit.home in self._homes)
         marks[[start + nth for (start, count), nth in homes if nth < count]] = True
@@ -104,7 +104,7 @@ class UnitNumbers:
 
 
 def places_on(groups: Groups, axis: Axis, maker: str = "") -> tuple[Place, ...]:
-    """What lies on each position of an axis.
+    """The unit on each position of an axis.
 
     Args:
         groups: The store of groups.
@@ -127,13 +127,13 @@ def values_like(
     source: Callable[[Unit], Unit],
     before: Mapping[int, Sequence[Place]] | None = None,
 ) -> Tensor:
-    """A tensor whose units have the values of others, with all that makes and reads them.
+    """A tensor whose units have the values of others, along all dimensions on which units lie.
 
     Args:
         whole: The tensor that has the others.
-        places: What is to lie along the dimensions of the result.
-        source: Of a unit there the one that it is to be like.
-        before: What lies along the dimensions of `whole`; by default the same.
+        places: The units along the dimensions of the result.
+        source: Gives for a unit there the one that it is to be like.
+        before: The units along the dimensions of `whole`; by default the same.
     """
     for dim, along in places.items():
         at = {place: n for n, place in enumerate((before or places)[dim])}
@@ -154,7 +154,7 @@ def maker_of_inputs(node: LayerNode, module: nn.Module) -> str:
 def layer_places(
     groups: Groups, node: LayerNode, module: nn.Module
 ) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
-    """What lies on each position of a layer's input and output.
+    """The units on each position of a layer's input and output.
 
     Args:
         groups: The store of groups.
@@ -168,16 +168,16 @@ def layer_places(
 def along_tensors(
     module: nn.Module, ins: _Positions, outs: _Positions
 ) -> dict[str, dict[int, _Positions]]:
-    """What there is for each position of a layer's axes, along the dimensions of its tensors.
+    """Values for the positions of a layer's axes, along the dimensions of its tensors.
 
     Args:
-        module: The layer, or a grown one, of whose plain form the tensors are.
-        ins: What there is for each input position: places, or a tensor.
-        outs: The same for each output position.
+        module: The layer; of a grown one the tensors are those of its plain form.
+        ins: The values for the input positions: places, or a tensor.
+        outs: The same for the output positions.
 
     Returns:
-        By the tensors' names, for each dimension that runs along either. One of several equal
-        sections stands for all of them.
+        By the tensors' names, for each dimension along an axis. One of several equal sections
+        stands for all of them.
     """
     layer = stock(module)
     sides = {"in": ins, "out": outs}

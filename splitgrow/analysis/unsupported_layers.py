@@ -1,4 +1,4 @@
-"""Layers that cannot grow whatever the channel graph says."""
+"""Layers that cannot grow in any channel graph."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _name_beside(base: type, kind: type) -> str:
 
 
 def emptiness(entry: LayerType, sizes: tuple[int, int]) -> str:
-    """Why a layer of these sizes cannot grow, if it has nothing to grow from."""
+    """Why a layer of these sizes cannot grow, if it has no channels to grow from."""
     if sizes[1] and (sizes[0] or not entry.reads_channels):
         return ""
     what = "inputs" if sizes[1] else "units"
@@ -45,10 +45,10 @@ def emptiness(entry: LayerType, sizes: tuple[int, int]) -> str:
 
 
 def refusal_of(entry: LayerType, module: Stock) -> str:
-    """Why one layer cannot grow, as it is set up; empty if it can.
+    """Why one layer cannot grow with its settings; empty if it can.
 
-    `torch.nn.utils.weight_norm`, `spectral_norm` and `prune` take a parameter away and leave a
-    tensor in its place that they compute anew before each forward.
+    `torch.nn.utils.weight_norm`, `spectral_norm` and `prune` replace a parameter with a tensor that
+    they compute anew before each forward.
     """
     if "forward" in vars(module):
         return (
@@ -74,7 +74,7 @@ def refusal_of(entry: LayerType, module: Stock) -> str:
 
 
 def refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Layers that cannot grow whatever the graph says: shared weights, stray references."""
+    """Layers that cannot grow in any graph: those with shared weights or stray references."""
     found: dict[str, str] = {}
     owners: dict[int, tuple[str, str]] = {}
     for name, module in modules.items():
@@ -107,7 +107,7 @@ def refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
 def stray_references(
     modules: Mapping[str, nn.Module], known: Container[int]
 ) -> Iterator[tuple[str, str, nn.Module]]:
-    """Modules of the model that some module also holds where nothing could replace them."""
+    """Modules of the model that a module also holds where nothing could replace them."""
     for holder, module in modules.items():
         for attribute, container, _, held in held_by(module):
             if container is None and id(held) in known:

@@ -13,7 +13,7 @@ from splitgrow.utils.wrappers import is_sharded
 
 
 def refuse_unsupported(model: nn.Module) -> None:
-    """Makes sure that a model is one that can be made growable.
+    """Checks that a model can be made growable.
 
     Raises:
         UnsupportedModelError: If it is wrapped, compiled, scripted or uninitialised.
@@ -58,7 +58,7 @@ def _refuse_scripted(model: nn.Module) -> None:
 
 
 def refuse_unsupported_inputs(inputs: tuple[Any, ...]) -> None:
-    """Makes sure that example inputs are tensors whose shapes tell where channels are.
+    """Checks that the shapes of the example inputs tell where channels are.
 
     Raises:
         TypeError: If a tensor is nested or quantized.

@@ -13,7 +13,7 @@ class Infinities:
     """Notes the layers that read values that are not finite.
 
     Args:
-        layers: The layers by name. Their attributes must be put back afterwards.
+        layers: The layers by name. Their attributes must be restored afterwards.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
@@ -26,7 +26,7 @@ class Infinities:
             self._watch(name, layer)
 
     def __exit__(self, *error: object) -> None:
-        """Does nothing: the attributes are put back with all others."""
+        """Does nothing: the attributes are restored with all others."""
 
     def _watch(self, name: str, layer: nn.Module) -> None:
         own, call = vars(layer), layer.forward

@@ -27,7 +27,7 @@ def preserve_(model: nn.Module, undo: Undo) -> None:
 
     Args:
         model: Any module.
-        undo: Puts back the model, the random number generators and torch's modes.
+        undo: Restores the model, the random number generators and torch's modes.
     """
     modules = _modules_of(model)
     keep_random_states_(modules, undo)

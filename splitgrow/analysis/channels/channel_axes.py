@@ -17,8 +17,8 @@ from fractions import Fraction
 class Run:
     """A stretch of an axis: the units of one group, each on `repeat` neighbouring positions.
 
-    With `group` None it is a constant stretch of `repeat` positions that never grows; `reason` then
-    says why, where there is more to say than that it measures space or batch.
+    With `group` None it is a constant stretch of `repeat` positions that never grows. `reason` then
+    says why, if for another reason than that it measures space or batch.
     """
 
     group: int | None
@@ -35,7 +35,7 @@ def constant(length: int, reason: str = "") -> Axis:
 
 
 def scaled(axis: Axis, factor: int) -> Axis:
-    """The axis with each position drawn out to `factor` neighbouring ones."""
+    """The axis with each position repeated on `factor` neighbouring ones."""
     return tuple(replace(run, repeat=run.repeat * factor) for run in axis)
 
 
@@ -48,9 +48,9 @@ def groups_of(axis: Axis) -> list[int]:
 class Size:
     """A whole number taken from a shape: its value now, and how it changes with growth.
 
-    `slope[g]` is by how much the number rises for each unit that group `g` gains. An empty slope
-    is a number that stays as it is, such as one that the user wrote down. `axis` is the axis whose
-    length it is, where it is one.
+    `slope[g]` is the rise of the number for each unit that group `g` gains. A number with an empty
+    slope stays as it is, such as one that the user wrote down. `axis` is the axis whose length it
+    is, if there is one.
     """
 
     value: int

@@ -1,11 +1,11 @@
 """The algebra of channel axes: which stretches of an axis must grow together.
 
 Pure integers, no torch. A `Groups` store holds one entry for every group of channels that grow as
-one. Ops never guess. They state what must hold (`Groups.tie`, `Groups.cut`, `Groups.sections`,
-`Groups.bundle`, `Groups.equate`), and the store refines its groups until it does: a group is split
-in two, merged with another, or its units are bundled. Where no refinement can make it true under
-growth, the groups concerned are fixed, with a reason. Every refinement lowers the freedom to grow
-and none raises it, so a statement that was made once stays true.
+one. Ops never guess. They state constraints (`Groups.tie`, `Groups.cut`, `Groups.sections`,
+`Groups.bundle`, `Groups.equate`), and the store refines its groups until these hold: it splits a
+group in two, merges it with another, or bundles its units. Where no refinement makes a constraint
+hold under growth, the store fixes the groups concerned, with a reason. Every refinement lowers the
+freedom to grow and none raises it, so a constraint that was stated once stays true.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from splitgrow.analysis.channels.channel_axes import Axis, Run, Size, constant, 
 
 
 class Groups:
-    """The store of groups: their widths, what they were refined into, and why some are fixed."""
+    """The store of groups: their widths, their refinements, and the reasons why some are fixed."""
 
     def __init__(self) -> None:
         self._widths: list[int] = []
-        self._becomes: dict[int, Axis] = {}  # as it happened: reasons sit on the way
+        self._becomes: dict[int, Axis] = {}  # in order of refinement: reasons sit on the way
         self._resolved: dict[int, Axis] = {}  # the same in fewer steps
         self._reasons: dict[int, tuple[str, ...]] = {}
         self._numbers: set[int] = set()
@@ -62,7 +62,7 @@ class Groups:
         return run.repeat if run.group is None else run.repeat * self._widths[run.group]
 
     def is_fixed(self, group: int) -> bool:
-        """Whether a group of today can not grow."""
+        """Whether a group of today cannot grow."""
         return group in self._reasons
 
     def can_grow(self, axis: Axis) -> bool:
@@ -83,7 +83,7 @@ class Groups:
         return tuple(found)
 
     def size(self, axis: Axis) -> Size:
-        """The length of an axis as a number that knows how it changes with growth."""
+        """The length of an axis, as a number with its change under growth."""
         slope: dict[int, Fraction] = {}
         for run in axis:
             if run.group is not None:
@@ -101,12 +101,12 @@ class Groups:
         return self.resolve((Run(group, int(change)),)) if whole and change > 0 else None
 
     def is_free(self, size: Size) -> bool:
-        """Whether a number could follow a width but is tied to none yet: a module's attribute."""
+        """Whether a number, a module's attribute, could follow a width but is tied to none yet."""
         slope = self.slope(size)
         return bool(slope) and self._numbers.issuperset(slope)
 
     def slope(self, size: Size) -> dict[int, Fraction]:
-        """How a number changes with each group of today that is free to grow."""
+        """The change of a number with each group of today that is free to grow."""
         slope: dict[int, Fraction] = {}
         for group, change in size.slope.items():
             for run in self.resolve((Run(group, 1),)):
@@ -121,10 +121,10 @@ class Groups:
     # -- numbers that must be equal ---------------------------------------------------------------
 
     def equate(self, axis: Axis, size: Size, reason: str) -> bool:
-        """Makes the length of an axis equal a number now and after growth, if that can be done.
+        """Makes the length of an axis equal to a number now and after growth, if possible.
 
-        A number that measures another axis ties the two; a number that a module holds is tied to
-        this one. Nothing is stated, and the answer is False, where the number is written down.
+        A number that measures another axis ties the two. A number that a module holds is tied to
+        this one. A number that is written down states nothing, and the answer is False.
         """
         if self.same_size(self.size(axis), size):
             return True
@@ -140,7 +140,7 @@ class Groups:
         return self.same_size(self.size(axis), self.size(other))
 
     def settle(self, one: Size, other: Size, reason: str) -> None:
-        """Sees to it that two numbers compare after growth as they do now."""
+        """Makes two numbers compare after growth as they do now."""
         change = {group: Fraction(0) for group in (*self.slope(one), *self.slope(other))}
         for group, rise in self.slope(one).items():
             change[group] += rise
@@ -150,23 +150,23 @@ class Groups:
         if not any(change.values()) or (
             apart and all(rise * apart >= 0 for rise in change.values())
         ):
-            return  # they are equally far apart for ever, or ever further
+            return  # their distance stays or rises
         axis = self.axis_of(one)
         if apart or axis is None or not self.equate(axis, other, reason):
             self.fix_size(one, reason)
             self.fix_size(other, reason)
 
-    # -- stating what must hold ------------------------------------------------------------------
+    # -- constraints ------------------------------------------------------------------------------
 
     def new(self, width: int) -> Axis:
         """A new group of `width` units on an axis of its own."""
         return self._derived(width, ())
 
     def new_number(self, value: int) -> Axis:
-        """A new group for a number that a module holds: nothing has these units until it is tied.
+        """A new group for a number that a module holds; no axis has its units until it is tied.
 
-        Such a number can follow the width that it turns out to measure, and then does not stand in
-        the way of growth as one would that is written down.
+        Such a number can follow the width that it turns out to measure. A number that is written
+        down would prevent growth there.
         """
         return self._derived(value, (), number=True)
 
@@ -197,8 +197,8 @@ class Groups:
     def tie(self, one: Axis, other: Axis, reason: str) -> None:
         """Makes two axes of equal length grow alike, position by position.
 
-        Refines both until their runs match one to one; where they cannot (a unit that lies on two
-        neighbouring positions against one that lies on two distant ones), fixes what is in the way.
+        Refines both until their runs match one to one. Where they cannot (a unit on two
+        neighbouring positions against one on two distant ones), it fixes the groups in the way.
         """
         assert self.length(one) == self.length(other), (one, other)
         while True:
@@ -230,7 +230,7 @@ class Groups:
             ours, theirs = left.pop(), right.pop()
             if ours != theirs and not (ours.group is None and theirs.group is None):
                 return ours, theirs, position
-            # Constants can be cut anywhere at no cost: what is left of the longer one stays.
+            # Constants can be cut anywhere at no cost: the rest of the longer one stays.
             common = min(self._run_length(ours), self._run_length(theirs))
             if ours.repeat > theirs.repeat:
                 left.append(replace(ours, repeat=ours.repeat - common))
@@ -292,8 +292,8 @@ class Groups:
     def cut_at(self, axis: Axis, position: Size, reason: str) -> tuple[Axis, Axis]:
         """The axis before and from a position that may itself move as the axis grows.
 
-        A position that stays fixes what lies before it; one that keeps its distance from the end
-        fixes what lies behind it; a share of the axis, such as its half, makes the shares grow
+        A position that stays fixes the groups before it. One that keeps its distance from the end
+        fixes the groups behind it. A share of the axis, such as its half, makes the shares grow
         alike.
         """
         if self._at_boundary(axis, position.value):

@@ -1,7 +1,7 @@
 """Whole numbers that remember where they came from: `x.shape[1] // 2` is known to follow a width.
 
-A `Tracked` number is an int like any other to the user's code. What is computed from it is tracked
-as well, and where it is compared, or turned into a plain value, its keeper is told.
+A `Tracked` number is an int like any other to the user's code. Numbers computed from it are tracked
+as well, and it tells its keeper when it is compared or turned into a plain value.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from typing import Any, Protocol
 
 
 def plain_value(number: Any) -> Any:
-    """What a tracked number is turned into where it is used as a mere value."""
+    """The plain number in place of a tracked one that is used as a mere value."""
     return number
 
 
 class Keeper(Protocol):
-    """Who remembers what happens to tracked numbers."""
+    """Remembers the uses of tracked numbers."""
 
     def number(
         self, target: Callable[..., Any], args: tuple[Any, ...], value: Any, name: str = ""
     ) -> Any:
-        """Takes down ``target(*args) == value`` and returns the value, tracked if it is an int."""
+        """Traces ``target(*args) == value`` and returns the value, tracked if it is an int."""
 
 
 class Tracked(int):
-    """An int that tells its keeper what becomes of it."""
+    """An int that tells its keeper about each of its uses."""
 
     keeper: Keeper
     origin: Any
 
     @classmethod
     def of(cls, value: int, keeper: Keeper, origin: Any) -> Tracked:
-        """The number, with where it came from in the keeper's own terms."""
+        """The number, with its origin in the keeper's own terms."""
         number = cls(value)
         number.keeper, number.origin = keeper, origin
         return number
@@ -164,10 +164,10 @@ def _mere_use(name: str) -> Any:
     return method
 
 
-# Among what all objects have is the making of texts: messages name widths that nothing hangs on.
+# All objects make texts of themselves: messages name widths, and nothing depends on these.
 _OF_OBJECTS = frozenset(dir(object))
 _SAME = frozenset(("from_bytes", "__index__", "__getnewargs__", "real", "numerator"))
-"""What makes other numbers, is never called, or is the number itself."""
+"""Names that make other numbers, are never called, or are the number itself."""
 
 for _name in dir(int):
     if _name not in Tracked.__dict__ and _name not in _OF_OBJECTS | _SAME:

@@ -1,7 +1,7 @@
 """Remainders that forward looks at, as in ``assert channels % groups == 0``: growth keeps them.
 
-How groups grow is known only when all has been stated: what cuts a width into equal sections has it
-grow in steps that keep a remainder anyhow.
+The steps of groups are known only when all constraints are stated: an op that cuts a width into
+equal sections makes it grow in steps that keep the remainder anyhow.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from splitgrow.analysis.channels.channel_groups import Groups
 
 
 class Remainders:
-    """Numbers of which what is left of a division must stay."""
+    """Numbers whose remainders on division must stay."""
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
         self._kept: list[tuple[Size, Size, str]] = []
 
     def keep(self, size: Size, divisor: Size, reason: str) -> None:
-        """States that growth may not change what is left when a number is divided."""
+        """States that growth may not change the remainder of a division."""
         self._kept.append((size, divisor, reason))
 
     def settle(self) -> None:
-        """Has groups grow by so many units at once, or fixes them, where a remainder would move."""
+        """Bundles the units of groups, or fixes the groups, where a remainder would change."""
         for size, divisor, reason in self._kept:
             if self._stay_multiples(size, divisor):
                 continue
@@ -37,7 +37,7 @@ class Remainders:
         self._kept.clear()
 
     def _stay_multiples(self, size: Size, divisor: Size) -> bool:
-        """Whether both rise together, as the width and the number of heads in it."""
+        """Whether both rise together, such as a width and the number of heads in it."""
         if size.value % divisor.value or not self._groups.slope(divisor):
             return False
         times = size.value // divisor.value
