@@ -1,4 +1,4 @@
-"""Whether what a user registers could be a rule, and a target."""
+"""Checks of the rules and targets that a user registers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 def check_targets(targets: tuple[Any, ...]) -> None:
-    """Makes sure that there are targets, and that each could be that of an op.
+    """Checks that there are targets, and that each could be that of an op.
 
     Raises:
         TypeError: If one is of another type.
-        ValueError: If there is none, or one is a name of nothing.
+        ValueError: If there is none, or one names nothing.
     """
     if not targets:
         raise ValueError("register_op needs a target: a function, a method's name or a module type")
@@ -34,7 +34,7 @@ def check_targets(targets: tuple[Any, ...]) -> None:
 
 
 def check_rule(rule: Any) -> None:
-    """Makes sure that a rule is a function of one argument.
+    """Checks that a rule is a function of one argument.
 
     Raises:
         TypeError: If it is not.
@@ -43,12 +43,12 @@ def check_rule(rule: Any) -> None:
         raise TypeError(f"a rule is a function of an Op that returns its axes, got {rule!r}")
     try:
         inspect.signature(rule).bind(None)
-    except ValueError:  # nothing is known of what it takes
+    except ValueError:  # its arguments are not known
         return
     except TypeError as error:
         raise TypeError(f"a rule takes one argument, the Op: {rule_name(rule)}: {error}") from error
 
 
 def rule_name(rule: Any) -> str:
-    """What a rule is called."""
+    """The name of a rule."""
     return str(getattr(rule, "__name__", rule))

@@ -110,7 +110,7 @@ _COPIES: Mapping[str, Facts] = {
 
 
 def elementwise(op: Op) -> Any:
-    """Ties what meets position by position; a dimension of size one is spread over the other's."""
+    """Ties axes that meet position by position; a dimension of size one spreads over the other."""
     axes = broadcast(op, [tensor.axes for tensor in op.shaped()])
     given = (*op.args, op.kwargs.get("other"))
     numbers = any(leaf for leaf in given if isinstance(leaf, (int, float)))

@@ -1,7 +1,7 @@
-"""What is known of an op besides its axes: the values and the memory of what it makes.
+"""The facts of an op besides its rule: the values and the memory of its result.
 
-Each fact is stated once, where the op is entered, and read by whoever needs it: shapes without
-running, insertion, constants, fusion. `tests/analysis/ops/test_facts.py` tries them in values.
+Each fact is stated once, where the op is entered. Shape shortcuts, insertion, constants and fusion
+read it. `tests/analysis/ops/test_facts.py` checks the facts on values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 ValueRange: TypeAlias = tuple[float, float]
 EVERYTHING: ValueRange = (-math.inf, math.inf)
 Carry: TypeAlias = Callable[[Sequence[ValueRange]], ValueRange]
-"""Of the intervals in which the operands lie the one in which the result does."""
+"""Gives the value range of the result from those of the operands."""
 
 
 class Values(Enum):
@@ -33,7 +33,7 @@ class Values(Enum):
 
 
 class Arithmetic(Enum):
-    """Which of the operations that have a neutral number it is."""
+    """The operations that have a neutral number."""
 
     ADDS = "+"
     MULTIPLIES = "*"
@@ -41,30 +41,30 @@ class Arithmetic(Enum):
 
     @property
     def neutral(self) -> int | None:
-        """The operand that leaves the other as it is, on whichever side; None if there is none."""
+        """The operand that leaves the other as it is, on either side; None if there is none."""
         return {Arithmetic.ADDS: 0, Arithmetic.MULTIPLIES: 1}.get(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of an op. By default nothing is.
+    """The facts that are known of an op, by default none.
 
     Attributes:
         values: How its values come from its operands'.
         zero: Whether channels that are zero before it are zero after it, in training too.
         fresh: Whether its result lies in memory of its own, unless it works in place.
-        operands: Of how many contiguous tensors of one shape and floating dtype it makes one like
-            them, when it is given nothing else; 0 if that is not known.
-        bounds: Between which values its result lies, unless `limits` say otherwise.
-        carry: Between which values, by those of its operands.
+        operands: The number of contiguous tensors of one shape and floating dtype of which it makes
+            one like them, when it is given nothing else; 0 if that is not known.
+        bounds: The value range of its result, unless `limits` say otherwise.
+        carry: Gives the value range of its result from those of its operands.
         limits: The names of the arguments that set the ends of `bounds`, in order; None for an end
             that no argument sets. They follow the first operand.
-        clip: Whether it leaves alone what lies in its bounds.
-        arithmetic: Which operation with a neutral number it is.
+        clip: Whether it leaves values in its bounds as they are.
+        arithmetic: Its operation, if that has a neutral number.
         activation: Whether it is an activation function.
         drawn: Whether it draws random numbers in training mode, as a dropout.
         turns: Whether it may bring channels to another dimension.
-        factors: Of a product, the position and name of the operands that it is zero with.
+        factors: For a product, the positions and names of the operands that make it zero.
     """
 
     values: Values = Values.UNKNOWN
@@ -88,7 +88,7 @@ class Facts:
     def bounds_of(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], module: nn.Module | None = None
     ) -> ValueRange:
-        """Between which values the result of one call lies.
+        """The value range of the result of one call.
 
         Args:
             args: The call's positional arguments.
@@ -116,11 +116,11 @@ class Facts:
         return (low, high) if low <= high else EVERYTHING
 
 
-# -- where results lie ----------------------------------------------------------------------------
+# -- value ranges ---------------------------------------------------------------------------------
 
 
 def first(operands: Sequence[ValueRange]) -> ValueRange:
-    """Where the first operand lies."""
+    """The value range of the first operand."""
     return operands[0]
 
 
@@ -131,7 +131,7 @@ def hull(operands: Sequence[ValueRange]) -> ValueRange:
 
 
 def with_zero(operands: Sequence[ValueRange]) -> ValueRange:
-    """The first operand's interval, stretched to zero: averages that may count zeros."""
+    """The first operand's value range, extended to zero: averages that may count zeros."""
     low, high = operands[0]
     return min(low, 0.0), max(high, 0.0)
 
@@ -143,7 +143,7 @@ def same_side(operands: Sequence[ValueRange]) -> ValueRange:
 
 
 def total(operands: Sequence[ValueRange]) -> ValueRange:
-    """The sum of two."""
+    """The value range of the sum of two."""
     if len(operands) != 2:
         return EVERYTHING
     lows, highs = zip(*operands, strict=True)
@@ -151,12 +151,12 @@ def total(operands: Sequence[ValueRange]) -> ValueRange:
 
 
 def multiple(operands: Sequence[ValueRange]) -> ValueRange:
-    """The product of two that are not negative is not negative."""
+    """The product of two operands that are not negative is not negative."""
     positive = len(operands) == 2 and all(low >= 0 for low, _ in operands)
     return (0.0, math.inf) if positive else EVERYTHING
 
 
-# -- what many ops have in common -----------------------------------------------------------------
+# -- facts that many ops share --------------------------------------------------------------------
 
 UNKNOWN = Facts()
 FRESH = Facts(fresh=True)

@@ -1,6 +1,6 @@
 """Layers that forward computes by hand, with a weight that is no layer's own.
 
-What they read is fixed: the weight cannot grow, since nothing knows that it must.
+Their inputs are fixed: the weight cannot grow, since it belongs to no layer that could grow along.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _reason(op: Op, weight: Any) -> str:
 
 
 def _fixed(op: Op, x: Shaped, dims: set[int], weight: Any) -> Any:
-    """The axes of the input, of which those that meet the weight are fixed."""
+    """The axes of the input; those that meet the weight are fixed."""
     reason = _reason(op, weight)
     for shaped in op.shaped():
         if shaped is not x:
@@ -58,7 +58,7 @@ def convolution(op: Op) -> Any:
 
 @entry("F.multi_head_attention_forward")
 def multi_head_attention(op: Op) -> Any:  # noqa: ARG001
-    """Torch's own attention, whose inner width is by definition that of what it reads."""
+    """Torch's own attention, whose inner width is by definition that of its input."""
     raise Unknown(
         "makes its heads as wide together as the stream that it reads, so they cannot grow alone; "
         "attention that has Linear layers for queries, keys and values can"

@@ -37,7 +37,7 @@ def _tensors(op: Op) -> list[Shaped]:
 @entry("cat concat concatenate", _JOINED)
 def cat(op: Op) -> Any:
     """The axes one after the other along one dimension; the others meet."""
-    # Torch passes over empty vectors, whatever the other tensors are.
+    # Torch passes over empty vectors, beside tensors of any shape.
     tensors = [t for t in _tensors(op) if len(t.axes) != 1 or op.groups.length(t.axes[0])]
     if not tensors:
         return op.constants("joins nothing")
@@ -65,7 +65,7 @@ def stack_along_one(op: Op) -> Any:
 
 
 def _at_least(name: str, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """The axes of what is stacked, with those of size one that torch adds."""
+    """The axes of a stacked tensor, with those of size one that torch adds."""
     one = constant(1)
     if name == "hstack":
         return axes or (one,)
@@ -96,7 +96,7 @@ def chunk(op: Op) -> Any:
 
 @entry("hsplit vsplit dsplit", MOVED)
 def split_along_one(op: Op) -> Any:
-    """Equal parts of the columns, the rows or what lies behind each other."""
+    """Equal parts of the columns, the rows or the layers of a tensor."""
     dim = {"hsplit": 0 if len(op.x.axes) == 1 else 1, "vsplit": 0, "dsplit": 2}[op.name]
     return _chunks(op, dim, op.argument(1, "sections", op.argument(1, "indices")))
 
@@ -129,7 +129,7 @@ def glu(op: Op) -> Any:
 
 @entry("split split_with_sizes unsafe_split unsafe_split_with_sizes", MOVED, follows_sizes=True)
 def split(op: Op) -> Any:
-    """Parts of given sizes. Sizes that are written down stay, so what they measure is fixed."""
+    """Parts of given sizes. Sizes that are written down stay, so axes of these sizes are fixed."""
     dim = dimension(op, op.x, op.argument(2, "dim", 0))
     sizes = op.argument(
         1, "split_size_or_sections", op.argument(1, "split_size", op.argument(1, "split_sizes"))
@@ -161,7 +161,7 @@ def parts(op: Op, axis: Axis, sizes: Sequence[Any]) -> list[Axis]:
 
 @entry("unbind", MOVED)
 def unbind(op: Op) -> Any:
-    """One tensor for each position of a dimension, which can therefore not grow."""
+    """One tensor for each position of a dimension, which therefore cannot grow."""
     dim = dimension(op, op.x, op.argument(1, "dim", 0))
     op.fix(op.x.axes[dim], "takes its positions apart one by one")
     return tuple(with_axis(op.x, dim) for _ in op.example)
@@ -179,7 +179,7 @@ def narrow(op: Op) -> Any:
 
 @entry("select", MOVED, follows_sizes=True)
 def select(op: Op) -> Any:
-    """One position of a dimension, which can therefore not grow before it."""
+    """One position of a dimension, which therefore cannot grow before it."""
     dim = dimension(op, op.x, op.argument(1, "dim"))
     fix_position(op, op.x.axes[dim], as_size(op.argument(2, "index")))
     return with_axis(op.x, dim)
@@ -193,11 +193,11 @@ def fix_position(op: Op, axis: Axis, index: Size) -> None:
 
 
 def stretch(op: Op, axis: Axis, start: Size, stop: Size) -> Axis:
-    """The part of an axis from one position to another; what would shift them is fixed."""
+    """The part of an axis from one position to another; groups that would shift them are fixed."""
     reason = op.reason("cuts it at a position that is written down")
     length = op.groups.length(axis)
     if stop.value > length:
-        # It takes all there is, but would not if the axis outgrew the number.
+        # It takes the whole axis now, but would not if the axis outgrew the number.
         stop = Size(length)
     head, _ = op.groups.cut_at(axis, stop, reason)
     _, part = op.groups.cut_at(head, start, reason)

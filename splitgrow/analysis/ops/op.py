@@ -1,4 +1,4 @@
-"""One op as its rule sees it: axes instead of tensors, and how to state what must hold of them."""
+"""One op as its rule sees it: axes instead of tensors, and ways to state constraints on them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Shaped:
 
 
 class Unknown(Exception):  # noqa: N818 - raised by a rule to say that it cannot tell
-    """The rule cannot say what happens to the channels: they become fixed, for this reason."""
+    """The rule cannot follow the channels: they become fixed, for this reason."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Where several numbers could follow a dimension, and one was taken to.
+    """A place where several numbers could follow a dimension, and one was chosen.
 
     Attributes:
         place: The line of the user's source.
-        count: How many there were.
-        rest: Which of them is the -1, if there is one.
-        taken: The axis of the one that was taken.
+        count: The number of candidates.
+        rest: The index of the -1 among them, if there is one.
+        taken: The axis of the chosen one.
     """
 
     place: str
@@ -61,19 +61,19 @@ class Op:
     """One op of a traced network, as its rule sees it.
 
     Attributes:
-        name: What the user would call it: ``add``, ``Conv2d``.
+        name: The user's name for it: ``add``, ``Conv2d``.
         place: The line of the user's source that runs it.
         target: The function, the module's type or the method's name.
         args: Positional arguments; tensors are `Shaped`, numbers from shapes are `Size`.
         kwargs: Named arguments, likewise.
         example: An example result, of fake tensors and plain numbers.
-        groups: The store to state in what must hold.
+        groups: The store in which the rule states constraints.
         module: The module, if the op is a module call.
-        preferred: Which of several numbers that could follow a dimension is taken to, by place;
-            otherwise the outermost.
-        choices: Where there was such a choice.
-        zero_channels: Where zeros are needed and where they do not stay.
-        remainders: Which remainders of divisions must stay.
+        preferred: The index of the chosen one of several numbers that could follow a dimension, by
+            place; otherwise the outermost.
+        choices: The places of such a choice.
+        zero_channels: The axes where zeros are needed and where they do not stay.
+        remainders: The remainders of divisions that must stay.
     """
 
     name: str
@@ -146,7 +146,7 @@ class Op:
                     self.fix(axis, text)
 
     def plain(self, value: Any) -> Any:
-        """A value whose numbers are plain ones; those that could have grown no longer can."""
+        """A value with plain numbers; those that could have grown no longer can."""
         if isinstance(value, Size):
             self.groups.fix_size(value, self.reason("uses the number as it is"))
             return value.value
@@ -173,7 +173,7 @@ class Op:
         return pytree.tree_map(lambda leaf: constant_like(leaf, reason), self.example)
 
     def given_up(self, axes: Iterable[Axis], length: int) -> Axis:
-        """A constant axis made of others, which remembers why those are fixed."""
+        """A constant axis made of others, with the reason why those are fixed."""
         reasons = (reason for axis in axes for reason in self.groups.reasons(axis))
         return constant(length, next(reasons, ""))
 
@@ -191,7 +191,7 @@ def shaped_in(value: Any) -> Iterator[Shaped]:
 
 
 def leaves_of(value: Any) -> Iterator[Any]:
-    """What pytree finds in nested values, without its detours in the common cases."""
+    """The leaves that pytree finds in nested values, without its detours in the common cases."""
     if isinstance(value, _LEAVES):
         yield value
     elif type(value) in (tuple, list, dict):

@@ -1,6 +1,6 @@
 """Ops that pick positions, by slices, numbers, masks and tensors of indices, or write into them.
 
-A dimension that is picked from by number cannot grow. The others pass: rows that are picked are as
+A dimension cannot grow if positions of it are picked by number. The others pass: picked rows are as
 wide as before.
 """
 
@@ -24,7 +24,7 @@ _BY_NUMBER = "picks positions of it by number"
 
 @entry("operator.getitem", MOVED, follows_sizes=True)
 def getitem(op: Op) -> Any:
-    """What stands between brackets: numbers, slices, ellipses, masks, tensors of indices."""
+    """Indexing in brackets: by numbers, slices, ellipses, masks, tensors of indices."""
     items = _items(op, op.args[1])
     ways = [
         masks
@@ -41,13 +41,13 @@ def getitem(op: Op) -> Any:
 
 @entry("operator.setitem", follows_sizes=True)
 def setitem(op: Op) -> Any:
-    """What is written meets the positions that it is written into."""
+    """The written value meets the positions that it goes to."""
     _write(op, op.x, _items(op, op.args[1]), op.args[2])
 
 
 @entry("index_put", FRESH, follows_sizes=True)
 def index_put(op: Op) -> Any:
-    """The same, with a tensor of indices or nothing for each dimension."""
+    """The same, with a tensor of indices or None for each dimension."""
     indices = op.argument(1, "indices")
     if not isinstance(indices, (tuple, list)):
         raise Unknown("is given something else than a tuple of indices")
@@ -57,7 +57,7 @@ def index_put(op: Op) -> Any:
 
 
 def _write(op: Op, target: Shaped, items: Sequence[Any], value: Any) -> None:
-    """Ties what is written to where it goes, whatever the items may mean."""
+    """Ties the written value to the positions it goes to, for all meanings of the items."""
     op.plain(value)
     op.not_zero(target)
     ways = [_region(op, target, items, masks) for masks in _interpretations(op, target, items)]
@@ -75,7 +75,7 @@ def _write(op: Op, target: Shaped, items: Sequence[Any], value: Any) -> None:
 
 
 def _items(op: Op, index: Any) -> list[Any]:
-    """What stands between the brackets; a list of numbers is the tensor that torch makes of it."""
+    """The items in brackets; a list of numbers is the tensor that torch makes of it."""
     items = list(index) if isinstance(index, tuple) else [index]
     for number, item in enumerate(items):
         if isinstance(item, (list, range)):
@@ -89,7 +89,7 @@ def _items(op: Op, index: Any) -> list[Any]:
 
 
 def _interpretations(op: Op, source: Shaped, items: Sequence[Any]) -> Iterator[tuple[bool, ...]]:
-    """Which items may be masks, as far as the shapes tell.
+    """The items that may be masks, as far as the shapes tell.
 
     A mask takes as many dimensions as it has and makes one; indices take one and make as many as
     they have. For one dimension that comes to the same.
@@ -102,21 +102,21 @@ def _interpretations(op: Op, source: Shaped, items: Sequence[Any]) -> Iterator[t
 
 
 def _taken(item: Any, mask: bool) -> int:  # noqa: FBT001
-    """How many dimensions of the source an item takes."""
+    """The number of dimensions of the source that an item takes."""
     if item is None or item is Ellipsis:
         return 0
     return len(item.axes) if mask else 1
 
 
 def _made(items: Sequence[Any], masks: Sequence[bool]) -> int | None:
-    """How many dimensions masks and indices make together; None where there are none."""
+    """The number of dimensions that masks and indices make together; None without any."""
     pairs = zip(items, masks, strict=True)
     made = [1 if mask else len(item.axes) for item, mask in pairs if isinstance(item, Shaped)]
     return max(made) if made else None
 
 
 def _dims(source: Shaped, items: Sequence[Any], masks: Sequence[bool]) -> int:
-    """How many dimensions the items pick."""
+    """The number of dimensions of the result of the items."""
     used = sum(map(_taken, items, masks))
     kept = sum(item is None or isinstance(item, slice) for item in items)
     return len(source.axes) - used + kept + (_made(items, masks) or 0)
@@ -140,9 +140,9 @@ def _masks_fit(op: Op, source: Shaped, items: Sequence[Any], masks: Sequence[boo
 def _region(
     op: Op, source: Shaped, items: Sequence[Any], masks: Sequence[bool]
 ) -> list[Axis | None]:
-    """The axes of what the items pick, with None for each that masks and indices make.
+    """The axes of the picked region, with None for each that masks and indices make.
 
-    Those stand where the first of them was if they are neighbours, and else in front.
+    Those stand at the place of the first of them if they are neighbours, and else in front.
     """
     rest = len(source.axes) - sum(map(_taken, items, masks))
     whole: tuple[Any, bool] = (slice(None), False)
@@ -169,7 +169,7 @@ def _region(
 
 
 def indexed(op: Op, dim: Any, *tensors: Shaped) -> int:
-    """The dimension that is picked from by number, fixed in all of these tensors."""
+    """The dimension of which positions are picked by number, fixed in all of these tensors."""
     at = dimension(op, tensors[0], dim)
     for tensor in tensors:
         if len(tensor.axes) > at:
@@ -219,7 +219,7 @@ def index_fill(op: Op) -> Any:
 
 @entry("gather", _PICKED)
 def gather(op: Op) -> Any:
-    """Of each line along a dimension, positions of its own: the indices must grow with the rest."""
+    """Positions picked for each line along a dimension: the indices must grow with the rest."""
     index = op.tensor(2, "index")
     at = indexed(op, op.argument(1, "dim"), op.x, index)
     tied_but(op, at, op.x, index)
@@ -228,7 +228,7 @@ def gather(op: Op) -> Any:
 
 @entry("scatter scatter_add scatter_reduce", FRESH)
 def scatter(op: Op) -> Any:
-    """The same the other way round: written to positions that each line has of its own."""
+    """The reverse of `gather`: writes to positions picked for each line."""
     index, source = op.tensor(2, "index"), op.argument(3, "src")
     both = [index, source] if isinstance(source, Shaped) and source.axes else [index]
     at = indexed(op, op.argument(1, "dim"), op.x, *both)

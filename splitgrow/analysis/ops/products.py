@@ -19,7 +19,7 @@ _SUMS = "sums over it, so that new channels would change the old result"
 
 @entry("matmul bmm mm mv dot vdot __matmul__ __rmatmul__ torch.linalg.matmul", PRODUCT)
 def matmul(op: Op) -> Any:
-    """What is summed over cannot grow, the rest passes; the dimensions before are broadcast."""
+    """Summed dimensions cannot grow, the others pass; those before are broadcast."""
     left, right = op.x, op.tensor(1, "vec" if op.name == "mv" else "other")
     if op.target == "__rmatmul__":
         left, right = right, left
@@ -80,7 +80,7 @@ def inner(op: Op) -> Any:
 
 @entry("tensordot", _PRODUCTS)
 def tensordot(op: Op) -> Any:
-    """What is summed over cannot grow, the rest passes."""
+    """Summed dimensions cannot grow, the others pass."""
     left, right, dims = op.tensor(0, "a"), op.tensor(1, "b"), op.argument(2, "dims", 2)
     if isinstance(dims, int):
         count = len(left.axes)
@@ -128,7 +128,7 @@ def _repeated(op: Op, tensor: Shaped, heads: Axis) -> Shaped:
 
 @entry("einsum", UNKNOWN.but(zero=True))
 def einsum(op: Op) -> Any:
-    """Letters that are summed over cannot grow; the others tie what they name."""
+    """Summed letters cannot grow; each other letter ties the dimensions that it names."""
     equation, operands = op.args[0], op.args[1:]
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])

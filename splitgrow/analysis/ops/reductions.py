@@ -37,7 +37,7 @@ _LAST_BY_DEFAULT = frozenset(("mode", "kthvalue"))
 @entry("sum", SUMMED.but(zero=False))
 @entry(_REDUCTIONS, FRESH)
 def reduction(op: Op) -> Any:
-    """Reduces dimensions; one whose channels it mixes cannot grow, the others pass."""
+    """Reduces dimensions; a dimension whose channels it mixes cannot grow, the others pass."""
     other = op.argument(1, "other")
     if isinstance(other, Shaped):
         if op.name not in ("max", "min"):
@@ -45,7 +45,7 @@ def reduction(op: Op) -> Any:
         return Shaped(broadcast(op, [op.x.axes, other.axes]))
     at = 1 + _AFTER.get(op.name, 0)
     dims = op.argument(at, "dim", -1 if op.name in _LAST_BY_DEFAULT else None)
-    # The next argument of a variance says how it is corrected.
+    # The next argument of a variance is its correction.
     behind = at + 2 if op.name.startswith(("var", "std")) else at + 1
     keep = op.argument(behind, "keepdim", False)
     if op.name.startswith(("var", "std")) and isinstance(dims, bool):
@@ -67,7 +67,7 @@ def _dimensions(op: Op, dims: Any) -> set[int]:
 def without(
     op: Op, tensor: Shaped, dims: Iterable[int], text: str, *, keep: bool = False
 ) -> tuple[Axis, ...]:
-    """The axes of a tensor without some, which are fixed; or with ones in their place."""
+    """The axes of a tensor without some, which are fixed; or with axes of size one there."""
     gone = set(dims)
     axes = []
     for index, axis in enumerate(tensor.axes):
@@ -81,7 +81,7 @@ def without(
 
 
 def resized(op: Op, dims: Iterable[int], text: str) -> Any:
-    """The axes of the first tensor, of which some are fixed and may have got other lengths."""
+    """The axes of the first tensor; some are fixed and may have other lengths now."""
     changed = set(dims)
     for index in changed:
         op.fix(op.x.axes[index], text)
@@ -106,7 +106,7 @@ _ALONG: dict[str, tuple[int, str, Any]] = {
     "rot90": (2, "dims", (0, 1)),
     "gumbel_softmax": (4, "dim", -1),
 }
-"""Where ops are told along which dimension to mix, and along which otherwise."""
+"""The position and name of the dimension along which an op mixes, and the default."""
 
 _ALWAYS_ALONG = {"fliplr": 1, "flipud": 0, "msort": 0, "tril": (-2, -1), "triu": (-2, -1)}
 
@@ -115,7 +115,7 @@ _ALWAYS_ALONG = {"fliplr": 1, "flipud": 0, "msort": 0, "tril": (-2, -1), "triu":
 @entry("log_softmax normalize cumsum cumprod logcumsumexp cummax cummin sort argsort topk", FRESH)
 @entry("flip fliplr flipud roll rot90 msort diff gumbel_softmax tril triu", FRESH)
 def mixing(op: Op) -> Any:
-    """Mixes along some dimensions, which can therefore not grow; the others pass."""
+    """Mixes along some dimensions, which therefore cannot grow; the others pass."""
     name = op.name.strip("_")
     if name in _ALWAYS_ALONG:
         dims: Any = _ALWAYS_ALONG[name]
@@ -225,7 +225,7 @@ def distances(op: Op) -> Any:
 @entry("nn.Softmax2d", FRESH.but(bounds=(0.0, 1.0)))
 @entry("local_response_norm", FRESH)
 def channel_mixing(op: Op) -> Any:
-    """Mixes along the channels, which can therefore not grow; the others pass."""
+    """Mixes along the channels, which therefore cannot grow; the others pass."""
     op.fix(op.x.axes[-3 if op.name == "Softmax2d" else 1], "mixes its channels")
     return op.x
 

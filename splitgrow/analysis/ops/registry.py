@@ -1,8 +1,8 @@
-"""The one table of ops: what each does to channel axes, and what else is known of it.
+"""The one table of ops: the rule of each for channel axes, and its facts.
 
-A rule gets an `Op` and returns the axes of its result. It states what must hold of the axes through
+A rule gets an `Op` and returns the axes of its result. It states constraints on the axes through
 `Op.groups`; it never looks at a graph, a tracer or a layer. To teach splitgrow an op, write a rule
-and enter it with the op's name and `Facts`; all that is known of the op is then read from here.
+and enter it with the op's name and `Facts`; all other code reads them from here.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from splitgrow.analysis.ops.op import Op, Shaped, Unknown, constant_like, leaves
 from splitgrow.errors import SplitGrowError
 
 STRICT = False
-"""Whether what a rule runs into is raised, instead of fixing what it was given; for tests."""
+"""Whether an error in a rule is raised, instead of fixing the rule's arguments; for tests."""
 
 Rule = Callable[[Op], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What splitgrow knows of an op.
+    """The rule and the facts of an op.
 
     Attributes:
-        rule: What it does to axes.
-        facts: What else is known.
-        follows_sizes: Whether the rule says what becomes of numbers that follow a width.
+        rule: Its effect on axes.
+        facts: Its other properties.
+        follows_sizes: Whether the rule follows numbers that follow a width.
         built_in: Whether it is splitgrow's own.
     """
 
@@ -55,7 +55,7 @@ def entry(
 
     Args:
         names: Names with blanks between them, as `forms` takes them.
-        facts: What is known of them besides the rule.
+        facts: Their properties besides the rule.
         targets: Other targets.
         follows_sizes: As of `register_op`.
     """
@@ -80,18 +80,18 @@ def register_op(
     """Registers a rule for module types, functions, method names, or functions by dotted name.
 
     Args:
-        targets: What the op is found by: a torch function, the name of a tensor's method, or a
-            module type, which is then not looked into. A dotted name stands for a function or
-            module type of a library that need not be installed.
-        follows_sizes: Whether the rule says what becomes of numbers that follow a width, which it
-            is then given as `Size`. Other rules are given plain numbers, which can then not grow.
+        targets: The op's keys: a torch function, the name of a tensor's method, or a module type,
+            which is then not looked into. A dotted name stands for a function or module type of a
+            library that need not be installed.
+        follows_sizes: Whether the rule follows numbers that follow a width: it then gets these as
+            `Size`. Other rules get plain numbers, which then cannot grow.
         keeps_zeros: Whether channels that are zero before the op are zero after it, or the rule
-            says by `Op.not_zero` where not. An RMS norm over all channels asks for that.
+            calls `Op.not_zero` where they are not. An RMS norm over all channels needs that.
 
     Raises:
         TypeError: If a target is none of these, or the rule no function of one argument.
-        ValueError: If there is no target, one of them has a rule already, or is a name of no
-            method of tensors.
+        ValueError: If there is no target, one of them has a rule already, or names no method of
+            tensors.
 
     `unregister_op` takes it back.
 
@@ -118,14 +118,14 @@ def register_op(
 
 
 def unregister_op(*targets: Any) -> None:
-    """Takes back rules that `register_op` was given: models are analysed without them afterwards.
+    """Removes rules that `register_op` was given: models are analysed without them afterwards.
 
     Args:
         targets: As they were given to `register_op`.
 
     Raises:
         ValueError: If there is no target, or one has no rule, or one of splitgrow's own; none is
-            taken back then.
+            removed then.
 
     Example:
         >>> import torch, splitgrow
@@ -144,7 +144,7 @@ def unregister_op(*targets: Any) -> None:
 
 
 def entry_of(target: Any) -> Entry | None:
-    """What is known of the op with a target, or None."""
+    """The entry of the op with a target, or None."""
     try:
         if target in OPS:
             return OPS[target]
@@ -159,7 +159,7 @@ def entry_of(target: Any) -> Entry | None:
 
 
 def facts_of(target: Any) -> Facts:
-    """What is known of the op with a target besides its rule; of an unknown one nothing."""
+    """The facts of the op with a target; of an unknown op none."""
     known = entry_of(target)
     return known.facts if known is not None else UNKNOWN
 
@@ -177,14 +177,14 @@ _NAMED_TUPLE = Entry(_named_tuple, built_in=True)
 
 
 def result_of(op: Op) -> Any:
-    """What an op makes of its axes: by its rule, or by fixing them where there is none.
+    """The result of an op in axes: by its rule, or with all axes fixed where there is none.
 
-    The rule's answer is held against the example: a rule that does not explain the result's shape
-    is not believed.
+    The rule's answer is compared with the example: the answer counts only if it explains the
+    result's shape.
     """
     known = entry_of(op.target)
     if known is None and not _could_grow(op):
-        # What lies off the way of every channel need not be understood.
+        # An op off the way of every channel needs no rule.
         return pytree.tree_map(lambda leaf: constant_like(leaf, _known_reason(op)), op.example)
     try:
         if known is None:
@@ -204,10 +204,10 @@ def result_of(op: Op) -> Any:
 
 
 def _asked(rule: Rule, op: Op) -> Any:
-    """What a user's rule answers.
+    """The answer of a user's rule.
 
     Raises:
-        SplitGrowError: If it fails, or answers with something else than axes.
+        SplitGrowError: If it fails, or its answer is not axes.
     """
     what = f"the rule `{rule_name(rule)}` of `{op.name}` at {op.place}"
     remedy = (
@@ -245,9 +245,9 @@ def _given_up(op: Op, text: str) -> Any:
 
 
 def _answer(known: Entry, op: Op) -> Any:
-    """What a rule says of an op, held against the example.
+    """The answer of a rule for an op, compared with the example.
 
-    A result that is written into a tensor of the user's is that tensor, and must grow as it does.
+    A result that is written into a tensor of the user is that tensor, and must grow as it does.
     """
     out = op.kwargs.get("out")
     if out is not None:

@@ -65,7 +65,7 @@ def _listed(value: Any) -> Sequence[Any]:
 
 @entry("squeeze", MOVED)
 def squeeze(op: Op) -> Any:
-    """Without dimensions of size one, which can therefore not grow."""
+    """Without dimensions of size one, which therefore cannot grow."""
     dims = op.several(1, "dim")
     ndim = len(op.x.axes)
     everywhere = op.argument(1, "dim") is None
@@ -102,7 +102,7 @@ def expand_as(op: Op) -> Any:
 
 @entry("broadcast_tensors", MOVED.but(carry=None))
 def broadcast_tensors(op: Op) -> Any:
-    """Tensors spread out to the one shape that they have together."""
+    """Tensors spread out to their common shape."""
     given = op.args[0] if len(op.args) == 1 and isinstance(op.args[0], (tuple, list)) else op.args
     tensors = list(shaped_in(given))
     sizes = [op.groups.size(axis) for axis in broadcast(op, [t.axes for t in tensors])]
@@ -112,7 +112,7 @@ def broadcast_tensors(op: Op) -> Any:
 def spread(op: Op, tensor: Shaped, sizes: Sequence[Size]) -> Shaped:
     """A tensor's dimensions of size one, and new ones before the first, spread to sizes.
 
-    What is alike along a dimension may be so along one that grows.
+    A tensor that is alike along a dimension may be so along one that grows.
     """
     axes = []
     missing = len(sizes) - len(tensor.axes)
@@ -130,7 +130,7 @@ def spread(op: Op, tensor: Shaped, sizes: Sequence[Size]) -> Shaped:
 
 
 def spread_axis(op: Op, axis: Axis, size: Size) -> Axis:
-    """The axis of a tensor that is alike along it, as long as a number says."""
+    """The axis of a tensor that is alike along it; its length is a number."""
     measured = op.groups.slope(size) and not op.groups.is_free(size)
     wide = op.groups.axis_of(size) if measured else None
     if wide is None:
@@ -246,7 +246,7 @@ def reshaped(op: Op, numbers: Sequence[Any]) -> Shaped:
 
 
 def _cost(op: Op, axes: Sequence[Axis], sizes: Sequence[Size]) -> float:
-    """How much of a stretch of dimensions could not grow if it became one of these sizes."""
+    """A measure of the widths that could not grow if a stretch of axes became these sizes."""
     growing = [axis for axis in axes if op.groups.can_grow(axis)]
     moving = [size for size in sizes if op.groups.slope(size)]
     measured = [size for size in moving if not op.groups.is_free(size)]
@@ -280,7 +280,7 @@ def merge(op: Op, axes: tuple[Axis, ...]) -> Axis:
 def divide(
     op: Op, axis: Axis, numbers: Sequence[Any], shape: Sequence[int] | None = None
 ) -> list[Axis]:
-    """One dimension as several of the given sizes, of which one may grow with it."""
+    """One dimension as several of the given sizes; one of them may grow with it."""
     sizes = [as_size(number) for number in numbers]
     if shape is None:
         known = math.prod(size.value for size in sizes if size.value != -1)
@@ -310,10 +310,10 @@ def divide(
 
 
 def _candidates(op: Op, sizes: Sequence[Size]) -> list[int]:
-    """Which of the sizes could grow with the dimension that they divide, the outermost first.
+    """The sizes that could grow with the dimension that they divide, the outermost first.
 
-    One that measures a width does. Otherwise it is one that nothing holds yet: the number in a
-    module's attribute, such as its heads, or the -1 that takes what is left.
+    A size that measures a width does. Otherwise it is a size that no axis has yet: the number in a
+    module's attribute, such as its heads, or the -1 that takes the rest.
     """
     moving = [i for i, size in enumerate(sizes) if op.groups.slope(size)]
     measured = [i for i in moving if not op.groups.is_free(sizes[i])]

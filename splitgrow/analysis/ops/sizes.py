@@ -47,7 +47,7 @@ def _whole(op: Op) -> Size | None:
 
 
 def _factor(target: Any, number: int) -> Fraction:
-    """What an operator with a number as its right operand multiplies its left one by."""
+    """The factor by which an operator with a number on its right multiplies its left operand."""
     if target is operator.mul:
         return Fraction(number)
     if target is operator.floordiv:
@@ -56,9 +56,9 @@ def _factor(target: Any, number: int) -> Fraction:
 
 
 def _share(op: Op, whole: Size, count: Size) -> Size | None:
-    """What is in each of so many parts, where their number may follow the whole: heads of a width.
+    """The size of each of equal parts, whose number may follow the whole: heads of a width.
 
-    As well the number may stay, and the parts grow; what lets more grow is taken.
+    The number may also stay while the parts grow; the choice that lets more layers grow is taken.
     """
     axis = op.groups.axis_of(whole)
     if axis is None or whole.value % count.value:
@@ -81,7 +81,7 @@ def _settled(op: Op, moving: Size, factor: Size) -> Size:
 
 @entry("operator.mod", follows_sizes=True)
 def remainder(op: Op) -> Any:
-    """What is left of a division: growth keeps it if it comes in whole multiples of the divisor."""
+    """The remainder of a division: growth by whole multiples of the divisor keeps it."""
     size, divisor = as_size(op.args[0]), as_size(op.args[1])
     if divisor.value <= 0 or op.remainders is None:
         return used(op)
@@ -92,7 +92,7 @@ def remainder(op: Op) -> Any:
 @entry("operator.truediv operator.pow operator.and_ operator.or_", follows_sizes=True)
 @entry("operator.xor operator.invert", UNKNOWN, plain_value, follows_sizes=True)
 def used(op: Op) -> Any:
-    """A number used as a mere value: it can then not change."""
+    """A number used as a mere value, which then cannot change."""
     for size in op.sizes():
         op.groups.fix_size(size, op.reason("computes with the width in a way that cannot grow"))
     return op.example
@@ -101,7 +101,7 @@ def used(op: Op) -> Any:
 @entry("operator.eq operator.ne operator.lt", follows_sizes=True)
 @entry("operator.le operator.gt operator.ge", follows_sizes=True)
 def comparison(op: Op) -> Any:
-    """What forward decides by must come out the same after growth."""
+    """A comparison, by which forward may decide, must have the same result after growth."""
     one, other = (as_size(number) for number in op.args)
     op.groups.settle(one, other, op.reason("compares it with a number that does not grow with it"))
     return op.example
@@ -119,7 +119,7 @@ def truth(op: Op) -> Any:
 @entry("new_zeros new_ones new_empty new_full", FRESH, follows_sizes=True)
 @entry("zeros ones full empty rand randn", FRESH, follows_sizes=True)
 def uniform_creation(op: Op) -> Any:
-    """A tensor that is alike everywhere may have as many channels as it will."""
+    """A tensor that is alike everywhere may have any number of channels."""
     first = 1 if isinstance(op.args[:1] and op.args[0], Shaped) else 0
     given = op.kwargs.get("size", op.args[first:])
     if "full" in op.name:

@@ -81,7 +81,7 @@ def _meet(op: Op, other: Shaped, first: int) -> None:
 
 @entry("F.grid_sample", FRESH)
 def grid_sample(op: Op) -> Any:
-    """Samples space at positions that another tensor says."""
+    """Samples space at positions that another tensor gives."""
     op.fix_all("takes positions from it", but=[op.x])
     op.fix(op.x.axes[0], "samples each at positions of its own")
     return _sampled(op)

@@ -1,4 +1,4 @@
-"""Which dimensions of a tensor become which when it is reshaped."""
+"""Stretches of dimensions that hold the same elements before and after a reshape."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def matched(
     """Both shapes cut into the smallest stretches of equally many elements.
 
     A dimension of size one can belong to the stretch before it, to the one behind it, or be one of
-    its own: what it costs decides, and then the number of stretches.
+    its own. The least cost decides, and then the greatest number of stretches.
 
     Args:
         old: The sizes before; none is zero.
         new: The sizes after, of as many elements.
-        cost: What one stretch costs: how much could not grow.
+        cost: The cost of one stretch, a measure of the widths that could not grow.
     """
     outer = [math.prod(old[:i]) for i in range(len(old) + 1)]
     other = [math.prod(new[:j]) for j in range(len(new) + 1)]

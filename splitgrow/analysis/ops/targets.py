@@ -1,4 +1,4 @@
-"""What a recorded call is called: rules are found by functions, module types and method names."""
+"""The names of traced calls: rules are found by functions, module types and method names."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _FACTS = """
     __format__ __dir__ __reduce_ex__
 """
 _HARMLESS = frozenset(_FACTS.split())
-"""What tells nothing of a tensor's size and makes no tensor."""
+"""Names that tell nothing of a tensor's size and make no tensor."""
 
 HANDS_OUT_MEMORY = frozenset(
     ("data_ptr", "__dlpack__", "storage", "untyped_storage", "__reduce_ex__")
 )
-"""What gives a tensor's memory to code that torch cannot see, as copy.copy and pickle do."""
+"""Names that give a tensor's memory to code that torch cannot see, as copy.copy and pickle."""
 
 
 def target_of(function: Any, args: tuple[Any, ...]) -> tuple[str, Any, tuple[Any, ...]]:
-    """The name, the target and the arguments under which a call is taken down.
+    """The name, the target and the arguments of a call in the trace.
 
     A method goes by its name, an attribute of a tensor is ``getattr(tensor, name)``. The target is
-    None where there is nothing to take down.
+    None where there is nothing to trace.
     """
     name = getattr(function, "__name__", str(function))
     if name == "__get__":
