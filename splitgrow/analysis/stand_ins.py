@@ -138,7 +138,7 @@ def otherwise_reached(name: str, place: str) -> str:
 
 
 def told_apart(error: Exception) -> str:
-    """Why layers cannot grow for which nothing may stand in: forward then fails so."""
+    """Why layers cannot grow whose stand-ins make forward fail with this error."""
     place = place_of_error(error.__traceback__)
     return (
         f"forward tells its layers by what objects they are, and fails when another is in a "

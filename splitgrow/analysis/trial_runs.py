@@ -143,7 +143,7 @@ def growing_groups_in(graph: ChannelGraph) -> list[int]:
 def culprits_in(
     groups: Sequence[int], difference: Callable[[Sequence[int]], str]
 ) -> dict[int, str]:
-    """The groups whose growth makes a difference, with that; found by repeated halving."""
+    """The groups whose growth makes a difference, each with it; found by repeated halving."""
     reason = difference(groups)
     if not reason:
         return {}

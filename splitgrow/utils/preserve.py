@@ -21,7 +21,7 @@ from splitgrow.utils.rollback import Undo
 
 
 def preserve_(model: nn.Module, undo: Undo) -> None:
-    """Has everything restored that a run of a model may change, and takes its hooks off.
+    """Makes `undo` restore all that a run of a model may change, and removes its hooks.
 
     The values of tensors are not kept: do not write into them.
 
@@ -38,13 +38,13 @@ def preserve_(model: nn.Module, undo: Undo) -> None:
 
 
 def keep_surroundings_(model: nn.Module, undo: Undo) -> None:
-    """Has everything restored that an operation on a model may disturb outside of it."""
+    """Makes `undo` restore all that an operation on a model may disturb outside of it."""
     keep_random_states_(model.modules(), undo)
     keep_modes_(undo)
 
 
 def keep_random_states_(modules: Iterable[nn.Module], undo: Undo) -> None:
-    """Has random number generators restored: Python's, numpy's, torch's, modules'."""
+    """Makes `undo` restore random number generators: Python's, numpy's, torch's, modules'."""
     modules = list(modules)
     for held in (value for module in modules for value in vars(module).values()):
         if isinstance(held, torch.Generator):
@@ -63,7 +63,7 @@ def keep_random_states_(modules: Iterable[nn.Module], undo: Undo) -> None:
 
 
 def keep_modes_(undo: Undo) -> None:
-    """Has torch's modes, such as no_grad, and Python's warning filters restored.
+    """Makes `undo` restore torch's modes, such as no_grad, and Python's warning filters.
 
     Contexts do that themselves, except one that is interrupted when it is about to leave.
     """
@@ -108,7 +108,7 @@ _NESTING = _CONTAINERS | {tuple}
 
 
 def keep_attributes_(modules: Sequence[nn.Module], undo: Undo, *, tensors: bool = False) -> None:
-    """Has every attribute of the modules restored: forward may set some, and fill containers.
+    """Makes `undo` restore the modules' attributes: forward may set some, and fill containers.
 
     It restores those of objects that the modules hold as well, and hooks: one may remove itself.
 

@@ -41,7 +41,7 @@ class Undo:
         self._steps.append(step)
 
     def keep(self, *kept: dict[Any, Any]) -> None:
-        """Has dictionaries restored to their present items, in the same order, on take-back."""
+        """Registers a step that restores the present items of dictionaries, in their order."""
         self.on_failure(partial(_put_back, [(items, items.copy()) for items in kept]))
 
     @property

@@ -36,7 +36,7 @@ _STANDARD = str(Path(os.__file__).parent) + os.sep
 
 
 def place_of_caller() -> str:
-    """The innermost line on the stack that is the user's own: ``model.py:12``."""
+    """The innermost line of the user's source on the stack: ``model.py:12``."""
     frame = sys._getframe(1)  # noqa: SLF001
     while frame.f_back is not None and not _is_the_users(frame.f_code.co_filename):
         frame = frame.f_back
@@ -68,7 +68,7 @@ def levels_to_caller() -> int:
 
 
 def place_of_error(trace: TracebackType | None) -> str:
-    """The innermost line of the user's that an error passed through."""
+    """The innermost line of the user's source that an error passed through."""
     places = [
         _place(frame.filename, frame.lineno or 0)
         for frame in traceback.extract_tb(trace)

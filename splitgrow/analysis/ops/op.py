@@ -139,7 +139,7 @@ class Op:
         self.groups.fix(axis, self.reason(text))
 
     def fix_all(self, text: str, *, but: Sequence[Shaped] = ()) -> None:
-        """Fixes all tensors among the arguments, but for some."""
+        """Fixes all tensors among the arguments except some."""
         for shaped in self.shaped():
             if not any(shaped is other for other in but):
                 for axis in shaped.axes:
