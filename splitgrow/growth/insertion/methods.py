@@ -67,7 +67,7 @@ class DepthMethods(HandleBase):
             TypeError: If an argument is of another type.
             ValueError: If there is no such module or kind, or options exclude each other.
             InsertionError: If no insertion of this kind there keeps the function; the error names
-                one that does.
+                the possible ones.
             OptimizerError: If the optimizer does not train the module next to it.
             InexactError: If `check` finds that the model would compute another function.
             StructureChangedError: If the model was changed by hand since it was analysed.
