@@ -7,15 +7,15 @@ from __future__ import annotations
 
 
 class SplitGrowError(Exception):
-    """The model, or its state, does not allow what was asked."""
+    """The model, or its state, does not allow the request."""
 
 
 class TraceError(SplitGrowError):
-    """The model's forward could not be followed, so nothing is known of its channels."""
+    """The model's forward could not be traced, so nothing is known of its channels."""
 
 
 class UnsupportedLayerError(SplitGrowError):
-    """The named module is of a kind that cannot grow."""
+    """The named module is of a layer type that cannot grow."""
 
 
 class UnsupportedModelError(SplitGrowError):
@@ -27,11 +27,11 @@ class FixedWidthError(SplitGrowError):
 
 
 class InexactError(SplitGrowError):
-    """An edit would change what the model computes; it was taken back."""
+    """An edit would change the model's function; it was taken back."""
 
 
 class InsertionError(SplitGrowError):
-    """Nothing can be inserted at that place without changing what the model computes."""
+    """No insertion at that place leaves the model's function as it is."""
 
 
 class StructureChangedError(SplitGrowError):
@@ -43,7 +43,7 @@ class GenerationError(SplitGrowError):
 
 
 class OptimizerError(SplitGrowError):
-    """The optimizer cannot take over the new parameters."""
+    """The optimizer cannot take the new parameters."""
 
 
 class CheckpointError(SplitGrowError):

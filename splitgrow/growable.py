@@ -29,40 +29,41 @@ def growable(
 
     The model's layers are analysed once, and nothing is replaced yet: module paths, state_dict,
     flags, buffers, hooks and random state are as before. It stays an instance of its class and
-    gains the attributes and methods of `splitgrow.Handle`: to look (`layers`, `edits`, `runs`,
+    gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `edits`, `runs`,
     `generation`), to plan (`plan`, `plan_insertion`), to grow (`expand_layer`, `expand`,
-    `expand_input`, `insert_layer`), to go through time (`next_generation`, `at`, `unfreeze`), and
-    to train (`generation_parameters`, `param_groups`, `consolidate`). A name that the model uses
-    itself is left alone, with a warning; `splitgrow.handle(model)` then has it.
+    `expand_input`, `insert_layer`), to handle generations (`next_generation`, `at`, `unfreeze`),
+    and to train (`generation_parameters`, `param_groups`, `consolidate`). A name that the model
+    uses itself stays the model's, with a warning; `splitgrow.handle(model)` then has the method.
 
-    Analysing again is harmless, and is the way on after the model was changed by hand.
+    Analysing again is harmless, and is needed after the model was changed by hand.
 
-    What shapes cannot show is tried out in values: the model runs on the example inputs as it is
-    and as if all that can grow had grown, with helpers at zero and random new units, and must give
-    the same up to rounding. Layers that break this are fixed, and their reason says where values
-    first differ. Its hooks run meanwhile, random draws are held at constants. That takes two
-    forward passes (four if the model's code does other things in training); a model on the meta
-    device, or one that rounding alone changes, is looked at by shapes only.
+    Since shapes do not show everything, growth is also tried in values: the model runs on the
+    example inputs as it is, and then as if all layers that can grow had grown, with helpers at zero
+    and random new units, and must return the same up to rounding. Layers that break this are fixed,
+    and their reason names the place where values first differ. The model's hooks run in these runs,
+    and random draws are constants. That takes two forward passes (four if the model's code does
+    other things in training); a model on the meta device, or one that rounding alone changes, is
+    analysed by shapes only.
 
-    Other threads may run the model meanwhile, and while it grows: a change waits until calls of the
-    model or its parts that are under way have come to an end, for a minute at most, and calls of
-    the model wait until a change is done. While one thread shows an earlier generation, by `at`,
-    the others' calls and changes are refused. What is not seen: backward passes and optimizer
-    steps (grow between training steps), calls of single parts that begin during a change,
-    compiled code, and copying or saving in another thread.
+    Other threads may run the model meanwhile, and while it grows: a change waits until running
+    calls of the model or its parts have ended, for a minute at most, and calls of the model wait
+    until a change is done. While one thread shows an earlier generation, by `at`, the others' calls
+    and changes are refused. The lock does not cover backward passes and optimizer steps (grow
+    between training steps), calls of single parts that begin during a change, compiled code, and
+    copying or saving in another thread.
 
     Args:
         model: Any module that runs on the example inputs.
         example_inputs: A tensor, or a tuple of the positional arguments of an example call.
-        check: Whether to try growth out in values, besides shapes.
+        check: Whether to try growth in values as well as shapes.
 
     Raises:
         TypeError: If the arguments are of other types.
         ValueError: If the model does not run on the example inputs.
-        TraceError: If the model's forward cannot be followed.
+        TraceError: If the model's forward cannot be traced.
         UnsupportedModelError: If the model is wrapped, compiled, scripted or uninitialised, or has
             layers that grew as part of another model.
-        UnsupportedLayerError: If a layer is not what it was registered as.
+        UnsupportedLayerError: If a layer is not of the form that it was registered as.
 
     Example:
         >>> import torch, splitgrow
@@ -95,7 +96,7 @@ def growable(
             f"parts of splitgrow.merge(the model in which they grew)"
         )
     refuse_unsupported_inputs(inputs)
-    # A copy of the model copies them too, which it could not do with results of autograd.
+    # A copy of the model copies them too, and results of autograd cannot be copied.
     inputs = pytree.tree_map_only(Tensor, _by_itself, inputs)
 
     def analyse_(undo: Undo) -> Model:
@@ -114,9 +115,9 @@ def growable(
 
 
 def _by_itself(tensor: Tensor) -> Tensor:
-    """A tensor without history, and without the rest of the one that it is a part of.
+    """A tensor without autograd's history, and without the rest of the one that it is a part of.
 
-    The history keeps it, and copies of the model would copy all of its storage.
+    The model's history keeps it, and copies of the model would copy all of its storage.
     """
     tensor = tensor.detach()
     plain = type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_meta
@@ -125,11 +126,11 @@ def _by_itself(tensor: Tensor) -> Tensor:
 
 
 def adopt_(model: nn.Module, history: History, undo: Undo) -> None:
-    """Gives a model a history, and so makes it growable if it was not; close its lock first.
+    """Gives a model a history, which makes it growable if it was not; close its lock first.
 
     Args:
         model: The model.
-        history: What is known of it.
+        history: Its history.
         undo: Takes it back.
     """
     model_lock = history.model_lock

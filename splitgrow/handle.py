@@ -22,9 +22,9 @@ from splitgrow.utils.rollback import Undo, temporarily
 
 
 class Handle(DepthMethods, GenerationMethods):
-    """Everything that splitgrow does with one growable model.
+    """All operations of splitgrow on one growable model.
 
-    The same names are methods of the model itself, unless it has its own of that name.
+    They are also methods of the model itself, except where the model uses the name itself.
 
     Example:
         >>> import torch, splitgrow
@@ -36,7 +36,7 @@ class Handle(DepthMethods, GenerationMethods):
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """The layers whose width can be asked for, in order of execution."""
+        """The layers whose width you can ask for, in order of execution."""
         return layers_of(self._history.graph, structure(self._model))
 
     @property
@@ -46,7 +46,7 @@ class Handle(DepthMethods, GenerationMethods):
 
     @property
     def runs(self) -> dict[str, LayerRun]:
-        """How each grown layer ran in its last call, by name; those that have run since they grew.
+        """How each grown layer ran in its last call, by name, if it has run since it grew.
 
         Example:
             >>> import torch, splitgrow
@@ -72,19 +72,19 @@ class Handle(DepthMethods, GenerationMethods):
         optimizer: object = None,
         check: bool = True,
     ) -> Edit:
-        """Adds units to a layer and to all that is tied to it, and helpers to all that read it.
+        """Adds units to a layer and to all layers tied to it, and helpers to all their readers.
 
         In evaluation mode the old outputs are unchanged, up to rounding: a wider matrix may be
         multiplied by another kernel. If the layer makes the model's output, the old outputs lead.
-        In training mode that holds with ``freeze=False``; a growth that freezes has the norms that
-        existed use their running statistics from then on, in training too, so that outputs move by
-        what those and the batch's differ.
+        In training mode that holds with ``freeze=False``; after a growth that freezes, existing
+        norms use their running statistics in training, too, so outputs change by the difference
+        between these and the batch's statistics.
 
         Args:
             layer: Its index or name in `layers`.
-            n: The number of units that it gains. What is tied to it may gain another number, such
-                as three times as many where it holds queries, keys and values: the edit tells.
-            round_to: Raises n until the layer's new width is a multiple of this and fits what is
+            n: The number of units that it gains. A layer tied to it may gain another number, such
+                as three times as many if it holds queries, keys and values: the edit shows it.
+            round_to: Raises n until the layer's new width is a multiple of this and fits the layers
                 tied to it, such as 8 for tensor cores.
             initializer: How new blocks get their values: "zero" sets helpers to zero and new units
                 as torch initialises a layer of their shape. The name of another, or an
@@ -92,23 +92,23 @@ class Handle(DepthMethods, GenerationMethods):
             freeze: Whether the first growth closes generation 0, which freezes every parameter and
                 running statistic that exists.
             optimizer: One or several optimizers. New parameters join the param group of the
-                original weight (or bias) of their layer; state that exists is kept.
+                original weight (or bias) of their layer; existing state is kept.
             check: Whether to run the model on its example inputs before and after, in evaluation
-                mode, and to take the edit back if what it computes has changed by more than
-                rounding: two forward passes, in which its hooks run. A model on the meta device,
-                or sharded by FSDP, has no values to compare.
+                mode, and to take the edit back if its outputs have changed by more than rounding:
+                two forward passes, in which its hooks run. A model on the meta device, or sharded
+                by FSDP, has no values to compare.
 
         Returns:
-            The record of what was done.
+            The edit.
 
         Raises:
             TypeError: If an argument is of another type.
-            ValueError: If there is no such layer, or n is not positive or does not fit; the nearest
-                widths that do are named.
+            ValueError: If there is no such layer, or n is not positive or does not fit; the error
+                names the nearest widths that do.
             UnsupportedLayerError: If the module has no width of its own.
             FixedWidthError: If the layer is tied to something that cannot grow.
             OptimizerError: If the optimizer does not train the layer.
-            InexactError: If `check` finds that the model would compute something else; the error
+            InexactError: If `check` finds that the model would compute another function; the error
                 names the first layer or op that does.
             StructureChangedError: If the model was changed by hand since it was analysed.
 
@@ -135,7 +135,7 @@ class Handle(DepthMethods, GenerationMethods):
     ) -> Edit:
         """Adds units to several layers in one edit; otherwise as `expand_layer`.
 
-        Layers that are tied to each other grow once, by what each of them asks for.
+        Layers that are tied to each other grow once, to meet all their requests.
 
         Args:
             request: The number of new units for each layer, by name or index.
@@ -146,12 +146,12 @@ class Handle(DepthMethods, GenerationMethods):
             check: As of `expand_layer`.
 
         Returns:
-            The record of what has changed.
+            The edit.
 
         Raises:
             FixedWidthError: If layers cannot grow; all of them are named.
             ValueError: If numbers do not fit each other; all of them are named, with those that do.
-            InexactError: If outputs would change. The errors of `expand_layer` besides.
+            InexactError: If outputs would change. Also the errors of `expand_layer`.
         """
 
         def grow(undo: Undo, model: nn.Module, history: History) -> Edit:
@@ -180,9 +180,9 @@ class Handle(DepthMethods, GenerationMethods):
     ) -> Edit:
         """Adds n channels to the model's input: grey to colour, colour to depth.
 
-        They come after those that there are. What reads the input gets helpers, so the outputs are
-        unchanged, whatever the new channels hold. Inside `at` of an earlier generation the model
-        reads inputs of the old width.
+        They come after the existing ones. The layers that read the input get helpers, so the
+        outputs are unchanged for any values of the new channels. Inside `at` of an earlier
+        generation the model reads inputs of the old width.
 
         Args:
             n: The number of channels that the input gains.
@@ -193,7 +193,7 @@ class Handle(DepthMethods, GenerationMethods):
             check: As in `expand_layer`.
 
         Returns:
-            The record of what was done.
+            The edit.
 
         Raises:
             ValueError: If there is no such argument, or n is not positive or does not fit.
@@ -223,7 +223,7 @@ class Handle(DepthMethods, GenerationMethods):
     def plan(
         self, request: Mapping[int | str, int], *, round_to: int = 1, freeze: bool = True
     ) -> Edit:
-        """The edit that `expand` would carry out, not applied; print it to see what it changes.
+        """The edit that `expand` would apply, not applied; print it to see the changes.
 
         Args:
             request: The number of new units for each layer, by name or index.
@@ -246,30 +246,29 @@ class Handle(DepthMethods, GenerationMethods):
         return plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
 
     def consolidate(self, *, optimizer: object = None, check: bool = True) -> Edit | None:
-        """Joins what several growths added to a layer in the open generation to one block each.
+        """Joins a layer's blocks from several growths in the open generation to one of each role.
 
-        A layer that grew often has many small parameters, each of which takes time in the optimizer
-        and in autograd at every step. Afterwards it has two, as after one growth: those of a
-        helper and of a new block. What the model computes stays the same, up to rounding. Closed
-        generations keep their blocks, and so do layers some of whose blocks were treated in another
-        way (frozen by hand, given hooks), and types whose blocks cannot be joined, such as
-        convolutions with a standardised weight.
+        A layer that grew often has many small parameters, and each takes time in the optimizer and
+        in autograd at every step. Afterwards it has only those of a helper and of a new block, as
+        after one growth. The model computes the same, up to rounding. Closed generations keep their
+        blocks, and so do layers with blocks that differ (frozen by hand, with hooks), and layer
+        types whose blocks cannot be joined, such as convolutions with a standardised weight.
 
-        Other than growth, this replaces Parameters: those of the open generation.
+        Unlike growth, this replaces Parameters: those of the open generation.
 
         Args:
             optimizer: One or several optimizers. The new parameters take the places of the old,
-                with the state of parameters that had been there all along and received no gradient
-                before they were. Leave it out if you make a new optimizer afterwards.
+                with the state of parameters that were there from the start and got no gradient
+                before the old ones existed. Leave it out if you make a new optimizer afterwards.
             check: As in `expand_layer`.
 
         Returns:
-            The record of what was done; None if there was nothing to join.
+            The edit; None if there was nothing to join.
 
         Raises:
-            TypeError: If `optimizer` is something else.
-            OptimizerError: If parts of what would be one parameter are in different param groups,
-                or have state that does not lie as they do (Adafactor's rows and columns).
+            TypeError: If `optimizer` is of another type.
+            OptimizerError: If parts of one new parameter are in different param groups, or have
+                state of other shapes than theirs (Adafactor's rows and columns).
             StructureChangedError: If the model was changed by hand since it was analysed.
 
         In all these cases model and optimizer are as before.
@@ -291,7 +290,7 @@ class Handle(DepthMethods, GenerationMethods):
 
 
 def handle(model: nn.Module) -> Handle:
-    """What splitgrow does with a growable model, under names that never clash with the model's own.
+    """The operations on a growable model, under names that never clash with the model's own.
 
     Args:
         model: A growable model, grown or not.

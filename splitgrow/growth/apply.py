@@ -1,4 +1,4 @@
-"""Growing a model: its history, and the carrying out of a planned edit, all or nothing."""
+"""Growing a model: its history, and applying a planned edit, all or nothing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plan(
     freeze: bool,
     round_to: int = 1,
 ) -> Edit:
-    """The edit that a request leads to, not applied."""
+    """The edit for a request, not applied."""
     check_structure(model, history)
     opened = history.next_edit(freeze=freeze)
     checked = check_request(history.graph, request)
@@ -58,10 +58,10 @@ def apply_(
     optimizer: object,
     check: bool,
 ) -> Edit:
-    """Carries out a planned edit on its model.
+    """Applies a planned edit to its model.
 
-    Everything that can fail on account of the request or for want of memory is done before the
-    first change; with `check` it fails if the model then computes something else.
+    All steps that can fail because of the request or of too little memory come before the first
+    change; with `check` it fails if the model then computes a different function.
     """
     chosen = chosen_initializer(initializer)
     before = before_edit(model, history, check=check)
@@ -73,9 +73,9 @@ def apply_(
 def hold_to(
     before: Unchanged | None, prepared: PreparedEdit, history: History, initializer: Initializer
 ) -> None:
-    """Makes sure that an edit that was carried out has changed no output.
+    """Makes sure that an applied edit has changed no output.
 
-    Where its initializer is not exact, that is so while what it has added is silent.
+    If its initializer is not exact, the added blocks are silent for the comparison.
     """
     if before is None:
         return
@@ -100,7 +100,7 @@ def carry_out_(
     initializer: Initializer,
     optimizer: object,
 ) -> PreparedEdit:
-    """Carries out a planned edit, as the first part of something that may still fail."""
+    """Applies a planned edit, as the first part of an operation that may still fail."""
     edit, optimizers = replace(edit, initializer=initializer.name), listed(optimizer)
     prepared = prepare(model, history.modules, edit, history.graph)
     initialise_(initializer, prepared, undo)
@@ -119,7 +119,7 @@ def carry_out_(
 
 
 def widen_(prepared: PreparedEdit, modules: Mapping[str, nn.Module], undo: Undo) -> None:
-    """Puts what was prepared in place, and sets the numbers that follow."""
+    """Puts prepared blocks in place, and sets the numbers that follow."""
     holders = holders_in(prepared.model)
     for item in prepared.layers.values():
         place_(modules, item, holders, undo)
@@ -137,7 +137,7 @@ def _new_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParameter]
 
 
 def close_generation_(model: nn.Module, history: History, undo: Undo) -> None:
-    """Closes the open generation: freezes it, and takes down whatever else forward may move."""
+    """Closes the open generation: freezes it, and saves all other state that forward may change."""
     shares = [(m, m.alpha) for m in model.modules() if isinstance(m, FadeIn)]
     history.shares = {**history.shares, history.generation: shares}
     history.frozen = {**history.frozen, history.generation: freeze_(model, undo)}
@@ -154,7 +154,7 @@ def next_generation_(undo: Undo, model: nn.Module, history: History) -> int:
 
 
 def unfreeze_all_(undo: Undo, model: nn.Module, history: History) -> None:
-    """Sets free everything that closing generations froze."""
+    """Unfreezes all that closing generations froze."""
     keep_(history, undo)
     unfreeze_(model, history.frozen_parameters(), undo)
     history.frozen, history.states = {}, {}
@@ -181,7 +181,7 @@ def parameters_of(model: nn.Module, history: History, generation: int) -> list[n
 def param_groups_of(
     model: nn.Module, history: History, options: Mapping[int, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """A param group for each generation up to today's, and those that options are given for.
+    """A param group for each generation up to the open one, and each one that has options.
 
     Raises:
         TypeError: If the options are of another type.

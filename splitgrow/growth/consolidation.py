@@ -1,8 +1,8 @@
-"""Joining the blocks that a layer gained in many edits of one generation to those of one edit.
+"""Joining a layer's blocks from many edits of one generation to the blocks of one edit.
 
-Every growth adds parameters of its own, and each costs the optimizer and torch's autograd tens of
-microseconds a step, however small it is. The blocks of a generation that is still open fill the
-same two strips of the weight as one growth would have: a helper and a new block.
+Every growth adds parameters, and each costs the optimizer and torch's autograd tens of microseconds
+a step, even if it is small. The blocks of a generation that is still open fill the same two strips
+of the weight as one growth would have: a helper and a new block.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from splitgrow.utils.spans import Spans, overlaps
 
 @dataclass(frozen=True)
 class Consolidated:
-    """A layer whose blocks are joined, made but not yet put in place."""
+    """A layer with its joined blocks, made but not yet put in place."""
 
     path: str
     births: tuple[int, ...]
@@ -46,7 +46,7 @@ def consolidate_(
     """Joins the blocks of the open generation, layer by layer.
 
     Returns:
-        The record of it; None if there was nothing to join.
+        The edit; None if there was nothing to join.
     """
     check_structure(model, history)
     optimizers = listed(optimizer)
@@ -86,12 +86,12 @@ def _splits(model: nn.Module) -> Iterator[tuple[str, SplitLayer]]:
 
 
 def _births(split: SplitLayer, born: Collection[int]) -> tuple[int, ...]:
-    """The edits of the open generation that gave a layer blocks."""
+    """The edits of the open generation that added blocks to a layer."""
     return tuple(sorted({block.edit for block in split.blocks if block.edit in born}))
 
 
 def _uniform(split: SplitLayer, births: Collection[int]) -> bool:
-    """Whether one block could stand for several: nothing was done to one that others lack."""
+    """Whether one block could replace several: all have the same settings, and none has hooks."""
     chosen = [m for m, block in zip(split, split.blocks, strict=True) if block.edit in births]
     settings = {repr(_settings(module)) for module in chosen}
     if not split.layer_type.merging.side_by_side or len(settings) > 1:
@@ -109,23 +109,23 @@ def _uniform(split: SplitLayer, births: Collection[int]) -> bool:
 
 
 def _settings(module: nn.Module) -> tuple[object, ...]:
-    """What the modules hold besides tensors and sizes, as far as it is plain data."""
+    """The modules' attributes besides tensors and sizes, as far as they are plain data."""
     held = {k: v for k, v in vars(module).items() if isinstance(v, (float, bool, str, tuple))}
     counter = getattr(module, "num_batches_tracked", None)
-    # Only where the statistics are plain averages does the number of batches count.
+    # The number of batches counts only where the statistics are plain averages.
     cumulative = counter is not None and getattr(module, "momentum", 0.0) is None
     return held, int(counter) if counter is not None and cumulative else None
 
 
 def _is_watched(parameter: Any) -> bool:
-    """Whether somebody else would lose sight of a parameter if another took its place."""
+    """Whether another holder of a parameter would lose it if a new one took its place."""
     hooks = parameter._backward_hooks or parameter._post_accumulate_grad_hooks  # noqa: SLF001
     shared = parameter.device.type == "cpu" and parameter.is_shared()
     return bool(hooks or shared) or type(parameter) is not nn.Parameter
 
 
 def consolidated(path: str, split: SplitLayer, births: tuple[int, ...], index: int) -> Consolidated:
-    """A layer's blocks of some edits made into those of one; nothing is put in place yet.
+    """Joins a layer's blocks of some edits to those of one; puts nothing in place yet.
 
     Args:
         path: The layer's path.
@@ -173,12 +173,12 @@ def consolidated(path: str, split: SplitLayer, births: tuple[int, ...], index: i
 
 @dataclass(frozen=True)
 class _Fill:
-    """Puts together what lies in several tensors of the same larger one.
+    """Assembles one tensor from several that are parts of the same larger one.
 
     Attributes:
-        shape: Of what is put together.
-        places: Where that lies in the larger one, by dimension.
-        sources: Where the several tensors lie there.
+        shape: The shape of the assembled tensor.
+        places: Its place in the larger one, by dimension.
+        sources: The places of the several tensors there.
     """
 
     shape: torch.Size
@@ -186,7 +186,7 @@ class _Fill:
     sources: tuple[Mapping[int, Spans], ...]
 
     def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """What the tensors make together; zero where one of them is missing."""
+        """The tensor that they make together; zero where one of them is missing."""
         like = next(tensor for tensor in tensors if tensor is not None)
         made = room_for(like, self.shape).zero_()
         for tensor, source in zip(tensors, self.sources, strict=True):

@@ -1,4 +1,4 @@
-"""Holding an edit to its promise: what the model computes afterwards is what it computed before."""
+"""Checking that an edit keeps its promise: the model computes the same before and after."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from splitgrow.utils.source_lines import levels_to_caller
 
 @dataclass(frozen=True)
 class Unchanged:
-    """What a model gave before an edit, on its example inputs in evaluation mode.
+    """A model's results before an edit, on its example inputs in evaluation mode.
 
     Attributes:
         outputs: The tensors that it returned.
-        scalars: The numbers that it gave to its ops.
+        scalars: The numbers that it passed to its ops.
     """
 
     outputs: list[Tensor]
     scalars: Scalars
 
     def check(self, model: nn.Module, history: History) -> None:
-        """Makes sure that the model gives the same after the last edit, up to rounding.
+        """Makes sure that the model returns the same after the last edit, up to rounding.
 
-        If a layer that makes the model's output grew, the old outputs must lead.
+        If a layer that makes the model's output grew, the old outputs must come first.
 
         Raises:
-            InexactError: If it does not. The edit is then to be taken back.
+            InexactError: If it does not. The caller then takes the edit back.
         """
         way_out = _way_out(history.edits[-1])
         run = partial(outputs_of, model, fitting(model, history.inputs))
@@ -92,10 +92,10 @@ def _way_out(edit: Edit) -> str:
 
 
 def before_edit(model: nn.Module, history: History, *, check: bool) -> Unchanged | None:
-    """What a model gives now, to hold an edit against; None if that cannot be or is not wanted.
+    """A model's results before an edit; None if there can be none or no check is wanted.
 
-    A model with tensors on the meta device has no values that could be compared. Where one does
-    not run on its example inputs there is a warning.
+    A model with tensors on the meta device has no values to compare. A model that does not run on
+    its example inputs causes a warning.
     """
     if not check or not has_values(model, history.inputs):
         return None
@@ -116,8 +116,8 @@ def _tell(reason: str) -> None:
 
 
 def _first_difference(model: nn.Module, history: History, tolerance: float) -> str:
-    """Where values first differ from those without the last edit, for the message."""
-    if history.edits[-1].joined:  # the blocks of before are no longer there
+    """The place where values first differ from those without the last edit, for the message."""
+    if history.edits[-1].joined:  # the earlier blocks are gone
         return ""
     inputs, before = fitting(model, history.inputs), list[Value]()
     touched = history.graph.touched

@@ -1,4 +1,4 @@
-"""The record of one growth. It says what changes where; it holds no tensors and changes nothing."""
+"""The record of one growth: each change and its place. It holds no tensors, changes nothing."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Insertions = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class LayerChange:
-    """What an edit does to one layer.
+    """The change of one layer in an edit.
 
     Attributes:
         name: The layer's module path.
-        kind: The name of its stock type, such as ``Conv2d``.
+        kind: The name of its stock layer type, such as ``Conv2d``.
         in_width: The number of input channels before and after.
         width: The number of output channels before and after.
-        ins: Where new input channels land.
-        outs: Where new output channels land.
-        blocks: The blocks that are added, in order: "helper", "new".
+        ins: The places of new input channels.
+        outs: The places of new output channels.
+        blocks: The added blocks, in order: "helper", "new".
         parameters: The number of parameters that they add.
         silent_ins: For each insertion of inputs, whether they are zero until they learn.
         silent_outs: For each insertion of outputs, whether they must be zero until they learn.
@@ -47,7 +47,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class NumberChange:
-    """What an edit does to a number that a module holds, such as a number of heads.
+    """The change of a number that a module holds, such as a number of heads.
 
     Attributes:
         module: The module's path.
@@ -62,11 +62,11 @@ class NumberChange:
 
 @dataclass(frozen=True)
 class InputChange:
-    """What an edit does to an input of the model.
+    """The change of an input of the model.
 
     Attributes:
         name: The name of forward's argument.
-        dim: The dimension on which its channels lie.
+        dim: The dimension of its channels.
         width: The number of channels before and after.
     """
 
@@ -77,7 +77,7 @@ class InputChange:
 
 @dataclass(frozen=True)
 class JoinedBlocks:
-    """What an edit that joins blocks does to one layer.
+    """The change of one layer in an edit that joins blocks.
 
     Attributes:
         name: The layer's module path.
@@ -90,20 +90,19 @@ class JoinedBlocks:
 
 @dataclass(frozen=True)
 class Insertion:
-    """What an edit inserts into the network.
+    """A layer that an edit inserts into the network.
 
     Attributes:
-        host: The path of the module that it is next to.
-        before: Whether it works on what the module reads, rather than on what comes out of it.
+        host: The path of the module next to it.
+        before: Whether it works on the module's input, rather than on its output.
         kind: "identity", "residual", "gate", "block", "fade" or "replacement".
         name: The path of the inserted module.
-        type: What it is made of.
-        width: The number of channels that pass there.
+        type: The types of its layers.
+        width: The number of channels of its input.
         parameters: The number of its parameters.
-        options: What it was asked to be like, as far as that is plain data.
-        tensor_result: Whether the module next to it gives one tensor, rather than several.
-        recipe: What it is made of, as data from which it can be made again: see
-            `splitgrow.growth.insertion.recipes`.
+        options: The options of the request, as far as they are plain data.
+        tensor_result: Whether the module next to it returns one tensor, rather than several.
+        recipe: The data from which it can be made again: see `splitgrow.growth.insertion.recipes`.
     """
 
     host: str
@@ -127,20 +126,20 @@ class Insertion:
 
 @dataclass(frozen=True)
 class Edit:
-    """The frozen record of one growth: which layers, which axes, how many units, where they sit.
+    """The frozen record of one growth: the layers, the axes, the number of units, their places.
 
     Attributes:
         index: The number of the edit in the model's history, from 1.
         generation: The generation that its blocks belong to.
         closes: The generation that it closes first; None if it closes none.
-        request: What was asked for: units by layer name.
+        request: The requested units by layer name.
         growth: The units that each group of channels gains, by the group's number.
-        changes: What happens to each layer, in order of execution.
-        numbers: What happens to numbers that modules hold.
-        joined: The layers whose blocks it joins to those of one edit.
-        inserted: What it inserts.
-        inputs: What happens to the model's inputs.
-        initializer: How new blocks get their values.
+        changes: The change of each layer, in order of execution.
+        numbers: The changes of numbers that modules hold.
+        joined: The layers with blocks that it joins to those of one edit.
+        inserted: The layers that it inserts.
+        inputs: The changes of the model's inputs.
+        initializer: The initializer of the new blocks, by name.
     """
 
     index: int
@@ -175,7 +174,7 @@ class Edit:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The modules that it gives blocks, or something inserted."""
+        """The modules to which it adds blocks, or next to which it inserts a layer."""
         names = (*(change.name for change in self.changes), *(item.name for item in self.joined))
         return (*names, *(item.host for item in self.inserted))
 
@@ -199,7 +198,7 @@ class Edit:
 
     @classmethod
     def from_data(cls, data: object, where: str = "edit") -> Edit:
-        """An edit from what JSON makes of it.
+        """An edit from parsed JSON.
 
         Raises:
             ValueError: If it is of another version, or a value is of another type.

@@ -1,4 +1,4 @@
-"""The methods of a growable model that concern its generations."""
+"""The methods of a growable model for its generations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from splitgrow.utils.rollback import Undo
 
 
 class GenerationMethods(HandleBase):
-    """Closing generations, showing them, and training them apart."""
+    """Closing generations, showing them, and training them separately."""
 
     @property
     def generation(self) -> int:
@@ -26,14 +26,15 @@ class GenerationMethods(HandleBase):
     def next_generation(self) -> int:
         """Closes the open generation: freezes its parameters and running statistics.
 
-        What else forward may move is taken down, for `at`: a copy of every buffer (one that has not
-        changed since the last generation was closed is not copied again), and of plain data in the
-        modules' attributes: numbers, flags, texts, tensors, and lists, tuples, sets and dicts of
-        these. They go on moving as the model trains. That costs the memory of the model's buffers
-        once, and then that of what moved, for each generation; in files likewise.
+        It also saves, for `at`, all other state that forward may change: a copy of every buffer
+        (one that has not changed since the last generation was closed is not copied again), and of
+        plain data in the modules' attributes: numbers, flags, texts, tensors, and lists, tuples,
+        sets and dicts of these. This state still changes as the model trains. The copies cost the
+        memory of the model's buffers once, and then that of the changed ones, for each generation;
+        in files likewise.
 
         Returns:
-            The number of the generation that is open now.
+            The number of the new open generation.
         """
         return self._operation("close a generation", next_generation_)
 
@@ -58,10 +59,11 @@ class GenerationMethods(HandleBase):
     def param_groups(
         self, options: Mapping[int, Mapping[str, Any]] | None = None
     ) -> list[dict[str, Any]]:
-        """Param groups for an optimizer, one for each generation, such as for other learning rates.
+        """Param groups for an optimizer, one for each generation, such as to set learning rates.
 
-        A growth with that optimizer adds what is new to the group of its own generation, if there
-        is one; so name the coming generations in `options`, which makes empty groups for them.
+        A growth with that optimizer adds the new parameters to the group of their generation, if
+        there is one; so name the coming generations in `options`, which makes empty groups for
+        them.
 
         Args:
             options: The options of generations' groups, by generation.
@@ -82,23 +84,23 @@ class GenerationMethods(HandleBase):
         return param_groups_of(self._model, self._history, {} if options is None else options)
 
     def unfreeze(self) -> None:
-        """Lets everything train again. Closed generations are no longer exact from here on."""
+        """Lets all parameters train again. Closed generations are no longer exact from here on."""
         self._operation("unfreeze", unfreeze_all_)
 
     @contextmanager
     def at(self, generation: int) -> Iterator[nn.Module]:
         """The network exactly as it was when a generation was closed, inside a ``with`` block.
 
-        In evaluation mode its outputs are bit for bit those that it gave before it was closed. No
-        gradients are recorded inside. The model is shown so to the thread that asks for it; other
-        threads that run or change it meanwhile are refused.
+        In evaluation mode its outputs equal those before it was closed, bit for bit. Autograd
+        records nothing inside. Only the calling thread sees the model in this state; other threads
+        that run or change it meanwhile get an error.
 
-        Buffers and plain data in attributes are those that `next_generation` has taken down;
-        forward may move them, and afterwards modules hold what they held before: attributes that
-        are set inside, or came to be, are gone. What cannot be taken down is shown as it is today:
-        what modules hold in objects that hold other objects (a queue in a cache in an attribute),
-        in containers that also hold modules or parameters, in generators of random numbers, in
-        closures and in globals. The model cannot be moved or converted inside.
+        Buffers and plain data in attributes are those that `next_generation` saved; forward may
+        change them, and afterwards modules have their earlier state again: attributes that are set
+        or added inside are gone. State that cannot be saved is shown as it is today: state in
+        objects that hold other objects (a queue in a cache in an attribute), in containers that
+        also hold modules or parameters, in generators of random numbers, in closures and in
+        globals. The model cannot be moved or converted inside.
 
         Args:
             generation: The number of a closed generation; 0 is the network before any growth.
@@ -108,7 +110,7 @@ class GenerationMethods(HandleBase):
             ValueError: If there is no such generation.
             GenerationError: If it is no longer exact because of `unfreeze`.
             StructureChangedError: If the model was changed by hand since it was closed.
-            SplitGrowError: If another thread shows a generation, or goes on running the model.
+            SplitGrowError: If another thread shows a generation, or keeps running the model.
         """
         what, model_lock = "show a generation", self._history.model_lock
         model_lock.refuse_if_shown(what)

@@ -1,6 +1,6 @@
 """The class of a growable model: a subclass of the user's, with splitgrow's methods.
 
-It stands for the user's class wherever that matters: in pickles, copies and state_dicts.
+It stands for the user's class in pickles, copies and state_dicts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HANDLE = "_splitgrow_handle"
 
 
 def _members_of(handle: type[HandleBase]) -> dict[str, Any]:
-    """What a model gains: the public methods and properties of its handle."""
+    """The members that a model gains: the public methods and properties of its handle."""
     return {
         name: member
         for cls in handle.__mro__[::-1]
@@ -39,7 +39,7 @@ def _members_of(handle: type[HandleBase]) -> dict[str, Any]:
 
 
 class _Property:
-    """A property that gives way to an attribute of its name which the model sets later on."""
+    """A property that yields to an attribute of its name that the model sets later."""
 
     def __init__(self, handle: type[HandleBase], name: str, doc: str | None) -> None:
         self.handle, self.name, self.__doc__ = handle, name, doc
@@ -63,10 +63,10 @@ def _delegate(handle: type[HandleBase], name: str, member: Any) -> Any:
 
 
 def _reduce(self: nn.Module, protocol: Any) -> Any:
-    """Pickles the instance by its own class, which can be imported, not by the one made here.
+    """Pickles the instance by the user's class, which can be imported, not by the one made here.
 
     Raises:
-        TypeError: If the class has a way of its own to do it, which knows nothing of the history.
+        TypeError: If the class pickles in its own way, which would lose the history.
     """
     cls = _made_here(self)
     history: History | None = vars(self).get(HISTORY)
@@ -94,7 +94,7 @@ def _new_growable(
 
 
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Copies as the class does it in its own way, and brings along the history if that did not."""
+    """Copies in the class's own way, and adds the history if that left it out."""
     cls: Any = _made_here(self)
     copied: nn.Module = super(cls, self).__deepcopy__(memo)
     memo[id(self)] = copied
@@ -108,7 +108,7 @@ def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def _made_here(model: nn.Module) -> type[nn.Module]:
-    """The class with splitgrow's methods: not one made of that since, as FSDP does."""
+    """The class with splitgrow's methods, not one that FSDP, for example, derived from it since."""
     return next(cls for cls in type(model).__mro__ if ORIGINAL_CLASS in vars(cls))
 
 
@@ -128,10 +128,10 @@ def _load_state_dict(
 ) -> Any:
     """Loads a state_dict of this model from any time; its journal is replayed first.
 
-    One from before the model grew is loaded into the original blocks, and what came later stays.
+    One from before the model grew is loaded into the original blocks; later blocks stay.
 
     Raises:
-        CheckpointError: If it is of another model or another history. Nothing is changed then.
+        CheckpointError: If it is of another model or another history. Nothing changes then.
         RuntimeError: As nn.Module's.
     """
     cls: Any = _made_here(self)
@@ -151,14 +151,14 @@ def _load_state_dict(
 
 @temporarily
 def _loading(undo: Undo, history: History, load: Callable[[], Any]) -> Any:
-    """Loads tensors; the journal that came with them was followed already."""
+    """Loads tensors; their journal was replayed already."""
     undo.on_failure(partial(setattr, history, "loading", history.loading))
     history.loading = True
     return load()
 
 
 def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
-    """Moves or converts the tensors, those that closed generations hold among them.
+    """Moves or converts the tensors, including those of closed generations.
 
     Raises:
         SplitGrowError: If an earlier generation is being shown.
@@ -184,13 +184,13 @@ def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: 
     try:
         change_alone(self, history_of(self).model_lock, "load a state_dict", follow)
     except SplitGrowError as error:
-        args[-1].append(str(error))  # torch raises all that it finds there
+        args[-1].append(str(error))  # torch raises all errors in this list
     super(cls, self)._load_from_state_dict(state_dict, prefix, *args)
 
 
 _Made = dict[tuple[type[HandleBase], frozenset[str]], ref[type[nn.Module]]]
 _CLASSES: WeakKeyDictionary[type[nn.Module], _Made] = WeakKeyDictionary()
-"""The classes made for each class, as long as there are models of them."""
+"""The classes made for each class, for as long as they have models."""
 
 
 def class_for(
@@ -204,8 +204,8 @@ def class_for(
     Args:
         model: The model.
         cls: Its class, which may be a growable one already.
-        handle: Does what the methods do that the model gains: those of this class.
-        taken: The names that the model uses itself; None to find out.
+        handle: The class of the methods that the model gains.
+        taken: The names that the model uses itself; None to look them up.
     """
     if hasattr(cls, ORIGINAL_CLASS):
         return cls
@@ -213,7 +213,7 @@ def class_for(
 
 
 def _taken_names(model: nn.Module, handle: type[HandleBase]) -> frozenset[str]:
-    """The names of methods that the model has already, for something else."""
+    """The names of methods that the model uses itself."""
     taken = frozenset(name for name in _members_of(handle) if _has(model, name))
     if taken:
         warnings.warn(
@@ -234,7 +234,7 @@ def _has(model: nn.Module, name: str) -> bool:
 def _growable_class(
     original: type[nn.Module], handle: type[HandleBase], taken: frozenset[str]
 ) -> type[nn.Module]:
-    """A subclass of the model's class, of the same name, with the methods that are not taken."""
+    """A subclass of the model's class, of the same name, with the methods whose names are free."""
     made = _CLASSES.setdefault(original, {})
     known = made.get((handle, taken))
     cls = known() if known is not None else None
@@ -275,5 +275,5 @@ def _made_class(
 
 
 def original_class(model: nn.Module) -> type[nn.Module]:
-    """The class that a growable model was written as."""
+    """The user's class of a growable model."""
     return getattr(type(model), ORIGINAL_CLASS, type(model))

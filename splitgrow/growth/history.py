@@ -1,4 +1,4 @@
-"""What splitgrow knows of a growable model, and whether the model is still as it knows it."""
+"""The history of a growable model, and checks that the model still agrees with it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from splitgrow.utils.rollback import Undo
 
 @dataclass
 class History:
-    """What splitgrow knows of a model: its graph, its edits and its generations.
+    """All that splitgrow knows of a model: its graph, its edits and its generations.
 
     Attributes:
         graph: The channel graph.
@@ -36,15 +36,15 @@ class History:
         edits: The edits so far.
         generation: The open generation.
         exact_from: The first generation whose closed state can still be recovered.
-        narrower: The example inputs that came before, each with the edit up to which they fit.
+        narrower: The earlier example inputs, each with the edit up to which they fit.
         frozen: The parameters that closing generations froze, as (module, name): a parameter
             object may be replaced, by ``load_state_dict(assign=True)`` for one.
-        shares: How far the fades had come when a generation was closed, by generation.
-        states: What modules held when a generation was closed, by generation.
+        shares: The fades' alpha when a generation was closed, by generation.
+        states: The modules' state when a generation was closed, by generation.
         viewing: Whether an earlier generation is being shown.
-        model_lock: Which thread has the model to itself, if one has.
-        broken: The layers whose growth was found to change what the model computes, and why.
-        loading: Whether a state_dict is being loaded whose journal was followed already.
+        model_lock: The lock by which one thread has the model to itself.
+        broken: The layers whose growth was found to change the model's function, and why.
+        loading: Whether a state_dict is being loaded whose journal was replayed already.
     """
 
     graph: ChannelGraph
@@ -80,7 +80,7 @@ class History:
         return max((e.index for e in self.edits if e.generation <= generation), default=0)
 
     def view_of(self, generation: int | None) -> int | None:
-        """The edit up to which blocks are seen in a generation; None for all of them.
+        """The edit up to which a generation's blocks are seen; None for all of them.
 
         Raises:
             TypeError: If `generation` is not an int.
@@ -104,7 +104,7 @@ class History:
         """Makes sure that the whole network is being shown.
 
         Raises:
-            SplitGrowError: If it is an earlier generation.
+            SplitGrowError: If an earlier generation is shown.
         """
         if self.viewing:
             raise SplitGrowError(f"cannot {what} inside `with model.at(...)`: leave it first")
@@ -116,7 +116,7 @@ def structure(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def changed_modules(now: Paths, history: History) -> list[str]:
-    """The paths of modules that came, went or were replaced, where that counts."""
+    """The paths of modules that were added, removed or replaced, where that counts."""
     graph = history.graph
     followed = {node.name for node in graph.nodes.values() if node.followed}
     return changes_between(history.modules, now, graph.assigned, followed)
@@ -126,8 +126,8 @@ def check_structure(model: nn.Module, history: History) -> None:
     """Makes sure that the model is still the one that was analysed.
 
     Raises:
-        StructureChangedError: If modules came, went or were replaced, or a layer's tensors have
-            other shapes. Modules that forward makes anew at each call are none.
+        StructureChangedError: If modules were added, removed or replaced, or a layer's tensors have
+            other shapes. Modules that forward makes anew at each call do not count.
     """
     now = structure(model)
     changed = changed_modules(now, history)
@@ -155,7 +155,7 @@ def check_structure(model: nn.Module, history: History) -> None:
 
 
 def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
-    """The modules that have grown by other edits than these: those of a model they came from."""
+    """The modules that have grown by other edits than these, as part of another model."""
     known = {(name, edit.index) for edit in edits for name in edit.layers}
     paths: dict[SplitLayer | InsertionWrapper, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -177,7 +177,7 @@ def _edits_of(module: SplitLayer | InsertionWrapper) -> list[int]:
 def _misshapen(
     name: str, layer: nn.Module, entry: LayerType, sizes: tuple[int, int]
 ) -> Iterator[str]:
-    """The tensors of a stock layer that do not have the shapes that go with its sizes."""
+    """The tensors of a stock layer whose shapes do not fit its sizes."""
     for key, axes in entry.tensors(layer).items():
         tensor = getattr(layer, key)
         for dim, along in axes.items():
@@ -187,7 +187,7 @@ def _misshapen(
 
 
 def keep_(history: History, undo: Undo) -> None:
-    """Has the history put back on failure. Its lists are replaced from here on, never changed."""
+    """Restores the history on failure. Its lists are replaced from here on, never changed."""
     undo.keep(vars(history))
 
 

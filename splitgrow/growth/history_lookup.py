@@ -1,4 +1,4 @@
-"""A model's history, where the model keeps it, and what all of its methods start from."""
+"""Looking up a model's history, and the base class of all its methods."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class HandleBase:
     ) -> T:
         """Runs an operation all or nothing, while no other thread runs or changes the model.
 
-        Every method that changes the model is one such call.
+        Every method that changes the model makes one such call.
 
         Args:
-            what: What is to be done, for errors.
+            what: The operation in words, for errors.
             work: Does it, given an `Undo`, the model, its history, and the arguments.
             args: Its other positional arguments.
             kwargs: Its named arguments.
@@ -72,7 +72,7 @@ class HandleBase:
         """
         model, history = self._model, self._history
         history.model_lock.refuse_if_shown(what)
-        with history.model_lock.rlock:  # or another thread may change modules while these are asked
+        with history.model_lock.rlock:  # or another thread may change modules during these checks
             history.refuse_while_viewing(what)
             refuse_wrapped(model, what)
             refuse_inside_forward(model, what)

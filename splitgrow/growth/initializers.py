@@ -1,4 +1,4 @@
-"""The first values of new units: one class for each way, all of which see a whole prepared edit."""
+"""The first values of new units: one class for each method; each gets a whole prepared edit."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from splitgrow.utils.rollback import Undo
 
 
 class Initializer(ABC):
-    """What gives new units their first values.
+    """An object that gives new units their first values.
 
-    It works on blocks that are made, with values as torch draws them, and not yet put in place: an
-    error leaves the model as it was. Values are set in place, without gradients.
+    It works on blocks that have torch's own random values and are not yet in place: an error leaves
+    the model as it was. Values are set in place, without gradients.
 
     Attributes:
-        name: What it is called, by which `register_initializer` registers it and edits record it.
-        exact: Whether the model computes what it did before, up to rounding. The check of an edit
-            holds it to that. Of one that is not, it makes sure that only the values change
-            anything: with helpers at zero the model must compute what it did.
+        name: Its name, by which `register_initializer` registers it and edits record it.
+        exact: Whether the model computes the same as before, up to rounding. The check of an edit
+            tests it. For an inexact one it tests that only the values change anything: with helpers
+            at zero the model must compute the same as before.
         needs_data: Whether it needs `PreparedEdit.loss`.
-        needs_unfrozen: Whether it changes values that exist. It is refused where these are frozen,
-            and they are put back if the edit fails.
-        divides: How many new units come together: each group must gain a multiple.
+        needs_unfrozen: Whether it changes existing values. It is refused where these are frozen,
+            and they are restored if the edit fails.
+        divides: The number of new units that belong together: each group must gain a multiple of
+            it.
     """
 
     name: str
@@ -51,8 +52,8 @@ class Zero(Initializer):
     """Helpers zero, new units as torch initialises a layer of their shape.
 
     The old outputs are unchanged, since helpers add nothing yet. Helpers learn from the first step
-    and new units from the second; were both zero, neither would ever learn. Where units must be
-    silent at birth it is the other way round: they are zero, and helpers that read them are not.
+    and new units from the second; if both were zero, neither would ever learn. Where units must be
+    silent at birth, they are zero, and helpers that read them are not.
     """
 
     name = "zero"
@@ -65,7 +66,7 @@ class Zero(Initializer):
 
 
 class Stirred(Zero):
-    """Helpers zero, and new units with values that no formula could hide behind, for trials.
+    """Helpers zero, and new units with random values also in biases and norms, for trials.
 
     Where units must be silent at birth they are as `Zero` has them.
     """
@@ -73,7 +74,7 @@ class Stirred(Zero):
     name = "stirred"
 
     def apply(self, prepared: PreparedEdit) -> None:
-        """Sets the helpers to zero, and gives norms of new units values that matter."""
+        """Sets the helpers to zero, and gives norms of new units values that show in a trial."""
         super().apply(prepared)
         for layer in prepared.layers.values():
             block = layer.added.get("new")
@@ -89,11 +90,11 @@ class Stirred(Zero):
 
 
 def quiet_(block: nn.Module, purpose: str, silent: Sequence[bool]) -> None:
-    """Sets to zero what would change what the model computes: helpers, and units that are silent.
+    """Sets to zero the values that would change the outputs: helpers', and silent units'.
 
     Args:
         block: The block.
-        purpose: What it is for: "new" or "helper".
+        purpose: The block's role: "new" or "helper".
         silent: For each channel that it adds, whether it must be silent at birth.
     """
     layer = layer_type_of_class(type(block))
@@ -105,21 +106,21 @@ def quiet_(block: nn.Module, purpose: str, silent: Sequence[bool]) -> None:
             if not isinstance(tensor, nn.Parameter):
                 continue
             if purpose != "helper" and layer.diagonal(block) and name != "bias":
-                continue  # it makes zeros of zeros whatever its weight is
+                continue  # it maps zeros to zeros with any weight
             _zero_channels(tensor, axes, side, [flag == (purpose != "helper") for flag in silent])
 
 
 def _zero_channels(
     tensor: nn.Parameter, axes: TensorAxes, side: str, chosen: Sequence[bool]
 ) -> None:
-    """Sets the slices of a tensor to zero that belong to the chosen channels."""
+    """Sets the slices of the chosen channels to zero in a tensor."""
     if all(chosen):
         tensor.zero_()
         return
     for dim, along in axes.items():
         if along.side == side and any(chosen):
             mask = torch.tensor(chosen, device=tensor.device)
-            # One of several equal sections stands for all of them.
+            # The tensor has one of several equal sections, for all of them.
             section = mask.reshape(along.sections, -1).any(0)
             tensor.index_fill_(dim, section.nonzero().flatten(), 0)
 
@@ -128,13 +129,13 @@ _INITIALIZERS: dict[str, Initializer] = {each.name: each for each in (Zero(),)}
 
 
 def register_initializer(initializer: Initializer) -> None:
-    """Teaches splitgrow a way to give new units their first values, which goes by its name.
+    """Adds an initializer, which growth then accepts by its name.
 
     Args:
         initializer: An instance of a subclass of `splitgrow.Initializer`.
 
     Raises:
-        TypeError: If it is none, or says something of itself that is of another type.
+        TypeError: If it is no initializer, or one of its attributes is of another type.
         ValueError: If there is one of that name already.
 
     Example:
@@ -162,7 +163,7 @@ def register_initializer(initializer: Initializer) -> None:
 
 
 def chosen_initializer(given: object) -> Initializer:
-    """The initializer that is asked for, by its name or as it is.
+    """The requested initializer, given by its name or as an object.
 
     Raises:
         TypeError: If it is neither a text nor an initializer.
@@ -182,7 +183,7 @@ def _known() -> str:
 
 
 def _check(given: object) -> None:
-    """Makes sure that something is an initializer.
+    """Makes sure that an object is an initializer.
 
     Raises:
         TypeError: If it is not.
@@ -203,13 +204,13 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
     """Gives the blocks that an edit adds their values.
 
     Args:
-        initializer: What gives them.
+        initializer: The initializer.
         prepared: The edit, with its blocks made.
-        undo: Puts values that existed back.
+        undo: Restores existing values.
 
     Raises:
-        ValueError: If the initializer cannot do this edit; or if it has written values that existed
-            without having said that it needs to.
+        ValueError: If the initializer cannot do this edit, or has written to existing values
+            without `needs_unfrozen`.
     """
     _refuse(initializer, prepared)
     layers = prepared.layers
@@ -258,7 +259,7 @@ def _refuse(initializer: Initializer, prepared: PreparedEdit) -> None:
 
 
 def _existing(prepared: PreparedEdit) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that the layers of an edit have without it, by names that tell them apart."""
+    """The tensors that the layers of an edit have without it, by unique names."""
     for path, layer in prepared.layers.items():
         for index, block in enumerate(layer.existing):
             for name, tensor in chain(block.named_parameters(), block.named_buffers()):
@@ -266,7 +267,7 @@ def _existing(prepared: PreparedEdit) -> Iterator[tuple[str, Tensor]]:
 
 
 def _versions(prepared: PreparedEdit) -> dict[str, int]:
-    """How often existing tensors were written into; those of inference mode do not count that."""
+    """The version counters of existing tensors; tensors of inference mode have none."""
     return {
         name: 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
         for name, tensor in _existing(prepared)
@@ -279,7 +280,7 @@ def _put_back(tensor: Tensor, value: Tensor) -> None:
 
 
 def quiet_added_(layers: Mapping[str, PreparedLayer], undo: Undo) -> None:
-    """Has blocks that an edit has added change nothing: what `Zero` sets to zero is zero."""
+    """Makes added blocks change nothing: sets to zero the same values as `Zero`."""
     for layer in layers.values():
         for purpose, block in layer.added.items():
             for parameter in block.parameters():

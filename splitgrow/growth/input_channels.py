@@ -80,7 +80,7 @@ def _arguments(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _named(model: nn.Module, inputs: tuple[Any, ...], name: str | None) -> str:
-    """The name of the input that is to grow.
+    """The name of the input to grow.
 
     Raises:
         TypeError: If the name is no text, or that input no tensor.
@@ -100,7 +100,7 @@ def _named(model: nn.Module, inputs: tuple[Any, ...], name: str | None) -> str:
 
 
 def _channel_dim(graph: ChannelGraph, axes: tuple[Axis, ...], name: str) -> int:
-    """The dimension of an input on which layers find channels.
+    """The dimension of an input on which layers read channels.
 
     Raises:
         FixedWidthError: If no layer reads it.
@@ -115,7 +115,7 @@ def _channel_dim(graph: ChannelGraph, axes: tuple[Axis, ...], name: str) -> int:
 
 
 def _growth(graph: ChannelGraph, axis: Axis, name: str, n: int) -> dict[int, int]:
-    """How the groups on an axis grow so that it gains n positions at its end.
+    """The units that the groups on an axis gain so that it gains n positions at its end.
 
     Raises:
         FixedWidthError: If they cannot.
@@ -140,7 +140,7 @@ def _change(graph: ChannelGraph, axis: Axis, name: str, dim: int, n: int) -> Inp
 def widened(
     model: nn.Module, inputs: tuple[Any, ...], changes: Iterable[InputChange]
 ) -> tuple[Any, ...]:
-    """The example inputs with more channels: those that there are once more, from the first."""
+    """The example inputs with more channels: copies of the existing ones, from the first."""
     for change in changes:
         place = list(_arguments(model, inputs)).index(change.name)
         x, (before, after) = inputs[place], change.width

@@ -1,4 +1,4 @@
-"""The layers of a growable model, as its users see them."""
+"""The layers of a growable model, as users see them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from splitgrow.layers.types import layer_type_of
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer whose width can be asked for.
+    """A layer whose width a user can ask for.
 
     Attributes:
         index: Its place in the order of execution.
         name: Its module path.
-        kind: The name of its stock type, such as ``Conv2d``.
+        kind: The name of its stock layer type, such as ``Conv2d``.
         width: Its number of units.
-        step: The smallest number of units that it can grow by; 0 if it cannot grow.
+        step: The smallest number of units by which it can grow; 0 if it cannot grow.
         group: The other layers that grow with it.
         readers: The layers that read its units, and get helpers when it grows.
         growable: Whether it can grow.
@@ -45,7 +45,7 @@ class Layer:
 
 
 def layers_of(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> tuple[Layer, ...]:
-    """The layers whose width can be asked for, in order of execution."""
+    """The layers whose width a user can ask for, in order of execution."""
     return tuple(
         Layer(
             index=index,
@@ -68,5 +68,5 @@ def _width(graph: ChannelGraph, node: LayerNode, module: nn.Module) -> int:
     entry = layer_type_of(layer)
     if entry is not None:
         return entry.sizes(layer)[1]
-    names = ("out_features", "out_channels", "embedding_dim")  # a subclass of one that is known
+    names = ("out_features", "out_channels", "embedding_dim")  # a subclass of a known layer
     return next(int(getattr(layer, name)) for name in names if hasattr(layer, name))

@@ -1,4 +1,4 @@
-"""Numbers that modules hold in attributes, such as a number of heads: reading and setting them."""
+"""Reading and setting numbers that modules hold in attributes, such as a number of heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from splitgrow.utils.rollback import Undo
 
 
 def held_number(module: nn.Module, attribute: str) -> Any:
-    """The number, by the attribute's name: ``heads`` or ``splits[1]``; None if it is not there."""
+    """The number, by the attribute's name: ``heads`` or ``splits[1]``; None if there is none."""
     name, _, index = attribute.rstrip("]").partition("[")
     value: Any = vars(module).get(name)
     if not index:
@@ -23,7 +23,7 @@ def held_number(module: nn.Module, attribute: str) -> Any:
 
 
 def set_number_(module: nn.Module, attribute: str, number: int) -> None:
-    """Sets the number; a list or tuple is replaced, since others may have it too."""
+    """Sets the number; it replaces a list or tuple, since other modules may share it."""
     name, _, index = attribute.rstrip("]").partition("[")
     if not index:
         vars(module)[name] = number
@@ -34,7 +34,7 @@ def set_number_(module: nn.Module, attribute: str, number: int) -> None:
 
 
 def numbers_at(edits: Iterable[Edit], view: int | None) -> dict[tuple[str, str], int]:
-    """The numbers that ever changed, as they were after the edit `view`; None: as they are now."""
+    """All numbers that ever changed, as they were after the edit `view`; None: as they are now."""
     numbers: dict[tuple[str, str], int] = {}
     for edit in edits:
         for change in edit.numbers:
@@ -46,6 +46,6 @@ def numbers_at(edits: Iterable[Edit], view: int | None) -> dict[tuple[str, str],
 
 
 def change_(module: nn.Module, attribute: str, number: int, undo: Undo) -> None:
-    """Sets the number, until that is taken back."""
+    """Sets the number, until it is taken back."""
     undo.on_failure(partial(set_number_, module, attribute, held_number(module, attribute)))
     set_number_(module, attribute, number)

@@ -1,4 +1,4 @@
-"""Putting one parameter in the place of several in the optimizers that train them."""
+"""Replacing several parameters by one in the optimizers that train them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from splitgrow.utils.rollback import Undo
 
 @dataclass(frozen=True)
 class JointParameter:
-    """A parameter that takes the place of several.
+    """A parameter that replaces several.
 
     Attributes:
         name: Its path in the model.
         parameter: The parameter.
-        older: Those whose place it takes.
-        fill: Puts tensors that lie as theirs do together to one that lies as its own does; for one
-            that is None it takes zeros.
+        older: The parameters that it replaces.
+        fill: Assembles tensors of the older parameters' shapes to one of its shape; takes None for
+            zeros.
     """
 
     name: str
@@ -46,16 +46,15 @@ class Replacing:
 def plan_replacing(
     optimizers: list[Optimizer], joints: Iterable[JointParameter]
 ) -> list[Replacing]:
-    """Which groups joint parameters enter, with which state.
+    """The groups that joint parameters enter, and their states there.
 
-    A state is what a parameter would have which had been there all along and received no gradient
-    where there was none: tensors are put together like the parameters themselves, with zeros for
-    those that have no state yet, and numbers, such as a count of steps, are those of the parameter
-    that has made the most steps.
+    The state is that of a parameter that was there from the start and got no gradient for missing
+    parts: tensors are assembled like the parameters themselves, with zeros for those that have no
+    state yet, and numbers, such as a count of steps, come from the parameter with the most steps.
 
     Raises:
-        OptimizerError: If parameters that are to be joined are in different groups, or in one and
-            in none, or their state does not lie as they do; all of them are named.
+        OptimizerError: If parameters to join are in different groups, or only some are in a group,
+            or their state has other shapes than they have; all of them are named.
     """
     replacing, problems = [], []
     for optimizer in optimizers:
@@ -98,7 +97,7 @@ def _joined(joint: JointParameter, states: list[dict[str, Any]]) -> dict[str, An
 
 
 def replace_(replacing: Iterable[Replacing], undo: Undo) -> None:
-    """Puts joint parameters in the places of those that they are made of."""
+    """Puts joint parameters in the places of the older ones."""
     states: dict[int, dict[Any, Any]] = {}
     groups: dict[int, dict[str, Any]] = {}
     joints: dict[int, dict[int, list[JointParameter]]] = {}

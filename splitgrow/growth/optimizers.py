@@ -1,4 +1,4 @@
-"""Handing new parameters to the optimizers that train the old ones."""
+"""Adding new parameters to the optimizers that train the old ones."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from splitgrow.utils.rollback import Undo
 
 @dataclass(frozen=True)
 class NewParameter:
-    """A parameter of a new block, with those of the older blocks whose group it joins.
+    """A parameter of a new block, with the older blocks' parameters, whose group it joins.
 
     Attributes:
         name: Its path in the model.
         parameter: The parameter.
-        older: Those of the same name in the layer's older blocks, that of the original first.
+        older: The parameters of the same name in the layer's older blocks, the original's first.
     """
 
     name: str
@@ -32,7 +32,7 @@ class NewParameter:
 
 @dataclass(frozen=True)
 class Joining:
-    """A new parameter and the param group that it is to join."""
+    """A new parameter and the param group that it joins."""
 
     optimizer: Optimizer
     group: dict[str, Any]
@@ -40,7 +40,7 @@ class Joining:
 
 
 def optimizers_of(optimizer: object) -> list[Optimizer]:
-    """The optimizers that were given: none, one or several.
+    """The given optimizers: none, one or several.
 
     Raises:
         TypeError: If something else was given.
@@ -58,7 +58,7 @@ def optimizers_of(optimizer: object) -> list[Optimizer]:
 
 
 def listed(optimizer: object) -> list[Optimizer]:
-    """The optimizers that were given, if they can take in new parameters.
+    """The given optimizers, if they can take new parameters.
 
     Raises:
         TypeError: If something else was given.
@@ -75,19 +75,18 @@ def listed(optimizer: object) -> list[Optimizer]:
 
 
 def group_name(generation: int) -> str:
-    """What the param group of a generation is called."""
+    """The name of a generation's param group."""
     return f"generation {generation}"
 
 
 def plan_joining(
     optimizers: list[Optimizer], new: Iterable[NewParameter], generation: int | None = None
 ) -> list[Joining]:
-    """Where each new parameter goes: the group of the original weight (or bias) of its layer.
+    """The group of each new parameter: that of the original weight (or bias) of its layer.
 
-    If that is named after a generation, and there is one named after `generation`, it goes there.
-
-    An optimizer that was made for a later generation does not have that one; then it is the group
-    of the oldest block that it trains.
+    If that group is named after a generation, and there is one named after `generation`, the
+    parameter joins the latter. An optimizer made for a later generation does not train the original
+    weight; then it is the group of the oldest block that it trains.
 
     Raises:
         OptimizerError: If none of a layer's blocks is in a group; all such layers are named.
@@ -128,7 +127,7 @@ def _of_generation(
 
 
 def join_(joining: Iterable[Joining], undo: Undo) -> None:
-    """Adds new parameters to their groups. State that exists is not touched."""
+    """Adds new parameters to their groups, and keeps existing state."""
     for item in joining:
         parameters = item.group["params"]
         _append(parameters, item.new.parameter, undo)
@@ -159,7 +158,7 @@ def _first_state_of_adagrad(item: Joining) -> dict[str, Any]:
 
 
 def _first_state_of_sgd(item: Joining) -> dict[str, Any]:
-    """Fused momentum takes a group whose parameters all have a momentum, or none of them."""
+    """A zero momentum where fused SGD needs one: all parameters of a group have one, or none."""
     state = item.optimizer.state
     begun = any(
         state[other].get("momentum_buffer") is not None
@@ -175,11 +174,11 @@ _FIRST_STATES: dict[type[Optimizer], Callable[[Joining], dict[str, Any]]] = {
     Adagrad: _first_state_of_adagrad,
     SGD: _first_state_of_sgd,
 }
-"""For optimizers that make a parameter's state at another time than at its first step."""
+"""First states, for optimizers that do not make a parameter's state at its first step."""
 
 
 def leave_(optimizers: Iterable[Optimizer], gone: Iterable[nn.Parameter], undo: Undo) -> None:
-    """Takes parameters out of their groups, and their state with them."""
+    """Removes parameters from their groups, with their state."""
     leaving = {id(parameter): parameter for parameter in gone}
     for optimizer in optimizers:
         undo.keep(optimizer.state)

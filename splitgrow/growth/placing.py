@@ -1,6 +1,6 @@
 """Putting blocks in place: a split layer where there was a stock layer, or more blocks in one.
 
-Nothing here knows why: the blocks may be new, or those of a network that is put together again.
+The blocks may be new, or those of a network that is rebuilt from its journal.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def set_blocks_(
 
     Args:
         split: The layer.
-        blocks: The blocks, and what they are for.
-        layouts: Where its inputs and outputs come from.
+        blocks: The blocks, and their roles.
+        layouts: The layouts of its inputs and outputs.
         undo: Takes it back.
     """
     undo.keep(vars(split))

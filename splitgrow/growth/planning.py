@@ -1,4 +1,4 @@
-"""From a request to an edit: what would grow, and every reason why it cannot. Changes nothing."""
+"""From a request to an edit: the growth, or every reason why it cannot be. Changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
     Raises:
         TypeError: If `layer` is neither.
         ValueError: If there is no such layer.
-        UnsupportedLayerError: If there is such a module, but its width cannot be asked for.
+        UnsupportedLayerError: If there is such a module, but a user cannot ask for its width.
     """
     sized = graph.sized()
     if isinstance(layer, bool) or not isinstance(layer, (int, str)):
@@ -44,7 +44,7 @@ def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
 
 
 def find_growth(graph: ChannelGraph, request: Mapping[str, int]) -> dict[int, int]:
-    """The units that each group of channels must gain to give each layer what it asks for.
+    """The units that each group of channels must gain to meet each layer's request.
 
     Raises:
         FixedWidthError: If layers cannot grow; all of them are named.
@@ -80,11 +80,11 @@ def find_growth(graph: ChannelGraph, request: Mapping[str, int]) -> dict[int, in
 
 
 def _shares(steps: Mapping[int, int], total: int) -> dict[int, int] | None:
-    """How many units each group gains so that the layer gains `total`; None if nothing fits.
+    """The units that each group gains so that the layer gains `total`; None if nothing fits.
 
     Args:
-        steps: By how much the layer grows for each unit of a group, the preferred group first.
-        total: By how much it is to grow.
+        steps: The layer's growth for each unit of a group, the preferred group first.
+        total: The layer's total growth.
     """
     if total == 0:
         return {}
@@ -130,10 +130,10 @@ def rounded_up(graph: ChannelGraph, request: Mapping[str, int], round_to: int) -
 def _rounded_up(graph: ChannelGraph, node: LayerNode, n: int, round_to: int) -> int:
     steps = graph.steps(node)
     if not steps:
-        return n  # it cannot grow at all, which is said elsewhere
+        return n  # it cannot grow at all, and `find_growth` says so
     width = graph.groups.length(node.outs)
-    # From where every common multiple of the steps is reached on, what fits comes round again
-    # after `period` units.
+    # Beyond the point where every common multiple of the steps is reached, the numbers that fit
+    # repeat after `period` units.
     period = math.lcm(round_to, *steps.values())
     for raised in range(n, n + period + max(steps.values()) ** 2 + 1):
         if (width + raised) % round_to == 0 and _shares(steps, raised) is not None:
@@ -173,7 +173,7 @@ def _misfit(
 def plan_changes(
     graph: ChannelGraph, modules: Mapping[str, nn.Module], growth: Mapping[int, int]
 ) -> tuple[LayerChange, ...]:
-    """What each layer that a growth touches must change."""
+    """The change of each layer that a growth touches."""
     changes = []
     for node in graph.nodes.values():
         ins = graph.groups.insertions(node.ins, growth)
@@ -202,7 +202,7 @@ def plan_changes(
 
 
 def plan_numbers(graph: ChannelGraph, growth: Mapping[int, int]) -> tuple[NumberChange, ...]:
-    """What becomes of the numbers that modules hold."""
+    """The changes of the numbers that modules hold."""
     changes = []
     for number in graph.numbers:
         before = graph.groups.length(number.axis)
@@ -234,7 +234,7 @@ def planned_blocks(
 def build_block(
     layer: LayerType, original: nn.Module, kind: str, sizes: tuple[int, int], **options: str
 ) -> nn.Module:
-    """A block for a layer of a type, as the layer was at first."""
+    """A block for a layer of a type, modelled on the original layer."""
     build = layer.merging.helper if kind == "helper" else layer.build
     return build(original, sizes, **options)
 
@@ -247,16 +247,16 @@ def _count_parameters(
 
 
 def check_request(graph: ChannelGraph, request: Mapping[int | str, int]) -> dict[str, int]:
-    """A request by layer names, checked as far as that goes without looking at the groups.
+    """A request by layer names, checked as far as possible without the groups.
 
     Raises:
         TypeError: If it is no mapping, a layer is neither index nor name, or a number of units is
             not an int.
         ValueError: If it is empty, a layer does not exist or is named twice, or a number is not
             positive.
-        UnsupportedLayerError: If a module has no width that could be asked for.
+        UnsupportedLayerError: If a module has no width that a user can ask for.
 
-    All that is wrong is named, in an error of the first one's type.
+    The error names all faults; its type is that of the first.
     """
     if not isinstance(request, Mapping):
         raise TypeError(f"a request maps layers to numbers of units, got {request!r}")
@@ -302,7 +302,7 @@ def make_plan(
         growth: Units by group.
         edits: The model's history.
         generation: The generation of the new blocks, and the one that is closed first, if any.
-        request: Units by layer name, as they were asked for; by default all that layers gain.
+        request: The requested units by layer name; by default all that layers gain.
     """
     if request is None:
         gained = {node.name: _gain(graph, node, growth) for node in graph.sized()}

@@ -1,4 +1,4 @@
-"""Preparing an edit: its new blocks and helpers are made, and nothing is put in place yet."""
+"""Preparing an edit: makes its new blocks and helpers, and puts nothing in place yet."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from splitgrow.utils.spans import regions
 
 @dataclass(frozen=True)
 class PreparedLayer:
-    """A layer of an edit and the blocks that it gains, which are made but not yet put in place.
+    """A layer of an edit with its added blocks, which are made but not yet put in place.
 
     Attributes:
-        change: What is to happen to the layer.
-        split: The split layer that it is or becomes, without the blocks that are added.
+        change: The layer's change.
+        split: The split layer that it is or becomes, without the added blocks.
         composition: All its blocks, and where its channels lie after the edit.
-        writable: Whether the values of blocks that exist may change.
+        writable: Whether the values of existing blocks may change.
     """
 
     change: LayerChange
@@ -52,9 +52,9 @@ class PreparedLayer:
         return self.layer_type.tensors(self.original)
 
     def reading_dim(self, key: str) -> int | None:
-        """The dimension along which a tensor has weights for the units that the layer reads.
+        """The dimension of a tensor that has the weights for the units that the layer reads.
 
-        None if it has none. A layer each of whose units reads itself alone has no such weights.
+        None if it has none. A layer in which each unit reads only itself has no such weights.
         """
         if self.layer_type.diagonal(self.original):
             return None
@@ -73,7 +73,7 @@ class PreparedLayer:
 
     @property
     def added(self) -> dict[str, Any]:
-        """The blocks that the edit adds, by what they are for: "helper", "new"."""
+        """The blocks that the edit adds, by their role: "helper", "new"."""
         blocks = self.change.blocks
         return dict(zip(blocks, self.composition.modules[-len(blocks) :], strict=True))
 
@@ -82,18 +82,18 @@ class PreparedLayer:
         return silent_channels(self.change, block)
 
     def value(self, key: str) -> Tensor | None:
-        """One of the tensors of the plain layer that this one becomes, of its own."""
+        """One of the tensors of the plain layer that this one becomes, as a separate tensor."""
         return self.composition.value(key)
 
     def fill_(self, key: str, whole: Tensor) -> None:
         """Gives blocks their parts of one of the plain layer's tensors.
 
-        Blocks that exist get theirs only where the initializer says that it `needs_unfrozen`;
-        otherwise they keep what they have.
+        Existing blocks get theirs only if the initializer declares `needs_unfrozen`; otherwise they
+        keep their values.
 
         Args:
             key: The tensor's name.
-            whole: Its values, as `value` gives them.
+            whole: Its values, as `value` returns them.
         """
         merging, now = self.layer_type.merging, self.composition.outs.length
         for index, block in enumerate(self.composition.modules):
@@ -112,16 +112,16 @@ class PreparedLayer:
 
 @dataclass(frozen=True)
 class PreparedEdit:
-    """An edit with all that it adds, made but not yet put in place: what an initializer sees.
+    """An edit with its added blocks, made but not yet put in place: the input of an initializer.
 
     Attributes:
         model: The model, which has not changed yet.
         edit: The record of the edit.
         graph: The model's channel graph as it will be.
         layers: The layers that change, by name, in order of execution.
-        generator: What random numbers are to be drawn with; None for torch's own generators, which
-            a failed edit puts back.
-        loss: A closure that gives a loss; None if there is none.
+        generator: The generator to draw random numbers with; None for torch's own generators, which
+            a failed edit restores.
+        loss: A closure that returns a loss; None if there is none.
     """
 
     model: nn.Module
@@ -132,9 +132,9 @@ class PreparedEdit:
     loss: Callable[[], Tensor] | None = None
 
     def places(self, layer: str) -> dict[str, dict[int, tuple[Place, ...]]]:
-        """What lies along the dimensions of a layer's tensors, after the edit, by tensors' names.
+        """The units along the dimensions of a layer's tensors, after the edit, by tensors' names.
 
-        It is the same unit in all layers that make or read it: a choice for a unit is one for all
+        A unit is the same in all layers that make or read it, so a choice for a unit holds for all
         of them.
         """
         original = self.layers[layer].original
@@ -143,7 +143,7 @@ class PreparedEdit:
 
     @property
     def frozen(self) -> frozenset[str]:
-        """The layers of which values that exist are frozen, or will be when the edit is placed."""
+        """The layers whose existing values are frozen, or will be when the edit is placed."""
         if self.edit.closes is not None:
             return frozenset(self.layers)
         return frozenset(name for name, layer in self.layers.items() if _is_frozen(layer))
@@ -176,7 +176,7 @@ def silent_channels(change: LayerChange, kind: str) -> list[bool]:
 def prepare(
     model: nn.Module, modules: Mapping[str, nn.Module], edit: Edit, graph: ChannelGraph
 ) -> PreparedEdit:
-    """Makes the blocks of an edit, with the values that torch draws; nothing is put in place yet.
+    """Makes the blocks of an edit, with torch's own random values; puts nothing in place yet.
 
     Args:
         model: The model.
@@ -198,14 +198,14 @@ def prepare_layer(
     Args:
         modules: The model's modules by path.
         edit: The number of the edit.
-        change: What is to happen to the layer.
-        device: Where the blocks are to lie: "meta" for blocks without values; None for the layer's
+        change: The layer's change.
+        device: The device of the blocks: "meta" for blocks without values; None for the layer's
             own.
     """
     module = modules[change.name]
     split = module if isinstance(module, SplitLayer) else SplitLayer(module)
     if split is not module:
-        # A norm that is held is in evaluation whatever the mode; what is new must not be.
+        # A held norm is in evaluation mode even while the model trains; a new block must not be.
         parent = modules[change.name.rpartition(".")[0]]
         split.training = parent.training if held(module) else module.training
     before = (change.in_width[0], change.width[0])
@@ -223,7 +223,7 @@ def prepare_layer(
 
 
 def _match_memory_format(block: nn.Module, original: nn.Module) -> None:
-    """Keeps a model channels-last that is."""
+    """Keeps a channels-last model channels-last."""
     weight = getattr(original, "weight", None)
     if weight is None or weight.dim() != 4 or weight.is_contiguous():
         return

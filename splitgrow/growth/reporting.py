@@ -17,10 +17,10 @@ AreaSpans = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class BlockArea:
-    """Where a block lies in the weight of its grown layer.
+    """The place of a block in the weight of its grown layer.
 
     Attributes:
-        kind: "original", "new" or "helper".
+        kind: The block's role: "original", "new" or "helper".
         generation: The generation that it belongs to.
         rows: The units that it computes.
         columns: The input channels that it reads.

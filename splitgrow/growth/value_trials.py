@@ -1,9 +1,9 @@
-"""Trying a channel graph out in values: the model runs as if all that can grow had grown.
+"""Trials of a channel graph in values: the model runs as if all groups that can grow had grown.
 
-Shapes cannot see a hook that mixes channels, a wrong rule, a width taken by C code, a look at a
-layer's type or at the number of parameters, a layer that forward reaches in some other way. So the
-model is widened for a moment, as growth does it, with helpers at zero and new units that matter.
-What it computes must stay. What breaks that is found by halving, and fixed.
+Shapes do not show a hook that mixes channels, a wrong rule, a width read by C code, a test of a
+layer's type or of the number of parameters, a layer that forward reaches in some other way. So the
+model is widened for a moment, as in growth, with helpers at zero and random new units. Its outputs
+must stay the same. Halving finds the groups that break this, and they are fixed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
 
 _GAINS = (1, 3)
-"""How many units groups gain: by turns the one and the other."""
+"""The numbers of units that groups gain, in turn."""
 _CHANGES = "growing it changes what the model computes"
 _Result = TypeVar("_Result")
 
@@ -56,10 +56,10 @@ _Result = TypeVar("_Result")
 def fix_what_values_break(
     model: nn.Module, inputs: tuple[Any, ...], followed: Followed, edits: int = 0
 ) -> dict[str, str]:
-    """Fixes the groups whose growth would change what the model computes.
+    """Fixes the groups whose growth would change the model's function.
 
-    Two runs of the model are enough where nothing breaks and its code takes the same steps in
-    training as in evaluation; four otherwise. A model without values is left as it is.
+    Two runs of the model are enough if nothing breaks and its code takes the same steps in training
+    as in evaluation; four otherwise. A model without values is left as it is.
 
     Args:
         model: The model. It is not changed.
@@ -92,13 +92,13 @@ def fix_what_values_break(
 def analyse_again(
     undo: Undo, model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str]
 ) -> ChannelGraph:
-    """The channel graph of a model that was changed; the warnings were given the first time.
+    """The channel graph of a changed model, without the warnings, which came the first time.
 
     Args:
         undo: Puts the warning filters back.
         model: Any module. It is not changed.
         inputs: The positional arguments of an example call.
-        broken: The layers whose growth was found to change what the model computes, and why.
+        broken: The layers whose growth was found to change the model's function, and why.
     """
     keep_modes_(undo)
     ignore_warnings_()
@@ -109,7 +109,7 @@ def analyse_again(
 
 
 def _mixing(model: nn.Module, graph: ChannelGraph) -> dict[str, nn.Module]:
-    """The layers that read a group that can grow, and mix what they read."""
+    """The layers that read a group that can grow, and mix its channels."""
     modules = structure(model)
     found = {}
     for node in graph.nodes.values():
@@ -120,9 +120,9 @@ def _mixing(model: nn.Module, graph: ChannelGraph) -> dict[str, nn.Module]:
 
 
 def _fix_infinite(graph: ChannelGraph, readers: Iterable[str]) -> dict[str, str]:
-    """Fixes the groups that layers read infinite values of; the layers on them, with the reasons.
+    """Fixes the groups with infinite values; returns the layers on them, with the reasons.
 
-    What random new units give in a trial need not be infinite where that of old ones is.
+    Values of random new units in a trial may be finite where those of old units are infinite.
     """
     broken: dict[str, str] = {}
     for name in readers:
@@ -136,7 +136,7 @@ def _fix_infinite(graph: ChannelGraph, readers: Iterable[str]) -> dict[str, str]
 
 
 def _fix(graph: ChannelGraph, group: int, reason: str) -> dict[str, str]:
-    """Fixes a group; the layers on it, with the reason."""
+    """Fixes a group; returns the layers on it, with the reason."""
     on_it = {node.name: reason for node in graph.sized() if group in graph.steps(node)}
     graph.groups.fix((Run(group, 1),), reason)
     return on_it
@@ -145,10 +145,10 @@ def _fix(graph: ChannelGraph, group: int, reason: str) -> dict[str, str]:
 def _references(
     model: nn.Module, inputs: tuple[Any, ...], followed: Followed, infinities: Infinities
 ) -> Iterator[tuple[bool, list[Tensor], Scalars]]:
-    """The modes to try, whether training, and what the model gives there, itself and to its ops.
+    """The modes to try, whether training, with the model's outputs and its ops' numbers there.
 
-    Where one recorded run stands for both modes, so does one run here: in training mode if it can
-    be run in that, where norms mix more.
+    Where one trace stands for both modes, so does one run here: in training mode if the model runs
+    in it, since norms mix more there.
 
     Raises:
         NotRunnableError: If the model does not run in evaluation mode.
@@ -188,7 +188,7 @@ class _UncheckableError(Exception):
 
 @dataclass(frozen=True)
 class _ValueTrial:
-    """One mode of a model, and what it gives there."""
+    """One mode of a model, and its results there."""
 
     model: nn.Module
     inputs: tuple[Any, ...]
@@ -199,10 +199,10 @@ class _ValueTrial:
     training: bool
 
     def fix_culprits(self) -> dict[str, str]:
-        """Fixes what breaks; the layers on it, with the reasons.
+        """Fixes the groups that break; returns the layers on them, with the reasons.
 
         Raises:
-            _UncheckableError: If nothing can be told.
+            _UncheckableError: If outputs cannot be compared.
         """
         broken: dict[str, str] = {}
         while growing := growing_groups_in(self.graph):
@@ -214,10 +214,10 @@ class _ValueTrial:
         return broken
 
     def _difference(self, groups: Sequence[int]) -> str:
-        """What the model computes differently when groups are wider; empty if nothing.
+        """The difference in results when groups are wider, in words; empty if there is none.
 
         Raises:
-            _UncheckableError: If that cannot be told.
+            _UncheckableError: If outputs cannot be compared.
         """
         growth = {group: _GAINS[(group + self.training) % len(_GAINS)] for group in groups}
         try:
@@ -237,7 +237,7 @@ class _ValueTrial:
         return outputs_of(self.model, self.inputs, **options)
 
     def _widened(self, growth: Mapping[int, int], run: Callable[[], _Result]) -> _Result:
-        """What a function gives while the model is wider."""
+        """The result of a function while the model is wider."""
 
         @temporarily
         def wider(undo: Undo) -> _Result:
@@ -260,7 +260,7 @@ class _ValueTrial:
         return wider()
 
     def _compared(self, growth: Mapping[int, int]) -> tuple[Comparison, str]:
-        """What it gives against what it gave before, and where an op is given another number."""
+        """Its results against the earlier ones, and the first op that gets another number."""
         scalars = Scalars()
         actual = self._outputs(watch=scalars)
         shapes = self.graph.output_shapes(growth)
@@ -274,7 +274,7 @@ class _ValueTrial:
         return found, scalars.unlike(self.scalars, found.tolerance, lambda seen: noisy(watch=seen))
 
     def _reason(self, growth: Mapping[int, int], tolerance: float) -> str:
-        """Why a group breaks it: where values first differ, or which hooks make the difference."""
+        """Why a group breaks: the place where values first differ, or the hooks that cause it."""
         before: list[Value] = []
         self._outputs(watch=ValueWatch(self.model, before.append))
         hooks = hooked(self.model)

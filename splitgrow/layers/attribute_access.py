@@ -1,7 +1,7 @@
-"""A grown layer in the place of the plain one: which attributes it has, and what setting them does.
+"""The attributes of a grown layer, which stands in the place of the plain one.
 
-It has those of a plain layer of its present size and no others, so that whoever keeps something on
-every module, a counter say, can do so here as well.
+It has those of a plain layer of its present size and no others, so code that keeps something on
+every module, such as a counter, works here as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OWN = (nn.Parameter, Tensor, nn.Module)
 
 
 def refuse(composition: Composition, what: str) -> NoReturn:
-    """Says that a grown layer cannot do what a plain one could.
+    """Refuses something that a plain layer could do and a grown one cannot.
 
     Raises:
         UnsupportedLayerError: Always.
@@ -40,11 +40,11 @@ def refuse(composition: Composition, what: str) -> NoReturn:
 
 
 class Guarded(dict[str, Any]):
-    """The tensors that a grown layer has of its own, with a word on those that its blocks have.
+    """The tensors of a grown layer itself; asking for one of its blocks' raises a clear error.
 
     Args:
-        names: The names of the latter.
-        layer: What kind of layer it is.
+        names: The names of the blocks' tensors.
+        layer: The layer's type, in words.
     """
 
     def __init__(self, names: Iterable[str] = (), layer: str = "layer") -> None:
@@ -93,7 +93,7 @@ def answer(layer: nn.Module, composition: Composition, name: str) -> Any:
     if name in composition.layer_type.tensors(original):
         return tensor_of(composition, name)
     own = vars(original)
-    if name.startswith("_"):  # a method may call another
+    if name.startswith("_"):  # a method may call private ones
         function = inspect.getattr_static(type(original), name, None)
         if isinstance(function, types.FunctionType) and not name.startswith("__"):
             return types.MethodType(function, layer)
@@ -112,7 +112,7 @@ def answer(layer: nn.Module, composition: Composition, name: str) -> Any:
 
 
 def _of_type(layer: nn.Module, composition: Composition, name: str) -> Any:
-    """What the plain layer's type defines; its methods work on the grown layer."""
+    """An attribute that the plain layer's type defines; its methods work on the grown layer."""
     original = composition.original
     found = inspect.getattr_static(type(original), name, _NOTHING)
     if found is _NOTHING:
@@ -130,7 +130,7 @@ def _missing(layer: nn.Module, name: str) -> NoReturn:
 
 
 def _number(composition: Composition, name: str, value: Any) -> Any:
-    """A width, or a shape: as the plain layer of this size has it."""
+    """A width or a shape, as the plain layer of this size has it."""
     numbers = value if isinstance(value, tuple) else (value,)
     whole = bool(numbers) and all(type(number) is int for number in numbers)
     if whole or ((value is None or type(value) is float) and _is_width(composition, name)):
@@ -155,7 +155,7 @@ def tensor_of(composition: Composition, name: str) -> Any:
 
 
 def _plainly(tensor: Tensor) -> bool:
-    """Whether ops are done on plain tensors, as against transformed, or recorded for analysis."""
+    """Whether ops run on plain tensors, neither transformed nor traced for analysis."""
     modes: Any = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # noqa: SLF001
     own = any(type(mode).__module__.startswith("splitgrow.") for mode in modes)
     return not own and (is_eager(tensor) or tensor.is_meta)
@@ -175,7 +175,7 @@ def set_on_blocks(composition: Composition, name: str, value: Any) -> bool:
         if name not in tensor_names(composition):
             return False
         if isinstance(value, LiveTensor) and value._source.stands_for(composition, name):  # noqa: SLF001
-            return True  # layer.weight += x, which has done it
+            return True  # layer.weight += x has changed the blocks already
         refuse(composition, f"the layer's `{name}` cannot be replaced")
     if name not in vars(original) or isinstance(value, _OWN):
         return False
@@ -193,7 +193,7 @@ def set_on_blocks(composition: Composition, name: str, value: Any) -> bool:
 
 
 def _is_width(composition: Composition, name: str) -> bool:
-    """Whether an attribute is another one in a layer twice as wide."""
+    """Whether an attribute has another value in a layer twice as wide."""
     entry, original, sizes = composition.layer_type, composition.original, composition.sizes
     wider = entry.merging.merged(original, (2 * sizes[0], 2 * sizes[1]), device="meta")
     return bool(vars(wider).get(name) != vars(composition.template).get(name))

@@ -16,15 +16,15 @@ class BlockStep(NamedTuple):
     """How one block takes part in a forward pass."""
 
     reads: Spans  # the stretches of the input; empty: all of it
-    pieces: tuple[Piece, ...]  # how its output joins what is there; empty: it is added onto it
+    pieces: tuple[Piece, ...]  # how its output joins the earlier one; empty: it is added
 
 
 class Blockwise:
     """The steps of a grown layer, in the order of its blocks' birth.
 
     A helper's output is added onto the outputs that existed at its birth; a new block's output is
-    inserted among them. So leaving out the later blocks gives what the layer computed before them,
-    bit for bit.
+    inserted among them. So leaving out the later blocks gives the layer's earlier output, bit for
+    bit.
     """
 
     def __init__(self, composition: Composition) -> None:
@@ -43,9 +43,9 @@ class Blockwise:
 
         Args:
             modules: The blocks.
-            x: The layer's input, as `args` and `kwargs`.
-            args: More positional arguments, for every block.
-            kwargs: More keyword arguments.
+            x: The layer's first input.
+            args: Further positional arguments, for every block.
+            kwargs: Further keyword arguments.
         """
         y: Tensor | None = None
         for block, step in zip(modules, self._steps, strict=True):

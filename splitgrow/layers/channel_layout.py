@@ -1,9 +1,9 @@
 """Where the channels of a grown axis came from: the births of its segments, in order of position.
 
 Pure integers, no torch. An axis starts as one segment of birth 0. Each edit inserts segments of its
-own birth, at the end or in the middle, and never reorders what is there. So the axis as it was at
-any earlier edit is what remains when the later births are left out, in the same order, and a block
-that was made then finds its channels again wherever they lie now.
+own birth, at the end or in the middle, and never reorders the others. So leaving out the later
+births gives the axis as it was at any earlier edit, in the same order, and a block made then finds
+its channels again at their new positions.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Layout:
         return Layout(_joined((*segments, *pending[::-1])))
 
     def renamed(self, births: Collection[int], birth: int) -> Layout:
-        """The axis as it were if the segments of some births had been born in one other edit."""
+        """The axis as if the segments of some births had been born in one other edit."""
         return Layout(
             _joined(
                 Segment(birth if segment.birth in births else segment.birth, segment.length)

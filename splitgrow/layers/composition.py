@@ -1,4 +1,4 @@
-"""What a grown layer is made of, and how its blocks' tensors make those of one plain layer."""
+"""The blocks of a grown layer, and how their tensors make those of one plain layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BlockKind = Literal["original", "new", "helper"]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What one stock layer inside a split layer is for.
+    """The role of one stock layer inside a split layer.
 
     Attributes:
         kind: "original"; "new" for added outputs, which are inserted into the output; "helper" for
@@ -42,7 +42,7 @@ class Composition:
 
     Attributes:
         modules: The blocks, the original first.
-        blocks: What each is for.
+        blocks: The role of each.
         ins: Where the input channels came from.
         outs: Where the output channels came from.
         original: The layer as it was before its first growth.
@@ -97,12 +97,12 @@ class Composition:
         )
 
     def dense(self) -> Composition:
-        """The same layer with every tensor in storage of its own."""
+        """The same layer with every tensor in its own storage."""
         modules = tuple(_dense(module) for module in self.modules)
         return Composition(modules, self.blocks, self.ins, self.outs)
 
     def spans(self, index: int, along: Along) -> Spans:
-        """On which positions of a dimension of the plain layer's tensors a block lies."""
+        """The positions of a block on a dimension of the plain layer's tensors."""
         block = self.blocks[index]
         layout = (self.ins if along.side == "in" else self.outs).section(along.sections)
         if along.side == "out" and block.kind == "helper":
@@ -136,9 +136,9 @@ class Composition:
         return [(index, value) for index, value in enumerate(values) if value is not None]
 
     def value(self, name: str) -> Tensor | None:
-        """One of the tensors of the plain layer that equals this one, of its own.
+        """One of the tensors of the plain layer that equals this one, as a separate tensor.
 
-        Not differentiable. None if the layer has none of that name.
+        It is not differentiable. None if the layer has none of that name.
         """
         first = self.merging.value(self.original, name)
         if first is None:
@@ -151,9 +151,9 @@ class Composition:
         return whole
 
     def assembled(self, name: str) -> Tensor | None:
-        """One of the tensors of the plain layer, differentiable by the blocks' own.
+        """One of the tensors of the plain layer, differentiable by the blocks' own tensors.
 
-        By plain concatenation, which every transform of torch knows.
+        It is a plain concatenation, which every transform of torch supports.
         """
         axes = self.layer_type.tensors(self.original)[name]
         parts = self.parts(name)

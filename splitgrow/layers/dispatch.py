@@ -1,4 +1,4 @@
-"""How one grown layer runs: which way is the faster for the call at hand, and running it so."""
+"""Running one grown layer in the way that is faster for the call at hand."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from splitgrow.layers.weight_views import Own, Unfit
 from splitgrow.utils.eager import is_eager
 
 LARGEST_MERGED = 128 * 2**20
-"""Bytes of a weight: "auto" puts no larger one together, which would take as much memory again."""
+"""Bytes of a weight: "auto" assembles no larger one, since that takes as much memory again."""
 _JOINING = (1.0, 4.0)
 """Elements of a weight that are copied in the time in which one of an output is joined: for a
 product of matrices, and for a convolution over neighbours, which runs less well in small pieces."""
 _PER_BLOCK = 20_000
-"""Elements: what the calls that one more block takes cost by themselves, against copying."""
+"""Elements: the cost of the calls that one more block takes, in elements copied."""
 _UNFIT = "its blocks do not run as one in this state"
 _WHY = {"merged": 'asked for by execution("merged")', "auto": "it is the faster way"}
 _WHY["blockwise"] = "its channels share a statistic"
@@ -37,8 +37,8 @@ class LayerRun:
     Attributes:
         way: "merged": as one plain layer; "blockwise": block by block.
         gradient: The share of the weight's gradient that the backward pass computes; None where
-            torch's own autograd does.
-        reason: Why it was not the other way.
+            torch's own autograd computes it.
+        reason: Why it did not run the other way.
     """
 
     way: Literal["merged", "blockwise"]
@@ -47,19 +47,19 @@ class LayerRun:
 
 
 class Runner:
-    """A grown layer's blocks and what is kept from call to call.
+    """A grown layer's blocks and the state that is kept from call to call.
 
     Attributes:
         view: The edit that is shown; None for all.
         modules: All blocks, also those that are not shown.
-        own: Which tensors are theirs.
-        composition: What is shown.
+        own: The tensors that belong to them.
+        composition: The blocks that are shown.
         ran: How the last call was executed.
 
     Args:
-        composition: What the layer is made of.
+        composition: The layer's blocks and layouts.
         view: The edit that is shown; None for all.
-        own: Which tensors are the blocks', if those that they have now may be others.
+        own: The blocks' own tensors, in case others stand in for them now.
     """
 
     def __init__(self, composition: Composition, view: int | None, own: Own | None = None) -> None:
@@ -84,7 +84,7 @@ class Runner:
         if torch.compiler.is_compiling():
             return self._run_keeping_nothing(x, *args, **kwargs)
         eager = is_eager(x)
-        if not self._fits(x, eager=eager):  # in the plain layer's words, if it refuses that
+        if not self._fits(x, eager=eager):  # the plain layer raises its own error
             plain = self.composition.plain().train(self.modules[-1].training)
             return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
         if not keeps():
@@ -115,16 +115,16 @@ class Runner:
         return self._blockwise.run(composition.modules, x, *args, **kwargs)
 
     def _run_keeping_nothing(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output while torch's compiler follows, or a run only looks.
+        """The layer's output while torch compiles, or in a run that must leave no trace.
 
-        The mode is not asked for, and no tensor comes to lie elsewhere.
+        It ignores the mode and moves no tensor.
         """
         if self._merged.traceable and not self._apart(x):
             return self._merged.run_traced(x, *args, **kwargs)
         return self._blockwise.run(self.composition.modules, x, *args, **kwargs)
 
     def _fits(self, x: object, *, eager: bool) -> bool:
-        """Whether an input has the layer's number of channels, where these lie.
+        """Whether an input has the layer's number of channels on its channel dimension.
 
         Raises:
             UnsupportedLayerError: If torch.fx traces it.
@@ -143,7 +143,7 @@ class Runner:
         return -len(shape) <= dim < len(shape) and shape[dim] == self.composition.sizes[0]
 
     def _apart(self, x: Tensor) -> bool:
-        """Whether blocks are to run by themselves where the layer would be joined at every call."""
+        """Whether to run the blocks by themselves where each call would assemble the layer."""
         if self.composition.merging.couples:
             return False
         if self._bytes > LARGEST_MERGED:
@@ -175,7 +175,7 @@ class Runner:
         return self._reasons[key]
 
     def _slower(self, x: Tensor) -> str:
-        """Why putting the layer together would be slower; empty if it is faster."""
+        """Why assembling the layer would be slower; empty if it is faster."""
         if self._bytes > LARGEST_MERGED:
             return "it is too large to be put together"
         copied = self._merged.assembly.copied
@@ -190,7 +190,7 @@ class Runner:
         return x.numel() // composition.sizes[0] if reads else x.numel()
 
     def _costs_more(self, copied: int, x: Tensor) -> bool:
-        """Whether copying so many elements takes longer than joining what the blocks give."""
+        """Whether copying so many elements takes longer than joining the blocks' outputs."""
         composition = self.composition
         more = len(composition.modules) - 1
         weight = getattr(composition.original, "weight", None)
@@ -200,7 +200,7 @@ class Runner:
 
 
 def _bytes_of(composition: Composition) -> int:
-    """How large the largest tensor of the plain layer is."""
+    """The size of the plain layer's largest tensor."""
     largest = 0
     for name in composition.layer_type.tensors(composition.original):
         value = composition.merging.value(composition.original, name)

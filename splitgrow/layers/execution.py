@@ -23,14 +23,14 @@ def execution(mode: Mode) -> Iterator[None]:
 
     Args:
         mode: "blockwise" runs each block and joins the results; "merged" runs the one plain layer
-            that the blocks make together, and computes of its weight's gradient what trains;
-            "auto", the default, chooses by shape what is faster. A layer that cannot run as asked
-            runs the other way; `handle(model).runs` tells how each did, and why.
+            that the blocks make together, and computes its weight's gradient only where it trains;
+            "auto", the default, chooses the faster one by shape. A layer that cannot run as asked
+            runs the other way; `handle(model).runs` tells how each layer ran, and why.
 
     Where a layer runs as one, its frozen parameters become views of one larger tensor. They stay
     the same Parameter objects with the same values; but ``parameter.view(-1)``, which takes a
-    tensor for contiguous, needs ``reshape`` then. Running a layer block by block gives each its own
-    storage again.
+    tensor for contiguous, needs ``reshape`` then. Running a layer block by block gives each
+    parameter its own storage again.
 
     Raises:
         ValueError: If there is no such mode.
@@ -57,12 +57,12 @@ _KEEPS: ContextVar[bool] = ContextVar("keeps", default=True)
 
 
 def keeps() -> bool:
-    """Whether grown layers may keep what they put together, in which blocks' tensors then lie."""
+    """Whether grown layers may keep assembled tensors, of which blocks' tensors become views."""
     return _KEEPS.get()
 
 
 def keep_nothing_(undo: Undo) -> None:
-    """Has grown layers run without leaving a trace in themselves: for runs that only look."""
+    """Has grown layers run without changing anything in themselves, for analysis and checks."""
     undo.on_failure(partial(_KEEPS.set, _KEEPS.get()))
     _KEEPS.set(False)
 

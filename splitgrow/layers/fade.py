@@ -21,18 +21,19 @@ FadeShape = Literal["linear", "cosine"]
 class FadeIn(nn.Module):
     """Two paths, whose output is ``(1 - alpha) * old(x) + alpha * new(x)``.
 
-    At alpha 0 the output is the old path's bit for bit, and at 1 the new path's, whatever the
-    other one gives, infinities and NaNs included. Both paths get the same arguments and return one
-    tensor each, of one shape; the result has their dtype.
+    At alpha 0 the output is the old path's bit for bit, and at 1 the new path's, even if the other
+    path returns infinities or NaNs. Both paths get the same arguments and return one tensor each,
+    of one shape; the result has their dtype.
 
-    Alpha lies in the state_dict, as ``share``: one number in float32 whatever dtype the model is
-    converted to, on the model's device. It is no parameter: set it, or let a `FadeSchedule` do so.
-    Code that is compiled with torch.compile sees the change without being compiled again.
+    Alpha lies in the state_dict, as ``share``: one number on the model's device, which stays in
+    float32 when the model is converted to another dtype. It is no parameter: set it, or let a
+    `FadeSchedule` do so. Code compiled with torch.compile sees the change and is not compiled
+    again.
 
-    In training mode both paths run whatever alpha is; at 0 the parameters of the new path get
-    gradients of zero, at 1 those of the old one. In evaluation mode on the CPU a path that does
-    not count is not run. On other devices both run there too: finding out would make the host wait
-    for the device. The same goes for code that is traced or compiled. Once alpha is 1,
+    In training mode both paths run at every alpha; at 0 the parameters of the new path get
+    gradients of zero, at 1 those of the old one. In evaluation mode on the CPU a path that does not
+    count does not run. On other devices both run there too: reading alpha would make the host wait
+    for the device. Both also run in code that is traced or compiled. Once alpha is 1,
     `splitgrow.fuse` leaves the old path out, as does ``fade.new`` in the place of the fade.
 
     ``model.at(g)`` of a growable model shows the paths and the alpha that were when g was closed.
@@ -78,7 +79,7 @@ class FadeIn(nn.Module):
 
     @property
     def alpha(self) -> float:
-        """The new path's share, as it is held in float32. Reading it waits for the device."""
+        """The new path's share, in float32. Reading it waits for the device."""
         return float(self.share.item())
 
     @alpha.setter
@@ -105,7 +106,7 @@ class FadeIn(nn.Module):
         return blend(self.old(*args, **kwargs), self.new(*args, **kwargs), self.share)
 
     def _alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
-        """The one path that counts, where that can be told at no cost; None to run both."""
+        """The one path that counts, where reading alpha costs nothing; None to run both."""
         share = self.share
         if not is_eager(share) or share.device.type != "cpu" or is_watched():
             return None
@@ -135,7 +136,7 @@ class FadeIn(nn.Module):
 def blend(old: Tensor, new: Tensor, share: Tensor) -> Tensor:
     """``(1 - share) * old + share * new``; at the ends one of them alone, bit for bit.
 
-    One node of a torch.fx graph, so that fusion can tell that a fade is over.
+    It is one node of a torch.fx graph, so that fusion sees that a fade is over.
 
     Args:
         old: Of any shape.
@@ -149,7 +150,7 @@ def blend(old: Tensor, new: Tensor, share: Tensor) -> Tensor:
     """
     for path in (old, new):
         _tensor(path)
-    # Numbers of a shape that are compared while a model is analysed would count as used.
+    # Comparing a shape's numbers while a model is analysed would count as a use of them.
     if not is_watched() and old.shape != new.shape:
         raise ValueError(
             f"the paths of a FadeIn must return tensors of one shape: the old one's is "
@@ -174,7 +175,7 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _apart(output: Tensor, inputs: Any) -> Tensor:
-    """The output in memory of its own, as a blend has it: what follows may write into that."""
+    """The output in its own memory, as a blend has it: later ops may write into it."""
     place = output.untyped_storage().data_ptr()
     given = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
     if any(leaf.untyped_storage().data_ptr() == place for leaf in given):
@@ -196,12 +197,12 @@ class FadeSchedule:
 
     After `step` number t of n, alpha is ``start + (1 - start) * f(t / n)``, where f(r) is r, or
     ``(1 - cos(pi * r)) / 2`` for "cosine", which begins and ends slowly. After n steps it is 1, and
-    further ones change nothing. It knows nothing of optimizers, so torch's learning rate schedulers
+    further ones change nothing. It does not use the optimizer, so torch's learning rate schedulers
     run beside it.
 
-    A fade that is over when the schedule is made is left alone; if all are, as in a model that was
-    loaded after its fade, there is nothing to do. To resume, load the model's state_dict and the
-    schedule's, in any order: alpha depends on the number of steps only.
+    The schedule leaves a fade alone that is over when the schedule is made; if all are over, as in
+    a model that was loaded after its fade, it does nothing. To resume, load the model's state_dict
+    and the schedule's, in any order: alpha depends on the number of steps only.
 
     Args:
         target: A `FadeIn`, a module that holds some, or several of these.
@@ -269,7 +270,7 @@ class FadeSchedule:
             all_or_nothing(self._show)(**{**self.state_dict(), "taken": self._taken + 1})
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and a word, from which another schedule goes on."""
+        """Plain numbers and a word, from which another schedule continues."""
         return {
             "steps": self._steps,
             "shape": self._shape,
@@ -278,7 +279,7 @@ class FadeSchedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where another schedule was, and sets the fades' alpha.
+        """Continues where another schedule was, and sets the fades' alpha.
 
         Raises:
             ValueError: If it is not the state of a schedule.
@@ -304,9 +305,9 @@ class FadeSchedule:
         self._steps, self._shape, self._start, self._taken = steps, shape, start, taken
 
     def _show(self, undo: Undo, /, **state: Any) -> None:
-        """Takes over a state, if one is given, and sets the fades' alpha."""
+        """Loads a state, if one is given, and sets the fades' alpha."""
         for fade in self._fades:
-            undo.on_failure(partial(fade.share.copy_, fade.share.clone()))  # waits for nothing
+            undo.on_failure(partial(fade.share.copy_, fade.share.clone()))  # does not wait
         undo.keep(vars(self))
         if state:
             self._set(**state)

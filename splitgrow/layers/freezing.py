@@ -1,4 +1,4 @@
-"""Freezing and holding still: parameters that no longer train, statistics that no longer move."""
+"""Freezing: parameters that no longer train, and running statistics that no longer change."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from splitgrow.utils.rollback import Undo
 def hold_statistics(module: nn.Module, args: Any) -> None:  # noqa: ARG001
     """A forward pre-hook: the module uses its running statistics and leaves them as they are.
 
-    It works on every call, so neither ``model.train()`` nor ``module.train()`` sets a frozen norm
-    in motion again.
+    It works on every call, so a frozen norm stays frozen after ``model.train()`` and
+    ``module.train()``.
     """
     if module.training:
         module.training = False
@@ -41,7 +41,7 @@ def freeze_(model: nn.Module, undo: Undo) -> list[Owned]:
     """Freezes all parameters and running statistics of a model.
 
     Returns:
-        The parameters that it froze: those that were to be trained.
+        The parameters that it froze: those that required gradients.
     """
     trained = [
         (module, name)
@@ -58,7 +58,7 @@ def freeze_(model: nn.Module, undo: Undo) -> list[Owned]:
     undo.on_failure(partial(_thaw, gradients, moving))
     for parameter, _ in gradients:
         parameter.requires_grad_(False)
-        # Optimizers pass over a parameter without gradient, so neither momentum nor decay moves it.
+        # Optimizers skip a parameter without gradient, so neither momentum nor decay changes it.
         parameter.grad = None
     for module in moving:
         module.register_forward_pre_hook(hold_statistics)
@@ -94,7 +94,7 @@ def free_(owned: Iterable[Owned], undo: Undo) -> None:
 
 
 def release_(module: nn.Module, *, training: bool | None = None) -> None:
-    """Lets a module's running statistics move again, in the given mode."""
+    """Lets a module's running statistics change again, in the given mode."""
     if training is not None:
         module.training = training
     hooks = module._forward_pre_hooks  # noqa: SLF001
@@ -103,7 +103,7 @@ def release_(module: nn.Module, *, training: bool | None = None) -> None:
 
 
 def unfreeze_(model: nn.Module, frozen: Iterable[Owned], undo: Undo) -> None:
-    """Takes back what `freeze_` did to these parameters and to all running statistics."""
+    """Undoes `freeze_` for these parameters and for all running statistics."""
     free_(frozen, undo)
     for module in model.modules():
         if held(module):
@@ -111,6 +111,6 @@ def unfreeze_(model: nn.Module, frozen: Iterable[Owned], undo: Undo) -> None:
 
 
 def let_move_(module: nn.Module, undo: Undo, *, training: bool) -> None:
-    """As `release_`, until that is taken back."""
+    """As `release_`, until it is taken back."""
     undo.keep(vars(module), module._forward_pre_hooks)  # noqa: SLF001
     release_(module, training=training)

@@ -1,6 +1,6 @@
-"""The user's hooks on modules, and carrying them over to the module that takes another's place.
+"""The user's hooks on modules, and moving them to the module that takes another's place.
 
-Where a layer grows, the dictionaries themselves change hands, so that a handle that was obtained at
+Where a layer grows, the new module gets the dictionaries themselves, so that a handle from
 registration still removes its hook.
 """
 
@@ -18,14 +18,14 @@ from splitgrow.layers.freezing import hold_statistics
 from splitgrow.utils.rollback import Undo
 
 _BEFORE = ("_forward_pre_hooks", "_backward_pre_hooks")
-"""Hooks that run before the module does: those of what lies around it come first."""
+"""Hooks that run before the module does: those of the outer modules come first."""
 _BEHIND = ("_forward_hooks", "_backward_hooks")
 _MARKS = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
-"""How the hooks of the same keys are to be called."""
+"""The options of the hooks with the same keys."""
 _OF_STATE = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
@@ -75,18 +75,18 @@ def computing_hooks(module: nn.Module) -> Iterator[Any]:
 
 
 def _is_torchs(hook: Any) -> bool:
-    hook = getattr(hook, "hook", hook)  # those that are given the module are wrapped
+    hook = getattr(hook, "hook", hook)  # a hook that gets its module is wrapped
     return type(hook).__module__.startswith("torch.nn.utils.")
 
 
 def carry_hooks_(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None = None) -> None:
     """Puts the hooks that run with one module onto another that takes its place.
 
-    Those that are there already stay, and lie within.
+    Hooks that are there already stay, inside of these.
 
     Args:
-        old: Whose hooks they are.
-        new: Whose they are to be as well.
+        old: The module with the hooks.
+        new: The module that gets them as well.
         memo: As of `copy.deepcopy`, for copies of the hooks; None for the hooks themselves.
     """
     for name in (*_RUN, *_MARKS):
@@ -112,15 +112,15 @@ STORES = tuple(
 """The dictionaries in which a module keeps its hooks."""
 _WAY = "_is_full_backward_hook"
 _BOUND: Any = getattr(torch_module, "_WrappedHook", ())
-"""What torch makes of a hook that is to be told its module."""
+"""Torch's wrapper for a hook that gets its module."""
 
 
 def hand_over_(old: nn.Module, new: nn.Module, undo: Undo) -> None:
-    """Gives a module's hooks to the one that takes its place; what holds its statistics stays.
+    """Gives a module's hooks to the one that takes its place, but not `hold_statistics`.
 
     Args:
         old: The module.
-        new: What takes its place; it has no hooks yet.
+        new: The module in its place; it has no hooks yet.
         undo: Takes it back.
     """
     theirs, mine = vars(old), vars(new)

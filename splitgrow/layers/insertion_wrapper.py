@@ -1,7 +1,7 @@
-"""Modules that something was inserted into: a wrapper that nobody else needs to know of.
+"""A wrapper around a module with insertions; the rest of the model need not know of it.
 
-The module keeps its path and its keys in the state_dict, as if the wrapper were not there; what was
-inserted lies below it as ``inserted1``, ``inserted2``, by the number of the edit.
+The module keeps its path and its keys in the state_dict, as if the wrapper were not there; the
+insertions lie below it as ``inserted1``, ``inserted2``, by the number of the edit.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from splitgrow.utils.rollback import Undo
 
 _fx_traces = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
 _questions: set[int] | None = None
-"""The wrappers that were asked for attributes of their modules, while that is watched."""
+"""The wrappers that answered for an attribute of their module, while that is watched."""
 
 
 def note_questions_(undo: Undo) -> set[int]:
-    """The ids of wrappers that are asked for attributes of their modules, until taken back."""
+    """The ids of wrappers that answer for an attribute of their module, until taken back."""
     global _questions  # noqa: PLW0603
     undo.on_failure(partial(globals().update, _questions=_questions))
     _questions = set()
@@ -51,14 +51,14 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """One thing that was inserted.
+    """One insertion.
 
     Attributes:
         edit: The number of the edit that inserted it.
-        before: Whether it works on what the module reads, rather than on what comes out of it.
-        form: What it makes of a tensor x, with its own module f: "chain" f(x); "residual" x + f(x);
+        before: Whether it works on the module's input, rather than on its output.
+        form: Its function of a tensor x, with its own module f: "chain" f(x); "residual" x + f(x);
             "gate" x * f(x); "block" f(x) with the module's other arguments as well; "beside" f(x,
-            arguments), with all that the module was given.
+            arguments), with all arguments of the module.
     """
 
     edit: int
@@ -72,16 +72,16 @@ class Inserted:
 
 
 class InsertionWrapper(nn.Module):
-    """A module with what was inserted right before and behind it.
+    """A module with the insertions right before and behind it.
 
     It answers for the module's attributes, items and parameters under the module's own names.
 
     Attributes:
-        inserted: What was inserted, the newest first: nearest to the module.
+        inserted: The insertions, the newest first: nearest to the module.
         view: The number of the last edit that is seen by `forward`; None for all.
-        tensor_result: Whether the module was seen to give a tensor, rather than several.
-        answers: Whether forward was seen to ask the module for attributes of its own, such as a
-            weight's dtype, so that something in its place has to have them.
+        tensor_result: Whether the module was seen to return one tensor, rather than several.
+        answers: Whether forward was seen to read attributes of the module, such as a weight's
+            dtype; a module in its place must have them.
     """
 
     def __init__(self, original: nn.Module) -> None:
@@ -94,11 +94,11 @@ class InsertionWrapper(nn.Module):
 
     @property
     def wrapped(self) -> nn.Module:
-        """The module that something was inserted into."""
+        """The module inside the wrapper."""
         return self.part(ORIGINAL)
 
     def part(self, name: str) -> nn.Module:
-        """What was inserted, by its name."""
+        """The inserted module of that name."""
         module = self._modules[name]
         assert module is not None
         return module
@@ -106,17 +106,17 @@ class InsertionWrapper(nn.Module):
     def set_inserted(
         self, modules: Mapping[str, nn.Module], inserted: tuple[Inserted, ...]
     ) -> None:
-        """Replaces what was inserted.
+        """Replaces the insertions.
 
         Args:
-            modules: The module of each, by its name.
-            inserted: What each is for.
+            modules: The module of each insertion, by its name.
+            inserted: The insertions.
         """
         own: dict[str, nn.Module | None] = {ORIGINAL: self.wrapped, **modules}
         self._modules, self.inserted = own, inserted
 
     def seen(self, *, before: bool, view: int | None) -> list[Inserted]:
-        """What is seen on one side after an edit, in the order in which it works."""
+        """The insertions seen on one side after an edit, in the order in which they work."""
         chosen = [
             item
             for item in self.inserted
@@ -125,7 +125,7 @@ class InsertionWrapper(nn.Module):
         return chosen[::-1] if before else chosen
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives, with what was inserted before and behind it."""
+        """The module's result, with the insertions before and behind it."""
         if _runs is not None:
             _runs.add(id(self))
         for item in self.seen(before=True, view=self.view):
@@ -158,7 +158,7 @@ class InsertionWrapper(nn.Module):
     ) -> Iterator[tuple[str, nn.Module]]:
         """All modules by path: the wrapped one under the wrapper's own.
 
-        torch.fx calls modules by these paths, so it is told where the wrapped one really lies.
+        torch.fx calls modules by these paths, so it gets the real path of the wrapped one.
         """
         if _fx_traces():
             yield from super().named_modules(memo, prefix, remove_duplicate)
@@ -188,7 +188,7 @@ class InsertionWrapper(nn.Module):
         return destination
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Has the wrapped module find its keys."""
+        """Renames the keys so that the wrapped module finds them."""
         inserted = tuple(f"{prefix}{item.name}." for item in self.inserted)
         for key in [key for key in state_dict if key.startswith(prefix)]:
             if not key.startswith(inserted):
@@ -199,7 +199,7 @@ class InsertionWrapper(nn.Module):
         """Answers for the wrapped module.
 
         Raises:
-            AttributeError: If that has no such attribute.
+            AttributeError: If it has no such attribute.
         """
         try:
             return super().__getattr__(name)
@@ -209,7 +209,7 @@ class InsertionWrapper(nn.Module):
         return getattr(self._asked(), name)
 
     def _asked(self) -> Any:
-        """The wrapped module, for somebody who wants more of it than its result."""
+        """The wrapped module, for a caller that needs more than its result."""
         if _questions is not None:
             _questions.add(id(self))
         return self.wrapped
@@ -231,7 +231,7 @@ class InsertionWrapper(nn.Module):
         return bool(self.wrapped)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Refuses to be scripted, since it takes whatever arguments its module takes.
+        """Refuses to be scripted, since it takes the arguments of any module.
 
         Raises:
             UnsupportedLayerError: Always.
@@ -242,7 +242,7 @@ class InsertionWrapper(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes over: not the view, which belongs to a ``with`` block."""
+        """The state of a copy, without the view, which belongs to a ``with`` block."""
         return {**self.__dict__, "view": None}
 
 
@@ -262,21 +262,21 @@ def with_first(result: Any, tensor: Tensor) -> Any:
 
 
 def first_name(module: nn.Module, kwargs: Mapping[str, Any]) -> str:
-    """Under which name a call that names all of its arguments gives a module the first one."""
-    # The class's own forward: while a model is recorded, modules have one that takes anything.
+    """The name of a module's first argument in a call with keyword arguments only."""
+    # The class's own forward: while a model is traced, modules have one that takes anything.
     arguments = list(inspect.signature(type(module).forward).parameters)[1:]
     return next((name for name in arguments if name in kwargs), next(iter(kwargs)))
 
 
 def first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a call gives a module as its first argument."""
+    """The first argument of a call to a module."""
     return args[0] if args else kwargs[first_name(module, kwargs)]
 
 
 def with_first_argument(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with another first one."""
+    """The arguments of a call with the first one replaced."""
     if args:
         return (value, *args[1:]), kwargs
     return args, {**kwargs, first_name(module, kwargs): value}

@@ -1,7 +1,7 @@
 """One tensor of a grown layer as the plain layer would have it: writing to it reaches the blocks.
 
-It is put together when it is asked for. What is done to it then, or to a view of it, in place, is
-told by the version that torch counts, whichever function did it, and is written into the blocks.
+It is assembled when it is read. Torch's version counter shows every change in place to it, or to a
+view of it, by any function; the change is then written into the blocks.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from splitgrow.layers.tensor_sources import TensorSource
 
 
 def _on(name: str, what: str = "__get__") -> Any:
-    """What torch calls when an attribute of a tensor is read or set."""
+    """The function that torch calls when an attribute of a tensor is read or set."""
     return getattr(getattr(Tensor, name), what)
 
 
 class LiveTensor(Tensor):
-    """A tensor that is put together from several, or a view of it.
+    """A tensor assembled from several, or a view of one.
 
-    A whole one stands for a parameter: it is a leaf, has their gradients, and trains if one of them
-    does. Results of ops on it are plain tensors, but for those that share its memory.
+    A whole one stands for a parameter: it is a leaf, has the blocks' gradients, and trains if one
+    of the blocks does. Results of ops on it are plain tensors, unless they share its memory.
     """
 
     _source: TensorSource
@@ -42,8 +42,8 @@ class LiveTensor(Tensor):
         Args:
             tensor: The tensor, or a view of it.
             source: Where its values come from.
-            whole: Whether it is all of it.
-            silent: Whether writing is not to count as a change, as through `Tensor.data`.
+            whole: Whether the tensor is the whole, rather than a view.
+            silent: Whether writing does not count as a change, as through `Tensor.data`.
         """
         live = tensor.as_subclass(cls)
         state: dict[str, Any] = {"_source": source, "_whole": whole, "_silent": silent}
@@ -58,7 +58,7 @@ class LiveTensor(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Does what torch was asked for, and hands on what was written."""
+        """Calls the function, and writes changes in place into the blocks."""
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001
@@ -92,7 +92,7 @@ class LiveTensor(Tensor):
         """Answers for a mark that a block's parameter has.
 
         Raises:
-            AttributeError: If it has none of that name.
+            AttributeError: If no block's parameter has it.
         """
         own = self.__dict__
         if not name.startswith("__") and own.get("_whole"):
@@ -100,7 +100,7 @@ class LiveTensor(Tensor):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def set_(self, *_: Any, **__: Any) -> Any:
-        """Refuses to have other memory; torch does not ask about that."""
+        """Refuses other memory; torch does not pass this call to `__torch_function__`."""
         return _refused("`set_`")(self)
 
     def __deepcopy__(self, memo: Any) -> Tensor:
@@ -127,10 +127,10 @@ def _version(tensor: Tensor) -> int | None:
 
 
 def _hand_on(tensor: LiveTensor, version: int | None) -> None:
-    """Writes what was written to a tensor, if it was, into the blocks.
+    """Writes a tensor into the blocks if it has changed in place.
 
     Raises:
-        RuntimeError: If autograd has recorded it, as it does on no leaf.
+        RuntimeError: If autograd has recorded the change, which it allows on no leaf.
     """
     source = tensor._source  # noqa: SLF001
     if version is not None and tensor._version == version:  # noqa: SLF001
@@ -147,7 +147,7 @@ def _hand_on(tensor: LiveTensor, version: int | None) -> None:
 
 
 def _linked(result: Tensor, given: list[LiveTensor], *, silent: bool) -> Any:
-    """A result as one that writes through, if it shares its memory with one that does."""
+    """A result that writes through to the blocks if it shares its memory with such a tensor."""
     if type(result) is not Tensor or result.layout is not torch.strided:
         return result
     memory = result.untyped_storage()._cdata  # noqa: SLF001
@@ -158,7 +158,7 @@ def _linked(result: Tensor, given: list[LiveTensor], *, silent: bool) -> Any:
     return result
 
 
-# -- what a whole one answers as the parameter that it stands for ---------------------------------
+# -- the attributes of a whole one, as of the parameter that it stands for ------------------------
 
 
 def _requires_grad_(live: LiveTensor, requires_grad: bool = True) -> LiveTensor:  # noqa: FBT001, FBT002
@@ -246,4 +246,4 @@ _METADATA = {
     Tensor.is_contiguous,
     Tensor.element_size,
 }
-"""What is asked of a tensor without its values."""
+"""The attributes of a tensor that do not read its values."""

@@ -15,12 +15,12 @@ from splitgrow.layers.weight_views import Own, Unfit, make_dense_
 
 
 class Merged:
-    """One grown layer, run as one.
+    """A grown layer that runs as one plain layer.
 
     Args:
-        composition: What the layer is made of.
-        own: Which tensors are the blocks' own, for what is put together to be kept from call to
-            call; None if it is not.
+        composition: The layer's blocks and layouts.
+        own: The blocks' own tensors, to keep the assembled tensors from call to call; None to keep
+            none.
 
     Attributes:
         traceable: Whether `run_traced` can run it.
@@ -34,7 +34,7 @@ class Merged:
 
     @cached_property
     def assembly(self) -> Assembly:
-        """The layer's tensors put together."""
+        """The layer's assembled tensors."""
         return Assembly(self._composition, self._own)
 
     @cached_property
@@ -42,7 +42,7 @@ class Merged:
         return MergedMatmul(self.assembly, self._kernel) if self._kernel is not None else None
 
     def leave(self) -> None:
-        """Gives every block storage of its own again."""
+        """Gives every block its own storage again."""
         if "assembly" in vars(self):
             self.assembly.leave()
             return
@@ -52,7 +52,7 @@ class Merged:
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, float | None]:
         """The layer's output, and the share of the weight's gradient that is computed backward.
 
-        The share is None where torch's own autograd computes the gradient, or nothing does.
+        The share is None where torch's own autograd computes the gradient, or none is computed.
 
         Raises:
             Unfit: If these blocks, as they are now, cannot run as one.

@@ -1,4 +1,4 @@
-"""Running a grown batch norm in one pass, held blocks and moving ones together."""
+"""Running a grown batch norm in one pass over held blocks and moving ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from splitgrow.utils.spans import put, take
 
 
 def moves_of(composition: Composition) -> list[bool]:
-    """For each block whether its statistics move."""
+    """Whether each block's statistics move."""
     return [module.training and not held(module) for module in composition.modules]
 
 
@@ -56,7 +56,7 @@ def merged_batch_norm(assembly: Assembly, x: Tensor) -> Tensor:
 def _momentum(assembly: Assembly, moving: list[int]) -> float:
     momenta = {assembly.composition.modules[index].momentum for index in moving}
     if len(momenta) > 1 or None in momenta:
-        raise Unfit  # a running average over all batches, of which blocks have seen different many
+        raise Unfit  # a running average over all batches, whose number differs between blocks
     return float(momenta.pop())  # type: ignore[arg-type]
 
 
@@ -70,11 +70,11 @@ def _mixed(
     """Some blocks normalise by the batch's statistics, the others by their own.
 
     Raises:
-        Unfit: If something of the others trains, or the batch is empty.
+        Unfit: If a parameter of the others trains, or the batch is empty.
         ValueError: If there is nothing to take a variance of.
     """
     composition = assembly.composition
-    if not x.numel():  # torch's own function answers for that, the kernel below does not
+    if not x.numel():  # torch's own function takes that, the kernel below does not
         raise Unfit
     F._verify_batch_size(x.shape)  # type: ignore[attr-defined]  # noqa: SLF001
     norm: Any = composition.original

@@ -1,4 +1,4 @@
-"""Running a grown convolution or Linear as one, with the gradient of what trains only."""
+"""Running a grown convolution or Linear as one, with the gradient of the trained parts only."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from splitgrow.utils.spans import Spans, cut_out, shared, take, union
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a backward pass computes, given which parts train.
+    """The gradients that a backward pass computes, for the parts that train.
 
     Attributes:
         gradients: Of the weight; None if nothing of it trains.
         slots: The parts that train: of the weight, then of the bias.
-        of_weight: The blocks of the former.
-        of_bias: The positions of the latter.
-        columns: The input channels that are looked at, if that is not all of them.
+        of_weight: The blocks of the weight's slots.
+        of_bias: The positions of the bias's slots.
+        columns: The input channels that are used, if not all of them.
     """
 
     gradients: Gradients | None
@@ -45,7 +45,7 @@ class MergedMatmul:
     def run(self, x: Tensor) -> tuple[Tensor, float | None]:
         """The layer's output, and the share of the weight's gradient that is computed backward.
 
-        The share is None if nothing of it is.
+        The share is None if no part of it is computed.
 
         Raises:
             Unfit: If the blocks, as they are now, cannot run as one.
@@ -127,7 +127,7 @@ def _autocast(*tensors: Tensor | None) -> list[Any]:
 
 
 class _Call(NamedTuple):
-    """What one forward pass hands to its backward pass."""
+    """The data that one forward pass hands to its backward pass."""
 
     layer: MergedMatmul
     plan: _Plan
@@ -137,14 +137,14 @@ class _Call(NamedTuple):
 
 
 class _MatmulGradients(Function):
-    """A layer's output; backward, its input's gradient, and of its weight's what trains."""
+    """A layer's output; backward, the gradients of its input and of its weight's trained parts."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, x: Tensor, columns: Tensor | None, *_: Tensor) -> Tensor:
         ctx.call, ctx.shape = call, x.shape
         needed = call.plan.gradients is not None and columns is None
         ctx.save_for_backward(x if needed else None, columns)
-        # Some shapes make it a view, which autograd lets nobody change in place behind a Function.
+        # For some shapes it is a view, and autograd forbids changing a Function's view in place.
         return call.layer.kernel.output(x, call.weight, call.bias).detach()
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What modules hold besides parameters, taken down for a generation and shown again.
+"""The modules' state besides parameters, saved for a generation and shown again.
 
 Closing a generation freezes parameters. Forward may move more than those: buffers, such as the
 vectors of a spectral norm, averages and codebooks, and plain data in attributes, such as counters.
@@ -29,13 +29,13 @@ of an object that it holds."""
 StateValues = dict[str, dict[str, Any]]
 """By owner and name."""
 Memo = dict[int, tuple[Any, Any]]
-"""What was copied, with its copy, by id."""
+"""Copied objects with their copies, by id."""
 Clone = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class State:
-    """What a module held besides parameters, at one time.
+    """A module's state besides parameters, at one time.
 
     Attributes:
         module: The module.
@@ -48,15 +48,15 @@ class State:
 
 
 class NotPlain(Exception):  # noqa: N818
-    """A value is no plain data, of which nobody knows how to make a copy."""
+    """A value is not plain data, so it cannot be copied safely."""
 
 
 def take_state(model: nn.Module, before: Iterable[State] = ()) -> list[State]:
-    """Takes down what the modules of a model hold.
+    """Saves the state of a model's modules.
 
     Args:
         model: The model.
-        before: What was taken down earlier. Buffers that have not changed since are not copied.
+        before: States saved earlier. Buffers that have not changed since are not copied.
     """
     old = {
         (id(state.module), name): value
@@ -80,8 +80,8 @@ def take_state(model: nn.Module, before: Iterable[State] = ()) -> list[State]:
 
 
 def owners_of(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The dictionaries that hold what forward may move, by name."""
-    if isinstance(module, FadeIn):  # how far those have come is taken down by itself
+    """The dictionaries with the state that forward may change, by name."""
+    if isinstance(module, FadeIn):  # a fade's alpha is saved separately
         return
     yield BUFFERS, module._buffers  # noqa: SLF001
     if type(module).__module__.startswith("splitgrow.") and not _is_wrapper(module):
@@ -107,7 +107,7 @@ _OURS = frozenset(
 
 
 def may_hold(module: nn.Module, owner: str, name: str) -> bool:
-    """Whether what has this name is the module's own, rather than torch's or splitgrow's."""
+    """Whether the item of this name is the module's own, rather than torch's or splitgrow's."""
     return name not in _names_of_others(module, owner)
 
 
@@ -149,12 +149,12 @@ def _cloned(tensor: Tensor) -> Tensor:
 
 
 def copied(value: Any, memo: Memo, clone: Clone = _cloned) -> Any:
-    """A copy of plain data, in which what was one is one.
+    """A copy of plain data, in which a shared object stays shared.
 
     Args:
         value: The data: numbers, texts, tensors other than parameters, and lists, tuples, sets and
             dictionaries of these.
-        memo: What was copied already, with its copy, by id.
+        memo: Objects copied already, with their copies, by id.
         clone: Makes a copy of a tensor.
 
     Raises:
@@ -182,14 +182,14 @@ def copied(value: Any, memo: Memo, clone: Clone = _cloned) -> Any:
 
 
 def _is_array(value: Any) -> bool:
-    """Whether something of numpy is an array or number, and not one of objects."""
+    """Whether a value is a numpy array or number, and not one of objects."""
     return getattr(getattr(value, "dtype", None), "hasobject", True) is False
 
 
 def _copied_container(value: Any, memo: Memo, clone: Clone) -> Any:
     made: Any = value.copy()
     made.clear()
-    memo[id(value)] = value, made  # before its items, one of which may be it
+    memo[id(value)] = value, made  # before its items, since one may be the container itself
     if type(value) in _DICTS:
         if any(type(key) not in _KEYS for key in value):
             raise NotPlain
@@ -212,7 +212,7 @@ def same_data(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(same_data, one, other))
     if type(one).__module__ == "numpy":
         return bool(one.dtype == other.dtype and one.tobytes() == other.tobytes())
-    return one is other or bool(repr(one) == repr(other))  # which tells -0.0, and nan is nan
+    return one is other or bool(repr(one) == repr(other))  # repr tells -0.0 from 0.0; nan is nan
 
 
 def _same_tensor(one: Tensor, other: Tensor) -> bool:
@@ -226,7 +226,7 @@ def _same_tensor(one: Tensor, other: Tensor) -> bool:
 
 
 def moved(states: Mapping[int, list[State]], fn: Callable[[Tensor], Tensor]) -> None:
-    """Moves or converts buffers that were taken down, as the model's own are."""
+    """Moves or converts saved buffers, as the model's own are."""
     memo: dict[int, Tensor] = {}
     for state in (state for taken in states.values() for state in taken):
         buffers = state.values.get(BUFFERS, {})
@@ -238,10 +238,10 @@ def moved(states: Mapping[int, list[State]], fn: Callable[[Tensor], Tensor]) -> 
 
 
 def show_(model: nn.Module, states: Iterable[State], undo: Undo) -> None:
-    """Has modules hold what was taken down, until that is taken back.
+    """Gives modules a saved state, until that is taken back.
 
-    They are given copies, so forward may move them. What is taken back are the objects that were
-    there before, and what came to be meanwhile goes.
+    They get copies, so forward may change them. Taking it back restores the objects that were there
+    before, and removes those that were added meanwhile.
     """
     memo: Memo = {}
     known = set()
@@ -252,7 +252,7 @@ def show_(model: nn.Module, states: Iterable[State], undo: Undo) -> None:
             if owner in owners:
                 _show_in(owners[owner], owner, state.module, copied(values, memo), undo)
     for module in model.modules():
-        if _is_wrapper(module) and module not in known:  # in the place of one that had less
+        if _is_wrapper(module) and module not in known:  # it replaced a module without that state
             _show_in(vars(module), "", module, {}, undo)
 
 
@@ -301,10 +301,10 @@ def _put_back(
 
 
 def put_(states: Iterable[State], copies: Mapping[int, Any]) -> None:
-    """Has copies of modules hold what was taken down of the modules.
+    """Gives copies of modules the state that was saved of the modules.
 
     Args:
-        states: What was taken down.
+        states: The saved states.
         copies: The copies, by the modules' ids; others are passed over.
     """
     memo: Memo = {}

@@ -25,7 +25,7 @@ def norm_scale_and_shift(
 def scale_outputs_(weight: Tensor, scale: Tensor, dim: int, groups: int) -> None:
     """Scales the outputs of a weight in place, rounding once, from float64.
 
-    A few rows at a time, so that a large weight needs no room beside its own.
+    It works a few rows at a time, so that a large weight needs no second copy.
 
     Args:
         weight: (out, in // groups, *kernel), or of a transposed convolution

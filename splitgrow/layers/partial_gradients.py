@@ -1,8 +1,8 @@
-"""Which part of a weight's gradient has to be computed, and which block gets what of it.
+"""The part of a weight's gradient that has to be computed, and each block's share of it.
 
-Pure integers. What trains of a grown layer is, wherever its channels lie, a set of whole outputs
-(new blocks) and for the other outputs a set of inputs (helpers): two rectangles, however often the
-layer has grown.
+Pure integers. Wherever its channels lie, the trained part of a grown layer is a set of whole
+outputs (new blocks) and, for the other outputs, a set of inputs (helpers): two rectangles, however
+often the layer has grown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Side:
 
     Attributes:
         dim: The dimension of the weight.
-        sections: In how many equal sections of the activations' channels it is repeated.
+        sections: The number of equal sections of the activations' channels in which it is repeated.
         length: The number of positions of one section.
     """
 
@@ -37,12 +37,12 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """A rectangle of the gradient that is computed in one go.
+    """A rectangle of the gradient that is computed at once.
 
     Attributes:
-        outs: The channels of the output gradient that it is made of.
+        outs: The channels of the output gradient that it uses.
         ins: The channels of the input.
-        lengths: How long the weight's dimensions are; of others, as they are.
+        lengths: The lengths of the weight's dimensions in it; others stay as they are.
     """
 
     outs: Spans
@@ -60,12 +60,12 @@ class GradientShare:
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """The strips to compute, and for each block that trains where its gradient is in them.
+    """The strips to compute, and the place in them of the gradient of each block that trains.
 
     Attributes:
         strips: At most two.
         shares: By block.
-        worth: What is computed, as a share of the whole gradient.
+        worth: The computed share of the whole gradient.
     """
 
     strips: tuple[Strip, ...]
@@ -80,13 +80,13 @@ Places = Mapping[int, Spans]
 def gradients_of(
     out: Side, into: Side, rows: Mapping[int, Places], columns: Mapping[int, Places]
 ) -> Gradients:
-    """What to compute for a weight of two channel dimensions.
+    """The gradients to compute for a weight of two channel dimensions.
 
     Args:
         out: The dimension of the outputs.
         into: The dimension of the inputs.
         rows: The places of the original and of new blocks that train, by block.
-        columns: Those of helpers that train.
+        columns: The places of helpers that train, by block.
     """
     outs = union(places[out.dim] for places in rows.values())
     ins = union(places[into.dim] for places in columns.values())
@@ -116,7 +116,7 @@ def gradients_of(
 def diagonal_gradients_of(
     dim: int, length: int, places: Mapping[int, Places], channels: tuple[Spans, Spans]
 ) -> Gradients:
-    """What to compute where each output reads its own input only: one strip.
+    """The gradients to compute where each output reads its own input only: one strip.
 
     Args:
         dim: The weight's only channel dimension.
@@ -133,13 +133,13 @@ def diagonal_gradients_of(
 def _share(
     order: Mapping[int, int], places: Places, rectangles: Sequence[tuple[Spans, ...]], strip: int
 ) -> GradientShare:
-    """Where a block lies in one of the strips.
+    """The place of a block in one of the strips.
 
     Args:
         order: For each dimension of the weight, its place in a rectangle.
         places: The block's.
         rectangles: The strips, in the weight's own positions.
-        strip: Which of them.
+        strip: The strip's index.
     """
     own = {dim: rectangles[strip][place] for dim, place in order.items()}
     return GradientShare(strip, tuple(overlaps(own, places, 1 + max(order))))

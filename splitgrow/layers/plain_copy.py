@@ -28,22 +28,22 @@ def plain_copy(
     stock_of: Callable[[SplitLayer, int | None], nn.Module] = SplitLayer.plain,
     shares: Mapping[FadeIn, float] | None = None,
 ) -> nn.Module:
-    """A copy of a module in which everything that has grown is plain.
+    """A copy of a module in which every grown layer is plain.
 
-    The user's hooks come along: those of a grown layer lie on the stock layer in its place.
+    It keeps the user's hooks: those of a grown layer lie on the stock layer in its place.
 
     Args:
         module: Any module.
         view: The edit after which it is copied; None for today.
         memo: As of `copy.deepcopy`; in the end it has the copy of every part by the part's id.
-        finish: What else is to be done with the stock layer of each grown one.
+        finish: A further step for the stock layer of each grown one.
         stock_of: Makes the stock layer of a grown one.
-        shares: How far fades are to have come, where that is not as today. Of those that were
-            inserted, and that are then over or have not begun, the path that counts is left; None
-            to leave all fades as they are.
+        shares: The fades' alpha, where it is not the present one. Of inserted fades that are then
+            over or have not begun, only the path that counts is left; None to leave all fades as
+            they are.
 
     Raises:
-        UnsupportedModelError: If something in the module cannot be copied.
+        UnsupportedModelError: If an object in the module cannot be copied.
         MemoryError: If there is too little memory.
     """
     theirs: list[tuple[nn.Module, _Stores]] = []
@@ -59,7 +59,7 @@ def plain_copy(
     for layer, own in theirs:
         for name, values in own.items():
             store = vars(layer)[name] if name else vars(layer)
-            store.update(copy.deepcopy(values, memo))  # of which the memo has copies
+            store.update(copy.deepcopy(values, memo))  # the memo has copies of the values
     for part, twin in _twins(module, copied):
         memo[id(part)] = twin
         carry_hooks_(part, twin, memo)
@@ -76,18 +76,18 @@ def _stock_of_computed(
     view: int | None,
     stock_of: Callable[[SplitLayer, int | None], nn.Module],
 ) -> nn.Module:
-    """The stock layer of a grown one, of weights as they would be computed at its next call."""
+    """The stock layer of a grown one, with the weights that its next call would compute."""
     for block in split:
         _compute_anew_(block, undo)
     return stock_of(split, view)
 
 
 _Stores = dict[str, dict[str, Any]]
-"""What is in some dictionaries of a module's; its attributes are in that without a name."""
+"""The items of some of a module's dictionaries; its attributes have no name."""
 
 
 def _users_own(split: SplitLayer, layer: nn.Module) -> _Stores:
-    """What the user put on a grown layer, before it grew or since, that a stock layer has not."""
+    """The user's own items on a grown layer, put there before or after it grew."""
     attributes = {
         name: value
         for owner in (split.original, split)
@@ -107,21 +107,21 @@ def _copied(module: nn.Module, memo: dict[int, Any], more: Iterable[_Stores]) ->
     Args:
         module: Any module.
         memo: As of `copy.deepcopy`; in the end it has copies of all that the module holds.
-        more: What else is to be copied.
+        more: Further items to copy.
 
     Raises:
-        UnsupportedModelError: If there can be none.
+        UnsupportedModelError: If it cannot be copied.
         MemoryError: If there is too little memory.
     """
     try:
         copied: nn.Module = copy.deepcopy(module, memo)
         grown = (part for part in module.modules() if isinstance(part, SplitLayer))
-        for part in grown:  # what the copy of the module goes without
+        for part in grown:  # not part of the module's copy
             copy.deepcopy([vars(part)[name] for name in HOOKS], memo)
         copy.deepcopy(list(more), memo)
-    except MemoryError:  # no fault of the model's
+    except MemoryError:  # not the model's fault
         raise
-    except Exception as error:  # whatever the user's objects raise
+    except Exception as error:  # the user's objects can raise anything
         raise UnsupportedModelError(
             f"{type(module).__name__} holds something, or has a hook, that copy.deepcopy cannot "
             f"copy: {type(error).__name__}: {error}"
@@ -133,11 +133,11 @@ def _twins(module: nn.Module, copied: nn.Module) -> Iterator[tuple[nn.Module, nn
     """Each part of a module with its copy.
 
     Raises:
-        UnsupportedModelError: If a class copies itself in a way of its own, and leaves something
-            that has grown where it was.
+        UnsupportedModelError: If a class has its own way of copying, and that does not copy a grown
+            layer.
     """
     copies = {
-        (path, isinstance(twin, InsertionWrapper)): twin  # a wrapper has the path of what it wraps
+        (path, isinstance(twin, InsertionWrapper)): twin  # a wrapper has the path of its module
         for path, twin in copied.named_modules(remove_duplicate=False)
     }
     for path, part in module.named_modules(remove_duplicate=False):
@@ -155,7 +155,7 @@ def _twins(module: nn.Module, copied: nn.Module) -> Iterator[tuple[nn.Module, nn
 def _made_by_forward(module: nn.Module) -> Iterator[Tensor]:
     """The tensors in a module's attributes that autograd made, which torch refuses to copy.
 
-    Weight norm and the like leave one in a parameter's place, and what forward keeps is often one.
+    Weight norm and the like leave one in a parameter's place, and forward often keeps one.
     """
     for name, value in vars(module).items():
         if name not in _STORES and isinstance(value, (Tensor, list, tuple, dict)):
@@ -168,10 +168,10 @@ _STORES = ("_parameters", "_modules")
 
 @torch.no_grad()
 def _compute_anew_(block: nn.Module, undo: Undo) -> None:
-    """Has a block hold what weight norm and the like would compute at its next call."""
+    """Computes a block's weights now, as weight norm and the like would at its next call."""
     hooks = list(computing_hooks(block))
     if hooks:
         undo.keep(vars(block))
-        block.training = False  # a spectral norm moves its vectors in training
+        block.training = False  # a spectral norm changes its vectors in training
         for hook in hooks:
             hook(block, None)

@@ -22,7 +22,7 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class _SharedKernelConv(nn.Module):
-    """What the layers for one, two and three dimensions of space have in common."""
+    """The common base of the layers for one, two and three dimensions of space."""
 
     dims: ClassVar[int]
     """The number of dimensions of space."""
@@ -82,7 +82,7 @@ class _SharedKernelConv(nn.Module):
         return padding
 
     def _pads(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What `F.pad` has to add before the convolution, and what the convolution adds itself."""
+        """The padding that `F.pad` adds before the convolution, and the convolution's own."""
         ends: list[tuple[int, int]] = [(0, 0)] * self.dims
         if self.padding == "same":
             spans = zip(self.dilation, self.kernel_size, strict=True)
@@ -118,16 +118,17 @@ class _SharedKernelConv(nn.Module):
             x = F.pad(x, self._pad_before, mode)
         return self._apart(x) if self._better_apart(x) else self._grouped(x)
 
-    # Measured on one core (EPYC), forward and backward, in single precision. Channels as samples of
-    # their own, (N * C, 1, *space), take 1.2 to 80 times as long as one grouped convolution: oneDNN
-    # fills vectors with the channels of a depthwise convolution, and a single one fills none. Where
-    # each channel has several outputs, the grouped convolution is no depthwise one to oneDNN; one
-    # for each kernel, joined, takes 0.25 to 0.8 times as long. Not so with fewer channels than a
-    # vector holds, many kernels, or double precision, which oneDNN does not do; nor in one or three
-    # dimensions, or with dilated kernels or larger ones than 3 by 3, whose gradients are slow.
+    # Measured on one core (EPYC), forward and backward, in single precision. Channels as separate
+    # samples, (N * C, 1, *space), take 1.2 to 80 times as long as one grouped convolution: oneDNN
+    # fills vectors with the channels of a depthwise convolution, and a single channel fills none.
+    # Where each channel has several outputs, oneDNN does not treat the grouped convolution as
+    # depthwise; one convolution for each kernel, joined, takes 0.25 to 0.8 times as long. This
+    # gains nothing with fewer channels than a vector holds, many kernels, or double precision,
+    # which oneDNN does not do; nor in one or three dimensions, or with dilated kernels or larger
+    # ones than 3 by 3, whose gradients are slow.
 
     def _better_apart(self, x: Tensor) -> bool:
-        """Whether to run each kernel by itself: by shapes alone, so that results never change."""
+        """Whether to run each kernel by itself: by shapes alone, so that results never vary."""
         small = self.dims == 2 and max(self.kernel_size) <= 3 and max(self.dilation) == 1
         here = _ONEDNN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
         return here and small and 2 <= self.multiplier <= 4 and x.shape[-1 - self.dims] >= 8
@@ -161,7 +162,7 @@ class _SharedKernelConv(nn.Module):
         """The stock layer that computes the same for inputs with that many channels.
 
         Its weight is (channels * multiplier, 1, *kernel_size), a copy of the kernel for each
-        channel, which from then on is on its own.
+        channel; each copy then trains by itself.
 
         Raises:
             TypeError: If the number is not a whole one.
@@ -183,7 +184,7 @@ class _SharedKernelConv(nn.Module):
         return stock.train(self.training)
 
     def extra_repr(self) -> str:
-        """The kernel's size, and what is not as by default."""
+        """The kernel's size, and the options that differ from the defaults."""
         parts = [str(self.kernel_size)]
         if self.multiplier > 1:
             parts.append(f"multiplier={self.multiplier}")
@@ -219,17 +220,18 @@ class SharedKernelConv2d(_SharedKernelConv):
     """The same kernel applied to each channel of (N, C, H, W) or (C, H, W).
 
     The output has ``C * multiplier`` channels: number ``c * multiplier + m`` is kernel `m` on
-    channel `c`. That is what `nn.Conv2d` with ``groups=C`` computes where all channels have the
-    same weights, with the parameters of one channel: weight (multiplier, 1, *kernel_size) and bias
+    channel `c`. It computes the same as `nn.Conv2d` with ``groups=C`` and the same weights for all
+    channels, with the parameters of one channel: weight (multiplier, 1, *kernel_size) and bias
     (multiplier,). Their gradients are the sums over the channels. It takes any number of channels,
-    so it grows with its input without a parameter more; `splitgrow.fuse` puts a depthwise
+    so it grows with its input and needs no extra parameters; `splitgrow.fuse` puts a depthwise
     convolution in its place.
 
     Args:
-        kernel_size: One number, or one for each dimension of space; so are the others.
+        kernel_size: One number, or one for each dimension of space; likewise the other sizes.
         multiplier: The number of kernels, each of which is applied to every channel.
         stride: The step from one position to the next.
-        padding: What is added on both sides; "valid" for none, "same" to keep the size.
+        padding: The number of positions added on both sides; "valid" for none, "same" to keep the
+            size.
         dilation: The step within the kernel.
         bias: Whether each kernel adds a number of its own.
         padding_mode: "zeros", "reflect", "replicate" or "circular".

@@ -1,4 +1,4 @@
-"""Split layers: a grown layer, held as its original block and what each edit added to it.
+"""Split layers: a grown layer, held as its original block and the blocks that each edit added.
 
 A split layer knows its own blocks and where their channels lie. It knows nothing of its neighbours.
 """
@@ -26,14 +26,14 @@ class SplitLayer(nn.ModuleList):
     """A grown layer: the original block first, then the blocks of every edit, all stock layers.
 
     A helper's output is added onto the outputs that existed at its birth; a new block's output is
-    inserted among them. So leaving out the later blocks gives what the layer computed before them.
-    However it is executed, it computes that.
+    inserted among them. So leaving out the later blocks gives the layer's earlier output. Every way
+    to run it computes that function.
 
     It answers for the attributes of a stock layer of its present size (``out_channels``,
-    ``weight``, ``stride``), so code that only reads them goes on working.
+    ``weight``, ``stride``), so code that only reads them still works.
 
     Attributes:
-        blocks: What each of the stock layers is for, in the same order.
+        blocks: The role of each stock layer, in the same order.
         ins: Where the input channels came from.
         outs: Where the output channels came from.
         view: The number of the last edit that is seen by `forward`; None for all.
@@ -78,11 +78,11 @@ class SplitLayer(nn.ModuleList):
     def set_blocks(
         self, modules: Sequence[nn.Module], blocks: Sequence[Block], ins: Layout, outs: Layout
     ) -> None:
-        """Replaces all modules but the original, what they are for, and where channels lie."""
+        """Replaces all modules but the original, their roles, and the layouts of the channels."""
         kept = {"0": self.original}
         kept.update((str(index), module) for index, module in enumerate(modules[1:], 1))
         composition = Composition(tuple(kept.values()), tuple(blocks), ins, outs)
-        # What has no values yet does not run yet; making ready for it takes as long as there are
+        # A layer without values does not run yet; preparing it takes time in proportion to its
         # blocks, which is too long for each of the many edits of a journal.
         empty = any(tensor.is_meta for tensor in modules[-1].parameters())
         runner = None if empty else Runner(composition, None)
@@ -107,7 +107,7 @@ class SplitLayer(nn.ModuleList):
         return whole if view is None else whole.until(view)
 
     def _shown(self) -> Composition:
-        """What is shown; made ready with all that the compiler could not follow."""
+        """The blocks that are shown; prepares everything that the compiler could not follow."""
         runner = self._runner
         current = runner is not None and runner.modules == (*self._modules.values(),)
         if runner is not None and current and runner.view == self.view:
@@ -128,7 +128,7 @@ class SplitLayer(nn.ModuleList):
         """The blocks, where there are several processes with storage of their own.
 
         `fully_shard` asks every module for its children before it takes their parameters, and it
-        takes none that is a part of a larger tensor.
+        takes no parameter that is a part of a larger tensor.
         """
         if several_processes() and not is_managed(self.original):
             for block in self:
@@ -136,18 +136,18 @@ class SplitLayer(nn.ModuleList):
         return super().named_children()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitLayer:  # noqa: FBT001, FBT002
-        """Moves or converts every block's tensors; what was put together of them goes."""
+        """Moves or converts every block's tensors, and drops the assembled ones."""
         self._runner = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._runner = Runner(self.composition(), self.view)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes over: not the view, which belongs to a ``with`` block."""
+        """The state of a copy, without the view, which belongs to a ``with`` block."""
         return {**self.__dict__, "view": None, "_runner": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Makes a copy ready to run."""
+        """Prepares a copy to run."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._runner = Runner(self.composition(), None)
 
@@ -161,7 +161,7 @@ class SplitLayer(nn.ModuleList):
         """
         own = self.__dict__
         for store in ("_parameters", "_buffers", "_modules"):
-            if name in own.get(store, {}).keys():  # noqa: SIM118 - what is guarded tells of others
+            if name in own.get(store, {}).keys():  # noqa: SIM118 - `in` on a guarded dict raises
                 return own[store][name]
         if "blocks" not in own or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -176,7 +176,7 @@ class SplitLayer(nn.ModuleList):
         if name[:1] == "_" or name in _OWN or "blocks" not in self.__dict__:
             super().__setattr__(name, value)
         elif name in self._modules:
-            if type(value) is type(self._modules[name]):  # found out when it is to grow again
+            if type(value) is type(self._modules[name]):  # the next growth checks it
                 super().__setattr__(name, value)
                 return
             refuse(self.composition(), f"block {name} of the layer cannot be replaced")
@@ -216,7 +216,7 @@ class SplitLayer(nn.ModuleList):
         super().register_buffer(name, tensor, persistent)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Refuses to be scripted: torch would put what this returns into the model itself.
+        """Refuses to be scripted: torch would put the result into the model itself.
 
         Raises:
             UnsupportedLayerError: Always.

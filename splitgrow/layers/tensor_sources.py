@@ -1,4 +1,4 @@
-"""Where one tensor of a grown layer comes from, and where what is written to it goes."""
+"""The blocks' tensors behind one tensor of a grown layer, for reading and for writing."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class _Piece(NamedTuple):
     """One block's part.
 
     Attributes:
-        tensor: The block's tensor as it lies in the whole, sharing its memory.
+        tensor: The block's tensor, laid out as in the whole, sharing its memory.
         owner: The parameter or buffer that has its memory.
-        frozen: Whether it belongs to what no longer changes.
+        frozen: Whether it is frozen.
         block: The block's place in the layer.
     """
 
@@ -32,12 +32,12 @@ class _Piece(NamedTuple):
 
 
 class TensorSource:
-    """The blocks' tensors that make one of a grown layer.
+    """The blocks' tensors that make one tensor of a grown layer.
 
     Args:
-        composition: What the layer is made of.
+        composition: The layer's blocks and layouts.
         name: The tensor's name.
-        gradients: Whether it is the gradient that is meant.
+        gradients: Whether the gradient is meant.
     """
 
     def __init__(self, composition: Composition, name: str, *, gradients: bool = False) -> None:
@@ -50,7 +50,7 @@ class TensorSource:
 
     @property
     def label(self) -> str:
-        """The tensor in words."""
+        """A name for the tensor in messages."""
         layer = type(self.composition.original).__name__
         ins, outs = self.composition.sizes
         what = f"`{self.name}.grad`" if self._gradients else f"`{self.name}`"
@@ -67,7 +67,7 @@ class TensorSource:
 
     @property
     def trains(self) -> bool:
-        """Whether a part of it does."""
+        """Whether a part of it trains."""
         return any(owner.requires_grad for owner in self.owners())
 
     @property
@@ -101,7 +101,7 @@ class TensorSource:
         return self._base is not None and self._base.grad_fn is not self._made_by
 
     def refresh(self, *, always: bool = False) -> None:
-        """Brings it up to date, if the blocks have changed since."""
+        """Updates the tensor if the blocks have changed since."""
         state = self._state()
         if self._raw is None or (state == self._seen and not always):
             return
@@ -114,14 +114,14 @@ class TensorSource:
         return self._raw is not None and not torch.equal(self._raw, self._now())
 
     def write(self, *, silent: bool) -> None:
-        """Gives the blocks its values.
+        """Writes its values into the blocks.
 
         Args:
             silent: Whether it does not count as a change, as through `Tensor.data`.
 
         Raises:
-            UnsupportedLayerError: If it is computed from other tensors, or a part that is frozen
-                would change; then nothing has.
+            UnsupportedLayerError: If it is computed from other tensors, or a frozen part would
+                change; then nothing is written.
         """
         assert self._raw is not None
         with torch.no_grad():
@@ -142,10 +142,10 @@ class TensorSource:
         self._seen = self._state()
 
     def of_gradients(self, *, make: bool = False) -> Any:
-        """The same of the gradients; None if there are none.
+        """The source of its gradients; None if there are none.
 
         Args:
-            make: Whether to give zeros to what trains and has none.
+            make: Whether to give zeros to parts that train and have no gradient.
 
         Raises:
             UnsupportedLayerError: If the tensor is computed from others at each call.
@@ -194,7 +194,7 @@ class TensorSource:
             yield _Piece(value.detach(), owner, frozen, index)
 
     def _now(self) -> Tensor:
-        """Today's values, in memory of its own."""
+        """The present values, in their own memory."""
         if self._counter:
             *_, last = self.owners()
             return last.detach().clone()  # type: ignore[no-any-return]
@@ -212,7 +212,7 @@ class TensorSource:
         return whole
 
     def _part_of(self, piece: _Piece) -> Tensor:
-        """What of the whole's values belongs to a block."""
+        """A block's part of the whole's values."""
         assert self._raw is not None
         if self._counter:
             return self._raw
@@ -226,7 +226,7 @@ class TensorSource:
         return regions(places, piece.tensor.dim())
 
     def _same(self, piece: _Piece, value: Tensor) -> bool:
-        """Whether a block has these values, up to rounding if they are carried over."""
+        """Whether a block has these values, up to rounding if they are adjusted to the width."""
         own, tolerance = piece.tensor, 0.0
         if not self.composition.merging.side_by_side and own.is_floating_point():
             tolerance = 4 * torch.finfo(own.dtype).eps
@@ -245,7 +245,7 @@ def _count(tensor: Tensor) -> int:
 
 
 def _with_gradients(module: nn.Module, name: str) -> nn.Module:
-    """A stand-in for a block that has its gradients in place of its parameters."""
+    """A stand-in for a block, with its gradients in place of its parameters."""
     twin: nn.Module = object.__new__(type(module))
     twin.__dict__.update(vars(module))
     own = module._parameters[name]  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""Plain modules in place of those that something was inserted into, and of fades that are over."""
+"""Plain modules in place of wrappers with insertions, and of fades that are over."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def unwrap_(root: nn.Module, view: int | None, *, end_fades: bool) -> nn.Module:
     Args:
         root: The module.
         view: The edit after which it is shown; None for today.
-        end_fades: Whether of a fade that was inserted, and that is over or has not begun, only the
-            path is left that counts.
+        end_fades: Whether to leave only the path that counts of an inserted fade that is over or
+            has not begun.
 
     Returns:
-        The module, or what is in its place.
+        The module, or the one in its place.
     """
     wrappers = [module for module in root.modules() if isinstance(module, InsertionWrapper)]
-    for wrapper in reversed(wrappers):  # what lies within comes first
+    for wrapper in reversed(wrappers):  # inner ones first
         holders = list(_holders(root, wrapper))
         by_position = bool(holders) and all(type(module) is nn.Sequential for module, _ in holders)
         plain = _plain(_Wrapped(wrapper, view, by_position=by_position), end_fades=end_fades)
@@ -41,9 +41,9 @@ def unwrap_(root: nn.Module, view: int | None, *, end_fades: bool) -> nn.Module:
 
 
 def end_own_fades_(root: nn.Module, undo: Undo) -> bool:
-    """Leaves of every fade that is over the new path, whoever put the fade there.
+    """Replaces every fade that is over by its new path, also the user's own fades.
 
-    Those with hooks on what would go stay.
+    Fades with hooks on a module that would go stay.
 
     Returns:
         Whether there was one.
@@ -81,7 +81,7 @@ def _put(holders: Sequence[tuple[nn.Module, str]], module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """Something that was inserted, with its module."""
+    """An insertion with its module."""
 
     item: Inserted
     module: nn.Module
@@ -89,7 +89,7 @@ class _Part:
 
 @dataclass
 class _Way:
-    """What is run one after the other: parts, a module, further parts."""
+    """Modules that run one after the other: parts, a module, further parts."""
 
     before: list[_Part]
     core: nn.Module
@@ -103,7 +103,7 @@ class _Wrapped:
     Attributes:
         wrapper: The wrapper.
         view: The edit.
-        by_position: Whether only containers call it, which name no argument.
+        by_position: Whether only containers call it; these name no argument.
     """
 
     wrapper: InsertionWrapper
@@ -111,11 +111,11 @@ class _Wrapped:
     by_position: bool
 
     def way(self, *, end_fades: bool, replaced: bool) -> _Way:
-        """What is run.
+        """The modules to run.
 
         Args:
             end_fades: Whether fades that are over, or have not begun, are left out.
-            replaced: Whether what replaced the module may stand for it.
+            replaced: Whether a replacement of the module may stand for it.
         """
         way = _Way([], self.wrapper.wrapped, [])
         for before, parts in ((True, way.before), (False, way.behind)):
@@ -127,7 +127,7 @@ class _Wrapped:
                 elif item.form == "chain":
                     parts.extend([] if path is module.old else [_Part(item, path)])
                 elif path is module.new and replaced:
-                    # It reads what the module has read, so that nothing needs what is before it.
+                    # It reads the module's own input, so nothing needs the parts before it.
                     way.core = path.module  # type: ignore[assignment]
                     parts.clear()
                 elif path is module.new:
@@ -149,7 +149,7 @@ def _plain(wrapped: _Wrapped, *, end_fades: bool) -> nn.Module:
 
 
 def _joined(wrapped: _Wrapped, way: _Way) -> nn.Module | None:
-    """A way as one plain module; None if there is none that can be called as the wrapper is."""
+    """A way as one plain module; None if no such module can be called as the wrapper is."""
     wrapper = wrapped.wrapper
     arguments = _arguments(wrapper.wrapped)
     if not wrapper.tensor_result or wrapper.answers or not arguments:
@@ -175,11 +175,11 @@ def _joined(wrapped: _Wrapped, way: _Way) -> nn.Module | None:
 
 
 _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-"""Arguments of which there may be any number."""
+"""Arguments that take any number of values."""
 
 
 def _arguments(module: nn.Module) -> list[inspect.Parameter]:
-    """The arguments of a module; none if they cannot be told, as those of compiled code."""
+    """The arguments of a module; none if they are unknown, as for compiled code."""
     try:
         return list(inspect.signature(module.forward).parameters.values())
     except (TypeError, ValueError):
@@ -224,7 +224,7 @@ def _as_graph(
         if form == "block":
             return called(name, wrapped, x)
         if form == "beside" and read is not None:
-            # A fade between what is replaced, whose result comes first, and what replaces it.
+            # A fade from the replaced module, whose result comes first, to its replacement.
             return called(name, part.module.new.module, read, x)  # type: ignore[union-attr, arg-type]
         result = graph.call_module(name, (x,))
         if form in {"residual", "gate"}:
@@ -235,7 +235,7 @@ def _as_graph(
     x = given[first]
     for part in way.before:
         x = made(part, x, None)
-    read, x = x, called(ORIGINAL, way.core, x)  # what it reads is what those beside it read
+    read, x = x, called(ORIGINAL, way.core, x)  # the parts beside it read the same
     for part in way.behind:
         x = made(part, x, read)
     graph.output(x)
@@ -245,9 +245,9 @@ def _as_graph(
 def _passed(
     module: nn.Module, arguments: Sequence[inspect.Parameter], given: dict[str, fx.Node]
 ) -> tuple[tuple[fx.Node, ...], dict[str, Any]]:
-    """How a module is called with the arguments of another, which it may not know all of.
+    """The arguments for a call to a module that may not know all those of the wrapper.
 
-    What it does not know was never passed on to it: it would not have run.
+    A call never passed on an argument that it does not know: it would not have run.
     """
     known = _arguments(module)
     names = {argument.name for argument in known if argument.kind is not argument.POSITIONAL_ONLY}
@@ -262,7 +262,7 @@ def _passed(
 
 
 def _kept(wrapper: InsertionWrapper, way: _Way) -> nn.Module:
-    """A wrapper of what is left, around the same module."""
+    """A wrapper with the parts that are left, around the same module."""
     same = InsertionWrapper(way.core)
     same.tensor_result, same.answers = wrapper.tensor_result, wrapper.answers
     same.training = wrapper.training

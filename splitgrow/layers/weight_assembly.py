@@ -1,4 +1,4 @@
-"""A grown layer's tensors put together to those of one plain layer, kept from call to call."""
+"""A grown layer's tensors assembled to those of one plain layer, kept from call to call."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Assembly:
     """The tensors of the plain layer that a grown one equals.
 
     Attributes:
-        composition: What the layer is made of.
-        parts: The blocks' tensors; none if the plain layer's are not those, side by side.
-        tensors: What these are today, after `look`.
+        composition: The layer's blocks and layouts.
+        parts: The blocks' tensors; none if the plain layer's are not these tensors side by side.
+        tensors: The present tensors of the parts, after `look`.
         flags: Which of them train.
 
     Args:
-        composition: What the layer is made of.
-        own: Which tensors are the blocks' own; frozen ones become views of what is put together,
-            which is kept. None if nothing is.
+        composition: The layer's blocks and layouts.
+        own: The blocks' own tensors; frozen ones become views of the assembled tensors, which are
+            kept. None to keep nothing.
     """
 
     def __init__(self, composition: Composition, own: Own | None) -> None:
@@ -58,10 +58,10 @@ class Assembly:
             self._slots[name] = range(start, len(self.parts))
 
     def look(self) -> None:
-        """Takes note of what the blocks' tensors are today.
+        """Looks up the blocks' present tensors.
 
         Raises:
-            Unfit: If one of them is no longer there, or there is one more.
+            Unfit: If a tensor is missing, or there is an extra one.
         """
         try:
             self.tensors = [part.owner[part.name] for part in self.parts]
@@ -72,12 +72,12 @@ class Assembly:
             raise Unfit
 
     def slots(self, name: str) -> range:
-        """Which of the parts belong to a tensor of the plain layer."""
+        """The parts that belong to a tensor of the plain layer."""
         return self._slots[name]
 
     @property
     def copied(self) -> int:
-        """How many elements a call copies to put the layer together, as its blocks train now."""
+        """How many elements a call copies to assemble the layer, as its blocks train now."""
         if self.flags not in self._copied:
             self._copied[self.flags] = self._count()
         return self._copied[self.flags]
@@ -90,7 +90,7 @@ class Assembly:
         return sum(part.size for part, trains in pairs if trains or part.scattered)
 
     def values(self) -> dict[str, Tensor]:
-        """The plain layer's tensors of today, not differentiable; those that it has.
+        """The plain layer's present tensors, not differentiable; those that it has.
 
         Raises:
             Unfit: If the blocks, as they are now, cannot be put together.
@@ -116,17 +116,18 @@ class Assembly:
 
     @property
     def _keeps(self) -> bool:
-        """Whether anything is kept from call to call.
+        """Whether the assembled tensors are kept from call to call.
 
-        Not of parameters whose storage FSDP frees after the call and fills anew before the next: a
-        parameter that pointed elsewhere would miss that, and what is kept would hold the memory.
+        They are not where FSDP frees the parameters' storage after the call and fills it anew
+        before the next: a parameter that pointed elsewhere would miss that, and the kept tensors
+        would hold the memory.
         """
         return self._own is not None and not is_managed(self.composition.original)
 
     def _settle(self) -> None:
         self._settled, self._copies = (), []
         if self._own is not None and not all(self._own.has(p) for p in self.parts):
-            # What was put together is where those that are absent have their values.
+            # The assembled tensor has the values of the absent ones.
             self._wholes = {}
         for name, slots in self._slots.items():
             if slots:
@@ -147,14 +148,14 @@ class Assembly:
                     self._copies.append((region, slot, own if part.scattered else None))
 
     def leave(self) -> None:
-        """Gives every block storage of its own again."""
+        """Gives every block its own storage again."""
         with self._settling:
             for module in self.composition.modules:
                 make_dense_(module)
             self._wholes, self._settled = {}, ()
 
     def write_back(self, name: str) -> None:
-        """Gives the blocks what was written into a tensor, such as running statistics."""
+        """Copies a tensor that was written to, such as running statistics, into the blocks."""
         for slot in self._slots[name]:
             self.parts[slot].write_back()
 
@@ -174,7 +175,7 @@ class Assembly:
 
 
 class _Joined(Function):
-    """A tensor put together already, connected to the parts of it that train."""
+    """An assembled tensor, connected to the parts of it that train."""
 
     @staticmethod
     def forward(ctx: Any, whole: Tensor, places: Any, *parts: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""One tensor of a grown layer put together from its blocks', without ever being out of date.
+"""One tensor of a grown layer, assembled from its blocks' tensors and never out of date.
 
-A frozen block's tensor becomes a view of the whole, so that nothing is copied again however it is
-changed in place. A tensor that trains keeps storage of its own, since optimizers with fused kernels
-take every parameter for contiguous, and is copied in at every use. So is one that stands in for the
-block's own for the time of a call, as torch.func.functional_call has it: it is somebody else's.
+A frozen block's tensor becomes a view of the whole, so a change in place needs no further copy. A
+tensor that trains keeps its own storage, since optimizers with fused kernels take every parameter
+for contiguous, and is copied in at every use. So is a tensor that replaces the block's own for one
+call, as in torch.func.functional_call: it belongs to the caller.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def memory_format_of(tensor: Tensor) -> torch.memory_format:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor fills its storage's stretch, as against being a part of a larger one."""
+    """Whether a tensor fills its stretch of storage, rather than being a part of a larger one."""
     return tensor.is_contiguous(memory_format=memory_format_of(tensor))
 
 
 def make_dense_(module: nn.Module) -> None:
-    """Gives a module's parameters storage of their own."""
+    """Gives a module's parameters their own storage."""
     for parameter in module._parameters.values():  # noqa: SLF001
         if parameter is not None and not is_dense(parameter):
             with torch.inference_mode(mode=False):
@@ -43,7 +43,7 @@ def make_dense_(module: nn.Module) -> None:
 
 
 def keep_storage_(parameters: Iterable[nn.Parameter], undo: Undo) -> None:
-    """Has parameters lie again where they lie now; they come to lie elsewhere as layers run."""
+    """Restores the parameters' present storage later; running layers moves them."""
     for parameter in parameters:
         undo.on_failure(partial(_lay_back, parameter, parameter.detach()))
 
@@ -54,7 +54,7 @@ def _lay_back(parameter: nn.Parameter, place: Tensor) -> None:
 
 
 class Unfit(Exception):  # noqa: N818
-    """The blocks, as they are now, cannot be put together."""
+    """The blocks, as they are now, cannot be assembled."""
 
 
 class WeightPart:
@@ -64,7 +64,7 @@ class WeightPart:
         block: The block's place in the layer.
         module: The block.
         owner: The dictionary that has the tensor, under `name`.
-        regions: The rectangles that it covers: there, and in itself.
+        regions: The rectangles that it covers: in the whole, and in itself.
         shape: Its shape.
         size: Its number of elements.
     """
@@ -87,7 +87,7 @@ class WeightPart:
         """The block's tensor today.
 
         Raises:
-            Unfit: If there is none, or it is none that has values of its own.
+            Unfit: If there is none, or it has no values of its own.
         """
         found = self.owner.get(self.name)
         if type(found) not in (nn.Parameter, Tensor):
@@ -100,13 +100,13 @@ class WeightPart:
         return len(self.regions) > 1
 
     def settle(self, keeping: Own | None) -> bool:
-        """Copies today's values into the whole, or makes the tensor a view of it.
+        """Copies the present values into the whole, or makes the tensor a view of it.
 
         Args:
-            keeping: Which tensors may become one: the blocks' own; None for none.
+            keeping: The tensors that may become a view: the blocks' own; None for none.
 
         Returns:
-            Whether it has become one.
+            Whether it is a view now.
 
         Raises:
             Unfit: If the tensor has another dtype, device or shape than the whole was made for.
@@ -137,7 +137,7 @@ class WeightPart:
 
 
 class Own:
-    """Which tensors belong to some modules, as against others that stand in for them for a while.
+    """The tensors that belong to some modules, as opposed to temporary replacements.
 
     Args:
         modules: The modules, with their own tensors in place.
@@ -153,7 +153,7 @@ class Own:
         }
 
     def has(self, part: WeightPart) -> bool:
-        """Whether the tensor that is there today is the block's own."""
+        """Whether the present tensor is the block's own."""
         tensor = part.tensor
         known = self._known.get((part.module, part.name))
         if known is None or known() is None:  # its own was replaced for good
@@ -162,12 +162,12 @@ class Own:
 
 
 def _must_stay(tensor: Tensor) -> bool:
-    """Whether a tensor's storage is shared with somebody who would lose sight of it."""
+    """Whether other holders of a tensor's storage would lose it if the tensor moved."""
     return tensor.is_inference() or (tensor.device.type == "cpu" and tensor.is_shared())  # type: ignore[no-untyped-call]
 
 
 def room_for(first: Tensor, shape: Sequence[int]) -> Tensor:
-    """A tensor to put others together in, of the type and memory format of the first of them."""
+    """An empty tensor to assemble others in, of the dtype and memory format of the first."""
     return torch.empty(
         *shape,
         dtype=first.dtype,
@@ -177,7 +177,7 @@ def room_for(first: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def whole_of(parts: Sequence[WeightPart], shape: Sequence[int]) -> Tensor:
-    """The tensor that parts make together, once all of them are settled; they learn their places.
+    """The tensor that parts make together once all are settled; tells each part its place.
 
     Args:
         parts: The blocks' tensors.
@@ -185,8 +185,8 @@ def whole_of(parts: Sequence[WeightPart], shape: Sequence[int]) -> Tensor:
     """
     with torch.inference_mode(mode=False):
         whole = room_for(parts[0].tensor, shape)
-        # Writing through this does not count as a change to what a graph has saved; whether a
-        # block's tensor has changed since is looked at apart.
+        # Writing through this does not count as a change to a tensor that a graph has saved;
+        # changes of a block's tensor since then are checked separately.
         raw = whole.data
     for part in parts:
         part.raw = [raw[there] for there, _ in part.regions]

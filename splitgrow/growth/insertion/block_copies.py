@@ -1,4 +1,4 @@
-"""Copies of whole residual blocks that pass their input on at first, to make a network deeper.
+"""Copies of whole residual blocks that return their input at first, to make a network deeper.
 
 A copy is a block of the same type and shape in which the last layer of each residual branch is zero
 (Wu et al. 2024, LLaMA Pro, https://arxiv.org/abs/2401.02415, section 3.1).
@@ -30,18 +30,18 @@ from splitgrow.utils.rollback import Undo, temporarily
 def copied_block(
     model: nn.Module, path: str, sites: Sites, inputs: tuple[Any, ...], undo: Undo
 ) -> nn.Module:
-    """A plain copy of a block that passes its input on, as long as it comes from that block.
+    """A plain copy of a block that returns its input unchanged if that is the block's output.
 
     Args:
         model: The model.
         path: The path of the block.
         sites: The places of the model.
         inputs: Its example inputs.
-        undo: Takes back what the model is told of the copy: that there is one block more.
+        undo: Takes back the change of the model's number of blocks.
 
     Raises:
-        InsertionError: If the block is not called once with a tensor that it gives back in the same
-            shape, has no residual branches, or does not pass on what it made itself.
+        InsertionError: If the block is not called once with a tensor that it returns in the same
+            shape, has no residual branches, or the copy changes the block's output.
     """
     call = sites.call_of(path)
     if call.given is None or call.result is None:
@@ -69,7 +69,7 @@ def copied_block(
 
 
 def let_learn_(block: nn.Module) -> None:
-    """Lets a copy learn, whatever was frozen of the block that it was made of."""
+    """Lets a copy learn, also where the copied block was frozen."""
     for parameter in block.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
@@ -79,7 +79,7 @@ def let_learn_(block: nn.Module) -> None:
 
 
 def _last_layers(sites: Sites, path: str, given: Ref) -> list[str]:
-    """The layers that each residual branch of a block ends in."""
+    """The last layers of each residual branch of a block."""
     stream, found = {given}, []
     inside = _steps_of(sites, path)
     for index in inside:
@@ -121,7 +121,7 @@ def _last_layer(sites: Sites, block: str, ref: Ref, inside: range) -> str:
             return str(step.module)
         operands = [arg for arg in step.args if isinstance(arg, Ref)]
         own = [sites.steps[r.step] for r in operands]
-        # As of a function that is given weights: attention's last is that of its output projection.
+        # For a function that gets weights: attention's last weight is its output projection's.
         owners = [s.args[0].removesuffix(".weight") for s in own if s.target is Source.TENSOR]
         owners = [path for path in owners if path in sites.modules and path.startswith(block)]
         if owners:
@@ -134,9 +134,9 @@ def _last_layer(sites: Sites, block: str, ref: Ref, inside: range) -> str:
 
 
 def announce_(block: nn.Module, model: nn.Module, undo: Undo) -> None:
-    """Gives a copy a place of its own in the caches of transformers, which go by a block's number.
+    """Gives a copy its own place in the caches of transformers, which use a block's number.
 
-    They are made for as many blocks as the model's ``config`` counts.
+    The caches have a place for each block that the model's ``config`` counts.
     """
     modules = [*model.modules()]
     numbers = [vars(m)["layer_idx"] for m in modules if type(vars(m).get("layer_idx")) is int]
@@ -166,7 +166,7 @@ def _check(
     block: nn.Module,
     inputs: tuple[Any, ...],
 ) -> None:
-    """Makes sure that the copy passes on whatever the block made, on random input as well.
+    """Makes sure that the copy returns the block's output unchanged, on random input as well.
 
     Raises:
         InsertionError: If it does not.
@@ -186,7 +186,7 @@ def _check(
     for scale in (0.0, 1.0, 10.0):
         noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         given = with_first_argument(original, args, kwargs, x if not scale else scale * noise)
-        given = copy.deepcopy(given)  # caches among the arguments are filled
+        given = copy.deepcopy(given)  # the call fills caches among the arguments
         made = first_of(_in_evaluation(original, *given))
         again = with_first_argument(original, *given, made)
         if not torch.equal(first_of(_in_evaluation(block, *again)), made):
@@ -204,14 +204,14 @@ def _in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 class _Captured(Exception):  # noqa: N818
-    """The arguments of a call, as soon as it was made."""
+    """The arguments of a call, raised as soon as it is made."""
 
 
 @temporarily
 def captured(
     undo: Undo, model: nn.Module, host: nn.Module, inputs: tuple[Any, ...]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with which a module is called when the model runs on its example inputs.
+    """The arguments of the call to a module when the model runs on its example inputs.
 
     Raises:
         InsertionError: If it is not called.

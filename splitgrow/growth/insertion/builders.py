@@ -1,4 +1,4 @@
-"""What can be inserted into a network without changing what it computes, ready to learn."""
+"""Building the layers to insert: they leave the network's function as it is, and can learn."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def _is_plain_activation(module: type[nn.Module]) -> bool:
 
 
 class Builder:
-    """Makes what goes to one place.
+    """Makes the modules for one place.
 
     Attributes:
-        copied: The paths of what its parts are copies of, by the parts' ids.
+        copied: The paths of the modules that its parts are copies of, by the parts' ids.
 
     Args:
         site: The place.
         modules: The model's modules by path.
-        like: A tensor whose device and dtype the new ones have.
+        like: A tensor with the device and dtype for the new ones.
         kernel_size: The size of convolutions' kernels, odd.
         activation: An activation, or None for the one in front of the place, or else ReLU.
     """
@@ -89,7 +89,7 @@ class Builder:
         return make(width, eps=like.eps, momentum=like.momentum, **self._placed)  # type: ignore[no-any-return]
 
     def activation(self) -> nn.Module:
-        """The activation that was asked for, or the one in front of the place, or ReLU."""
+        """The requested activation, or the one in front of the place, or ReLU."""
         if self._given is not None:
             return copy.deepcopy(self._given)
         for name in self.site.unit[:0:-1]:
@@ -106,7 +106,7 @@ class Builder:
     # -- the wholes ------------------------------------------------------------------------------
 
     def identity(self) -> nn.Module:
-        """A layer that passes its input on, with its norm and an activation that does nothing here.
+        """A layer that returns its input, with its norm and an activation that does nothing here.
 
         A Linear has the identity matrix; a convolution the Dirac kernel, one at its centre from
         each channel to itself. The norm is the identity with its running statistics: gamma =
@@ -115,7 +115,7 @@ class Builder:
         weights, so that the norm is nearly the identity in training mode, too.
 
         Raises:
-            InsertionError: If the activation changes what comes out of the place.
+            InsertionError: If the activation changes the values at the place.
         """
         activation = self.activation()
         if not leaves_alone(activation, self.site.bounds):
@@ -177,7 +177,7 @@ class Builder:
     def gate(self) -> nn.Module:
         """The factor g of x * g(x), which is one: a layer of weight zero and bias one.
 
-        A weight of ones would not do: what it makes of a window is the sum over it.
+        A weight of ones would give the sum over a window, not a factor of one.
         """
         layer: Any = zeroed(self.layer(self.site.width, self.site.width))
         with torch.no_grad():
@@ -194,14 +194,14 @@ def zeroed(layer: nn.Module) -> nn.Module:
 
 
 class _Given(nn.Module):
-    """Passes on what the module that is replaced has made."""
+    """Returns the output of the replaced module."""
 
     def forward(self, made: Tensor, *_: Any, **__: Any) -> Tensor:
         return made
 
 
 class _Replacing(nn.Module):
-    """Reads what the module that is replaced has read."""
+    """Reads the input of the replaced module."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -212,13 +212,13 @@ class _Replacing(nn.Module):
 
 
 def replacement(module: nn.Module) -> FadeIn:
-    """A fade from what a module has made, which comes first among the arguments, to another's."""
+    """A fade from a module's output, which is the first argument, to another module's output."""
     return FadeIn(_Given(), _Replacing(module))
 
 
 @torch.no_grad()
 def tried(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a module makes of arguments, in evaluation mode; it is not changed, nor are they.
+    """A module's output in evaluation mode; module and arguments stay unchanged.
 
     Raises:
         InsertionError: If it does not run on them.
@@ -227,7 +227,7 @@ def tried(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     args, kwargs = copy.deepcopy((args, kwargs))
     try:
         return copy.deepcopy(module).eval()(*args, **kwargs)
-    except MemoryError:  # no fault of the module's
+    except MemoryError:  # not the module's fault
         raise
     except Exception as error:
         shapes = [tuple(arg.shape) for arg in args if isinstance(arg, Tensor)]
@@ -238,7 +238,7 @@ def tried(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
 
 
 def keeps_shape(module: nn.Module, example: Tensor) -> None:
-    """Makes sure that a module makes a tensor of the same shape.
+    """Makes sure that a module returns a tensor of its input's shape.
 
     Raises:
         InsertionError: If it does not.
@@ -253,11 +253,11 @@ def keeps_shape(module: nn.Module, example: Tensor) -> None:
 
 
 def last_layer(branch: nn.Module, example: Tensor) -> str:
-    """The path of the layer in a branch f whose parameters at zero make f(x) zero.
+    """The path of a layer in a branch f: f(x) is zero if the layer's parameters are zero.
 
     Args:
         branch: The module. It is not changed.
-        example: A tensor like those that it will read.
+        example: A tensor like its inputs.
 
     Raises:
         InsertionError: If it does not map a tensor to one of the same shape, or there is no such
@@ -287,7 +287,7 @@ def last_layer(branch: nn.Module, example: Tensor) -> str:
 
 
 def _rectified(norm: Any) -> tuple[Tensor, Tensor]:
-    """Mean and variance of what ReLU makes of a batch norm's output, taken for normal.
+    """Mean and variance of ReLU(z) for a batch norm's output z, taken for normal.
 
     For z from N(b, g^2), with t = b / g: E[relu(z)] = b Phi(t) + g phi(t) and E[relu(z)^2] =
     (b^2 + g^2) Phi(t) + b g phi(t).

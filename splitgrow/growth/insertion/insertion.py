@@ -1,4 +1,4 @@
-"""Inserting layers into a network that goes on computing what it did: planned, then carried out."""
+"""Inserting layers into a network that still computes the same: planned, then applied."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Planned:
 def plan_insertion(
     undo: Undo, model: nn.Module, history: History, after: After, wanted: Wanted, *, freeze: bool
 ) -> Edit:
-    """The edit that an insertion would be, not carried out."""
+    """The edit for an insertion, not applied."""
     edit = _plan(model, history, after, wanted, undo, freeze=freeze).edit
     undo.take_back()
     return edit
@@ -67,7 +67,7 @@ def insert_(  # noqa: PLR0913
     optimizer: object,
     check: bool,
 ) -> Edit:
-    """Inserts something."""
+    """Inserts a module."""
     optimizers = listed(optimizer)
     planned = _plan(model, history, after, wanted, undo, freeze=freeze)
     edit = planned.edit
@@ -138,7 +138,7 @@ def _plan(
 
 
 def tell_wrappers_(model: nn.Module, asked: Container[int], undo: Undo) -> None:
-    """Tells wrappers whether forward asks them for attributes of their modules."""
+    """Notes in wrappers whether forward reads attributes of their modules."""
     for module in model.modules():
         if isinstance(module, InsertionWrapper):
             undo.on_failure(partial(setattr, module, "answers", module.answers))
@@ -146,7 +146,7 @@ def tell_wrappers_(model: nn.Module, asked: Container[int], undo: Undo) -> None:
 
 
 def _nothing(_: Undo) -> None:
-    """There is nothing to do before it is put in place."""
+    """Does nothing, for insertions that need no step before they are put in place."""
 
 
 def _site(sites: Sites, history: History, after: After) -> Site:
@@ -183,10 +183,10 @@ def _replacement(
     inputs: tuple[Any, ...],
     module: nn.Module | None,
 ) -> nn.Module:
-    """What fades from one module to another that reads the same.
+    """A fade from one module to another with the same input.
 
     Raises:
-        InsertionError: If they do not make tensors of the same shape.
+        InsertionError: If their outputs have different shapes.
     """
     assert module is not None
     _refuse_known(model, module)
@@ -210,10 +210,10 @@ def _refuse_known(model: nn.Module, module: nn.Module) -> None:
 def _made(
     model: nn.Module, sites: Sites, site: Site, wanted: Wanted
 ) -> tuple[nn.Module, Callable[[Undo], None], dict[str, Any]]:
-    """What is to be inserted, what is to be done before it is put in place, and its recipe.
+    """The module to insert, the step before it is put in place, and its recipe.
 
     Raises:
-        ValueError: If a module was given that is part of the model already.
+        ValueError: If the given module is part of the model already.
     """
     like = _like(model, sites, site)
     if wanted.module is not None:
@@ -256,7 +256,7 @@ def _zero_(layer: nn.Module, undo: Undo) -> None:
 
 
 def _like(model: nn.Module, sites: Sites, site: Site) -> Tensor:
-    """A tensor whose device and dtype what is inserted has: the nearest parameter's."""
+    """A tensor with the device and dtype for the new module: the nearest parameter."""
     near = (sites.modules[path] for path in (site.unit[0], site.host))
     own = (p for module in (*near, model) for p in module.parameters() if p.is_floating_point())
     return next(own, torch.empty(0))
@@ -273,10 +273,9 @@ def _described(module: nn.Module) -> str:
 def _analysed(
     undo: Undo, model: nn.Module, history: History, host: str
 ) -> tuple[ChannelGraph, set[int], set[int]]:
-    """The channel graph of a model with something in it that was just put there.
+    """The channel graph of a model with a new insertion.
 
-    The ids of wrappers come with it: those that are asked for attributes of their modules, and
-    those that run.
+    Also the ids of wrappers: those that answer for attributes of their modules, and those that run.
 
     Raises:
         InsertionError: If the model no longer runs.
@@ -310,9 +309,9 @@ def _refuse_stray(model: nn.Module, host: str, module: nn.Module) -> None:
 def _new_parameters(
     module: nn.Module, insertion: Insertion, beside: Iterable[nn.Module]
 ) -> Iterator[NewParameter]:
-    """The new parameters, each with those of the modules next to it: of its own name first.
+    """The new parameters, each with those of the modules next to it: those of its name first.
 
-    An identity lies behind an activation, which has none: the layer in front of that has.
+    An identity lies behind an activation, which has no parameters; the layer before that has.
     """
     near = {id(p): (name, p) for host in beside for name, p in host.named_parameters()}.values()
     for name, parameter in module.named_parameters():

@@ -31,43 +31,45 @@ class DepthMethods(HandleBase):
         """Inserts a layer, or several, that change nothing until they learn.
 
         It grows like any other layer, in width and in depth. In evaluation mode the outputs are as
-        before; an identity with a batch norm is nearly one in training mode, all else is one there
-        (where the edit freezes nothing, see `expand_layer`).
+        before. In training mode an identity with a batch norm is nearly exact, and all other
+        insertions are exact (where the edit freezes nothing, see `expand_layer`).
 
         Args:
-            after: A layer's index or name, for the place behind it, its norm and its activation
-                (if that is a function whose result no module reads, for the place before it); the
-                path of another module, such as a whole block, for the place behind that; or an
-                edge, as (layer, module that reads it), for that reader alone, whatever functions
-                lie between.
-            kind: "identity": a layer that passes its input on, with a norm and an activation as in
+            after: A layer's index or name, for the place behind it, its norm and its activation (if
+                that is a function whose result no module reads, for the place before it); the path
+                of another module, such as a whole block, for the place behind that; or an edge, as
+                (layer, module that reads it), for that reader alone, also with functions between
+                them.
+            kind: "identity": a layer that returns its input, with a norm and an activation as in
                 front of it (a Linear has the identity matrix, a convolution the Dirac kernel); only
-                where the activation leaves its own results alone, as ReLU does. "residual":
-                x + f(x), the last layer of f zero. "gate": x * g(x), the weight of g zero and its
-                bias one. "block": a copy of the residual block `after`, with the last layer of each
-                of its branches zero. "fade": a `module` that keeps the shape, whatever it computes,
-                in a `FadeIn` whose alpha is 0; a `FadeSchedule` of the model takes it to 1.
-                "replacement": the same for a `module` that is to take the place of `after`.
-            module: The branch f of a residual, whose last layer is set to zero; what fades in.
-            form: Of a branch that is made here. "plain": two layers of the width that is there;
-                "bottleneck": a quarter of it inside.
-            kernel_size: Of convolutions that are made here; odd.
-            activation: That of layers that are made here; None for the one in front of the place.
+                where the activation leaves its own results alone, as ReLU does. "residual": x +
+                f(x), the last layer of f zero. "gate": x * g(x), the weight of g zero and its bias
+                one. "block": a copy of the residual block `after`, with the last layer of each of
+                its branches zero. "fade": any `module` that keeps the shape, in a `FadeIn` with
+                alpha 0; a `FadeSchedule` of the model takes it to 1. "replacement": the same for a
+                `module` that takes the place of `after`.
+            module: The branch f of a residual, whose last layer is set to zero; or the module to
+                fade in.
+            form: The form of a branch that is made here. "plain": two layers of the width at that
+                place; "bottleneck": a quarter of it inside.
+            kernel_size: The kernel size of convolutions that are made here; odd.
+            activation: The activation of layers that are made here; None for the one in front of
+                the place.
             freeze: Whether the first edit closes generation 0, as in `expand_layer`.
             optimizer: One or several optimizers. New parameters join the param group of the module
-                that they are next to.
+                next to them.
             check: Whether to compare the outputs before and after, as in `expand_layer`.
 
         Returns:
-            The record of what was done; ``edit.inserted[0].name`` is the path of what is new.
+            The edit; ``edit.inserted[0].name`` is the path of the new module.
 
         Raises:
             TypeError: If an argument is of another type.
-            ValueError: If there is no such module or kind, or options do not go together.
-            InsertionError: If nothing of this kind can be inserted there without changing the
-                function; the error says what can.
+            ValueError: If there is no such module or kind, or options exclude each other.
+            InsertionError: If no insertion of this kind there keeps the function; the error names
+                the possible ones.
             OptimizerError: If the optimizer does not train the module next to it.
-            InexactError: If `check` finds that the model would compute something else.
+            InexactError: If `check` finds that the model would compute another function.
             StructureChangedError: If the model was changed by hand since it was analysed.
 
         In all these cases model and optimizer are as before.
@@ -104,7 +106,7 @@ class DepthMethods(HandleBase):
         freeze: bool = True,
         **options: Any,
     ) -> Edit:
-        """The edit that `insert_layer` would carry out, not carried out; print it to see it.
+        """The edit that `insert_layer` would apply, not applied; print it to see it.
 
         Args:
             after: As of `insert_layer`.

@@ -1,4 +1,4 @@
-"""Putting what is inserted in its place: a wrapper around the module next to it."""
+"""Putting an insertion in its place: a wrapper around the module next to it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def wrap_(
     inserted: tuple[int, Insertion],
     undo: Undo,
 ) -> InsertionWrapper:
-    """Puts a module before or behind another, and gives the wrapper that holds both.
+    """Puts a module before or behind another, and returns the wrapper that holds both.
 
     Args:
         model: The model.
         host: The module next to which it is put.
-        module: What is put there.
-        inserted: The number of the edit, and what it says of the insertion.
+        module: The inserted module.
+        inserted: The number of the edit, and its record of the insertion.
         undo: Takes it back.
     """
     edit, insertion = inserted

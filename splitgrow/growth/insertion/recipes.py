@@ -1,7 +1,7 @@
-"""What was inserted, as plain data: enough to make it again, on the meta device, from that alone.
+"""Recipes of insertions: plain data from which they can be made again, on the meta device.
 
 A recipe names stock layers of torch.nn with their options, parts of the model that were copied, and
-what the user gave, which only the user can give again.
+modules from the user, which only the user can pass again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FILES = """
     pooling upsampling
 """
 _SOURCES = frozenset(f"torch.nn.modules.{name}" for name in _FILES.split())
-"""Where the layers are from that a recipe may name: leaves, made of a few numbers each."""
+"""The modules of torch whose layers a recipe may name: leaves, made from a few numbers each."""
 _POSITIVE = frozenset(("dilation", "groups", "kernel_size", "stride"))
 _NOT_LEAVES = frozenset(("MultiheadAttention", "NonDynamicallyQuantizableLinear"))
 
@@ -32,16 +32,17 @@ _NOT_LEAVES = frozenset(("MultiheadAttention", "NonDynamicallyQuantizableLinear"
 def recipe_of(
     module: nn.Module, copied: Mapping[int, str] | None = None, *, given: bool = False
 ) -> dict[str, Any]:
-    """What a module is made of.
+    """The recipe of a module.
 
     Args:
         module: The module.
-        copied: The paths in the model of what its parts are copies of, by the parts' ids.
-        given: Whether the user gave the module as a whole, rather than a part of it.
+        copied: The paths in the model of the modules that its parts are copies of, by the parts'
+            ids.
+        given: Whether the user passed the whole module, rather than a part of it.
 
     Returns:
         ``{"copy": path}``, ``{"parts": [...]}`` for an nn.Sequential, ``{"type": ..., "args":
-        ...}`` for a stock layer, and ``{"given": type}`` for what cannot be told.
+        ...}`` for a stock layer, and ``{"given": type}`` for a module that no recipe can describe.
     """
     if type(module) is nn.Sequential:
         parts = tuple(recipe_of(part, copied, given=given) for part in module)
@@ -86,7 +87,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _types_in(hint: Any) -> set[Any]:
-    """The plain types of which a value may be that is declared so; none if that is not told."""
+    """The plain types that a type hint allows; none if it is unclear."""
     if hint is float:
         return {float, int}
     if hint in PLAIN:
@@ -96,7 +97,7 @@ def _types_in(hint: Any) -> set[Any]:
 
 
 def _form(module: nn.Module) -> tuple[str, list[tuple[str, torch.Size]]]:
-    """All that tells one stock layer from another, but for its values."""
+    """A stock layer's options and shapes, without its values."""
     return repr(module), [(name, tensor.shape) for name, tensor in module.state_dict().items()]
 
 
@@ -112,7 +113,7 @@ def _stock(recipe: Mapping[str, Any]) -> nn.Module:
         known = _types_in(hints.get(key))
         fits = not known or all(type(item) in known for item in _items(value))
         if key in _POSITIVE and any(type(item) is int and item < 1 for item in _items(value)):
-            fits = False  # without values, torch would not mind
+            fits = False  # torch accepts it without values
         if not fits:
             raise CheckpointError(f"a {name} takes no {value!r:.60} as {key}")
     placed = {"device": "meta"} if "device" in inspect.signature(cls).parameters else {}
@@ -121,7 +122,7 @@ def _stock(recipe: Mapping[str, Any]) -> nn.Module:
 
 
 def parts_in(recipe: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> int:
-    """The number of modules that a recipe makes, as far as it is one."""
+    """The number of modules that a recipe makes, as far as it is valid."""
     if isinstance(recipe.get("parts"), tuple):
         return 1 + sum(parts_in(part, modules) for part in recipe["parts"])
     copied = modules.get(str(recipe.get("copy"))) if "copy" in recipe else None
@@ -131,15 +132,15 @@ def parts_in(recipe: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> int
 def made_of(
     recipe: Mapping[str, Any], modules: Mapping[str, nn.Module], given: nn.Module | None
 ) -> nn.Module:
-    """The module of a recipe, without values: on the meta device, but for what was given.
+    """The module of a recipe, on the meta device and without values, except the user's modules.
 
     Args:
-        recipe: What it is made of.
+        recipe: The recipe.
         modules: The model's modules by path.
-        given: What the user gives again.
+        given: The modules that the user passes again.
 
     Raises:
-        CheckpointError: If the recipe is not one, or something has to be given.
+        CheckpointError: If the recipe is not valid, or the user has to pass a module.
     """
     if "parts" in recipe and isinstance(recipe["parts"], tuple):
         return nn.Sequential(*(made_of(part, modules, given) for part in recipe["parts"]))

@@ -1,4 +1,4 @@
-"""Putting in again what was inserted, from what its edit says of it."""
+"""Replaying insertions from the records in their edits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.utils.rollback import Undo
 
 _FEW = 100
-"""As many parts may have no parameters."""
+"""The number of parts that may be without parameters."""
 
 
 def insert_again_(
@@ -29,17 +29,17 @@ def insert_again_(
     given: Mapping[str, nn.Module],
     undo: Undo,
 ) -> None:
-    """Inserts what was inserted once; it has no values yet.
+    """Repeats an insertion; the new module has no values yet.
 
     Args:
         model: The model.
         edit: The number of the edit.
-        insertion: What the edit says of it.
-        given: What the user gives again, by the path of the insertion.
+        insertion: The edit's record of it.
+        given: The modules that the user passes again, by the paths of the insertions.
         undo: Takes it back.
 
     Raises:
-        CheckpointError: If it does not fit the model, or a module has to be given.
+        CheckpointError: If it does not fit the model, or the user has to pass a module.
     """
     modules = structure(model)
     host = modules.get(insertion.host)
@@ -67,10 +67,10 @@ def _made(
     insertion: Insertion,
     given: Mapping[str, nn.Module],
 ) -> nn.Module:
-    """What was inserted, without values.
+    """The inserted module, without values.
 
     Raises:
-        CheckpointError: If it cannot be made, or has to be given.
+        CheckpointError: If it cannot be made, or the user has to pass it.
     """
     if "given" in insertion.recipe and insertion.name not in given:
         raise CheckpointError(

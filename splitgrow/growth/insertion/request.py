@@ -1,4 +1,4 @@
-"""What is asked for when something is to be inserted."""
+"""The request for an insertion."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSERTION_KINDS: dict[str, Form] = {
     "fade": "chain",
     "replacement": "beside",
 }
-"""The kinds of insertion, with what each makes of a tensor."""
+"""The kinds of insertion, with the function of each."""
 
 _GIVEN = ("fade", "replacement")
 """The kinds that need a module."""
@@ -27,14 +27,14 @@ After = int | str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be inserted.
+    """A request for an insertion.
 
     Attributes:
         kind: One of `KINDS`.
-        module: The branch of a residual, or what is to be faded in, if it was given.
+        module: The branch of a residual, or the module to fade in, if one was given.
         form: The shape of a branch that is made here: "plain" or "bottleneck".
-        kernel_size: Of convolutions that are made here.
-        activation: One that is made here has; None for the one in front of it.
+        kernel_size: The kernel size of convolutions that are made here.
+        activation: The activation of layers that are made here; None for the one in front of them.
     """
 
     kind: str
@@ -53,15 +53,15 @@ class Wanted:
         kernel_size: int = 3,
         activation: nn.Module | None = None,
     ) -> Wanted:
-        """What is wanted, by the options of `insert_layer`."""
+        """The request for the options of `insert_layer`."""
         return cls(kind, module, form, kernel_size, activation)
 
     def check(self) -> None:
-        """Makes sure that the options are fit and go together.
+        """Makes sure that the options are valid and fit each other.
 
         Raises:
             TypeError: If one is of another type.
-            ValueError: If there is no such kind or form, or they do not go together.
+            ValueError: If there is no such kind or form, or the options do not fit each other.
         """
         if self.kind not in INSERTION_KINDS:
             raise ValueError(f"no kind {self.kind!r}; there are {', '.join(INSERTION_KINDS)}")
@@ -85,7 +85,7 @@ class Wanted:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What another insertion of the same kind would have to be asked for, as plain data."""
+        """The options that would request the same insertion again, as plain data."""
         given = type(self.module).__name__ if self.module is not None else None
         activation = type(self.activation).__name__ if self.activation is not None else None
         return {

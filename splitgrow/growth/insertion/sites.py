@@ -1,4 +1,4 @@
-"""Where something can be inserted: the boundaries of modules, found in a recorded run."""
+"""The places for insertions: the boundaries of modules, found in a trace."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _NORMS = ("BatchNorm", "InstanceNorm", "GroupNorm", "LayerNorm", "RMSNorm", "Loc
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module in a recorded run.
+    """One call of a module in a trace.
 
     Attributes:
         path: The module's path.
-        given: What its first argument is in the record; None if it is no tensor.
-        result: What the tensor that it passes on is in the record; None if there is none.
-        tuple_of: How many items its result has; None if it is a tensor.
+        given: Its first argument in the trace; None if that is not a tensor.
+        result: The tensor that it returns in the trace; None if there is none.
+        tuple_of: The number of items of its result; None if it is a tensor.
     """
 
     path: str
@@ -42,14 +42,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Site:
-    """A place where something can be inserted.
+    """A place for an insertion.
 
     Attributes:
         host: The path of the module next to it.
         before: Whether it lies before the module, rather than behind it.
-        example: The tensor that passes there; of its values only the shape counts.
+        example: The tensor at that place; only its shape counts.
         dim: The dimension of its channels.
-        bounds: Between which values it lies.
+        bounds: The tensor's value range.
         unit: The modules and functions that made it, from the layer on: a norm, an activation.
     """
 
@@ -67,14 +67,14 @@ class Site:
 
 
 class _CallTracer(TraceRecorder):
-    """Takes down the calls of all modules besides the ops."""
+    """Traces the calls of all modules as well as the ops."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
 
     def prepare(self, modules: Any) -> None:
-        """Puts itself in front of every module."""
+        """Wraps the forward of every module."""
         super().prepare(modules)
         for name, module in modules:
             if name and not isinstance(module, InsertionWrapper):
@@ -97,7 +97,7 @@ class _CallTracer(TraceRecorder):
 
 
 class Sites:
-    """The places of a model where something can be inserted.
+    """The places for insertions in a model.
 
     Args:
         model: The model. It is not changed.
@@ -121,11 +121,11 @@ class Sites:
     def behind(self, path: str) -> Site:
         """The place behind a module: behind a layer's norm and activation, if it has them.
 
-        Where no module starts or ends there, since an activation is a function and so is what reads
-        it, it is the place behind the last module before that: the layer itself, or its norm.
+        If no module starts or ends there, since the activation and its reader are functions, it is
+        the place behind the last module before: the layer itself, or its norm.
 
         Raises:
-            InsertionError: If it is not called exactly once, or passes on no tensor.
+            InsertionError: If it is not called exactly once, or returns no tensor.
         """
         call = self.call_of(path)
         if call.result is None:
@@ -146,7 +146,7 @@ class Sites:
         """The place between a layer and one module that reads it.
 
         Raises:
-            InsertionError: If the module is not called exactly once, or reads something else.
+            InsertionError: If the module is not called exactly once, or reads another value.
         """
         made, given = self.call_of(path).result, self.call_of(reader).given
         if made is None:
@@ -179,7 +179,7 @@ class Sites:
         return [self.steps[index] for index in span if index in needed & leads]
 
     def _last_module(self, path: str, value: Ref) -> tuple[str, Ref, tuple[str, ...]]:
-        """The last module of a layer's unit, what it passes on, and the unit up to there."""
+        """The last module of a layer's unit, its result, and the unit up to there."""
         unit: tuple[str, ...] = (path,)
         found = (path, value, unit)
         while (following := self._following(value)) is not None:
@@ -192,7 +192,7 @@ class Sites:
         return found
 
     def width_of(self, path: str) -> int:
-        """The number of channels of what a module passes on.
+        """The number of channels of a module's output.
 
         Raises:
             InsertionError: If it is not called exactly once.
@@ -222,7 +222,7 @@ class Sites:
         return calls[0]
 
     def _end_of_unit(self, value: Ref, path: str) -> tuple[Ref, tuple[str, ...]]:
-        """What comes out of a layer's norm and activation, if nobody reads what is before them."""
+        """The result of a layer's norm and activation, if nothing else reads the earlier values."""
         unit: tuple[str, ...] = (path,)
         while (following := self._following(value)) is not None:
             value, name = following
@@ -232,7 +232,7 @@ class Sites:
         return value, unit
 
     def _following(self, value: Ref) -> tuple[Ref, str] | None:
-        """The norm or activation that alone reads a value, with what comes out of it."""
+        """The norm or activation that alone reads a value, with its result."""
         readers = self._readers.get(value, [])
         if len(readers) != 1:
             return None
@@ -244,7 +244,7 @@ class Sites:
         return None
 
     def _is_layer(self, path: str | None) -> bool:
-        """Whether what is called there has channels of its own, and is no norm."""
+        """Whether the module at that path has channels of its own, and is no norm."""
         if path is None or self._is_norm(path):
             return False
         return layer_type_of(stock(self.modules[path])) is not None
@@ -269,7 +269,7 @@ class Sites:
         return Site(host, before, example, dim, self._bounds[value.step], unit)
 
     def example_of(self, value: Ref) -> Tensor:
-        """A tensor of the record; of its values only the shape counts."""
+        """A tensor of the trace; only its shape counts."""
         example: Any = self.steps[value.step].example
         for index in value.path:
             example = example[index]
@@ -277,7 +277,7 @@ class Sites:
         return example
 
     def _channel_dim(self, value: Ref, example: Tensor) -> int:
-        """On which dimension the next layer, or else the last, finds the channels."""
+        """The dimension on which the next layer, or else the last one, has the channels."""
         dims = example.dim()
         if dims == 2:
             return 1
@@ -292,7 +292,7 @@ class Sites:
         return 1 if dims > 3 else dims - 1
 
     def _from(self, value: Ref, onward: Callable[[Ref], list[Ref]]) -> Iterator[Ref]:
-        """Results that follow from a value, or that it follows from, the nearest first."""
+        """Results computed from a value, or from which it is computed, the nearest first."""
         pending, seen = [value], {value}
         while pending:
             ref = pending.pop(0)
@@ -311,5 +311,5 @@ class Sites:
         return [] if self._turns(ref.step) else list(refs_in(step.args))
 
     def _turns(self, index: int) -> bool:
-        """Whether a step may bring channels to another dimension."""
+        """Whether a step may move channels to another dimension."""
         return facts_of(self.steps[index].target).turns

@@ -1,6 +1,6 @@
-"""Between which values a recorded tensor lies, whatever the input: for activations that repeat.
+"""The value ranges of traced tensors, for any input: for activations that repeat.
 
-An activation leaves its own results alone where it is the identity on its range, as ReLU is.
+An activation leaves its own results as they are if it is the identity on its range, like ReLU.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from splitgrow.analysis.trace import Step, refs_in
 
 
 def value_ranges(steps: Sequence[Step], modules: Mapping[str, nn.Module]) -> list[ValueRange]:
-    """Bounds of the values of each step's result, in evaluation and in training.
+    """The value range of each step's result, in evaluation and in training.
 
     Args:
-        steps: A recorded run.
+        steps: A trace.
         modules: The model's modules by path.
     """
     found: list[ValueRange] = []
@@ -38,7 +38,7 @@ def _range(step: Step, module: nn.Module | None, operands: Sequence[ValueRange])
 
 
 def leaves_alone(activation: nn.Module, bounds: ValueRange) -> bool:
-    """Whether an activation is the identity on an bounds."""
+    """Whether an activation is the identity on a value range."""
     low, high = bounds
     if isinstance(activation, nn.Identity):
         return True

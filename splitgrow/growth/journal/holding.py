@@ -1,4 +1,4 @@
-"""What modules held when generations were closed, as data: only what the model does not tell."""
+"""The modules' state when generations were closed, as data: only state that the model lacks."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ from splitgrow.layers.module_state import (
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.json_trees import Writer, read_tree
 
-# -- taking down ---------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------
 
 
 def held_states(model: nn.Module, history: History) -> dict[int, tuple[Held, ...]]:
-    """What was taken down, by generation: each time what differs from the time before.
+    """The saved states by generation: each holds its differences from the one before.
 
-    The first time of a module stands against what it holds today, since its buffers are saved with
-    the model. Attributes are not, so that numbers in the user's own modules are all written then.
+    A module's first state holds the differences from its present one, since its buffers are saved
+    with the model. Its attributes are not, so the first state holds all numbers in the user's own
+    modules.
     """
     if not history.states:
         return {}
     paths = {
         id(module): path
         for path, module in model.named_modules()
-        if not isinstance(module, InsertionWrapper)  # which has the path of what it wraps
+        if not isinstance(module, InsertionWrapper)  # a wrapper has the path of its module
     }
     before: dict[int, Mapping[str, Mapping[str, Any]]] = {
         id(module): dict(owners_of(module)) for module in model.modules()
@@ -62,7 +63,7 @@ def held_states(model: nn.Module, history: History) -> dict[int, tuple[Held, ...
 
 
 def _later_parts(model: nn.Module, edit: int) -> set[int]:
-    """The ids of modules that came to be after an edit."""
+    """The ids of modules that were added after an edit."""
     found: set[int] = set()
     for wrapper in model.modules():
         parts: Iterable[tuple[int, nn.Module]] = ()
@@ -107,7 +108,7 @@ def _held(
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number, or holds nothing but numbers and tensors."""
+    """Whether it is a number, or holds only numbers and tensors."""
     if isinstance(value, (list, tuple, set, frozenset)):
         return all(map(_is_number, value))
     if isinstance(value, dict):
@@ -124,13 +125,13 @@ def _packed(tensor: Tensor) -> Packed:
     return Packed(name, tuple(tensor.shape), base64.b64encode(content).decode())
 
 
-# -- bringing back -------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------
 
 
 def states_of(
     model: nn.Module, journal: Journal, tensors: Mapping[str, Any]
 ) -> dict[int, list[State]]:
-    """What was taken down, brought back.
+    """The saved states, read from a journal.
 
     Args:
         model: The model.
@@ -138,7 +139,7 @@ def states_of(
         tensors: The buffers that are about to be loaded, by name.
 
     Raises:
-        CheckpointError: If the journal names something that cannot be there.
+        CheckpointError: If the journal names an item that cannot be there.
     """
     modules = dict(model.named_modules())
     taken: dict[int, list[State]] = {}
@@ -161,13 +162,13 @@ def states_of(
 def later_states(
     model: nn.Module, states: Mapping[int, list[State]], known: int, tensors: Mapping[str, Any]
 ) -> dict[int, list[State]]:
-    """What is taken down of the generations that were closed after a state_dict was made.
+    """The saved states of the generations that were closed after a state_dict was made.
 
     Their frozen parameters become those of the state_dict, and so do their buffers.
 
     Args:
         model: The model.
-        states: What is taken down.
+        states: The saved states.
         known: The generation that was open when the state_dict was made.
         tensors: Its tensors, by name.
     """
@@ -180,7 +181,7 @@ def later_states(
 
 
 def _again(states: list[State]) -> list[State]:
-    """The same once more, to be changed; what is in it is not."""
+    """Shallow copies of states, which can be changed; their values stay shared."""
     return [
         State(state.module, {owner: dict(own) for owner, own in state.values.items()})
         for state in states
@@ -229,7 +230,7 @@ def _read(item: Held, device: torch.device) -> dict[str, dict[str, Any]]:
     """The values of a module, by owner and name.
 
     Raises:
-        CheckpointError: If they are none.
+        CheckpointError: If they are not valid.
     """
 
     def tensor(name: str) -> Tensor:
@@ -246,7 +247,7 @@ def _read(item: Held, device: torch.device) -> dict[str, dict[str, Any]]:
 
 
 def _check_name(path: str, module: nn.Module, owner: str, name: str) -> None:
-    """Makes sure that something may have such a name: no method, and nothing of torch's own.
+    """Makes sure that a value may have this name: no method, and nothing of torch's own.
 
     Raises:
         CheckpointError: If it may not.

@@ -1,4 +1,4 @@
-"""The journal: all that tells a grown model from a fresh one, but for the values of its tensors."""
+"""The journal: every difference of a grown model from a fresh one, except tensor values."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from splitgrow.utils.json_records import read_record, written
 
 JOURNAL_VERSION = 1
 MOST_GENERATIONS = 1_000_000
-"""More than anybody closes; what loops over them comes to an end."""
+"""More generations than any model has, so that loops over them end."""
 
 
 @dataclass(frozen=True)
 class FadeShare:
-    """How far a fade had come when a generation was closed.
+    """A fade's alpha when a generation was closed.
 
     Attributes:
         path: The path of the `FadeIn`.
@@ -45,14 +45,14 @@ class Packed:
 
 @dataclass(frozen=True)
 class Held:
-    """What a module held when a generation was closed, where the model does not tell.
+    """A module's state when a generation was closed, where the model does not have it.
 
     Attributes:
         path: The path of the module.
         values: The values by owner and name, as trees.
-        gone: The names of what it did not hold then, by owner.
+        gone: The names of items that it did not hold then, by owner.
         tensors: The tensors in the values, by name.
-        lost: The names of what is not here, since it is no plain data.
+        lost: The names of items that are missing here, since they are not plain data.
     """
 
     path: str
@@ -73,9 +73,9 @@ class Journal:
         frozen: The names of the parameters that closing a generation froze, by generation.
         fixed: The names of all parameters that do not train.
         held: The paths of the modules whose running statistics are held.
-        shares: How far the fades had come when a generation was closed, by generation.
-        states: What modules held when a generation was closed, by generation.
-        broken: The layers whose growth was found to change what the model computes, and why.
+        shares: The fades' alpha when a generation was closed, by generation.
+        states: The modules' state when a generation was closed, by generation.
+        broken: The layers whose growth was found to change the model's function, and why.
         version: The version of the format.
     """
 
@@ -96,7 +96,7 @@ class Journal:
 
     @classmethod
     def from_json(cls, text: str) -> Journal:
-        """A journal from its JSON, each value of which is checked.
+        """A journal from its JSON; every value is checked.
 
         Raises:
             CheckpointError: If it is of another version, or not a journal.
@@ -108,7 +108,7 @@ class Journal:
 
     @classmethod
     def from_data(cls, data: object) -> Journal:
-        """A journal from what JSON makes of it.
+        """A journal from parsed JSON.
 
         Raises:
             CheckpointError: If it is of another version, or not a journal.

@@ -1,4 +1,4 @@
-"""Giving tensors without values some: those of a checkpoint, whose shapes must be theirs."""
+"""Giving memory to tensors without values; the shapes in the checkpoint must be the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from splitgrow.errors import CheckpointError
 from splitgrow.utils.rollback import Undo
 
 EmptySlot = tuple[nn.Module, str]
-"""Where a tensor is held: the module, and its name there."""
+"""The owner of a tensor: the module, and the tensor's name there."""
 
 
 def empty_slots_of(model: nn.Module) -> Iterator[tuple[str, EmptySlot, Tensor]]:
@@ -26,13 +26,13 @@ def empty_slots_of(model: nn.Module) -> Iterator[tuple[str, EmptySlot, Tensor]]:
 
 
 def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
-    """Gives what lies on the meta device memory, if tensors of its shape are to be loaded into it.
+    """Gives memory to tensors on the meta device, if tensors of the same shapes will be loaded.
 
-    It comes to the device of the tensor before it, which is the original block's.
+    Each goes to the device of the tensor before it, which is the original block's.
 
     Args:
         model: The model.
-        like: The tensors that are to be loaded, by name.
+        like: The tensors to load, by name.
         undo: Takes it back.
 
     Raises:
@@ -62,13 +62,13 @@ def fill_meta_(
     undo: Undo,
     device: torch.device | None = None,
 ) -> None:
-    """Puts tensors with values in the place of those on the meta device.
+    """Replaces tensors on the meta device by tensors with values.
 
     Args:
         model: The model.
         value: Makes one, given its name, the tensor without values, and the device.
         undo: Takes it back.
-        device: Where they go; None for the device of the tensor before it.
+        device: Their device; None for the device of the tensor before it.
     """
     made: dict[int, Tensor] = {}
     here = device or torch.device("cpu")

@@ -1,7 +1,7 @@
-"""Putting a model together again from its journal: the same blocks, without values.
+"""Rebuilding a model from its journal: the same blocks, without values.
 
-A journal may come from anywhere, so every edit is held against the model before it is carried out,
-and what it adds lies on the meta device, where nothing takes memory.
+A journal may come from anywhere, so every edit is checked against the model before it is applied,
+and its blocks lie on the meta device, where they take no memory.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from splitgrow.utils.module_slots import holders_in
 from splitgrow.utils.rollback import Undo, temporarily
 
 LARGEST_WIDTH = 2**40
-"""More units than any layer has; what is more is not even looked at."""
+"""More units than any layer has; larger numbers are refused at once."""
 
 
 def rebuild_(
     model: nn.Module, edits: Sequence[Edit], given: Mapping[str, nn.Module], undo: Undo
 ) -> None:
-    """Carries out edits on a model without planning them; what they add has no values yet.
+    """Applies edits to a model without planning them; the added blocks have no values yet.
 
     Args:
-        model: A model to which the edits before these were done.
+        model: A model with all edits before these.
         edits: The edits.
-        given: Modules that the user gives again, by the paths of the insertions they belong to.
+        given: Modules that the user passes again, by the paths of their insertions.
         undo: Takes it back.
 
     Raises:
@@ -90,7 +90,7 @@ def _carry_out_(model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], un
 
 
 def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None:
-    """Makes sure that a layer can change as it is said to.
+    """Makes sure that a layer can make a change.
 
     Raises:
         CheckpointError: If it cannot.
@@ -130,7 +130,7 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
 def _joined_layer(
     modules: Mapping[str, nn.Module], joined: JoinedBlocks
 ) -> tuple[SplitLayer, tuple[int, ...]]:
-    """A layer whose blocks are joined, and the edits that they are of: its last ones.
+    """A layer with blocks to join, and the edits that added these: its last ones.
 
     Raises:
         CheckpointError: If there is no such layer, or it has no such blocks.
@@ -149,7 +149,7 @@ def _joined_layer(
 
 
 def _check_number(modules: Mapping[str, nn.Module], number: NumberChange) -> None:
-    """Makes sure that a module holds the number that is to change.
+    """Makes sure that a module holds the number to change.
 
     Raises:
         CheckpointError: If it does not.
@@ -170,18 +170,18 @@ def restore_(
     undo: Undo,
     tensors: Mapping[str, Any] | None = None,
 ) -> None:
-    """Brings back what a model's history knows, once its modules and tensors are there.
+    """Restores a model's history, once its modules and tensors are there.
 
     Args:
         model: The model.
         history: Its history, with example inputs for the model as it is now.
-        journal: What to bring back.
-        start: The number of edits that had been done already.
-        undo: Takes it back. The history itself has to be kept by the caller.
-        tensors: Tensors that are yet to be loaded into the model, by name.
+        journal: The journal to restore.
+        start: The number of edits that were applied before.
+        undo: Takes it back. The caller keeps the history itself.
+        tensors: Tensors that will be loaded into the model, by name.
 
     Raises:
-        CheckpointError: If the journal names something that is not there, or the model cannot be
+        CheckpointError: If the journal names an item that is not there, or the model cannot be
             analysed.
     """
     modules, named = structure(model), dict(model.named_parameters(remove_duplicate=False))
@@ -234,7 +234,7 @@ def _set_training_(name: str, parameter: nn.Parameter, undo: Undo, *, trains: bo
 
 
 def _hold_(module: nn.Module, undo: Undo, *, held_now: bool) -> None:
-    """Has a module's statistics be held or move."""
+    """Holds a module's statistics, or lets them change."""
     before = held(module)
     if before == held_now:
         return
@@ -246,7 +246,7 @@ def _hold_(module: nn.Module, undo: Undo, *, held_now: bool) -> None:
 
 
 def widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> None:
-    """Makes the example inputs those of the model after edits that are done again.
+    """Widens the example inputs to fit the model after replayed edits.
 
     Raises:
         CheckpointError: If they have no such input.
@@ -277,7 +277,7 @@ def _elements(model: nn.Module, inputs: tuple[Any, ...]) -> int:
 def _analysed_within_bounds(
     undo: Undo, model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str]
 ) -> tuple[ChannelGraph, set[int]]:
-    """The graph, and the ids of wrappers that are asked for attributes of their modules."""
+    """The graph, and the ids of wrappers that answer for attributes of their modules."""
     asked = note_questions_(undo)
     with Bounded(_elements(model, inputs)):
         return analyse_again(model, inputs, broken), asked
@@ -286,7 +286,7 @@ def _analysed_within_bounds(
 def analysed_(
     model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str], undo: Undo
 ) -> ChannelGraph:
-    """The channel graph of a model that was put together again.
+    """The channel graph of a rebuilt model.
 
     Raises:
         CheckpointError: If it does not run.

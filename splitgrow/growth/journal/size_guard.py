@@ -1,4 +1,4 @@
-"""Running a model that somebody else described: nothing absurdly large is made."""
+"""Running a model from an untrusted description: no absurdly large tensor is made."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 TIMES = 1000
-"""How many times all that a model holds one result may be. The scores of 4,096 words with each
+"""The largest result, in multiples of all that a model holds. The scores of 4,096 words with each
 other in 12 heads are 200 million numbers, in a model of no less than one million."""
 FEW = 2**20
-"""As many may be in any model."""
+"""Results of this size are allowed in any model."""
 
 
 class Unbounded(BaseException):
-    """A result is too large. No Exception, since code that runs models tries again after those."""
+    """A result is too large. Not an Exception, since code that runs models catches those."""
 
 
 class Bounded(TorchFunctionMode):
-    """Refuses results of a size that no honest model has.
+    """Refuses results larger than in any honest model.
 
-    A model is run without values first, where they take no memory, and on real values only if it
-    asks for some; so whatever is too large is found before it is made.
+    A model runs without values first, where results take no memory, and on real values only if it
+    needs some; so a result that is too large is found before it is made.
 
     Args:
-        elements: The number of elements of all that the model holds.
+        elements: The number of elements that the model holds in all.
     """
 
     def __init__(self, elements: int) -> None:
@@ -40,10 +40,10 @@ class Bounded(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls a function of torch and looks at its results.
+        """Calls a function of torch and checks its results.
 
         Raises:
-            Unbounded: If one is too large.
+            Unbounded: If a result is too large.
         """
         result = func(*args, **(kwargs or {}))
         for each in result if isinstance(result, (tuple, list)) else (result,):

@@ -1,4 +1,4 @@
-"""The journal in a model's state_dict: written along with it, and replayed when it is loaded."""
+"""The journal in a model's state_dict: written with it, and replayed when it is loaded."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from splitgrow.utils.rollback import Undo
 from splitgrow.utils.wrappers import refuse_wrapped
 
 KEY = "_extra_state"
-"""Where torch keeps what a module adds to its state_dict."""
+"""Torch's key for a module's extra state in its state_dict."""
 _OURS, _THEIRS = "splitgrow", "extra_state"
 
 
 def put_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str) -> None:
     """Adds the journal to a state_dict, if the model has grown.
 
-    It is the JSON's bytes as a uint8 tensor, so that whatever takes tensors takes it. An extra
-    state that the model has of its own lies beside it, in a dictionary.
+    It is the JSON's bytes as a uint8 tensor, so that any code that takes tensors takes it. The
+    model's own extra state lies beside it, in a dictionary.
     """
     history = history_of(model)
     if not history.edits:
@@ -44,15 +44,15 @@ def put_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str) 
 
 
 def take_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str) -> Journal:
-    """Takes the journal out of a state_dict; an empty one if there is none in it.
+    """Removes the journal from a state_dict and returns it; an empty one if there is none.
 
     Args:
         model: The model.
-        state: The state_dict. An extra state of the model's own stays in it.
+        state: The state_dict. The model's own extra state stays in it.
         prefix: The prefix of the model's keys.
 
     Raises:
-        CheckpointError: If what is there is no journal.
+        CheckpointError: If the entry is not a journal.
     """
     key = prefix + KEY
     held = state.get(key)
@@ -71,7 +71,7 @@ def take_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str)
 
 
 def has_extra_state(model: nn.Module) -> bool:
-    """Whether a module adds something of its own to its state_dict."""
+    """Whether a module adds its own extra state to its state_dict."""
     return type(model).get_extra_state is not nn.Module.get_extra_state
 
 
@@ -85,7 +85,8 @@ def follow_(
 ) -> None:
     """Makes a model's structure that of a journal, ready for the tensors of a state_dict.
 
-    Where the model has grown on since, it stays as it is, and the state_dict is completed.
+    If the model has more edits than the journal, it stays as it is, and the state_dict is
+    completed.
 
     Args:
         model: A growable model.
@@ -93,11 +94,11 @@ def follow_(
         state: The state_dict.
         prefix: The prefix of the model's keys.
         undo: Takes it back.
-        given: Modules that the user gives again, by the paths of the insertions they belong to.
+        given: Modules that the user passes again, by the paths of their insertions.
 
     Raises:
-        CheckpointError: If neither of the model's own edits and the journal's are the first ones of
-            the other's, or the journal or the tensors do not fit the model.
+        CheckpointError: If neither list of edits, the model's or the journal's, is the beginning of
+            the other, or the journal or the tensors do not fit the model.
         UnsupportedModelError: If a wrapper for several processes would miss the change.
     """
     history = history_of(model)
@@ -113,7 +114,7 @@ def follow_(
     tensors = _own_of(state, prefix)
     own = replace(journal_of(model, history), states=journal.states, broken=journal.broken)
     if replace(own, fixed=journal.fixed, held=journal.held) == journal:
-        # Whatever the user has frozen since stays frozen.
+        # Parameters that the user has frozen since stay frozen.
         history.states = states_of(model, journal, tensors)
         return
     refuse_wrapped(model, "grow to what a state_dict needs")
@@ -128,7 +129,7 @@ def _own_of(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def common_edits(own: list[Edit], other: tuple[Edit, ...]) -> int:
-    """How many edits a model and a journal have in common, where one of them has no others.
+    """The number of edits that a model and a journal share, where one of them has no others.
 
     Raises:
         CheckpointError: If they differ before one of them ends.
@@ -143,19 +144,19 @@ def common_edits(own: list[Edit], other: tuple[Edit, ...]) -> int:
 
 
 def _done(edit: Edit) -> tuple[Any, ...]:
-    """What an edit did, whatever was asked for."""
+    """The changes of an edit, without its request."""
     inserted = tuple((i.name, i.kind, i.before, i.recipe) for i in edit.inserted)
     return edit.changes, edit.numbers, edit.joined, inserted, edit.inputs
 
 
 def complete(model: nn.Module, state: MutableMapping[str, Any], prefix: str, edits: int) -> None:
-    """Completes a state_dict from an earlier time: what came later stays as it is.
+    """Completes a state_dict from an earlier time: later tensors keep their present values.
 
     Args:
         model: A growable model.
         state: The state_dict.
         prefix: The prefix of the model's keys.
-        edits: The number of edits that had been done then.
+        edits: The number of edits at that time.
 
     Raises:
         CheckpointError: If blocks of that time were joined with later ones since.
@@ -201,7 +202,7 @@ def _add_own(state: MutableMapping[str, Any], module: nn.Module, prefix: str) ->
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Makes sure that a state_dict has the tensors of a model, of its shapes, and no others.
+    """Makes sure that a state_dict has the tensors of a model, with its shapes, and no others.
 
     Raises:
         CheckpointError: If it has not; the first difference is named.

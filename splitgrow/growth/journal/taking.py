@@ -1,4 +1,4 @@
-"""Taking down the journal of a model."""
+"""Making the journal of a model."""
 
 from __future__ import annotations
 

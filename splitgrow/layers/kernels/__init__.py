@@ -1,7 +1,7 @@
 """The arithmetic of plain layers with their gradients apart: pure functions on tensors.
 
-A grown layer that trains a part of its weight asks for the gradient of that part only. Torch's own
-layers always compute all of it, so their gradients are spelled out here, by the same kernels.
+A grown layer that trains a part of its weight needs the gradient of that part only. Torch's own
+layers always compute all of it, so this package spells out their gradients, by the same kernels.
 """
 
 from splitgrow.layers.kernels.batchnorm import MixedBatchNorm

@@ -14,8 +14,8 @@ from splitgrow.utils.spans import put, take
 class MixedBatchNorm(Function):
     """Normalises held channels by their running statistics and the others by the batch's.
 
-    One pass over all channels, and torch's own batch norm on the moving ones, usually few. What is
-    kept for the backward pass is the moving channels only: for held ones whose scale is frozen,
+    It takes one pass over all channels, and torch's own batch norm on the moving ones, usually few.
+    It keeps only the moving channels for the backward pass: for held ones whose scale is frozen,
     the input gradient is the output gradient times a constant.
     """
 
@@ -33,7 +33,7 @@ class MixedBatchNorm(Function):
         Args:
             ctx: Torch's context.
             x: (batch, channels, *space).
-            moving: The moving channels of x, in order. It is what a second derivative comes in by.
+            moving: The moving channels of x, in order. A second derivative enters by this argument.
             weight: The scale of the moving channels.
             bias: Their shift.
             rest: The norm's tensors by name; those of the moving channels, whose running statistics

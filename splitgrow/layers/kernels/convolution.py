@@ -25,15 +25,15 @@ class Convolution(Kernel):
     """A convolution whose padding is the same on both sides, with zeros.
 
     Attributes:
-        stride: In each dimension of space, as the others.
-        padding: What is added at both ends.
+        stride: The step in each dimension of space; the others are by dimension, too.
+        padding: The number of zeros added at both ends.
         dilation: The distance of the kernel's positions.
-        output_padding: Of a transposed one: what the output is longer at one end.
+        output_padding: Of a transposed one: the positions by which the output is longer at one end.
         transposed: Whether it is a transposed convolution.
         groups: The number of groups; 0 for one of each input channel.
-        before: What the input is padded by before, as `torch.nn.functional.pad` takes it, where
-            padding differs between both sides or is not by zeros.
-        mode: How it is padded then.
+        before: The padding that the input gets before, as `torch.nn.functional.pad` takes it, where
+            it differs between both sides or is not by zeros.
+        mode: The mode of that padding.
     """
 
     stride: tuple[int, ...]
@@ -84,7 +84,7 @@ class Convolution(Kernel):
         self, of_output: Tensor, shape: tuple[int, ...], x: Tensor | None, weight: Tensor
     ) -> Tensor:
         """(batch, in, *space)."""
-        if x is None:  # torch asks for an input but looks at its shape only
+        if x is None:  # torch takes an input but reads its shape only
             x = of_output.new_empty(1).expand(shape)
         return self._backward(of_output, x, weight, [True, False, False])[0]
 
@@ -95,7 +95,7 @@ class Convolution(Kernel):
         return self._backward(of_output, x, weight, [False, True, False])[1]
 
     def gradients(self, of_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, in one call as torch makes it."""
+        """Both gradients, by one call, as torch computes them."""
         return self._backward(of_output, x, weight, [True, True, False])[:2]
 
     def _is_pointwise(self, weight: Tensor) -> bool:
@@ -127,7 +127,7 @@ class Convolution(Kernel):
 
 
 def _pointwise(of_output: Tensor, x: Tensor) -> Tensor:
-    """(out, in), by a product of matrices: slices of channels are not copied for it.
+    """(out, in), by a product of matrices, which copies no slices of channels.
 
     With channels first there is one product for each sample, with channels last a single one.
     """

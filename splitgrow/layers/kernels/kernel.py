@@ -1,4 +1,4 @@
-"""What a layer that multiplies with a weight can be asked for."""
+"""The interface of a layer that multiplies with a weight."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def weight_gradient(self, of_output: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """The gradient with respect to a weight, of which only the shape is looked at."""
+        """The gradient with respect to a weight; only the weight's shape is read."""
 
     def gradients(self, of_output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients with respect to the input and to the whole weight."""

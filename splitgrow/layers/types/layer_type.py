@@ -1,4 +1,4 @@
-"""The entry for a layer type: its channels, and what else the library can do with such layers."""
+"""The entry for a layer type: its channels, and how the library treats such layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from splitgrow.layers.kernels import Kernel
 
 @dataclass(frozen=True, slots=True)
 class Along:
-    """What a tensor's dimension runs along: the layer's outputs or inputs, or a section of them.
+    """The channels along a tensor's dimension: the layer's outputs or inputs, or a section of them.
 
     With `sections` of 4 the dimension covers one of four equal sections, as the input dimension of
     a convolution with four groups does.
@@ -37,14 +37,14 @@ def _unchanged(y: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A norm that brings each channel, or each few, to a size of their own: its `weight`.
+    """A norm that brings each channel, or each few, to their own size: its `weight`.
 
-    Then the size of the weights that make a channel has no effect. A norm that has a `running_mean`
-    changes that while it trains.
+    The size of the weights that make a channel then has no effect. A norm with a `running_mean`
+    changes it while it trains.
 
     Attributes:
-        batch: Whether it is a batch norm, whose blocks run in one pass although some of them may be
-            held while others move.
+        batch: Whether it is a batch norm. Its blocks run in one pass, also while some are held and
+            others move.
         finished: How the layer's output is made from that of its batch norm.
     """
 
@@ -54,9 +54,9 @@ class Norm:
 
 @dataclass(frozen=True)
 class Merging:
-    """How the blocks of a grown layer make one plain layer: their tensors lie side by side in its.
+    """How the blocks of a grown layer make one plain layer: by default, their tensors side by side.
 
-    A layer type for which that is not so has a subclass of it.
+    A layer type whose tensors do not lie side by side has a subclass of this.
 
     Attributes:
         build: The layer type's own `LayerType.build`.
@@ -89,7 +89,7 @@ class Merging:
         return tensor
 
     def carried_over(self, name: str, tensor: Tensor, born: int, now: int) -> Tensor:  # noqa: ARG002
-        """A tensor of a block as it counts in a layer that has become wider since.
+        """A block's tensor, adjusted to a layer that has become wider since.
 
         Args:
             name: The tensor's name.
@@ -101,15 +101,14 @@ class Merging:
 
 
 class LayerType(ABC):
-    """What splitgrow knows of one layer type.
+    """The entry for one layer type: all that splitgrow knows of it.
 
-    `channel_dim`, `sizes`, `tensors` and `build` say where the channels lie. For a layer whose
-    channels each go their own way that is all. The other methods have defaults.
+    `channel_dim`, `sizes`, `tensors` and `build` say where the channels lie. A layer that computes
+    each channel by itself needs no more. The other methods have defaults.
     """
 
     layers: tuple[type[nn.Module] | str, ...] = ()
-    """The layer types that the entry is for, by exact type; of a library that need not be installed
-    by dotted name."""
+    """The layer types of the entry, by exact type, or by dotted name where not always installed."""
 
     sized: bool = False
     """Whether its width can be asked for; the others follow the layer that they read."""
@@ -171,7 +170,7 @@ class LayerType(ABC):
         return None
 
     def norm(self, module: Stock) -> Norm | None:  # noqa: ARG002
-        """How it is a norm; None if it is none."""
+        """Its entry as a norm; None if it is none."""
         return None
 
     def runs_as_one(self, module: Stock) -> bool:  # noqa: ARG002
@@ -185,11 +184,11 @@ class LayerType(ABC):
         module: Stock,  # noqa: ARG002
         shape: tuple[int, ...],  # noqa: ARG002
     ) -> tuple[int, ...] | None:
-        """The shape of its output for an input of this shape; None to find out by running it."""
+        """The shape of its output for an input of this shape; None if only a run of it tells."""
         return None
 
     def stock_parts(self, module: Stock) -> list[nn.Module]:  # noqa: ARG002
-        """Stock torch.nn layers that one after the other compute the same, for deployment.
+        """Stock torch.nn layers that compute the same, one after the other, for deployment.
 
         Empty if it is a stock layer itself, or there are none.
         """
@@ -202,5 +201,5 @@ class LayerType(ABC):
         return True
 
     def limits(self, module: Stock) -> str:  # noqa: ARG002
-        """Why a layer of this type, as it is set up here, cannot grow; empty if it can."""
+        """Why this layer of the type cannot grow; empty if it can."""
         return ""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import splitgrow.layers.types.torch_layers  # noqa: F401 - these are forms of them
+import splitgrow.layers.types.torch_layers  # noqa: F401 - the layers here are forms of these
 from splitgrow.layers.types.layer_type import (
     Along,
     LayerType,
@@ -107,7 +107,7 @@ class _Standardising(Merging):
     """The weight of a convolution is standardised when it merges.
 
     The standardised weight for one input channel depends on the weights for the others, so a helper
-    cannot be of the layer's type: it is a plain convolution, and so is a grown layer merged.
+    cannot be of the layer's type: it is a plain convolution, and so is a merged layer.
     """
 
     plain: Callable[..., nn.Module]

@@ -11,11 +11,11 @@ from splitgrow.layers.types.layer_type import LayerType
 
 LAYER_TYPES: dict[type[nn.Module] | str, LayerType] = {}
 FOUND: WeakKeyDictionary[type[nn.Module], LayerType | None] = WeakKeyDictionary()
-"""What was found for each type that was asked for, as long as there is that type."""
+"""The entry found for each type that was looked up, for as long as the type exists."""
 
 
 BUILT_IN_TYPES: dict[type[nn.Module] | str, LayerType] = {}
-"""Those that are splitgrow's own."""
+"""The layer types that splitgrow itself adds."""
 
 
 def add_layer_type(entry: LayerType) -> LayerType:
@@ -36,7 +36,7 @@ def add_layer_type(entry: LayerType) -> LayerType:
 
 
 def remove_layer_types(layers: Iterable[type[nn.Module] | str]) -> None:
-    """Takes the entries of layer types out again, all of them or none.
+    """Removes the entries of layer types, all of them or none.
 
     Raises:
         ValueError: If one of them has none, or one of splitgrow's own.

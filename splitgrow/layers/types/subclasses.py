@@ -27,8 +27,8 @@ from splitgrow.utils.wrappers import plain_type
 def layer_type_of(module: Stock) -> LayerType | None:
     """The entry for a module's type, or None.
 
-    A subclass is only matched where it changes nothing of how its base computes: of one with a
-    `forward` of its own nothing can be known.
+    A subclass matches only if it changes nothing of how its base computes: nothing can be known of
+    a `forward` of its own.
 
     Example:
         >>> conv = nn.Conv2d(3, 8, 3)
@@ -73,7 +73,7 @@ _HARMLESS = frozenset(
 
 
 def _computes_as(base: type, part: type) -> bool:
-    """Whether a class adds nothing to a base class that could change what it computes."""
+    """Whether a class adds nothing to a base class that could change its results."""
     for name, value in vars(part).items():
         changes = hasattr(base, name) and not name.startswith(("__doc__", "__module__"))
         harmless = name in _HARMLESS or name in {"__dict__", "__weakref__", "__annotations__"}
@@ -84,7 +84,7 @@ def _computes_as(base: type, part: type) -> bool:
 
 
 class Alike(LayerType):
-    """A subclass of a known layer type that has the same tensors, which mean the same.
+    """A subclass of a known layer type that has the same tensors with the same meaning.
 
     A block is made as a copy of the module with tensors and numbers of other sizes; the class's
     constructor is not called.
@@ -142,7 +142,7 @@ class Alike(LayerType):
         return self.base.runs_as_one(module)
 
     def norm(self, module: Stock) -> Norm | None:
-        """As its base is one, in a way of its own."""
+        """As its base has it, without a batch norm's single pass."""
         found = self.base.norm(module)
         return found and replace(found, batch=False)
 
@@ -152,7 +152,7 @@ class Alike(LayerType):
 
 
 class Same(Alike):
-    """A subclass that computes what its base computes, which can therefore stand for it."""
+    """A subclass that computes the same as its base, so the base can stand for it."""
 
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """As its base has it."""
@@ -191,7 +191,7 @@ class Registered(Alike):
         """As its base has it.
 
         Raises:
-            UnsupportedLayerError: If the module does not have what a form of the base has.
+            UnsupportedLayerError: If the module lacks something that a form of the base has.
         """
         if module not in self._found_fit:
             unfit = self._unfit(module)
@@ -206,13 +206,13 @@ class Registered(Alike):
         return self.base.covers(module)
 
     def _unfit(self, module: Stock) -> str:
-        """What a module lacks to be a form of the base; empty if nothing."""
+        """Names the attributes that a module lacks to be a form of the base; empty if none."""
         try:
             plain: Any = self.base.build(module, self.base.sizes(module), device="meta")
             names = self.base.tensors(module)
-        except Exception as error:  # noqa: BLE001 - whatever reading its attributes leads to
+        except Exception as error:  # noqa: BLE001 - reading its attributes can raise anything
             return f"one could not be made like it ({type(error).__name__}: {error})"
-        # Not asked of the module itself, which while torch.fx traces it answers for its tensors.
+        # Not read from the module: while torch.fx traces, the module answers for its tensors.
         held = {**vars(module), **module._parameters, **module._buffers}  # noqa: SLF001
         for name in names:
             if name not in held and hasattr(type(module), name):
@@ -234,10 +234,10 @@ def register_layer(
     Args:
         layer: A layer type, by itself or by its dotted name; or a whole `LayerType`.
         like: The stock type that it is a form of, one of its bases or not: it has the same tensors
-            and numbers under the same names (which is looked at where a model has one), its
-            outputs are computed from the same inputs, and adding up what it makes of two parts of
-            its input channels gives what it makes of all. A block may have no bias where the layer
-            has one, so forward must take None for it. Needed unless `layer` is a `LayerType`.
+            and numbers under the same names (checked where a model has one), its outputs are
+            computed from the same inputs, and its outputs for two parts of its input channels add
+            up to its output for all. A block may have no bias where the layer has one, so forward
+            must take None for it. Needed unless `layer` is a `LayerType`.
 
     Raises:
         TypeError: If `layer` is neither or computes nothing, or `like` is not a type that can grow.
@@ -292,10 +292,10 @@ def _check_type(layer: object) -> None:
 
 
 def unregister_layer(layer: type[nn.Module] | str | LayerType) -> None:
-    """Takes back what `register_layer` was told.
+    """Removes a layer type that `register_layer` added.
 
-    Models are analysed without it from then on. One that has grown layers of the type does not run
-    until it is registered again; `splitgrow.merge` makes a plain model of it before.
+    Later analyses do without it. A model with grown layers of the type does not run until the type
+    is registered again; call `splitgrow.merge` before to make it a plain model.
 
     Args:
         layer: As it was given to `register_layer`.
@@ -343,7 +343,7 @@ def known_layer_type(module: nn.Module) -> LayerType:
 
 
 def computes_as(module: nn.Module, types: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a layer is torch's own of these types, or computes as that does."""
+    """Whether a layer is one of these types of torch, or computes as one does."""
     if type(module) in types:
         return True
     return isinstance(module, types) and type(layer_type_of(module)) is Same

@@ -91,7 +91,7 @@ def _is_depthwise(module: Stock) -> bool:
 
 
 class _Conv(LayerType):
-    """One of torch's convolutions. Modules of other types may be given that are a form of it."""
+    """One of torch's convolutions; also given modules of other types that are forms of it."""
 
     sized = True
 
@@ -166,7 +166,7 @@ class _Conv(LayerType):
 
 
 class Channelwise(LayerType):
-    """A layer type whose channels each go their own way, by one number each in every tensor."""
+    """A layer type that computes each channel by itself, with one number in every tensor."""
 
     dim = 1
     """The dimension on which the channels lie."""
@@ -235,7 +235,7 @@ class _SyncBatchNorm(_Norm):
         return shape if len(shape) > 1 and shape[1] == module.num_features else None
 
     def norm(self, module: Stock) -> Norm:  # noqa: ARG002
-        # Where there are other processes its blocks run by themselves: they ask those.
+        # With several processes each block runs by itself and exchanges statistics with the others.
         return Norm(batch=not (dist.is_available() and dist.is_initialized()))
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
@@ -267,9 +267,10 @@ class _GroupNorm(Channelwise):
 class _Coupled(Merging):
     """The blocks of a norm whose channels share the mean square.
 
-    Channels that join as zeros leave the sum of squares as it is and divide it by more: by
-    ``now / born``. Weights smaller by the root of that, and an eps smaller by that, give what was
-    (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467, equation 4, solved for the old width).
+    Channels that join as zeros keep the sum of squares and divide it by more: by ``now / born``.
+    Weights smaller by the root of that factor, and an eps smaller by the factor, restore the
+    earlier output (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467, equation 4, solved for
+    the old width).
     """
 
     couples = True
