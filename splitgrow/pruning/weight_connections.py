@@ -97,7 +97,7 @@ class Reader:
 
 
 def reader_of(found: Iterable[Section], ins: Tensor, outs: Tensor) -> Reader:
-    """A layer with some weights, all of whose inputs matter: an output reads by nonzero weights only."""
+    """A layer with some weights, all of whose inputs matter; an output reads by nonzero weights."""
     own = tuple(Section(each.outs, each.ins, (each.weight != 0).any(-1)) for each in found)
     return Reader(own, ins, outs, torch.ones_like(ins, dtype=torch.bool))
 
