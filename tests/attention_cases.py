@@ -1,6 +1,6 @@
-"""More models for the laws: attention, embeddings, control flow, a layer type of its own.
+"""More models for the laws: attention, embeddings, control flow, a custom layer type.
 
-Some of them torch.fx cannot trace, and some hold numbers that must follow the widths of layers.
+torch.fx cannot trace some of them, and some hold numbers that must follow the widths of layers.
 """
 
 from __future__ import annotations

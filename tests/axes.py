@@ -1,4 +1,4 @@
-"""Channel axes as their positions, for tests that compare them with the algebra."""
+"""Channel axes as lists of positions, for tests that compare them with the algebra."""
 
 from __future__ import annotations
 

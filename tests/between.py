@@ -1,4 +1,4 @@
-"""A layer that grows, something in between, and a layer that reads it: exact, or fixed."""
+"""A layer that grows, an op after it, and a layer that reads it: exact, or fixed."""
 
 from __future__ import annotations
 

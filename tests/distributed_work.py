@@ -1,4 +1,4 @@
-"""What the processes of tests/distributed do: a module of its own, which they import."""
+"""The functions that processes of tests/distributed run: a module of its own, to be imported."""
 
 from __future__ import annotations
 

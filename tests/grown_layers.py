@@ -1,4 +1,4 @@
-"""Layers of every type that grows, each between two others, and grown at both ends."""
+"""Layers of every type that can grow, each between two others, and grown at both ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the law tests share: comparison, and values that make a comparison mean something."""
+"""Shared by the tests of laws: comparison, and values that make a comparison meaningful."""
 
 from __future__ import annotations
 

@@ -4,16 +4,16 @@ Which kernel computes a product, and in which order it adds, depends on shapes, 
 and the processor. So a tensor that is one column wider may have other last bits in the columns that
 it had before, and whether it does differs from machine to machine.
 
-`SPLITGROW_TEST_KERNELS` makes that no matter of the machine:
+`SPLITGROW_TEST_KERNELS` chooses this in place of the machine:
 
 * `reordered`: sums are added up in an order that is drawn from the operands' shapes, strides and
-  alignment, and what kernels are free to round is rounded by these too. So the same kernel on the
-  same shapes gives the same bits, and as a rule other shapes give others. What is exact on any
-  processor stays so: zeros, whole numbers, one term and zeros added up.
+  alignment, and these decide on any rounding that kernels are free in. So the same kernel on the
+  same shapes gives the same bits, and as a rule other shapes give others. Results that are exact
+  on any processor stay exact: zeros, whole numbers, one term and zeros added up.
 * `native`: torch's own kernels, without oneDNN.
 
-Processors' instruction sets are chosen by torch's and the libraries' own variables, and by nothing
-here: `ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA`, `MKL_ENABLE_INSTRUCTIONS`, `MKL_CBWR`.
+Only the variables of torch and its libraries choose a processor's instruction set:
+`ATEN_CPU_CAPABILITY`, `ONEDNN_MAX_CPU_ISA`, `MKL_ENABLE_INSTRUCTIONS`, `MKL_CBWR`.
 """
 
 from __future__ import annotations

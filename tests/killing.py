@@ -1,4 +1,4 @@
-"""A process that is killed at a random moment, and whatever the machine's speed, never too late.
+"""A process that is killed at a random moment, never too late on a machine of any speed.
 
 A moment is a number of optimizer steps and some milliseconds after them: time alone would kill
 a run on a slow machine before it has begun, and on a fast one when it is over.

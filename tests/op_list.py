@@ -1,4 +1,4 @@
-"""Torch's own list of ops, each put between layers that grow and layers that read what it makes."""
+"""Torch's own list of ops, each between layers that grow and layers that read its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a function in several processes that meet over gloo, as torchrun has them meet."""
+"""Runs a function in several processes that meet over gloo, as torchrun starts them."""
 
 from __future__ import annotations
 

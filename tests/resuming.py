@@ -1,4 +1,4 @@
-"""Training runs that can be stopped at any step and gone on with, and all that tells two apart."""
+"""Training runs that can be stopped and continued at any step, and all differences of two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything about a model and its optimizers that a refused call must leave as it was."""
+"""All state of a model and its optimizers that a refused call must not change."""
 
 from __future__ import annotations
 

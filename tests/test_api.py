@@ -1,4 +1,4 @@
-"""The public names: what there is, documented, with examples, and on the page of all calls."""
+"""The public names: the list, the documentation with examples, and the page of all calls."""
 
 from __future__ import annotations
 

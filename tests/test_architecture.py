@@ -1,4 +1,4 @@
-"""Imports point down, nothing goes round in circles, modules stay small, importing is light."""
+"""Imports point down, none form a circle, modules stay small, and importing is light."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""All or nothing: whatever strikes, and wherever, everything is as it was, and works.
+"""All or nothing: after any fault at any place, everything is as it was, and works.
 
-Each line of each operation is struck by ``python tests/faults.py``, which takes hours; here it is a
+``python tests/faults.py`` strikes each line of each operation, which takes hours; here it is a
 sample of them.
 """
 

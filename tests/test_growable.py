@@ -1,4 +1,4 @@
-"""The contract of `growable` and of what a growable model can do, one sentence at a time."""
+"""The contract of `growable` and of growable models, one sentence at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are broken or mean harm: refused, and nothing is changed, executed or blown up."""
+"""Files that are broken or malicious: refused, with nothing changed, executed or blown up."""
 
 from __future__ import annotations
 

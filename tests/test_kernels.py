@@ -1,4 +1,4 @@
-"""Kernels that round by shapes, so that every machine finds what takes bits for granted."""
+"""Kernels that round by shapes, so that every machine finds code that relies on equal bits."""
 
 from __future__ import annotations
 

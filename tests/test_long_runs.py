@@ -1,4 +1,4 @@
-"""Growing for long leaves nothing behind but what was added."""
+"""Growing for long leaves nothing behind but the added parts."""
 
 from __future__ import annotations
 

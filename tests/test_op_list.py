@@ -1,4 +1,4 @@
-"""Torch's own list of ops: whatever an op does to channels, growth is exact or does not happen."""
+"""Torch's own list of ops: growth after any op is exact, or does not happen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code of the README and of the pages in docs/ runs as it stands there."""
+"""The code in the README and the pages in docs/ runs as written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A strange model works exactly, or is refused in words: nothing internal escapes."""
+"""A strange model works exactly, or an error explains the refusal: nothing internal escapes."""
 
 from __future__ import annotations
 

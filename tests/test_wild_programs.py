@@ -1,4 +1,4 @@
-"""Random wild programs: growth leaves their outputs alone, or says why it does not do it."""
+"""Random wild programs: growth leaves their outputs alone, or gives a reason to refuse."""
 
 from __future__ import annotations
 

@@ -30,11 +30,11 @@ from splitgrow.utils.rollback import Undo, temporarily
 
 
 class Body:
-    """What tasks share: a growable model whose head is taken off, and who owns its weights.
+    """The shared part of all tasks: a growable model without its head, and its weights' owners.
 
     Attributes:
         model: The model; it returns features `(N, width)`. Its parameters never train themselves:
-            they hold what tasks have learned, and zeros or initial values where nobody has yet.
+            they hold the weights of learned tasks, and zeros or initial values where free.
         inputs: The example inputs.
         head: The path where the head was; None if the model has none.
         owners: For each shared tensor, by its slot's name, the tasks that own its weights: 1 for
@@ -81,7 +81,7 @@ class Body:
 
     @property
     def handle(self) -> Handle:
-        """What can be done with the model."""
+        """The calls that edit the model."""
         return handle(self.model)
 
     @property
@@ -91,12 +91,12 @@ class Body:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The device of the model."""
         tensor = next((slot.tensor for slot in self._slots.values()), None)
         return tensor.device if tensor is not None else torch.device("cpu")
 
     def renew(self) -> None:
-        """Takes note of tensors that have come with growth: nobody owns them, none trains."""
+        """Finds the tensors that have come with growth: nobody owns them, none trains."""
         self._slots = slots_of(self.model)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
@@ -105,11 +105,11 @@ class Body:
                 self.owners[name] = no_owners(slot.tensor)
 
     def copied(self) -> Body:
-        """A body of the same values, with tensors of its own."""
+        """A body with the same values in tensors of its own."""
         return copy.deepcopy(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Body:
-        """Copies all but the slots, which are those of the copied model."""
+        """Copies all but the slots, which are found anew in the copied model."""
         twin: Body = object.__new__(type(self))
         memo[id(self)] = twin
         vars(twin).update(
@@ -120,12 +120,12 @@ class Body:
 
     @contextmanager
     def reading(self, values: Mapping[str, Tensor]) -> Iterator[Any]:
-        """Has the model read other tensors in place of its own, inside a ``with`` block."""
+        """Makes the model read other tensors in place of its own, inside a ``with`` block."""
         with substituted(self._slots, values):
             yield self.model
 
     def new_head(self, classes: int) -> nn.Linear:
-        """A linear layer that reads the features, with values that are drawn."""
+        """A linear layer that reads the features, with random values."""
         features = self._features()
         device, dtype = features.device, features.dtype
         return nn.Linear(features.shape[1], classes, device=device, dtype=dtype)
@@ -146,11 +146,11 @@ class Body:
         return found
 
     def grow(self, factor: float, initializer: str | Initializer = "zero") -> Edit | None:
-        """Widens every layer inside by about a factor; what is new belongs to nobody.
+        """Widens every layer inside by about a factor; nobody owns the new weights.
 
         Args:
-            factor: By how much; 1.5 adds half of the original width.
-            initializer: What gives new units their values.
+            factor: The factor; 1.5 adds half of the original width.
+            initializer: Gives new units their values.
 
         Returns:
             The edit; None if nothing can grow by so little.
@@ -176,11 +176,11 @@ class Body:
     def grow_units(
         self, growth: Mapping[int, int], initializer: str | Initializer = "zero"
     ) -> Edit:
-        """Gives groups of channels some units; what is new belongs to nobody.
+        """Adds units to groups of channels; nobody owns the new weights.
 
         Args:
-            growth: How many units, by the group's number in the channel graph.
-            initializer: What gives them their values.
+            growth: The number of units, by the group's number in the channel graph.
+            initializer: Gives new units their values.
         """
         history = history_of(self.model)
 
@@ -221,11 +221,11 @@ class Body:
         return plain
 
     def free(self, name: str) -> Tensor:
-        """Where the weights of a shared tensor belong to nobody."""
+        """The free weights of a shared tensor, as bools."""
         return self.owners[name] == 0
 
     def give(self, name: str, mask: Tensor, values: Tensor, task: int) -> None:
-        """Makes weights a task's own, with their values."""
+        """Gives weights to a task, with their values."""
         tensor = self._slots[name].tensor
         with torch.no_grad():
             tensor.copy_(torch.where(mask, values.to(tensor.dtype), tensor))
@@ -238,19 +238,19 @@ class Body:
                 self._slots[name].tensor.copy_(value)
 
     def own_all(self, task: int) -> None:
-        """Makes all weights that belong to nobody a task's own, as they are."""
+        """Gives all free weights to a task, as they are."""
         for name in self.owners:
             self.owners[name] = owned_by(self.owners[name], self.free(name), task)
 
     def release(self) -> None:
-        """Sets the weights that belong to nobody to zero."""
+        """Sets the free weights to zero."""
         with torch.no_grad():
             for name, slot in self.shared.items():
                 slot.tensor.masked_fill_(self.free(name), 0.0)
 
     @property
     def owner_bits(self) -> int:
-        """How many bits it takes to tell the owner of one weight."""
+        """The number of bits that tell the owner of one weight."""
         latest = max((int(each.max()) for each in self.owners.values() if each.numel()), default=0)
         return math.ceil(math.log2(latest + 1)) if latest else 0
 
@@ -267,7 +267,7 @@ def _run_in_evaluation(
     inputs: tuple[Any, ...],
     outputs: Mapping[str, list[Any]] | None = None,
 ) -> Any:
-    """The output in evaluation mode; those of modules are put into the lists at their paths."""
+    """The output in evaluation mode; modules append their outputs to the lists at their paths."""
     preserve_(model, undo)
     for path, given in (outputs or {}).items():
         model.get_submodule(path).register_forward_hook(partial(_append, given))

@@ -1,4 +1,4 @@
-"""Learning to a goal: growth as long as a task falls short of it, pruning as long as it holds."""
+"""Learning to a goal: growth while a task misses it, pruning while the task holds it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from splitgrow.continual.tasks import Task
 from splitgrow.continual.training import Training
 
 _SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Up to which a task is pruned, one after the other (the published script's)."""
+"""The sparsities to which a task is pruned, in this order (the published script's)."""
 
 
 @dataclass
 class _State:
-    """A state of a study that may be kept."""
+    """A state of a study that pruning may return to."""
 
     sparsity: float
     accuracy: float
@@ -30,24 +30,24 @@ class _State:
 
 
 class CompactingLearner(MaskedLearner):
-    """What CPG and Pack and Expand share.
+    """The common part of CPG and Pack and Expand.
 
     Args:
         goal: The accuracy that a task is to reach, from 0 to 1: one number, or one by task name.
-            None to train a network of the same kind on the task alone, for as many epochs, and to
-            take what that reaches.
-        tolerance: By how much a pruned state may fall short of the goal.
-        growth: How many more weights a growth gives, as a share of the first network's.
-        largest: The largest expansion: how many times the first network's weights there may be.
+            None to train a network of the same architecture on the task alone, for as many epochs,
+            and to take the accuracy that it reaches.
+        tolerance: The difference by which a pruned state may miss the goal.
+        growth: The weights that one growth adds, as a share of the first network's.
+        largest: The largest expansion: the number of weights, in multiples of the first network's.
         prune_epochs: The epochs of every step of pruning; a fifth of the training's by default.
-        sparsities: The shares of a task's weights that are pruned one after the other.
-        patience: After how many sparsities in a row that miss the goal pruning ends; None to try
-            all of them, since a sparser state may hold the goal again.
+        sparsities: The shares of a task's weights to prune, one after the other.
+        patience: The number of sparsities in a row that may miss the goal before pruning ends; None
+            to try all of them, since a sparser state may hold the goal again.
         retrain_epochs: The epochs in which picks and weights train again after pruning; as many
             as the training's by default.
         prune_lr: The learning rate while pruning, as a share of the training's.
-        expected_tasks: How many tasks there will be; None if that is not known.
-        **common: What every learner takes; see `Learner`.
+        expected_tasks: The number of all tasks; None if that is not known.
+        **common: The arguments of every learner; see `Learner`.
     """
 
     picks: ClassVar[Picks | None]
@@ -131,17 +131,17 @@ class CompactingLearner(MaskedLearner):
                 return study, reached
 
     def _expanded(self, task: Task) -> bool:
-        """Widens the body by one step, if that is within bounds."""
+        """Widens the body by one step, if the bounds allow it."""
         body = self.body
         target = min(self.largest, body.size / body.weights + self.growth)
-        # Widths go with the root of weights, since a layer has outputs times inputs.
+        # Widths go with the square root of weights, since a layer has outputs times inputs.
         factor = math.sqrt(target * body.weights / body.size)
         if target * body.weights < body.size * 1.01:
             return False
         return self._grow(task, factor)
 
     def _compacted_to(self, study: Study, task: Task, kept: _State, goal: float) -> _State:
-        """The sparsest state that holds the goal, or that leaves room for the tasks to come."""
+        """The sparsest state that holds the goal, or that leaves room for future tasks."""
         held = kept.accuracy >= goal
         wanted = goal if held else None
         initial = {name: int(mask.sum()) for name, mask in study.mine.items()}
@@ -162,7 +162,7 @@ class CompactingLearner(MaskedLearner):
         return kept
 
     def _least_sparsity(self) -> float:
-        """How far a task is pruned that falls short of its goal at the largest expansion."""
+        """The share to prune of a task that misses its goal at the largest expansion."""
         if self.expected_tasks is None:
             return 0.0
         left = max(0, self.expected_tasks - self._next)
@@ -171,9 +171,9 @@ class CompactingLearner(MaskedLearner):
     def _prune_to(
         self, study: Study, task: Task, initial: Mapping[str, int], span: tuple[float, float]
     ) -> None:
-        """Prunes from one sparsity to another while training goes on; the picks stay."""
+        """Prunes from one sparsity to another during training; the picks stay."""
         steps = self.prune_epochs * len(self.batches(task.train))
-        # Half of the steps are left for what remains to settle.
+        # Half of the steps are left for the remaining weights to settle.
         schedule = GradualPruning(*span, steps=max(1, steps // 2), every=max(1, steps // 20))
 
         def prune(step: int) -> None:
@@ -197,7 +197,7 @@ class CompactingLearner(MaskedLearner):
         )
 
     def _retrained(self, study: Study, task: Task, kept: _State) -> _State:
-        """Trains picks and weights again, and keeps that if it is better."""
+        """Trains picks and weights again, and keeps the result if it is better."""
         study.reset_scores()
         self._train(study, task, "retrain", epochs=self.retrain_epochs)
         reached = self._judge(study, task, "retrain", kept.accuracy)

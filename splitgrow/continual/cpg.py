@@ -1,4 +1,4 @@
-"""CPG: pick from what earlier tasks own, grow where that is too little, and make compact."""
+"""CPG: pick from the weights of earlier tasks, grow if they are too few, and make compact."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ class CPG(CompactingLearner):
 
     For every task, section 3:
 
-    1. *Picking.* Scores pick, of what earlier tasks own, the weights that help, and the weights
-       that are free train along with them: :math:`M \odot W^P_{1:k}` and :math:`W^E_k`.
-    2. *Growing.* As long as the task falls short of its goal, all layers gain units, and the task
-       begins anew, up to a largest expansion.
+    1. *Picking.* Scores pick, from the weights of earlier tasks, those that help, and the free
+       weights train along with them: :math:`M \odot W^P_{1:k}` and :math:`W^E_k`.
+    2. *Growing.* While the task misses its goal, all layers gain units, and the task begins again,
+       up to a largest expansion.
     3. *Compacting.* The task's own weights are pruned little by little, by magnitude, on a cubic
-       schedule, and the sparsest state that holds the goal is kept. What was pruned is free.
-    4. *Retraining.* The scores begin anew and train with the weights that are left; that is kept
-       where it is better.
+       schedule, and the sparsest state that holds the goal is kept. Pruned weights are free.
+    4. *Retraining.* The scores begin again and train with the remaining weights; the result is kept
+       if it is better.
 
-    Differences to the published code: growth takes place in the process, without a restart; and
+    Differences from the published code: growth takes place in the process, without a restart, and
     decisions are made on validation data unless ``decide_on="test"`` asks for the test data, as in
-    that code. A task that falls short of its goal at the largest expansion is pruned so far that
-    the tasks to come have room, if `expected_tasks` tells how many these are; the code does the
-    same.
+    that code. If a task misses its goal at the largest expansion, it is pruned so far that future
+    tasks have room, if `expected_tasks` gives their number; the code does the same.
 
     Args:
         **options: See `CompactingLearner`.

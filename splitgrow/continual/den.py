@@ -1,4 +1,4 @@
-"""Dynamically expandable networks: retraining what a task needs, growing, splitting what drifts."""
+"""Dynamically expandable networks: selective retraining, expansion, and splits of drifted units."""
 
 from __future__ import annotations
 
@@ -36,74 +36,73 @@ from splitgrow.continual.units import Units
 class DEN(SelectiveLearner):
     r"""Dynamically Expandable Networks (Yoon et al., Lifelong Learning with DEN, ICLR 2018).
 
-    A unit is a channel with everything that makes it and on all positions where it lies, as the
-    channel graph has it: the layers of a residual path make its units together, flattening puts one
-    on several features. So any depth and architecture will do. Its incoming weights :math:`w_i` are
-    its rows in all layers that make it.
+    A unit is a channel with all layers that make it and on all positions where it lies, as in the
+    channel graph: the layers of a residual path make its units together, and flattening puts one
+    unit on several features. So the method fits any depth and architecture. The incoming weights
+    :math:`w_i` of a unit are its rows in all layers that make it.
 
-    The first task trains all weights under :math:`L(W) + \mu \|W\|_1`. A later one goes through the
-    steps of the paper's section 3:
+    The first task trains all weights under :math:`L(W) + \mu \|W\|_1`. A later one takes the steps
+    of the paper's section 3:
 
-    1. *Selective retraining.* Only its head is trained, with an L1 norm. From those weights of the
-       head that are not zero, a breadth-first search goes backwards through all weights that are
-       not zero. Only weights between the units that it finds are trained, with an L2 norm.
-    2. *Dynamic expansion*, if it falls short of `threshold`. Every layer gains `units`, in a trial
-       on a copy of the network, where only what is new trains, with an L1 norm and a group lasso,
+    1. *Selective retraining.* Only its head is trained, with an L1 norm. A breadth-first search
+       starts at the nonzero weights of the head and goes backwards through all nonzero weights.
+       Only weights between the units that it finds are trained, with an L2 norm.
+    2. *Dynamic expansion*, if it misses `threshold`. Every layer gains `units`, in a trial on a
+       copy of the network. There only the new weights train, with an L1 norm and a group lasso,
 
        .. math:: L(W^N) + \mu \|W^N\|_1 + \gamma \sum_g \|W^N_g\|_2.
 
-       A new unit's group is its incoming weights; of a unit that goes through batch, instance or
-       group norms, the scales of these, since the size of its weights has no effect there. Units
-       whose group comes out as zero are useless. The network grows by the others only.
-    3. *Splitting and duplication.* A unit whose incoming weights have drifted,
-       :math:`\rho_i = \|w_i^t - w_i^{t-1}\|_2 > \sigma`, gets those of before back, and a new unit
-       gets the new ones. Then what was chosen or is new trains once more. Here and in selective
-       retraining, weights are kept near to what they were by
-       :math:`\lambda \|W - W^{t-1}\|_2^2`.
+       The group of a new unit is its incoming weights; if it goes through batch, instance or group
+       norms, the scales of these, since the size of its weights has no effect there. Units whose
+       group ends as zero are useless. The network grows by the others only.
+    3. *Splitting and duplication.* If the incoming weights of a unit have drifted,
+       :math:`\rho_i = \|w_i^t - w_i^{t-1}\|_2 > \sigma`, it gets its earlier ones back, and a new
+       unit gets the new ones. Then all chosen and new weights train once more. Here and in
+       selective retraining, :math:`\lambda \|W - W^{t-1}\|_2^2` keeps weights near their earlier
+       values.
     4. *Timestamped inference.* A task's network has the units that there were when it was learned,
        never any that came later.
 
-    What is guaranteed: of what earlier tasks see, no unit's incoming weights are further than
-    :math:`\sigma` from what they were before the task, in the 2-norm of all of them together; after
-    n more tasks, than :math:`n \sigma`. Weights that are not between chosen units stay bit for bit,
-    and so do an earlier task's biases, what its norms have and its head. A task's outputs are
-    therefore bit for bit the same until a weight of its network is retrained; with ``drift=0`` for
-    ever. The outputs of a task that shares retrained weights do change, by whatever that makes of
-    them.
+    The guarantee: of the units that earlier tasks see, none has incoming weights further than
+    :math:`\sigma` from those before the task, in the 2-norm of all of them together; after n more
+    tasks, than :math:`n \sigma`. Weights that are not between chosen units stay bit for bit, and so
+    do an earlier task's biases, its norms' tensors and its head. A task's outputs are therefore bit
+    for bit the same until a weight of its network is retrained; with ``drift=0`` forever. The bound
+    holds for weights: the outputs of a task that shares retrained weights do change.
 
-    Differences to the paper: what bounds the drift is a projection of every unit's incoming weights
-    into the ball of radius :math:`\sigma` around what they were, after each step of the last
-    training; in the paper nothing keeps them from drifting again. Units that cannot be duplicated,
+    Differences from the paper: a projection of every unit's incoming weights into the ball of
+    radius :math:`\sigma` around their earlier values, after each step of the last training, bounds
+    the drift; in the paper nothing keeps them from drifting again. Units that cannot be duplicated,
     since their width is tied to something that cannot grow, are held in that ball in place of being
-    split. Whether to grow is decided by an accuracy, not by a loss. All norms are proximal steps
-    scaled by the learning rate, so that zeros are exact and the factors are those of the equations.
-    A new unit begins with its group half as large as what the group lasso takes off in that
-    training, if its length is known, but with no less than a twentieth of what is drawn: so what
-    the loss does not hold up is zero before the end of a short training, too. A new unit whose
-    group is zero is silenced at once: what reads it is set to zero as well, and so taking it out
-    changes nothing, where the paper drops its bias. Earlier units may read new ones, which only the
-    new task sees; those that have a duplicate to read go on reading the old unit, and begin with
-    zero for the duplicate, while new units and the head read it in place of the old one. Biases and
-    norms are every task's own; what does not run along channels, such as a position embedding,
-    trains with the first task alone. If nothing was split or held back, there is no last training.
+    split. An accuracy decides on growth, not a loss. All norms are proximal steps scaled by the
+    learning rate, so that zeros are exact and the factors are those of the equations. A new unit
+    begins with its group half as large as the group lasso removes in that training, if its length
+    is known, but not below a twentieth of the drawn size: so a unit that the loss does not hold up
+    is zero before the end of a short training, too. A new unit whose group is zero is silenced at
+    once: the weights that read it become zero as well, so its removal changes nothing, where the
+    paper drops its bias. Earlier units may read new ones, which only the new task sees. Those that
+    have a duplicate to read go on reading the old unit, and begin with zero for the duplicate,
+    while new units and the head read it in place of the old one. Biases and norms are every task's
+    own; tensors that do not run along channels, such as a position embedding, train with the first
+    task alone. If nothing was split or held back, there is no last training.
 
     Args:
-        threshold: The accuracy on the data that decisions are made on, from 0 to 1, below which a
-            task expands the network; one for all tasks, or one by task name. None for what a
-            network of the same kind reaches that is trained on the task alone.
+        threshold: The accuracy below which a task expands the network, from 0 to 1, on the data
+            that decisions are made on; one for all tasks, or one by task name. None for that of a
+            network of the same architecture that is trained on the task alone.
         drift: The threshold :math:`\sigma` of drift, and its bound: 0 to forget nothing, at the
             price of a duplicate of every unit that is retrained; ``math.inf`` to never split.
-        units: How many channels every layer gains, before useless units are taken out; 0 to never
-            expand. Where they only come in larger steps (heads, groups), the next larger number.
-        largest: How many times the first network's weights there may be for an expansion to begin;
-            None for no bound. Splitting is not bounded, since it is what bounds the drift.
+        units: The channels that every layer gains, before useless units are removed; 0 to never
+            expand. If they only come in larger steps (heads, groups), the next larger number.
+        largest: The most weights, in multiples of the first network's, at which an expansion may
+            begin; None for no bound. Splitting has no bound, since it bounds the drift.
         l1: The factor :math:`\mu` of L1 norms.
-        l2: The weight decay, in place of the training's, wherever there is no L1 norm.
+        l2: The weight decay, in place of the training's, in all steps without an L1 norm.
         group_lasso: The factor :math:`\gamma` of the group lasso.
-        pull: The factor :math:`\lambda` with which weights are kept near to what they were.
+        pull: The factor :math:`\lambda` that keeps weights near their earlier values.
         select_epochs: The epochs of training the head alone; half of the training's by default.
         settle_epochs: The epochs of the last training; half of the training's by default.
-        **common: What every learner takes; see `Learner`.
+        **common: The arguments of every learner; see `Learner`.
 
     Example:
         >>> import torch
@@ -185,7 +184,7 @@ class DEN(SelectiveLearner):
         )
 
     def _learn_more(self, course: Course, goal: float) -> dict[str, Any]:
-        """Learns a task after others; returns what there is to say of it."""
+        """Learns a task after others; returns the details for its record."""
         self._select(course)
         details: dict[str, Any] = {"goal": goal, "selected": course.units.counts(course.chosen)}
         reached = details["after retraining"] = self._retrain(course, goal)
@@ -198,7 +197,7 @@ class DEN(SelectiveLearner):
         return self.largest is None or self.body.size < self.largest * self.body.weights
 
     def _expand(self, course: Course) -> dict[str, Any]:
-        """Grows by those of some new units that turn out to be of use."""
+        """Grows by those of some new units that prove useful."""
         units, values = course.units, course.values
         growth = {group: -(-self.units // units.step(group)) for group in units.growing}
         if not growth:
@@ -256,7 +255,7 @@ class DEN(SelectiveLearner):
         return study, fresh & (wider.sizes(groups) == 0)
 
     def _split(self, course: Course) -> dict[str, Any]:
-        """Gives earlier tasks their units back where they have drifted, and trains once more."""
+        """Gives earlier tasks their drifted units back, and trains once more."""
         drifts = self._drifts(course)
         drifted = course.units.chosen(drifts > self.drift)
         details: dict[str, Any] = {"drift before splitting": float(drifts.max())}
@@ -278,7 +277,7 @@ class DEN(SelectiveLearner):
     def _duplicate(
         self, course: Course, growth: Mapping[int, int], twins: Mapping[Unit, Unit]
     ) -> None:
-        """Adds duplicates of units, which get back what they were."""
+        """Adds duplicates of units, and gives the units their earlier weights back."""
         units = course.units
         torch.manual_seed(seed_of(self.seed, self._next, "split"))
         study = self._study(course, {})
@@ -290,7 +289,7 @@ class DEN(SelectiveLearner):
         course.chosen |= {*twins}
 
     def _settle(self, course: Course) -> None:
-        """Trains what is chosen once more, held near to what it was."""
+        """Trains the chosen weights once more, held near to their earlier values."""
         mine = course.units.between(course.chosen)
         study = self._study(course, mine)
         keep, weights = self._keep_to_chosen(course), {n: study.weight(n) for n in study.mine}

@@ -1,4 +1,4 @@
-"""What a learner tells its callbacks while it learns."""
+"""The events that a learner sends to its callbacks while it learns."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class EpochDone:
 
     Attributes:
         task: The task's name.
-        stage: What is being trained: "train", "prune to 0.3", ...
+        stage: The name of the training: "train", "prune to 0.3", ...
         epoch: The number of the epoch in this stage, from 1.
-        epochs: How many the stage has.
+        epochs: The number of epochs of the stage.
         loss: The mean loss.
-        accuracy: On the training data, on the way.
+        accuracy: The accuracy on the training data, measured during training.
     """
 
     task: str
@@ -30,13 +30,13 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Judged:
-    """An accuracy that a decision is made by.
+    """An accuracy that decides something.
 
     Attributes:
         task: The task's name.
-        stage: After which stage.
-        accuracy: On the data that decisions are made on.
-        goal: What it is compared with; None if with nothing.
+        stage: The stage before it.
+        accuracy: The accuracy on the data that decisions are made on.
+        goal: The accuracy that it is compared with; None if there is none.
     """
 
     task: str
@@ -47,12 +47,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class Grown:
-    """A growth of what tasks share.
+    """A growth of the body.
 
     Attributes:
         task: The task that needed it.
-        weights: How many weights are shared from here on.
-        expansion: These, divided by those at first.
+        weights: The number of shared weights after it.
+        expansion: That number, divided by the one at first.
     """
 
     task: str
@@ -62,13 +62,13 @@ class Grown:
 
 @dataclass(frozen=True)
 class TaskLearned:
-    """A task that is learned.
+    """A learned task.
 
     Attributes:
         task: Its name.
-        accuracy: On the data that decisions are made on.
-        seconds: How long it took.
-        details: What the method has to say of it.
+        accuracy: The accuracy on the data that decisions are made on.
+        seconds: The time to learn it.
+        details: The method's own figures on it.
     """
 
     task: str
@@ -93,7 +93,7 @@ class TensorBoard:
         self._steps: dict[str, int] = {}
 
     def __call__(self, event: Event) -> None:
-        """Writes what an event tells."""
+        """Writes the numbers of an event."""
         task = event.task
         if isinstance(event, EpochDone):
             step = self._steps[task] = self._steps.get(task, 0) + 1

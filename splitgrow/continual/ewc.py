@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: springs on what earlier tasks need."""
+"""Elastic weight consolidation: springs on the weights that earlier tasks need."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from splitgrow.errors import CheckpointError
 class EWC(Finetuning):
     r"""Elastic weight consolidation (Kirkpatrick et al., Overcoming catastrophic forgetting, 2017).
 
-    What earlier tasks need is held by springs:
+    Springs hold the weights that earlier tasks need:
 
     .. math:: L(\theta) + \tfrac{\lambda}{2} \sum_j \sum_i F^{(j)}_i (\theta_i - \theta^{(j)}_i)^2
 
     (equation 3), with the diagonal of the Fisher information :math:`F^{(j)}` at the values
-    :math:`\theta^{(j)}` with which task j was learned. The sum over tasks is kept as one quadratic,
-    which takes the memory of two networks whatever the number of tasks.
+    :math:`\theta^{(j)}` with which task j was learned. One quadratic keeps the sum over tasks, so
+    the memory is that of two networks for any number of tasks.
 
-    Differences to the paper: no spring is stiffer than the learning rate allows. With :math:`F` the
-    sum over tasks, it has the stiffness :math:`\lambda F / (1 + \eta \lambda F)` in place of
-    :math:`\lambda F`, so that training with a large :math:`\lambda` does not diverge.
+    Differences from the paper: no spring is stiffer than the learning rate allows. With :math:`F`
+    the sum over tasks, the stiffness is :math:`\lambda F / (1 + \eta \lambda F)` in place of
+    :math:`\lambda F`, so training with a large :math:`\lambda` does not diverge.
 
     Args:
         strength: The factor :math:`\lambda`.
-        samples: From how many examples of a task its Fisher information is estimated, one by one
-            with the labels that the network itself draws.
-        **common: What every learner takes; see `Learner`.
+        samples: The number of a task's examples that estimate its Fisher information, one by one,
+            with labels drawn from the network's own outputs.
+        **common: The arguments of every learner; see `Learner`.
     """
 
     method = "ewc"
@@ -54,7 +54,7 @@ class EWC(Finetuning):
         self.strength, self.samples = strength, samples
         self._fisher: dict[str, Tensor] = {}
         self._pull: dict[str, Tensor] = {}
-        """The sums of Fisher information, and of it times the values that it was taken at."""
+        """The sums of Fisher information, and of its product with the values it was taken at."""
 
     def _learn(self, task: Task, number: int) -> TaskRecord:
         study = self._study(task)

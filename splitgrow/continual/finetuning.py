@@ -14,13 +14,13 @@ from splitgrow.continual.training import cross_entropy
 
 
 class Finetuning(Learner):
-    """Naive finetuning: nothing is done against forgetting.
+    """Naive finetuning: it does nothing against forgetting.
 
-    The body belongs to no task: every task goes on from where the last one left it, and changes it
-    for all of them. Only the heads are every task's own.
+    The body belongs to no task: every task starts from the weights the last one left, and changes
+    them for all tasks. Every task has a head of its own.
 
     Args:
-        **common: What every learner takes; see `Learner`.
+        **common: The arguments of every learner; see `Learner`.
     """
 
     method = "finetuning"
@@ -38,7 +38,7 @@ class Finetuning(Learner):
         return cross_entropy(network, x, y)
 
     def _taken_over(self, study: Study, task: Task, number: int) -> TaskRecord:
-        """Makes the body what a study has come to."""
+        """Takes over the values of a study into the body."""
         accuracy = self._judge(study, task, "train")
         own = {name: study.weight(name).detach() for name in study.mine}
         self.body.set_values({**own, **study.own_values()})

@@ -1,4 +1,4 @@
-"""Joint training: all tasks at once, which a learner of one after the other cannot have."""
+"""Joint training: all tasks at once, which a learner of one task after the other cannot have."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Joint(Finetuning):
     """One network for all tasks, trained on all of their data in mixed batches.
 
     `learn_all` trains it once. `learn` trains it anew, from the model's first values, on the data
-    of all tasks so far, which are kept for that.
+    of all tasks so far, which the learner keeps.
 
     Args:
-        **common: What every learner takes; see `Learner`.
+        **common: The arguments of every learner; see `Learner`.
     """
 
     method = "joint"
@@ -51,7 +51,7 @@ class Joint(Finetuning):
         allowed = (of_task[:, None] == of_task[None, :]).to(self.body.device)
 
         def loss(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            # Each example is judged among the classes of its own task.
+            # Each example is classified among its own task's classes only.
             logits = network(x).masked_fill(~allowed[y], -torch.inf)
             return F.cross_entropy(logits, y), logits
 
@@ -79,7 +79,7 @@ class Joint(Finetuning):
 
 
 def _heads(head: nn.Linear, counts: Sequence[int]) -> list[nn.Linear]:
-    """The parts of a head that give each task's logits."""
+    """The parts of a head that compute each task's logits."""
     found = []
     for weight, bias in zip(
         *(torch.split(t, list(counts)) for t in head.parameters()), strict=True
@@ -92,7 +92,7 @@ def _heads(head: nn.Linear, counts: Sequence[int]) -> list[nn.Linear]:
 
 
 def _mixed(tasks: Sequence[Task]) -> Data:
-    """The training data of tasks, with labels that tell the classes of all of them apart.
+    """The training data of tasks, with labels shifted so that all classes differ.
 
     Raises:
         ValueError: If a task has a loader, whose examples cannot be mixed with others.
@@ -111,7 +111,7 @@ def _mixed(tasks: Sequence[Task]) -> Data:
 
 
 class _Shifted(Dataset[Any]):
-    """Data whose labels begin at another number."""
+    """Data whose labels are shifted by an offset."""
 
     def __init__(self, data: Dataset[Any], offset: int) -> None:
         self._data, self._offset = data, offset
@@ -125,6 +125,6 @@ class _Shifted(Dataset[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         x, y = self._data[index]
-        # As 64-bit integers: labels of one byte would begin anew behind 255.
+        # As 64-bit integers: labels of one byte would overflow above 255.
         y = labels(y) if isinstance(y, Tensor) and y.dim() else operator.index(y)
         return x, y + self._offset

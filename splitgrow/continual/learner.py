@@ -1,4 +1,4 @@
-"""What all methods of continual learning have in common."""
+"""The base of all methods of continual learning."""
 
 from __future__ import annotations
 
@@ -33,42 +33,42 @@ _CACHED = 4  # networks that are kept ready to predict
 class Learner:
     """Learns one task after the other; the base of all methods.
 
-    The model is copied and its head taken off: every task gets a linear head of its own. Which
-    task an input belongs to is told, not guessed (task-incremental learning).
+    The model is copied and its head removed: every task gets a linear head of its own. The task of
+    an input must be given, it is not inferred (task-incremental learning).
 
     Args:
         model: Any model that `splitgrow.growable` takes, which classifies or returns features.
         example_inputs: A tensor, or a tuple of the positional arguments of an example call.
         head: The path of the model's last linear layer; "auto" finds it. None if the model returns
             features `(N, width)`.
-        training: How networks are trained.
-        decide_on: What decisions are made on: "validation" data, or the "test" data, as published
-            code of some methods has it; see `Protocol`.
-        validation_share: How much of a task's training data is set apart to decide on, if it has
-            no validation data.
-        seed: Of everything that is drawn.
-        callbacks: Are told of what happens; see `splitgrow.continual.Event`.
-        directory: Where to keep what is learned, and what is being learned: a learner that is made
-            again there with `resume` goes on where it was killed. None to keep nothing.
-        save_every: After how many seconds a training that is under way is written again.
+        training: The settings of training.
+        decide_on: The data for decisions: "validation" data, or the "test" data, as published code
+            of some methods has it; see `Protocol`.
+        validation_share: The share of a task's training data that is set apart for decisions, if it
+            has no validation data.
+        seed: The seed of all random numbers.
+        callbacks: Functions that take each event; see `splitgrow.continual.Event`.
+        directory: Where to keep the learned tasks and the one in progress: a learner made again
+            there continues with `resume` where it was killed. None to keep nothing.
+        save_every: The seconds after which a training in progress is written again.
 
     Attributes:
-        training: How networks are trained.
-        decide_on: What decisions are made on.
-        seed: Of everything that is drawn.
+        training: The settings of training.
+        decide_on: The data for decisions.
+        seed: The seed of all random numbers.
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If one makes no sense, or the model has no such head.
+        ValueError: If one is out of range, or the model has no such head.
         UnsupportedModelError: If no head is found, or the features are no matrix.
     """
 
     method: ClassVar[str]
     """The name of the method."""
     frozen: ClassVar[bool] = True
-    """Whether what a task has learned stays as it is, bit for bit."""
+    """Whether the values of a learned task stay the same, bit for bit."""
     settings: ClassVar[tuple[str, ...]] = ()
-    """The names of the arguments that the method has besides these."""
+    """The names of the arguments that the method adds to these."""
 
     def __init__(  # noqa: PLR0913
         self,
@@ -96,7 +96,7 @@ class Learner:
         self._networks: dict[str, nn.Module] = {}
         self._stages = Stages(None, "", None)
 
-    # -- what users call -------------------------------------------------------------------------
+    # -- calls of users --------------------------------------------------------------------------
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -107,10 +107,10 @@ class Learner:
         """Learns a task.
 
         Args:
-            task: It, with its data.
+            task: The task, with its data.
 
         Returns:
-            What is kept of it.
+            The record of the task.
 
         Raises:
             TypeError: If it is no task.
@@ -118,7 +118,7 @@ class Learner:
             FloatingPointError: If the training has diverged.
             CheckpointError: If something cannot be written, or the directory is of another run.
 
-        Whatever fails, the learner is as before, and what was trained so far is in `directory`.
+        If it fails, the learner is as before, and the training so far is in `directory`.
         """
         return self._learn_together([task])[0]
 
@@ -129,12 +129,12 @@ class Learner:
     def network(self, task: str, *, compact: bool = True) -> nn.Module:
         """A task's network as a plain model of the user's class, in evaluation mode.
 
-        It has stock layers with the widths that the body had when the task was learned, the weights
-        that the task sees, its own norms and biases, and its head.
+        It has stock layers with the widths of the body when the task was learned, the weights that
+        the task sees, its own norms and biases, and its head.
 
         Args:
             task: The task's name.
-            compact: Whether units that nothing reads or that are always zero are taken out. That
+            compact: Whether to remove units that nothing reads or that are always zero. That
                 changes the order of sums, and so the last bits of the outputs.
 
         Raises:
@@ -155,7 +155,7 @@ class Learner:
         return logits
 
     def evaluate(self, data: Data, *, task: str) -> float:
-        """The share of examples that are told right.
+        """The share of examples that are classified correctly.
 
         Raises:
             ValueError: If no such task is learned.
@@ -163,11 +163,11 @@ class Learner:
         return accuracy(self._ready(task), self.batches(checked(data)))
 
     def report(self) -> Report:
-        """Sizes, accuracies and times of what is learned."""
+        """The sizes, accuracies and times of the learned tasks."""
         return report_of(self.method, self.decide_on, self.body, self.records)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Saves all that is learned to a file of safetensors, without pickle.
+        """Saves all learned tasks to a file of safetensors, without pickle.
 
         Raises:
             CheckpointError: If it cannot be written; a file that was there is untouched then.
@@ -175,7 +175,7 @@ class Learner:
         write_learned(self.body, self.records, path, kind=self._kind(), more=self._extra())
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Loads what `save` has written, into a learner that has learned nothing yet.
+        """Loads a file that `save` has written, into a learner that has not learned anything.
 
         Args:
             path: The file. The learner is made with the same model and arguments as the one that
@@ -192,10 +192,10 @@ class Learner:
         self.body, self.records = body, records
 
     def resume(self) -> bool:
-        """Takes over what a learner has left in `directory`, if it has.
+        """Takes over the state that a learner has left in `directory`, if it has.
 
         Returns:
-            Whether there was something.
+            Whether there was any.
 
         Raises:
             CheckpointError: If it is damaged, or of another method or other settings.
@@ -205,7 +205,7 @@ class Learner:
         self.load(self._directory / FILE)
         return True
 
-    # -- what methods define and use -------------------------------------------------------------
+    # -- for methods -----------------------------------------------------------------------------
 
     @property
     def _next(self) -> int:
@@ -213,12 +213,12 @@ class Learner:
         return len(self.records) + 1
 
     def _learned(self, tasks: Sequence[Task]) -> list[TaskRecord]:
-        """Learns tasks with the body, and returns what is to be kept; several only where asked."""
+        """Learns tasks with the body, and returns their records; several only where asked."""
         (task,) = tasks
         return [self._learn(task, self._next)]
 
     def _learn(self, task: Task, number: int) -> TaskRecord:
-        """Learns a task with the body, and returns what is to be kept.
+        """Learns a task with the body, and returns its record.
 
         Raises:
             NotImplementedError: Always; methods define it.
@@ -226,11 +226,11 @@ class Learner:
         raise NotImplementedError
 
     def _extra(self) -> Any:
-        """What else is to be saved."""
+        """Other data to save."""
         return None
 
     def _set_extra(self, extra: Any, body: Body) -> None:
-        """Takes over what `_extra` gave."""
+        """Takes over the data that `_extra` returned."""
 
     def _plain(self, record: TaskRecord) -> nn.Module:
         return self.body.plain(record.values(self.body), record.edit, record.head)
@@ -266,7 +266,7 @@ class Learner:
         return done
 
     def _judge(self, study: nn.Module, task: Task, what: str, goal: float | None = None) -> float:
-        """The accuracy that decisions are made by."""
+        """The accuracy that decides."""
         data = task.test if self.decide_on == "test" else task.validation
         assert data is not None
         found = accuracy(study, self.batches(data))
@@ -274,7 +274,7 @@ class Learner:
         return found
 
     def _grow(self, task: Task, factor: float, initializer: str | Initializer = "zero") -> bool:
-        """Widens the body for a task; returns whether anything has grown."""
+        """Widens the body for a task; returns whether anything grew."""
         torch.manual_seed(seed_of(self.seed, self._next, "grow", self.body.size))
         if self.body.grow(factor, initializer) is None:
             return False
@@ -294,11 +294,11 @@ class Learner:
         return study
 
     def _goal_of(self, task: Task, given: float | None) -> float:
-        """What a task is to reach: the accuracy given, or that of a network trained on it alone."""
+        """The goal of a task: the accuracy given, or that of a network trained on it alone."""
         return self._judge(self._trained_alone(task), task, "alone") if given is None else given
 
     def batches(self, data: Data) -> Batches:
-        """Batches of data, where the network lies."""
+        """Batches of data, on the network's device."""
         return Batches(data, self.training.batch_size, self.body.device)
 
     def _tell(self, event: Event) -> None:
@@ -308,7 +308,7 @@ class Learner:
     # -- inside ----------------------------------------------------------------------------------
 
     def _ready(self, task: str) -> nn.Module:
-        """A task's network, kept for the next time."""
+        """A task's network, cached."""
         network = self._networks.get(task)
         if network is None:
             network = self.network(task, compact=False)
@@ -346,7 +346,7 @@ class Learner:
     def _learn_on_a_copy(
         self, undo: Undo, tasks: Sequence[Task], stages: Stages
     ) -> list[TaskRecord]:
-        """Learns tasks on a copy of the body, which becomes the body if all goes well."""
+        """Learns tasks on a copy of the body, which becomes the body on success."""
         began = time.monotonic()
         keep_surroundings_(self.body.model, undo)
         since = undo.depth
@@ -376,7 +376,7 @@ class Learner:
             self.save(self._directory / FILE)
 
     def _kind(self) -> dict[str, Any]:
-        """What the learner is, as plain data: what another one has learned it cannot take over."""
+        """The method and its settings, as plain data; a file of other ones is refused."""
         kind = {
             "method": self.method,
             "training": dict(vars(self.training)),

@@ -1,4 +1,4 @@
-"""Learning without forgetting: earlier heads go on saying what they said."""
+"""Learning without forgetting: earlier heads keep their outputs on new data."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from splitgrow.continual.tasks import Task
 class LwF(Finetuning):
     r"""Learning without Forgetting (Li & Hoiem, ECCV 2016).
 
-    While a task is learned, the earlier tasks' heads are to go on giving on its inputs what they
-    gave before it, up to a temperature:
+    During training, the earlier tasks' heads are to keep the outputs on the new inputs that they
+    had before it, up to a temperature:
 
     .. math:: L_{new} + \lambda \sum_j L_{old}(y^{(j)}_o, \hat y^{(j)}_o)
 
     with the cross entropy of softened outputs, :math:`p'_i \propto p_i^{1/T}` (equations 2 and 3),
-    times T squared, so that its gradients do not depend on T. The earlier heads train along. Before
-    that the new head is trained by itself (the paper's warm-up step), so that what it says at
-    random does not disturb what the others read.
+    times T squared, so that its gradients do not depend on T. The earlier heads train along. The
+    new head first trains alone (the paper's warm-up step), so that its random outputs do not
+    disturb the features that the others read.
 
-    Differences to the paper: what earlier heads say is computed batch by batch, not once for all:
-    so it fits inputs that are augmented, too.
+    Differences from the paper: the outputs of earlier heads are computed batch by batch, not once
+    for all, so that inputs may be augmented.
 
     Args:
         strength: The factor :math:`\lambda`.
         temperature: T.
-        warmup_epochs: For how long the new head is trained by itself; 0 for not at all, None for a
-            fifth of the training's epochs.
-        **common: What every learner takes; see `Learner`.
+        warmup_epochs: For how long the new head trains alone; 0 for not at all, None for a fifth of
+            the training's epochs.
+        **common: The arguments of every learner; see `Learner`.
     """
 
     method = "lwf"

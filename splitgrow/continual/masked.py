@@ -1,4 +1,4 @@
-"""What methods have in common whose tasks own single weights of what they share."""
+"""The base of methods whose tasks own single weights of the body."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from splitgrow.continual.tasks import Task
 
 
 class MaskedLearner(Learner):
-    """A learner whose tasks own single weights of what they share."""
+    """A learner whose tasks own single weights of the body."""
 
     def _begin(
         self,
@@ -25,11 +25,11 @@ class MaskedLearner(Learner):
         picks: Picks | None = None,
         mine: Callable[[str], Tensor] | None = None,
     ) -> Study:
-        """A study that trains what is free, and sees what earlier tasks own.
+        """A study that trains free weights, and sees the weights of earlier tasks.
 
         Args:
-            task: What is studied.
-            picks: What scores make of what earlier tasks own; None to see all of it.
+            task: The task to learn.
+            picks: The form of picks of earlier tasks' weights; None to see all of them.
             mine: Where a shared tensor trains; by default where it is free.
         """
         body, view = self.body, TaskView(picks=picks)
@@ -41,7 +41,7 @@ class MaskedLearner(Learner):
             base = torch.where(others, tensor, torch.zeros_like(tensor))
             if bool(free.any()):
                 view.mine[name] = free
-            # What is read as it is stays a parameter of the body that is known not to train.
+            # A tensor that is read as it is stays a parameter of the body, which does not train.
             if not bool(free.all() if name in view.mine else torch.equal(base, tensor)):
                 view.base[name] = base
             if picks is not None and bool(others.any()):
@@ -52,7 +52,7 @@ class MaskedLearner(Learner):
         return study.to(body.device)
 
     def _commit(self, study: Study, task: Task, accuracy: float) -> TaskRecord:
-        """Makes what a study has learned the task's own."""
+        """Gives the values of a study to the task."""
         body, number = self.body, self._next
         packs = {}
         if study.view.picks is not None:

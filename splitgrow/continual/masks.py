@@ -1,7 +1,7 @@
-r"""Masks on single weights: whose they are, which of them are picked, and what a task sees of them.
+r"""Masks on single weights: their owners, the picked ones, and the tensor that a task sees.
 
-The values of a shared tensor, the numbers of the tasks that own its weights, and which of them a
-later task picks make the tensor that the task sees:
+The values of a shared tensor, the numbers of its weights' owners, and a later task's picks make the
+tensor that the task sees:
 
 .. math:: W_t = W \odot [o = t] + W \odot [0 < o < t] \odot M_t
 
@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 Picks: TypeAlias = Literal["binary", "ternary"]
-"""What a real-valued score becomes: 0 or 1, or -1, 0 or 1."""
+"""The values of a pick: 0 or 1, or -1, 0 or 1, made of a real-valued score."""
 
 SCORE, THRESHOLD = 0.01, 0.005
-"""The scores at first, and above which a weight is picked (Mallya et al., Piggyback, section 4)."""
+"""The first scores, and the score above which a weight is picked (Piggyback, section 4)."""
 
 
 def no_owners(tensor: Tensor) -> Tensor:
-    """The owners of a tensor's weights when nobody owns any: one byte for each."""
+    """The owners of a tensor with free weights only: one byte for each."""
     return torch.zeros(tensor.shape, dtype=torch.uint8, device=tensor.device)
 
 
@@ -36,7 +36,7 @@ def owned_by(owners: Tensor, mask: Tensor, task: int) -> Tensor:
 
 
 def picked(scores: Tensor, picks: Picks, threshold: float = THRESHOLD) -> Tensor:
-    """What scores pick: 0 or 1 for each, or -1, 0 or 1; in the scores' dtype."""
+    """The picks of scores: 0 or 1 for each, or -1, 0 or 1; in the scores' dtype."""
     chosen = (scores > threshold).to(scores.dtype)
     if picks == "ternary":
         chosen -= (scores < -threshold).to(scores.dtype)
@@ -44,9 +44,9 @@ def picked(scores: Tensor, picks: Picks, threshold: float = THRESHOLD) -> Tensor
 
 
 class _Seen(Function):
-    """What a task sees of a tensor while it is learned; see `seen`.
+    """The tensor that a task sees while it is learned; see `seen`.
 
-    Straight through: the scores receive the gradient of what they pick as if it were themselves.
+    Straight through: the scores receive the gradient of their picks as if it were their own.
     """
 
     @staticmethod
@@ -88,11 +88,11 @@ def seen(
 
     Args:
         own: The task's own values; None if it has none here.
-        mine: Where these are seen. What lies elsewhere in `own` has no effect, and receives no
-            gradient: neither momentum nor weight decay can move what other tasks own.
-        base: The values that earlier tasks own; zeros elsewhere.
+        mine: Where these are seen. Values elsewhere in `own` have no effect, and receive no
+            gradient: neither momentum nor weight decay can change weights of other tasks.
+        base: The values of earlier tasks' weights; zeros elsewhere.
         scores: Real-valued scores, one for each weight; None to see all of `base`.
-        how: What the scores become, and above which threshold they pick.
+        how: The form of the picks, and the threshold above which scores pick.
     """
     result: Tensor = _Seen.apply(own, mine, base, scores, how)  # type: ignore[no-untyped-call]
     return result

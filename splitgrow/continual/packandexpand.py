@@ -1,4 +1,4 @@
-"""Pack and Expand: what earlier tasks own, what is free, and growth where that is too little."""
+"""Pack and Expand: all weights of earlier tasks, the free ones, and growth if those are too few."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class PackAndExpand(CompactingLearner):
     The paper is called "Increasingly Packing Multiple Facial-Informatics Modules in A Unified
     Deep-Learning Model via Lifelong Learning".
 
-    A task trains the weights that are free while it sees all that earlier tasks own. As long as it
-    falls short of its goal, the network grows and the task begins anew; then it is pruned little by
-    little, to the sparsest state that holds the goal. It is CPG without picking: every weight of
-    earlier tasks is used, which is the inertia that CPG's authors name as its weakness.
+    A task trains the free weights while it sees all weights of earlier tasks. While it misses its
+    goal, the network grows and the task begins again; then it is pruned little by little, to the
+    sparsest state that holds the goal. It is CPG without picking: a task uses every weight of
+    earlier tasks, which CPG's authors call the inertia and weakness of this method.
 
-    Differences to the paper: goals, growth and pruning are as CPG's, so that the two differ in
+    Differences from the paper: goals, growth and pruning are as CPG's, so that the two differ in
     picking alone. Norms and biases are every task's own.
 
     Args:

@@ -1,4 +1,4 @@
-"""PackNet: every task trains what is free, and keeps the largest of it."""
+"""PackNet: every task trains the free weights, and keeps the largest of them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from splitgrow.continual.tasks import Task
 class PackNet(MaskedLearner):
     r"""PackNet (Mallya & Lazebnik, PackNet: Adding Multiple Tasks to a Single Network, CVPR 2018).
 
-    A task trains all weights that are free while it sees those of earlier tasks, section 3. Then a
-    share of what it has trained is pruned in every layer, the smallest by magnitude,
+    A task trains all free weights while it sees those of earlier tasks, section 3. Then a share of
+    its trained weights is pruned in every layer, the smallest by magnitude,
 
     .. math:: |w| \le \text{the } \lceil p\,n \rceil\text{-th smallest of the layer's } n,
 
-    and the rest is trained again for some epochs and is the task's from then on. What was pruned is
-    free for the next.
+    and the rest is trained again for some epochs and is the task's from then on. The pruned weights
+    are free for the next task.
 
-    Differences to the paper: norms and biases are every task's own, where the paper freezes them
+    Differences from the paper: norms and biases are every task's own, where the paper freezes them
     after the first. The share is the same for every layer and task, as in the paper.
 
     Args:
         prune: The share of a task's weights that is pruned: a number for every task, or "even" to
             leave each of `expected_tasks` as much.
         retrain_epochs: The epochs after pruning; half of the training's by default.
-        expected_tasks: How many tasks there will be; "even" needs it.
-        **common: What every learner takes; see `Learner`.
+        expected_tasks: The number of all tasks; "even" needs it.
+        **common: The arguments of every learner; see `Learner`.
 
     Example:
         >>> import torch
@@ -89,7 +89,7 @@ class PackNet(MaskedLearner):
 
 
 def prune_(study: Study, share: float) -> None:
-    """Prunes a share of what a study trains in every tensor, the smallest by magnitude."""
+    """Prunes a share of a study's trained weights in every tensor, the smallest by magnitude."""
     for name, mask in study.mine.items():
         keep = int(mask.sum()) - round(share * int(mask.sum()))
         study.keep_only(name, keep_largest(study.weight(name), mask, keep))

@@ -20,19 +20,19 @@ from splitgrow.utils.spans import laid_along, take
 
 @dataclass(frozen=True, eq=False)
 class UnitPart:
-    """What one block has of one of a layer's tensors.
+    """The part of one of a layer's tensors that lies in one block.
 
     Attributes:
         slot: The name of its slot in the body.
         layer: The layer's path.
         key: The tensor's name in the layer.
-        block: What the block is for.
+        block: The role of the block.
         shape: Its shape.
         shared: Whether tasks share it.
-        scales: Whether it is what a norm scales units by, whatever the size of what makes them.
+        scales: Whether a norm scales units by it, for any size of the weights that make them.
         dims: The dimension that runs along units that the layer makes, and the one along units that
             it reads; None where there is none, and where each unit is made of itself alone.
-        outs: The numbers of the units that lie on the first of these.
+        outs: The numbers of the units on the first of these.
         ins: The numbers of those on the second; of none where there is none.
     """
 
@@ -48,7 +48,7 @@ class UnitPart:
     ins: Tensor
 
     def rows(self, of_units: Tensor) -> Tensor:
-        """What there is for each unit, by number, along the dimension of those that are made."""
+        """Values per unit, in order of the numbers, along the dimension of units that are made."""
         return laid_along(of_units[self.outs], self.dims[0], len(self.shape))
 
     def columns(self, of_units: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class UnitPart:
         return laid_along(of_units[self.ins], self.dims[1], len(self.shape))
 
     def leading(self, tensor: Tensor) -> Tensor:
-        """The tensor with what is made first, and what is read second."""
+        """The tensor with the dimension of made units first, and that of read units second."""
         dim, other = self.dims
         return tensor.movedim(dim, 0) if other is None else tensor.movedim((dim, other), (0, 1))
 
@@ -74,7 +74,7 @@ def parts_of(
         node: The layer, as the channel graph knows it.
         module: The layer.
         slots: The body's slots, by the ids of their tensors.
-        numbers: Gives units their numbers.
+        numbers: The number of each unit.
     """
     whole, layer = composition_of(module), stock(module)
     entry = whole.layer_type

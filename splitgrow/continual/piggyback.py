@@ -18,16 +18,16 @@ class Piggyback(MaskedLearner):
     .. math:: W_t = W \odot [S_t > \theta]
 
     with :math:`\theta` = 0.005 and scores that begin at 0.01, equation 2; or, ternary, -1 where
-    :math:`S_t < -\theta`. The scores receive the gradient of what they pick times its weight,
+    :math:`S_t < -\theta`. The scores receive the gradient of their picks times the weight,
     equation 4, and are trained by Adam.
 
-    Differences to the paper: its network is trained on ImageNet first; here it is the first task's,
-    or, with `pretrained`, the model as it is given. Norms and biases are every task's own.
+    Differences from the paper: its network is trained on ImageNet first; here the network is the
+    first task's, or, with `pretrained`, the given model. Norms and biases are every task's own.
 
     Args:
         picks: "binary" or "ternary".
-        pretrained: Whether the model's own weights are what is picked from, and none is trained.
-        **common: What every learner takes; see `Learner`.
+        pretrained: Whether tasks pick from the model's own weights, and none is trained.
+        **common: The arguments of every learner; see `Learner`.
     """
 
     method = "piggyback"
@@ -45,7 +45,7 @@ class Piggyback(MaskedLearner):
 
     @property
     def _next(self) -> int:
-        """As of every learner; a network that is given counts as a task."""
+        """The number of the next task; a pretrained network counts as a task."""
         return super()._next + self.pretrained
 
     def _learn(self, task: Task, number: int) -> TaskRecord:

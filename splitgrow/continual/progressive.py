@@ -28,19 +28,19 @@ class ProgressiveNetworks(MaskedLearner):
     (equation 1), and which no earlier column reads: the new columns are blocks without a helper
     into the old. Only the new column trains. The task's head reads the units of all columns.
 
-    A column begins as a network of its own: what it reads of columns below begins at zero, and what
-    it reads of itself is drawn as in a network of its width. Where a unit reads m units of its
-    column and n of others, what it reads of others learns by m / n of the gradient, as if those
-    were scaled by :math:`\alpha = \sqrt{m / n}`: otherwise the many columns below would take a
-    step of training further the more of them there are.
+    A column begins as a network of its own: its weights for columns below begin at zero, and its
+    weights for itself are drawn as in a network of its width. If a unit reads m units of its column
+    and n of others, its weights for others learn by m / n of the gradient, as if the units were
+    scaled by :math:`\alpha = \sqrt{m / n}`: otherwise, the more columns there are below, the
+    further they would take a step of training.
 
-    Differences to the paper: the lateral connections are part of the layers themselves, without
+    Differences from the paper: the lateral connections are part of the layers themselves, without
     adapters of one more nonlinear layer, whose :math:`\alpha` is learned (section 2.1); norms of
     the older columns' units are every task's own, too, so that a task sees them scaled to its data.
 
     Args:
         column: The width of a new column, as a share of the network's first width.
-        **common: What every learner takes; see `Learner`.
+        **common: The arguments of every learner; see `Learner`.
     """
 
     method = "progressive"
@@ -55,7 +55,7 @@ class ProgressiveNetworks(MaskedLearner):
     def _learn(self, task: Task, number: int) -> TaskRecord:
         earlier = Units(self.body)
         if number > 1:
-            # Every growth is in proportion to the widths that there are by then.
+            # Every growth is in proportion to the widths at that time.
             self._grow(task, 1 + self.column / (1 + self.column * (number - 2)), Apart())
         study = self._begin(task, mine=self._trains)
         if number > 1:
@@ -66,7 +66,7 @@ class ProgressiveNetworks(MaskedLearner):
         return record
 
     def _set_apart_(self, study: Study, earlier: Units) -> None:
-        """Has a column learn at its own pace, and the head begin with nothing of what is below."""
+        """Makes a column learn at its own pace, and the head begin with zeros for columns below."""
         units = Units(self.body)
         fresh = units.since(earlier)
         grown = {unit.home for unit in fresh}
@@ -91,12 +91,12 @@ class ProgressiveNetworks(MaskedLearner):
 
 
 class Apart(Zero):
-    """Has new units begin as a network of their own width, which reads nothing of the old ones."""
+    """Makes new units begin as a network of their own width, which reads nothing of the old one."""
 
     name = "apart"
 
     def apply(self, prepared: PreparedEdit) -> None:
-        """Sets what is read of old units to zero, and scales what is read of new ones up."""
+        """Sets the weights that read old units to zero, and scales those that read new ones up."""
         super().apply(prepared)
         new = {unit for units in prepared.units.values() for unit in units}
         for name, layer in prepared.layers.items():
@@ -110,7 +110,7 @@ class Apart(Zero):
 
 
 def _shares(below: Tensor) -> tuple[int, int]:
-    """How many units are read of columns below, and how many others."""
+    """The number of units that are read in columns below, and the number of others."""
     others = int(below.sum())
     return others, below.numel() - others
 
@@ -125,13 +125,13 @@ def _apart(weight: Tensor, below: Tensor) -> Tensor:
     others, own = _shares(below)
     if not (own and others):
         return weight
-    # It was drawn with a variance that goes with one over the number of units that are read.
+    # It was drawn with a variance proportional to one over the number of units that are read.
     factors: Tensor = (below.numel() / own) ** 0.5 * ~below
     return weight * factors
 
 
 def _slow_down_(weight: Tensor, below: Tensor) -> None:
-    """Slows down what is read of columns below, as of `_apart`."""
+    """Slows down the weights that read columns below, as of `_apart`."""
     others, own = _shares(below)
     if own and others:
         pace = torch.where(below, own / others, 1.0).to(weight.dtype)

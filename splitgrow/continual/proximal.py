@@ -1,11 +1,11 @@
-r"""Proximal steps: what penalties and bounds make of weights after each step of a training.
+r"""Proximal steps: the effect of penalties and bounds on weights after each step of a training.
 
 A penalty :math:`\lambda R(W)` is not added to the loss. After each step with the learning rate
 :math:`\eta` the weights are replaced by
 
 .. math:: \operatorname{argmin}_V \tfrac{1}{2} \|V - W\|^2 + \eta \lambda R(V)
 
-so that what comes out as zero is exactly zero.
+so that zeros are exact.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def shrink_(units: Units, values: Mapping[str, Tensor], marks: Tensor, threshold
 
     Args:
         units: The units.
-        values: The tensors that are changed, by slots' names. In these, what says how much of a
-            unit there is (`Units.sizes`) is one group.
+        values: The tensors that are changed, by slots' names. The part of these that tells the size
+            of a unit (`Units.sizes`) is one group.
         marks: The units whose groups are shrunk, by number.
-        threshold: By how much.
+        threshold: The norm to take off.
 
     Returns:
         The units whose groups are zero from here on, by number.
@@ -49,7 +49,7 @@ def shrink_(units: Units, values: Mapping[str, Tensor], marks: Tensor, threshold
 def lower_(units: Units, values: Mapping[str, Tensor], marks: Tensor, size: float) -> None:
     """Brings groups, as in `shrink_`, down to a 2-norm, where they are above it.
 
-    Never to less than a twentieth of what they are, from where they would hardly begin to learn.
+    Never to less than a twentieth of their size: below that they would hardly begin to learn.
 
     Args:
         units: The units.
@@ -70,9 +70,9 @@ def pull_(weights: Mapping[str, Tensor], before: Mapping[str, Tensor], strength:
 
 
 def drift_of(units: Units, weights: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:
-    """By how much each unit's incoming weights differ from what they were, by number.
+    """The drift of each unit's incoming weights from their earlier values, by number.
 
-    The 2-norm of the difference, in double precision, over the weights that there were.
+    It is the 2-norm of the difference, in double precision, over the weights that existed before.
     """
     pairs = {name: (w, before[name]) for name, w in weights.items() if name in before}
     return units.norms({name: w.detach().double() - b.double() for name, (w, b) in pairs.items()})
@@ -86,15 +86,15 @@ def pull_back_(
     masks: Mapping[str, Tensor],
     radius: float,
 ) -> None:
-    """Brings units' incoming weights back to within a distance from what they were.
+    """Moves units' incoming weights back to within a distance from their earlier values.
 
-    The nearest values that are within it; rounding included, none is beyond afterwards.
+    It takes the nearest values within it; rounding included, none is beyond afterwards.
 
     Args:
         units: The units.
         weights: The tensors that are changed, by slots' names.
-        before: What they were; those that were not there are free.
-        masks: Which weights may differ at all; the others are not looked at.
+        before: Their earlier values; weights without one are free.
+        masks: The weights that may differ at all; the others are not looked at.
         radius: The distance, in the 2-norm of all of a unit's incoming weights.
     """
     own = {name: weight for name, weight in weights.items() if name in before}

@@ -1,4 +1,4 @@
-"""Pruning single weights by magnitude: at once, or little by little while training goes on."""
+"""Pruning single weights by magnitude: at once, or little by little during training."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def keep_largest(values: Tensor, mask: Tensor, keep: int) -> Tensor:
 
     Args:
         values: The weights.
-        mask: Which of them are asked about.
-        keep: How many stay; all if there are no more.
+        mask: The weights to choose from.
+        keep: The number that stay; all if there are no more.
 
     Returns:
-        A mask of `keep` weights. Among equal magnitudes those that come first stay.
+        A mask of `keep` weights. Among equal magnitudes the first ones stay.
     """
     keep = max(0, keep)
     if keep >= int(mask.sum()):
@@ -39,8 +39,8 @@ class GradualPruning:
     Attributes:
         initial: The share of weights that is pruned already.
         target: The share at the end.
-        steps: The number of training steps over which it is reached.
-        every: After how many steps more is pruned.
+        steps: The number of training steps to reach it.
+        every: The number of steps from one pruning to the next.
 
     Example:
         >>> from splitgrow.continual import GradualPruning

@@ -1,4 +1,4 @@
-"""What is kept of a task once it is learned."""
+"""The record of a learned task."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class TaskRecord:
         classes: Its number of classes.
         edit: The last edit of the body then: a timestamp of the widths that it uses.
         head: Its head.
-        own: What it has of its own by slots' names: its biases, what its norms have; with some
-            methods all. None if it uses the body as it is.
-        picks: Which weights of earlier tasks it uses, packed; of tensors not in it, all.
-        accuracy: On the data that decisions are made on, when it was learned.
-        seconds: How long it took to learn.
-        details: What the method has to say of it, as plain data.
+        own: Its own tensors by slots' names: its biases, its norms' tensors; with some methods all.
+            None if it uses the body as it is.
+        picks: The weights of earlier tasks that it uses, packed; all for tensors not in it.
+        accuracy: The accuracy on the data that decisions are made on, when it was learned.
+        seconds: The time to learn it.
+        details: The method's own figures on it, as plain data.
     """
 
     name: str
@@ -60,12 +60,12 @@ class TaskRecord:
         return found
 
     def unpacked(self, name: str, shape: torch.Size) -> Tensor:
-        """Which weights of earlier tasks it uses: 0, 1 or -1 for each."""
+        """Its picks of weights of earlier tasks: 0, 1 or -1 for each."""
         return unpacked(self.picks[name], shape)
 
     @property
     def pick_bits(self) -> int:
-        """How many bits its picks take."""
+        """The number of bits of its picks."""
         return sum(8 * packed.numel() for packed in self.picks.values())
 
     def written(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ _PLAIN = {
 
 
 def read_task_record(data: Any) -> TaskRecord:
-    """The record of what `Record.written` has made of it.
+    """The record that `TaskRecord.written` has made plain.
 
     Raises:
         CheckpointError: If it is something else.

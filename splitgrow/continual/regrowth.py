@@ -1,4 +1,4 @@
-"""Units that are added to a body with values of their own: survivors of a trial, and duplicates."""
+"""New units of a body with given values: survivors of a trial, and duplicates."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from splitgrow.growth.initializers import Initializer, Zero
 from splitgrow.growth.prepared import PreparedEdit
 
 RegrowthSource = Callable[[Unit], Unit]
-"""Of a unit the one that it is to be like."""
+"""Maps a unit to the one whose values it takes."""
 
 
 @dataclass
 class UnitValues:
-    """A task's network: all that it has besides the body's shared tensors.
+    """A task's network: its tensors besides the body's shared ones.
 
     Attributes:
-        own: Its own biases and what norms have, by slots' names.
+        own: Its own biases and its norms' tensors, by slots' names.
         head: Its head.
     """
 
@@ -34,13 +34,13 @@ class UnitValues:
 
 
 def all_values(study: Study) -> dict[str, Tensor]:
-    """Every tensor that a study's network has, but its head's, by slots' names."""
+    """All tensors of a study's network except its head's, by slots' names."""
     found = {name: slot.tensor.detach() for name, slot in study.body.slots.items()}
     return {**found, **{name: value.detach() for name, value in study.values().items()}}
 
 
 def widened_head(head: nn.Linear, old: Units, new: Units, source: RegrowthSource) -> nn.Linear:
-    """A head for the features of other units; for those that have no source with zeros."""
+    """A head for the features of other units; units without a source get zeros."""
     position = {place: n for n, place in enumerate(old.features)}
     found = [position.get((source(unit), turn), -1) for unit, turn in new.features]
     index = torch.tensor(found, dtype=torch.long, device=head.weight.device)
@@ -52,7 +52,7 @@ def widened_head(head: nn.Linear, old: Units, new: Units, source: RegrowthSource
 
 
 class Drawn(Initializer):
-    """Draws all that is new, helpers too, so that all of it learns from the first step."""
+    """Draws all new weights, helpers too, so that all of them learn from the first step."""
 
     name = "drawn"
     exact = False
@@ -76,12 +76,12 @@ def _weights_added(prepared: PreparedEdit) -> Iterator[tuple[str, nn.Parameter]]
 
 @dataclass(frozen=True, repr=False)
 class Regrown(Initializer):
-    """Has new units begin like others.
+    """Makes new units begin as copies of others.
 
     Attributes:
-        old: The units of a network that has all layers, and all units that are asked for.
+        old: The units of a network with all layers, and with all units that are to be copied.
         values: All tensors of that network, by slots' names.
-        source: The unit there that a unit is to be like.
+        source: Maps a new unit to the unit there that it copies.
     """
 
     old: Units
@@ -91,7 +91,7 @@ class Regrown(Initializer):
     exact = False
 
     def apply(self, prepared: PreparedEdit) -> None:
-        """Takes every tensor's parts from where the units are that they are to be like."""
+        """Copies the parts of every tensor from the source of each unit."""
         for name, layer in prepared.layers.items():
             before, widths = self.old.places(name), (self.old.length(name), layer.change.width[1])
             for key, along in prepared.places(name).items():
@@ -104,12 +104,12 @@ class Regrown(Initializer):
 
 @torch.no_grad()
 def draw_head_(body: Body, head: nn.Linear, features: Tensor) -> None:
-    """Draws a head's weights for what is new.
+    """Draws a head's weights for new features.
 
     Args:
         body: The body.
         head: The head that reads it.
-        features: Which features are new, as bools.
+        features: The features that are new, as bools.
     """
     drawn = body.new_head(head.out_features).weight
     head.weight.copy_(torch.where(features, drawn, head.weight))
@@ -127,14 +127,14 @@ def regrow_(
 
     Args:
         body: The body, which grows. Its shared tensors stay as they are.
-        growth: How many units each group gains.
+        growth: The number of units that each group gains.
         old: The units that `values` are of.
         values: All tensors of a network whose layers are the body's, by slots' names.
         head: That network's head.
-        source: The unit there that a unit of the body is to be like.
+        source: Maps a unit of the body to the unit there whose values it takes.
 
     Returns:
-        The body's units, and what a network with these values has besides the shared tensors.
+        The body's units, and the tensors of a network with these values besides the shared ones.
     """
     if growth:
         body.grow_units(growth, Regrown(old, values, source))
@@ -149,9 +149,9 @@ def regrow_(
 
 
 def disconnect_(units: Units, study: Study, weights: Mapping[str, Tensor], dead: Tensor) -> None:
-    """Has nothing read units whose groups are zero, and takes their biases.
+    """Sets the weights to zero that read units whose groups are zero, and these units' biases.
 
-    So they are silent, and taking them out changes nothing.
+    So they are silent, and their removal changes nothing.
 
     Args:
         units: The units.
@@ -174,7 +174,7 @@ def disconnect_(units: Units, study: Study, weights: Mapping[str, Tensor], dead:
 
 
 def alive_in(units: Units, fresh: Iterable[Unit], dead: Tensor) -> dict[int, list[int]]:
-    """By group, the places of the new units that are not dead, in order."""
+    """The places of the new units that are not dead, by group and in order."""
     gone = units.chosen(dead)
     found: dict[int, list[int]] = {}
     for home, nth in sorted(unit for unit in fresh if unit not in gone):
@@ -190,14 +190,14 @@ def split_(
     before: Mapping[str, Tensor],
     parents: Mapping[Unit, Unit],
 ) -> None:
-    """Gives units that were duplicated their old incoming weights back.
+    """Gives units that were duplicated their earlier incoming weights back.
 
     Args:
-        body: The body, in which the duplicates have the new ones already.
+        body: The body, in which the duplicates have the new weights already.
         units: Its units.
         first: The units that earlier tasks use.
         before: The shared tensors that these use, by slots' names.
-        parents: Of each duplicate, the unit that it was made of.
+        parents: For each duplicate, the unit that it copies.
     """
     twins, drifted = units.marks({*parents}), units.marks({*parents.values()})
     fresh = units.marks(units.since(first))
@@ -211,7 +211,7 @@ def split_(
         tensor = torch.where(back, torch.zeros_like(tensor) if old is None else old, tensor)
         if part.dims[1] is not None:
             own = part.rows(fresh)
-            # What is the task's own reads the duplicates, what is shared the units themselves.
+            # The task's own weights read the duplicates, shared ones read the units themselves.
             for reader, read in ((own, drifted), (~own, twins)):
                 tensor.masked_fill_(reader & part.columns(read), 0.0)
         changed[part.slot] = tensor

@@ -1,4 +1,4 @@
-"""What a learner has come to: sizes, accuracies and times."""
+"""Reports of a learner: sizes, accuracies and times."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class TaskReport:
     Attributes:
         name: Its name.
         classes: Its number of classes.
-        accuracy: On the data that decisions are made on, when it was learned.
-        seconds: How long it took to learn.
-        weights: How many shared weights its network has that are not zero by a mask.
-        owned: How many of these are its own; no other task has changed them since.
-        own_numbers: How many numbers are kept for it alone: norms, biases, head.
-        pick_bits: How many bits its picks take.
-        details: What the method has to say of it.
+        accuracy: The accuracy on the data that decisions are made on, when it was learned.
+        seconds: The time to learn it.
+        weights: The number of shared weights in its network, without those that a mask sets to 0.
+        owned: The number of these that it owns; no other task has changed them since.
+        own_numbers: The numbers kept for it alone: norms, biases, head.
+        pick_bits: The number of bits of its picks.
+        details: The method's own figures on it.
     """
 
     name: str
@@ -39,16 +39,16 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a learner has come to.
+    """The report of a learner.
 
     Attributes:
         method: The method's name.
-        decide_on: What decisions were made on.
+        decide_on: The data for decisions.
         tasks: The learned tasks, in order.
-        weights: How many weights tasks share.
-        first_weights: How many they shared at first: those of one network.
-        free: How many of them belong to nobody.
-        owner_bits: How many bits it takes to tell whose all of them are.
+        weights: The number of shared weights.
+        first_weights: That number at first: the weights of one network.
+        free: The number of shared weights without an owner.
+        owner_bits: The number of bits that tell the owners of all of them.
     """
 
     method: str
@@ -61,19 +61,19 @@ class Report:
 
     @property
     def expansion(self) -> float:
-        """How many times the weights of one network there are."""
+        """The number of shared weights, divided by the one at first."""
         return self.weights / self.first_weights if self.first_weights else 1.0
 
     @property
     def bytes(self) -> int:
-        """What all tasks' networks take together: 32 bits a number, and the masks' bits."""
+        """The size of all tasks' networks together: 32 bits a number, and the masks' bits."""
         numbers = self.weights + sum(task.own_numbers for task in self.tasks)
         bits = self.owner_bits + sum(task.pick_bits for task in self.tasks)
         return 4 * numbers + -(-bits // 8)
 
     @property
     def seconds(self) -> float:
-        """How long learning took, in all."""
+        """The time that learning took, in all."""
         return sum(task.seconds for task in self.tasks)
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ class Report:
 
 
 def report_of(method: str, decide_on: str, body: Body, records: Sequence[TaskRecord]) -> Report:
-    """The report of what a body and records hold."""
+    """The report on a body and records."""
     owners = list(body.owners.values())
     masked = any(bool(each.any()) for each in owners)
     return Report(
@@ -106,13 +106,13 @@ def report_of(method: str, decide_on: str, body: Body, records: Sequence[TaskRec
 
 
 def _copied(record: TaskRecord, body: Body) -> int:
-    """How many weights that others share a task has for itself."""
+    """The number of shared weights that a task has copies of."""
     own = record.own or {}
     return sum(own[name].numel() for name in body.shared if name in own)
 
 
 def _own_numbers(record: TaskRecord, body: Body) -> int:
-    """How many numbers are kept for a task alone: its norms, biases and head."""
+    """The number of numbers kept for a task alone: its norms, biases and head."""
     tensors = [*(record.own or {}).values(), *record.head.parameters()]
     numbers = sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
     return numbers - _copied(record, body)

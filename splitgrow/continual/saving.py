@@ -1,4 +1,4 @@
-"""What is learned in a file, and back: the body by its own checkpoint, the rest beside it."""
+"""Learned tasks in a file, and back: the body by its own checkpoint, the rest beside it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def write_learned(
     kind: Mapping[str, Any],
     more: Any,
 ) -> None:
-    """Writes what is learned to a file.
+    """Writes learned tasks to a file.
 
     Args:
-        body: What tasks share.
-        records: What is kept of each.
+        body: The shared part of the tasks.
+        records: The records of the tasks.
         path: The file.
-        kind: What learned it, as plain data.
-        more: What else is to be kept.
+        kind: The method and its settings, as plain data.
+        more: Other data of the learner.
 
     Raises:
         CheckpointError: If it cannot be written; a file that was there is untouched then.
@@ -50,12 +50,12 @@ def write_learned(
 def read_learned(
     body: Body, path: str | os.PathLike[str], *, kind: Mapping[str, Any]
 ) -> tuple[Body, list[TaskRecord], Any]:
-    """What was written to a file.
+    """The learned tasks in a file.
 
     Args:
-        body: A body that nothing was learned with, which stays as it is.
+        body: A body without learned tasks, which stays as it is.
         path: The file.
-        kind: What is to have learned it.
+        kind: The method and settings that the file must have.
 
     Raises:
         CheckpointError: If the file is damaged, or something else has learned it.
@@ -93,7 +93,7 @@ def _differences(found: Any, wanted: Mapping[str, Any]) -> list[str]:
 
 
 def _set_owners(body: Body, owners: Mapping[str, Any], tasks: int) -> None:
-    """Sets whose the weights are.
+    """Sets the owners of weights.
 
     Raises:
         CheckpointError: If these are not the owners of this body's weights.

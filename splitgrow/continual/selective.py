@@ -21,14 +21,14 @@ from splitgrow.continual.training import Training
 from splitgrow.continual.units import Units
 
 SelectionRule = Callable[[Study, float], None]
-"""What is done to a study after each step, given the rate at which it has followed gradients."""
+"""Changes a study after each step, given the rate at which it has followed gradients."""
 
 _MEMORY = 200
-"""How many steps momentum is taken to last."""
+"""The number of steps after which momentum counts as zero."""
 
 
 def _pace(training: Training, step: int, steps: int | None) -> float:
-    """How far a step takes a weight whose gradient has been 1 since the first step."""
+    """The distance that a step moves a weight whose gradient has been 1 since the first step."""
     momentum = sum(training.momentum**age for age in range(min(step, _MEMORY)))
     return training.lr * momentum * training.share(step - 1, steps)
 
@@ -41,8 +41,8 @@ class Course:
         task: The task.
         first: The units before the task.
         before: The shared tensors before the task, by slots' names.
-        units: The units that there are by now.
-        values: What the task has of its own by now.
+        units: The units at present.
+        values: The task's own tensors at present.
         chosen: The units that it trains.
     """
 
@@ -57,8 +57,8 @@ class Course:
 class SelectiveLearner(Learner):
     """A learner whose tasks retrain the weights between the units that they need.
 
-    The body holds what the task that is being learned has come to. What there was before it is in
-    its course.
+    The body holds the present values of the task that is being learned. Its course has the values
+    from before it.
     """
 
     l1: float
@@ -74,7 +74,7 @@ class SelectiveLearner(Learner):
         return Course(task, units, before, units, UnitValues(own, head))
 
     def _train_all(self, course: Course) -> None:
-        """Trains everything, with an L1 norm."""
+        """Trains all weights, with an L1 norm."""
         mine = {name: torch.ones_like(t, dtype=torch.bool) for name, t in course.before.items()}
 
         def rule(study: Study, rate: float) -> None:
@@ -97,12 +97,12 @@ class SelectiveLearner(Learner):
         self._fit(study, course, "select", rule, l2=0.0, epochs=self.select_epochs)
         self._take_over(study, course)
         read = (course.values.head.weight != 0).any(0)
-        if not bool(read.any()):  # a head that has come to nothing may need all
+        if not bool(read.any()):  # a head without any nonzero weight may need all
             read = torch.ones_like(read)
         course.chosen = course.units.needed(course.before, read)
 
     def _retrain(self, course: Course, goal: float | None) -> float:
-        """Trains the weights between chosen units; returns the accuracy that this reaches."""
+        """Trains the weights between chosen units; returns the accuracy after it."""
         study = self._study(course, course.units.between(course.chosen))
         keep, weights = self._keep_to_chosen(course), {n: study.weight(n) for n in study.mine}
 
@@ -115,7 +115,7 @@ class SelectiveLearner(Learner):
         return self._judge(study, course.task, "retrain", goal)
 
     def _keep_to_chosen(self, course: Course, units: Units | None = None) -> SelectionRule:
-        """Keeps the head from reading units that are neither chosen nor new."""
+        """Sets to zero the head's weights that read units which are neither chosen nor new."""
         units = course.units if units is None else units
         unread = ~units.on_features(units.marks(course.chosen | units.since(course.units)))
 
@@ -126,13 +126,13 @@ class SelectiveLearner(Learner):
         return keep
 
     def _plain(self, record: TaskRecord) -> nn.Module:
-        # The weights of today, whichever tasks have retrained them.
+        # The weights of today, also if other tasks have retrained them.
         return self.body.plain(record.own or {}, record.edit, record.head)
 
     def _distance(self, course: Course) -> float:
-        """How far the training takes a weight whose gradient is 1 all the time.
+        """The distance that the training moves a weight whose gradient is always 1.
 
-        Infinite if it is not known how long it is.
+        Infinite if its number of steps is not known.
         """
         steps = self._steps(course, self.training.epochs)
         if steps is None:
@@ -140,11 +140,11 @@ class SelectiveLearner(Learner):
         return sum(_pace(self.training, step, steps) for step in range(1, steps + 1))
 
     def _steps(self, course: Course, epochs: int) -> int | None:
-        """How many steps some epochs are, if that is known."""
+        """The number of steps in some epochs, if that is known."""
         batches = self.batches(course.task.train)
         return epochs * len(batches) if batches.known else None
 
-    # -- what all of them are made of -------------------------------------------------------------
+    # -- common parts -----------------------------------------------------------------------------
 
     def _study(
         self,
@@ -163,7 +163,7 @@ class SelectiveLearner(Learner):
         return Study(body, view, values.own, values.head).to(body.device)
 
     def _take_over(self, study: Study, course: Course) -> None:
-        """Makes the body, and what the task has of its own, what a study has come to."""
+        """Takes over the values of a study into the body and the task's own tensors."""
         found = {name: value.detach().clone() for name, value in study.values().items()}
         self.body.set_values({name: found[name] for name in study.mine})
         course.values = UnitValues(study.own_values(), study.head)
@@ -178,7 +178,7 @@ class SelectiveLearner(Learner):
         l2: float | None = None,
         epochs: int | None = None,
     ) -> None:
-        """Trains a study, with something done after each step."""
+        """Trains a study, with a rule after each step."""
         training = replace(self.training, weight_decay=self.l2 if l2 is None else l2)
         epochs = training.epochs if epochs is None else epochs
         steps = self._steps(course, epochs)

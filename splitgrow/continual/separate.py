@@ -1,4 +1,4 @@
-"""One network for each task: what other methods are compared with."""
+"""One network for each task: the baseline of other methods."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from splitgrow.continual.tasks import Task
 class Separate(Learner):
     """A network for each task, trained on it alone from the model's first values.
 
-    Nothing is shared: nothing is forgotten, nothing is passed on, and there are as many weights as
-    tasks ask for.
+    Tasks share nothing: they forget nothing, they pass nothing on, and each costs the weights of a
+    network.
 
     Args:
-        **common: What every learner takes; see `Learner`.
+        **common: The arguments of every learner; see `Learner`.
     """
 
     method = "separate"

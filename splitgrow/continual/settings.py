@@ -1,4 +1,4 @@
-"""What learners are made with: checked, and as plain data."""
+"""The arguments of learners: checked, and as plain data."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def checked_inputs(model: Any, example_inputs: Any) -> tuple[Any, ...]:
 
 
 def check_settings(decide_on: Any, validation_share: Any, seed: Any) -> None:
-    """Makes sure that what every learner takes makes sense.
+    """Makes sure that the arguments of every learner are in range.
 
     Raises:
         TypeError: If the seed is no int.
-        ValueError: If another one makes no sense.
+        ValueError: If another one is out of range.
     """
     if decide_on not in {"validation", "test"}:
         raise ValueError(f'decide_on must be "validation" or "test", got {decide_on!r}')
@@ -65,5 +65,5 @@ def goal_for(task: str, name: str, goal: float | Mapping[str, float] | None) -> 
 
 
 def plain_data(value: Any) -> Any:
-    """A setting as JSON gives it back."""
+    """A setting in the form that JSON returns."""
     return json.loads(json.dumps(value))

@@ -1,4 +1,4 @@
-"""Where a model keeps its tensors, under names that growth does not change.
+"""The places where a model keeps its tensors, under names that growth does not change.
 
 A grown layer's blocks are ``path:0``, ``path:1``, ...; a layer that has not grown is ``path:0``, so
 that its tensors have the same names before and after its growth.
@@ -26,7 +26,7 @@ class Slot:
             share a parameter.
         block: The block that it belongs to: "original", "new" or "helper".
         shared: Whether tasks share it, each weight by itself: a tensor of two or more dimensions.
-            Others, biases and what norms have, every task has of its own.
+            Every task has its own copy of the others: biases and norms' tensors.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Slot:
 
     @property
     def tensor(self) -> Tensor:
-        """What the model has there today."""
+        """The tensor in the model at present."""
         where, key = self.places[0]
         tensor: Tensor = where[key]
         return tensor
@@ -66,7 +66,7 @@ def slots_of(model: nn.Module) -> dict[str, Slot]:
 
 
 def _named(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    """Modules with their names and what they are for, each once."""
+    """Modules with their names and roles, each once."""
     blocks: dict[nn.Module, tuple[str, str]] = {}
     for path, module in model.named_modules():
         if isinstance(module, SplitLayer):
@@ -80,11 +80,11 @@ def _named(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
 
 @contextmanager
 def substituted(slots: Mapping[str, Slot], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Has a model read other tensors in place of its own, inside a ``with`` block.
+    """Makes a model read other tensors in place of its own, inside a ``with`` block.
 
     Args:
         slots: The model's slots.
-        values: Tensors by the names of slots. What the model writes into them stays there.
+        values: Tensors by the names of slots. The model's writes into them stay there.
     """
     kept = [(where, key, where[key]) for name in values for where, key in slots[name].places]
     try:

@@ -1,9 +1,9 @@
-"""The stages of learning a task, kept on disk, so that a run that was killed goes on where it was.
+"""The stages of learning a task, kept on disk, so that a killed run continues where it was.
 
-How a task is learned is an ordinary function. Its trainings, which take the time, are stages. Each
-leaves what came of it in a file; when the function is run again from its beginning, stages that are
-there already are not trained but read, and the one that was under way goes on from its last epoch.
-All else that the function does it does again, and comes to the same: every stage has its own seed.
+An ordinary function learns a task. Its trainings, which take the time, are stages. Each writes its
+result to a file. When the function runs again from its beginning, it reads the stages that are
+there already in place of training them, and continues the unfinished one from its last epoch. It
+repeats all else with the same results: every stage has its own seed.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Stages:
     """The stages of one task.
 
     Attributes:
-        earlier: For how many seconds processes trained that were stopped.
+        earlier: The seconds that stopped processes have trained.
 
     Args:
-        directory: Where their files are; None to keep nothing.
-        prefix: What the names of the files begin with.
-        identity: What the run is, as plain data: files of another are refused.
-        every: After how many seconds a training that is under way is written again.
+        directory: The directory of their files; None to keep nothing.
+        prefix: The beginning of the files' names.
+        identity: The identity of the run, as plain data: files of another are refused.
+        every: The seconds after which a training in progress is written again.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class Stages:
     def __call__(
         self, study: Study, fit: Callable[[int], Fit], watch: Callable[[Fit, Epoch], None]
     ) -> Fit:
-        """Trains, or takes over what was trained already.
+        """Trains, or takes over an earlier training.
 
         Args:
-            study: What is trained.
+            study: The study to train.
             fit: Makes the training, given the number of the stage.
-            watch: Is told of every epoch that is trained.
+            watch: Is called after every epoch.
 
         Returns:
             The training, done.
@@ -116,7 +116,7 @@ class Stages:
 
 
 def seed_of(*parts: Any) -> int:
-    """A seed that is drawn from what it is for."""
+    """A seed that depends on its purpose only."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:7], "big")
 

@@ -15,14 +15,14 @@ from splitgrow.continual.masks import SCORE, THRESHOLD, Picks, picked, seen
 
 @dataclass
 class TaskView:
-    """What a study sees and trains of the tensors that tasks share.
+    """The parts of the shared tensors that a study sees and trains.
 
     Attributes:
         mine: Where each trains; tensors that are not in it do not.
-        base: What is seen elsewhere; of tensors that are not in it, the body's own values are.
-        picks: What scores make of the base; None for no scores.
+        base: The values seen elsewhere; for tensors that are not in it, the body's own.
+        picks: The form of scores' picks; None for no scores.
         scores: The tensors that have scores.
-        threshold: Above which a score picks its weight.
+        threshold: The score above which its weight is picked.
     """
 
     mine: dict[str, Tensor] = field(default_factory=dict)
@@ -35,15 +35,15 @@ class TaskView:
 class Study(nn.Module):
     """A task's network while it is learned: the body as the task sees it, and a head.
 
-    It is a module as any other, for any training loop. What it trains are its own parameters: the
-    task's values of shared weights, scores that pick others' weights, the task's own biases and
-    norms, and its head. What other tasks own is read and never written: no optimizer has it.
+    It is a module as any other, for any training loop. It trains its own parameters: the task's
+    values of shared weights, scores that pick others' weights, the task's own biases and norms, and
+    its head. It reads weights of other tasks and never writes them: no optimizer has them.
 
     Args:
-        body: What tasks share.
-        view: What is seen of it and trained.
-        own: The values with which the task's own tensors begin, by slots' names; others begin with
-            the body's.
+        body: The shared part of the tasks.
+        view: The parts of it that are seen and trained.
+        own: The first values of the task's own tensors, by slots' names; others begin with the
+            body's.
         head: The layer that reads the features.
     """
 
@@ -80,7 +80,7 @@ class Study(nn.Module):
 
     @property
     def body(self) -> Body:
-        """What tasks share."""
+        """The shared part of the tasks."""
         return self._body[0]
 
     @property
@@ -89,7 +89,7 @@ class Study(nn.Module):
         return self._mine
 
     def weight(self, name: str) -> nn.Parameter:
-        """The task's values of a shared tensor; those that are seen are where it is `mine`."""
+        """The task's values of a shared tensor; only those where it is `mine` are seen."""
         found: nn.Parameter = self.weights[self._names[name]]
         return found
 
@@ -100,17 +100,17 @@ class Study(nn.Module):
 
     @property
     def own_parameters(self) -> dict[str, nn.Parameter]:
-        """The task's own biases and what norms have, by slots' names."""
+        """The task's own biases and norms' tensors, by slots' names."""
         return {name: self.own[index] for name, index in self._owned.items()}
 
     def keep_only(self, name: str, mask: Tensor) -> None:
-        """Prunes: of a shared tensor, only the weights in a mask are seen and trained from here."""
+        """Prunes: from here on, only a mask's weights of a shared tensor are seen and trained."""
         self._mine[name] = self._mine[name] & mask
         if name not in self._base:
             self._base[name] = torch.zeros_like(self.body.slots[name].tensor)
 
     def values(self) -> dict[str, Tensor]:
-        """Every tensor that the body is to read in place of its own."""
+        """All tensors that the body is to read in place of its own."""
         found: dict[str, Tensor] = {}
         how = self.view.picks or "binary", self.view.threshold
         for name, slot in self.body.shared.items():
@@ -136,7 +136,7 @@ class Study(nn.Module):
         return logits
 
     def features(self, *inputs: Any) -> Tensor:
-        """What the head reads `(N, width)`."""
+        """The features that the head reads, `(N, width)`."""
         with self.body.reading(self.values()) as model:
             features: Tensor = model(*inputs)
         return features
@@ -148,7 +148,7 @@ class Study(nn.Module):
         return self
 
     def picked(self) -> dict[str, Tensor]:
-        """What the scores pick of each shared tensor that has some."""
+        """The picks of scores, for each shared tensor that has some."""
         assert self.view.picks is not None
         return {
             name: picked(self.scores[index].detach(), self.view.picks, self.view.threshold)
@@ -156,7 +156,7 @@ class Study(nn.Module):
         }
 
     def reset_scores(self) -> None:
-        """Has the scores begin anew: everything is picked."""
+        """Sets the scores to their first values: every weight is picked."""
         with torch.no_grad():
             for score in self.scores:
                 score.fill_(SCORE)
@@ -167,7 +167,7 @@ class Study(nn.Module):
         return {name: value.clone() for name, value in {**found, **self._buffers_own}.items()}
 
     def snapshot(self) -> dict[str, Any]:
-        """All that learning changes, copied: plain data and tensors."""
+        """The state that learning changes, copied: plain data and tensors."""
         return {
             "parameters": [p.detach().clone() for p in self.parameters()],
             "mine": {name: mask.clone() for name, mask in self._mine.items()},
@@ -175,7 +175,7 @@ class Study(nn.Module):
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Puts back what `snapshot` has taken."""
+        """Puts back a state of `snapshot`."""
         with torch.no_grad():
             for parameter, value in zip(self.parameters(), snapshot["parameters"], strict=True):
                 parameter.copy_(value)
@@ -187,6 +187,6 @@ class Study(nn.Module):
 
 
 def whole_study(body: Body, head: nn.Linear) -> Study:
-    """A study that sees and trains all of a body, whosever it is."""
+    """A study that sees and trains all of a body, whoever owns it."""
     mine = {n: torch.ones_like(s.tensor, dtype=torch.bool) for n, s in body.shared.items()}
     return Study(body, TaskView(mine=mine), {}, head).to(body.device)

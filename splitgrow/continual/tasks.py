@@ -1,4 +1,4 @@
-"""Tasks: labelled data to learn from, to decide on, and to be judged by."""
+"""Tasks: labelled data for learning, for decisions, and for tests."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from torch.utils.data import (
 Data: TypeAlias = "Dataset[Any] | DataLoader[Any] | tuple[Tensor, Tensor]"
 """Inputs with labels: a data set of pairs, a loader of batches of them, or two tensors.
 
-Batches of a data set are put together from single pairs, unless it `takes_tensors`.
+A data set's batches are put together from single pairs, unless it `takes_tensors`.
 """
 
 Protocol: TypeAlias = Literal["validation", "test"]
-"""What decisions are made on: when to grow, how far to prune, which state to keep.
+"""The data for decisions: when to grow, how far to prune, which state to keep.
 
-"validation" is a part of the training data that nothing is trained on. "test" is the test data, as
-the code of Hung et al. has it; accuracies on these data are then too good to be true.
+"validation" is a part of the training data that no training uses. "test" is the test data, as in
+the code of Hung et al.; accuracies on these data are then too optimistic.
 """
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
 class Task:
-    """A task of telling classes apart.
+    """A classification task.
 
     Attributes:
         name: Its name; no other task that is learned has it.
         classes: The number of classes. Labels are 0, 1, ... below it.
-        train: What it is learned from.
-        test: What it is judged by; None if it is not.
-        validation: What decisions are made on. None: a part of `train`, which is then not trained
-            on.
+        train: The data to learn from.
+        test: The data to test on; None for no tests.
+        validation: The data for decisions. None: a part of `train`, which is then not used for
+            training.
     """
 
     name: str
@@ -96,7 +96,7 @@ def checked(data: Any) -> Data:
 
 
 def labels(given: Tensor) -> Tensor:
-    """Labels of examples as the losses want them: `(N,)`, 64-bit integers.
+    """Labels of examples in the form of the losses: `(N,)`, 64-bit integers.
 
     Raises:
         TypeError: If they are no integers.
@@ -116,7 +116,7 @@ def _check_range(found: Tensor, classes: int) -> None:
 
 
 def _length(data: Any) -> int | None:
-    """How many there are; None if that is not known before they are read."""
+    """The number of examples; None if that is not known before they are read."""
     try:
         return len(data)
     except TypeError:
@@ -124,7 +124,7 @@ def _length(data: Any) -> int | None:
 
 
 def with_validation(task: Task, share: float, generator: torch.Generator) -> Task:
-    """The task with data to decide on: its own, or a part that is drawn of its training data.
+    """The task with data for decisions: its own, or a random part of its training data.
 
     Raises:
         ValueError: If its training data cannot be divided.
@@ -152,14 +152,14 @@ def with_validation(task: Task, share: float, generator: torch.Generator) -> Tas
 def takes_tensors(data: Any) -> bool:
     """Whether a tensor of indices gives the inputs and labels of all these examples at once.
 
-    It does of tensors, and of a `Dataset` that says so with an attribute `takes_tensors = True`:
-    its batches are then not put together from single examples.
+    It is true for tensors, and for a `Dataset` with an attribute `takes_tensors = True`: its
+    batches are then not put together from single examples.
     """
     return type(data) is TensorDataset or getattr(data, "takes_tensors", False) is True
 
 
 def share_of(data: Dataset[Any], indices: Tensor) -> Dataset[Any]:
-    """Some of the examples; those of tensors are copied, which lie together then."""
+    """Some of the examples; those of tensors are copied, and lie together afterwards."""
     if type(data) is TensorDataset:
         return TensorDataset(*(tensor[indices] for tensor in data.tensors))
     if takes_tensors(data):
@@ -218,8 +218,8 @@ class Batches:
 
     Args:
         data: The data.
-        size: How many examples a batch has; a loader has its own size.
-        device: Where the batches are to lie.
+        size: The number of examples in a batch; a loader has its own size.
+        device: The device of the batches.
     """
 
     def __init__(self, data: Data, size: int, device: torch.device) -> None:
@@ -232,14 +232,14 @@ class Batches:
 
     @property
     def known(self) -> bool:
-        """Whether the number of batches is."""
+        """Whether the number of batches is known."""
         try:
             return bool(len(self))
         except TypeError:
             return False
 
     def drawn(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """All examples once, in an order that is drawn; a loader's come in its own."""
+        """All examples once, in a random order; a loader's come in its own."""
         if isinstance(self._data, DataLoader):
             yield from self._placed(self._data)
             return
@@ -259,7 +259,7 @@ class Batches:
             pairs: Any = (data[part] for part in torch.split(order, self._size))
         else:
             part: Any = Subset(cast("Dataset[Any]", self._data), cast("Any", order.tolist()))
-            # With a generator of its own it draws nothing from torch's.
+            # A generator of its own keeps it from drawing from torch's.
             own = torch.Generator()
             pairs = DataLoader(part, batch_size=self._size, generator=own)
         yield from self._placed(pairs)

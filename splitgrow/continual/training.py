@@ -1,4 +1,4 @@
-"""Training a task's network: epochs of batches, with optimizers that know what is whose."""
+"""Training a task's network: epochs of batches, with optimizers that respect owners."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from splitgrow.continual.studies import Study
 from splitgrow.continual.tasks import Batches
 
 Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Of a network, inputs and labels: the loss to minimise, and the logits that are judged."""
+"""Takes a network, inputs and labels; gives the loss to minimise, and the logits."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How networks are trained.
+    """The settings of training.
 
     Attributes:
         epochs: Passes through a task's data.
         batch_size: Examples in a batch.
         lr: The learning rate of stochastic gradient descent.
         momentum: Its momentum, Nesterov's.
-        weight_decay: Of weights and heads, not of norms and biases. It moves only what the task
-            trains: never what other tasks own.
-        schedule: How the learning rates fall: along half a cosine to zero, or not.
+        weight_decay: For weights and heads, not for norms and biases. It moves only the task's
+            trained weights: never those of other tasks.
+        schedule: The course of learning rates: along half a cosine to zero, or constant.
         score_lr: The learning rate of Adam for the scores that pick weights.
         clip: The norm above which gradients are scaled down; None for no bound.
     """
@@ -58,11 +58,11 @@ class Training:
             raise ValueError(f"clip must be above 0, got {self.clip!r}")
 
     def share(self, step: int, steps: int | None) -> float:
-        """The share of its learning rate that a step has.
+        """The factor on the learning rate at a step.
 
         Args:
-            step: How many steps are done.
-            steps: How many there are in all; None if that is not known.
+            step: The number of steps that are done.
+            steps: The number of steps in all; None if that is not known.
         """
         if self.schedule == "constant" or not steps:
             return 1.0
@@ -90,18 +90,18 @@ class Training:
 
 
 def cross_entropy(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The usual loss of a classifier."""
+    """The cross entropy, with the logits."""
     logits: Tensor = network(x)
     return F.cross_entropy(logits, y), logits
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What came of one pass through the data.
+    """The result of one pass through the data.
 
     Attributes:
         loss: The mean loss of its batches.
-        accuracy: The share of examples that were told right, on the way.
+        accuracy: The share of examples that were classified correctly, during training.
     """
 
     loss: float
@@ -109,14 +109,14 @@ class Epoch:
 
 
 class Fit:
-    """A training of a network, which can be put down after any epoch and taken up again.
+    """A training of a network, which can be stopped after any epoch and continued.
 
     Args:
-        network: What is trained.
-        batches: What it is trained on.
-        training: How.
-        seed: Of the order of examples, and of whatever the network draws.
-        epochs: How many; those of `training` by default.
+        network: The network to train.
+        batches: The batches to train on.
+        training: The settings.
+        seed: The seed of the order of examples, and of the network's random numbers.
+        epochs: The number of epochs; that of `training` by default.
         loss: The loss; cross entropy by default.
         after_step: Is called with the number of each step once it is done.
     """
@@ -144,7 +144,7 @@ class Fit:
 
     @property
     def epoch(self) -> int:
-        """How many epochs are done."""
+        """The number of epochs that are done."""
         return len(self.history)
 
     @property
@@ -153,7 +153,7 @@ class Fit:
         return self.epochs * len(self.batches)
 
     def run(self) -> Iterator[Epoch]:
-        """Trains; yields what came of each epoch.
+        """Trains; yields the result of each epoch.
 
         Raises:
             FloatingPointError: If the training has diverged.
@@ -165,7 +165,7 @@ class Fit:
 
     def _pass(self) -> Epoch:
         self.network.train()
-        # Numbers stay where the network lies until the end: to ask for one waits for the device.
+        # Numbers stay on the network's device until the end: reading one waits for the device.
         losses: list[Tensor] = []
         right: list[Tensor] = []
         counts: list[int] = []
@@ -204,7 +204,7 @@ class Fit:
                 group["lr"] = rate * share
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on, apart from the network: plain data and tensors."""
+        """The state to continue from, apart from the network: plain data and tensors."""
         return {
             "history": [[epoch.loss, epoch.accuracy] for epoch in self.history],
             "step": self.step,
@@ -214,7 +214,7 @@ class Fit:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from where `state` was asked for."""
+        """Continues from a result of `state`."""
         self.history = [Epoch(*pair) for pair in state["history"]]
         self.step = state["step"]
         for optimizer, own in zip(self._optimizers, state["optimizers"], strict=True):
@@ -225,7 +225,7 @@ class Fit:
 
 @torch.no_grad()
 def accuracy(network: nn.Module, batches: Batches) -> float:
-    """The share of examples that a network tells right, in evaluation mode."""
+    """The share of examples that a network classifies correctly, in evaluation mode."""
     training = network.training
     network.eval()
     try:

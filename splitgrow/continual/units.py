@@ -1,8 +1,8 @@
-"""The units of a body: which of them read which, and numbers for each of them.
+"""The units of a body: the units that each of them reads, and numbers for each of them.
 
-A unit is what a group of the channel graph gains by one: a channel with all the layers that make
-it, such as the ends of a residual path, on all the positions where it lies, such as the features
-that flattening makes of it.
+A group of the channel graph gains one unit at a time: a channel with all the layers that make it,
+such as the ends of a residual path, on all the positions where it lies, such as the features that
+flattening makes of it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from splitgrow.pruning.weight_connections import Reader, reader_of, sections_of,
 
 
 class Units:
-    """The units of a body, as wide as it is when this is made.
+    """The units of a body, with its widths at the time this is made.
 
     Attributes:
         graph: The body's channel graph, of that time.
         parts: The tensors of all blocks that run along units.
-        features: What lies on each of the features that the body returns.
-        order: The units; the position here is a unit's number.
+        features: The place on each of the features that the body returns.
+        order: The units; a unit's number is its position here.
 
     Args:
         body: The body. It is not changed.
@@ -64,7 +64,7 @@ class Units:
     # -- units ------------------------------------------------------------------------------------
 
     def marks(self, chosen: Iterable[Unit]) -> Tensor:
-        """Whether each unit is among some, by number."""
+        """For each unit whether it is among some, by number."""
         return self._numbers.marks(chosen)
 
     def chosen(self, marks: Tensor) -> frozenset[Unit]:
@@ -79,18 +79,18 @@ class Units:
         return tuple(dict.fromkeys(groups))
 
     def step(self, group: int) -> int:
-        """How many channels one unit of a group is, in the first layer that makes it."""
+        """The number of channels in one unit of a group, in the first layer that makes it."""
         nodes = self.graph.sized()
         counts = (self.graph.multiplicity(node.outs, group) for node in nodes)
         return next(count for count in counts if count)
 
     def width(self, group: int | str) -> int:
-        """How many units a group has."""
+        """The number of units of a group."""
         assert isinstance(group, int)
         return self.graph.groups.width(group)
 
     def since(self, earlier: Units) -> frozenset[Unit]:
-        """The units that were not there yet in an earlier state of the same body."""
+        """The units that did not exist yet in an earlier state of the same body."""
         return frozenset(
             unit
             for unit in self.order
@@ -98,26 +98,26 @@ class Units:
         )
 
     def counts(self, chosen: Collection[Unit]) -> dict[str, int]:
-        """How many channels of each layer belong to some units."""
+        """The number of channels of each layer that belong to some units."""
         marks, nodes = self.marks(chosen), [n for n in self.graph.sized() if n.followed]
         return {n.name: int(marks[self._numbers.on(n.outs, n.name)].sum()) for n in nodes}
 
     @cached_property
     def makers(self) -> frozenset[str]:
-        """The layers that make units of others: no norms, and nothing depthwise."""
+        """The layers that make units from others: no norms, and nothing depthwise."""
         return frozenset(part.layer for part in self.parts if part.dims[1] is not None)
 
     def given(self, values: Mapping[str, Any]) -> Iterator[UnitPart]:
-        """The parts of shared tensors that something is given for, by slots' names."""
+        """The parts of the shared tensors among some values, by slots' names."""
         return (part for part in self.parts if part.shared and part.slot in values)
 
-    # -- what reads what --------------------------------------------------------------------------
+    # -- readers ----------------------------------------------------------------------------------
 
     @cached_property
     def unread(self) -> Tensor:
         """The units that layers make and that only ops read, such as those of queries and keys.
 
-        The graph cannot tell what depends on them.
+        The graph does not know their readers.
         """
         makers = [part for part in self.parts if part.layer in self.makers]
         made = self._on(part.outs for part in makers)
@@ -129,15 +129,15 @@ class Units:
         return {self.order[n] for own in numbers for n in {*own.tolist()}}
 
     def needed(self, values: Mapping[str, Tensor], features: Tensor) -> frozenset[Unit]:
-        """The units that some features depend on, through weights that are not zero.
+        """The units that some features depend on, through nonzero weights.
 
-        A unit depends on those that a layer that makes it reads, where any weight between the two
-        is not zero, at any position of a kernel. What the graph cannot tell counts as needed: units
+        A unit depends on the units that its layers read, if any weight between the two is nonzero,
+        at any position of a kernel. Units that the graph does not follow count as needed: those
         that only ops read, and all constant channels as soon as one is read.
 
         Args:
             values: The shared tensors, by slots' names.
-            features: Which features, as bools.
+            features: The features, as bools.
         """
         marked = self.unread.clone()
         marked[self._features[features]] = True
@@ -150,7 +150,7 @@ class Units:
         return self.chosen(marked)
 
     def _reader(self, layer: str, values: Mapping[str, Tensor]) -> Reader:
-        """A layer that makes units of others, by the weights that it has among some tensors."""
+        """A layer that makes units from others, with its weights among some tensors."""
         composition, node = composition_of(self._modules[layer]), self.graph.nodes[layer]
         found = [
             section
@@ -163,7 +163,7 @@ class Units:
         return reader_of(found, ins, outs)
 
     def between(self, chosen: Collection[Unit]) -> dict[str, Tensor]:
-        """Where the weights between some units lie in each shared tensor, by slots' names."""
+        """The positions of weights between some units in each shared tensor, by slots' names."""
         marks, found = self.marks(chosen), {}
         for part in self.parts:
             if part.shared:
@@ -173,31 +173,31 @@ class Units:
         return found
 
     def on_features(self, of_units: Tensor) -> Tensor:
-        """What there is for each unit, by number, for the units of the features."""
+        """Values per unit, taken by number, for the units of the features."""
         return of_units[self._features]
 
     def norms(self, values: Mapping[str, Tensor]) -> Tensor:
         """The 2-norm of each unit's incoming weights, in double precision, by number.
 
-        These are its rows in all layers that make it, in the shared tensors that are given.
+        These are its rows in all layers that make it, in the given shared tensors.
         """
         return self._norms(self.given(values), values)
 
     @cached_property
     def scaled(self) -> Tensor:
-        """The units that norms bring to a size of their own, whatever that of their weights."""
+        """The units that norms bring to a size of their own, for weights of any size."""
         return self.marks(self._on(part.outs for part in self.scales))
 
     @cached_property
     def scales(self) -> tuple[UnitPart, ...]:
-        """What norms scale units by."""
+        """The tensors' parts by which norms scale units."""
         return tuple(part for part in self.parts if part.scales)
 
     def sizes(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The 2-norm of what says how much of a unit there is, in double precision, by number.
+        """The size of each unit, by number: a 2-norm in double precision.
 
-        These are the scales of the norms that a unit goes through; of one that goes through none,
-        its incoming weights.
+        It is that of the scales of the norms that a unit goes through; without norms, that of its
+        incoming weights.
 
         Args:
             values: Tensors by slots' names; others are left out.
@@ -218,7 +218,7 @@ class Units:
 
         Args:
             values: The tensors that are changed, by slots' names.
-            factors: By what, by number.
+            factors: The factors, by number.
         """
         apart = torch.where(self.scaled, torch.ones_like(factors), factors)
         for part in self.parts:
@@ -229,16 +229,16 @@ class Units:
     # -- by layer ---------------------------------------------------------------------------------
 
     def places(self, layer: str) -> dict[str, dict[int, tuple[Place, ...]]]:
-        """What lies along the dimensions of a layer's tensors, by the tensors' names."""
+        """The places along the dimensions of a layer's tensors, by the tensors' names."""
         module = self._modules[layer]
         ins, outs = layer_places(self.graph.groups, self.graph.nodes[layer], module)
         return along_tensors(module, ins, outs)
 
     def length(self, layer: str) -> int:
-        """How many channels a layer makes."""
+        """The number of channels that a layer makes."""
         return self.graph.groups.length(self.graph.nodes[layer].outs)
 
     def whole(self, layer: str, key: str, values: Mapping[str, Tensor]) -> Tensor | None:
-        """A tensor of the plain layer, put together of tensors by slots' names."""
+        """A tensor of the plain layer, assembled from tensors by slots' names."""
         with self._body.reading(values):
             return composition_of(self._modules[layer]).value(key)

@@ -1,4 +1,4 @@
-"""Holding a network that was made from a model against that model, on its example inputs."""
+"""Comparing a network that was made from a model with that model, on its example inputs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from splitgrow.utils.wrappers import several_processes
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a network computes what the model does.
+    """Whether a network computes the same as the model.
 
     Attributes:
-        difference: The largest, relative to the largest output; 0 if nothing could be compared.
-        compared: Whether anything could be.
-        fault: What is wrong, as a sentence; empty if nothing is.
+        difference: The largest difference, relative to the largest output; 0 if not compared.
+        compared: Whether the two could be compared.
+        fault: The fault, as a sentence; empty if there is none.
     """
 
     difference: float
@@ -52,11 +52,11 @@ def held_against(
 ) -> Verdict:
     """Compares a network with the model that it was made from, both in evaluation mode.
 
-    What is rounding follows from the dtype, and where that is exceeded from what rounding does to
-    either of them.
+    The bound on rounding follows from the dtype. A difference above it is compared with the effect
+    of rounding on either network.
 
     Args:
-        undo: Takes back that the model is changed to be looked at.
+        undo: Takes back the changes that the comparison makes to the model.
         model: The model.
         history: Its history.
         generation: The generation that the network was made of.
@@ -88,7 +88,7 @@ def held_against(
         actual, expected, lambda: outputs_of(network, inputs, noisy=True, touched=touched)
     )
     if not found.same:
-        # The model may round more coarsely: where what is folded away had subtracted much.
+        # The model may round more coarsely, where a folded norm had subtracted much.
         again = compared(
             expected, actual, lambda: outputs_of(model, inputs, noisy=True, touched=touched)
         )

@@ -26,17 +26,17 @@ from splitgrow.utils.source_lines import levels_to_caller
 def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True) -> Any:
     """The network for deployment: a torch.fx.GraphModule of stock layers, in evaluation mode.
 
-    Grown layers are single layers again, batch norms are folded into the layers before them, and
-    dropouts are gone, as is what computes its own input: gates that give one, residuals that add
-    zero, layers that are identities. Of a `FadeIn` that is over, the new path is left. Folding is
-    done in float64. The model itself is untouched.
+    Grown layers are single layers again, and batch norms are folded into the layers before them.
+    Dropouts are gone, and so are ops that return their input: gates that give one, residuals that
+    add zero, layers that are identities. A `FadeIn` that is over keeps its new path only. Folding
+    is done in float64. The model itself is untouched.
 
-    A module with hooks stays whole, so that they run, and nothing is folded into it or out of it;
-    nor is anything whose tensors forward itself reads. The hooks of state_dicts are gone.
+    A module with hooks stays whole, so that they run: nothing is folded into it or out of it. The
+    same holds for a module whose tensors forward itself reads. The hooks of state_dicts are gone.
 
-    Where torch.fx cannot trace the model, because its forward decides by values or shapes, the
-    answer is `splitgrow.merge(model)` in evaluation mode, with a warning that says what is in the
-    way: grown layers are single layers there too, but norms are not folded.
+    If torch.fx cannot trace the model, because its forward decides by values or shapes, the result
+    is `splitgrow.merge(model)` in evaluation mode, with a warning that gives the reason: grown
+    layers are single layers there too, but norms are not folded.
 
     Args:
         model: A growable model, grown or not.
@@ -82,7 +82,7 @@ def _fused(
         )
     inputs = fitting(model, history.inputs_at(history.view_of(generation)))
     try:
-        with torch.inference_mode(mode=False):  # so that what is folded can still be trained
+        with torch.inference_mode(mode=False):  # so that folded weights can still be trained
             fused = _simplified(plain, inputs)
     except TraceError as error:
         warnings.warn(f"the model is merged, not fused: {error}", stacklevel=levels_to_caller())
@@ -97,12 +97,12 @@ def _fused(
 
 
 def _instead(model: nn.Module, history: History, generation: int | None, fault: str) -> nn.Module:
-    """The merged model, where it is torch.fx's trace that computes something else.
+    """The merged model, if torch.fx's trace itself computes something else.
 
-    Python's own code may take what stands for a number while torch.fx traces, and nothing raises.
+    Python's own code may take a proxy for a number while torch.fx traces, and nothing raises.
 
     Raises:
-        FusionError: If the trace is right, and what was made of it is not.
+        FusionError: If the trace is right, and the network made of it is not.
     """
     plain = merged(model, history, generation, check=False).eval()
     inputs = fitting(model, history.inputs_at(history.view_of(generation)))
@@ -117,7 +117,7 @@ def _instead(model: nn.Module, history: History, generation: int | None, fault: 
 
 
 def _simplified(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
-    """A plain model as a graph, as small as it gets."""
+    """A plain model as a graph, after all passes."""
     fused = _traced(plain, inputs)
     carry_hooks_(plain, fused)
     _keep_out_of_state(plain, fused)
@@ -135,8 +135,8 @@ def _simplified(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
 def _traced(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
     """A plain model as a graph, op by op.
 
-    A tensor that forward makes at each call is a constant of the graph. Where something in it may
-    be written into, each call is given a copy.
+    A tensor that forward makes at each call is a constant of the graph. If an op of the graph may
+    write into its operand, each call gets a copy.
     """
     network = fx.GraphModule(plain, trace_plain(plain, inputs), class_name=type(plain).__name__)
     made: dict[str, list[fx.Node]] = {}
@@ -157,7 +157,7 @@ def _traced(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
 
 
 def _keep_out_of_state(plain: nn.Module, fused: fx.GraphModule) -> None:
-    """Leaves buffers out of the state_dict that were not in it, which torch.fx takes no note of."""
+    """Leaves buffers that were not persistent out of the state_dict; torch.fx forgets which."""
     for node in fused.graph.find_nodes(op="get_attr"):
         owner, _, name = str(node.target).rpartition(".")
         if name in plain.get_submodule(owner)._non_persistent_buffers_set:  # noqa: SLF001

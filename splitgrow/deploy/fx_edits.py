@@ -1,4 +1,4 @@
-"""Taking nodes out of a torch.fx graph where that changes nothing: in-place writes, dead ends."""
+"""Removing nodes from a torch.fx graph where that changes no result, in-place writes included."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from splitgrow.layers.types import layer_type_of
 
 
 def replace_by(network: fx.GraphModule, node: fx.Node, value: fx.Node) -> bool:
-    """Lets all that reads a node read another one instead, and takes it out.
+    """Replaces a node by another one in all of its users, and erases it.
 
-    The two must be equal. In memory of its own or not, both must be safe from being written into
-    later on: an in-place op that alone reads the node becomes one that is not in place, and where
-    anything else writes, all stays as it is.
+    The two must be equal, and no later op may write into either's memory. An in-place op that alone
+    reads the node becomes one that is not in place; if any other op writes, the graph stays as it
+    is.
 
     Returns:
         Whether it was done.
@@ -44,7 +44,7 @@ def replace_by(network: fx.GraphModule, node: fx.Node, value: fx.Node) -> bool:
 
 
 def drop_unread(network: fx.GraphModule, node: fx.Node) -> None:
-    """Takes out a node that nothing reads, and all that only it read; tensors it read go too."""
+    """Erases a node that nothing reads, the nodes that only it read, and the tensors they read."""
     pending = [node]
     while pending:
         last = pending.pop()
@@ -61,7 +61,7 @@ def drop_unread(network: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _drop_tensor(network: fx.GraphModule, path: str) -> None:
-    """Takes a tensor off the network that nothing in it uses any more."""
+    """Takes a tensor off the network once nothing there uses it."""
     owner_path, _, name = path.rpartition(".")
     owner = network.get_submodule(owner_path)
     for node in network.graph.find_nodes(op="get_attr"):
@@ -84,7 +84,7 @@ def is_written(network: fx.GraphModule, tensor: Tensor) -> bool:
 
 
 def writes(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether an op writes into one of its operands, or might as far as can be told."""
+    """Whether an op writes into one of its operands; true if that is not known."""
     if node.op == "call_module":
         module = network.get_submodule(str(node.target))
         known = type(module).__module__.startswith("torch.") or layer_type_of(module) is not None
@@ -105,7 +105,7 @@ def writes(network: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def facts_of_node(network: fx.GraphModule, node: fx.Node) -> Facts:
-    """What is known of the op that a node runs; nothing if it runs none, or one of the user's."""
+    """The facts of the op that a node runs; empty if it runs none, or a function of the user's."""
     if node.op == "call_module":
         return facts_of(type(network.get_submodule(str(node.target))))
     return facts_of(method_of_operator(node.target)) if node.op in _CALLS else facts_of(None)
@@ -115,7 +115,7 @@ _CALLS = ("call_function", "call_method")
 
 
 def _writes_into_its_own(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether what an op writes into was made for it alone, so that nobody sees it."""
+    """Whether an op writes only into a tensor made for it alone, so that nobody sees the write."""
     while writes(network, node):
         before = node.all_input_nodes[:1]
         if not before or before[0] is not node.args[0] or len(before[0].users) > 1:
@@ -181,7 +181,7 @@ def _make_apart(network: fx.GraphModule, node: fx.Node) -> None:
     elif node.op == "call_function":
         node.kwargs = {**node.kwargs, "inplace": False}
     else:
-        # Other calls of the same module may rely on what it writes.
+        # Other calls of the same module may rely on its writing.
         module: Any = copy.copy(network.get_submodule(str(target)))
         module.inplace = False
         path, number = f"{target}_apart", 0

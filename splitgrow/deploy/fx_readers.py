@@ -23,7 +23,7 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
 
 
 def memory_of(tensor: Tensor) -> int:
-    """What two tensors have in common of which one is a part of the other."""
+    """The same number for two tensors of which one is a part of the other."""
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
 
 
@@ -37,7 +37,7 @@ def tensor_at(network: fx.GraphModule, node: object) -> Tensor | None:
 
 
 class Readers:
-    """Who reads and runs what in a network, as it is when this is made.
+    """The readers and calls of a network's tensors and modules, at the time this is made.
 
     Args:
         network: The network.
@@ -71,7 +71,7 @@ class Readers:
 
 
 def is_free(module: nn.Module) -> bool:
-    """Whether a module has no hooks, which would be lost with it, or see something else."""
+    """Whether a module has no hooks: a pass would lose them, or change the tensors they see."""
     return not any(map(has_run_hooks, module.modules()))
 
 
@@ -84,7 +84,7 @@ def free_path(network: fx.GraphModule, path: str) -> str:
 
 
 def path_for(network: fx.GraphModule, path: str) -> str:
-    """A path for what takes a module's place: its own, unless forward reads something there."""
+    """A path for a module's replacement: its own path, unless forward reads something there."""
     read = (str(node.target) for node in network.graph.find_nodes(op="get_attr"))
     taken = any(target.startswith(f"{path}.") for target in read)
     return free_path(network, path) if taken else path

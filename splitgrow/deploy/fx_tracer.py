@@ -1,4 +1,4 @@
-"""Tracing a plain network into a torch.fx graph, which is what a deployed network is made from."""
+"""Tracing a plain network into a torch.fx graph, from which the deployed network is made."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MADE = "made by forward"
 
 
 class _Tracer(fx.Tracer):
-    """Traces down to stock layers and other known ones, and remembers each op's place."""
+    """Traces down to stock layers and layers of a known type; notes each op's source line."""
 
     def __init__(self, hooked: Collection[nn.Module] = ()) -> None:
         super().__init__()
@@ -39,9 +39,9 @@ class _Tracer(fx.Tracer):
         self.proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Stock modules, layers of a known type, shared kernels and what has hooks stay whole."""
+        """Whether a module stays whole: stock, of a known type, a shared kernel, or with hooks."""
         known = layer_type_of(m) is not None or type(m) in SHARED_KERNELS
-        # Hooks run where their module is called, so it has to be one.
+        # Hooks run where their module is called, so the call must stay.
         return known or m in self._hooked or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
@@ -86,7 +86,7 @@ def trace_plain(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
         (graph, made), (again, others), moved = _traced_twice(model, hooked, defaults)
     except (MemoryError, TraceError):
         raise
-    except Exception as error:  # whatever the user's forward raises
+    except Exception as error:  # the user's forward may raise anything
         raise TraceError(
             f"torch.fx cannot trace {type(model).__name__}.forward: "
             f"{place_of_error(error.__traceback__)}: {type(error).__name__}: {error}"
@@ -102,7 +102,7 @@ def trace_plain(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
 
 
 _Traced = tuple[fx.Graph, dict[str, Any]]
-"""A graph, and the tensors that torch.fx has made attributes for it."""
+"""A graph, and the tensors that torch.fx made attributes for it."""
 
 
 def _traced(
@@ -122,7 +122,7 @@ def _traced(
 def _traced_twice(
     undo: Undo, model: nn.Module, hooked: Collection[nn.Module], defaults: Mapping[str, Any]
 ) -> tuple[_Traced, _Traced, str]:
-    """A model's graph, that of its next call, and what the first call has moved, if anything."""
+    """A model's graph, the graph of its next call, and the state that the first call moved."""
     preserve_(model, undo)
     before = _held(model)
     states = take_state(model)
@@ -133,7 +133,7 @@ def _traced_twice(
 
 
 def _moved(before: Iterable[State], after: Iterable[State]) -> str:
-    """The first plain data, or buffer, that tracing has moved; empty if none."""
+    """The first plain data, or buffer, that tracing has changed; empty if none."""
     earlier = {id(state.module): state.values for state in before}
     for state in after:
         theirs = earlier.get(id(state.module), {})
@@ -146,7 +146,7 @@ def _moved(before: Iterable[State], after: Iterable[State]) -> str:
 
 
 class _Twice(nn.Module):
-    """A model that is called twice; what the second call gives counts."""
+    """A model that is called twice; the second call's output is returned."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class _Twice(nn.Module):
 
 
 def _decides(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Whether a second call gives something else than the first, or gives ops other numbers."""
+    """Whether a second call gives other outputs than the first, or gives ops other numbers."""
     first, second = Scalars(), Scalars()
     expected = outputs_of(model, inputs, watch=first)
     run = partial(outputs_of, _Twice(model), inputs)
@@ -170,7 +170,7 @@ def _decides(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
 
 
 def _held(model: nn.Module) -> dict[tuple[str, str], Any]:
-    """What the modules hold in attributes and buffers, by path and name."""
+    """The modules' attributes and buffers, by path and name."""
     return {
         (path, name): value
         for path, module in model.named_modules()
@@ -180,7 +180,7 @@ def _held(model: nn.Module) -> dict[tuple[str, str], Any]:
 
 
 def _refuse_assignments(model: nn.Module, before: dict[tuple[str, str], Any]) -> None:
-    """Makes sure that forward keeps nothing that it computes: a graph could not.
+    """Makes sure that forward stores no computed value: a graph cannot.
 
     Raises:
         TraceError: If it assigns something to an attribute.
@@ -213,7 +213,7 @@ class _Evaluator(fx.Interpreter):
         return self._mode.from_tensor(value) if isinstance(value, Tensor) else value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A layer whose output's shape is known need not run for it, which takes far longer."""
+        """Skips a layer whose output shape is known, since to run it takes far longer."""
         known = None if kwargs else result_of_leaf(self.fetch_attr(target), args)
         return super().call_module(target, args, kwargs) if known is None else known
 
@@ -223,7 +223,7 @@ def _evaluate(undo: Undo, model: nn.Module, graph: fx.Graph, given: dict[str, An
     """Gives every node an example of its result.
 
     Raises:
-        TraceError: If the graph does not run, so that it cannot be what the model does.
+        TraceError: If the graph does not run, so that it cannot compute the same as the model.
         MemoryError: If there is too little memory.
     """
     preserve_(model, undo)

@@ -1,7 +1,7 @@
-"""Passes that take out what has become an identity: fades that are over, gates, empty residuals.
+"""Passes that remove identities: fades that are over, gates of one, residuals of zero.
 
-They look at values, exactly: what differs from an identity by the last bit stays. What they take
-out computes its input for every finite input.
+They compare values exactly: a layer that differs from an identity by the last bit stays. A removed
+node returns its input for every finite input.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _SCALED = (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
 
 
 def end_fades(network: fx.GraphModule) -> None:
-    """Leaves of each fade that is over, or has not begun, the one path that counts.
+    """Keeps only the path that counts of each fade that is over, or has not begun.
 
-    One that is under way becomes a plain ``torch.lerp``.
+    A fade that is under way becomes a plain ``torch.lerp``.
     """
     for node in list(network.graph.nodes):
         if node.op != "call_function" or node.target is not blend:
@@ -45,7 +45,7 @@ def end_fades(network: fx.GraphModule) -> None:
         counts = {0.0: old, 1.0: new}.get(value.item())
         dtypes = {path.meta["example"].dtype for path in (old, new)}
         if counts is not None and counts.meta["example"].dtype == node.meta["example"].dtype:
-            # The blend made a tensor of its own; what reads it may write into that.
+            # The blend made a tensor of its own, and its readers may write into that.
             if not replace_by(network, node, counts):
                 _copy_of(network, node, counts)
         elif len(dtypes) == 1:
@@ -55,7 +55,7 @@ def end_fades(network: fx.GraphModule) -> None:
 
 
 def _converted(network: fx.GraphModule, node: fx.Node, tensor: Tensor) -> fx.Node:
-    """A node that looks up a tensor in another dtype: at its own path, if it is read there only."""
+    """A node that gets a tensor in another dtype: at its own path, if only this node reads it."""
     path = str(node.target)
     looked_up = sum(other.target == path for other in network.graph.find_nodes(op="get_attr"))
     alone = looked_up == 1 and len(node.users) == 1
@@ -71,7 +71,7 @@ def _converted(network: fx.GraphModule, node: fx.Node, tensor: Tensor) -> fx.Nod
 
 
 def _copy_of(network: fx.GraphModule, node: fx.Node, value: fx.Node) -> None:
-    """Puts a copy of another value in a node's place."""
+    """Puts a copy of another node's value in a node's place."""
     others = node.all_input_nodes
     with network.graph.inserting_before(node):
         clone = network.graph.call_method("clone", (value,))
@@ -83,13 +83,13 @@ def _copy_of(network: fx.GraphModule, node: fx.Node, value: fx.Node) -> None:
 
 
 def remove_identities(network: fx.GraphModule) -> None:
-    """Removes what computes its input.
+    """Removes nodes that return their input.
 
     * a Linear with the unit matrix, a convolution with a Dirac kernel, both without bias or with a
       bias of zero; a batch norm whose weight is the standard deviation and whose bias the mean
     * ``x * layer(y)`` where the layer's weight is zero and its bias one
     * ``x + layer(y)`` where the layer's, or norm's, weight and bias are zero
-    * a ReLU behind a ReLU, and whatever clips to a range that its input keeps to already
+    * a ReLU after a ReLU, and any clip after a clip to the same or a narrower range
     """
     for node in list(network.graph.nodes):
         if node.op not in ("call_module", "call_function", "call_method"):
@@ -100,7 +100,7 @@ def remove_identities(network: fx.GraphModule) -> None:
 
 
 def _equal_operand(network: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """The operand that a node's result is equal to, if there is one."""
+    """The operand that equals a node's result, if there is one."""
     clip = _clip_of(network, node)
     if clip is not None:
         before = node.args[0] if node.args else None
@@ -134,7 +134,7 @@ def _alike(node: fx.Node, value: fx.Node) -> bool:
 
 
 def _clip_of(network: fx.GraphModule, node: fx.Node) -> tuple[float, float] | None:
-    """The range to which an op clips and which it leaves alone; None if it does not."""
+    """The range of a node that clips its input; None if it does not clip."""
     facts = facts_of_node(network, node)
     if not facts.clip:
         return None
@@ -146,13 +146,13 @@ def _clip_of(network: fx.GraphModule, node: fx.Node) -> tuple[float, float] | No
 
 
 def _always(network: fx.GraphModule, node: fx.Node, value: int) -> bool:
-    """Whether a node is the call of a layer that gives 0, or 1, whatever finite input it gets."""
+    """Whether a node calls a layer that gives 0, or 1, for every finite input."""
     if node.op != "call_module":
         return False
     layer: Any = network.get_submodule(str(node.target))
     if not (_is_layer(layer) or type(layer) in _SCALED):
         return False
-    # What weight norm or pruning computes before each call says nothing of the next one.
+    # A weight that weight norm or pruning computes before each call may differ at the next one.
     if not isinstance(layer.weight, nn.Parameter):
         return False
     bias_fits = value == 0 if layer.bias is None else bool((layer.bias == value).all())
@@ -162,21 +162,21 @@ def _always(network: fx.GraphModule, node: fx.Node, value: int) -> bool:
 
 
 def _changes(network: fx.GraphModule, module: nn.Module) -> bool:
-    """Whether forward itself writes into a module's tensors, whose values then tell nothing."""
+    """Whether forward itself writes into a module's tensors, so that their values may change."""
     return any(is_written(network, tensor) for tensor in tensors_of(module))
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a module is torch's own Linear or convolution, or computes as that does."""
+    """Whether a module is torch's own Linear or convolution, or computes the same as one."""
     return computes_as(module, (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED))
 
 
 def is_identity(module: Any) -> bool:
-    """Whether a layer, as its values are now, gives its input in evaluation mode.
+    """Whether a layer, with its present values, returns its input in evaluation mode.
 
-    A batch norm does if its weight is ``sqrt(running_var + eps)``, taken in its own dtype, and its
-    bias the running mean: with real numbers it would give its input exactly, and none of that dtype
-    is nearer to that.
+    A batch norm does if its weight is ``sqrt(running_var + eps)``, computed in its dtype, and
+    its bias the running mean: in real numbers it would return its input exactly, and no other
+    weight of that dtype is nearer.
 
     Example:
         >>> conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)
@@ -200,7 +200,7 @@ def is_identity(module: Any) -> bool:
         return False
     outputs = torch.arange(weight.shape[0], device=weight.device)
     at: Any = (outputs, outputs % weight.shape[1], *centre)
-    # In this order, and without a kernel to compare with, which would be as large as the layer's.
+    # In this order, and without a kernel to compare with, which would need as much memory again.
     return bool((weight[at] == 1).all()) and int(torch.count_nonzero(weight)) == weight.shape[0]
 
 

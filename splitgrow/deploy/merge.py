@@ -32,16 +32,15 @@ def merge(model: nn.Module, generation: int | None = None, *, check: bool = True
     """A new, plain model of the same class that computes the same; the model is untouched.
 
     Every grown layer is one stock layer again, at the same path, and nothing of splitgrow is left.
-    What splitgrow froze trains again. A module that layers were inserted at becomes an
-    nn.Sequential, or a torch.fx.GraphModule where they are added or multiplied; one that takes any
-    number of arguments, gives several results, or is asked by forward for more than its result (a
-    weight's dtype, say), keeps its wrapper, which passes everything on. Of a `FadeIn` that is over
-    the new path is left, of one that was inserted and has not begun what was there before; one that
-    is under way stays.
+    Frozen parameters train again. A module that layers were inserted at becomes an nn.Sequential,
+    or a torch.fx.GraphModule where they are added or multiplied. It keeps its wrapper, which passes
+    everything on, if it takes any number of arguments, gives several results, or if forward asks it
+    for more than its result (a weight's dtype, say). A `FadeIn` that is over keeps its new path
+    only; an inserted one that has not begun keeps the old path only; one that is under way stays.
 
-    Hooks come along: those of a grown layer lie on the stock layer. Where their module is gone,
-    there is a warning that names it. What `torch.nn.utils.weight_norm`, `spectral_norm` or `prune`
-    computes for a block of a grown layer becomes a part of the weight.
+    Hooks are copied: those of a grown layer lie on the stock layer. If their module is gone, a
+    warning names it. The values that `torch.nn.utils.weight_norm`, `spectral_norm` or `prune`
+    compute for a block of a grown layer become a part of the weight.
 
     Args:
         model: A growable model, grown or not.
@@ -84,12 +83,12 @@ def merge(model: nn.Module, generation: int | None = None, *, check: bool = True
 
 
 def merged(model: nn.Module, history: History, generation: int | None, *, check: bool) -> nn.Module:
-    """As `merge` does it, by a thread that has the model to itself."""
+    """Does the work of `merge`, in a thread that has the model to itself."""
     history.refuse_while_viewing("merge")
     view = history.view_of(generation)
     shares = history.shares.get(generation or 0, ()) if view is not None else ()
     states = history.states.get(generation or 0, ()) if view is not None else ()
-    with torch.inference_mode(mode=False):  # what is merged can be trained
+    with torch.inference_mode(mode=False):  # so that the merged model can be trained
         plain = merged_at(model, history, view, dict(shares), states)
     return checked_(plain, model, history, generation) if check else plain
 
@@ -98,12 +97,12 @@ def merged(model: nn.Module, history: History, generation: int | None, *, check:
 def checked_(
     undo: Undo, plain: nn.Module, model: nn.Module, history: History, generation: int | None
 ) -> nn.Module:
-    """A merged model that was held against the one it is made from, and has no fades that are over.
+    """A merged model that was compared with its source, and has no fades that are over.
 
     Raises:
         MergeError: If the two compute something different.
     """
-    # The model's own code may ask for more of a fade than its output: that is tried out.
+    # The model's own code may use more of a fade than its output, which only a run shows.
     ended = end_own_fades_(plain, undo)
     verdict = held_against(model, history, generation, plain, "merge")
     if ended and (verdict.fault or not verdict.compared):
@@ -128,14 +127,14 @@ def merged_at(
     fades: Mapping[FadeIn, float],
     states: Iterable[State] = (),
 ) -> nn.Module:
-    """A new, plain model that computes what a model did after an edit.
+    """A new, plain model that computes the same as a model after an edit.
 
     Args:
         model: The model.
         history: Its history.
         view: The number of the edit; None for today.
-        fades: How far fades are to have come.
-        states: What modules held then besides parameters; by default what they hold today.
+        fades: How far each fade had come.
+        states: The modules' state then, besides parameters; by default today's.
 
     Raises:
         StructureChangedError: If the model was changed by hand since.
@@ -150,7 +149,7 @@ def merged_at(
         check_structure(model, history)
     _refuse_hooks_of_blocks(model, view)
     frozen = {id(parameter) for parameter in parameters_in(history.frozen_parameters())}
-    # The copy takes these in place of what it would have made itself.
+    # The copy takes these in place of copies that it would make itself.
     memo: dict[int, Any] = {
         id(own): None for part in model.modules() if (own := vars(part).get(HISTORY)) is not None
     }
@@ -215,13 +214,13 @@ def _blocks_of(module: nn.Module, view: int | None) -> tuple[nn.Module, ...]:
 def _tell_of_lost_hooks(
     model: nn.Module, view: int | None, plain: nn.Module, memo: Mapping[int, Any]
 ) -> None:
-    """Warns of hooks whose modules are not in the plain model, or that know of grown ones."""
+    """Warns of hooks whose module is gone, and of hooks on the state_dicts of grown layers."""
     there = {id(part) for part in plain.modules()}
     unseen = {id(part) for part in _unseen(model, view)}
     lost = []
     for path, part in model.named_modules():
         left_out = isinstance(part, (SplitLayer, InsertionWrapper)) and has_state_hooks(part)
-        twin = memo.get(id(part))  # of a wrapper the hooks go to whatever is in its place
+        twin = memo.get(id(part))  # a wrapper's hooks go to the module in its place
         gone = left_out or (id(twin) not in there and not isinstance(part, InsertionWrapper))
         if has_hooks(part) and gone and id(part) not in unseen:
             lost.append(path or type(model).__name__)
@@ -233,7 +232,7 @@ def _tell_of_lost_hooks(
 
 
 def _unseen(model: nn.Module, view: int | None) -> Iterator[nn.Module]:
-    """What came after an edit, and what only grown layers are made of."""
+    """The modules that came after an edit, and those inside of grown layers."""
     for module in model.modules():
         if isinstance(module, SplitLayer):
             for block in module:

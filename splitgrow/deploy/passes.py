@@ -1,4 +1,4 @@
-"""Passes that make a traced plain network smaller without changing what it computes in evaluation.
+"""Passes that make a traced plain network smaller; its outputs in evaluation mode stay the same.
 
 Each takes a graph module and changes it in place. `PASSES` lists them in the order they run.
 """
@@ -21,13 +21,13 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def make_stock(network: fx.GraphModule) -> None:
-    """Puts stock layers in place of layers of other libraries that they can stand for."""
+    """Replaces layers of other libraries by stock layers that compute the same."""
     for node in list(network.graph.nodes):
         if node.op != "call_module":
             continue
         path = str(node.target)
         layer = network.get_submodule(path)
-        if type(layer) is nn.SyncBatchNorm and is_free(layer):  # what is deployed is one process
+        if type(layer) is nn.SyncBatchNorm and is_free(layer):  # deployment is one process
             network.set_submodule(path, _as_batch_norm(layer, node.meta["example"].dim()))
             continue
         entry = layer_type_of(layer)
@@ -48,7 +48,7 @@ def _as_batch_norm(layer: nn.SyncBatchNorm, dims: int) -> nn.Module:
 
 
 def _chain(network: fx.GraphModule, node: fx.Node, parts: list[nn.Module]) -> None:
-    """Runs several modules one after the other where there was one."""
+    """Replaces one module by several that run one after the other."""
     path = path_for(network, str(node.target))
     if len(parts) == 1:
         network.set_submodule(path, parts[0])
@@ -67,8 +67,8 @@ def _chain(network: fx.GraphModule, node: fx.Node, parts: list[nn.Module]) -> No
 def spread_shared_kernels(network: fx.GraphModule) -> None:
     """Puts a depthwise convolution in place of each call of a shared kernel.
 
-    A layer that is called several times becomes as many, each for the channels that it is given.
-    One with hooks stays, so that they run.
+    A layer that is called several times becomes several layers, each for the channels of its call.
+    A layer with hooks stays, so that they run.
     """
     calls = network.graph.find_nodes(op="call_module")
     layers: list[tuple[fx.Node, Any]] = [
@@ -89,7 +89,7 @@ def spread_shared_kernels(network: fx.GraphModule) -> None:
 
 
 def drop_identities(network: fx.GraphModule) -> None:
-    """Removes what passes its input on in evaluation mode: identities and dropouts."""
+    """Removes ops that return their input in evaluation mode: identities and dropouts."""
     for node in list(network.graph.nodes):
         if _passes_on(network, node):
             node.replace_all_uses_with(node.args[0])
@@ -116,7 +116,7 @@ def _passes_on(network: fx.GraphModule, node: fx.Node) -> bool:
 def fold_norms(network: fx.GraphModule) -> None:
     """Folds each batch norm into the convolution or Linear before it, where that is exact.
 
-    It is where the layer runs once, only the norm reads what it makes, and neither has hooks or
+    It is exact if the layer runs once, only the norm reads its output, and neither has hooks or
     tensors that forward reads itself. A layer that is called twice keeps its norms: folding one of
     them would change the other call.
     """
@@ -138,7 +138,7 @@ def fold_norms(network: fx.GraphModule) -> None:
 
 
 def _is_apart(module: nn.Module, readers: Readers) -> bool:
-    """Whether nothing but one call of a module knows of it and of its tensors."""
+    """Whether a module has one call only, and nothing else reads its tensors."""
     return readers.runs_once(module) and is_free(module) and not readers.reads_directly(module)
 
 
@@ -146,11 +146,11 @@ def _can_take_a_norm(layer: Any, node: fx.Node, norm: Any) -> bool:
     entry = layer_type_of(layer)
     if entry is None or not entry.sized or entry.merging.computes_weight:
         return False
-    # What weight norm or pruning computes before each call would be computed anew.
+    # A weight that weight norm or pruning computes before each call would be computed anew.
     own = layer._parameters  # noqa: SLF001
     if own.get("weight") is None or (layer.bias is not None and own.get("bias") is None):
         return False
-    # The two must mean the same dimension by "channels": a Linear works on the last one.
+    # The two must mean the same dimension by "channels": those of a Linear are on the last one.
     ndim = node.meta["example"].dim()
     return entry.channel_dim(layer) % ndim == 1 and bool(entry.sizes(layer)[1] == norm.num_features)
 
@@ -185,5 +185,5 @@ PASSES = (
     fold_norms,
     remove_identities,
 )
-"""In this order: a norm that is an identity can be told by its values only before it is folded, and
-a layer whose norm makes it one only after."""
+"""The order matters: the values show that a norm is an identity only before it is folded, and that
+a layer with its norm is one only after."""

@@ -1,4 +1,4 @@
-"""Which tensors of a recorded run may share memory, and which of them an op may write into."""
+"""Aliasing in a trace: the tensors that may share memory, and those that an op may write into."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from splitgrow.analysis.ops import entry_of, is_in_place_name
 from splitgrow.analysis.trace import Ref, Step, refs_in
 
 Key: TypeAlias = tuple[int, tuple[Any, ...]]
-"""A tensor of a run: the number of the step that made it, and the indices that lead to it."""
+"""A tensor of a trace: the number of the step that made it, and the indices that lead to it."""
 
 
 class Memory:
@@ -21,11 +21,11 @@ class Memory:
         self._families: dict[Key, set[Key]] = {}
 
     def relatives(self, key: Key) -> set[Key]:
-        """A tensor and all that may lie where it lies."""
+        """A tensor and all tensors that may lie in the same memory."""
         return self._families.setdefault(key, {key})
 
     def relate(self, keys: Sequence[Key]) -> None:
-        """States that tensors may lie in the same memory."""
+        """Notes that tensors may lie in the same memory."""
         family: set[Key] = set()
         for key in keys:
             family |= self.relatives(key)
@@ -33,7 +33,7 @@ class Memory:
 
 
 def written_by(step: Step, module: nn.Module | None, operands: Sequence[Key]) -> Sequence[Key]:
-    """The operands that an op may write into: all of them where nothing is known of it.
+    """The operands that an op may write into: all of them for an unknown op.
 
     Args:
         step: The op, which calls no layer that has weights.
@@ -52,11 +52,11 @@ def written_by(step: Step, module: nn.Module | None, operands: Sequence[Key]) ->
 
 
 _ASSIGNS = frozenset(("setitem", "setattr"))
-"""What writes into its first operand although its name does not end as that of an op in place."""
+"""Ops that write into their first operand without the name of an in-place op."""
 
 
 def is_torchs(target: Any) -> bool:
-    """Whether a target is torch's or Python's own, and so does what its name says."""
+    """Whether a target is an op of torch or Python, whose name says how it acts."""
     if isinstance(target, str):
         return True
     origin = str(getattr(target, "__module__", None) or "torch")  # builtin functions have none
@@ -64,7 +64,7 @@ def is_torchs(target: Any) -> bool:
 
 
 def refs_of(step: Step) -> Iterator[Ref]:
-    """What stands for tensors and numbers among an op's arguments."""
+    """The references to tensors and numbers among an op's arguments."""
     return refs_in((step.args, tuple(step.kwargs.values())))
 
 

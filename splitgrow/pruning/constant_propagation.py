@@ -1,7 +1,7 @@
-"""Constants followed through a recorded run: what each layer is known to read, whatever the input.
+"""Constants followed through a trace: the input channels of each layer that no input can change.
 
-The table of ops says what becomes of values; of the result of any other op nothing is known. An op
-that might write into tensors that others share takes away what was known of them.
+The table of ops tells how each op changes values; the result of an op without an entry is unknown.
+An op that may write into shared memory makes the tensors there unknown.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from splitgrow.pruning.constants import Known, known_or_none, made_by, same
 def constants_read(
     modules: Mapping[str, nn.Module], groups: Groups, steps: Sequence[Step], values: Sequence[Any]
 ) -> dict[str, Known | None]:
-    """What is known of each layer's input channels, in all of its calls alike.
+    """The constants among each layer's input channels, equal in all of its calls.
 
     Args:
         modules: The network's modules by path.
         groups: The store of groups.
-        steps: A run in evaluation mode.
-        values: What the rules made of each step.
+        steps: A trace in evaluation mode.
+        values: The values that the rules computed for each step.
 
     Returns:
         An entry for each layer that the run calls, by path; None if nothing is known.
@@ -43,7 +43,7 @@ def constants_read(
 
 
 class _Walk:
-    """What is known of the tensors of a run so far, and which of them may share memory."""
+    """The constants found so far in a trace, and the tensors that may share memory."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class _Walk:
         self.memory = Memory()
 
     def follow(self, index: int) -> None:
-        """Takes one step."""
+        """Follows one step of the trace."""
         step = self.steps[index]
         if isinstance(step.target, Source):
             return
@@ -68,7 +68,7 @@ class _Walk:
         entry = layer_type_of(module) if module is not None else None
         if entry is not None and module is not None:
             made = self._layer(step, module, entry)
-            if not is_torchs(type(module)):  # who knows what it does to what it is given
+            if not is_torchs(type(module)):  # it may write into its inputs
                 self._forget(operands)
                 self.memory.relate([*operands, *results])
             self.facts.update({key: made for key in results if made is not None})
@@ -102,7 +102,7 @@ class _Walk:
     # -- other ops -------------------------------------------------------------------------------
 
     def _made(self, index: int, *, written: bool) -> list[Known | None]:
-        """What is known of each tensor that an op results in."""
+        """The constants in each tensor that an op returns."""
         step = self.steps[index]
         facts = facts_of(step.target)
         parts = list(_parts(step.example))
@@ -119,7 +119,7 @@ class _Walk:
         return nothing if written else [self._whole(index, facts, module)]
 
     def _whole(self, index: int, facts: Facts, module: nn.Module | None) -> Known | None:
-        """What is known of the result of an op on whole channels."""
+        """The constants in the result of an op on whole channels."""
         step = self.steps[index]
         if facts.values is Values.PRODUCT:
             return self._product(index, [_argument(step, *factor) for factor in facts.factors])
@@ -156,12 +156,12 @@ class _Walk:
         values = self._called(step, lambda ref: operand[ref.step, ref.path].clone())
         values = values.double().flatten()
         everywhere = torch.stack([fact.known for fact in known]).all(0)
-        if zeros is not None:  # a product of zero with what is not known
+        if zeros is not None:  # zero times an unknown value
             everywhere, values = everywhere | zeros.known, torch.where(zeros.known, 0.0, values)
         return known_or_none(known[0].dim, values, everywhere)
 
     def _product(self, index: int, factors: Sequence[Any]) -> Known | None:
-        """What is zero since a factor is, along a dimension that is not summed over."""
+        """The zeros of a product: a factor is zero there, along a dimension that is not summed."""
         for factor in factors:
             given = self._fact(factor)
             found = self._over_space(index, given and given.where(given.zero), factor)
@@ -170,7 +170,7 @@ class _Walk:
         return None
 
     def _over_space(self, index: int, given: Known | None, ref: Any = None) -> Known | None:
-        """The same channels, maybe on another dimension."""
+        """The same constants, maybe on another dimension."""
         if given is None:
             return None
         before = self._axes(self.steps[index].args[0] if ref is None else ref)[given.dim]
@@ -182,7 +182,7 @@ class _Walk:
         return Known(dim, given.values, given.known) if same_axis else None
 
     def _moved(self, index: int) -> list[Known | None]:
-        """Values and whether they are known, laid out in full and moved as the op moves them."""
+        """Values and known flags at full shape, moved in the way that the op moves them."""
         step = self.steps[index]
         paths = [path for path, _ in _parts(step.example)]
         refs = [ref for ref in refs_of(step) if self._is_tensor(ref)]
@@ -212,7 +212,7 @@ class _Walk:
         return row.reshape(-1, *[1] * (-fact.dim - 1)).expand(shape).contiguous()
 
     def _called(self, step: Step, tensor: Callable[[Ref], Tensor]) -> Any:
-        """What an op makes of other tensors."""
+        """The result of the op on other tensors."""
 
         def given(leaf: Any) -> Any:
             if not isinstance(leaf, Ref):
@@ -228,12 +228,12 @@ class _Walk:
             return step.target(*args, **kwargs)
 
     def _forget(self, keys: Sequence[Key]) -> None:
-        """Takes back what was known of tensors, and of all that may lie in the same memory."""
+        """Drops the constants of tensors, and of all tensors that may lie in the same memory."""
         for key in keys:
             for relative in self.memory.relatives(key):
                 self.facts.pop(relative, None)
 
-    # -- what is where ---------------------------------------------------------------------------
+    # -- lookups ---------------------------------------------------------------------------------
 
     def _example(self, ref: Ref) -> Any:
         return at_path(self.steps[ref.step].example, ref.path)
@@ -249,7 +249,7 @@ class _Walk:
         return tuple(shaped.axes)
 
     def _channel_dim(self, shaped: Any) -> int | None:
-        """The one dimension, counted from the end, on which units lie that are free to go."""
+        """The only dimension, counted from the end, whose units can grow; None if not just one."""
         if not isinstance(shaped, Shaped):
             return None
         dims = [i for i, axis in enumerate(shaped.axes) if self.groups.can_grow(axis)]
@@ -257,7 +257,7 @@ class _Walk:
 
 
 def runs_hooks(module: nn.Module) -> bool:
-    """Whether a module, or one inside, has hooks that could change what it reads or makes."""
+    """Whether a module, or one inside, has hooks that could change its inputs or outputs."""
     return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())  # noqa: SLF001
 
 
@@ -273,13 +273,13 @@ def _is_off(step: Step, module: nn.Module | None) -> bool:
 
 
 def _values_of_padding(step: Step, given: Known) -> Values:
-    """What `F.pad` does to values that are known."""
+    """The effect of `F.pad` on known values."""
     amounts, value = _argument(step, 1, "pad"), _argument(step, 3, "value")
     mode = _argument(step, 2, "mode") or "constant"
     if not isinstance(amounts, (tuple, list)) or len(amounts) // 2 >= -given.dim:
-        return Values.UNKNOWN  # it reaches the channels
+        return Values.UNKNOWN  # it pads channels
     if mode != "constant":
-        return Values.POOLED  # it repeats what there is
+        return Values.POOLED  # it repeats existing values
     return Values.SUMMED if value in {None, 0} else Values.UNKNOWN
 
 

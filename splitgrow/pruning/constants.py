@@ -1,8 +1,8 @@
-"""What is known of a tensor's channels whatever the input: the constants that layers make.
+"""Constant channels: channels that hold the same number for every input, and the layers' effect.
 
-A channel is known where it holds one number in every sample and at every place. Layers give such
-channels where their weights are zero, or read known channels only. All values are taken to be
-finite; evaluation mode is meant throughout.
+A channel is known if it holds one number in every sample and at every place. A layer makes such
+channels if their weights are zero, or if it reads known channels only. All values are assumed to
+be finite, and the network to be in evaluation mode.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from splitgrow.pruning.weight_connections import has_weights, sections
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the channels of a tensor.
+    """The known channels of a tensor.
 
     Attributes:
-        dim: The dimension that they lie on, counted from the end.
-        values: A number for each, in float64; it says something only where the channel is known.
-        known: Which ones are.
+        dim: The dimension of the channels, counted from the end.
+        values: One number per channel, in float64; valid only where the channel is known.
+        known: The channels that are known.
     """
 
     dim: int
@@ -33,20 +33,20 @@ class Known:
 
     @property
     def zero(self) -> Tensor:
-        """Which channels are known to be zero."""
+        """The channels that are known to be zero."""
         return self.known & (self.values == 0)
 
     def where(self, known: Tensor) -> Known | None:
-        """What is left of it where only these are known; None if that is nothing."""
+        """The same restricted to these channels; None if no channel is left."""
         return known_or_none(self.dim, self.values, self.known & known)
 
     def as_operand(self) -> Tensor:
-        """The numbers as a tensor that lines up with what it came from."""
+        """The numbers as a tensor that broadcasts against the tensor they were found in."""
         return self.values.reshape(-1, *[1] * (-self.dim - 1))
 
 
 def known_or_none(dim: int, values: Tensor, known: Tensor) -> Known | None:
-    """What is known of a tensor; None if that is nothing. Only finite numbers count."""
+    """Known channels with finite values; None if there are none."""
     known = known & values.isfinite()
     if not bool(known.any()):
         return None
@@ -54,21 +54,21 @@ def known_or_none(dim: int, values: Tensor, known: Tensor) -> Known | None:
 
 
 def same(one: Known | None, other: Known | None) -> Known | None:
-    """What is known of two tensors alike."""
+    """The known channels that two tensors have in common, with equal values."""
     if one is None or other is None or one.dim != other.dim:
         return None
     return one.where(other.known & (one.values == other.values))
 
 
 def passes_constants(module: Stock) -> bool:
-    """Whether a layer makes a constant channel of constant ones, its bias set apart.
+    """Whether a layer turns constant channels into constant channels, apart from its bias.
 
-    A convolution that pads with zeros does not: it sees another number at the border.
+    A convolution that pads with zeros does not: its outputs at the border differ.
     """
     if computes_as(module, (nn.Linear,)):
         return True
     if not computes_as(module, _CONVOLUTIONS):
-        return False  # what transposed ones overlay differs from place to place
+        return False  # the overlaps of a transposed one differ from place to place
     if module.padding_mode != "zeros" or module.padding == "valid":
         return True
     if module.padding == "same":
@@ -89,11 +89,11 @@ def _double(tensor: Tensor) -> Tensor:
 
 
 def made_by(module: Stock, given: Known | None, dim: int) -> Known | None:
-    """What is known of a layer's outputs.
+    """The known channels of a layer's outputs.
 
     Args:
         module: A layer that has an entry among the layer types.
-        given: What is known of its inputs.
+        given: The known channels of its inputs.
         dim: The dimension of the channels, counted from the end.
     """
     entry = layer_type_of(module)
@@ -147,10 +147,10 @@ def _normalised(entry: LayerType, module: Stock, given: Known | None, dim: int) 
 
 
 def _bias(module: Stock, width: int) -> tuple[Tensor, Tensor]:
-    """The bias, and where it is known that nothing but it is left if nothing is read.
+    """The bias, and the channels that equal it if nothing is read.
 
-    Of a layer type that was registered as like another one it is not known what it does to its
-    bias, only that it makes zeros of zeros without one.
+    A layer type that was registered as like another one may treat its bias in its own way. All that
+    is known of it: without a bias it makes zeros of zeros.
     """
     bias = getattr(module, "bias", None)
     values = torch.zeros(width).double() if bias is None else _double(bias).clone()
@@ -159,7 +159,7 @@ def _bias(module: Stock, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _weighed(entry: LayerType, module: Stock, given: Known | None, dim: int) -> Known | None:
-    """A layer whose outputs read many inputs: known where all that are read are."""
+    """A layer whose outputs read many inputs: an output is known if all inputs it reads are."""
     ins, outs = entry.sizes(module)
     values, known = _bias(module, outs)
     if given is None:
@@ -171,7 +171,7 @@ def _weighed(entry: LayerType, module: Stock, given: Known | None, dim: int) -> 
         of_ins = slice(section.ins, section.ins + columns)
         of_outs = slice(section.outs, section.outs + rows)
         unknown = ~usable[of_ins].to(section.weight.device)
-        # A product with a mask would make something else than a number of an infinite weight.
+        # A product with a mask would turn an infinite weight into nan.
         reads = (section.weight[:, unknown] != 0).flatten(1).any(1).cpu()
         known[of_outs] &= ~reads
         counts = numbers[of_ins].nonzero().flatten()
@@ -182,7 +182,7 @@ def _weighed(entry: LayerType, module: Stock, given: Known | None, dim: int) -> 
 
 
 def _channelwise(entry: LayerType, module: Stock, given: Known | None, dim: int) -> Known | None:
-    """A depthwise convolution: known where its kernel is zero, or its one input is known."""
+    """A depthwise convolution: an output is known if its kernel is zero, or its input is known."""
     ins, outs = entry.sizes(module)
     values, known = _bias(module, outs)
     kernels = _double(module.weight).reshape(outs, -1)

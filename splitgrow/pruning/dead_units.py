@@ -1,8 +1,8 @@
-"""Which units of a network count: those that its outputs depend on, by the weights as they are.
+"""Dead units: the units that no output of a network depends on, by the present weights.
 
-A unit counts if the model returns it, or if an output that counts reads it by a weight that is not
-zero. What is read can be made up for where it is known whatever the input: zeros add nothing, and
-other constants add what a bias can hold.
+A unit is alive if the model returns it, or if a live output reads it by a nonzero weight. A layer
+can do without a unit whose value is known for every input: zeros add nothing, and a bias can hold
+the part of other constants.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def dead_units(
     outputs: Collection[Axis],
     read: Mapping[str, Known | None],
 ) -> dict[int, list[int]]:
-    """For each group the units that do not count, which may be all of them.
+    """The dead units of each group, maybe all of them.
 
     Args:
         graph: The channel graph.
         modules: The network's modules by path.
-        outputs: The axes of what the network returns.
-        read: What is known of the layers' inputs, whatever the network is given.
+        outputs: The axes of the network's outputs.
+        read: The known channels of each layer's input, the same for every input of the network.
     """
     numbers, found = UnitNumbers(graph.groups), []
     for node in graph.nodes.values():
@@ -57,7 +57,7 @@ def dead_units(
 def _removable(
     graph: ChannelGraph, modules: Mapping[str, nn.Module], outputs: Collection[Axis]
 ) -> list[int]:
-    """The groups whose units can go at all, in order of execution."""
+    """The groups whose units can be removed, in order of execution."""
     kept: set[int] = set()
     for axis in outputs:
         kept.update(groups_of(graph.groups.resolve(axis)))
@@ -80,9 +80,9 @@ def _is_open(module: nn.Module) -> bool:
 
 
 def made_up_for(module: nn.Module, known: Known) -> Tensor:
-    """For each input that is known whether the layer can do without it.
+    """The known inputs that a layer can do without, as bools.
 
-    It can without zeros, and without other constants where it has a bias to add them to. A bias is
+    It can do without zeros, and without other constants if it has a bias to hold them. A bias is
     never added: that would be a layer of another structure.
     """
     bias = getattr(module, "bias", None)

@@ -1,7 +1,7 @@
-"""Taking units out of a network of plain layers: which positions go with them, and the record.
+"""Removing units from a network of plain layers, with a record of every change.
 
-The inverse of growth, on the same channel graph. Which units go is for others to say; if nothing
-that counts reads them, the network computes what it did.
+This is the inverse of growth, on the same channel graph. The caller chooses the units; if no live
+unit reads them, the network computes the same as before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UnitsByGroup = Mapping[int, Collection[int]]
 
 @dataclass(frozen=True)
 class NarrowedLayer:
-    """What became of one layer.
+    """The change of one layer.
 
     Attributes:
         name: The layer's module path.
@@ -45,13 +45,13 @@ class NarrowedLayer:
 
 @dataclass(frozen=True)
 class Narrowing:
-    """The frozen record of what was taken out of a network.
+    """The frozen record of the units removed from a network.
 
     Attributes:
-        layers: What became of each layer that lost inputs or units, in order of execution.
-        numbers: What became of numbers that modules hold.
+        layers: The change of each layer that lost inputs or units, in order of execution.
+        numbers: The changes of numbers that modules hold.
         parameters: The number of the network's parameters before and after.
-        refusal: Why nothing could be taken out, whatever the values are; empty if that is not so.
+        refusal: Why no unit can be removed, for any weights; empty if there is no such reason.
     """
 
     layers: tuple[NarrowedLayer, ...]
@@ -83,7 +83,7 @@ def _arrow(pair: tuple[int, int]) -> str:
 
 
 class Chosen:
-    """Some units, wherever they lie.
+    """Some units, on every axis that they lie on.
 
     Args:
         groups: The store of groups.
@@ -98,17 +98,17 @@ class Chosen:
         self._chosen = self._numbers.marks(chosen).nonzero().flatten()
 
     def on(self, axis: Axis) -> Tensor:
-        """For each position of an axis whether one of the units lies there."""
+        """The positions of an axis that hold one of the units, as bools."""
         return torch.isin(self._numbers.on(axis), self._chosen)
 
 
 def narrow_(network: nn.Module, graph: ChannelGraph, gone: UnitsByGroup) -> Narrowing:
-    """Takes units out of a network in place, wherever they lie.
+    """Removes units from a network in place, on every axis that they lie on.
 
     Args:
         network: A network of plain layers. Its layers stay the same objects and get new tensors.
-        graph: Its channel graph, which stays that of the network before.
-        gone: The units. Of every group at least one must stay, and the groups must be free.
+        graph: The channel graph of the network before; it is not changed.
+        gone: The units. At least one of every group must stay, and the groups must be free.
     """
     groups = graph.groups
     units = Chosen(groups, gone)
@@ -159,7 +159,7 @@ def _narrow_layer_(module: Stock, node: LayerNode, ins: Tensor, outs: Tensor) ->
 
 
 def _numbers_at(entry: LayerType, module: Stock, sizes: tuple[int, int]) -> dict[str, int]:
-    """The numbers in a layer's attributes, such as its groups, that are others at a size."""
+    """The numbers in a layer's attributes, such as its groups, that change with its size."""
     built = vars(entry.build(module, sizes, device="meta"))
     own = vars(module)
     numbers = {key: value for key, value in built.items() if type(value) is int and key in own}

@@ -1,4 +1,4 @@
-"""Making a plain network smaller without changing what it computes: units that do not count go."""
+"""Making a plain network smaller while it computes the same: its dead units are removed."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ from splitgrow.utils.rollback import Undo, temporarily
 def without_dead_units(
     network: nn.Module, example_inputs: Tensor | tuple[Any, ...]
 ) -> tuple[nn.Module, Narrowing]:
-    """A copy of a plain network in which the units are gone that its outputs do not depend on.
+    """A copy of a plain network without its dead units.
 
     In evaluation mode it computes the same, for all inputs on which every value on the way is
-    finite. Two kinds of units go, as often as there are any: those that nothing reads by a weight
-    other than zero, and those whose values are known whatever the input, where what reads them can
-    do without. A zero can always be done without; another constant only where it can be added to a
-    bias that is there, of a Linear or of a convolution that does not pad with zeros.
+    finite. It removes two sorts of units, as often as there are any: units that nothing reads by a
+    nonzero weight, and units whose value is the same for every input, if their readers can do
+    without. A reader can always do without a zero. It can do without another constant only if it
+    adds that to its bias: a Linear, or a convolution that does not pad with zeros, with a bias.
 
-    Module paths, classes and flags are those of the network; its layers are narrower. Every width
-    keeps one unit at least; where that does not count, nothing reads it any more. What `growable`
-    finds to be fixed stays as it is, and so do units on which all channels of a norm depend, what
-    the network returns, and what is near a module with forward hooks. Of a network whose forward
-    decides by values nothing is taken out, since other inputs may lead it elsewhere.
+    Module paths, classes and flags stay the same; the layers are narrower. Every width keeps at
+    least one unit; if that unit is dead, nothing reads it any more. Everything that `growable`
+    finds fixed stays, and so do units on which all channels of a norm depend, units that the
+    network returns, and units near a module with forward hooks. A network whose forward decides by
+    values loses no units, since other inputs may take another path.
 
     Args:
         network: Any module of plain layers that `growable` would take.
         example_inputs: A tensor, or a tuple of the positional arguments of an example call.
 
     Returns:
-        The copy, and the record of what became of its layers.
+        The copy, and the record of the changes to its layers.
 
     Raises:
         TypeError: If the arguments are of other types.
@@ -96,7 +96,7 @@ def _smaller(
 ) -> tuple[nn.Module, Narrowing]:
     keep_modes_(undo)
     keep_random_states_(network.modules(), undo)
-    ignore_warnings_()  # what analysis warns of was said when the network was made growable
+    ignore_warnings_()  # growable gave the same warnings
     smaller = copy.deepcopy(network)
     return smaller, _shrink_(smaller, inputs)
 
@@ -136,7 +136,7 @@ def _shrink_(network: nn.Module, inputs: tuple[Any, ...]) -> Narrowing:
     groups = followed.graph.groups
     while True:
         dead = dead_units(followed.graph, modules, followed.outputs, read)
-        # Where all of a group is dead, the first unit stays, and nothing reads it any more.
+        # If all of a group is dead, the first unit stays, and nothing reads it any more.
         idle = {group: [0] for group, units in dead.items() if len(units) == groups.width(group)}
         gone = {group: units[len(idle.get(group, ())) :] for group, units in dead.items()}
         gone = {group: units for group, units in gone.items() if units}
@@ -157,12 +157,12 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _called(followed: Followed) -> set[str]:
-    """The modules that are taken down as one op."""
+    """The modules that a trace has as one op."""
     return {step.module for run in followed.trials for step in run.steps if step.module is not None}
 
 
 def _fix_what_hooks_touch(followed: Followed, modules: Mapping[str, nn.Module]) -> None:
-    """Fixes what modules with hooks read and make: a recorded run goes without the hooks."""
+    """Fixes the inputs and outputs of modules with hooks: a trace runs without the hooks."""
     for run in followed.trials:
         for step, value in zip(run.steps, run.values, strict=True):
             if step.module is None or not runs_hooks(modules[step.module]):
@@ -179,7 +179,7 @@ def _absorb_(
     read: Mapping[str, Known | None],
     dead: UnitsByGroup,
 ) -> None:
-    """Adds to the biases what units that are constant but do not count have added to outputs."""
+    """Adds to the biases the constants that dead units contributed to outputs."""
     units = Chosen(graph.groups, dead)
     for node in graph.nodes.values():
         module: Stock = modules[node.name]
@@ -195,9 +195,9 @@ def _absorb_(
 def _stop_reading_(
     modules: Mapping[str, nn.Module], graph: ChannelGraph, idle: UnitsByGroup
 ) -> None:
-    """Sets the weights to zero by which units are read that do not count and yet stay.
+    """Sets the weights to zero that read dead units which stay.
 
-    What such a unit reads may be gone, so that its value is another one.
+    The inputs of such a unit may be gone, so that its value is another one.
     """
     units = Chosen(graph.groups, idle)
     for node in graph.nodes.values():

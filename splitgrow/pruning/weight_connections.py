@@ -1,4 +1,4 @@
-"""Which outputs of a layer read which of its inputs, by its weights as they are now."""
+"""Connections by weights: the inputs that each output of a layer reads, by its present weights."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Section:
 
 
 def has_weights(entry: LayerType, module: Stock) -> bool:
-    """Whether outputs read inputs by weights that lie in tensors along both, and by nothing else.
+    """Whether outputs read inputs only by weights in tensors that run along both.
 
-    It is false of layers whose channels each go their own way.
+    It is false for layers whose channels are independent of each other.
     """
     if entry.merging.couples or entry.merging.computes_weight:
         return False
@@ -42,7 +42,7 @@ def _sides(axes: Mapping[int, Along]) -> list[str]:
 
 
 def sections(entry: LayerType, module: Stock) -> Iterator[Section]:
-    """The weights of a layer that has some, section by section.
+    """The weights of a layer with connections, section by section.
 
     Example:
         >>> from torch import nn
@@ -61,7 +61,7 @@ def sections_of(tensor: Tensor, axes: TensorAxes, sizes: tuple[int, int]) -> Ite
 
     Args:
         tensor: The tensor.
-        axes: What its dimensions run along.
+        axes: The meaning of its dimensions.
         sizes: The layer's numbers of inputs and outputs.
     """
     ins, outs = sizes
@@ -84,10 +84,10 @@ class Reader:
     """A layer whose outputs read its inputs by weights.
 
     Attributes:
-        sections: Which outputs read which inputs: (outputs, inputs), true or false.
+        sections: Stretches of (outputs, inputs), true where an output reads an input.
         ins: The numbers of the units on its inputs.
         outs: The numbers of the units on its outputs.
-        matters: For each input whether its value matters: it can not be made up for.
+        matters: True for each input whose value matters: the layer cannot do without it.
     """
 
     sections: tuple[Section, ...]
@@ -97,17 +97,17 @@ class Reader:
 
 
 def reader_of(found: Iterable[Section], ins: Tensor, outs: Tensor) -> Reader:
-    """A layer of some weights, all of whose inputs matter: those count that are not zero."""
+    """A layer with some weights, all of whose inputs matter; an output reads by nonzero weights."""
     own = tuple(Section(each.outs, each.ins, (each.weight != 0).any(-1)) for each in found)
     return Reader(own, ins, outs, torch.ones_like(ins, dtype=torch.bool))
 
 
 def inputs_read(found: Iterable[Section], outputs: Tensor, inputs: int) -> Tensor:
-    """The inputs that any of some outputs reads.
+    """The inputs that any of some outputs read.
 
     Args:
-        found: Which outputs read which inputs.
-        outputs: For each output whether it counts.
+        found: Stretches of (outputs, inputs), true where an output reads an input.
+        outputs: For each output whether it is alive.
         inputs: The number of inputs.
 
     Returns:
@@ -123,10 +123,10 @@ def inputs_read(found: Iterable[Section], outputs: Tensor, inputs: int) -> Tenso
 
 
 def spread_(live: Tensor, found: Sequence[Reader]) -> None:
-    """Has all units count that those read which count, in place.
+    """Marks all units as alive that live units read, in place.
 
     Args:
-        live: Whether each unit counts, by number.
+        live: Whether each unit is alive, by number.
         found: The layers, in order of execution.
     """
     count = -1

@@ -1,4 +1,4 @@
-"""Two runs are the same up to what rounding does to the model, and looking leaves no trace."""
+"""Two runs are the same up to the model's rounding, and a comparison leaves no trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results that are known without running an op are those that torch makes."""
+"""A result that is known without running an op equals torch's own result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer that forward reaches otherwise than through its module's children grows, or is fixed."""
+"""A layer that forward does not reach as a child of its module grows, or is fixed."""
 
 from __future__ import annotations
 

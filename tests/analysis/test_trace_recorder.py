@@ -1,4 +1,4 @@
-"""A width or a held number that forward decides by, or computes with, grows only where it may."""
+"""A width or held number in a decision or computation of forward grows only where it may."""
 
 from __future__ import annotations
 

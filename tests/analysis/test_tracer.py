@@ -1,4 +1,4 @@
-"""One recorded run says what forward does, however it is written, and leaves no trace."""
+"""One trace shows the ops of forward, for every way to write it, and leaves the model as it was."""
 
 from __future__ import annotations
 

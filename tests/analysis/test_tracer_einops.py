@@ -1,4 +1,4 @@
-"""Forwards that are written with einops grow: its functions follow widths as torch's own do."""
+"""Forwards with einops grow: its functions follow widths as torch's own do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where training takes other steps than evaluation, both are followed; where not, one run does."""
+"""If training and evaluation take different steps, both are traced; if not, one run is."""
 
 from __future__ import annotations
 

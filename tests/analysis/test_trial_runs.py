@@ -1,4 +1,4 @@
-"""What Python hides of a width is found by running wider: loops, indexing, floats on the left."""
+"""Wider trial runs find widths that Python hides: in loops, in indexing, in floats on the left."""
 
 from __future__ import annotations
 

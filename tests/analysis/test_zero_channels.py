@@ -1,4 +1,4 @@
-"""Where all channels share a statistic, new ones join as zeros: RMS norms."""
+"""If all channels share a statistic, as in RMS norms, new ones join as zeros."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Breaks the library in chosen places, one at a time, to see that a test notices each."""
+"""Breaks the library in chosen places, one at a time, to check that a test notices each."""

@@ -1,4 +1,4 @@
-"""Breaks the library in each of the chosen places, and says which test notices.
+"""Breaks the library in each of the chosen places, and names the test that notices.
 
 PYTHONPATH=tests:. python -m breaks --json breaks.json
 """

@@ -1,4 +1,4 @@
-"""The places: each one line of the library, what it is broken to, and what that means."""
+"""The places to break: each is one line of the library, with its broken form and its effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plugin of pytest for tests that are run to fail: hypothesis does not simplify what it found."""
+"""A pytest plugin for tests that are run to fail: hypothesis does not simplify its examples."""
 
 from __future__ import annotations
 

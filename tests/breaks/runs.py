@@ -1,4 +1,4 @@
-"""Running the tests on a copy of the project in which one line is broken."""
+"""Runs the tests on a copy of the project in which one line is broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Saving and loading: what comes back, what is refused, and what a refusal leaves alone."""
+"""Saving and loading: the loaded state, the refusals, and the state after a refusal."""
 
 from __future__ import annotations
 

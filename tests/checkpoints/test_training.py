@@ -1,4 +1,4 @@
-"""A run that was saved and loaded goes on bit for bit as if it had never stopped."""
+"""A run that was saved and loaded continues bit for bit as if it had never stopped."""
 
 from __future__ import annotations
 

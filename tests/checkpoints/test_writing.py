@@ -1,4 +1,4 @@
-"""Saving that is killed, fails, is interrupted or meets another: the old file or the new one."""
+"""Saving that is killed, fails, is interrupted or meets another leaves the old file or the new."""
 
 from __future__ import annotations
 

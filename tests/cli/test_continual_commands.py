@@ -1,4 +1,4 @@
-"""`splitgrow continual` and `splitgrow compare`, as a user has them."""
+"""`splitgrow continual` and `splitgrow compare`, run as a user runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of continual learning share: small models, tasks and learners."""
+"""Shared by the tests of continual learning: small models, tasks and learners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DEN: what is chosen trains and nothing else, what is added is of use, and drift is bounded."""
+"""DEN: only chosen weights train, added units are useful, and drift is bounded."""
 
 from __future__ import annotations
 

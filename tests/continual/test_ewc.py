@@ -1,4 +1,4 @@
-"""EWC: the Fisher information, and the springs that it makes."""
+"""EWC: the Fisher information, and the springs made from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task has learned stays as it is, bit for bit; and the checks notice where it does not."""
+"""A learned task stays the same, bit for bit, and the checks notice if it does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LwF: the second loss, and the new head that trains by itself first."""
+"""LwF: the second loss, and the new head that first trains by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks on single weights: what a task sees, what it trains, and how masks are kept."""
+"""Masks on single weights: the tensors that a task sees and trains, and stored masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learners in files: saved, loaded, killed, failed; they go on as if nothing had happened."""
+"""Learners in files: saved, loaded, killed, failed; they continue as if nothing had happened."""
 
 from __future__ import annotations
 

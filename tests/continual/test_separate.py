@@ -1,4 +1,4 @@
-"""Separate networks, with which other methods are compared."""
+"""Separate networks, the baseline of other methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks, what decisions are made on, and misuse."""
+"""Tasks, the data for decisions, and misuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where units lie and what reads them, against networks that are asked by changing them."""
+"""The places and readers of units, against networks that are changed to find them."""
 
 from __future__ import annotations
 

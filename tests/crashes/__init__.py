@@ -1,1 +1,1 @@
-"""Processes that die or fail while they save, and what they leave behind."""
+"""Processes that die or fail while they save, and the files that they leave behind."""

@@ -1,4 +1,4 @@
-"""Kills training runs at random moments, and has them go on."""
+"""Kills training runs at random moments, and lets them continue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training run that saves at every step, and goes on from its file, wherever it was stopped."""
+"""A training run that saves at every step, and continues from its file after any stop."""
 
 from __future__ import annotations
 

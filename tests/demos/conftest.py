@@ -1,4 +1,4 @@
-"""Fixtures: a run as the demo might have had it, and a small data set."""
+"""Fixtures: a run like one of the demo, and a small data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fusing: what is folded, what must not be, and the check that it went well."""
+"""Fusing: the layers that are folded, those that must not be, and the check of the result."""
 
 from __future__ import annotations
 

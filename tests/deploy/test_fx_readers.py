@@ -1,4 +1,4 @@
-"""Fusing leaves alone what somebody else reads, runs, writes or has put hooks on."""
+"""Fusing leaves tensors and modules alone that others read, run, write or have hooks on."""
 
 from __future__ import annotations
 

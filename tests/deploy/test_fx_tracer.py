@@ -1,4 +1,4 @@
-"""Where torch.fx would trace something else than forward computes, the model is merged instead."""
+"""If torch.fx's trace would compute something else than forward, the model is merged instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has become an identity goes in fusion; what differs from one by a millionth stays."""
+"""Fusion removes layers that have become identities; a difference of a millionth stays."""
 
 from __future__ import annotations
 

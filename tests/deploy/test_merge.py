@@ -1,4 +1,4 @@
-"""What was inserted, in any order and at any places, comes out of merge and fuse as it is."""
+"""Insertions, in any order and at any places, come out of merge and fuse unchanged."""
 
 from __future__ import annotations
 

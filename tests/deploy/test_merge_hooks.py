@@ -1,4 +1,4 @@
-"""Hooks come along into merged and fused models, or there is a word about them by name."""
+"""Merged and fused models keep the hooks, or a warning names those that are lost."""
 
 from __future__ import annotations
 

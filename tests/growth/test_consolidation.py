@@ -1,4 +1,4 @@
-"""`consolidate`: what many growths of one generation added becomes what one would have added."""
+"""`consolidate` makes the blocks of many growths in one generation those of a single one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What gives new units their values sees the whole edit, and is held to what it says of itself.
+"""Initializers see the whole edit, and a check holds them to their own claims.
 
 Two ways of the literature stand for all of them: see tests/ways.py.
 """

@@ -1,4 +1,4 @@
-"""Numbers that modules hold, such as a number of heads, stay true: in growth, merging, the past."""
+"""Numbers in modules, such as a number of heads, stay true in growth, merging and the past."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that forward does not read stay as they are, whatever their names and values."""
+"""Numbers that forward does not read stay as they are, for any names and values."""
 
 from __future__ import annotations
 

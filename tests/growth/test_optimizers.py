@@ -1,4 +1,4 @@
-"""Growth with `optimizer=`: new parameters find their group, old ones do not notice."""
+"""Growth with `optimizer=`: new parameters join the right group, old ones keep their state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a request to units for each group: sharing them out, and rounding widths up."""
+"""A request becomes units for each group: it is divided among them, and widths are rounded up."""
 
 from __future__ import annotations
 

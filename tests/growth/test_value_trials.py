@@ -1,4 +1,4 @@
-"""Growth is tried out in values: what shapes cannot show makes a layer fixed, with the place."""
+"""Trials by values fix layers whose growth shapes alone would allow, with the place named."""
 
 from __future__ import annotations
 

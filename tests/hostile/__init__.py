@@ -1,1 +1,1 @@
-"""Broken checkpoints, and what comes of loading them."""
+"""Broken checkpoints, and the outcomes of loading them."""

@@ -1,4 +1,4 @@
-"""Loads broken checkpoints and counts what comes of it.
+"""Loads broken checkpoints and counts the outcomes.
 
 PYTHONPATH=tests:. python -m hostile --mutants 20000
 """

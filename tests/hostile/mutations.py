@@ -1,7 +1,7 @@
 """Files that somebody broke, by accident or on purpose: each a pure function of its number.
 
-Most are *sealed*: their checksum is made right again, as whoever means harm would do, so that what
-lies behind the checksum is reached.
+Most are *sealed*: their checksum is made right again, as an attacker would do, so that the code
+behind the checksum is reached.
 """
 
 from __future__ import annotations

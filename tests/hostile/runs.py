@@ -1,4 +1,4 @@
-"""A training run whose checkpoint has something of everything, and what it is loaded into."""
+"""A training run whose checkpoint has some of everything, and the run that loads it."""
 
 from __future__ import annotations
 

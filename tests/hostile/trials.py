@@ -1,9 +1,9 @@
-"""Loading a broken file in a process of its own, which shows what that did to it.
+"""Loads a broken file in a process of its own, which shows the effect on that process.
 
 Trials run in forks of one process that has all modules imported and a fresh run made, so that they
 cost milliseconds, a crash or a hang harms nobody, and the kernel tells the memory: the highest
-amount of address space that the child ever had (VmPeak) beyond what it began with. That counts what
-was asked for, whether it was written to or not: Python's, torch's and what is mapped of files. A
+amount of address space that the child ever had (VmPeak) beyond its first amount. That counts all
+requested memory, written to or not: Python's, torch's and the mapped parts of files. A
 child goes on with the next file as long as files are refused, which leaves the run as it was.
 """
 

@@ -1,4 +1,4 @@
-"""Layouts find the channels of every birth again, however often the axis grew."""
+"""Layouts find the channels of every birth again, after any number of growths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The execution mode: chosen for a block, put back after it, the same function in every mode."""
+"""The execution mode: set for a block, restored after it, the same function in every mode."""
 
 from __future__ import annotations
 

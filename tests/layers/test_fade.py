@@ -1,4 +1,4 @@
-"""Fades: both ends bit for bit, the blend between them, what copies, compiles and resumes."""
+"""Fades: both ends bit for bit, the blend between them, and copies, compilation and resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Growth promises in training mode: all of it if nothing is frozen, norms held still if not."""
+"""Growth's promises in training mode: all if nothing is frozen, and with norms held if not."""
 
 from __future__ import annotations
 

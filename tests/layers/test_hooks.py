@@ -1,4 +1,4 @@
-"""Hooks on a layer that grows see what they see on the plain layer: its whole input and output."""
+"""Hooks on a grown layer see the same as on the plain one: its whole input and output."""
 
 from __future__ import annotations
 

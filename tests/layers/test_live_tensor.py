@@ -1,4 +1,4 @@
-"""The tensors of a grown layer are those of the plain one: reading, writing, their gradients."""
+"""The tensors of a grown layer act as those of the plain one: reading, writing, gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grown layers that run as one: the same function, the same gradients, nothing ever out of date."""
+"""Grown layers that run as one: the same function and gradients, and never out of date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A closed generation comes back to the bit, whatever state forward moves besides parameters."""
+"""A closed generation is recovered bit for bit, for any state that forward changes."""
 
 from __future__ import annotations
 

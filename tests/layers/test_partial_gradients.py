@@ -1,4 +1,4 @@
-"""Which rectangles of a gradient are computed: against plain sets."""
+"""The rectangles of a gradient that are computed, against plain sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One kernel for all channels: equal to the loop over channels, and no wider for more of them."""
+"""One kernel for all channels: equal to a loop over channels, and no larger for more of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A grown layer trains as the plain layer that it stands for, whatever stands behind it."""
+"""A grown layer trains as the plain layer that it stands for, in front of any other module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools on a grown model: they work, or one sentence says that splitgrow.merge comes first."""
+"""Tools on a grown model work, or one sentence says to call splitgrow.merge first."""
 
 from __future__ import annotations
 

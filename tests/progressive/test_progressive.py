@@ -1,4 +1,4 @@
-"""Progressive networks: what growth keeps bit for bit, what fades, saves, widens and fuses."""
+"""Progressive networks: bits that growth keeps, fades, saving, widening and fusing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taking chosen units out of a network, against the network in which nothing reads them."""
+"""Units taken out of a network, against the network in which nothing reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Units that do not count go for real: the smaller network equals the one it was made from."""
+"""Dead units are removed: the smaller network equals the one it was made from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules that forward assigns are no change of the model; what a user replaces by hand is one."""
+"""Modules that forward assigns do not change the model; a module that a user replaces does."""
 
 from __future__ import annotations
 

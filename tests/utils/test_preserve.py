@@ -1,4 +1,4 @@
-"""Models and parts of them that are compiled are looked at as if they were not."""
+"""Compiled models and parts of models are analysed as if they were not compiled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws random programs, grows them, and counts what comes of it.
+"""Draws random programs, grows them, and counts the outcomes.
 
 PYTHONPATH=tests:. python -m wild --programs 20000 --seed 0
 PYTHONPATH=tests:. python -m wild --program 1234

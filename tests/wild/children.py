@@ -1,4 +1,4 @@
-"""Trying programs in processes of their own, one of which may die without taking all with it."""
+"""Runs programs in processes of their own; one may die without ending all."""
 
 from __future__ import annotations
 

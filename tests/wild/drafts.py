@@ -1,4 +1,4 @@
-"""A program's source on its way: one piece is written after the other, and run at once."""
+"""A program's source in progress: one piece is written after the other, and run at once."""
 
 from __future__ import annotations
 

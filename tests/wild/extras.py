@@ -1,4 +1,4 @@
-"""What programs import: torch's own list of ops, with arguments that fit their tensors."""
+"""The modules that programs import: torch's list of ops, with arguments that fit their tensors."""
 
 from __future__ import annotations
 

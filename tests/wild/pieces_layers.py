@@ -1,4 +1,4 @@
-"""Layers that can grow, and the many ways in which a forward gets hold of them."""
+"""Layers that can grow, and the many ways in which a forward gets them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Norms, softmax, sorting, reductions and products: what mixes units, or seems to."""
+"""Norms, softmax, sorting, reductions and products: ops that mix units, or seem to."""
 
 from __future__ import annotations
 

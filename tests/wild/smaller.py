@@ -1,4 +1,4 @@
-"""Taking lines out of a program as long as the same is wrong with it."""
+"""Removes lines of a program as long as it fails in the same way."""
 
 from __future__ import annotations
 

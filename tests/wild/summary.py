@@ -1,4 +1,4 @@
-"""What came of all programs: counted, printed and written down."""
+"""The results of all programs: counted, printed and written down."""
 
 from __future__ import annotations
 

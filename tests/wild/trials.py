@@ -1,4 +1,4 @@
-"""What is done to each program: growth of all kinds, and everything that must hold afterwards."""
+"""Trials of a program: growth of all sorts, and everything that must hold afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values of what is new in a grown model, so that it counts."""
+"""Values for the new parts of a grown model, so that they count."""
 
 from __future__ import annotations
 

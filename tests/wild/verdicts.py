@@ -1,4 +1,4 @@
-"""What may come of a program, and which errors are refusals."""
+"""The possible results of a program, and the errors that are refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers taken from shapes: how they follow growth, and which axis one is the length of."""
+"""Numbers taken from shapes: how they follow growth, and the axis whose length each of them is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is stated of channel axes stays true under every growth that is then allowed."""
+"""Every fact noted of channel axes stays true under every growth that is allowed afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tracked number is an int to whoever computes with it, and tells its keeper what is computed."""
+"""A tracked number computes like an int, and reports every computation to its keeper."""
 
 from __future__ import annotations
 

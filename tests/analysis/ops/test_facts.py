@@ -1,4 +1,4 @@
-"""The facts in the table of ops hold in values: in calls of torch's own list, and of modules."""
+"""The facts in the table of ops hold in values, for calls of torch's own list and for modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each op on the way of a growing layer, in each form that users write it in."""
+"""Each op after a growing layer, in each form that users write it in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Positions picked and written by slices, masks and indices: the other dimensions stay free."""
+"""Positions read and written by slices, masks and indices: the other dimensions stay free."""
 
 from __future__ import annotations
 

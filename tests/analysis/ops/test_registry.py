@@ -1,4 +1,4 @@
-"""Rules that users register are checked at once and at the first use, and can be taken back."""
+"""Users' rules are checked at once and at the first use, and can be removed."""
 
 from __future__ import annotations
 

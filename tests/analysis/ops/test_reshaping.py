@@ -1,4 +1,4 @@
-"""Reshaping where dimensions are of size one, which could belong to more than one stretch."""
+"""Reshaping with dimensions of size one, which could belong to more than one stretch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that forward computes of widths: followed, kept in step, or a reason not to grow."""
+"""Numbers that forward computes from widths are followed, kept in step, or fix the layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of tasks learnt in a row: its files, and what its peer refuses before it runs."""
+"""The continual benchmark: its files, and the inputs that its peer refuses before it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The speed harness: what it counts as broken, what it keeps, and that its claims still run."""
+"""The speed harness: its checks for failures, the data it keeps, and its claims, run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Insertion where forward goes from a layer through functions to the next layer."""
+"""Insertion where forward calls functions between a layer and the next one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers of timm and transformers, each between two plain ones: the laws hold for it."""
+"""The laws hold for the layers of timm and transformers, each between two plain ones."""
 
 from __future__ import annotations
 

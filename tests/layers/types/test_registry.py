@@ -1,4 +1,4 @@
-"""A layer type that users register is checked, at once and at the first use, and taken back."""
+"""A user's layer type is checked, at once and at the first use, and can be removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts as a layer that can grow: stock types, types that compute alike, and new ones."""
+"""Layer types that can grow: stock ones, ones that compute alike, and new ones."""
 
 from __future__ import annotations
 
