@@ -134,7 +134,7 @@ def described(error: BaseException) -> str:
 
 def tidy(text: str, length: int = LONG // 2) -> str:
     """A text in one line, of limited length, without the folders of this machine."""
-    text = re.sub(r"(?:/[\w.+-]+)+/(?:site-packages|lib/python[\d.]+)/", "", text)
+    text = re.sub(r"[\w.+-]*(?:/[\w.+-]+)+/(?:site-packages|lib/python[\d.]+)/", "", text)
     text = re.sub(r"(?:/[\w.+-]+){2,}/(?=[\w-]+/[\w.-]+\.py)", "", text)
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 3] + "..."
