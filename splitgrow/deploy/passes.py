@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from splitgrow.analysis.ops import Values, facts_of
+from splitgrow.analysis.ops import Values
+from splitgrow.deploy.fx_edits import facts_of_node
 from splitgrow.deploy.fx_readers import Readers, free_path, is_free, path_for
 from splitgrow.deploy.identity_removal import end_fades, remove_identities
 from splitgrow.layers.norm_folding import norm_scale_and_shift, scale_outputs_
@@ -99,12 +100,12 @@ def drop_identities(network: fx.GraphModule) -> None:
 def _passes_on(network: fx.GraphModule, node: fx.Node) -> bool:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
+    facts = facts_of_node(network, node)
     if node.op == "call_module":
-        module = network.get_submodule(str(node.target))
-        return facts_of(type(module)).values is Values.KEPT and is_free(module)
+        return facts.values is Values.KEPT and is_free(network.get_submodule(str(node.target)))
     if node.op != "call_function":
         return False
-    if facts_of(node.target).drawn and facts_of(node.target).values is Values.KEPT:
+    if facts.drawn and facts.values is Values.KEPT:
         training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
         return training is False
     if getattr(node.target, "__name__", "") == "stochastic_depth":
