@@ -140,8 +140,7 @@ def register_initializer(initializer: Initializer) -> None:
 
     Example:
         >>> import torch, splitgrow
-        >>> from splitgrow.growth.initializers import Initializer
-        >>> class Orthogonal(Initializer):
+        >>> class Orthogonal(splitgrow.Initializer):
         ...     name = "orthogonal"
         ...     def apply(self, prepared):
         ...         for layer in prepared.layers.values():
@@ -190,8 +189,8 @@ def _check(given: object) -> None:
     """
     if not isinstance(given, Initializer):
         raise TypeError(
-            f"an initializer is an instance of splitgrow.Initializer or the "
-            f"name of one ({_known()}), got {given!r}"
+            f"an initializer is an instance of splitgrow.Initializer or the name of one "
+            f"({_known()}), got {given!r}"
         )
     name, divides = getattr(given, "name", None), given.divides
     if not isinstance(name, str) or not name:

@@ -37,9 +37,9 @@ def dead_units(
     numbers, found = UnitNumbers(graph.groups), []
     for node in graph.nodes.values():
         ins, outs = numbers.on(node.ins), numbers.on(node.outs)
-        module, kind = modules[node.name], layer_type_of(modules[node.name])
-        if kind is not None and node.followed and has_weights(kind, module):
-            reader, known = reader_of(sections(kind, module), ins, outs), read.get(node.name)
+        module, entry = modules[node.name], layer_type_of(modules[node.name])
+        if entry is not None and node.followed and has_weights(entry, module):
+            reader, known = reader_of(sections(entry, module), ins, outs), read.get(node.name)
             if known is not None:
                 reader = replace(reader, matters=~made_up_for(module, known))
             found.append(reader)

@@ -37,8 +37,7 @@ def layer_type_of(module: Stock) -> LayerType | None:
         >>> layer_type_of(nn.LSTM(3, 8)) is None
         True
     """
-    layer = type(module)
-    found = FOUND[layer] if layer in FOUND else layer_type_of_class(layer)
+    found = layer_type_of_class(type(module))
     return found if found is not None and found.covers(module) else None
 
 
