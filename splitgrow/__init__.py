@@ -18,6 +18,7 @@ from splitgrow.errors import (
     MergeError,
     OptimizerError,
     SplitGrowError,
+    SplitGrowWarning,
     StructureChangedError,
     TraceError,
     UnsupportedLayerError,
@@ -25,8 +26,10 @@ from splitgrow.errors import (
 )
 from splitgrow.growable import growable
 from splitgrow.growth.edits import Edit, InputChange, Insertion, LayerChange, NumberChange
+from splitgrow.growth.following import follow
 from splitgrow.growth.initializers import Initializer, register_initializer
 from splitgrow.growth.layer_list import Layer
+from splitgrow.growth.optimizer_names import by_name
 from splitgrow.handle import Handle, handle
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.execution import execution
@@ -78,11 +81,14 @@ __all__ = [
     "SharedKernelConv2d",
     "SharedKernelConv3d",
     "SplitGrowError",
+    "SplitGrowWarning",
     "StructureChangedError",
     "TraceError",
     "UnsupportedLayerError",
     "UnsupportedModelError",
+    "by_name",
     "execution",
+    "follow",
     "fuse",
     "growable",
     "handle",

@@ -60,3 +60,7 @@ class FusionError(SplitGrowError):
 
 class DistributedError(SplitGrowError):
     """The processes that hold a model do not agree, or one of them failed or is gone."""
+
+
+class SplitGrowWarning(UserWarning):
+    """Something that splitgrow allows, and that is seldom meant."""

@@ -32,8 +32,9 @@ def growable(
     gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `edits`, `runs`,
     `generation`), to plan (`plan`, `plan_insertion`), to grow (`expand_layer`, `expand`,
     `expand_input`, `insert_layer`), to handle generations (`next_generation`, `at`, `unfreeze`),
-    and to train (`generation_parameters`, `param_groups`, `consolidate`). A name that the model
-    uses itself stays the model's, with a warning; `splitgrow.handle(model)` then has the method.
+    and to train (`generation_parameters`, `parameters_of`, `param_groups`, `consolidate`). A name
+    that the model uses itself stays the model's, with a warning; `splitgrow.handle(model)` then has
+    the method.
 
     Analysing again is harmless, and is needed after the model was changed by hand.
 
@@ -143,7 +144,7 @@ def _carry_on(history: History, old: History) -> None:
     history.edits, history.generation = old.edits, old.generation
     history.exact_from, history.frozen = old.exact_from, old.frozen
     history.narrower, history.shares = old.narrower, old.shares
-    history.states = old.states
+    history.states, history.kin = old.states, old.kin
     if changed_modules(history.modules, old):
         # Closed generations held modules that are gone.
         history.exact_from = history.generation

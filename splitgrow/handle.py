@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from splitgrow.growth.apply import apply_, plan
+from splitgrow.growth.apply import expand_, plan
 from splitgrow.growth.consolidation import consolidate_
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.generation_methods import GenerationMethods
-from splitgrow.growth.history import History, structure
+from splitgrow.growth.history import structure
 from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.input_channels import expand_input_
-from splitgrow.growth.insertion import DepthMethods
+from splitgrow.growth.insertion.methods import DepthMethods
 from splitgrow.growth.layer_list import Layer, layers_of
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.split_layer import SplitLayer
@@ -153,20 +153,16 @@ class Handle(DepthMethods, GenerationMethods):
             ValueError: If numbers do not fit each other; all of them are named, with those that do.
             InexactError: If outputs would change. Also the errors of `expand_layer`.
         """
-
-        def grow(undo: Undo, model: nn.Module, history: History) -> Edit:
-            edit = plan(model, history, request, freeze=freeze, round_to=round_to)
-            return apply_(
-                undo,
-                model,
-                history,
-                edit,
-                initializer=initializer,
-                optimizer=optimizer,
-                check=check,
-            )
-
-        return self._operation("grow", grow)
+        return self._growth(
+            "grow",
+            expand_,
+            request,
+            freeze=freeze,
+            round_to=round_to,
+            initializer=initializer,
+            optimizer=optimizer,
+            check=check,
+        )
 
     def expand_input(
         self,
@@ -209,7 +205,7 @@ class Handle(DepthMethods, GenerationMethods):
             >>> net(torch.ones(1, 3, 8, 8)).shape
             torch.Size([1, 4, 6, 6])
         """
-        return self._operation(
+        return self._growth(
             "grow",
             expand_input_,
             n,
@@ -286,7 +282,7 @@ class Handle(DepthMethods, GenerationMethods):
             >>> len(net[0]), len(net[1])
             (2, 2)
         """
-        return self._operation("consolidate", consolidate_, optimizer=optimizer, check=check)
+        return self._growth("consolidate", consolidate_, optimizer=optimizer, check=check)
 
 
 def handle(model: nn.Module) -> Handle:

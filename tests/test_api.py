@@ -13,7 +13,8 @@ import splitgrow
 from splitgrow.growth.insertion.request import INSERTION_KINDS
 
 CALLS = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
-FUNCTIONS = ["execution", "fuse", "growable", "handle", "load", "merge", "save"]
+FUNCTIONS = ["by_name", "execution", "follow", "fuse", "growable"]
+FUNCTIONS += ["handle", "load", "merge", "save"]
 METHODS = [name for name in dir(splitgrow.Handle) if not name.startswith("_")]
 
 
@@ -48,11 +49,14 @@ def test_the_public_names_are_these() -> None:
         "SharedKernelConv2d",
         "SharedKernelConv3d",
         "SplitGrowError",
+        "SplitGrowWarning",
         "StructureChangedError",
         "TraceError",
         "UnsupportedLayerError",
         "UnsupportedModelError",
+        "by_name",
         "execution",
+        "follow",
         "fuse",
         "growable",
         "handle",

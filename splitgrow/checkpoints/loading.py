@@ -32,11 +32,13 @@ from splitgrow.checkpoints.training import (
 )
 from splitgrow.errors import CheckpointError
 from splitgrow.growable import adopt_
-from splitgrow.growth.history import History, check_structure, grown_elsewhere
+from splitgrow.growth.averages import follow_growth_
+from splitgrow.growth.history import History, added_since, check_structure, grown_elsewhere
 from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.growth.journal import Journal, rebuild_, restore_, widen_inputs_
 from splitgrow.growth.journal.state_dict import common_edits
 from splitgrow.growth.optimizers import optimizers_of
+from splitgrow.growth.untrained import watch_new_
 from splitgrow.layers.execution import Mode, set_execution_mode_
 from splitgrow.utils.json_trees import read_tree
 from splitgrow.utils.model_lock import ModelLock, change_alone, refuse_inside_forward
@@ -150,6 +152,7 @@ class _Loading:
         self._model, self._old, self._archive, self._undo = model, old, archive, undo
         self._before = list(model.parameters())
         self._journal = _journal(self.contents, archive)
+        self._start = 0
 
     def check(
         self, optimizers: Sequence[object], schedulers: Sequence[object], *, strict: bool
@@ -157,6 +160,8 @@ class _Loading:
         """Makes sure that the file is one of such a model, such optimizers and schedulers."""
         contents = self.contents
         check_past(self._old, self._journal)
+        own = self._old.edits if self._old is not None else []
+        self._start = common_edits(own, self._journal.edits)
         reach_levels_(self._model, self._archive, self._undo)
         if strict:
             saved = contents.parts, contents.torch
@@ -173,7 +178,7 @@ class _Loading:
     ) -> None:
         """Does the edits, fills the tensors, and makes the model growable."""
         model, contents, journal, undo = self._model, self.contents, self._journal, self._undo
-        start = common_edits(self._old.edits if self._old is not None else [], journal.edits)
+        start = self._start
         if journal.edits[start:]:
             refuse_wrapped(model, "load a model that has grown further")
         rebuild_(model, journal.edits[start:], given, undo)
@@ -181,6 +186,7 @@ class _Loading:
         set_extra_states_(model, contents, self._archive, undo)
         history = _new_history(model, self._old, contents, self._archive, example_inputs)
         history.model_lock = model_lock
+        history.kin = self._old.kin if self._old is not None else history.kin
         if contents.inputs is None:
             widen_inputs_(model, history, journal.edits[start:])
         restore_(model, history, journal, start, undo)
@@ -197,6 +203,9 @@ class _Loading:
         if training:
             set_execution_mode_(_mode(contents), undo)
             set_random_states_(read_tree(contents.random, read), undo)
+        new = added_since(self._model, self._start)
+        watch_new_(self._model, "load", new, optimizers, undo)
+        follow_growth_(self._model, undo)
 
 
 def _checked_modules(modules: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:

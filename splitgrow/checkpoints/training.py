@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from splitgrow.checkpoints.fitting import check_groups, check_scheduler, inner
 from splitgrow.errors import CheckpointError
+from splitgrow.growth.optimizer_fitting import NAMED
 from splitgrow.utils.json_trees import Writer, read_tree
 from splitgrow.utils.rollback import Undo
 
@@ -107,7 +108,7 @@ def saved_optimizer(
             if isinstance(value, Tensor) and value.device != parameter.device
         )
         states.append(SavedState(place, writer.written(dict(state), f"{where}.{name}"), elsewhere))
-    others = [k for k in optimizer.state_dict() if k not in {"state", "param_groups"}]
+    others = [k for k in optimizer.state_dict() if k not in {"state", "param_groups", NAMED}]
     if others:
         raise CheckpointError(
             f"{where} ({type(optimizer).__name__}) keeps {', '.join(others)} besides its state and "

@@ -189,7 +189,7 @@ class Body:
             opened = history.next_edit(freeze=False)
             edit = make_plan(history.graph, history.modules, growth, history.edits, opened)
             return apply_(
-                undo, self.model, history, edit, initializer=initializer, optimizer=None, check=True
+                undo, self.model, history, edit, initializer=initializer, optimizer=[], check=True
             )
 
         edit = change_alone(self.model, history.model_lock, "grow", grow)

@@ -17,7 +17,8 @@ from splitgrow.distributed.agreement import Agreement
 from splitgrow.distributed.replicas import Replica
 from splitgrow.distributed.shards import Shards
 from splitgrow.errors import SplitGrowError, UnsupportedModelError
-from splitgrow.growth.history_lookup import HISTORY
+from splitgrow.growth.averages import begin_averages_
+from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.optimizers import listed
 from splitgrow.handle import Handle, handle
 from splitgrow.utils.rollback import Undo, all_or_nothing
@@ -209,6 +210,7 @@ def carry_out(
     def carry_out(undo: Undo) -> _Made:
         undo.on_failure(held.restore)
         known: set[int] = set()
+        since = len(history_of(held.model).edits)
 
         def grow() -> tuple[_Made, Mapping[str, str]]:
             held.open(values=values)
@@ -221,6 +223,8 @@ def carry_out(
             if shared:
                 new = [tensor for tensor in _tensors(held.whole) if id(tensor) not in known]
                 _share(new, agreement)
+                for copied, _ in history_of(held.model).kin.following():
+                    begin_averages_(copied, held.model, since)
             held.settle()
             return None, picture_of(held, optimizers)
 

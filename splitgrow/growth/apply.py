@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.growth.edit_check import Unchanged, before_edit
 from splitgrow.growth.edits import Edit
-from splitgrow.growth.history import History, check_structure, keep_, structure
+from splitgrow.growth.history import History, check_structure, edits_of_tensors, keep_, structure
 from splitgrow.growth.initializers import (
     Initializer,
     chosen_initializer,
@@ -18,15 +19,13 @@ from splitgrow.growth.initializers import (
     quiet_added_,
 )
 from splitgrow.growth.module_numbers import change_
-from splitgrow.growth.optimizers import NewParameter, group_name, join_, listed, plan_joining
+from splitgrow.growth.optimizers import NewParameter, group_name, join_, plan_joining
 from splitgrow.growth.placing import place_
 from splitgrow.growth.planning import check_request, find_growth, make_plan, rounded_up
 from splitgrow.growth.prepared import PreparedEdit, PreparedLayer, prepare
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import freeze_, unfreeze_
-from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import take_state
-from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.module_slots import holders_in
 from splitgrow.utils.rollback import Undo, temporarily
 
@@ -48,6 +47,25 @@ def plan(
     return make_plan(history.graph, history.modules, growth, history.edits, opened, request=checked)
 
 
+def expand_(  # noqa: PLR0913
+    undo: Undo,
+    model: nn.Module,
+    history: History,
+    request: Mapping[int | str, int],
+    *,
+    freeze: bool,
+    round_to: int,
+    initializer: str | Initializer,
+    optimizer: list[Optimizer],
+    check: bool,
+) -> Edit:
+    """Adds units to layers: plans the edit, then applies it."""
+    edit = plan(model, history, request, freeze=freeze, round_to=round_to)
+    return apply_(
+        undo, model, history, edit, initializer=initializer, optimizer=optimizer, check=check
+    )
+
+
 def apply_(
     undo: Undo,
     model: nn.Module,
@@ -55,7 +73,7 @@ def apply_(
     edit: Edit,
     *,
     initializer: str | Initializer,
-    optimizer: object,
+    optimizer: list[Optimizer],
     check: bool,
 ) -> Edit:
     """Applies a planned edit to its model.
@@ -98,14 +116,14 @@ def carry_out_(
     undo: Undo,
     *,
     initializer: Initializer,
-    optimizer: object,
+    optimizer: list[Optimizer],
 ) -> PreparedEdit:
     """Applies a planned edit, as the first part of an operation that may still fail."""
-    edit, optimizers = replace(edit, initializer=initializer.name), listed(optimizer)
+    edit = replace(edit, initializer=initializer.name)
     prepared = prepare(model, history.modules, edit, history.graph)
     initialise_(initializer, prepared, undo)
     layers = prepared.layers.values()
-    joining = plan_joining(optimizers, _new_parameters(layers), edit.generation)
+    joining = plan_joining(optimizer, _new_parameters(layers), edit.generation)
     keep_(history, undo)
     if edit.closes is not None:
         close_generation_(model, history, undo)
@@ -164,18 +182,28 @@ def unfreeze_all_(undo: Undo, model: nn.Module, history: History) -> None:
 def parameters_of(model: nn.Module, history: History, generation: int) -> list[nn.Parameter]:
     """The parameters that were born in a generation, in the model's order."""
     check_structure(model, history)
-    later: dict[int, int] = {}
-    for wrapper in model.modules():
-        for item in wrapper.inserted if isinstance(wrapper, InsertionWrapper) else ():
-            born = history.edits[item.edit - 1].generation
-            later.update((id(p), born) for p in getattr(wrapper, item.name).parameters())
-    for module in model.modules():
-        if isinstance(module, SplitLayer):
-            for block, purpose in zip(module, module.blocks, strict=True):
-                if purpose.edit:
-                    born = history.edits[purpose.edit - 1].generation
-                    later.update((id(parameter), born) for parameter in block.parameters())
+    later = {
+        key: history.edits[edit - 1].generation for key, edit in edits_of_tensors(model).items()
+    }
     return [p for p in model.parameters() if later.get(id(p), 0) == generation]
+
+
+def added_by(model: nn.Module, history: History, edit: Edit | int) -> list[nn.Parameter]:
+    """The parameters that an edit added, in the model's order.
+
+    Raises:
+        TypeError: If `edit` is neither an edit nor a number.
+        ValueError: If the model has no such edit.
+    """
+    check_structure(model, history)
+    if isinstance(edit, bool) or not isinstance(edit, (Edit, int)):
+        raise TypeError(f"edit must be an Edit or its number, got {edit!r}")
+    number = edit.index if isinstance(edit, Edit) else edit
+    known = history.edits[number - 1] if 1 <= number <= len(history.edits) else None
+    if known is None or (isinstance(edit, Edit) and edit != known):
+        raise ValueError(f"this model has no such edit {number}; it has {len(history.edits)}")
+    born = edits_of_tensors(model)
+    return [p for p in model.parameters() if born.get(id(p)) == number]
 
 
 def param_groups_of(

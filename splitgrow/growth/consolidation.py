@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from splitgrow.growth.edit_check import before_edit
 from splitgrow.growth.edits import Edit, JoinedBlocks
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.optimizer_merge import JointParameter, plan_replacing, replace_
-from splitgrow.growth.optimizers import listed
 from splitgrow.growth.placing import set_blocks_
 from splitgrow.growth.planning import build_block, planned_blocks
 from splitgrow.layers.composition import Block, Composition
@@ -41,7 +41,7 @@ class Consolidated:
 
 
 def consolidate_(
-    undo: Undo, model: nn.Module, history: History, *, optimizer: object, check: bool
+    undo: Undo, model: nn.Module, history: History, *, optimizer: list[Optimizer], check: bool
 ) -> Edit | None:
     """Joins the blocks of the open generation, layer by layer.
 
@@ -49,7 +49,6 @@ def consolidate_(
         The edit; None if there was nothing to join.
     """
     check_structure(model, history)
-    optimizers = listed(optimizer)
     index = len(history.edits) + 1
     born = {edit.index for edit in history.edits if edit.generation == history.generation}
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -61,7 +60,7 @@ def consolidate_(
     if not found:
         return None
     before = before_edit(model, history, check=check)
-    replacing = plan_replacing(optimizers, [p for item in found for p in item.parameters])
+    replacing = plan_replacing(optimizer, [p for item in found for p in item.parameters])
     keep_(history, undo)
     for item in found:
         put_joined_(item, undo)

@@ -8,7 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.growth.apply import next_generation_, param_groups_of, parameters_of, unfreeze_all_
+from splitgrow.growth.apply import (
+    added_by,
+    next_generation_,
+    param_groups_of,
+    parameters_of,
+    unfreeze_all_,
+)
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import view_
 from splitgrow.growth.history_lookup import HandleBase
 from splitgrow.utils.model_lock import lock_
@@ -55,6 +62,29 @@ class GenerationMethods(HandleBase):
         if not 0 <= chosen <= self._history.generation:
             raise ValueError(f"no generation {chosen}: the open one is {self._history.generation}")
         return parameters_of(self._model, self._history, chosen)
+
+    def parameters_of(self, edit: Edit | int) -> list[nn.Parameter]:
+        """The parameters that an edit added, whatever is frozen, such as for a group of their own.
+
+        Args:
+            edit: The edit, or its number, from 1. A consolidation has those that it made.
+
+        Raises:
+            TypeError: If it is neither.
+            ValueError: If the model has no such edit.
+            StructureChangedError: If the model was changed by hand since it was analysed.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            >>> edit = net.expand_layer("0", 2, freeze=False)
+            >>> optimizer.add_param_group({"params": net.parameters_of(edit), "lr": 0.2})
+            >>> [tuple(p.shape) for p in net.parameters_of(edit)]
+            [(2, 2), (2,), (1, 2)]
+        """
+        return added_by(self._model, self._history, edit)
 
     def param_groups(
         self, options: Mapping[int, Mapping[str, Any]] | None = None

@@ -16,9 +16,11 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from splitgrow.errors import SplitGrowError
-from splitgrow.growth.history import History, structure
+from splitgrow.growth.averages import follow_growth_
+from splitgrow.growth.history import History, added_since, structure
 from splitgrow.growth.history_lookup import HISTORY, HandleBase, history_of
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
+from splitgrow.growth.untrained import watch_new_
 from splitgrow.layers.module_state import moved
 from splitgrow.utils.model_lock import ORIGINAL_CLASS, change_alone
 from splitgrow.utils.rollback import Undo, temporarily
@@ -72,6 +74,7 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
     history: History | None = vars(self).get(HISTORY)
     if history is not None:
         history.refuse_while_viewing("copy or pickle the model")
+        history.kin.model = ref(self)
     reduced: Any = super(cls, self).__reduce_ex__(protocol)
     rebuild, args, *rest = reduced
     if not args or args[0] is not type(self):
@@ -98,6 +101,7 @@ def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
     cls: Any = _made_here(self)
     copied: nn.Module = super(cls, self).__deepcopy__(memo)
     memo[id(self)] = copied
+    vars(self)[HISTORY].kin.model = ref(self)
     history = copy.deepcopy(vars(self)[HISTORY], memo)
     if history is not None and HISTORY not in vars(copied):
         history.modules = structure(copied)
@@ -128,7 +132,8 @@ def _load_state_dict(
 ) -> Any:
     """Loads a state_dict of this model from any time; its journal is replayed first.
 
-    One from before the model grew is loaded into the original blocks; later blocks stay.
+    One from before the model grew is loaded into the original blocks; later blocks stay, and a
+    warning says so, with the ways to the network that was saved.
 
     Raises:
         CheckpointError: If it is of another model or another history. Nothing changes then.
@@ -140,11 +145,16 @@ def _load_state_dict(
 
     def load(undo: Undo) -> Any:
         journal = take_journal(self, state, "")
+        since = len(history_of(self).edits)
         follow_(self, journal, state, "", undo)
+        watch_new_(self, "load_state_dict", added_since(self, since), (), undo)
+        follow_growth_(self, undo)
         if journal.edits and strict:
             check_fit(self, state)
         load_tensors = super(cls, self).load_state_dict
-        return _loading(history_of(self), partial(load_tensors, state, strict, **kwargs))
+        loaded = _loading(history_of(self), partial(load_tensors, state, strict, **kwargs))
+        history_of(self).kin.sample_again(self)
+        return loaded
 
     return change_alone(self, history_of(self).model_lock, "load a state_dict", load)
 
@@ -178,7 +188,11 @@ def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: 
 
     def follow(undo: Undo) -> None:
         if not history_of(self).loading:
+            since = len(history_of(self).edits)
             follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
+            watch_new_(self, "load_state_dict", added_since(self, since), (), undo)
+            follow_growth_(self, undo)
+            history_of(self).kin.sample = ()  # the parts are still to be loaded
 
     cls: Any = _made_here(self)
     try:
@@ -272,6 +286,12 @@ def _made_class(
             _TAKEN: taken,
         },
     )
+
+
+def class_like(model: nn.Module, other: nn.Module) -> type[nn.Module]:
+    """The growable class for another model of the class of a growable one."""
+    made = _made_here(model)
+    return class_for(other, type(other), getattr(made, _HANDLE), getattr(made, _TAKEN))
 
 
 def original_class(model: nn.Module) -> type[nn.Module]:

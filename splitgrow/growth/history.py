@@ -8,10 +8,11 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
+from splitgrow.growth.copies import Kin
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.module_numbers import change_, held_number, numbers_at
 from splitgrow.layers.fade import FadeIn
@@ -45,6 +46,7 @@ class History:
         model_lock: The lock by which one thread has the model to itself.
         broken: The layers whose growth was found to change the model's function, and why.
         loading: Whether a state_dict is being loaded whose journal was replayed already.
+        kin: The model's deep copies, and the averages that follow it.
     """
 
     graph: ChannelGraph
@@ -61,6 +63,7 @@ class History:
     model_lock: ModelLock = field(default_factory=ModelLock)
     broken: Mapping[str, str] = field(default_factory=dict)
     loading: bool = False
+    kin: Kin = field(default_factory=Kin)
 
     def inputs_at(self, view: int | None) -> tuple[Any, ...]:
         """Example inputs for the model as it was after an edit; None: as it is now."""
@@ -152,6 +155,30 @@ def check_structure(model: nn.Module, history: History) -> None:
             f"the model has changed since it was analysed ({', '.join(sorted(changed)[:5])}); call "
             f"splitgrow.growable(model, example_inputs) again"
         )
+
+
+def edits_of_tensors(model: nn.Module) -> dict[int, int]:
+    """For each parameter and buffer that an edit added, by its id, the number of the edit."""
+    found: dict[int, int] = {}
+    for module in model.modules():  # a layer within an insertion comes after it, with its blocks
+        if isinstance(module, InsertionWrapper):
+            for item in module.inserted:
+                found.update((id(t), item.edit) for t in _tensors(module.part(item.name)))
+        elif isinstance(module, SplitLayer):
+            for block, purpose in zip(module, module.blocks, strict=True):
+                if purpose.edit:
+                    found.update((id(t), purpose.edit) for t in _tensors(block))
+    return found
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
+def added_since(model: nn.Module, edit: int) -> list[nn.Parameter]:
+    """The parameters that the edits after one have added, in the model's order."""
+    added = edits_of_tensors(model)
+    return [p for p in model.parameters() if added.get(id(p), 0) > edit]
 
 
 def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:

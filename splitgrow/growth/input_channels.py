@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from splitgrow.analysis.analyzer import analyse_with_free_input
 from splitgrow.analysis.channel_graph import ChannelGraph
@@ -32,7 +33,7 @@ def expand_input_(  # noqa: PLR0913
     name: str | None,
     freeze: bool,
     initializer: str | Initializer,
-    optimizer: object,
+    optimizer: list[Optimizer],
     check: bool,
 ) -> Edit:
     """Adds channels to an input.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import gc
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,17 +18,23 @@ from splitgrow.utils.rollback import Undo
 
 @dataclass(frozen=True)
 class NewParameter:
-    """A parameter of a new block, with the older blocks' parameters, whose group it joins.
+    """A new parameter, with the older ones beside it, whose group it joins.
 
     Attributes:
         name: Its path in the model.
         parameter: The parameter.
-        older: The parameters of the same name in the layer's older blocks, the original's first.
+        older: The older parameters, of which the optimizer must train one: those of the same name
+            in the layer's older blocks, the original's first; for an insertion those of the
+            modules next to it.
+        alike: The parameters that do the same elsewhere, best first. The new one joins the group
+            of the first of them that the optimizer of the older ones trains; if it trains none,
+            that of the first older one.
     """
 
     name: str
     parameter: nn.Parameter
     older: tuple[nn.Parameter, ...]
+    alike: tuple[nn.Parameter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,15 @@ def optimizers_of(optimizer: object) -> list[Optimizer]:
     for item in optimizers:
         if not isinstance(item, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer or several, got {item!r}")
-    return optimizers
+    return [unwrapped(item) for item in optimizers]
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside of those that trainers put around it and that share its param groups."""
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer) and inner.param_groups is optimizer.param_groups:
+        return unwrapped(inner)
+    return optimizer
 
 
 def listed(optimizer: object) -> list[Optimizer]:
@@ -72,6 +87,20 @@ def listed(optimizer: object) -> list[Optimizer]:
                 "grow without `optimizer=` and make a new LBFGS"
             )
     return optimizers
+
+
+def is_in_an_optimizer(parameter: nn.Parameter) -> bool:
+    """Whether a param group of any living optimizer has a parameter.
+
+    Optimizers are not listed anywhere. So their groups are found among the objects that refer to
+    the parameter, which takes a moment.
+    """
+    holders = [item for item in gc.get_referrers(parameter) if type(item) is list]
+    return any(
+        type(group) is dict and group.get("params") is holder
+        for holder in holders
+        for group in gc.get_referrers(holder)
+    )
 
 
 def group_name(generation: int) -> str:
@@ -103,14 +132,17 @@ def plan_joining(
     for item in new:
         found = next((places[id(p)] for p in item.older if id(p) in places), [])
         for optimizer, group in found:
-            joining.append(Joining(optimizer, _of_generation(optimizer, group, generation), item))
+            alike = (places[id(p)] for p in item.alike if id(p) in places)
+            own = (g for place in alike for o, g in place if o is optimizer)
+            home = _of_generation(optimizer, next(own, group), generation)
+            joining.append(Joining(optimizer, home, item))
         if not found:
             homeless.append(item.name)
     if homeless:
         raise OptimizerError(
             f"the optimizer does not train the layers that would get {', '.join(homeless)}; pass "
             f"the one that does, or grow without `optimizer=` and add "
-            f"`model.generation_parameters()` to a param group of their own"
+            f"`model.parameters_of(edit)` to a param group of their own"
         )
     return joining
 
@@ -127,7 +159,7 @@ def _of_generation(
 
 
 def join_(joining: Iterable[Joining], undo: Undo) -> None:
-    """Adds new parameters to their groups, and keeps existing state."""
+    """Adds new parameters to the ends of their groups, and keeps existing state."""
     for item in joining:
         parameters = item.group["params"]
         _append(parameters, item.new.parameter, undo)
@@ -175,6 +207,96 @@ _FIRST_STATES: dict[type[Optimizer], Callable[[Joining], dict[str, Any]]] = {
     SGD: _first_state_of_sgd,
 }
 """First states, for optimizers that do not make a parameter's state at its first step."""
+
+
+@dataclass(frozen=True)
+class ParameterPaths:
+    """The parameters of a model, each with its path, at one time.
+
+    Attributes:
+        of: The path of each parameter, by its id.
+        kept: The parameters themselves, so that no other object gets one of these ids.
+    """
+
+    of: dict[int, str]
+    kept: tuple[nn.Parameter, ...]
+
+    @classmethod
+    def now(cls, model: nn.Module) -> ParameterPaths:
+        """Those of a model as it is now, in the model's order."""
+        named = list(model.named_parameters())
+        return cls({id(p): name for name, p in named}, tuple(p for _, p in named))
+
+
+def arrange_(
+    optimizers: Iterable[Optimizer], before: ParameterPaths, model: nn.Module, undo: Undo
+) -> None:
+    """Puts the new parameters of groups where a new optimizer would list them.
+
+    Torch saves and loads an optimizer's state by position. With the new parameters in the model's
+    order, such a state fits an optimizer that is made of the grown model, as long as the same rule
+    makes its groups. Old parameters keep their order. The names in ``param_names`` become the
+    present paths, with the prefix that they had.
+
+    Args:
+        optimizers: The optimizers that the new parameters have joined.
+        before: The model's parameters before.
+        model: The model with the new ones.
+        undo: Takes it back.
+    """
+    now = ParameterPaths.now(model)
+    order = {key: index for index, key in enumerate(now.of)}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            params, names = group["params"], group.get("param_names")
+            entries = list(zip(params, names or [""] * len(params), strict=True))
+            if names is not None:
+                entries = _renamed(entries, before, now)
+            entries = _in_order(entries, before, order)
+            for items, place in ((params, 0), (names, 1)):
+                if items is not None:
+                    undo.on_failure(partial(items.__setitem__, slice(None), list(items)))
+                    items[:] = [entry[place] for entry in entries]
+
+
+_Entry = tuple[nn.Parameter, str]
+
+
+def _renamed(
+    entries: Iterable[_Entry], before: ParameterPaths, now: ParameterPaths
+) -> list[_Entry]:
+    """Parameters with their present paths, behind the prefix of a module around the model."""
+    prefixes = {}
+    for parameter, name in entries:
+        path = before.of.get(id(parameter))
+        if path is not None and f".{name}".endswith(f".{path}"):
+            prefixes[id(parameter)] = name.removesuffix(path)
+    usual = next(iter(prefixes.values()), "")
+    found = []
+    for parameter, name in entries:
+        key = id(parameter)
+        known = key in now.of and (key in prefixes or key not in before.of)
+        found.append((parameter, prefixes.get(key, usual) + now.of[key] if known else name))
+    return found
+
+
+def _in_order(
+    entries: Iterable[_Entry], before: ParameterPaths, order: Mapping[int, int]
+) -> list[_Entry]:
+    """Parameters with each new one behind those of its group that precede it in the model."""
+    new = [entry for entry in entries if id(entry[0]) in order and id(entry[0]) not in before.of]
+    arrived = {id(parameter) for parameter, _ in new}
+    found = [entry for entry in entries if id(entry[0]) not in arrived]
+    for entry in sorted(new, key=lambda entry: order[id(entry[0])]):
+        own = order[id(entry[0])]
+        places = [(order[id(p)], index) for index, (p, _) in enumerate(found) if id(p) in order]
+        earlier = max((place for place in places if place[0] < own), default=None)
+        later = min((place for place in places if place[0] > own), default=None)
+        if earlier is not None:
+            found.insert(earlier[1] + 1, entry)
+        else:
+            found.insert(later[1] if later is not None else len(found), entry)
+    return found
 
 
 def leave_(optimizers: Iterable[Optimizer], gone: Iterable[nn.Parameter], undo: Undo) -> None:

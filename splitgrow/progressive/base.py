@@ -12,7 +12,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from splitgrow.errors import OptimizerError
-from splitgrow.growth.optimizers import Joining, NewParameter, join_, leave_, listed, plan_joining
+from splitgrow.growth.optimizers import (
+    Joining,
+    NewParameter,
+    ParameterPaths,
+    arrange_,
+    join_,
+    leave_,
+    listed,
+    plan_joining,
+)
+from splitgrow.growth.untrained import watch_new_
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import Owned, free_, freeze_, held, let_move_
 from splitgrow.utils.preserve import keep_surroundings_
@@ -125,10 +135,10 @@ class Progressive(nn.Module, ABC):
         def grow(undo: Undo) -> list[nn.Parameter]:
             keep_surroundings_(self, undo)
             coming = [half.upcoming() for half in halves]
+            before = ParameterPaths.now(self)
             paths = {module: name for name, module in self.named_modules()}
-            known = {id(parameter) for parameter in self.parameters()}
             new = [item for each in coming for item in each.parameters(paths[each.half])]
-            new = [item for item in new if id(item.parameter) not in known]  # stages may share
+            new = [item for item in new if id(item.parameter) not in before.of]  # stages may share
             joining = _plan_joining(optimizers, new)
             if freeze:
                 self._freeze(undo)
@@ -137,7 +147,10 @@ class Progressive(nn.Module, ABC):
                 half.hold_old_adapter(undo)
             join_(joining, undo)
             leave_(optimizers, gone, undo)
-            return [item.parameter for item in new]
+            arrange_(optimizers, before, self, undo)
+            made = [item.parameter for item in new]
+            watch_new_(self, "grow", made, optimizers, undo)
+            return made
 
         return all_or_nothing(grow)()
 

@@ -356,7 +356,9 @@ def test_a_progressive_network_comes_back_at_its_level_in_the_middle_of_a_fade(
     schedule = splitgrow.FadeSchedule(model, steps=4)
     images = torch.rand(2, 1, 16, 16)
     splitgrow.growable(model, images)
-    model.expand_layer(next(layer.name for layer in model.layers if layer.growable), 1)
+    model.expand_layer(
+        next(layer.name for layer in model.layers if layer.growable), 1, optimizer=optimizer
+    )
     model(images).sum().backward()
     optimizer.step()
     schedule.step()

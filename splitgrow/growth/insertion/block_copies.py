@@ -29,8 +29,10 @@ from splitgrow.utils.rollback import Undo, temporarily
 
 def copied_block(
     model: nn.Module, path: str, sites: Sites, inputs: tuple[Any, ...], undo: Undo
-) -> nn.Module:
+) -> tuple[nn.Module, dict[int, nn.Module]]:
     """A plain copy of a block that returns its input unchanged if that is the block's output.
+
+    Also the module that each part of it is a copy of, by the part's id.
 
     Args:
         model: The model.
@@ -65,7 +67,8 @@ def copied_block(
     let_learn_(block)
     announce_(block, model, undo)
     _check(model, (path, sites.modules[path]), block, inputs)
-    return block
+    parts = {id(part): part for part in sites.modules[path].modules()}
+    return block, {id(memo[key]): part for key, part in parts.items() if key in memo}
 
 
 def let_learn_(block: nn.Module) -> None:

@@ -216,6 +216,14 @@ def replacement(module: nn.Module) -> FadeIn:
     return FadeIn(_Given(), _Replacing(module))
 
 
+def inserted_by_user(part: nn.Module, kind: str) -> nn.Module:
+    """The user's own module in what an insertion of a kind has made of it."""
+    if kind in {"fade", "replacement"}:
+        assert isinstance(part, FadeIn)
+        part = part.new
+    return part.module if isinstance(part, _Replacing) else part
+
+
 @torch.no_grad()
 def tried(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A module's output in evaluation mode; module and arguments stay unchanged.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.unsupported_layers import stray_references
@@ -27,11 +28,12 @@ from splitgrow.growth.insertion.builders import (
     tried,
     zeroed,
 )
+from splitgrow.growth.insertion.joining import new_parameters
 from splitgrow.growth.insertion.placing import wrap_
 from splitgrow.growth.insertion.recipes import recipe_of
 from splitgrow.growth.insertion.request import After, Wanted
 from splitgrow.growth.insertion.sites import Site, Sites
-from splitgrow.growth.optimizers import NewParameter, join_, listed, plan_joining
+from splitgrow.growth.optimizers import join_, plan_joining
 from splitgrow.growth.planning import find_node
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
@@ -45,6 +47,7 @@ class _Planned:
     host: nn.Module
     module: nn.Module
     prepare: Callable[[Undo], None]
+    originals: Mapping[int, nn.Module]
 
 
 def plan_insertion(
@@ -64,18 +67,17 @@ def insert_(  # noqa: PLR0913
     wanted: Wanted,
     *,
     freeze: bool,
-    optimizer: object,
+    optimizer: list[Optimizer],
     check: bool,
 ) -> Edit:
     """Inserts a module."""
-    optimizers = listed(optimizer)
     planned = _plan(model, history, after, wanted, undo, freeze=freeze)
     edit = planned.edit
     before = before_edit(model, history, check=check)
     (insertion,) = edit.inserted
     beside = (planned.host, history.modules[insertion.options["after"]])
-    new = _new_parameters(planned.module, insertion, beside)
-    joining = plan_joining(optimizers, new, edit.generation)
+    new = new_parameters(model, planned.module, insertion, beside, planned.originals)
+    joining = plan_joining(optimizer, new, edit.generation)
     keep_(history, undo)
     if edit.closes is not None:
         close_generation_(model, history, undo)
@@ -99,11 +101,13 @@ def _plan(
     check_structure(model, history)
     wanted.check()
     sites = Sites(model, history.inputs)
+    originals: Mapping[int, nn.Module] = {}
     if wanted.kind == "block":
         path = _module_path(history, after)
         call = sites.call_of(path)
         host, before, unit = path, False, path
-        module: nn.Module = copied_block(model, path, sites, history.inputs, undo)
+        module: nn.Module
+        module, originals = copied_block(model, path, sites, history.inputs, undo)
         width, tensor_result = sites.width_of(path), call.tuple_of is None
         recipe: dict[str, Any] = {"copy": path}
         prepare: Callable[[Undo], None] = _nothing
@@ -134,7 +138,7 @@ def _plan(
         recipe=recipe,
     )
     edit = Edit(index, generation, closes, {}, {}, (), inserted=(insertion,))
-    return _Planned(edit, history.modules[host], module, prepare)
+    return _Planned(edit, history.modules[host], module, prepare, originals)
 
 
 def tell_wrappers_(model: nn.Module, asked: Container[int], undo: Undo) -> None:
@@ -304,18 +308,3 @@ def _refuse_stray(model: nn.Module, host: str, module: nn.Module) -> None:
             f"`{holder or 'the model'}` also holds `{host}` in a tuple or set in the attribute "
             f"`{attribute}`, where what is inserted would not be seen; use a list there"
         )
-
-
-def _new_parameters(
-    module: nn.Module, insertion: Insertion, beside: Iterable[nn.Module]
-) -> Iterator[NewParameter]:
-    """The new parameters, each with those of the modules next to it: those of its name first.
-
-    An identity lies behind an activation, which has no parameters; the layer before that has.
-    """
-    near = {id(p): (name, p) for host in beside for name, p in host.named_parameters()}.values()
-    for name, parameter in module.named_parameters():
-        own = name.rpartition(".")[2]
-        alike = [p for other, p in near if other.rpartition(".")[2] == own]
-        older = tuple(alike + [p for _, p in near if all(p is not q for q in alike)])
-        yield NewParameter(f"{insertion.name}.{name}", parameter, older)

@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from splitgrow.growth.edits import Edit
-from splitgrow.growth.history_lookup import HandleBase
+from splitgrow.growth.growing import GrowingBase
 from splitgrow.growth.insertion.insertion import insert_, plan_insertion
 from splitgrow.growth.insertion.request import After, Wanted
 
 
-class DepthMethods(HandleBase):
+class DepthMethods(GrowingBase):
     """Inserting layers."""
 
     def insert_layer(  # noqa: PLR0913
@@ -88,7 +88,7 @@ class DepthMethods(HandleBase):
             True
         """
         wanted = Wanted(kind, module, form, kernel_size, activation)
-        return self._operation(
+        return self._growth(
             "insert a layer",
             insert_,
             after,

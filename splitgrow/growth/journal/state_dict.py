@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splitgrow.errors import CheckpointError
+from splitgrow.errors import CheckpointError, SplitGrowWarning
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, keep_
 from splitgrow.growth.history_lookup import history_of
@@ -21,6 +22,7 @@ from splitgrow.growth.journal.taking import journal_of
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.rollback import Undo
+from splitgrow.utils.source_lines import levels_to_caller
 from splitgrow.utils.wrappers import refuse_wrapped
 
 KEY = "_extra_state"
@@ -37,10 +39,21 @@ def put_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str) 
     history = history_of(model)
     if not history.edits:
         return
-    text = journal_of(model, history).to_json().encode()
+    text = _journal_for(model, history).to_json().encode()
     journal = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     key = prefix + KEY
     state[key] = {_OURS: journal, _THEIRS: state[key]} if key in state else journal
+
+
+def _journal_for(model: nn.Module, history: History) -> Journal:
+    """The model's journal; of a copy that follows another model, that one's.
+
+    Some averages pair the values of the two state_dicts, which must then have the same shapes.
+    """
+    leader = history.kin.leader() if history.kin.leader is not None else None
+    if leader is not None and history_of(leader).edits == history.edits:
+        return journal_of(leader, history_of(leader))
+    return journal_of(model, history)
 
 
 def take_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str) -> Journal:
@@ -106,7 +119,10 @@ def follow_(
     start = common_edits(history.edits, journal.edits)
     keep_(history, undo)
     if start < len(history.edits):
+        before = len(state)
         complete(model, state, prefix, start)
+        if len(state) > before:
+            _warn_of_earlier(model, history, start, journal.generation)
         tensors = _own_of(state, prefix)
         states = later_states(model, history.states, journal.generation, tensors)
         history.states = {**states, **states_of(model, journal, tensors)}
@@ -122,6 +138,25 @@ def follow_(
     materialise_(model, tensors, undo)
     widen_inputs_(model, history, journal.edits[start:])
     restore_(model, history, journal, start, undo, tensors)
+
+
+def _warn_of_earlier(model: nn.Module, history: History, edits: int, generation: int) -> None:
+    """Says that a state_dict from before some edits does not take them back."""
+    shown = history.exact_from <= generation < history.generation
+    if shown and history.last_edit(generation) == edits:
+        way = (
+            f"`with model.at({generation}):` shows the network that was saved, and "
+            f"splitgrow.merge(model, {generation}) goes back to it"
+        )
+    else:
+        way = "load it into a fresh model, once that is growable, to go back to what was saved"
+    warnings.warn(
+        f"the state_dict is from before {len(history.edits) - edits} of the {len(history.edits)} "
+        f"edits of this {type(model).__name__}: what these have added keeps its values, so the "
+        f"model is not the one that was saved; {way}",
+        SplitGrowWarning,
+        stacklevel=levels_to_caller(),
+    )
 
 
 def _own_of(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
