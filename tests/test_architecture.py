@@ -153,6 +153,7 @@ OF_ALL = {
     "random_networks": "the laws over random networks",
     "readme": "the code on the pages",
     "strange_models": "models that are written strangely",
+    "trainers": "whole runs in the tools that people train with",
     "wild_programs": "random programs",
     "zoo": "real architectures, wider",
     "zoo_deeper": "real architectures, deeper",

@@ -22,6 +22,8 @@ from splitgrow.growth.history_lookup import HISTORY, HandleBase, history_of
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
 from splitgrow.growth.untrained import watch_new_
 from splitgrow.layers.module_state import moved
+from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.weight_views import make_dense_
 from splitgrow.utils.model_lock import ORIGINAL_CLASS, change_alone
 from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
@@ -117,8 +119,15 @@ def _made_here(model: nn.Module) -> type[nn.Module]:
 
 
 def _state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The tensors, and the journal if the model has grown, as its extra state."""
+    """The tensors, and the journal if the model has grown, as its extra state.
+
+    Parameters that lie inside of a larger tensor get storage of their own first, until the next
+    run: safetensors, among others, takes no tensor that is a part of another.
+    """
     cls: Any = _made_here(self)
+    for module in self.modules():
+        for block in module if isinstance(module, SplitLayer) else ():
+            make_dense_(block)
     state = super(cls, self).state_dict(*args, **kwargs)
     put_journal(self, state, kwargs.get("prefix", args[1] if len(args) > 1 else ""))
     return state

@@ -35,9 +35,12 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def make_dense_(module: nn.Module) -> None:
-    """Gives a module's parameters their own storage."""
-    for parameter in module._parameters.values():  # noqa: SLF001
-        if parameter is not None and not is_dense(parameter):
+    """Gives a module's parameters their own storage, unless other processes share it."""
+    owned: Any = module._parameters.values()  # noqa: SLF001
+    for parameter in owned:
+        if parameter is None or is_dense(parameter):
+            continue
+        if parameter.device.type != "cpu" or not parameter.is_shared():
             with torch.inference_mode(mode=False):
                 parameter.data = parameter.data.clone()
 
