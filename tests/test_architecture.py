@@ -145,6 +145,7 @@ OF_ALL = {
     "bad_input": "every mistake that a user can make, in whichever method",
     "calls": "how many calls an operation makes",
     "faults": "a fault in every line of every operation",
+    "habits": "the habits of PyTorch users, before a growth and after one",
     "hostile_files": "files that mean harm, whoever reads them",
     "kernels": "the kernels of the tests themselves (tests/kernels.py)",
     "laws": "the laws of growth over the table of models",

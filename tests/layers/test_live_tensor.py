@@ -146,6 +146,7 @@ def test_what_is_written_is_what_the_layer_computes_with() -> None:
             assert_equal(split(x), split.plain()(x))
 
 
+@pytest.mark.filterwarnings("ignore::splitgrow.SplitGrowWarning")
 def test_a_tensor_that_is_kept_stays_up_to_date() -> None:
     split = grown(BY_NAME["Linear"], freeze=False)
     weight = split.weight

@@ -433,6 +433,7 @@ def test_a_state_dict_holds_the_closed_generations(closed: Closed) -> None:
     assert torch.equal(shown(model, 0), before[0])
 
 
+@pytest.mark.filterwarnings("ignore::splitgrow.SplitGrowWarning")
 def test_an_earlier_state_dict_brings_its_buffers_for_what_was_closed_since() -> None:
     model = made("average")
     train(model)
