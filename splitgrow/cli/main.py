@@ -200,6 +200,14 @@ def main() -> None:
 )
 @click.option("--size", type=POSITIVE, metavar="N", help="Resize picture files to N x N pixels.")
 @click.option(
+    "--max-gb",
+    type=PositiveFloat(1_000_000),
+    default=4.0,
+    show_default=True,
+    metavar="X",
+    help="Memory that the data may take as their files hold them.",
+)
+@click.option(
     "--threads",
     type=SMALL,
     metavar="N",

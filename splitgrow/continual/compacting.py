@@ -106,7 +106,7 @@ class CompactingLearner(MaskedLearner):
                 f"task {task.name!r} has a loader of unknown length, over which pruning cannot be "
                 f"spread; give it a length, or a Dataset"
             )
-        goal = self._goal_of(task, goal_for(task.name, "goal", self.goal))
+        goal = self._goal_of(task, goal_for(task, "goal", self.goal))
         study, reached = self._trained(task, number, goal)
         details: dict[str, Any] = {"goal": goal, "before pruning": reached}
         kept = _State(0.0, reached, study.snapshot())

@@ -169,7 +169,7 @@ class DEN(SelectiveLearner):
         if number == 1:
             self._train_all(course)
         else:
-            goal = self._goal_of(task, goal_for(task.name, "threshold", self.threshold))
+            goal = self._goal_of(task, goal_for(task, "threshold", self.threshold))
             details = self._learn_more(course, goal)
         reached = self._judge(self._study(course, {}), task, "in the end", goal)
         return TaskRecord(
