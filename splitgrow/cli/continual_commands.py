@@ -10,6 +10,7 @@ import click
 
 from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load_module
 from splitgrow.cli.continual_settings import BACKBONE_NAMES, METHOD_NAMES, SPLITS, RunSettings
+from splitgrow.cli.settings import MOST_GB
 
 _CONTINUAL_HELP = """
 Learn one task after the other with one network, and see how much it forgets.
@@ -109,7 +110,7 @@ def _default(name: str) -> Any:
 @click.option(
     "--max-gb",
     type=PositiveFloat(1_000_000),
-    default=4.0,
+    default=MOST_GB,
     show_default=True,
     metavar="X",
     help="Memory that the data may take as their files hold them.",

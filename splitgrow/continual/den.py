@@ -87,9 +87,10 @@ class DEN(SelectiveLearner):
     task alone. If nothing was split or held back, there is no last training.
 
     Args:
-        threshold: The accuracy below which a task expands the network, from 0 to 1, on the data
-            that decisions are made on; one for all tasks, or one by task name. None for that of a
-            network of the same architecture that is trained on the task alone.
+        threshold: The accuracy below which a task expands the network, better than guessing (one
+            divided by the number of its classes) and at most 1, on the data that decisions are made
+            on; one for all tasks, or one by task name. None for that of a network of the same
+            architecture that is trained on the task alone.
         drift: The threshold :math:`\sigma` of drift, and its bound: 0 to forget nothing, at the
             price of a duplicate of every unit that is retrained; ``math.inf`` to never split.
         units: The channels that every layer gains, before useless units are removed; 0 to never

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from splitgrow.cli import arguments
+from splitgrow.cli.settings import MOST_GB
 from splitgrow.demos import bundles, cifar, idx, imagefolder, npz
 from splitgrow.demos.rawdata import (
-    MOST_GB,
     DatasetError,
     Images,
     Integers,

@@ -12,6 +12,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from splitgrow.cli.settings import MOST_GB
+
 Integers: TypeAlias = NDArray[np.int64]
 Images: TypeAlias = NDArray[Any]
 
@@ -24,10 +26,6 @@ class DatasetError(click.ClickException):
 
     def __init__(self, source: Path | str, problem: str, expected: str) -> None:
         super().__init__(f"{source}: {problem}; expected {expected}.")
-
-
-MOST_GB = 4.0
-"""The default of the option --max-gb."""
 
 
 class Room:

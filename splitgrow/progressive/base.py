@@ -15,6 +15,7 @@ from splitgrow.errors import OptimizerError
 from splitgrow.growth.optimizers import Joining, NewParameter, join_, leave_, listed, plan_joining
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import Owned, free_, freeze_, held, let_move_
+from splitgrow.layers.scripting import Unscriptable
 from splitgrow.utils.preserve import keep_surroundings_
 from splitgrow.utils.rollback import Undo, all_or_nothing
 from splitgrow.utils.wrappers import refuse_wrapped
@@ -50,7 +51,7 @@ class Half(Protocol):
         """Drops the old adapter; its parameters."""
 
 
-class Progressive(nn.Module, ABC):
+class Progressive(Unscriptable, nn.Module, ABC):
     """The base of all networks that grow in resolution."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ change a weight that closed generations are made of.
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from splitgrow.errors import UnsupportedModelError
 
@@ -24,10 +24,16 @@ _TYPES = frozenset(
 
 
 def is_adapter(module: nn.Module) -> bool:
-    """Whether a module is an adapter: of a known library, or one that can merge and unmerge."""
+    """Whether a module is an adapter: of a known library, or a wrapper that can merge and unmerge.
+
+    Args:
+        module: The module. By its methods it is one only if it holds a layer with a weight.
+    """
     kind = type(module)
-    known = any(f"{base.__module__}.{base.__qualname__}" in _TYPES for base in kind.__mro__)
-    return known or all(callable(getattr(kind, name, None)) for name in ("merge", "unmerge"))
+    if any(f"{base.__module__}.{base.__qualname__}" in _TYPES for base in kind.__mro__):
+        return True
+    merges = all(callable(getattr(kind, name, None)) for name in ("merge", "unmerge"))
+    return merges and any(isinstance(getattr(c, "weight", None), Tensor) for c in module.children())
 
 
 def refuse_adapters(model: nn.Module, what: str) -> None:

@@ -231,6 +231,9 @@ def test_a_layer_that_can_merge_and_unmerge_is_an_adapter() -> None:
     with pytest.raises(UnsupportedModelError, match=r"`b` is an adapter \(.*Unmergeable\)"):
         splitgrow.growable(Net(Unmergeable), inputs())
     assert not is_adapter(LowRank(nn.Linear(8, 8)))
+    assert is_adapter(Unmergeable(nn.Linear(8, 8)))
+    tokens = type("Tokens", (nn.Module,), {"merge": lambda: None, "unmerge": lambda: None})
+    assert not is_adapter(tokens())  # it merges something, but no layer
 
 
 @pytest.mark.parametrize("way", ["in place", "assigned", "a new layer"])
