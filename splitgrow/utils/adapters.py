@@ -19,6 +19,7 @@ _TYPES = frozenset(
         "adapters.methods.adapter_layer_base.AdapterLayerBase",
         "lycoris.modules.base.LycorisBaseModule",
         "torchtune.modules.peft.lora.LoRALinear",
+        "torchtune.modules.peft.dora.DoRALinear",
     )
 )
 
