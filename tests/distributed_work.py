@@ -14,10 +14,12 @@ import torch
 import torch.distributed as dist
 from snapshots import unchanged
 from torch import Tensor, nn
+from torch.distributed._composable import replicate
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel as Fsdp1
 from torch.nn.parallel import DistributedDataParallel
 from ways import PAIR, Net2Net
 
@@ -355,6 +357,117 @@ def forgotten(rank: int) -> list[str]:
     found.append(error_of(lambda: splitgrow.merge(sharded)))
     found.append(error_of(lambda: splitgrow.growable(sharded, torch.zeros(2, 2, 4, 4))))
     return found
+
+
+class Outer(nn.Module):
+    """A module that holds the growable model."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class DeepSpeedEngine(Outer):
+    """A stand-in for DeepSpeed's engine, which keeps flat copies of parameters."""
+
+
+DeepSpeedEngine.__module__ = "deepspeed.runtime.engine"
+
+
+class Bucketed(Outer):
+    """A wrapper in the way of Megatron's, which notes the bucket of each parameter."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.bucket_of = dict.fromkeys(net.parameters(), 0)
+
+
+def sharded_around(net: nn.Module, *, unit: bool) -> nn.Module:
+    if unit:
+        fully_shard(net)
+    outer: nn.Module = fully_shard(Outer(net))
+    return outer
+
+
+DDP = "DistributedDataParallel wraps"
+HELD: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "DDP around it": (lambda net: DistributedDataParallel(Outer(net)), DDP),
+    "two DDPs": (
+        lambda net: [DistributedDataParallel(net) for _ in "ab"],
+        DDP,
+    ),
+    "a DDP in a DDP": (
+        lambda net: DistributedDataParallel(Outer(DistributedDataParallel(net))),
+        DDP,
+    ),
+    "a DDP in a module": (
+        lambda net: Outer(DistributedDataParallel(net)),
+        DDP,
+    ),
+    "FSDP around it": (lambda net: sharded_around(net, unit=False), "fully_shard was called on"),
+    "FSDP around a unit": (lambda net: sharded_around(net, unit=True), "fully_shard of a module"),
+    "replicate": (replicate, "replicate()"),
+    "FSDP1": (lambda net: Fsdp1(net, device_id=torch.device("cpu")), "FSDP1"),
+    "DeepSpeed": (DeepSpeedEngine, "deepspeed's DeepSpeedEngine"),
+    "another one's": (Bucketed, "lists its parameters in `bucket_of`"),
+}
+"""Ways to hold a model so that a call on the model alone would leave the holder out, and a word of
+the refusal."""
+CHANGES: dict[str, Callable[[Any, str], Any]] = {
+    "expand_layer": lambda net, _: distributed.expand_layer(net, "0", 2, timeout=TIMEOUT),
+    "expand": lambda net, _: distributed.expand(net, {"0": 2}, timeout=TIMEOUT),
+    "expand_input": lambda net, _: distributed.expand_input(net, 1, timeout=TIMEOUT),
+    "insert_layer": lambda net, _: distributed.insert_layer(net, "3", timeout=TIMEOUT),
+    "next_generation": lambda net, _: distributed.next_generation(net, timeout=TIMEOUT),
+    "unfreeze": lambda net, _: distributed.unfreeze(net, timeout=TIMEOUT),
+    "consolidate": lambda net, _: distributed.consolidate(net, timeout=TIMEOUT),
+    "load": lambda net, place: distributed.load(net, place, timeout=TIMEOUT),
+}
+
+
+def held_elsewhere(rank: int, how: str, place: str) -> tuple[list[str], list[str]]:
+    """The errors of every change of a model that something else holds; none once that is gone."""
+    distributed.save(network(), place, timeout=TIMEOUT)
+    net = network()
+    hold = HELD[how][0]
+    holder = hold(net)
+    passed = [net]
+    if isinstance(holder, list):
+        passed = holder
+    elif how != "DDP around it" and not how.startswith("FSDP around"):
+        passed.append(holder)
+    found = []
+    for one in passed:
+        for change in CHANGES.values():
+            with unchanged(net):
+                found.append(error_of(lambda one=one, change=change: change(one, place)))
+    marked = isinstance(net, FSDPModule) or how in {"replicate", "FSDP1", "FSDP around it"}
+    del holder, passed, one
+    after = [] if marked else [error_of(lambda c=c: c(network(), place)) for c in CHANGES.values()]
+    if not marked:
+        after.append(error_of(lambda: distributed.expand_layer(net, "0", 2, timeout=TIMEOUT)))
+    return found, after
+
+
+def grown_through_the_wrapper_around(rank: int, how: str) -> None:
+    """The way that the refusal names works."""
+    net = network()
+    outer: Any = Outer(net)
+    outer = DistributedDataParallel(outer) if how == "ddp" else sharded_around(net, unit=True)
+    optimizer = adam(outer)
+    train(outer, optimizer, range(2))
+    distributed.expand_layer(outer, "0", 2, optimizer=optimizer, timeout=TIMEOUT)
+    train(outer, optimizer, range(2, 4))
+    assert equal_everywhere(outer)
+
+
+def equal_everywhere(model: nn.Module) -> bool:
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, fingerprint(model))
+    return len(set(every)) == 1
 
 
 def error_of(attempt: Callable[[], Any]) -> str:

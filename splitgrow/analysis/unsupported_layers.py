@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from splitgrow.layers.types import LayerType, Stock, layer_type_of, sized_layers
 from splitgrow.utils.module_slots import held_by
@@ -19,6 +19,9 @@ def is_sized(layer: nn.Module) -> bool:
 def subclass_refusal(module: nn.Module) -> str:
     """Why a subclass of a layer that could grow cannot."""
     base = next(layer for layer in sized_layers() if isinstance(module, layer))
+    packed = packing_refusal(module)
+    if packed:
+        return packed
     if "Parametrized" in type(module).__name__:
         return (
             "it is parametrized; remove the parametrization "
@@ -28,6 +31,21 @@ def subclass_refusal(module: nn.Module) -> str:
     return (
         f"{_name_beside(base, type(module))} is a subclass of {base.__name__} that splitgrow does "
         f"not know; teach it with splitgrow.register_layer"
+    )
+
+
+def packing_refusal(module: nn.Module) -> str:
+    """Why a layer whose weight is quantized cannot grow; empty if it is not."""
+    weight = module._parameters.get("weight")  # noqa: SLF001
+    if weight is None:
+        return ""
+    floating = weight.is_floating_point() or weight.is_complex()
+    if floating and type(weight).dequantize is Tensor.dequantize:
+        return ""
+    return (
+        f"its `weight` is quantized ({type(weight).__name__} of {weight.dtype}, shape "
+        f"{tuple(weight.shape)}), so that new units could not join it; grow the model before it is "
+        f"quantized, and quantize what splitgrow.merge makes of it"
     )
 
 
@@ -55,6 +73,9 @@ def refusal_of(entry: LayerType, module: Stock) -> str:
             "something has put a forward of its own in front of the layer's (layer.forward = ...), "
             "which only calls the layer of today; use a hook or a module around it"
         )
+    packed = packing_refusal(module)
+    if packed:
+        return packed
     held = (module._parameters, module._buffers)  # noqa: SLF001
     own = {name for tensors in held for name, tensor in tensors.items() if tensor is not None}
     known = entry.tensors(module).keys()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from splitgrow.errors import UnsupportedModelError
+from splitgrow.utils.adapters import refuse_adapters
 from splitgrow.utils.wrappers import is_sharded
 
 
@@ -16,7 +17,7 @@ def refuse_unsupported(model: nn.Module) -> None:
     """Checks that a model can be made growable.
 
     Raises:
-        UnsupportedModelError: If it is wrapped, compiled, scripted or uninitialised.
+        UnsupportedModelError: If it is wrapped, compiled, scripted, uninitialised, or has adapters.
     """
     kind = type(model).__name__
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -30,6 +31,7 @@ def refuse_unsupported(model: nn.Module) -> None:
             "growable before it is sharded, in every process"
         )
     _refuse_scripted(model)
+    refuse_adapters(model, "make the model growable")
     if "_orig_mod" in model._modules:  # noqa: SLF001
         raise UnsupportedModelError(
             "the model is compiled; make the original growable and compile it after each growth"

@@ -10,6 +10,7 @@ import click
 
 from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load_module
 from splitgrow.cli.continual_settings import BACKBONE_NAMES, METHOD_NAMES, SPLITS, RunSettings
+from splitgrow.cli.settings import MOST_GB
 
 _CONTINUAL_HELP = """
 Learn one task after the other with one network, and see how much it forgets.
@@ -31,7 +32,8 @@ METHOD is one of:
 \b
 PATH is one of:
   data.npz      with x_train, y_train, x_test, y_test
-  folder, .zip  with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
+  folder, .zip  with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/), or with
+                TASK/train/CLASS/*.jpg for each task, which --split superclasses takes
   folder        with train-images-idx3-ubyte.gz and the other three
   folder, .tar.gz  CIFAR-10's or CIFAR-100's own files, python or binary version
 
@@ -105,6 +107,14 @@ def _default(name: str) -> Any:
 @click.option("--shuffled", is_flag=True, help="Draw the order of the classes.")
 @click.option("--limit", type=POSITIVE, metavar="N", help="Training images of a task, at most.")
 @click.option("--size", type=POSITIVE, metavar="N", help="Resize picture files to N x N pixels.")
+@click.option(
+    "--max-gb",
+    type=PositiveFloat(1_000_000),
+    default=MOST_GB,
+    show_default=True,
+    metavar="X",
+    help="Memory that the data may take as their files hold them.",
+)
 @click.option(
     "--backbone",
     default=_default("backbone"),

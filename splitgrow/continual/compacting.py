@@ -33,9 +33,10 @@ class CompactingLearner(MaskedLearner):
     """The common part of CPG and Pack and Expand.
 
     Args:
-        goal: The accuracy that a task is to reach, from 0 to 1: one number, or one by task name.
-            None to train a network of the same architecture on the task alone, for as many epochs,
-            and to take the accuracy that it reaches.
+        goal: The accuracy that a task is to reach, better than guessing (one divided by the number
+            of its classes) and at most 1: one number, or one by task name. None to train a network
+            of the same architecture on the task alone, for as many epochs, and to take the accuracy
+            that it reaches.
         tolerance: The difference by which a pruned state may miss the goal.
         growth: The weights that one growth adds, as a share of the first network's.
         largest: The largest expansion: the number of weights, in multiples of the first network's.
@@ -106,7 +107,7 @@ class CompactingLearner(MaskedLearner):
                 f"task {task.name!r} has a loader of unknown length, over which pruning cannot be "
                 f"spread; give it a length, or a Dataset"
             )
-        goal = self._goal_of(task, goal_for(task.name, "goal", self.goal))
+        goal = self._goal_of(task, goal_for(task, "goal", self.goal))
         study, reached = self._trained(task, number, goal)
         details: dict[str, Any] = {"goal": goal, "before pruning": reached}
         kept = _State(0.0, reached, study.snapshot())

@@ -87,9 +87,10 @@ class DEN(SelectiveLearner):
     task alone. If nothing was split or held back, there is no last training.
 
     Args:
-        threshold: The accuracy below which a task expands the network, from 0 to 1, on the data
-            that decisions are made on; one for all tasks, or one by task name. None for that of a
-            network of the same architecture that is trained on the task alone.
+        threshold: The accuracy below which a task expands the network, better than guessing (one
+            divided by the number of its classes) and at most 1, on the data that decisions are made
+            on; one for all tasks, or one by task name. None for that of a network of the same
+            architecture that is trained on the task alone.
         drift: The threshold :math:`\sigma` of drift, and its bound: 0 to forget nothing, at the
             price of a duplicate of every unit that is retrained; ``math.inf`` to never split.
         units: The channels that every layer gains, before useless units are removed; 0 to never
@@ -169,7 +170,7 @@ class DEN(SelectiveLearner):
         if number == 1:
             self._train_all(course)
         else:
-            goal = self._goal_of(task, goal_for(task.name, "threshold", self.threshold))
+            goal = self._goal_of(task, goal_for(task, "threshold", self.threshold))
             details = self._learn_more(course, goal)
         reached = self._judge(self._study(course, {}), task, "in the end", goal)
         return TaskRecord(

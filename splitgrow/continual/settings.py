@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from splitgrow.continual.tasks import Task
+
 
 def checked_inputs(model: Any, example_inputs: Any) -> tuple[Any, ...]:
     """The positional arguments of an example call.
@@ -51,17 +53,22 @@ def checked_goal(name: str, goal: Any) -> float | dict[str, float] | None:
     return dict(goal) if isinstance(goal, Mapping) else goal
 
 
-def goal_for(task: str, name: str, goal: float | Mapping[str, float] | None) -> float | None:
+def goal_for(task: Task, name: str, goal: float | Mapping[str, float] | None) -> float | None:
     """The accuracy that is given for a task.
 
     Raises:
-        ValueError: If there is one for other tasks only.
+        ValueError: If there is one for other tasks only, or it is no better than guessing, which
+            any network reaches: it would never grow, and lose all of its weights.
     """
-    if not isinstance(goal, Mapping):
-        return goal
-    if task not in goal:
-        raise ValueError(f"no {name} is given for task {task!r}")
-    return float(goal[task])
+    if isinstance(goal, Mapping) and task.name not in goal:
+        raise ValueError(f"no {name} is given for task {task.name!r}")
+    found = goal[task.name] if isinstance(goal, Mapping) else goal
+    if found is not None and task.classes > 1 and found <= 1 / task.classes:
+        raise ValueError(
+            f"the {name} of task {task.name!r} is {found:g}; guessing among its {task.classes} "
+            f"classes reaches {1 / task.classes:.3g}, so give more than that"
+        )
+    return None if found is None else float(found)
 
 
 def plain_data(value: Any) -> Any:

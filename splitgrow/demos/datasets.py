@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from splitgrow.cli import arguments
+from splitgrow.cli.settings import MOST_GB
 from splitgrow.demos import bundles, cifar, idx, imagefolder, npz
 from splitgrow.demos.rawdata import (
     DatasetError,
     Images,
     Integers,
     RawData,
+    Room,
     Track,
 )
 
@@ -59,12 +61,15 @@ def load_dataset(
     limit: int | None = None,
     size: int | None = None,
     track: Track | None = None,
+    max_gb: float = MOST_GB,
 ) -> Dataset:
     """The data set at `path`, or the digits that come with scikit-learn if it is None.
 
     `limit` keeps that many training images, chosen by `seed` with the classes in proportion; the
     test images stay whole, so that accuracies remain comparable. `size` resizes picture files, and
-    `track` is wrapped around the reading of them to show its progress.
+    `track` is wrapped around the reading of them to show its progress. `max_gb` bounds the memory
+    of the data as their files hold them, in units of 10**9 bytes; pixels of one byte take four
+    times as much once they are normalised.
 
     Raises:
         DatasetError: if the data cannot be used; it gives the reason and the expected data.
@@ -73,7 +78,7 @@ def load_dataset(
     if path is None and size is not None:
         raise ValueError("size is for picture files; the digits have 8x8 pixels")
     source = "digits" if path is None else str(path)
-    raw = _digits(seed) if path is None else _read(path, size, track or _untracked)
+    raw = _digits(seed) if path is None else _read(path, size, track or _untracked, Room(max_gb))
     values, y_train, y_test = _encode(source, raw)
     kept = sample(source, y_train, limit, seed)
     x_train, x_test = _standardise(
@@ -128,7 +133,7 @@ def _holds_pictures(path: Path) -> bool:
     return path.suffix.lower() == ".zip"
 
 
-def _read(path: Path, size: int | None, track: Track) -> RawData:
+def _read(path: Path, size: int | None, track: Track, room: Room) -> RawData:
     """The data, by the reader for this kind of `path`.
 
     Raises:
@@ -137,14 +142,14 @@ def _read(path: Path, size: int | None, track: Track) -> RawData:
     if not path.exists():
         raise DatasetError(path, "there is no such file or folder", FORMATS)
     if _holds_pictures(path):
-        return imagefolder.read(path, size=size, track=track)
+        return imagefolder.read(path, size=size, track=track, room=room)
     if not path.is_dir() and not _holds_cifar(path) and path.suffix.lower() != ".npz":
         raise DatasetError(path, "it is of no known kind", FORMATS)
     if size is not None:
         raise DatasetError(path, "its images cannot be resized", "picture files, for --size")
     if _holds_cifar(path):
         return cifar.read(path)
-    return idx.read(path) if path.is_dir() else npz.read(path)
+    return idx.read(path, room) if path.is_dir() else npz.read(path, room)
 
 
 def _encode(source: str, raw: RawData) -> tuple[Integers, Integers, Integers]:

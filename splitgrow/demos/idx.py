@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from splitgrow.demos.rawdata import DatasetError, RawData, array_split
+from splitgrow.demos.rawdata import DatasetError, RawData, Room, array_split
 
 _UNSIGNED_BYTE = 0x08
 _CHUNK = 1 << 20
@@ -31,22 +31,22 @@ def holds_idx(folder: Path) -> bool:
     return any(folder.glob("*idx[13]-ubyte*"))
 
 
-def read(folder: Path) -> RawData:
+def read(folder: Path, room: Room) -> RawData:
     """The four idx files of `folder`.
 
     Raises:
         DatasetError: if a file is missing, damaged, or does not fit the others.
     """
-    x_train = _read(_find(folder, "train-images", 3), dimensions=3)
-    x_test = _read(_find(folder, "t10k-images", 3), dimensions=3)
+    x_train = _read(_find(folder, "train-images", 3), 3, room)
+    x_test = _read(_find(folder, "t10k-images", 3), 3, room)
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DatasetError(
             folder,
             f"training images of {x_train.shape[1:]} and test images of {x_test.shape[1:]} pixels",
             "one size",
         )
-    y_train = _read(_find(folder, "train-labels", 1), dimensions=1)
-    y_test = _read(_find(folder, "t10k-labels", 1), dimensions=1)
+    y_train = _read(_find(folder, "train-labels", 1), 1, room)
+    y_test = _read(_find(folder, "t10k-labels", 1), 1, room)
     return RawData(
         train=array_split(f"{folder} (train)", x_train[:, None], y_train),
         test=array_split(f"{folder} (t10k)", x_test[:, None], y_test),
@@ -62,15 +62,15 @@ def _find(folder: Path, role: str, dimensions: int) -> Path:
     raise DatasetError(folder, f"no {role}-idx{dimensions}-ubyte file", _EXPECTED)
 
 
-def _read(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
+def _read(path: Path, dimensions: int, room: Room) -> NDArray[np.uint8]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return _parse(path, cast(BinaryIO, file), dimensions)
+            return _parse(path, cast(BinaryIO, file), dimensions, room)
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(path, f"it is damaged ({error})", "a whole idx file") from error
 
 
-def _parse(path: Path, file: BinaryIO, dimensions: int) -> NDArray[np.uint8]:
+def _parse(path: Path, file: BinaryIO, dimensions: int, room: Room) -> NDArray[np.uint8]:
     header = file.read(4 + 4 * dimensions)
     magic = bytes((0, 0, _UNSIGNED_BYTE, dimensions))
     if header[:4] != magic:
@@ -85,6 +85,7 @@ def _parse(path: Path, file: BinaryIO, dimensions: int) -> NDArray[np.uint8]:
     if 0 in sizes:
         raise DatasetError(path, f"it is empty (sizes {sizes})", "at least one image")
     count = math.prod(sizes)
+    room.take(path, count)
     values = _take(file, count + 1)  # one more than there should be shows a file that is too long
     if len(values) != count:
         found = f"only {len(values)}" if len(values) < count else "more"

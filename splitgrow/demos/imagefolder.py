@@ -1,4 +1,8 @@
-"""Reads a data set of picture files: ROOT/{train,test or val}/CLASS/*.jpg, a folder or a zip."""
+"""Reads a data set of picture files: ROOT/{train,test or val}/CLASS/*.jpg, a folder or a zip.
+
+With several folders in between, ROOT/TASK/train/CLASS/*.jpg, each of them is a superclass: classes
+of one name in two of them are two classes.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,28 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from splitgrow.demos.rawdata import DatasetError, Images, RawData, Split, Track
+from splitgrow.demos.rawdata import (
+    DatasetError,
+    Images,
+    RawData,
+    Room,
+    Split,
+    Track,
+    refuse_other_packing,
+)
 
 _SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 _SPLITS = ("train", "test", "val")
-_MOST_BYTES = 2 << 30  # of pixels; as float32 they take four times as much
+_BYTES_A_PIXEL = 8  # once a file is decoded, in its own mode and as RGB
 _LAYOUT = "pictures in train/CLASS/ and in test/CLASS/ or val/CLASS/"
 _Reader = Callable[[str], bytes]
 
@@ -27,18 +39,21 @@ _Reader = Callable[[str], bytes]
 @dataclass(frozen=True)
 class _Picture:
     name: str
+    top: str  # the folder that the split lies in, below the root; or empty
     split: str
     label: str
 
 
-def read(path: Path, *, size: int | None, track: Track) -> RawData:
+def read(path: Path, *, size: int | None, track: Track, room: Room) -> RawData:
     """The pictures below `path`, as RGB, resized to `size` or else to the first one's size.
 
     Raises:
-        DatasetError: if there is no training or test picture, or the classes of the two differ.
+        DatasetError: if there is no training or test picture, the classes of the two differ, or
+            they do not fit in memory.
     """
-    with _opened(path) as (names, _):
+    with _opened(path, room) as (names, _):
         pictures = [picture for name in sorted(names) if (picture := _placed(name)) is not None]
+    pictures, tops = _told_apart(path, pictures)
     train = [picture for picture in pictures if picture.split == "train"]
     test = [picture for picture in pictures if picture.split == "test"]
     test = test or [picture for picture in pictures if picture.split == "val"]
@@ -53,9 +68,33 @@ def read(path: Path, *, size: int | None, track: Track) -> RawData:
             f"classes that are only in train or only in test: {', '.join(sorted(differing))}",
             "the same class folders in both",
         )
-    width, height = (size, size) if size is not None else _first_size(path, train[0].name)
-    stack = _Stack(path, (height, width), track)
-    return RawData(stack.split(train, classes), stack.split(test, classes), classes)
+    width, height = (size, size) if size is not None else _first_size(path, train[0].name, room)
+    stack = _Stack(path, (height, width), track, room)
+    halves = stack.split(train, classes), stack.split(test, classes)
+    return RawData(*halves, classes, _members(classes, tops))
+
+
+def _told_apart(path: Path, pictures: list[_Picture]) -> tuple[list[_Picture], tuple[str, ...]]:
+    """The pictures, with classes of their own for each of several folders, and these folders.
+
+    Raises:
+        DatasetError: if there are splits at the root and in a folder.
+    """
+    tops = tuple(sorted({picture.top for picture in pictures}))
+    if len(tops) < 2:
+        return pictures, ()
+    if not tops[0]:
+        raise DatasetError(path, f"a split at its root and one in {tops[1]}", "one of the two")
+    return [replace(each, label=f"{each.top}/{each.label}") for each in pictures], tops
+
+
+def _members(classes: tuple[str, ...], tops: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    inside = {top: tuple(at for at, n in enumerate(classes) if _under(n, top)) for top in tops}
+    return {top: members for top, members in inside.items() if members}
+
+
+def _under(label: str, top: str) -> bool:
+    return label.partition("/")[0] == top
 
 
 @dataclass(frozen=True)
@@ -65,6 +104,7 @@ class _Stack:
     path: Path
     size: tuple[int, int]
     track: Track
+    room: Room
 
     def split(self, pictures: list[_Picture], classes: tuple[str, ...]) -> Split:
         number = {name: index for index, name in enumerate(classes)}
@@ -75,16 +115,12 @@ class _Stack:
 
     def _read(self, names: list[str], what: str) -> Images:
         height, width = self.size
-        if len(names) * height * width * 3 > _MOST_BYTES:
-            raise DatasetError(
-                self.path,
-                f"{len(names)} pictures of {width}x{height} pixels do not fit in memory",
-                "a smaller --size, or a --limit",
-            )
+        source = f"{self.path} ({len(names)} pictures of {width}x{height} pixels)"
+        self.room.take(source, len(names) * height * width * 3)
         stack = np.empty((len(names), height, width, 3), dtype=np.uint8)
-        with _opened(self.path) as (_, contents):
+        with _opened(self.path, self.room) as (_, contents):
             for at, name in enumerate(self.track(names, what)):
-                stack[at] = _pixels(self.path, name, contents, (width, height))
+                stack[at] = _pixels(_Source(self.path, name, contents, self.room), (width, height))
         return np.moveaxis(stack, 3, 1)
 
 
@@ -99,12 +135,12 @@ def _placed(name: str) -> _Picture | None:
         return None
     for at in (0, 1):
         if len(parts) >= at + 3 and parts[at] in _SPLITS:
-            return _Picture(name, parts[at], parts[at + 1])
+            return _Picture(name, parts[0] if at else "", parts[at], parts[at + 1])
     return None
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[list[str], _Reader]]:
+def _opened(path: Path, room: Room) -> Iterator[tuple[list[str], _Reader]]:
     """The names of the files below `path`, and a function that reads one.
 
     Raises:
@@ -113,7 +149,13 @@ def _opened(path: Path) -> Iterator[tuple[list[str], _Reader]]:
     if path.is_dir():
         files = (file for file in path.rglob("*") if file.is_file())
         names = [file.relative_to(path).as_posix() for file in files]
-        yield names, lambda name: (path / name).read_bytes()
+
+        def content(name: str) -> bytes:
+            room.check(path / name, (path / name).stat().st_size)
+            with (path / name).open("rb") as file:
+                return room.read(path / name, file)
+
+        yield names, content
         return
     try:
         archive = zipfile.ZipFile(path)
@@ -127,7 +169,15 @@ def _opened(path: Path) -> Iterator[tuple[list[str], _Reader]]:
             raise DatasetError(
                 path, f"the entry {escaping[0]!r} points outside of the archive", _LAYOUT
             )
-        yield names, archive.read
+
+        def unpacked(name: str) -> bytes:
+            member = archive.getinfo(name)
+            refuse_other_packing(path / name, member)
+            room.check(path / name, member.file_size)
+            with archive.open(member) as file:
+                return room.read(path / name, file)
+
+        yield names, unpacked
 
 
 def _escapes(name: str) -> bool:
@@ -135,13 +185,34 @@ def _escapes(name: str) -> bool:
     return ".." in path.parts or bool(path.anchor)
 
 
-def _first_size(path: Path, name: str) -> tuple[int, int]:
-    with _opened(path) as (_, contents), _decoding(path, name):
-        return Image.open(io.BytesIO(contents(name))).size
+@dataclass(frozen=True)
+class _Source:
+    """A picture file."""
+
+    path: Path
+    name: str
+    contents: _Reader
+    room: Room
+
+    def opened(self) -> Image.Image:
+        """The picture, not decoded yet.
+
+        Raises:
+            DatasetError: if its pixels would not fit.
+        """
+        image = Image.open(io.BytesIO(self.contents(self.name)))
+        width, height = image.size
+        self.room.check(self.path / self.name, width * height * _BYTES_A_PIXEL)
+        return image
 
 
-def _pixels(path: Path, name: str, contents: _Reader, size: tuple[int, int]) -> NDArray[np.uint8]:
-    with _decoding(path, name), Image.open(io.BytesIO(contents(name))) as image:
+def _first_size(path: Path, name: str, room: Room) -> tuple[int, int]:
+    with _opened(path, room) as (_, contents), _decoding(path, name):
+        return _Source(path, name, contents, room).opened().size
+
+
+def _pixels(source: _Source, size: tuple[int, int]) -> NDArray[np.uint8]:
+    with _decoding(source.path, source.name), source.opened() as image:
         pixels = image.convert("RGB")
         if pixels.size != size:
             pixels = pixels.resize(size, Image.Resampling.BILINEAR)
@@ -152,6 +223,8 @@ def _pixels(path: Path, name: str, contents: _Reader, size: tuple[int, int]) -> 
 def _decoding(path: Path, name: str) -> Iterator[None]:
     try:
         yield
+    except DatasetError:
+        raise
     except Exception as error:  # a decoder's error depends on the format and on the damage
         raise DatasetError(
             path / name, f"the picture cannot be read ({error})", "a whole picture file"

@@ -19,13 +19,14 @@ from splitgrow.demos.results import DemoEvent, is_measured, write_json
 from splitgrow.demos.views import VIEWS, DemoView
 
 
-def run_demo(
+def run_demo(  # noqa: PLR0913
     *,
     kind: str,
     data: Path | None,
     out: Path,
     limit: int | None,
     size: int | None,
+    max_gb: float,
     threads: int | None,
     quiet: bool,
     **settings: Any,
@@ -46,7 +47,12 @@ def run_demo(
     try:
         out.mkdir(parents=True, exist_ok=True)  # before the work, so that none is done in vain
         dataset = datasets.load_dataset(
-            data, seed=settings["seed"], limit=limit, size=size, track=_track(live)
+            data,
+            seed=settings["seed"],
+            limit=limit,
+            size=size,
+            track=_track(live),
+            max_gb=max_gb,
         )
         images, side = len(dataset.x_train), max(dataset.size)
         chosen = DemoSettings.suited_to(images, side, phases=view.phases(dataset), **settings)

@@ -16,13 +16,14 @@ from torch.optim import Optimizer
 from splitgrow.distributed.agreement import Agreement
 from splitgrow.distributed.replicas import Replica
 from splitgrow.distributed.shards import Shards
+from splitgrow.distributed.units import is_unit
 from splitgrow.errors import SplitGrowError, UnsupportedModelError
 from splitgrow.growth.averages import begin_averages_
 from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.optimizers import listed
 from splitgrow.handle import Handle, handle
 from splitgrow.utils.rollback import Undo, all_or_nothing
-from splitgrow.utils.wrappers import is_sharded, wrapper_told
+from splitgrow.utils.wrappers import is_sharded, refuse_other_holders, wrapper_told
 
 TIMEOUT = 300.0
 """Seconds that the processes wait for each other at each step."""
@@ -78,6 +79,16 @@ class Wrapped:
                 f"more is wrapped than the growable model, and would not be {done} with it; make "
                 f"the whole growable"
             )
+
+    def refuse_untold(self) -> None:
+        """Makes sure that nothing else holds copies of the parameters, which would miss a change.
+
+        Raises:
+            UnsupportedModelError: If something does.
+        """
+        units = [module for module in self.whole.modules() if is_unit(module)]
+        told = units if self.replica is None else [self.replica.wrapper]
+        refuse_other_holders(self.model, told)
 
     def restore(self) -> None:
         """Makes the wrapper as it was, once the model is as it was."""
@@ -202,6 +213,7 @@ def carry_out(
 
     def begin() -> tuple[Wrapped, Mapping[str, str]]:
         held = Wrapped(wrapped, optimizers)
+        held.refuse_untold()
         return held, {"request": request, **picture_of(held, optimizers)}
 
     held = agreement.attempt("asking for the same", begin)

@@ -85,6 +85,7 @@ def load(
 
     def begin() -> tuple[_Loading, Mapping[str, str]]:
         held = Wrapped(wrapped, [])
+        held.refuse_untold()
         held.refuse_more("loaded")
         loading = _Loading(held, _Source(source), *trained)
         rank = agreement.rank if training else None

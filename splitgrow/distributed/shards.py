@@ -242,8 +242,9 @@ def _refuse_unsupported(model: nn.Module, units: list[ShardUnit]) -> None:
     if not any(unit.groups for unit in units):
         kind = type(model).__name__
         raise UnsupportedModelError(
-            f"{kind} holds modules of FSDP, but no unit of fully_shard with parameters; "
-            f"FullyShardedDataParallel (FSDP1) is not supported, use fully_shard"
+            f"{kind} holds modules of FSDP, but no unit of fully_shard with parameters: pass the "
+            f"outermost module that fully_shard was called on; FullyShardedDataParallel (FSDP1) is "
+            f"not supported, use fully_shard"
         )
     for unit in units:
         for record in unit.parameters:

@@ -9,6 +9,7 @@ from torch import nn
 
 from splitgrow.errors import SplitGrowError
 from splitgrow.growth.history import History
+from splitgrow.utils.adapters import refuse_adapters
 from splitgrow.utils.model_lock import change_alone, refuse_inside_forward
 from splitgrow.utils.rollback import P, T, Undo
 from splitgrow.utils.wrappers import refuse_wrapped
@@ -68,13 +69,15 @@ class HandleBase:
 
         Raises:
             SplitGrowError: If an earlier generation is being shown, or the model is running.
-            UnsupportedModelError: If the model is in a wrapper for several processes.
+            UnsupportedModelError: If the model is in a wrapper for several processes, or has
+                adapters.
         """
         model, history = self._model, self._history
         history.model_lock.refuse_if_shown(what)
         with history.model_lock.rlock:  # or another thread may change modules during these checks
             history.refuse_while_viewing(what)
             refuse_wrapped(model, what)
+            refuse_adapters(model, what)
             refuse_inside_forward(model, what)
             return change_alone(
                 model, history.model_lock, what, work, model, history, *args, **kwargs

@@ -86,6 +86,13 @@ def listed(optimizer: object) -> list[Optimizer]:
                 "LBFGS keeps one flat history of all parameters, which cannot take in new ones; "
                 "grow without `optimizer=` and make a new LBFGS"
             )
+        inner = _apart(item)
+        if inner:
+            kind = type(item).__name__
+            raise OptimizerError(
+                f"{kind} hands its parameters on to another optimizer, in its attribute `{inner}`, "
+                f"which would not step new ones; grow without `optimizer=` and make a new {kind}"
+            )
     return optimizers
 
 
@@ -101,6 +108,17 @@ def is_in_an_optimizer(parameter: nn.Parameter) -> bool:
         for holder in holders
         for group in gc.get_referrers(holder)
     )
+
+
+def _apart(optimizer: Optimizer) -> str:
+    """The attribute with an optimizer that steps for this one, from lists of its own; or empty."""
+    lists = {id(group["params"]) for group in optimizer.param_groups}
+    for name, value in vars(optimizer).items():
+        if isinstance(value, Optimizer) and value is not optimizer:
+            own = {id(group["params"]) for group in value.param_groups}
+            if not lists <= own:
+                return name
+    return ""
 
 
 def group_name(generation: int) -> str:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from splitgrow.layers.scripting import Unscriptable
 from splitgrow.utils.eager import is_eager, is_watched
 from splitgrow.utils.rollback import Undo, all_or_nothing
 
 FadeShape = Literal["linear", "cosine"]
 
 
-class FadeIn(nn.Module):
+class FadeIn(Unscriptable, nn.Module):
     """Two paths, whose output is ``(1 - alpha) * old(x) + alpha * new(x)``.
 
     At alpha 0 the output is the old path's bit for bit, and at 1 the new path's, even if the other

@@ -208,6 +208,26 @@ class InsertionWrapper(nn.Module):
                 raise
         return getattr(self._asked(), name)
 
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Adds a buffer of its own, even if all parts have one of that name.
+
+        Code that counts gives every module a buffer, the inner ones first, and torch would refuse
+        a name for which the wrapped module answers.
+
+        Raises:
+            KeyError: If the wrapped module alone has it.
+        """
+        parts = [vars(part)["_buffers"].keys() for part in self._modules.values()]
+        if name in self._buffers or not all(name in part for part in parts):
+            super().register_buffer(name, tensor, persistent)
+            return
+        self._buffers[name] = None
+        try:
+            super().register_buffer(name, tensor, persistent)
+        except BaseException:
+            self._buffers.pop(name, None)
+            raise
+
     def _asked(self) -> Any:
         """The wrapped module, for a caller that needs more than its result."""
         if _questions is not None:

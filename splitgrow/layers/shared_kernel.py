@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from splitgrow.layers.scripting import Unscriptable
+
 _CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _DEPTHWISE: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
     1: nn.Conv1d,
@@ -21,7 +23,7 @@ _ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class _SharedKernelConv(nn.Module):
+class _SharedKernelConv(Unscriptable, nn.Module):
     """The common base of the layers for one, two and three dimensions of space."""
 
     dims: ClassVar[int]

@@ -25,6 +25,7 @@ from splitgrow.growth.optimizers import (
 from splitgrow.growth.untrained import watch_new_
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import Owned, free_, freeze_, held, let_move_
+from splitgrow.layers.scripting import Unscriptable
 from splitgrow.utils.preserve import keep_surroundings_
 from splitgrow.utils.rollback import Undo, all_or_nothing
 from splitgrow.utils.wrappers import refuse_wrapped
@@ -60,7 +61,7 @@ class Half(Protocol):
         """Drops the old adapter; its parameters."""
 
 
-class Progressive(nn.Module, ABC):
+class Progressive(Unscriptable, nn.Module, ABC):
     """The base of all networks that grow in resolution."""
 
     def __init__(self) -> None:

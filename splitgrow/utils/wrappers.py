@@ -7,17 +7,16 @@ the processes' weights would drift apart, silently or a step later.
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import torch.distributed
 from torch import nn
 
 from splitgrow.errors import UnsupportedModelError
+from splitgrow.utils.holders import holder_of
 
 _TOLD: ContextVar[bool] = ContextVar("told", default=False)
 _MANAGED = "_is_fsdp_managed_module"
@@ -81,30 +80,29 @@ def refuse_wrapped(model: nn.Module, what: str, *, mirrored: bool = True) -> Non
             f"cannot {what}: FSDP has sharded the model and would know nothing of it; {use}do it "
             f"before the model is sharded"
         )
-    if replicated_by(model):
+    holder = holder_of(model) if several_processes() else None
+    if holder is not None:
+        use = use if holder.followed else ""
         raise UnsupportedModelError(
-            f"cannot {what}: DistributedDataParallel wraps the model and would know nothing of it, "
-            f"so that the ranks would drift apart; {use}delete the wrapper first and make it anew"
+            f"cannot {what}: {holder.holding} and would know nothing of it, so that the ranks "
+            f"would drift apart; {use}delete that first and make it anew afterwards"
         )
 
 
-def replicated_by(model: nn.Module) -> bool:
-    """Whether a living DistributedDataParallel holds a model.
+def refuse_other_holders(model: nn.Module, told: Collection[nn.Module]) -> None:
+    """Checks that nothing but the given wrappers holds copies of a model's parameters.
 
-    The wrapper leaves no mark on the model. So wrappers are looked for among all objects, when a
-    change is asked for, and only in a process that has a process group.
+    Args:
+        model: The model that is about to change.
+        told: The wrappers that learn of the change.
+
+    Raises:
+        UnsupportedModelError: If something else does.
     """
-    if not several_processes() or not _holds(model):
-        return False
-    gc.collect()  # a wrapper that was deleted lives on in cycles until then
-    return _holds(model)
-
-
-def _holds(model: nn.Module) -> bool:
-    wrapper = nn.parallel.DistributedDataParallel
-    found: list[Any] = [item for item in gc.get_objects() if issubclass(type(item), wrapper)]
-    return any("reducer" in vars(item) and _inside(item, model) for item in found)
-
-
-def _inside(wrapper: nn.Module, model: nn.Module) -> bool:
-    return any(module is model for module in wrapper.modules())
+    holder = holder_of(model, told)
+    if holder is not None:
+        way = "pass the outermost wrapper, which must be the only one around the model, or "
+        raise UnsupportedModelError(
+            f"{holder.holding} and would know nothing of the change, so that the ranks would drift "
+            f"apart; {way if holder.followed else ''}delete that first and make it anew afterwards"
+        )

@@ -230,7 +230,11 @@ def test_expansion_adds_as_many_units_as_asked_and_keeps_those_of_use(
 
 
 def test_a_task_that_reaches_its_threshold_adds_nothing() -> None:
-    made = den(threshold={"task 1": 0.0, "task 2": 1.0}, drift=math.inf)
+    made = den(
+        threshold={"task 1": 0.51, "task 2": 1.0},
+        drift=math.inf,
+        training=Training(epochs=20, batch_size=16, lr=0.05),
+    )
     records = [made.learn(task(index)) for index in range(3)]
     assert "added" not in records[1].details
     assert "added" in records[2].details

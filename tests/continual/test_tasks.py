@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import splitgrow
 from splitgrow import UnsupportedModelError, continual
 from splitgrow.continual import CPG, METHODS, Judged, PackNet, Task, Training
+from splitgrow.continual.settings import goal_for
 from splitgrow.continual.tasks import Batches, with_validation
 
 CPU = torch.device("cpu")
@@ -236,7 +238,7 @@ def test_training_that_makes_no_sense_is_refused(options: dict[str, Any]) -> Non
 
 
 def test_a_goal_for_each_task_is_asked_for_by_name() -> None:
-    made = learner("cpg", goal={"task 0": 0.5})
+    made = learner("cpg", goal={"task 0": 0.6})
     made.learn(task(0))
     with pytest.raises(ValueError, match="no goal is given for task 'task 1'"):
         made.learn(task(1))
@@ -262,7 +264,7 @@ def test_a_model_whose_head_is_not_to_be_found_is_refused_with_a_way_out() -> No
 def test_a_model_that_has_grown_is_taken_as_it_is() -> None:
     model: Any = splitgrow.growable(net(), images(0, 2))
     model.expand_layer("hidden", 3)
-    made = CPG(model, images(0, 2), training=Training(epochs=1), goal=0.0)
+    made = CPG(model, images(0, 2), training=Training(epochs=1), goal=0.51, largest=1.0)
     made.learn(task(0))
     assert made.network("task 0", compact=False).hidden.out_features == 11
     assert len(model.hidden) == 2
@@ -337,3 +339,31 @@ def test_loaders_are_learned_from_as_they_are(method: str) -> None:
         loader = DataLoader(Pairs(index), batch_size=16)
         made.learn(Task(f"task {index}", 2, loader, task(index).test, task(index).test))
     assert made.tasks == ("task 0", "task 1")
+
+
+@pytest.mark.parametrize("goal", [0.0, 0.3, 0.5, {"task 0": 0.5}])
+@pytest.mark.parametrize("method", ["cpg", "pack-and-expand"])
+def test_a_goal_that_guessing_reaches_is_refused_with_the_number(method: str, goal: Any) -> None:
+    made = learner(method, goal=goal)
+    with pytest.raises(ValueError, match=r"guessing among its 2 classes reaches 0\.5") as caught:
+        made.learn(task(0))
+    assert f"is {goal if isinstance(goal, float) else 0.5:g};" in str(caught.value)
+    assert made.tasks == ()
+
+
+def test_a_threshold_that_guessing_reaches_is_refused_when_it_counts() -> None:
+    made = learner("den", threshold=0.5)
+    made.learn(task(0))  # the first task has no threshold
+    with pytest.raises(ValueError, match=r"the threshold of task 'task 1' is 0\.5; guessing"):
+        made.learn(task(1))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_a_goal_just_above_guessing_is_taken_as_it_is(classes: int) -> None:
+    one = replace(task(0), classes=classes)
+    alone = Task("alone", 1, (images(0), torch.zeros(48).long()))
+    assert goal_for(one, "goal", 1 / classes + 1e-6) == 1 / classes + 1e-6
+    assert goal_for(alone, "goal", 1.0) == 1.0
+    assert goal_for(one, "goal", None) is None
+    with pytest.raises(ValueError, match=f"among its {classes} classes"):
+        goal_for(one, "goal", 1 / classes)

@@ -262,6 +262,10 @@ BAD_IDX: dict[str, tuple[bytes, str]] = {
     "too many values": (gzip.compress(WHOLE + b"\0"), "holds more"),
     "sizes beyond memory": (
         gzip.compress(WHOLE[:4] + b"\xff" * 12 + WHOLE[16:]),
+        "takes 79,228,162,458,924,105,385,300,197,375 bytes .* larger --max-gb",
+    ),
+    "sizes beyond the file": (
+        gzip.compress(WHOLE[:4] + b"\0\0\xff\xff" + WHOLE[8:]),
         "holds only 240",
     ),
     "zero images": (gzip.compress(WHOLE[:4] + bytes(4) + WHOLE[8:16]), "is empty"),
@@ -466,7 +470,9 @@ def test_pictures_whose_halves_have_different_classes_are_refused(tmp_path: Path
 
 
 def test_pictures_beyond_memory_are_refused_before_they_are_read(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="do not fit in memory; expected a smaller --size"):
+    with pytest.raises(
+        DatasetError, match=r"30000x30000 pixels.*smaller data, or a larger --max-gb"
+    ):
         datasets.load_dataset(_pictures(tmp_path), size=30_000)
 
 

@@ -169,6 +169,21 @@ def test_growth_behind_a_wrappers_back_is_refused() -> None:
     assert "merge it inside `with splitgrow.distributed.gathered" in merged
 
 
+@pytest.mark.parametrize("how", work.HELD)
+def test_a_change_that_another_holder_would_miss_is_refused(how: str, tmp_path: Path) -> None:
+    errors, afterwards = in_processes(1, work.held_elsewhere, how, str(tmp_path))[0]
+    assert len(errors) >= len(work.CHANGES)
+    for error in errors:
+        assert error.startswith("UnsupportedModelError: ")
+        assert work.HELD[how][1] in error
+    assert set(afterwards) <= {"nothing"}
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_a_model_grows_through_the_wrapper_around_the_module_that_holds_it(how: str) -> None:
+    in_processes(2, work.grown_through_the_wrapper_around, how)
+
+
 def test_what_cannot_be_followed_is_refused_with_a_way_out() -> None:
     found = in_processes(2, work.unsupported)
     assert found[0] == found[1]

@@ -587,6 +587,40 @@ def test_lbfgs_is_refused():
         grow(model, optimizer)
 
 
+class HandingOn(torch.optim.Optimizer):
+    """Hands parameters on to another optimizer, with lists of its own or with the same ones."""
+
+    def __init__(self, params, *, same: bool):
+        super().__init__(params, {})
+        self.inner = torch.optim.SGD([p for g in self.param_groups for p in g["params"]], lr=0.1)
+        if same:
+            self.param_groups = self.inner.param_groups
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+def test_an_optimizer_whose_inner_one_would_not_hear_of_new_parameters_is_refused():
+    """As ZeroRedundancyOptimizer, whose inner optimizer steps the parameters of one rank."""
+    model = make_net()
+    optimizer = HandingOn(model.parameters(), same=False)
+    refused = pytest.raises(
+        splitgrow.OptimizerError, match=r"`inner`, which would not step new ones"
+    )
+    with unchanged(model, optimizer), refused:
+        grow(model, optimizer)
+
+
+def test_an_optimizer_that_shares_its_groups_with_the_inner_one_trains_new_parameters():
+    model = make_net()
+    optimizer = HandingOn(model.parameters(), same=True)
+    grow(model, optimizer)
+    new = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in new]
+    train(model, optimizer, range(3))
+    assert any((p - b).abs().max() > 1e-6 for p, b in zip(new, before, strict=True))
+
+
 def test_an_optimizer_that_does_not_train_the_layers_is_refused_and_all_layers_are_named():
     model = make_net()
     optimizer = torch.optim.Adam(model.head.parameters())

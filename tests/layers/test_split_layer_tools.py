@@ -13,6 +13,7 @@ import torch
 from helpers import assert_equal, assert_identical, randomise, randomise_new_blocks
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_dynamic
+from torch.ao.quantization.quantize_fx import prepare_fx
 from torch.func import functional_call, stack_module_state, vmap
 from torch.package import PackageExporter, PackageImporter
 
@@ -23,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:TypedStorage:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Please use quant_min:UserWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
@@ -99,6 +101,8 @@ WORKING: dict[str, Callable[[Any, Tensor], Any]] = {
     "half and back": lambda m, x: m.double()(x.double()).float(),
     "requires_grad_": lambda m, x: m.requires_grad_(False)(x),
     "zero_grad": lambda m, x: (m.zero_grad(set_to_none=False), m(x))[1],
+    "counting ops": lambda m, x: counted(copy.deepcopy(m), x),
+    "counting ops twice": lambda m, x: [counted(c, x) for c in [copy.deepcopy(m)] * 2][1],
     "an average": lambda m, x: torch.optim.swa_utils.AveragedModel(m)(x),
     "inference": lambda m, x: torch.inference_mode()(m)(x),
     "checkpointing": lambda m, x: torch.utils.checkpoint.checkpoint(m, x, use_reentrant=False),
@@ -106,11 +110,53 @@ WORKING: dict[str, Callable[[Any, Tensor], Any]] = {
     "tracing what is merged": lambda m, x: torch.fx.symbolic_trace(splitgrow.merge(m))(x),
 }
 
+
+def counted(model: nn.Module, x: Tensor) -> Tensor:
+    """What tools do that count ops: a buffer for each module, hooks that add, one sum."""
+
+    def count(module: nn.Module) -> None:
+        module.register_buffer("total_ops", torch.zeros(1))
+
+        def add(module: Any, args: Any, output: Any) -> None:
+            module.total_ops += output.numel()
+
+        module.register_forward_hook(add)
+
+    model.apply(count)
+    output: Tensor = model(x)
+    found = [(type(m).__name__, int(m.total_ops)) for m in model.modules()]
+    assert all(number > 0 for kind, number in found if kind != "SplitLayer"), found
+    model.apply(lambda module: module._buffers.pop("total_ops"))
+    assert not any("total_ops" in dict(m._buffers) for m in model.modules())
+    return output
+
+
+def calibrated(model: nn.Module, x: Tensor) -> Any:
+    """Static quantization, as torch has it for whole modules."""
+    model = copy.deepcopy(model).eval()
+    vars(model)["qconfig"] = torch.ao.quantization.get_default_qconfig("fbgemm")
+    prepared = torch.ao.quantization.prepare(model)
+    prepared(x)
+    return torch.ao.quantization.convert(prepared)(x)
+
+
+def quantization_aware(model: nn.Module, x: Tensor) -> Any:
+    model = copy.deepcopy(model).train()
+    vars(model)["qconfig"] = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    return torch.ao.quantization.prepare_qat(model)(x)
+
+
 REFUSED: dict[str, Callable[[Any, Tensor], Any]] = {
     "torch.jit.script": lambda m, x: torch.jit.script(m)(x),
     "torch.fx": lambda m, x: torch.fx.symbolic_trace(m)(x),
     "quantize_dynamic": lambda m, x: quantize_dynamic(m)(x),
     "quantize_dynamic, by type": lambda m, x: quantize_dynamic(m, {nn.Linear})(x),
+    "quantize_dynamic, by name": lambda m, x: quantize_dynamic(m, {"0"})(x),
+    "static quantization": calibrated,
+    "quantization-aware training": quantization_aware,
+    "static quantization by torch.fx": lambda m, x: prepare_fx(
+        m.eval(), torch.ao.quantization.get_default_qconfig_mapping("fbgemm"), (x,)
+    ),
     "adapters on all linear layers": lambda m, x: adapted(copy.deepcopy(m), setattr)(x),
     "adapters, put in directly": lambda m, x: adapted(copy.deepcopy(m), assigned_by_name)(x),
     "one block more": lambda m, x: (c := copy.deepcopy(m))[0].append(nn.Linear(6, 2)) and c(x),
@@ -143,6 +189,59 @@ def test_scripting_a_module_with_something_inserted_is_refused() -> None:
     with pytest.raises(SplitGrowError, match=r"splitgrow\.merge"):
         torch.jit.script(model)
     assert type(model[0]).__name__ == "InsertionWrapper"
+
+
+UNSCRIPTABLE: dict[str, Callable[[], nn.Module]] = {
+    "FadeIn": lambda: splitgrow.FadeIn(nn.Linear(2, 2), nn.Linear(2, 2)),
+    "SharedKernelConv2d": lambda: splitgrow.SharedKernelConv2d(3),
+    "ProgressiveEncoder": lambda: splitgrow.ProgressiveEncoder.of_widths(
+        [4, 2], image_channels=1, start=4
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNSCRIPTABLE)
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside"])
+def test_scripting_what_is_no_torchscript_is_refused_with_a_way_out(
+    kind: str, inside: bool
+) -> None:
+    module = UNSCRIPTABLE[kind]()
+    model = nn.Sequential(module, nn.ReLU()) if inside else module
+    refused = f"a {kind} cannot be scripted.*torch.jit.trace.*torch.export.*splitgrow.fuse"
+    with pytest.raises(SplitGrowError, match=refused):
+        torch.jit.script(model)
+    assert [type(part) for part in model.modules()].count(type(module)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The TorchScript type system")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_ways_out_of_scripting_work() -> None:
+    x = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    fade = splitgrow.FadeIn(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), alpha=0.5)
+    kernel = splitgrow.SharedKernelConv2d(3)
+    model: Any = nn.Sequential(nn.Conv2d(2, 4, 1), kernel, fade, nn.Conv2d(4, 2, 1)).eval()
+    model = splitgrow.growable(model, x)
+    model.expand_layer("0", 2)
+    expected = model(x)
+    scripted = torch.jit.script(splitgrow.fuse(model))
+    exported = torch.export.export(model, (x,)).module()
+    for found in (torch.jit.trace(model, x)(x), exported(x), scripted(x)):
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_buffer_that_only_the_wrapped_module_has_is_not_shadowed() -> None:
+    model: Any = splitgrow.growable(
+        nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)), inputs()
+    )
+    model.insert_layer("1", "gate")
+    assert type(model[1]).__name__ == "InsertionWrapper"
+    with pytest.raises(KeyError, match="already exists"):
+        model[1].register_buffer("running_mean", torch.zeros(8))
+    model.apply(lambda module: module.register_buffer("noted", torch.zeros(1)))
+    with pytest.raises(TypeError):
+        model[1].register_buffer("noted", "no tensor")
+    model[1].noted += 1
+    assert [int(part.noted) for part in model.modules()] == [0, 0, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("to", [torch.half, torch.bfloat16, torch.double])

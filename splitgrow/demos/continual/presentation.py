@@ -22,7 +22,7 @@ from splitgrow.demos.tasksets import tasks_of
 
 
 def run_continual(
-    *, data: Path | None, size: int | None, out: Path, quiet: bool, **chosen: Any
+    *, data: Path | None, size: int | None, max_gb: float, out: Path, quiet: bool, **chosen: Any
 ) -> None:
     """Runs a method on the data at `data`, prints the results and writes all of them to `out`.
 
@@ -44,6 +44,7 @@ def run_continual(
             seed=settings.seed,
             size=size,
             track=lambda names, what: track(names, what, console=live, transient=True),
+            max_gb=max_gb,
         )
         live.print(tables.summary(dataset))
         outcome = _run(settings, dataset, out, live)
