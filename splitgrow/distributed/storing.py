@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from splitgrow.checkpoints.asides import sync_directory
 from splitgrow.checkpoints.contents import FilePart, read_versioned
 from splitgrow.checkpoints.training import SavedOptimizer, SavedScheduler
-from splitgrow.checkpoints.writing import sync_directory
 from splitgrow.errors import CheckpointError
 from splitgrow.utils.json_records import written
 

@@ -20,7 +20,7 @@ from torch import nn
 
 import splitgrow
 from splitgrow import CheckpointError
-from splitgrow.checkpoints import writing
+from splitgrow.checkpoints import asides, writing
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,7 +95,7 @@ from unittest import mock
 torch.set_num_threads(1)
 from crashes import kills
 from crashes.training import go_on
-from splitgrow.checkpoints import writing
+from splitgrow.checkpoints import asides, writing
 
 def careless(path):
     # Writes into the file that is there instead of aside, and dies on the way.
@@ -354,7 +354,7 @@ def test_file_systems_without_locks_and_links_will_do(
 
         return refuse
 
-    monkeypatch.setattr(writing.fcntl, "flock", refuses(errno.ENOLCK))
+    monkeypatch.setattr(asides.fcntl, "flock", refuses(errno.ENOLCK))
     monkeypatch.setattr(writing.os, "link", refuses(errno.EPERM))
     path = tmp_path / "x.safetensors"
     for number in range(4):
@@ -367,9 +367,9 @@ def test_an_aborted_save_is_cleared_away_by_the_next(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     splitgrow.save(model(1.0), path)
     for name in ("0badcafe", "lock"):
-        left = path.with_name(f"{writing._beginning(path)}{name}")
+        left = path.with_name(f"{asides._beginning(path)}{name}")
         left.mkdir()
-    (path.with_name(f"{writing._beginning(path)}0badcafe") / "file").write_text("half")
+    (path.with_name(f"{asides._beginning(path)}0badcafe") / "file").write_text("half")
     unused = path.with_name("x-0badcafe-00001-of-00002.safetensors")
     unused.write_text("half")
     assert len(left_behind(path)) == 3

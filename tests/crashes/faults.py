@@ -19,7 +19,7 @@ import splitgrow
 from crashes.kills import in_fork
 from crashes.training import KEEP, kept, left_behind
 from splitgrow import CheckpointError
-from splitgrow.checkpoints import saving, writing
+from splitgrow.checkpoints import asides, saving, writing
 from splitgrow.checkpoints.archives import Archive
 from splitgrow.checkpoints.loading import contents_of
 
@@ -56,7 +56,7 @@ def _act(how: How) -> Callable[[], None]:
 def _watch(counter: Counter) -> None:
     """Has a counter see what Python tells of, and what it does not."""
     sys.addaudithook(counter)
-    for module, name in ((os, "fsync"), (writing, "save_file"), (writing.fcntl, "flock")):
+    for module, name in ((os, "fsync"), (writing, "save_file"), (asides.fcntl, "flock")):
         original = getattr(module, name)
 
         def told(*args: Any, original: Any = original, **kwargs: Any) -> Any:

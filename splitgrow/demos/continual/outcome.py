@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from splitgrow.checkpoints.writing import write_aside
+from splitgrow.checkpoints.asides import write_aside
 from splitgrow.cli.continual_settings import RunSettings
 
 OUTCOME_VERSION = 2
