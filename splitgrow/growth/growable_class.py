@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from splitgrow.errors import SplitGrowError
+from splitgrow.growth.follow_casts import all_follow
 from splitgrow.growth.history import History, structure
 from splitgrow.growth.history_lookup import HISTORY, HandleBase, history_of
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
@@ -144,7 +145,8 @@ def _load_state_dict(
         if journal.edits and strict:
             check_fit(self, state)
         load_tensors = super(cls, self).load_state_dict
-        return _loading(history_of(self), partial(load_tensors, state, strict, **kwargs))
+        with all_follow(self, history_of(self)):  # assign=True gives parameters another dtype
+            return _loading(history_of(self), partial(load_tensors, state, strict, **kwargs))
 
     return change_alone(self, history_of(self).model_lock, "load a state_dict", load)
 
@@ -158,17 +160,19 @@ def _loading(undo: Undo, history: History, load: Callable[[], Any]) -> Any:
 
 
 def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
-    """Moves or converts the tensors, including those of closed generations.
+    """Moves or converts the tensors, including those of closed generations and example inputs.
 
     Raises:
         SplitGrowError: If an earlier generation is being shown.
     """
     cls: Any = _made_here(self)
     history: History | None = vars(self).get(HISTORY)
-    if history is not None:
-        history.refuse_while_viewing("move or convert the model")
-    applied: nn.Module = super(cls, self)._apply(fn, *args, **kwargs)
-    if history is not None:
+    apply: Callable[..., nn.Module] = partial(super(cls, self)._apply, fn, *args, **kwargs)
+    if history is None:
+        return apply()
+    history.refuse_while_viewing("move or convert the model")
+    with all_follow(self, history):
+        applied = apply()
         moved(history.states, fn)
     return applied
 
