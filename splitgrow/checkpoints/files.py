@@ -145,12 +145,12 @@ class TensorFile:
 
     def _read_into(self, memory: memoryview, place: Region) -> None:
         self._file.seek(self._data + place.begin)
-        state = self._states[place.begin].copy()
+        state, count = self._states[place.begin].copy(), 0
         for at in range(0, len(memory), _PART):
             part = memory[at : at + _PART]
-            self._file.readinto(part)  # type: ignore[attr-defined]
+            count += self._file.readinto(part)  # type: ignore[attr-defined]
             state.update(part)
-        if state.digest() != self._states[place.end].digest():
+        if count < len(memory) or state.digest() != self._states[place.end].digest():
             raise CheckpointError(f"{self._path} was changed while it was read")
 
 

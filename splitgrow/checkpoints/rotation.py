@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from splitgrow.checkpoints.asides import place_aside
-from splitgrow.checkpoints.files import check_regular, numbered
+from splitgrow.checkpoints.files import check_regular, numbered, refused
 from splitgrow.errors import CheckpointError
 
 
@@ -22,7 +22,9 @@ def check_older(path: Path, keep: int) -> None:
     number = 1
     while keep > 1 and (number <= keep or os.path.lexists(numbered(path, number))):
         older = numbered(path, number)
-        if not check_regular(older) and older.is_symlink():
+        with refused(f"cannot keep {older}"):
+            free = not check_regular(older)
+        if free and older.is_symlink():
             raise CheckpointError(f"{older} is a link to nothing, not a file; remove it")
         number += 1
 
