@@ -73,6 +73,13 @@ def test_killed_at_random_moments_every_run_comes_to_the_same_bits() -> None:
     assert int(told[2]) > 0
 
 
+def test_processes_that_save_to_one_path_are_killed_and_no_file_is_lost() -> None:
+    found = in_process("-m", "crashes", "--together", "8", "--seed", "1")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout.startswith("8 kills of processes")
+    assert found.stdout.endswith(" 0 faults\n")
+
+
 @pytest.mark.parametrize(("how", "every"), [("dies", 7), ("fails", 11), ("is interrupted", 17)])
 def test_at_operations_on_files_the_old_or_the_new_is_there(how: str, every: int) -> None:
     """At every one: ``python -m crashes --faults``."""
