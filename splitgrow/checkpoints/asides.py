@@ -104,9 +104,10 @@ def alone(path: Path) -> Iterator[None]:
         return
     directory = path.with_name(f"{_beginning(path)}lock")
     while True:
-        directory.mkdir(exist_ok=True)
+        with suppress(FileExistsError):  # mkdir(exist_ok=True) fails if it goes at that moment
+            directory.mkdir()
         with suppress(FileNotFoundError):
-            descriptor = os.open(directory, os.O_RDONLY)
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 _lock(descriptor, 0)
                 if os.path.samestat(os.fstat(descriptor), directory.stat()):

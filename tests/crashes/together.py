@@ -7,6 +7,7 @@ import random
 import signal
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from crashes.faults import number_in, save
@@ -28,7 +29,8 @@ def kill_together(times: int, seed: int = 0) -> Found:
     """
     draw, found = random.Random(seed), Found()
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "run.safetensors"
+        path = Path(directory) / "run" / "run.safetensors"
+        path.parent.mkdir()
         for number in range(KEEP):
             save(path, number)
         savers = [_saver(path, KEEP + n) for n in range(SAVERS)]
@@ -41,9 +43,10 @@ def kill_together(times: int, seed: int = 0) -> Found:
                 os.waitpid(killed, 0)
                 found.kills += 1
                 found.saving += bool(before)
-                _stop(savers)
+                found.faults += _stop(savers, path.parent.parent)
                 found.faults += _wrong(path)
                 _go_on(savers)
+                savers += [_saver(path, 500 + n) for n in range(SAVERS - 1 - len(savers))]
                 savers.append(_saver(path, 1000 * found.kills))
         finally:
             _go_on(savers)
@@ -63,16 +66,26 @@ def _saver(path: Path, number: int) -> int:
             while True:
                 save(path, number)
                 number += SAVERS
+        except BaseException:  # noqa: BLE001 - a fork must not go on as its parent
+            (path.parent.parent / str(os.getpid())).write_text(traceback.format_exc()[-2000:])
         finally:
             os._exit(1)
     return child
 
 
-def _stop(savers: list[int]) -> None:
-    """Stops savers wherever they are, for a look at the files: any moment is one to be killed."""
-    for each in savers:
+def _stop(savers: list[int], told: Path) -> list[str]:
+    """Stops savers wherever they are, for a look at the files: any moment is one to be killed.
+
+    Returns:
+        The errors of those that have ended by themselves, which leave the list.
+    """
+    wrong = []
+    for each in [*savers]:
         os.kill(each, signal.SIGSTOP)
-        os.waitpid(each, os.WUNTRACED)
+        if not os.WIFSTOPPED(os.waitpid(each, os.WUNTRACED)[1]):
+            wrong.append((told / str(each)).read_text())
+            savers.remove(each)
+    return wrong
 
 
 def _go_on(savers: list[int]) -> None:
