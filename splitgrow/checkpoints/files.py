@@ -199,7 +199,7 @@ def _parsed(raw: bytes, size: int, path: Path) -> tuple[dict[str, str], dict[str
         CheckpointError: If it is none, or does not describe these bytes.
     """
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     texts = header.pop("__metadata__", None) if isinstance(header, dict) else None
@@ -211,6 +211,14 @@ def _parsed(raw: bytes, size: int, path: Path) -> tuple[dict[str, str], dict[str
     if [begin for begin, _ in ordered] != ends[:-1] or ends[-1] != size:
         raise CheckpointError(f"{path} is damaged: its tensors are not as long as the file")
     return texts, places
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a header. One that has a key twice says two things, so readers may differ."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("its header has a key twice")
+    return found
 
 
 def _place(entry: Any, path: Path) -> Region:
