@@ -214,7 +214,11 @@ def _parsed(raw: bytes, size: int, path: Path) -> tuple[dict[str, str], dict[str
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a header. One that has a key twice says two things, so readers may differ."""
+    """An object of a header.
+
+    Raises:
+        ValueError: If it has a key twice, and so says two things, of which readers take either.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("its header has a key twice")
