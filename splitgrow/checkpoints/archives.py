@@ -6,48 +6,28 @@ contents are split over several files, whose names and checksums the first one h
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from splitgrow.checkpoints.files import TensorFile, opened_file, refused
 from splitgrow.errors import CheckpointError
 from splitgrow.utils.json_records import read_record
 
 DIGEST, SHARDS, COMPLEX = "sha256", "shards", "complex"
 """Names in a file's metadata."""
-NO_DIGEST = "0" * 64
-LARGEST_HEADER = 100_000_000  # as the safetensors library has it
-
-STORED_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
+_TRIES = 100
+"""How many other files may take the place of one while its further files are being opened."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +80,14 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path = Path(os.path.realpath(path))
-        self.table: dict[str, Stored] = {}
-        self._open = ExitStack()
-        self._files: list[Any] = []
         self._taken: set[str] = set()
-        try:
-            self.metadata = self._add(path, None)
-            shards = shards_in(self.metadata, path)
-            for shard in shards:
-                self._add(path.with_name(shard.name), shard.sha256)
+        with ExitStack() as stack:
+            with refused(f"cannot read {path}"):
+                self._files = _of_one_save(path, stack)
+            self.metadata = self._files[0].metadata
+            self.table = _table(self._files, path)
             self._complex = self._complex_ones()
-        except BaseException:
-            self._open.close()
-            raise
+            self._open = stack.pop_all()
 
     def __enter__(self) -> Archive:
         return self
@@ -124,28 +99,6 @@ class Archive:
         trace: TracebackType | None,
     ) -> None:
         self._open.close()
-
-    def _add(self, path: Path, expected: str | None) -> dict[str, str]:
-        """Takes in one of the files, once it was found whole.
-
-        Raises:
-            CheckpointError: If it was not.
-        """
-        with refused(f"cannot read {path}"):
-            if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-                raise CheckpointError(f"cannot read {path}: it is no file")
-            with path.open("rb") as file:
-                header, digest = read_header(file, path)
-            if expected is not None and digest != expected:
-                raise CheckpointError(f"{path} is not the file that belongs to {self.path}")
-            metadata: dict[str, str] = header.pop("__metadata__")
-            for name, entry in header.items():
-                if name in self.table:
-                    raise CheckpointError(f"{path} has `{name}`, which another file has too")
-                self.table[name] = _stored(entry, len(self._files), path)
-            opened = safe_open(path, framework="pt")
-            self._files.append(self._open.enter_context(opened))
-        return metadata
 
     def _complex_ones(self) -> frozenset[str]:
         """The names of the tensors of pairs that are complex numbers.
@@ -166,24 +119,19 @@ class Archive:
         return sum(stored.size for stored in self.table.values())
 
     def tensor(self, name: str) -> Tensor:
-        """One of the tensors, on the CPU, in the memory of the file.
+        """One of the tensors, on the CPU, in memory of its own.
 
         Raises:
-            CheckpointError: If there is none of that name.
+            CheckpointError: If there is none of that name, or the file has changed.
         """
         if name not in self.table:
             raise CheckpointError(f"{self.path} has no tensor `{name}`")
-        stored = self.table[name]
         with refused(f"cannot read {self.path}"):
-            found: Tensor = self._files[stored.file].get_tensor(name)
-        if found.dtype != stored.dtype or tuple(found.shape) != stored.shape:
-            raise CheckpointError(f"{self.path} says two things of `{name}`")
-        if name not in self._complex:
-            return found
-        return torch.view_as_complex(found.clone())  # a file's memory may lie askew for them
+            found = self._files[self.table[name].file].read(name)
+        return torch.view_as_complex(found) if name in self._complex else found
 
     def take(self, name: str) -> Tensor:
-        """One of the tensors, in memory of its own; each only once.
+        """One of the tensors, each only once.
 
         So a file that names a tensor many times costs no more than it holds.
 
@@ -193,7 +141,7 @@ class Archive:
         if name in self._taken:
             raise CheckpointError(f"{self.path} uses the tensor `{name}` twice")
         self._taken.add(name)
-        return self.tensor(name).clone()
+        return self.tensor(name)
 
     def stored(self, name: str) -> Stored | None:
         """The description of a tensor; None if there is none of that name."""
@@ -203,69 +151,55 @@ class Archive:
         return Stored(torch.complex128, found.shape[:-1], found.file)
 
 
-@contextmanager
-def refused(what: str) -> Iterator[None]:
-    """Has errors of the system and of the format be raised as another.
+def _of_one_save(path: Path, stack: ExitStack) -> list[TensorFile]:
+    """All files of an archive, each found whole, open as long as the stack.
+
+    The first names the others. If one of these is gone since another save has replaced them all,
+    the files are opened anew. An open file stays readable when it is removed.
 
     Raises:
-        CheckpointError: If there is one.
+        CheckpointError: If they cannot be read, or are not of one save.
     """
-    try:
-        yield
-    except (OSError, SafetensorError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(f"{what}: {reason}") from error
+    for _ in range(_TRIES):
+        with ExitStack() as trial:
+            first = trial.enter_context(opened_file(path))
+            whole = TensorFile(first, path)
+            shards = shards_in(whole.metadata, path)
+            paths = [path.with_name(shard.name) for shard in shards]
+            try:
+                further = [trial.enter_context(opened_file(each)) for each in paths]
+            except FileNotFoundError as error:
+                if not _is_replaced(first, path):
+                    raise CheckpointError(
+                        f"{path} is not whole: {error.filename}, which belongs to it, is missing"
+                    ) from error
+                continue
+            files = [whole, *map(TensorFile, further, paths)]
+            for shard, each, file in zip(shards, paths, files[1:], strict=True):
+                if file.digest != shard.sha256:
+                    raise CheckpointError(f"{each} is not the file that belongs to {path}")
+            stack.push(trial.pop_all())
+            return files
+    raise CheckpointError(f"{path} was replaced {_TRIES} times while it was opened; load it again")
 
 
-def read_header(file: IO[bytes], path: Path) -> tuple[dict[str, Any], str]:
-    """The header of a file, and its checksum, once it was compared with the file's bytes.
+def _is_replaced(file: IO[bytes], path: Path) -> bool:
+    return not os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
+def _table(files: list[TensorFile], path: Path) -> dict[str, Stored]:
+    """The tensors of all files.
 
     Raises:
-        CheckpointError: If the file is damaged or of another format.
+        CheckpointError: If two files have one of the same name.
     """
-    size = os.fstat(file.fileno()).st_size
-    length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(size - 8, LARGEST_HEADER):
-        raise CheckpointError(f"{path} is no checkpoint: it is cut short, or of another format")
-    raw = file.read(length)
-    found = re.findall(rb'"sha256":"([0-9a-f]{64})"', raw)
-    if len(found) != 1:
-        raise CheckpointError(f"{path} is no checkpoint of splitgrow: it has no checksum")
-    digest = found[0].decode()
-    if digest_of(file, 8 + raw.index(b'"sha256":"') + 10) != digest:
-        raise CheckpointError(
-            f"{path} is damaged: its checksum is not that of its contents{_older(path)}"
-        )
-    try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    texts = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise CheckpointError(f"{path} is damaged: its header is none")
-    return header, digest
-
-
-def digest_of(file: IO[bytes], place: int) -> str:
-    """The checksum of a file: SHA-256 of its bytes, with zeros where the checksum stands."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    digest.update(file.read(place))
-    digest.update(NO_DIGEST.encode())
-    file.seek(place + len(NO_DIGEST))
-    while part := file.read(1 << 20):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def numbered(path: Path, number: int) -> Path:
-    """Where an older file is kept; 0 for the newest."""
-    return path.with_name(f"{path.stem}.{number}{path.suffix}") if number else path
-
-
-def _older(path: Path) -> str:
-    older = numbered(path, 1)
-    return f"; {older} is older" if older.is_file() else ""
+    table: dict[str, Stored] = {}
+    for index, file in enumerate(files):
+        for name, place in file.places.items():
+            if name in table:
+                raise CheckpointError(f"{path} has `{name}` in two of its files")
+            table[name] = Stored(place.dtype, place.shape, index)
+    return table
 
 
 def shards_in(metadata: Mapping[str, str], path: Path) -> list[Shard]:
@@ -295,11 +229,3 @@ def _listed(text: str, path: Path) -> list[Any]:
     if not isinstance(listed, list):
         raise CheckpointError(f"{path} is damaged: {listed!r} is no list")
     return listed
-
-
-def _stored(entry: Any, file: int, path: Path) -> Stored:
-    if isinstance(entry, dict):
-        dtype, shape = STORED_DTYPES.get(str(entry.get("dtype"))), entry.get("shape")
-        if isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) and dtype:
-            return Stored(dtype, tuple(shape), file)
-    raise CheckpointError(f"{path} has a tensor of a type that this splitgrow does not know")

@@ -57,7 +57,7 @@ def fill_(
     last = frozenset(contents.last)
 
     def made(name: str, tensor: Tensor, there: torch.device) -> Tensor:
-        value = archive.tensor(MODEL + names[id(tensor)]).to(there, copy=True)
+        value = archive.tensor(MODEL + names[id(tensor)]).to(there)
         if name not in last or tensor.dim() not in CHANNELS_LAST:
             return value
         return value.contiguous(memory_format=CHANNELS_LAST[tensor.dim()])

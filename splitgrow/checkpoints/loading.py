@@ -77,7 +77,8 @@ def load(  # noqa: PLR0913
             fresh model's parameters, or of any. Their groups become those that were saved. None to
             ignore their saved state.
         scheduler: The schedulers that were saved, likewise.
-        example_inputs: As of `growable`. They are in the file, unless they are no plain data.
+        example_inputs: As of `growable`, for the model as it is. None for those in the file, which
+            has them unless they are no plain data.
         modules: Modules that were given to `insert_layer` and that a file cannot describe, once
             more, by the path of the insertion, such as ``"block.inserted2"``.
         device: Where parameters on the meta device go; the CPU by default.
@@ -187,7 +188,7 @@ class _Loading:
         history = _new_history(model, self._old, contents, self._archive, example_inputs)
         history.model_lock = model_lock
         history.kin = self._old.kin if self._old is not None else history.kin
-        if contents.inputs is None:
+        if contents.inputs is None or example_inputs is not None:
             widen_inputs_(model, history, journal.edits[start:])
         restore_(model, history, journal, start, undo)
         adopt_(model, history, undo)
@@ -260,7 +261,7 @@ def _new_history(
     archive: Archive,
     example_inputs: Tensor | tuple[Any, ...] | None,
 ) -> History:
-    """A history with the example inputs, which are the file's if it has some.
+    """A history with the example inputs: those that are given, or the file's if it has some.
 
     Raises:
         TypeError: If the inputs that are given are no tuple.
@@ -276,7 +277,7 @@ def _new_history(
         return moved
 
     history = History(ChannelGraph(), (), {}, broken=old.broken if old is not None else {})
-    if contents.inputs is not None:
+    if contents.inputs is not None and example_inputs is None:
         history.inputs = read(contents.inputs)
         history.narrower = tuple((e, read(t)) for e, t in contents.narrower if t is not None)
         return history

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.checkpoints.writing import write_aside, write_plain
+from splitgrow.checkpoints.asides import write_aside
+from splitgrow.checkpoints.writing import write_plain
 from splitgrow.cli import consoles
 from splitgrow.cli.targets import load_model
 from splitgrow.growth.history_lookup import history_of

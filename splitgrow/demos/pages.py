@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from splitgrow.checkpoints.asides import write_bytes
 from splitgrow.demos.results import Growth, Measurement, Recovery
 from splitgrow.demos.tables import edit_rows
 from splitgrow.demos.themes import DARK, LIGHT, Theme
@@ -53,14 +54,17 @@ def write_page(
 
     Returns:
         The path of the HTML file.
+
+    Raises:
+        CheckpointError: If something else than a file is there, or it cannot be written.
     """
     images = {}
     for name, drawing in drawings.items():
         light, dark = drawing.draw(LIGHT), drawing.draw(DARK)
-        (folder / f"{name}.png").write_bytes(light)
+        write_bytes(folder / f"{name}.png", light)
         images[name] = _picture(light, dark, drawing.alternative)
     path = folder / "report.html"
-    path.write_text(_page(title, body(images)), encoding="utf-8")
+    write_bytes(path, _page(title, body(images)).encode())
     return path
 
 

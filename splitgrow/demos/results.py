@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from splitgrow.checkpoints.asides import write_bytes
 from splitgrow.cli.settings import DemoSettings
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.reporting import BlockArea
@@ -286,7 +287,11 @@ def is_measured(events: Iterable[DemoEvent]) -> bool:
 
 
 def write_json(path: Path, record: Outcome | ProgressiveResult | Sequence[DemoEvent]) -> None:
-    """Writes a result, or the events of a run that did not finish, to `path`."""
+    """Writes a result, or the events of a run that did not finish, to `path`.
+
+    Raises:
+        CheckpointError: If something else than a file is there, or it cannot be written.
+    """
     finished = isinstance(record, (Outcome, ProgressiveResult))
     document: dict[str, Any] = {"version": 1, "finished": finished}
     if isinstance(record, (Outcome, ProgressiveResult)):
@@ -294,7 +299,7 @@ def write_json(path: Path, record: Outcome | ProgressiveResult | Sequence[DemoEv
     else:
         for name, kinds in EVENTS.items():
             document[name] = [_plain(event) for event in record if isinstance(event, kinds)]
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def _plain(value: object) -> object:

@@ -164,8 +164,13 @@ class _Loading:
         return None, picture_of(self.held, [])
 
     def make_room(self) -> None:
-        """Makes tensors to read into, spread as the model's are now."""
+        """Makes tensors to read into, spread as the model's are now.
+
+        Raises:
+            CheckpointError: If the model's are of other dtypes.
+        """
         found = stored_tensors_of(self.held.model).tensors
+        self._source.check_dtypes(found)
         self._targets = {name: torch.empty_like(t.detach()) for name, t in found.items()}
         saved = self._manifest.optimizers if self._optimizers else ()
         self._others = self._source.targets(self._named(), saved, self._random)
@@ -245,6 +250,20 @@ class _Source:
             for name, known in self._known.items()
             if name.startswith(prefix)
         }
+
+    def check_dtypes(self, tensors: Mapping[str, Tensor]) -> None:
+        """Makes sure that reading into a model's tensors converts none of them.
+
+        Raises:
+            CheckpointError: If it would.
+        """
+        for name, tensor in tensors.items():
+            known = self._known.get(MODEL + name)
+            if known is not None and known.properties.dtype != tensor.dtype:
+                raise CheckpointError(
+                    f"`{name}` is {known.properties.dtype} in the checkpoint, {tensor.dtype} in "
+                    f"this model; convert the model first, with model.to({known.properties.dtype})"
+                )
 
     def targets(
         self,

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from splitgrow.checkpoints.asides import sync_directory
 from splitgrow.checkpoints.contents import FilePart, read_versioned
+from splitgrow.checkpoints.files import check_regular, opened_file, refused
 from splitgrow.checkpoints.training import SavedOptimizer, SavedScheduler
-from splitgrow.checkpoints.writing import sync_directory
 from splitgrow.errors import CheckpointError
 from splitgrow.utils.json_records import written
 
@@ -61,25 +62,46 @@ def latest(directory: Path) -> int:
     """The number of the checkpoint that counts; 0 if there is none.
 
     Raises:
-        CheckpointError: If the file that says so is none.
+        CheckpointError: If the file that says so is none, or cannot be read.
     """
-    try:
-        text = (directory / LATEST).read_text()
-    except FileNotFoundError:
-        return 0
+    with refused(f"cannot read {directory / LATEST}"):
+        try:
+            text = _text_of(directory / LATEST)
+        except FileNotFoundError:
+            return 0
     if not text.strip().isdecimal():
         raise CheckpointError(f"{directory / LATEST} does not name a checkpoint: {text[:50]!r}")
     return int(text)
 
 
 def prepared(directory: Path) -> Path:
-    """The directory of the next checkpoint; the rest of an earlier attempt is removed."""
+    """The directory of the next checkpoint; the rest of an earlier attempt is removed.
+
+    Raises:
+        CheckpointError: If something that no save writes is in the way; it stays as it is.
+    """
+    check_places(directory)
     path = _path(directory, latest(directory) + 1)
     place = path.with_name(path.name + _UNFINISHED)
     for left in (place, path):  # renamed, but not yet named as the one that counts
         shutil.rmtree(left, ignore_errors=True)
     place.mkdir(parents=True)
     return place
+
+
+def check_places(directory: Path) -> None:
+    """Makes sure that nothing is in the way of the next checkpoint that no save has written.
+
+    Raises:
+        CheckpointError: If something is; it stays as it is.
+    """
+    with refused(f"cannot save to {directory}"):
+        for each in (directory / LATEST, directory / f"{LATEST}{_UNFINISHED}"):
+            check_regular(each)
+        path = _path(directory, latest(directory) + 1)
+        for place in (directory, path, path.with_name(path.name + _UNFINISHED)):
+            if os.path.lexists(place) and not place.is_dir():
+                raise CheckpointError(f"{place} is no directory; give another, or remove it")
 
 
 def next_place(directory: Path) -> Path:
@@ -130,7 +152,7 @@ def opened_manifest(directory: Path) -> tuple[Path, Manifest, str]:
         raise CheckpointError(f"{directory} holds no checkpoint of splitgrow.distributed.save")
     path = _path(directory, number)
     try:
-        text = (path / MANIFEST).read_text()
+        text = _text_of(path / MANIFEST)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     manifest = read_versioned(Manifest, text, MANIFEST_VERSION, path)
@@ -146,6 +168,11 @@ def opened_manifest(directory: Path) -> tuple[Path, Manifest, str]:
 
 def _path(directory: Path, number: int) -> Path:
     return directory / f"{number:06d}"
+
+
+def _text_of(path: Path) -> str:
+    with opened_file(path) as file:
+        return file.read().decode()
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from splitgrow.errors import SplitGrowError
 from splitgrow.growth.averages import follow_growth_
+from splitgrow.growth.follow_casts import all_follow
 from splitgrow.growth.history import History, added_since, structure
 from splitgrow.growth.history_lookup import HISTORY, HandleBase, history_of
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
@@ -161,7 +162,8 @@ def _load_state_dict(
         if journal.edits and strict:
             check_fit(self, state)
         load_tensors = super(cls, self).load_state_dict
-        loaded = _loading(history_of(self), partial(load_tensors, state, strict, **kwargs))
+        with all_follow(self, history_of(self)):  # assign=True gives parameters another dtype
+            loaded = _loading(history_of(self), partial(load_tensors, state, strict, **kwargs))
         history_of(self).kin.sample_again(self)
         return loaded
 
@@ -177,17 +179,19 @@ def _loading(undo: Undo, history: History, load: Callable[[], Any]) -> Any:
 
 
 def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
-    """Moves or converts the tensors, including those of closed generations.
+    """Moves or converts the tensors, including those of closed generations and example inputs.
 
     Raises:
         SplitGrowError: If an earlier generation is being shown.
     """
     cls: Any = _made_here(self)
     history: History | None = vars(self).get(HISTORY)
-    if history is not None:
-        history.refuse_while_viewing("move or convert the model")
-    applied: nn.Module = super(cls, self)._apply(fn, *args, **kwargs)
-    if history is not None:
+    apply: Callable[..., nn.Module] = partial(super(cls, self)._apply, fn, *args, **kwargs)
+    if history is None:
+        return apply()
+    history.refuse_while_viewing("move or convert the model")
+    with all_follow(self, history):
+        applied = apply()
         moved(history.states, fn)
     return applied
 

@@ -272,9 +272,9 @@ BREAKS = (
         "checkpoints/test_checkpoints.py::test_a_scheduler_that_refuses_its_state_leaves_model_and_optimizer_as_they_were",
     ),
     Break(
-        "checkpoints/writing.py",
-        "for number in range(keep - 1, 1, -1):",
-        "for number in range(2, keep):",
+        "checkpoints/rotation.py",
+        "for number in range(free, 1, -1):",
+        "for number in range(2, free + 1):",
         "of the older files that are kept all but one are overwritten by the newest",
         "checkpoints/test_checkpoints.py::test_the_last_k_files_are_kept",
     ),

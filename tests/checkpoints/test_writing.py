@@ -20,7 +20,7 @@ from torch import nn
 
 import splitgrow
 from splitgrow import CheckpointError
-from splitgrow.checkpoints import writing
+from splitgrow.checkpoints import asides, writing
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +73,13 @@ def test_killed_at_random_moments_every_run_comes_to_the_same_bits() -> None:
     assert int(told[2]) > 0
 
 
+def test_processes_that_save_to_one_path_are_killed_and_no_file_is_lost() -> None:
+    found = in_process("-m", "crashes", "--together", "8", "--seed", "1")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert found.stdout.startswith("8 kills of processes")
+    assert found.stdout.endswith(" 0 faults\n")
+
+
 @pytest.mark.parametrize(("how", "every"), [("dies", 7), ("fails", 11), ("is interrupted", 17)])
 def test_at_operations_on_files_the_old_or_the_new_is_there(how: str, every: int) -> None:
     """At every one: ``python -m crashes --faults``."""
@@ -95,7 +102,7 @@ from unittest import mock
 torch.set_num_threads(1)
 from crashes import kills
 from crashes.training import go_on
-from splitgrow.checkpoints import writing
+from splitgrow.checkpoints import asides, writing
 
 def careless(path):
     # Writes into the file that is there instead of aside, and dies on the way.
@@ -354,7 +361,7 @@ def test_file_systems_without_locks_and_links_will_do(
 
         return refuse
 
-    monkeypatch.setattr(writing.fcntl, "flock", refuses(errno.ENOLCK))
+    monkeypatch.setattr(asides.fcntl, "flock", refuses(errno.ENOLCK))
     monkeypatch.setattr(writing.os, "link", refuses(errno.EPERM))
     path = tmp_path / "x.safetensors"
     for number in range(4):
@@ -367,9 +374,9 @@ def test_an_aborted_save_is_cleared_away_by_the_next(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     splitgrow.save(model(1.0), path)
     for name in ("0badcafe", "lock"):
-        left = path.with_name(f"{writing._beginning(path)}{name}")
+        left = path.with_name(f"{asides._beginning(path)}{name}")
         left.mkdir()
-    (path.with_name(f"{writing._beginning(path)}0badcafe") / "file").write_text("half")
+    (path.with_name(f"{asides._beginning(path)}0badcafe") / "file").write_text("half")
     unused = path.with_name("x-0badcafe-00001-of-00002.safetensors")
     unused.write_text("half")
     assert len(left_behind(path)) == 3

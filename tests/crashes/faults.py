@@ -19,7 +19,7 @@ import splitgrow
 from crashes.kills import in_fork
 from crashes.training import KEEP, kept, left_behind
 from splitgrow import CheckpointError
-from splitgrow.checkpoints import saving, writing
+from splitgrow.checkpoints import asides, saving, writing
 from splitgrow.checkpoints.archives import Archive
 from splitgrow.checkpoints.loading import contents_of
 
@@ -56,7 +56,7 @@ def _act(how: How) -> Callable[[], None]:
 def _watch(counter: Counter) -> None:
     """Has a counter see what Python tells of, and what it does not."""
     sys.addaudithook(counter)
-    for module, name in ((os, "fsync"), (writing, "save_file"), (writing.fcntl, "flock")):
+    for module, name in ((os, "fsync"), (writing, "save_file"), (asides.fcntl, "flock")):
         original = getattr(module, name)
 
         def told(*args: Any, original: Any = original, **kwargs: Any) -> Any:
@@ -100,7 +100,7 @@ def _try(path: Path, how: How, at: int) -> str:
     counter = Counter(at, _act(how))
     _watch(counter)
     try:
-        save(path, 3)
+        save(path, KEEP + 1)
     except CheckpointError:
         if how != "fails":
             raise
@@ -116,7 +116,7 @@ def faults(how: How, every: int = 1) -> tuple[int, list[str]]:
     with tempfile.TemporaryDirectory() as directory:
         begun = Path(directory) / "begun"
         begun.mkdir()
-        for number in (1, 2):
+        for number in range(1, KEEP + 1):
             save(begun / "run.safetensors", number)
         load(begun / "run.safetensors")  # what is imported late is there in every fork then
         at = 1 - every
@@ -131,7 +131,7 @@ def faults(how: How, every: int = 1) -> tuple[int, list[str]]:
 
 
 def _finished(path: Path) -> bool:
-    return number_in(path) == 3 and not left_behind(path) and len(kept(path)) == KEEP
+    return number_in(path) == KEEP + 1 and not left_behind(path) and len(kept(path)) == KEEP
 
 
 def _wrong(path: Path, how: How, status: int, text: str) -> list[str]:
@@ -139,13 +139,15 @@ def _wrong(path: Path, how: How, status: int, text: str) -> list[str]:
     try:
         load(path)
         numbers = [number_in(each) for each in kept(path)]
-        if numbers[0] not in {2, 3} or numbers != sorted(numbers, reverse=True):
+        newest = numbers[0]
+        if newest not in {KEEP, KEEP + 1} or numbers != sorted(numbers, reverse=True):
             wrong.append(f"the files are {numbers}")
-        if 1 not in numbers and numbers[0] == 2:
+        if not {*range(newest - KEEP + 1, newest + 1)} <= {*numbers}:
             wrong.append(f"an older file is gone: {numbers}")
-        save(path, 4)
-        if number_in(path) != 4:
-            wrong.append("the next file is not the next")
+        save(path, KEEP + 2)
+        then = [number_in(each) for each in kept(path)]
+        if then != [KEEP + 2, *range(newest, newest - KEEP + 1, -1)]:
+            wrong.append(f"after the next save, the files are {then}")
     except Exception as error:  # noqa: BLE001
         wrong.append(f"{type(error).__name__}: {error}")
     if left_behind(path):

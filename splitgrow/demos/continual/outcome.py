@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from splitgrow.checkpoints.writing import write_aside
+from splitgrow.checkpoints.asides import write_bytes
+from splitgrow.checkpoints.files import check_regular
 from splitgrow.cli.continual_settings import RunSettings
+from splitgrow.errors import CheckpointError
 
 OUTCOME_VERSION = 2
 RESULTS = "results.json"
@@ -155,11 +157,7 @@ def write_outcome(path: Path, outcome: RunOutcome) -> None:
         CheckpointError: If it cannot be written.
     """
     text = json.dumps({"version": OUTCOME_VERSION, **asdict(outcome)}, indent=1)
-    write_aside(path, lambda aside: _write(aside, text + "\n"))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_bytes(path, f"{text}\n".encode())
 
 
 def read_outcome(path: Path) -> RunOutcome:
@@ -170,10 +168,11 @@ def read_outcome(path: Path) -> RunOutcome:
     """
     path = path / RESULTS if path.is_dir() else path
     try:
+        check_regular(path)
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise OutcomeError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, CheckpointError, ValueError, RecursionError) as error:
         raise OutcomeError(f"{path} cannot be read: {error}") from error
     if not isinstance(document, dict) or document.pop("version", None) != OUTCOME_VERSION:
         raise OutcomeError(

@@ -208,7 +208,8 @@ def _bring_back(item: Held, state: State, generation: int) -> None:
             _check_name(item.path, state.module, owner, name)
             if owner == BUFFERS and not isinstance(value, (Tensor, type(None))):
                 raise CheckpointError(f"the buffer `{item.path}.{name}` is no tensor")
-        state.values.setdefault(owner, {}).update(values[owner])
+        own = state.values.setdefault(owner, {})
+        own.update({n: _as_before(own.get(n), value) for n, value in values[owner].items()})
     for owner, names in item.gone.items():
         for name in names:
             state.values.get(owner, {}).pop(name, None)
@@ -219,6 +220,14 @@ def _bring_back(item: Held, state: State, generation: int) -> None:
             f"the checkpoint; `at({generation})` shows it as this model has it",
             stacklevel=2,
         )
+
+
+def _as_before(here: Any, value: Any) -> Any:
+    """A value in the floating dtype that the model's own has today."""
+    both = isinstance(here, Tensor) and isinstance(value, Tensor)
+    if both and here.is_floating_point() and value.is_floating_point():
+        return value.to(here.dtype)
+    return value
 
 
 def _device_of(module: nn.Module) -> torch.device:

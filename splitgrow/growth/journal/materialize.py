@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.errors import CheckpointError
+from splitgrow.layers.fade import FadeIn
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.utils.rollback import Undo
 
 EmptySlot = tuple[nn.Module, str]
@@ -28,7 +30,9 @@ def empty_slots_of(model: nn.Module) -> Iterator[tuple[str, EmptySlot, Tensor]]:
 def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
     """Gives memory to tensors on the meta device, if tensors of the same shapes will be loaded.
 
-    Each goes to the device of the tensor before it, which is the original block's.
+    Each goes to the device of the tensor before it, which is the original block's. A block keeps
+    the dtype that its layer has here, and a tensor of an insertion gets the dtype to which torch
+    converts those of its kind, as it copies them into this model.
 
     Args:
         model: The model.
@@ -38,6 +42,7 @@ def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
     Raises:
         CheckpointError: If one is missing, or of another shape.
     """
+    dtypes = _dtypes_of_insertions(model, like)
 
     def empty(name: str, tensor: Tensor, device: torch.device) -> Tensor:
         found = like.get(name)
@@ -51,9 +56,31 @@ def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
             and found.nbytes > found.untyped_storage().nbytes()
         ):
             raise CheckpointError(f"`{name}` of the checkpoint is one number at many places")
-        return torch.zeros_like(found, device=device)
+        return torch.zeros_like(found, dtype=dtypes.get(name, tensor.dtype), device=device)
 
     fill_meta_(model, empty, undo)
+
+
+def _dtypes_of_insertions(model: nn.Module, like: Mapping[str, Any]) -> dict[str, torch.dtype]:
+    """The dtypes for the tensors of insertions, which were built without knowing any, by name.
+
+    Torch converts the model's other tensors to the dtypes that they have here. So it converts those
+    of an insertion likewise. The share of a fade keeps its own dtype in any model.
+    """
+    wrappers = [module for module in model.modules() if isinstance(module, InsertionWrapper)]
+    parts = [w.part(item.name) for w in wrappers for item in w.inserted]
+    inserted = {module for part in parts for module in part.modules()}
+    converted: dict[torch.dtype, torch.dtype] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    for name, (module, _), tensor in empty_slots_of(model):
+        found = like.get(name)
+        if module not in inserted and isinstance(found, Tensor) and tensor.is_floating_point():
+            converted.setdefault(found.dtype, tensor.dtype)
+    for name, (module, _), _tensor in empty_slots_of(model):
+        found = like.get(name)
+        if module in inserted and isinstance(found, Tensor) and not isinstance(module, FadeIn):
+            dtypes[name] = converted.get(found.dtype, found.dtype)
+    return dtypes
 
 
 def fill_meta_(
