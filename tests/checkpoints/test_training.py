@@ -123,7 +123,7 @@ def assert_both_go_on_alike(run: Run, other: Run, rest: list[tuple[int, str]]) -
         for index, what in rest:
             edit_(each, index, what)
             losses += each.train()
-        inputs = splitgrow.handle(each.model)._history.inputs
+        inputs = splitgrow.handle(each.model)._history.inputs.args
         each.model.eval()
         shown = [outputs_of(each.model, *inputs)]
         for generation in range(each.model.generation):
