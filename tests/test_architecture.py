@@ -152,6 +152,7 @@ OF_ALL = {
     "op_list": "torch's own list of ops",
     "random_networks": "the laws over random networks",
     "readme": "the code on the pages",
+    "signatures": "forwards that take their arguments in other ways",
     "strange_models": "models that are written strangely",
     "wild_programs": "random programs",
     "zoo": "real architectures, wider",

@@ -64,17 +64,18 @@ def graph_arguments(model: nn.Module, call: ExampleCall) -> list[GraphArgument]:
         ValueError: If the call does not fit the model's forward.
         TraceError: If a keyword is no name in Python.
     """
-    found, names, defaults = list[GraphArgument](), set[str](), False
-    kinds = {parameter.kind for parameter, _, _, _ in _given(model, call)}
-    # A default that is left out makes room between positional arguments; behind *args is none.
-    by_keyword: set[Any] = {Parameter.KEYWORD_ONLY, Parameter.VAR_KEYWORD}
-    if Parameter.VAR_POSITIONAL not in kinds:
-        by_keyword.add(Parameter.POSITIONAL_OR_KEYWORD)
-    for parameter, keyword, value, given in _given(model, call):
-        name = keyword or parameter.name
+    those = list(_given(model, call))
+    by_place: set[Any] = {Parameter.POSITIONAL_ONLY, Parameter.VAR_POSITIONAL}
+    if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter, _, _, _ in those):
+        by_place.add(Parameter.POSITIONAL_OR_KEYWORD)  # else one before may be left out
+    found, defaults = list[GraphArgument](), False
+    # A positional argument may have the name of one of **kwargs.
+    names = {name for one, name, _, _ in those if one.kind is Parameter.VAR_KEYWORD}
+    for parameter, name, value, given in those:
+        keyword = "" if parameter.kind in by_place else name
         if not name.isidentifier() or iskeyword(name):
             raise TraceError(f"torch.fx has no argument of the name {name!r}")
-        while name in names:  # an argument of **kwargs may have the name of a positional one
+        while name in names and parameter.kind is not Parameter.VAR_KEYWORD:
             name += "_"
         names.add(name)
         several = parameter.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
@@ -82,8 +83,7 @@ def graph_arguments(model: nn.Module, call: ExampleCall) -> list[GraphArgument]:
         needed = defaults and not own
         defaults = defaults or own
         default = (parameter.default,) if own else (None,) if needed else ()
-        by_name = keyword if parameter.kind in by_keyword else ""
-        found.append(GraphArgument(name, value, by_name, default, given, needed))
+        found.append(GraphArgument(name, value, keyword, default, given, needed))
     return found
 
 
@@ -129,7 +129,7 @@ def _run(
     for argument, proxy in zip(arguments, proxies, strict=True):
         shown = _Shown(tracer, argument.name)
         if argument.needed and argument.value is not None:
-            shown.refuse(shown.op(operator.is_not, proxy, None), "is missing")
+            shown.refuse(shown.op(operator.ne, proxy, None), "is missing")
         if not argument.given:  # forward has the default itself
             shown.fixed(proxy, argument.value)
         elif argument.keyword:
@@ -164,8 +164,7 @@ class _Shown:
 
     def fixed(self, proxy: Any, value: Any) -> Any:
         """The value of the example call itself."""
-        same = self.op(operator.is_, proxy, None) if value is None else proxy == value
-        self.refuse(same, f"is not {value!r}")
+        self.refuse(self.op(operator.eq, proxy, value), f"is not {value!r}")
         return value
 
     def op(self, function: Callable[..., Any], *args: Any) -> Any:

@@ -69,7 +69,7 @@ class _Tracer(fx.Tracer):
     ) -> tuple[Any, list[Any]]:
         """Gives forward the arguments of the example call, and the graph their names."""
         if self._arguments is None:  # a graph is unpickled, by its own forward
-            return super().create_args_for_root(root_fn, is_module, concrete_args)  # type: ignore[no-any-return]
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
         return with_placeholders(self, root_fn, self._arguments)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
