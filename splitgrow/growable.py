@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -19,25 +19,25 @@ from splitgrow.utils.example_call import ExampleInputs, example_call
 from splitgrow.utils.model_lock import ModelLock, change_alone, refuse_inside_forward
 from splitgrow.utils.rollback import Undo
 
-Model = TypeVar("Model", bound=nn.Module)
-
 
 def growable(
-    model: Model,
+    model: nn.Module,
     example_inputs: ExampleInputs = (),
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     check: bool = True,
-) -> Model:
+) -> Any:
     """Makes a model growable, in place, and returns it.
 
     The model's layers are analysed once, and nothing is replaced yet: module paths, state_dict,
     flags, buffers, hooks and random state are as before. It stays an instance of its class and
-    gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `edits`, `runs`,
+    gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `runs`,
     `generation`), to plan (`plan`, `plan_insertion`), to grow (`expand_layer`, `expand`,
     `expand_input`, `insert_layer`), to handle generations (`next_generation`, `at`, `unfreeze`),
     and to train (`generation_parameters`, `param_groups`, `consolidate`). A name that the model
     uses itself stays the model's, with a warning; `splitgrow.handle(model)` then has the method.
+    No type of Python's is both the model's class and a growable model, so the result is `Any` for
+    type checkers; what `splitgrow.handle` returns has the methods with their types.
 
     Analysing again is harmless, and is needed after the model was changed by hand.
 
@@ -101,7 +101,7 @@ def growable(
             f"parts of splitgrow.merge(the model in which they grew)"
         )
 
-    def analyse_(undo: Undo) -> Model:
+    def analyse_(undo: Undo) -> nn.Module:
         followed = analyse_runs(model, inputs)
         edits = len(old.edits) if old is not None else 0
         broken = fix_what_values_break(model, inputs, followed, edits) if check else {}

@@ -6,6 +6,8 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import wraps
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,7 @@ def _program(path: Path, plain: nn.Module, inputs: ExampleCall, _: Widths) -> No
     Raises:
         click.ClickException: If torch.export cannot follow it.
     """
+    _name_keywords_(plain, inputs)
     batch = pytree.tree_map(_any_batch, dict(inputs.bound(plain).arguments))
     try:
         program = torch.export.export(plain, inputs.args, inputs.kwargs, dynamic_shapes=batch)
@@ -103,6 +106,23 @@ def _program(path: Path, plain: nn.Module, inputs: ExampleCall, _: Widths) -> No
         reason = str(error).strip().partition("\n")[0]
         raise click.ClickException(f"torch.export cannot follow the network: {reason}") from error
     write_aside(path, lambda aside: torch.export.save(program, aside))
+
+
+def _name_keywords_(plain: nn.Module, inputs: ExampleCall) -> None:
+    """Puts the names in ``**kwargs`` into the signature: torch.export gives them no shapes else."""
+    forward, bound = plain.forward, inputs.bound(plain)
+    own = [p for p in bound.signature.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    more = [name for name in bound.kwargs if name not in {each.name for each in own}]
+    named = [Parameter(name, Parameter.KEYWORD_ONLY) for name in more]
+    if not more:
+        return
+
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    run.__signature__ = bound.signature.replace(parameters=[*own, *named])  # type: ignore[attr-defined]
+    vars(plain)["forward"] = run
 
 
 def _any_batch(leaf: Any) -> dict[int, Any] | None:
