@@ -300,7 +300,7 @@ def test_layers_are_inserted_and_the_output_stays(one: Signature) -> None:
 
 
 @signature
-def test_inputs_grow_by_their_names(one: Signature) -> None:
+def test_inputs_grow_by_their_names(one: Signature, tmp_path: Path) -> None:
     for name, which in one.grows.items():
         model, before = growing(one), called(made(one), one.give(X, Y))
         model.expand_input(2, name=name)
@@ -313,6 +313,18 @@ def test_inputs_grow_by_their_names(one: Signature) -> None:
         assert_equal(called(splitgrow.merge(model), one.give(*wide)), now)
         assert_equal(called(fused(one, model), one.give(*wide)), now)
         assert_equal(called(fused(one, model, generation=0), one.give(X, Y)), before)
+        restored = growing(one)
+        restored.load_state_dict(model.state_dict())
+        splitgrow.save(model, tmp_path / "a.safetensors")
+        loaded, (inputs, kwargs) = made(one), one.give(X, Y)
+        splitgrow.load(
+            loaded, tmp_path / "a.safetensors", example_inputs=inputs, example_kwargs=kwargs
+        )
+        for again in (restored, loaded, copy.deepcopy(model)):
+            assert_identical(called(again, one.give(*wide)), now)
+            again.expand_layer("a", 1)
+            with again.at(0):
+                assert_identical(called(again, one.give(X, Y)), before)
 
 
 @signature
