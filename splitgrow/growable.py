@@ -31,7 +31,7 @@ def growable(
 
     The model's layers are analysed once, and nothing is replaced yet: module paths, state_dict,
     flags, buffers, hooks and random state are as before. It stays an instance of its class and
-    gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `runs`,
+    gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `edits`, `runs`,
     `generation`), to plan (`plan`, `plan_insertion`), to grow (`expand_layer`, `expand`,
     `expand_input`, `insert_layer`), to handle generations (`next_generation`, `at`, `unfreeze`),
     and to train (`generation_parameters`, `param_groups`, `consolidate`). A name that the model

@@ -35,6 +35,10 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
     A module with hooks stays whole, so that they run: nothing is folded into it or out of it. The
     same holds for a module whose tensors forward itself reads. The hooks of state_dicts are gone.
 
+    It takes the arguments of forward that the example call gives, by place or by name. Forward may
+    decide by None, flags, texts, and the lengths and keys of containers. So a call that has others
+    than the example call is refused.
+
     If torch.fx cannot trace the model, because its forward decides by values or shapes, the result
     is `splitgrow.merge(model)` in evaluation mode, with a warning that gives the reason: grown
     layers are single layers there too, but norms are not folded.
