@@ -99,9 +99,12 @@ def _program(path: Path, plain: nn.Module, inputs: ExampleCall, _: Widths) -> No
         click.ClickException: If torch.export cannot follow it.
     """
     _name_keywords_(plain, inputs)
-    batch = pytree.tree_map(_any_batch, dict(inputs.bound(plain).arguments))
+    given = dict(inputs.bound(plain).arguments)
+    batch = pytree.tree_map(_any_batch, given)
+    # Of a GraphModule, torch.export confuses keywords in another order than the signature's.
+    kwargs = {name: given[name] for name in given if name in inputs.kwargs}
     try:
-        program = torch.export.export(plain, inputs.args, inputs.kwargs, dynamic_shapes=batch)
+        program = torch.export.export(plain, inputs.args, kwargs, dynamic_shapes=batch)
     except Exception as error:  # torch.export's own errors are of many types
         reason = str(error).strip().partition("\n")[0]
         raise click.ClickException(f"torch.export cannot follow the network: {reason}") from error

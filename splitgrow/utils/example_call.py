@@ -87,7 +87,8 @@ class ExampleCall:
         return {
             path: tensor
             for name, value in self.arguments(model).items()
-            for path, tensor in _tensors_at(name, value, ())
+            for path, tensor in _held_by(name, value, ())
+            if isinstance(tensor, Tensor)
         }
 
     def __str__(self) -> str:
@@ -196,25 +197,41 @@ def _parts_of(value: Any) -> Iterable[tuple[str, Any]]:
         ways = [f".{name}" for name in names] if names else [f"[{i}]" for i in range(len(value))]
         return zip(ways, value, strict=True)
     if isinstance(value, Set):
-        return [("{}", item) for item in value]
+        return [(f"{{{index}}}", item) for index, item in enumerate(value)]
     return [(f".{name}", item) for name, item in attributes_of(value).items()]
 
 
-def _tensors_at(path: str, value: Any, around: tuple[int, ...]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in an argument, by path; `around` are the objects that it is in."""
-    if isinstance(value, Tensor):
+def _held_by(
+    path: str, value: Any, around: tuple[int, ...]
+) -> Iterator[tuple[str, Tensor | nn.Module]]:
+    """The tensors and modules in an argument, by path; `around` are the objects that it is in."""
+    if isinstance(value, (Tensor, nn.Module)):
         yield path, value
     elif id(value) not in around:
         for way, part in _parts_of(value):
-            yield from _tensors_at(path + way, part, (*around, id(value)))
+            yield from _held_by(path + way, part, (*around, id(value)))
 
 
 @dataclass(frozen=True)
 class _Object:
-    """An argument, or a part of one, that pytree does not look into, with its tensors."""
+    """An argument, or a part of one, that pytree does not look into.
+
+    Attributes:
+        value: The object.
+        tensors: The tensors in it.
+        modules: The modules in it, which copies share.
+    """
 
     value: Any
     tensors: tuple[Tensor, ...]
+    modules: tuple[nn.Module, ...]
+
+    @classmethod
+    def of(cls, value: Any) -> _Object:
+        """An object with all in it."""
+        held = [part for _, part in _held_by("", value, ())]
+        tensors = tuple(part for part in held if isinstance(part, Tensor))
+        return cls(value, tensors, tuple(part for part in held if isinstance(part, nn.Module)))
 
     def copied(self, tensors: Iterable[Any]) -> Any:
         """A copy of the object with other tensors in their places.
@@ -222,7 +239,8 @@ class _Object:
         Raises:
             TypeError: If it holds tensors and cannot be copied.
         """
-        memo = {id(old): new for old, new in zip(self.tensors, tensors, strict=True)}
+        memo: dict[int, Any] = {id(module): module for module in self.modules}
+        memo.update((id(old), new) for old, new in zip(self.tensors, tensors, strict=True))
         try:
             return copy.deepcopy(self.value, memo)
         except Exception as error:
@@ -246,9 +264,9 @@ def _flattened(call: ExampleCall) -> tuple[list[Any], _Structure]:
             objects.append(None)
             inside.append(leaf)
         else:
-            tensors = tuple(tensor for _, tensor in _tensors_at("", leaf, ()))
-            objects.append(_Object(leaf, tensors))
-            inside.extend(tensors)
+            found = _Object.of(leaf)
+            objects.append(found)
+            inside.extend(found.tensors)
     return inside, (spec, tuple(objects))
 
 

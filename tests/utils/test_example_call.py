@@ -171,6 +171,14 @@ def test_an_object_that_holds_itself_comes_to_an_end() -> None:
     assert torch.equal(mapped.x, -X)
 
 
+def test_copies_of_an_object_share_its_modules() -> None:
+    point = Point(X, others=[Net(), {"net": Net()}])
+    copied = example_call((point,)).map(torch.clone).args[0]
+    assert copied.others is not point.others
+    assert copied.others[0] is point.others[0]
+    assert copied.others[1]["net"] is point.others[1]["net"]
+
+
 class Locked:
     def __init__(self, x: Any) -> None:
         self.x, self.lock = x, threading.Lock()
