@@ -993,10 +993,10 @@ def test_a_norm_that_grows_while_its_past_is_held_trains_its_new_part():
 def test_a_model_does_not_keep_the_data_that_its_example_inputs_are_a_part_of() -> None:
     data = torch.ones(1000, 4)
     model = splitgrow.growable(nn.Sequential(nn.Linear(4, 2)), data[:2])
-    (kept,) = history_of(model).inputs
+    (kept,) = history_of(model).inputs.args
     assert kept.untyped_storage().nbytes() == kept.nbytes
     whole = splitgrow.growable(nn.Sequential(nn.Linear(4, 2)), data)
-    assert history_of(whole).inputs[0].data_ptr() == data.data_ptr()  # which is not copied
+    assert history_of(whole).inputs.args[0].data_ptr() == data.data_ptr()  # which is not copied
 
 
 TYPED = """

@@ -147,7 +147,7 @@ def assert_both_go_on_alike(run: Run, other: Run, rest: list[tuple[int, str]]) -
 
 def _old_inputs(run: Run, generation: int) -> tuple[Any, ...]:
     history = splitgrow.handle(run.model)._history
-    return history.inputs_at(history.view_of(generation))
+    return history.inputs_at(history.view_of(generation)).args
 
 
 @settings(
