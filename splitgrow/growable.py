@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from splitgrow.analysis.analyzer import analyse_runs
-from splitgrow.analysis.unsupported_models import refuse_unsupported, refuse_unsupported_inputs
+from splitgrow.analysis.unsupported_models import refuse_unsupported
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.growable_class import class_for
 from splitgrow.growth.history import History, changed_modules, grown_elsewhere, structure
 from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.growth.value_trials import fix_what_values_break
 from splitgrow.handle import Handle
+from splitgrow.utils.example_call import ExampleInputs, example_call
 from splitgrow.utils.model_lock import ModelLock, change_alone, refuse_inside_forward
 from splitgrow.utils.rollback import Undo
 
-Model = TypeVar("Model", bound=nn.Module)
-
 
 def growable(
-    model: Model, example_inputs: Tensor | tuple[Any, ...], *, check: bool = True
-) -> Model:
+    model: nn.Module,
+    example_inputs: ExampleInputs = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    check: bool = True,
+) -> Any:
     """Makes a model growable, in place, and returns it.
 
     The model's layers are analysed once, and nothing is replaced yet: module paths, state_dict,
@@ -35,6 +37,8 @@ def growable(
     and to train (`generation_parameters`, `parameters_of`, `param_groups`, `consolidate`). A name
     that the model uses itself stays the model's, with a warning; `splitgrow.handle(model)` then has
     the method.
+    No type of Python's is both the model's class and a growable model, so the result is `Any` for
+    type checkers; what `splitgrow.handle` returns has the methods with their types.
 
     Analysing again is harmless, and is needed after the model was changed by hand.
 
@@ -55,12 +59,15 @@ def growable(
 
     Args:
         model: Any module that runs on the example inputs.
-        example_inputs: A tensor, or a tuple of the positional arguments of an example call.
+        example_inputs: An example call: a tensor is one positional argument, a tuple is the
+            positional arguments, and a mapping is the keyword arguments. A dict as one positional
+            argument is ``({...},)``.
+        example_kwargs: The keyword arguments of the call, beside a tensor or a tuple.
         check: Whether to try growth in values as well as shapes.
 
     Raises:
-        TypeError: If the arguments are of other types.
-        ValueError: If the model does not run on the example inputs.
+        TypeError: If the arguments are of other types, or keyword arguments are given twice.
+        ValueError: If the model does not run on the example inputs, or they do not fit forward.
         TraceError: If the model's forward cannot be traced.
         UnsupportedModelError: If the model is wrapped, compiled, scripted or uninitialised, or has
             layers that grew as part of another model.
@@ -81,9 +88,7 @@ def growable(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     refuse_unsupported(model)
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    if not isinstance(inputs, tuple):
-        raise TypeError(f"example_inputs must be a tensor or a tuple, got {type(inputs).__name__}")
+    inputs = example_call(example_inputs, example_kwargs)
     old: History | None = vars(model).get(HISTORY)
     what, model_lock = "analyse the model", ModelLock() if old is None else old.model_lock
     model_lock.refuse_if_shown(what)
@@ -96,11 +101,8 @@ def growable(
             f"{', '.join(foreign)} did not grow here, as part of this model; build it from the "
             f"parts of splitgrow.merge(the model in which they grew)"
         )
-    refuse_unsupported_inputs(inputs)
-    # A copy of the model copies them too, and results of autograd cannot be copied.
-    inputs = pytree.tree_map_only(Tensor, _by_itself, inputs)
 
-    def analyse_(undo: Undo) -> Model:
+    def analyse_(undo: Undo) -> nn.Module:
         followed = analyse_runs(model, inputs)
         edits = len(old.edits) if old is not None else 0
         broken = fix_what_values_break(model, inputs, followed, edits) if check else {}
@@ -113,17 +115,6 @@ def growable(
         return model
 
     return change_alone(model, model_lock, what, analyse_)
-
-
-def _by_itself(tensor: Tensor) -> Tensor:
-    """A tensor without autograd's history, and without the rest of the one that it is a part of.
-
-    The model's history keeps it, and copies of the model would copy all of its storage.
-    """
-    tensor = tensor.detach()
-    plain = type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_meta
-    part = plain and tensor.untyped_storage().nbytes() > tensor.nbytes
-    return tensor.clone() if part else tensor
 
 
 def adopt_(model: nn.Module, history: History, undo: Undo) -> None:

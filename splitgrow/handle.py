@@ -182,7 +182,8 @@ class Handle(DepthMethods, GenerationMethods):
 
         Args:
             n: The number of channels that the input gains.
-            name: The name of forward's argument; by default its first tensor.
+            name: The name of forward's argument, or the path to a tensor in it, such as
+                ``"batch['image']"``; by default the first tensor.
             initializer: As in `expand_layer`, like `freeze` and `optimizer`.
             freeze: Whether the first edit closes generation 0.
             optimizer: One or several optimizers.

@@ -76,7 +76,7 @@ class Run:
         self.model.train()
         for _ in range(steps):
             self.optimizer.zero_grad()
-            inputs = [_like(x) for x in splitgrow.handle(self.model)._history.inputs]
+            inputs = [_like(x) for x in splitgrow.handle(self.model)._history.inputs.args]
             outputs = tensors_of(self.model(*inputs))
             loss = sum(output.square().mean() for output in outputs)
             if loss.requires_grad:  # what grew may be read by nothing
@@ -126,7 +126,7 @@ def _all_of(run: Run) -> dict[str, Any]:
         "edits": list(history.edits),
         "generations": (history.generation, history.exact_from, sorted(history.frozen)),
         "scheduler": {k: v for k, v in run.scheduler.state_dict().items() if not callable(v)},
-        "inputs": history.inputs,
+        "inputs": (history.inputs.args, history.inputs.kwargs),
         "layers": [
             (layer.name, layer.width, layer.step, layer.group, layer.readers, layer.growable)
             for layer in model.layers

@@ -153,6 +153,7 @@ OF_ALL = {
     "op_list": "torch's own list of ops",
     "random_networks": "the laws over random networks",
     "readme": "the code on the pages",
+    "signatures": "forwards that take their arguments in other ways",
     "strange_models": "models that are written strangely",
     "trainers": "whole runs in the tools that people train with",
     "wild_programs": "random programs",

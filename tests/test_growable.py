@@ -8,8 +8,10 @@ import io
 import json
 import pickle
 import random
+import re
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -991,7 +993,38 @@ def test_a_norm_that_grows_while_its_past_is_held_trains_its_new_part():
 def test_a_model_does_not_keep_the_data_that_its_example_inputs_are_a_part_of() -> None:
     data = torch.ones(1000, 4)
     model = splitgrow.growable(nn.Sequential(nn.Linear(4, 2)), data[:2])
-    (kept,) = history_of(model).inputs
+    (kept,) = history_of(model).inputs.args
     assert kept.untyped_storage().nbytes() == kept.nbytes
     whole = splitgrow.growable(nn.Sequential(nn.Linear(4, 2)), data)
-    assert history_of(whole).inputs[0].data_ptr() == data.data_ptr()  # which is not copied
+    assert history_of(whole).inputs.args[0].data_ptr() == data.data_ptr()  # which is not copied
+
+
+TYPED = """
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(2, 3)
+
+net = Net()
+net = splitgrow.growable(net, {"x": torch.ones(1, 2)})
+edit: splitgrow.Edit = net.expand_layer("fc", 1)
+width: int = net.fc.out_features
+handle = splitgrow.handle(net)
+names: list[str] = [layer.name for layer in handle.layers]
+handle.expand_layer("fc", "many")
+"""
+
+
+@pytest.mark.slow
+def test_type_checkers_take_the_first_example_of_the_readme(tmp_path: Path) -> None:
+    mypy = pytest.importorskip("mypy.api")
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    example = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[0]
+    head = "from typing import Any\n\ndef train(model: Any, optimizer: Any) -> None: ...\n\n"
+    (tmp_path / "first.py").write_text(head + example + TYPED)
+    options = ["--strict", "--cache-dir", str(tmp_path / "cache"), "--follow-untyped-imports"]
+    printed, errors, _ = mypy.run([*options, str(tmp_path / "first.py")])
+    found = [line for line in printed.splitlines() if "first.py" in line and "error" in line]
+    assert errors == ""
+    assert len(found) == 1, printed  # the control, a text where a number belongs
+    assert '"str"; expected "int"' in found[0]

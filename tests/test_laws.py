@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from helpers import (
 from torch import Tensor, nn
 
 import splitgrow
+from splitgrow.growth.history_lookup import history_of
 
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -147,6 +149,34 @@ def fused_case(case: Case, model: Any, **options: Any) -> Any:
 
 def batch_norms(model: nn.Module) -> Iterator[nn.Module]:
     return (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+
+def by_name(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return dict(zip(inspect.signature(model.forward).parameters, inputs, strict=True))
+
+
+@case
+def test_inputs_by_name_are_the_inputs_by_place(case: Case) -> None:
+    placed, inputs = growable_case(case)
+    named: Any = randomise(case.model())
+    kwargs = by_name(named, inputs)
+    named = splitgrow.growable(named, kwargs)
+    assert named.layers == placed.layers
+    for model in (placed, named):
+        torch.manual_seed(0)
+        grow_at_once(model)
+        torch.manual_seed(0)
+        randomise_new_blocks(model)
+    assert history_of(named).edits == history_of(placed).edits
+    assert_identical(named(**kwargs), placed(*inputs))
+    assert_identical(splitgrow.merge(named)(**kwargs), splitgrow.merge(placed)(*inputs))
+    assert_identical(fused_case(case, named)(**kwargs), fused_case(case, placed)(*inputs))
+    with named.at(0), placed.at(0):
+        assert_identical(named(**kwargs), placed(*inputs))
+    restored: Any = randomise(case.model())
+    restored = splitgrow.growable(restored, example_kwargs=kwargs)
+    restored.load_state_dict(placed.state_dict())
+    assert_identical(restored(**kwargs), placed(*inputs))
 
 
 @case

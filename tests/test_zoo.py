@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,74 @@ def test_every_growable_layer_grows_in_one_edit_and_the_laws_hold(name: str) -> 
         assert_identical(outputs_of(model, x), before)  # law 3
     assert_equal(outputs_of(splitgrow.merge(model), x), now)  # law 4
     assert_equal(outputs_of(splitgrow.fuse(model), x), now)
+
+
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+}
+
+
+def text_models() -> dict[str, Any]:
+    """Models of transformers, each with the mapping that users spread in its call."""
+    torchvision()  # which transformers imports
+    import transformers  # noqa: PLC0415
+
+    ids = torch.randint(5, 50, (2, 7), generator=torch.manual_seed(0))
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    tokens = {"input_ids": ids, "attention_mask": mask}
+    return {
+        "Bert": (
+            transformers.BertForSequenceClassification,
+            transformers.BertConfig(**SMALL),
+            transformers.BatchEncoding(tokens),
+            "bert.encoder.layer.0.intermediate.dense",
+        ),
+        "Bert, flags": (
+            transformers.BertForSequenceClassification,
+            transformers.BertConfig(**SMALL),
+            {**tokens, "labels": torch.tensor([0, 1]), "return_dict": False, "head_mask": None},
+            "bert.encoder.layer.0.intermediate.dense",
+        ),
+        "Llama, cache": (
+            transformers.LlamaForCausalLM,
+            transformers.LlamaConfig(**SMALL, num_key_value_heads=1),
+            {**tokens, "past_key_values": transformers.DynamicCache(), "use_cache": True},
+            "model.layers.0.mlp.gate_proj",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["Bert", "Bert, flags", "Llama, cache"])
+def test_a_model_of_text_grows_on_the_output_of_its_tokenizer(name: str, tmp_path: Path) -> None:
+    build, config, given, layer = text_models()[name]
+    torch.manual_seed(0)
+    model: Any = build(config).double().eval()
+    randomise(model)
+    fresh: Any = copy.deepcopy(model)
+
+    def run(network: Any) -> Any:
+        outputs = network(**copy.deepcopy(given))
+        return outputs[1] if isinstance(outputs, tuple) else outputs.logits
+
+    before = run(model).detach()
+    splitgrow.growable(model, given)
+    model.expand_layer(layer, 8)
+    assert_equal(run(model), before)
+    randomise_new_blocks(model)
+    now = run(model).detach()
+    assert largest_difference(now, before) > 1e-4  # the control
+    assert_equal(run(splitgrow.merge(model)), now)
+    assert_identical(run(copy.deepcopy(model)), now)
+    splitgrow.save(model, tmp_path / "a.safetensors")
+    splitgrow.load(fresh, tmp_path / "a.safetensors", example_inputs=given)
+    assert_identical(run(fresh), now)
+    with model.at(0):
+        assert_identical(run(model), before)
 
 
 def folder_of(package: str) -> Path:

@@ -36,17 +36,18 @@ from splitgrow.analysis.zero_channels import ZeroChannels
 from splitgrow.errors import TraceError
 from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import LayerType, layer_type_of, sized_layers
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.source_lines import levels_to_caller
 
 
 def analyse_with_free_input(
-    model: nn.Module, inputs: tuple[Any, ...], name: str
+    model: nn.Module, inputs: ExampleCall, name: str
 ) -> tuple[ChannelGraph, tuple[Axis, ...]]:
     """The channel graph of a model in which one of its inputs may become wider, too.
 
     Args:
         model: Any module. It is not changed.
-        inputs: The positional arguments of an example call.
+        inputs: The example call.
         name: The name of one of forward's arguments, a tensor.
 
     Returns:
@@ -57,12 +58,12 @@ def analyse_with_free_input(
     return analysis.graph, analysis.free_axes
 
 
-def analyse(model: nn.Module, inputs: tuple[Any, ...]) -> ChannelGraph:
+def analyse(model: nn.Module, inputs: ExampleCall) -> ChannelGraph:
     """The channel graph of a model.
 
     Args:
         model: Any module. It is not changed.
-        inputs: The positional arguments of an example call.
+        inputs: The example call.
 
     Raises:
         TraceError: If the model's forward cannot be followed.
@@ -88,7 +89,7 @@ class Followed:
     decides: bool
 
 
-def analyse_runs(model: nn.Module, inputs: tuple[Any, ...]) -> Followed:
+def analyse_runs(model: nn.Module, inputs: ExampleCall) -> Followed:
     """The channel graph of a model, and the runs that led to it; as `analyse`.
 
     Raises:

@@ -20,6 +20,7 @@ from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.stand_ins import clone, tensors_held
 from splitgrow.layers.execution import keep_nothing_
 from splitgrow.layers.freezing import hold_statistics
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
 from splitgrow.utils.preserve import (
     ignore_warnings_,
@@ -67,7 +68,7 @@ class Comparison:
         return not self.checkable or self.difference <= self.tolerance
 
 
-def fitting(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def fitting(model: nn.Module, inputs: ExampleCall) -> ExampleCall:
     """Example inputs on the device, and in the floating dtype, that the model has today."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
@@ -77,10 +78,10 @@ def fitting(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         dtype = parameter.dtype if tensor.is_floating_point() else tensor.dtype
         return tensor.to(parameter.device, dtype)
 
-    return pytree.tree_map_only(Tensor, fit, inputs)  # type: ignore[no-any-return]
+    return inputs.map(fit)
 
 
-def has_values(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+def has_values(model: nn.Module, inputs: ExampleCall) -> bool:
     """Whether all tensors have values, as against those on the meta device."""
     tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
     return not any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)
@@ -90,7 +91,7 @@ def has_values(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
 def outputs_of(  # noqa: PLR0913
     undo: Undo,
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: ExampleCall,
     *,
     training: bool = False,
     noisy: bool = False,
@@ -106,7 +107,7 @@ def outputs_of(  # noqa: PLR0913
     Args:
         undo: Restores all that the run disturbs.
         model: Any module.
-        inputs: The positional arguments of a call; forward may write into copies of them.
+        inputs: The example call; forward may write into copies of them.
         training: Whether to run in training mode.
         noisy: Whether every sum is moved by one unit in the last place.
         hooks: Whether the modules' hooks are to run.
@@ -129,13 +130,13 @@ def outputs_of(  # noqa: PLR0913
         remove_hooks_(modules)
     _use_copies_(model, touched, training=training)
     noise = Noise()
-    given = pytree.tree_map_only(Tensor, noise.off if noisy else torch.clone, inputs)
+    given = inputs.map(noise.off if noisy else torch.clone)
     torch.manual_seed(0)
     return _looked_at(model, given, (noise if noisy else nullcontext(), watch or nullcontext()))
 
 
 def _looked_at(
-    model: nn.Module, given: tuple[Any, ...], within: tuple[AbstractContextManager[Any], ...]
+    model: nn.Module, given: ExampleCall, within: tuple[AbstractContextManager[Any], ...]
 ) -> list[Tensor]:
     """The tensors in a model's output.
 
@@ -146,7 +147,7 @@ def _looked_at(
     outer, inner = within
     try:
         with Steady(), outer, inner:
-            output = model(*given)
+            output = given.run(model)
         return [tensor.detach().clone() for tensor in tensors_in(output)]
     except MemoryError:
         raise

@@ -82,12 +82,10 @@ class TraceRecorder(TorchFunctionMode):
                     if tensor is not None:
                         self.owners.setdefault(id(tensor), f"{name}.{key}".removeprefix("."))
 
-    def given(self, inputs: Mapping[str, Any]) -> None:
-        """Traces the inputs, by the names of forward's arguments, as the first steps."""
-        for name, value in inputs.items():
-            for leaf in pytree.tree_leaves(value):
-                if isinstance(leaf, Tensor):
-                    self._note(leaf, self._add("input", Source.INPUT, (name,), {}, leaf))
+    def given(self, inputs: Mapping[str, Tensor]) -> None:
+        """Traces the inputs, by their names, as the first steps."""
+        for name, tensor in inputs.items():
+            self._note(tensor, self._add("input", Source.INPUT, (name,), {}, tensor))
 
     def prepare(self, modules: Modules) -> None:
         """Puts itself between the model and its leaf modules, and tracks every number it holds.

@@ -7,10 +7,9 @@ trace names every op, every tensor and every number taken from a shape or an att
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from splitgrow.analysis.trace import Step
 from splitgrow.analysis.trace_recorder import TraceRecorder
 from splitgrow.errors import TraceError, UnsupportedLayerError
 from splitgrow.utils.assigned_modules import assigned_since, paths_in
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.preserve import ignore_warnings_, preserve_
 from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import failure_of
@@ -51,7 +51,7 @@ class Trace:
 
 
 def record_wider(
-    model: nn.Module, inputs: tuple[Any, ...], wider: Wider, *, training: bool
+    model: nn.Module, inputs: ExampleCall, wider: Wider, *, training: bool
 ) -> list[Step]:
     """The ops of a run on fake tensors, as if the model had other widths.
 
@@ -67,7 +67,7 @@ def record_wider(
 
 def trace_model(
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: ExampleCall,
     *,
     training: bool,
     make: Callable[[], TraceRecorder] | None = None,
@@ -79,7 +79,7 @@ def trace_model(
 
     Args:
         model: Any module.
-        inputs: The positional arguments of an example call.
+        inputs: The example call.
         training: Whether to run in training mode.
         make: Makes the recorder; by default a `TraceRecorder`.
 
@@ -89,7 +89,7 @@ def trace_model(
         UnsupportedLayerError: If a layer does not fit its registered layer type.
         MemoryError: If there is too little memory.
     """
-    _check_signature(model, inputs)
+    inputs.bound(model)  # or it is refused
     tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
     valued = not any(isinstance(t, Tensor) and t.is_meta for t in tensors)
     # Forward may ask for values, or tell a layer from its stand-in.
@@ -116,7 +116,7 @@ def trace_model(
 
 def _taken_down(
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: ExampleCall,
     make: Callable[[], TraceRecorder],
     options: _Options,
 ) -> tuple[TraceRecorder, list[Step] | Exception]:
@@ -143,21 +143,11 @@ def _taken_down(
         hashable |= {recorder.refused}
 
 
-def _check_signature(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    signature = inspect.signature(model.forward)
-    try:
-        return signature.bind(*inputs).arguments
-    except TypeError as error:
-        raise ValueError(
-            f"example_inputs do not fit {type(model).__name__}.forward{signature}: {error}"
-        ) from None
-
-
 @temporarily
 def _run(
     undo: Undo,
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: ExampleCall,
     recorder: TraceRecorder,
     *,
     training: bool,
@@ -173,17 +163,17 @@ def _run(
     modules = list(model.named_modules())
     for _, module in modules:
         set_mode_(module, training=training)
-    inputs = pytree.tree_map_only(Tensor, copied, inputs)
+    inputs = inputs.map(copied)
     recorder.know(modules)
     recorder.copies = Copies(recorder.owners, copied)
     use_copies_(modules, recorder.leaves, recorder.owners, copied)
-    recorder.given(_check_signature(model, inputs))
+    recorder.given(inputs.tensors(model))
     recorder.standing_in = standing_in
     recorder.prepare(modules)
     stand_in_(model, recorder.stand_ins, undo)
     before = paths_in(model)
     with mode if fake else recorder.created, recorder:
-        output = model(*inputs)
+        output = inputs.run(model)
     recorder.finish(output)
     recorder.assigned = assigned_since(before, model)
     return recorder.steps

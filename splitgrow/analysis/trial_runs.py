@@ -22,6 +22,7 @@ from splitgrow.analysis.leaf_modules import Wider
 from splitgrow.analysis.ops.op import Shaped, leaves_of
 from splitgrow.analysis.trace import Ref, Step
 from splitgrow.analysis.tracer import record_wider
+from splitgrow.utils.example_call import ExampleCall
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Trial:
     strict: bool = False
 
 
-def widens(model: nn.Module, inputs: tuple[Any, ...], trial: Trial, *, training: bool) -> bool:
+def widens(model: nn.Module, inputs: ExampleCall, trial: Trial, *, training: bool) -> bool:
     """Whether forward runs the same ops when all that can grow has grown.
 
     In training mode that is strict: all other arguments of the ops, such as functions and texts,
@@ -55,12 +56,12 @@ def widens(model: nn.Module, inputs: tuple[Any, ...], trial: Trial, *, training:
     return not _difference(model, inputs, trial, growth, training=training, strict=training)
 
 
-def fix_what_widening_breaks(model: nn.Module, inputs: tuple[Any, ...], trial: Trial) -> None:
+def fix_what_widening_breaks(model: nn.Module, inputs: ExampleCall, trial: Trial) -> None:
     """Fixes the groups that forward would not follow if they grew.
 
     Args:
         model: The model. It is not changed.
-        inputs: The positional arguments of the example call.
+        inputs: The example call.
         trial: Its channel graph, and its run in evaluation mode.
     """
 
@@ -78,7 +79,7 @@ def fix_what_widening_breaks(model: nn.Module, inputs: tuple[Any, ...], trial: T
 
 
 def narrowing_breaks(
-    model: nn.Module, inputs: tuple[Any, ...], trials: Sequence[Trial], gone: Mapping[int, int]
+    model: nn.Module, inputs: ExampleCall, trials: Sequence[Trial], gone: Mapping[int, int]
 ) -> dict[int, str]:
     """The groups that forward would not follow if they had fewer units, each with the reason.
 
@@ -87,7 +88,7 @@ def narrowing_breaks(
 
     Args:
         model: The model. It is not changed.
-        inputs: The positional arguments of the example call.
+        inputs: The example call.
         trials: Its channel graph, and each run that this has to explain.
         gone: The number of units that each group loses.
     """
@@ -106,7 +107,7 @@ def narrowing_breaks(
 
 def _difference(
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: ExampleCall,
     trial: Trial,
     growth: Mapping[int, int],
     *,

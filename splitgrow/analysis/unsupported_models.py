@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.utils.adapters import refuse_adapters
@@ -57,16 +54,3 @@ def _refuse_scripted(model: nn.Module) -> None:
             f"{scripted[0]} is a ScriptModule, which can neither be looked into nor copied; put "
             f"the module that it was made from in its place, and script or trace that after growth"
         )
-
-
-def refuse_unsupported_inputs(inputs: tuple[Any, ...]) -> None:
-    """Checks that the shapes of the example inputs tell where channels are.
-
-    Raises:
-        TypeError: If a tensor is nested or quantized.
-    """
-    for tensor in pytree.tree_leaves(inputs):
-        if isinstance(tensor, Tensor) and (tensor.is_nested or tensor.is_quantized):
-            kind = "nested" if tensor.is_nested else "quantized"
-            way = "a padded one" if tensor.is_nested else "its `dequantize()`"
-            raise TypeError(f"example_inputs hold a {kind} tensor; give {way} as an example")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from splitgrow.growth.journal.materialize import empty_slots_of
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.weight_views import memory_format_of
+from splitgrow.utils.example_call import ExampleCall, example_call
 from splitgrow.utils.json_records import Record, read_record
 from splitgrow.utils.wrappers import plain_type
 
@@ -55,7 +57,7 @@ class Contents:
         own: The names of buffers that the model makes itself, which are not in its state_dict.
         last: The names of tensors whose channels come last in memory.
         states: The extra states of modules in the state_dict, as trees, by path.
-        inputs: The example inputs, as a tree; None if they are no plain data.
+        inputs: The example inputs, in the form of `form_of`; None if they are no plain data.
         narrower: Those of earlier times, with the edit up to which they fit.
         optimizers: The optimizers.
         schedulers: The schedulers.
@@ -154,6 +156,28 @@ def _settings(layer: nn.Module) -> str:
     if not source.startswith("torch.nn.") or source == "torch.nn.modules.dropout":
         return ""
     return re.sub(r"(, )?(inplace(=True)?|momentum=[^,)]+)", "", layer.extra_repr())
+
+
+def form_of(call: ExampleCall) -> Any:
+    """An example call as a tree: the positional arguments, with keyword arguments as a dict."""
+    return {"args": call.args, "kwargs": call.kwargs} if call.kwargs else call.args
+
+
+def call_from(tree: object) -> ExampleCall:
+    """The example call of which `form_of` makes that tree.
+
+    Raises:
+        CheckpointError: If it makes no such tree.
+    """
+    args, kwargs = tree, {}
+    if isinstance(tree, dict) and tree.keys() == {"args", "kwargs"}:
+        args, kwargs = tree["args"], tree["kwargs"]
+    if not isinstance(args, tuple) or type(kwargs) is not dict:
+        raise CheckpointError("the example inputs of the file are none")
+    try:
+        return example_call(args, kwargs)
+    except TypeError as error:
+        raise CheckpointError(f"the example inputs of the file are none: {error}") from error
 
 
 def read_versioned(kind: type[Record], text: str, version: int, path: Path) -> Record:

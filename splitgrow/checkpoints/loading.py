@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.unsupported_models import refuse_unsupported
@@ -17,6 +16,7 @@ from splitgrow.checkpoints.archives import Archive
 from splitgrow.checkpoints.contents import (
     CHECKPOINT_VERSION,
     Contents,
+    call_from,
     check_past,
     check_written,
     read_versioned,
@@ -40,6 +40,7 @@ from splitgrow.growth.journal.state_dict import common_edits
 from splitgrow.growth.optimizers import optimizers_of
 from splitgrow.growth.untrained import watch_new_
 from splitgrow.layers.execution import Mode, set_execution_mode_
+from splitgrow.utils.example_call import ExampleCall, ExampleInputs, example_call
 from splitgrow.utils.json_trees import read_tree
 from splitgrow.utils.model_lock import ModelLock, change_alone, refuse_inside_forward
 from splitgrow.utils.rollback import Undo
@@ -52,7 +53,8 @@ def load(  # noqa: PLR0913
     *,
     optimizer: object = None,
     scheduler: object = None,
-    example_inputs: Tensor | tuple[Any, ...] | None = None,
+    example_inputs: ExampleInputs | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     modules: Mapping[str, nn.Module] | None = None,
     device: str | torch.device | None = None,
     strict: bool = True,
@@ -79,6 +81,7 @@ def load(  # noqa: PLR0913
         scheduler: The schedulers that were saved, likewise.
         example_inputs: As of `growable`, for the model as it is. None for those in the file, which
             has them unless they are no plain data.
+        example_kwargs: As of `growable`, likewise.
         modules: Modules that were given to `insert_layer` and that a file cannot describe, once
             more, by the path of the insertion, such as ``"block.inserted2"``.
         device: Where parameters on the meta device go; the CPU by default.
@@ -117,7 +120,7 @@ def load(  # noqa: PLR0913
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     refuse_unsupported(model)
     optimizers, schedulers = optimizers_of(optimizer), schedulers_of(scheduler)
-    given = _checked_modules(modules)
+    given, inputs = _checked_modules(modules), _given(example_inputs, example_kwargs)
     old = _history(model)
     what, model_lock = "load a checkpoint", ModelLock() if old is None else old.model_lock
     model_lock.refuse_if_shown(what)
@@ -128,7 +131,7 @@ def load(  # noqa: PLR0913
             loading = _Loading(model, old, archive, undo)
             loading.check(optimizers, schedulers, strict=strict)
             extra = read_tree(loading.contents.extra, archive.take)
-            loading.rebuild(given, example_inputs, model_lock, torch.device(device or "cpu"))
+            loading.rebuild(given, inputs, model_lock, torch.device(device or "cpu"))
             loading.give(optimizers, schedulers, training=training)
             return extra
 
@@ -173,7 +176,7 @@ class _Loading:
     def rebuild(
         self,
         given: Mapping[str, nn.Module],
-        example_inputs: Tensor | tuple[Any, ...] | None,
+        inputs: ExampleCall | None,
         model_lock: ModelLock,
         device: torch.device,
     ) -> None:
@@ -185,10 +188,10 @@ class _Loading:
         rebuild_(model, journal.edits[start:], given, undo)
         fill_(model, self._archive, contents, undo, device=device)
         set_extra_states_(model, contents, self._archive, undo)
-        history = _new_history(model, self._old, contents, self._archive, example_inputs)
+        history = _new_history(model, self._old, contents, self._archive, inputs)
         history.model_lock = model_lock
         history.kin = self._old.kin if self._old is not None else history.kin
-        if contents.inputs is None or example_inputs is not None:
+        if contents.inputs is None or inputs is not None:
             widen_inputs_(model, history, journal.edits[start:])
         restore_(model, history, journal, start, undo)
         adopt_(model, history, undo)
@@ -214,6 +217,12 @@ def _checked_modules(modules: Mapping[str, nn.Module] | None) -> Mapping[str, nn
     if not isinstance(given, Mapping) or not all(isinstance(m, nn.Module) for m in given.values()):
         raise TypeError(f"modules map paths of insertions to modules, got {modules!r}")
     return given
+
+
+def _given(example_inputs: object, example_kwargs: object) -> ExampleCall | None:
+    if example_inputs is None and example_kwargs is None:
+        return None
+    return example_call(() if example_inputs is None else example_inputs, example_kwargs)
 
 
 def _history(model: nn.Module) -> History | None:
@@ -259,34 +268,29 @@ def _new_history(
     old: History | None,
     contents: Contents,
     archive: Archive,
-    example_inputs: Tensor | tuple[Any, ...] | None,
+    given: ExampleCall | None,
 ) -> History:
     """A history with the example inputs: those that are given, or the file's if it has some.
 
     Raises:
-        TypeError: If the inputs that are given are no tuple.
         CheckpointError: If there are none anywhere, or those of the file are none.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
-    def read(tree: object) -> tuple[Any, ...]:
-        inputs = read_tree(tree, archive.take)
-        if not isinstance(inputs, tuple):
-            raise CheckpointError("the example inputs of the file are none")
-        moved: tuple[Any, ...] = pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs)
-        return moved
+    def read(tree: object) -> ExampleCall:
+        return call_from(read_tree(tree, archive.take)).map(lambda tensor: tensor.to(device))
 
-    history = History(ChannelGraph(), (), {}, broken=old.broken if old is not None else {})
-    if contents.inputs is not None and example_inputs is None:
+    broken = old.broken if old is not None else {}
+    history = History(ChannelGraph(), ExampleCall(), {}, broken=broken)
+    if contents.inputs is not None and given is None:
         history.inputs = read(contents.inputs)
         history.narrower = tuple((e, read(t)) for e, t in contents.narrower if t is not None)
         return history
-    if example_inputs is None and old is None:
+    if given is None and old is not None:
+        given = old.inputs
+    if given is None:
         raise CheckpointError("the file has no example inputs; give `example_inputs`")
-    given = old.inputs if example_inputs is None and old is not None else example_inputs
-    history.inputs = (given,) if isinstance(given, Tensor) else given or ()
-    if not isinstance(history.inputs, tuple):
-        raise TypeError(f"example_inputs must be a tensor or a tuple, got {type(given).__name__}")
+    history.inputs = given
     history.narrower = old.narrower if old is not None else ()
     return history
 

@@ -16,6 +16,7 @@ from splitgrow.checkpoints.contents import (
     Contents,
     Tensors,
     file_parts_of,
+    form_of,
     stored_tensors_of,
 )
 from splitgrow.checkpoints.training import (
@@ -33,6 +34,7 @@ from splitgrow.growth.journal import journal_of
 from splitgrow.growth.journal.state_dict import has_extra_state
 from splitgrow.growth.optimizers import optimizers_of
 from splitgrow.layers.execution import execution_mode
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.json_records import written
 from splitgrow.utils.json_trees import Writer
 
@@ -157,14 +159,15 @@ def _of_model(model: nn.Module, history: History, found: Tensors, writer: Writer
     }
 
 
-def _inputs(inputs: tuple[Any, ...], writer: Writer, where: str) -> Any:
-    """Example inputs as a tree; None if they are no plain data."""
+def _inputs(inputs: ExampleCall, writer: Writer, where: str) -> Any:
+    """Example inputs as a tree, in the form that `call_from` reads; None if no plain data."""
+    tree = form_of(inputs)
     trial = Writer()
     try:
-        trial.written(inputs, where)
+        trial.written(tree, where)
     except CheckpointError:
         return None
-    return writer.written(inputs, where)
+    return writer.written(tree, where)
 
 
 def _version() -> str:

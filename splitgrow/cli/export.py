@@ -6,12 +6,15 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import wraps
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import splitgrow
 from splitgrow.checkpoints.asides import write_aside
@@ -19,6 +22,7 @@ from splitgrow.checkpoints.writing import write_plain
 from splitgrow.cli import consoles
 from splitgrow.cli.targets import load_model
 from splitgrow.growth.history_lookup import history_of
+from splitgrow.utils.example_call import ExampleCall
 
 
 def export(
@@ -63,7 +67,7 @@ def export(
 
 
 Widths = dict[str, tuple[int, ...]]
-_Writer = Callable[[Path, nn.Module, tuple[Any, ...], Widths], None]
+_Writer = Callable[[Path, nn.Module, ExampleCall, Widths], None]
 
 
 def _widths(model: nn.Module) -> Widths:
@@ -80,30 +84,54 @@ def _shown(shape: tuple[int, ...] | None) -> str:
     return "new" if shape is None else " x ".join(map(str, shape))
 
 
-def _safetensors(path: Path, plain: nn.Module, _: tuple[Any, ...], widths: Widths) -> None:
+def _safetensors(path: Path, plain: nn.Module, _: ExampleCall, widths: Widths) -> None:
     write_plain(path, plain.state_dict(), {"format": "pt", "weights": json.dumps(widths)})
 
 
-def _state_dict(path: Path, plain: nn.Module, _: tuple[Any, ...], __: Widths) -> None:
+def _state_dict(path: Path, plain: nn.Module, _: ExampleCall, __: Widths) -> None:
     state = {name: _own(value) for name, value in plain.state_dict().items()}
     write_aside(path, lambda aside: torch.save(state, aside))
 
 
-def _program(path: Path, plain: nn.Module, inputs: tuple[Any, ...], _: Widths) -> None:
+def _program(path: Path, plain: nn.Module, inputs: ExampleCall, _: Widths) -> None:
     """The network itself, which runs wherever torch does, without its class.
 
     Raises:
         click.ClickException: If torch.export cannot follow it.
     """
-    batch = tuple(
-        {0: torch.export.Dim.AUTO} if isinstance(x, Tensor) and x.dim() else None for x in inputs
-    )
+    _name_keywords_(plain, inputs)
+    given = dict(inputs.bound(plain).arguments)
+    batch = pytree.tree_map(_any_batch, given)
+    # Of a GraphModule, torch.export confuses keywords in another order than the signature's.
+    kwargs = {name: given[name] for name in given if name in inputs.kwargs}
     try:
-        program = torch.export.export(plain, inputs, dynamic_shapes=batch)
+        program = torch.export.export(plain, inputs.args, kwargs, dynamic_shapes=batch)
     except Exception as error:  # torch.export's own errors are of many types
         reason = str(error).strip().partition("\n")[0]
         raise click.ClickException(f"torch.export cannot follow the network: {reason}") from error
     write_aside(path, lambda aside: torch.export.save(program, aside))
+
+
+def _name_keywords_(plain: nn.Module, inputs: ExampleCall) -> None:
+    """Puts the names in ``**kwargs`` into the signature: torch.export gives them no shapes else."""
+    forward, bound = plain.forward, inputs.bound(plain)
+    own = [p for p in bound.signature.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    more = [name for name in bound.kwargs if name not in {each.name for each in own}]
+    named = [Parameter(name, Parameter.KEYWORD_ONLY) for name in more]
+    if not more:
+        return
+
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    run.__signature__ = bound.signature.replace(parameters=[*own, *named])  # type: ignore[attr-defined]
+    vars(plain)["forward"] = run
+
+
+def _any_batch(leaf: Any) -> dict[int, Any] | None:
+    """The dynamic shape of an argument, or a part of one: its first dimension may vary."""
+    return {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None
 
 
 def _own(value: Any) -> Any:

@@ -49,11 +49,15 @@ def _growable(model: nn.Module, inputs: Sequence[Shape]) -> nn.Module:
         click.ClickException: if an input cannot be made, or the model does not run on them.
     """
     text = " ".join(str(shape) for shape in inputs)
-    examples = attempt(f"cannot make inputs {text}", lambda: tuple(map(_example, inputs)))
+    examples = attempt(f"cannot make inputs {text}", lambda: list(map(_example, inputs)))
+    pairs = list(zip(inputs, examples, strict=True))
+    placed = tuple(example for shape, example in pairs if not shape.keyword)
+    named = {shape.keyword: example for shape, example in pairs if shape.keyword}
     try:
-        return splitgrow.growable(model, examples)
+        grown: nn.Module = splitgrow.growable(model, placed, named)
     except (TypeError, ValueError) as error:  # a SplitGrowError needs no more words
         raise click.ClickException(f"with inputs {text}: {error}") from error
+    return grown
 
 
 def _example(shape: Shape) -> Tensor:

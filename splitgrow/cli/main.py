@@ -79,6 +79,7 @@ Examples:
   splitgrow inspect nets/unet.py:make --input 1,1,64,64 --json
   splitgrow inspect mytext:Encoder --input 1,16:int64
   splitgrow inspect mypair:Siamese --input 1,3,32,32 --input 1,3,32,32
+  splitgrow inspect mytext:Encoder --input words=1,16:int64 --input mask=1,16
 """
 
 _EXPORT_HELP = """
@@ -136,12 +137,17 @@ def _shapes(
     """The shapes that the texts stand for.
 
     Raises:
-        click.BadParameter: if one is not a shape.
+        click.BadParameter: if one is not a shape, or two have the same keyword.
     """
     try:
-        return tuple(parse_shape(text) for text in texts)
+        shapes = tuple(parse_shape(text) for text in texts)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+    keywords = [shape.keyword for shape in shapes if shape.keyword]
+    for keyword in set(keywords):
+        if keywords.count(keyword) > 1:
+            raise click.BadParameter(f"{keyword} is given more than once")
+    return shapes
 
 
 @click.group(cls=_Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -241,7 +247,8 @@ def demo(
     multiple=True,
     required=True,
     metavar="SHAPE",
-    help="Shape of an example input, with its dtype if it is not float32; once for each input.",
+    help="Shape of an example input, with its dtype if it is not float32; once for each input. "
+    "NAME=SHAPE gives it by keyword.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:

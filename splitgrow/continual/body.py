@@ -24,6 +24,7 @@ from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.planning import make_plan
 from splitgrow.handle import Handle, handle
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.preserve import preserve_
 from splitgrow.utils.rollback import Undo, temporarily
@@ -51,7 +52,7 @@ class Body:
         UnsupportedModelError: If no head is found, or the features are no matrix.
     """
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], head: str | None) -> None:
+    def __init__(self, model: nn.Module, inputs: ExampleCall, head: str | None) -> None:
         model = merge(model) if HISTORY in vars(model) else copy.deepcopy(model)
         self.head = _head_of(model, inputs, head)
         if self.head is not None:
@@ -264,7 +265,7 @@ def _evaluate(model: nn.Module) -> None:
 def _run_in_evaluation(
     undo: Undo,
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: ExampleCall,
     outputs: Mapping[str, list[Any]] | None = None,
 ) -> Any:
     """The output in evaluation mode; modules append their outputs to the lists at their paths."""
@@ -273,14 +274,14 @@ def _run_in_evaluation(
         model.get_submodule(path).register_forward_hook(partial(_append, given))
     torch.set_grad_enabled(False)
     _evaluate(model)
-    return model(*inputs)
+    return inputs.map(torch.clone).run(model)
 
 
 def _append(given: list[Any], _module: nn.Module, _args: Any, output: Any) -> None:
     given.append(output)
 
 
-def _head_of(model: nn.Module, inputs: tuple[Any, ...], head: str | None) -> str | None:
+def _head_of(model: nn.Module, inputs: ExampleCall, head: str | None) -> str | None:
     """The path of the linear layer whose output is the model's.
 
     Raises:

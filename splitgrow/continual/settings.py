@@ -9,21 +9,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from splitgrow.continual.tasks import Task
+from splitgrow.utils.example_call import ExampleCall, example_call
 
 
-def checked_inputs(model: Any, example_inputs: Any) -> tuple[Any, ...]:
-    """The positional arguments of an example call.
+def checked_inputs(model: Any, example_inputs: Any) -> ExampleCall:
+    """The example call of a learner's model.
 
     Raises:
-        TypeError: If they are something else, or the model is no module.
+        TypeError: If it is not one with positional arguments, or the model is no module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    if not isinstance(inputs, tuple):
-        kind = type(inputs).__name__
-        raise TypeError(f"example_inputs must be a tensor or a tuple, got {kind}")
-    return inputs
+    if not isinstance(example_inputs, (Tensor, tuple)):
+        kind = type(example_inputs).__name__
+        raise TypeError(
+            f"example_inputs must be a tensor or a tuple, got {kind}: a learner calls the model "
+            f"with the inputs of a task, by position"
+        )
+    return example_call(example_inputs)
 
 
 def check_settings(decide_on: Any, validation_share: Any, seed: Any) -> None:

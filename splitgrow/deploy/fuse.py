@@ -18,6 +18,7 @@ from splitgrow.errors import FusionError, TraceError, UnsupportedModelError
 from splitgrow.growth.history import History
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.layers.hooks import carry_hooks_
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.preserve import keep_modes_
 from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
@@ -33,6 +34,10 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
 
     A module with hooks stays whole, so that they run: nothing is folded into it or out of it. The
     same holds for a module whose tensors forward itself reads. The hooks of state_dicts are gone.
+
+    It takes the arguments of forward that the example call gives, by place or by name. Forward may
+    decide by None, flags, texts, and the lengths and keys of containers. So a call that has others
+    than the example call is refused.
 
     If torch.fx cannot trace the model, because its forward decides by values or shapes, the result
     is `splitgrow.merge(model)` in evaluation mode, with a warning that gives the reason: grown
@@ -75,7 +80,7 @@ def _fused(
 ) -> Any:
     keep_modes_(undo)
     plain = merged(model, history, generation, check=False).eval()
-    if not has_values(plain, ()):
+    if not has_values(plain, ExampleCall()):
         raise UnsupportedModelError(
             "tensors on the meta device have no values that could be folded; splitgrow.merge makes "
             "such a model plain"
@@ -116,7 +121,7 @@ def _instead(model: nn.Module, history: History, generation: int | None, fault: 
     return merged(model, history, generation, check=True).eval()
 
 
-def _simplified(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
+def _simplified(plain: nn.Module, inputs: ExampleCall) -> fx.GraphModule:
     """A plain model as a graph, after all passes."""
     fused = _traced(plain, inputs)
     carry_hooks_(plain, fused)
@@ -132,7 +137,7 @@ def _simplified(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
     return fused
 
 
-def _traced(plain: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
+def _traced(plain: nn.Module, inputs: ExampleCall) -> fx.GraphModule:
     """A plain model as a graph, op by op.
 
     A tensor that forward makes at each call is a constant of the graph. If an op of the graph may

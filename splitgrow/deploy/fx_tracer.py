@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.created_tensors import CreatedTensors
 from splitgrow.analysis.output_comparison import compared, outputs_of
 from splitgrow.analysis.shape_shortcuts import result_of_leaf
+from splitgrow.deploy.fx_arguments import GraphArgument, graph_arguments, with_placeholders
 from splitgrow.errors import TraceError
 from splitgrow.layers.hooks import has_run_hooks
 from splitgrow.layers.module_state import State, same_data, take_state
 from splitgrow.layers.shared_kernel import SHARED_KERNELS
 from splitgrow.layers.types import layer_type_of
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.op_numbers import Scalars
 from splitgrow.utils.preserve import ignore_warnings_, preserve_
 from splitgrow.utils.rollback import Undo, temporarily
@@ -32,9 +32,13 @@ MADE = "made by forward"
 class _Tracer(fx.Tracer):
     """Traces down to stock layers and layers of a known type; notes each op's source line."""
 
-    def __init__(self, hooked: Collection[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        hooked: Collection[nn.Module] = (),
+        arguments: list[GraphArgument] | None = None,
+    ) -> None:
         super().__init__()
-        self._hooked = hooked
+        self._hooked, self._arguments = hooked, arguments
         # A buffer that forward updates in place must not be updated by tracing it.
         self.proxy_buffer_attributes = True
 
@@ -57,6 +61,17 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)  # there is no path to name it by
         return super().call_module(m, forward, args, kwargs)
 
+    def create_args_for_root(
+        self,
+        root_fn: Any,
+        is_module: bool,  # noqa: FBT001 - as torch.fx has it
+        concrete_args: Any = None,
+    ) -> tuple[Any, list[Any]]:
+        """Gives forward the arguments of the example call, and the graph their names."""
+        if self._arguments is None:  # a graph is unpickled, by its own forward
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        return with_placeholders(self, root_fn, self._arguments)
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Makes a node that knows the user's line it came from."""
         node = super().create_node(*args, **kwargs)
@@ -64,7 +79,7 @@ class _Tracer(fx.Tracer):
         return node
 
 
-def trace_plain(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
+def trace_plain(model: nn.Module, inputs: ExampleCall) -> fx.Graph:
     """The ops of a model's forward, each node with an example result in ``meta["example"]``.
 
     A tensor that forward makes becomes an attribute of the model, as torch.fx has it; otherwise
@@ -74,16 +89,10 @@ def trace_plain(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
         TraceError: If torch.fx cannot trace the forward.
         MemoryError: If there is too little memory.
     """
-    signature = inspect.signature(model.forward)
-    given = signature.bind(*inputs).arguments
-    defaults = {
-        name: parameter.default
-        for name, parameter in signature.parameters.items()
-        if name not in given and parameter.default is not inspect.Parameter.empty
-    }
+    arguments = graph_arguments(model, inputs)
     hooked = {module for module in model.modules() if has_run_hooks(module)}
     try:
-        (graph, made), (again, others), moved = _traced_twice(model, hooked, defaults)
+        (graph, made), (again, others), moved = _traced_twice(model, hooked, arguments)
     except (MemoryError, TraceError):
         raise
     except Exception as error:  # the user's forward may raise anything
@@ -97,7 +106,7 @@ def trace_plain(model: nn.Module, inputs: tuple[Any, ...]) -> fx.Graph:
             f"decides what it does at its next call, and a graph would always do the same"
         )
     vars(model).update(made)
-    _evaluate(model, graph, given)
+    _evaluate(model, graph, inputs)
     return graph
 
 
@@ -106,11 +115,11 @@ _Traced = tuple[fx.Graph, dict[str, Any]]
 
 
 def _traced(
-    model: nn.Module, hooked: Collection[nn.Module], defaults: Mapping[str, Any]
+    model: nn.Module, hooked: Collection[nn.Module], arguments: list[GraphArgument]
 ) -> _Traced:
     created = CreatedTensors()
     with created:
-        graph = _Tracer(hooked).trace(model, concrete_args={**defaults} or None)
+        graph = _Tracer(hooked, arguments).trace(model)
     own = vars(model)
     made = {key: own.pop(key) for key in [*own] if key.startswith("_tensor_constant")}
     for node in graph.find_nodes(op="get_attr"):
@@ -120,16 +129,16 @@ def _traced(
 
 @temporarily
 def _traced_twice(
-    undo: Undo, model: nn.Module, hooked: Collection[nn.Module], defaults: Mapping[str, Any]
+    undo: Undo, model: nn.Module, hooked: Collection[nn.Module], arguments: list[GraphArgument]
 ) -> tuple[_Traced, _Traced, str]:
     """A model's graph, the graph of its next call, and the state that the first call moved."""
     preserve_(model, undo)
     before = _held(model)
     states = take_state(model)
-    traced = _traced(model, hooked, defaults)
+    traced = _traced(model, hooked, arguments)
     _refuse_assignments(model, before)
     moved = _moved(states, take_state(model, states))
-    return traced, _traced(model, hooked, defaults) if moved else traced, moved
+    return traced, _traced(model, hooked, arguments) if moved else traced, moved
 
 
 def _moved(before: Iterable[State], after: Iterable[State]) -> str:
@@ -152,12 +161,13 @@ class _Twice(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, *inputs: Any) -> Any:
-        self.model(*pytree.tree_map_only(Tensor, torch.clone, inputs))
-        return self.model(*inputs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = ExampleCall(args, kwargs)
+        call.map(torch.clone).run(self.model)
+        return call.run(self.model)
 
 
-def _decides(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+def _decides(model: nn.Module, inputs: ExampleCall) -> bool:
     """Whether a second call gives other outputs than the first, or gives ops other numbers."""
     first, second = Scalars(), Scalars()
     expected = outputs_of(model, inputs, watch=first)
@@ -197,10 +207,19 @@ def _refuse_assignments(model: nn.Module, before: dict[tuple[str, str], Any]) ->
 class _Evaluator(fx.Interpreter):
     """Runs a graph on fake tensors and keeps every result."""
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, mode: FakeTensorMode) -> None:
+    def __init__(
+        self, model: nn.Module, graph: fx.Graph, inputs: ExampleCall, mode: FakeTensorMode
+    ) -> None:
         super().__init__(model, graph=graph)
         self.extra_traceback = False
+        given = graph_arguments(model, inputs.map(mode.from_tensor))
+        self._given = {argument.name: argument.value for argument in given}
         self._mode = mode
+
+    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The argument of the example call."""
+        del args, kwargs
+        return self._given[target]
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -219,7 +238,7 @@ class _Evaluator(fx.Interpreter):
 
 
 @temporarily
-def _evaluate(undo: Undo, model: nn.Module, graph: fx.Graph, given: dict[str, Any]) -> None:
+def _evaluate(undo: Undo, model: nn.Module, graph: fx.Graph, inputs: ExampleCall) -> None:
     """Gives every node an example of its result.
 
     Raises:
@@ -230,18 +249,10 @@ def _evaluate(undo: Undo, model: nn.Module, graph: fx.Graph, given: dict[str, An
     # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
     ignore_warnings_("The .grad attribute of a Tensor that is not")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    values: list[Any] = []
-    for node in graph.find_nodes(op="placeholder"):
-        name = str(node.target)
-        if name.startswith("*") and not name.startswith("**"):
-            values.extend(given.get(name[1:], ()))
-        else:
-            values.append(given.get(name, node.args[0] if node.args else None))
-    fakes = pytree.tree_map_only(Tensor, mode.from_tensor, values)
-    evaluator = _Evaluator(model, graph, mode)
+    evaluator = _Evaluator(model, graph, inputs, mode)
     try:
         with mode, torch.no_grad():
-            evaluator.run(*fakes, enable_io_processing=False)
+            evaluator.run()
     except MemoryError:
         raise
     except Exception as error:

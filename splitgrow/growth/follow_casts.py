@@ -8,7 +8,6 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from splitgrow.growth.history import History
 from splitgrow.layers.module_state import moved
@@ -47,8 +46,8 @@ def all_follow(model: nn.Module, history: History) -> Iterator[None]:
         dtype = dtypes.get(tensor.dtype, tensor.dtype)
         return tensor.to(tensor.device if device.type == "meta" else device, dtype)
 
-    history.inputs = pytree.tree_map_only(Tensor, follow, history.inputs)
-    history.narrower = pytree.tree_map_only(Tensor, follow, history.narrower)
+    history.inputs = history.inputs.map(follow)
+    history.narrower = tuple((edit, call.map(follow)) for edit, call in history.narrower)
     moved(history.states, follow)
 
 

@@ -7,8 +7,8 @@ from functools import partial
 from typing import TypeVar
 from weakref import ref
 
+import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.errors import CheckpointError, SplitGrowError
@@ -143,8 +143,13 @@ def _shares(own: list[Edit], other: list[Edit]) -> bool:
 def _make_growable_(copied: nn.Module, model: nn.Module, undo: Undo) -> None:
     """Gives a copy from before the analysis a history; its graph is made when it catches up."""
     history = history_of(model)
-    device = next((p.device for p in copied.parameters()), None)
-    inputs = pytree.tree_map_only(Tensor, lambda t: t.to(device), history.inputs_at(0))
+    theirs, own = (next((p for p in m.parameters()), torch.empty(0)) for m in (model, copied))
+
+    def follow_copy(tensor: Tensor) -> Tensor:
+        dtype = own.dtype if tensor.dtype == theirs.dtype else tensor.dtype
+        return tensor.to(own.device, dtype)
+
+    inputs = history.inputs_at(0).map(follow_copy)
     undo.on_failure(partial(setattr, copied, "__class__", type(copied)))
     undo.keep(vars(copied))
     vars(copied)[HISTORY] = History(ChannelGraph(), inputs, structure(copied))

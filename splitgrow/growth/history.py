@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from splitgrow.layers.module_state import State, show_
 from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.assigned_modules import Paths, changes_between, paths_in
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.model_lock import ModelLock
 from splitgrow.utils.rollback import Undo
 
@@ -50,7 +50,7 @@ class History:
     """
 
     graph: ChannelGraph
-    inputs: tuple[Any, ...]
+    inputs: ExampleCall
     modules: dict[str, nn.Module]
     edits: list[Edit] = field(default_factory=list)
     generation: int = 0
@@ -59,13 +59,13 @@ class History:
     viewing: bool = False
     shares: dict[int, list[tuple[FadeIn, float]]] = field(default_factory=dict)
     states: dict[int, list[State]] = field(default_factory=dict)
-    narrower: tuple[tuple[int, tuple[Any, ...]], ...] = ()
+    narrower: tuple[tuple[int, ExampleCall], ...] = ()
     model_lock: ModelLock = field(default_factory=ModelLock)
     broken: Mapping[str, str] = field(default_factory=dict)
     loading: bool = False
     kin: Kin = field(default_factory=Kin)
 
-    def inputs_at(self, view: int | None) -> tuple[Any, ...]:
+    def inputs_at(self, view: int | None) -> ExampleCall:
         """Example inputs for the model as it was after an edit; None: as it is now."""
         fitting = (inputs for edit, inputs in self.narrower if view is not None and view < edit)
         return next(fitting, self.inputs)

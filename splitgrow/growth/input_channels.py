@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.planning import plan_changes, plan_numbers
 from splitgrow.growth.value_trials import analyse_again
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.rollback import Undo
 
 
@@ -49,7 +49,7 @@ def expand_input_(  # noqa: PLR0913
     check_structure(model, history)
     chosen = chosen_initializer(initializer)
     before = before_edit(model, history, check=check)
-    name = _named(model, history.inputs, name)
+    name = _named(history.inputs.tensors(model), name)
     graph, axes = analyse_with_free_input(model, history.inputs, name)
     dim = _channel_dim(graph, axes, name)
     growth = _growth(graph, axes[dim], name, n)
@@ -76,23 +76,17 @@ def expand_input_(  # noqa: PLR0913
     return edit
 
 
-def _arguments(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    return inspect.signature(model.forward).bind(*inputs).arguments
-
-
-def _named(model: nn.Module, inputs: tuple[Any, ...], name: str | None) -> str:
+def _named(tensors: Mapping[str, Tensor], name: str | None) -> str:
     """The name of the input to grow.
 
     Raises:
-        TypeError: If the name is no text, or that input no tensor.
+        TypeError: If the name is no text.
         ValueError: If there is no such input.
     """
-    given = _arguments(model, inputs)
-    tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
+    if not tensors:
+        raise ValueError("the example inputs hold no tensor that could grow")
     if name is None:
-        if not tensors:
-            raise ValueError(f"none of forward's arguments ({', '.join(given)}) is one tensor")
-        return tensors[0]
+        return next(iter(tensors))
     if not isinstance(name, str):
         raise TypeError(f"name must be the name of an argument of forward, got {name!r}")
     if name not in tensors:
@@ -138,14 +132,15 @@ def _change(graph: ChannelGraph, axis: Axis, name: str, dim: int, n: int) -> Inp
     return InputChange(name, dim, (width, width + n))
 
 
-def widened(
-    model: nn.Module, inputs: tuple[Any, ...], changes: Iterable[InputChange]
-) -> tuple[Any, ...]:
+def widened(model: nn.Module, inputs: ExampleCall, changes: Iterable[InputChange]) -> ExampleCall:
     """The example inputs with more channels: copies of the existing ones, from the first."""
     for change in changes:
-        place = list(_arguments(model, inputs)).index(change.name)
-        x, (before, after) = inputs[place], change.width
+        x, (before, after) = inputs.tensors(model)[change.name], change.width
         again = torch.arange(after - before, device=x.device) % before
         wider = torch.cat([x, x.index_select(change.dim, again)], change.dim)
-        inputs = (*inputs[:place], wider, *inputs[place + 1 :])
+        inputs = inputs.map(partial(_replaced, x, wider))
     return inputs
+
+
+def _replaced(old: Tensor, new: Tensor, tensor: Tensor) -> Tensor:
+    return new if tensor is old else tensor

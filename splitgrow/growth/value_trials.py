@@ -41,6 +41,7 @@ from splitgrow.growth.planning import plan_changes, plan_numbers
 from splitgrow.growth.prepared import prepare
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import known_layer_type
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.infinite_inputs import Infinities
 from splitgrow.utils.op_numbers import Scalars
 from splitgrow.utils.preserve import ignore_warnings_, keep_modes_, keep_surroundings_
@@ -54,7 +55,7 @@ _Result = TypeVar("_Result")
 
 
 def fix_what_values_break(
-    model: nn.Module, inputs: tuple[Any, ...], followed: Followed, edits: int = 0
+    model: nn.Module, inputs: ExampleCall, followed: Followed, edits: int = 0
 ) -> dict[str, str]:
     """Fixes the groups whose growth would change the model's function.
 
@@ -63,7 +64,7 @@ def fix_what_values_break(
 
     Args:
         model: The model. It is not changed.
-        inputs: The positional arguments of an example call.
+        inputs: The example call.
         followed: Its channel graph, and the runs that led to it.
         edits: The number of edits so far.
 
@@ -90,14 +91,14 @@ def fix_what_values_break(
 
 @temporarily
 def analyse_again(
-    undo: Undo, model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str]
+    undo: Undo, model: nn.Module, inputs: ExampleCall, broken: Mapping[str, str]
 ) -> ChannelGraph:
     """The channel graph of a changed model, without the warnings, which came the first time.
 
     Args:
         undo: Puts the warning filters back.
         model: Any module. It is not changed.
-        inputs: The positional arguments of an example call.
+        inputs: The example call.
         broken: The layers whose growth was found to change the model's function, and why.
     """
     keep_modes_(undo)
@@ -143,7 +144,7 @@ def _fix(graph: ChannelGraph, group: int, reason: str) -> dict[str, str]:
 
 
 def _references(
-    model: nn.Module, inputs: tuple[Any, ...], followed: Followed, infinities: Infinities
+    model: nn.Module, inputs: ExampleCall, followed: Followed, infinities: Infinities
 ) -> Iterator[tuple[bool, list[Tensor], Scalars]]:
     """The modes to try, whether training, with the model's outputs and its ops' numbers there.
 
@@ -191,7 +192,7 @@ class _ValueTrial:
     """One mode of a model, and its results there."""
 
     model: nn.Module
-    inputs: tuple[Any, ...]
+    inputs: ExampleCall
     graph: ChannelGraph
     expected: list[Tensor]
     scalars: Scalars

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.analyzer import Followed, analyse_runs
 from splitgrow.analysis.channel_graph import ChannelGraph
@@ -33,12 +32,15 @@ from splitgrow.pruning.narrow import (
     narrow_,
 )
 from splitgrow.pruning.weight_connections import has_weights, sections
+from splitgrow.utils.example_call import ExampleCall, ExampleInputs, example_call
 from splitgrow.utils.preserve import ignore_warnings_, keep_modes_, keep_random_states_
 from splitgrow.utils.rollback import Undo, temporarily
 
 
 def without_dead_units(
-    network: nn.Module, example_inputs: Tensor | tuple[Any, ...]
+    network: nn.Module,
+    example_inputs: ExampleInputs = (),
+    example_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Narrowing]:
     """A copy of a plain network without its dead units.
 
@@ -56,7 +58,8 @@ def without_dead_units(
 
     Args:
         network: Any module of plain layers that `growable` would take.
-        example_inputs: A tensor, or a tuple of the positional arguments of an example call.
+        example_inputs: As of `splitgrow.growable`.
+        example_kwargs: As of `splitgrow.growable`.
 
     Returns:
         The copy, and the record of the changes to its layers.
@@ -82,18 +85,13 @@ def without_dead_units(
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    if not isinstance(inputs, tuple):
-        raise TypeError(f"example_inputs must be a tensor or a tuple, got {type(inputs).__name__}")
+    inputs = example_call(example_inputs, example_kwargs)
     _refuse(network)
-    inputs = pytree.tree_map_only(Tensor, Tensor.detach, inputs)
     return _smaller(network, inputs)
 
 
 @temporarily
-def _smaller(
-    undo: Undo, network: nn.Module, inputs: tuple[Any, ...]
-) -> tuple[nn.Module, Narrowing]:
+def _smaller(undo: Undo, network: nn.Module, inputs: ExampleCall) -> tuple[nn.Module, Narrowing]:
     keep_modes_(undo)
     keep_random_states_(network.modules(), undo)
     ignore_warnings_()  # growable gave the same warnings
@@ -117,7 +115,7 @@ def _refuse(network: nn.Module) -> None:
         )
 
 
-def _shrink_(network: nn.Module, inputs: tuple[Any, ...]) -> Narrowing:
+def _shrink_(network: nn.Module, inputs: ExampleCall) -> Narrowing:
     followed = analyse_runs(network, inputs)
     modules = dict(network.named_modules())
     unseen = [

@@ -45,9 +45,14 @@ def _parts_of(value: Any) -> Iterable[Any]:
         return [value.args, value.keywords]
     if isinstance(value, FunctionType):
         return [cell.cell_contents for cell in value.__closure__ or ()]
+    return attributes_of(value).values()
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """The attributes of an object by name, those in slots first."""
     slots = [name for part in type(value).__mro__ for name in _slots(part)]
-    held = [getattr(value, name) for name in slots if hasattr(value, name)]
-    return [*held, *getattr(value, "__dict__", {}).values()]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return {**held, **getattr(value, "__dict__", {})}
 
 
 def _slots(part: type) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ import traceback
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
+
+from splitgrow.utils.example_call import ExampleCall
 
 _NOT_THE_USERS = tuple(
     str(Path(module.__file__).parent) + os.sep
@@ -78,10 +78,10 @@ def place_of_error(trace: TracebackType | None) -> str:
 
 
 def failure_of(
-    model: nn.Module, inputs: tuple[Any, ...], error: Exception, layer: str, *, training: bool
+    model: nn.Module, inputs: ExampleCall, error: Exception, layer: str, *, training: bool
 ) -> str:
     """The message for a model that fails on its example inputs."""
-    shapes = pytree.tree_map_only(Tensor, lambda t: tuple(t.shape), inputs)
+    shapes = inputs.map(lambda tensor: tuple(tensor.shape))
     mode = "training" if training else "evaluation"
     message = str(error).replace("FakeTensor", "Tensor")
     within = f"in `{layer}`, " if layer else ""

@@ -17,6 +17,7 @@ from splitgrow.analysis.output_comparison import (
     leading,
     outputs_of,
 )
+from splitgrow.utils.example_call import ExampleCall
 
 INF, NAN = math.inf, math.nan
 
@@ -77,10 +78,10 @@ class Deep(nn.Module):
 def test_the_tolerance_grows_with_what_rounding_does_to_the_model(factor, dtype):
     torch.manual_seed(0)
     model, x = Deep(factor).to(dtype), torch.randn(4, 16, dtype=dtype)
-    expected = outputs_of(model, (x,))
+    expected = outputs_of(model, ExampleCall((x,)))
     unit = torch.finfo(dtype).eps
     off = [(model.layer(x).detach() * (1 + unit) * factor).sin()]
-    noisy = lambda: outputs_of(model, (x,), noisy=True)  # noqa: E731
+    noisy = lambda: outputs_of(model, ExampleCall((x,)), noisy=True)  # noqa: E731
     assert compared(off, expected, noisy).same
     base = 1e-12 if dtype == torch.float64 else 2e-5
     shift = max(100 * base, 1e4 * unit * factor)
@@ -127,8 +128,8 @@ def test_looking_leaves_no_trace(training, noisy):
     model, x = Tracing(), torch.randn(4, 3)
     before = x.clone()
     with unchanged(model):
-        first = outputs_of(model, (x,), training=training, noisy=noisy)
-        again = outputs_of(model, (x,), training=training, noisy=noisy)
+        first = outputs_of(model, ExampleCall((x,)), training=training, noisy=noisy)
+        again = outputs_of(model, ExampleCall((x,)), training=training, noisy=noisy)
     assert torch.equal(x, before)
     assert difference(first, again) <= 1e-6
 
@@ -145,7 +146,7 @@ def test_a_model_that_fails_says_how():
             raise KeyError("nothing")
 
     with pytest.raises(NotRunnableError, match=r"KeyError.*nothing"):
-        outputs_of(Fails(), (torch.ones(1),))
+        outputs_of(Fails(), ExampleCall((torch.ones(1),)))
 
 
 def test_what_cannot_be_looked_into_is_said():
@@ -154,7 +155,7 @@ def test_what_cannot_be_looked_into_is_said():
             return (part for part in x)
 
     with pytest.raises(NotRunnableError, match="looked into"):
-        outputs_of(Generates(), (torch.ones(1),))
+        outputs_of(Generates(), ExampleCall((torch.ones(1),)))
 
 
 class Clipping(nn.Module):

@@ -20,6 +20,7 @@ from written import Forward, X, laws_hold, reasons, written
 import splitgrow
 from splitgrow.analysis.trace import Source
 from splitgrow.analysis.tracer import trace_model
+from splitgrow.utils.example_call import ExampleCall
 
 
 def test_control_the_laws_fail_where_a_width_is_used_in_secret() -> None:
@@ -166,8 +167,8 @@ def test_a_recorded_run_leaves_no_trace(values: bool, training: bool) -> None:
         module.register_forward_hook(lambda m, args, output: ran.append(m))
     x = X.clone().requires_grad_()
     with unchanged(model):
-        steps = trace_model(model, (x,), training=True).steps
-        trace_model(model, (x,), training=False)
+        steps = trace_model(model, ExampleCall((x,)), training=True).steps
+        trace_model(model, ExampleCall((x,)), training=False)
     assert ran == []
     assert (x.grad, x.equal(X)) == (None, True)
     assert [step.target for step in steps[:1]] == [Source.INPUT]
@@ -187,7 +188,7 @@ def test_the_record_names_ops_modules_and_places() -> None:
     def forward(model: Any, x: Tensor) -> Tensor:
         return model.head(torch.tanh(model.one(x)) + x.shape[0])
 
-    steps = trace_model(written(forward), (X,), training=False).steps
+    steps = trace_model(written(forward), ExampleCall((X,)), training=False).steps
     names = [step.name for step in steps]
     assert names == ["input", "Linear", "tanh", "getattr", "add", "Linear", "output"]
     assert [step.module for step in steps] == [None, "one", None, None, None, "head", None]

@@ -94,7 +94,7 @@ def test_a_grown_model_comes_back_whole_from_its_original_class(tmp_path: Path) 
     assert splitgrow.load(fresh, tmp_path / "a.safetensors") is None
     assert isinstance(fresh, Net)
     assert_same_model(model, fresh)
-    inputs = splitgrow.handle(fresh)._history.inputs
+    inputs = splitgrow.handle(fresh)._history.inputs.args
     assert_identical(outputs_of(fresh.eval(), *inputs), outputs_of(model.eval(), *inputs))
     with model.at(0), fresh.at(0):
         assert_identical(fresh(X), model(X))
@@ -379,7 +379,7 @@ def test_what_came_back_can_be_used_in_every_way(tmp_path: Path) -> None:
     splitgrow.save(model, tmp_path / "a.safetensors")
     fresh: Any = net()
     splitgrow.load(fresh, tmp_path / "a.safetensors")
-    inputs = splitgrow.handle(fresh)._history.inputs
+    inputs = splitgrow.handle(fresh)._history.inputs.args
     expected = outputs_of(model.eval(), *inputs)
     buffer = io.BytesIO()
     torch.save(fresh, buffer)
@@ -842,7 +842,7 @@ def test_the_journal_rides_along_in_the_state_dict() -> None:
         "<All keys matched successfully>"
     )
     assert_same_model(model, fresh)
-    inputs = splitgrow.handle(fresh)._history.inputs
+    inputs = splitgrow.handle(fresh)._history.inputs.args
     assert_identical(outputs_of(fresh.eval(), *inputs), outputs_of(model.eval(), *inputs))
 
 

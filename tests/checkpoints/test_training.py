@@ -123,7 +123,7 @@ def assert_both_go_on_alike(run: Run, other: Run, rest: list[tuple[int, str]]) -
         for index, what in rest:
             edit_(each, index, what)
             losses += each.train()
-        inputs = splitgrow.handle(each.model)._history.inputs
+        inputs = splitgrow.handle(each.model)._history.inputs.args
         each.model.eval()
         shown = [outputs_of(each.model, *inputs)]
         for generation in range(each.model.generation):
@@ -147,7 +147,7 @@ def assert_both_go_on_alike(run: Run, other: Run, rest: list[tuple[int, str]]) -
 
 def _old_inputs(run: Run, generation: int) -> tuple[Any, ...]:
     history = splitgrow.handle(run.model)._history
-    return history.inputs_at(history.view_of(generation))
+    return history.inputs_at(history.view_of(generation)).args
 
 
 @settings(

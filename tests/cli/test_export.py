@@ -124,3 +124,70 @@ def test_force_replaces_what_is_there(grown: Any) -> None:
     assert Path("plain.pt").read_text() == "old"
     assert export("plain.pt", "--force").exit_code == 0
     assert len(torch.load("plain.pt", weights_only=True)) == 4
+
+
+KEYWORDS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, batch, scale=1.0, *, mask=None, **more):
+        return self.b(self.a(batch["x"]).relu()) * scale + mask + more["y"]
+"""
+
+
+def test_a_program_takes_keywords_and_containers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(KEYWORDS)
+    made: dict[str, Any] = {}
+    exec(KEYWORDS, made)
+    x, mask, y = torch.randn(5, 3), torch.randn(5, 2), torch.randn(5, 2)
+    model: Any = splitgrow.growable(made["Net"](), ({"x": x},), {"mask": mask, "y": y})
+    model.expand_layer("a", 2)
+    for parameter in model.parameters():
+        parameter.data.normal_()
+    splitgrow.save(model, tmp_path / "run.safetensors")
+    done = CliRunner().invoke(main, ["export", "nets.py:Net", "run.safetensors", "a.pt2"])
+    assert done.exit_code == 0, done.output
+    program = torch.export.load("a.pt2").module()
+    assert_equal(program({"x": x}, mask=mask, y=y), model({"x": x}, mask=mask, y=y))
+    few = program({"x": x[:3]}, mask=mask[:3], y=y[:3])
+    assert_equal(few, model({"x": x[:3]}, mask=mask[:3], y=y[:3]))
+
+
+GRAPH = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, x, y):
+        return self.a(x) + self.b(y).relu()
+
+def make():
+    return torch.fx.symbolic_trace(Net())
+"""
+
+
+def test_keywords_of_a_graph_keep_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(GRAPH)
+    made: dict[str, Any] = {}
+    exec(GRAPH, made)
+    x, y = torch.randn(2, 5, 3)
+    model: Any = splitgrow.growable(made["make"](), {"y": y, "x": x})
+    splitgrow.save(model, tmp_path / "run.safetensors")
+    done = CliRunner().invoke(main, ["export", "nets.py:make", "run.safetensors", "a.pt2"])
+    assert done.exit_code == 0, done.output
+    assert_equal(torch.export.load("a.pt2").module()(y=y, x=x), model(x, y))

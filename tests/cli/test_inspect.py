@@ -127,6 +127,28 @@ def test_a_layer_that_cannot_grow_says_why(models: str) -> None:
     assert layers["out"]["growable"] is True
 
 
+def test_inputs_are_given_by_keyword(models: Path) -> None:
+    placed = _layers(f"{models}:Pair", "--input", "1,7:int64", "--input", "1,7,4")
+    both = ("--input", "extra=1,7,4", "--input", "words=1,7:int64")
+    assert _layers(f"{models}:Pair", *both) == placed
+    assert _layers(f"{models}:Pair", "--input", "1,7:int64", "--input", "extra=1,7,4") == placed
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["1,7:int64", "other=1,7,4"], "its arguments are: words, extra"),
+        (["extra=1,7,4", "extra=1,7,4"], "extra is given more than once"),
+        (["1,7:int64", "a b=1,7,4"], "'a b'"),
+    ],
+)
+def test_keywords_that_are_none_are_refused(models: Path, given: list[str], words: str) -> None:
+    options = [part for shape in given for part in ("--input", shape)]
+    code, _, errors = _inspect(f"{models}:Pair", *options)
+    assert code != 0
+    assert words in " ".join(errors.split())
+
+
 def test_the_table_has_a_row_a_layer_and_a_summary(models: str) -> None:
     code, printed, _ = _inspect(f"{models}:Pair", "--input", "1,7:int64", "--input", "1,7,4")
     assert code == 0
@@ -220,6 +242,8 @@ def test_a_model_that_cannot_be_followed_is_told(models: str) -> None:
         ("7", Shape((7,))),
         (" 1, 16:int64", Shape((1, 16), "int64")),
         ("2,2:bool", Shape((2, 2), "bool")),
+        ("x=1,3", Shape((1, 3), keyword="x")),
+        (" words = 1,16:int64", Shape((1, 16), "int64", "words")),
     ],
 )
 def test_a_shape_is_read(text: str, expected: Shape) -> None:

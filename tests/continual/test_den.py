@@ -31,6 +31,7 @@ from splitgrow.continual.regrowth import (
 from splitgrow.continual.selective import Course
 from splitgrow.continual.studies import Study, TaskView
 from splitgrow.continual.units import Units
+from splitgrow.utils.example_call import ExampleCall
 
 FAST = Training(epochs=3, batch_size=16, lr=0.05)
 SOME = [
@@ -283,7 +284,7 @@ NORM_LAST = Case(
 
 @pytest.mark.parametrize("case", [*CASES, NORM_LAST], ids=lambda case: case.name)
 def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None:
-    body = scattered(Body(Featured(case.model()), case.inputs(), None))
+    body = scattered(Body(Featured(case.model()), ExampleCall(case.inputs()), None))
     first, x = Units(body), case.inputs(5)
     growth = dict.fromkeys(first.growing, 3)
     trial = body.copied()
@@ -334,7 +335,7 @@ def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None
 def test_splitting_every_unit_that_has_drifted_gives_earlier_tasks_back_what_they_had(
     case: Case,
 ) -> None:
-    body = scattered(Body(Featured(case.model()), case.inputs(), None))
+    body = scattered(Body(Featured(case.model()), ExampleCall(case.inputs()), None))
     x, first = case.inputs(5), Units(body)
     own = {n: s.tensor.clone() for n, s in body.slots.items() if not s.shared}
     before = {n: s.tensor.clone() for n, s in body.shared.items()}
@@ -365,7 +366,7 @@ def test_splitting_every_unit_that_has_drifted_gives_earlier_tasks_back_what_the
 
 def test_a_task_goes_on_with_the_duplicates_where_only_its_head_reads_them() -> None:
     """Units of the last layer: what the task has come to stays what it is."""
-    body = scattered(Body(net().double(), (images(0, 2).double(),), "auto"))
+    body = scattered(Body(net().double(), ExampleCall((images(0, 2).double(),)), "auto"))
     x, first = (images(3).double(),), Units(body)
     before = {n: s.tensor.clone() for n, s in body.shared.items()}
     hidden = first.growing[-1]
@@ -390,7 +391,7 @@ def drifted_net(expanded: bool) -> tuple[Body, Units, Units, dict[str, Tensor], 
 
     With its units before and after that, its shared tensors before, and all of them after.
     """
-    body = scattered(Body(net().double(), (images(0, 2).double(),), "auto"))
+    body = scattered(Body(net().double(), ExampleCall((images(0, 2).double(),)), "auto"))
     first, before = Units(body), {n: s.tensor.clone() for n, s in body.shared.items()}
     if expanded:
         body.grow_units(dict.fromkeys(first.growing, 2))
@@ -459,7 +460,7 @@ def test_units_that_cannot_be_duplicated_are_held() -> None:
 
 def test_a_units_group_is_its_weights_or_the_scales_of_the_norms_that_it_goes_through() -> None:
     """Against groups that are put together by hand."""
-    body = scattered(Body(net().double(), (images(0, 2).double(),), "auto"))
+    body = scattered(Body(net().double(), ExampleCall((images(0, 2).double(),)), "auto"))
     units = Units(body)
     values = {n: s.tensor.clone() for n, s in body.slots.items() if s.trains and "bias" not in n}
     before = {name: value.clone() for name, value in values.items()}
@@ -483,7 +484,7 @@ def test_a_units_group_is_its_weights_or_the_scales_of_the_norms_that_it_goes_th
 
 def test_the_size_of_weights_in_front_of_a_norm_has_no_effect_and_its_scales_have() -> None:
     """Why the scales are the group: in training, batch norms undo the size of weights."""
-    body = scattered(Body(net().double(), (images(0, 2).double(),), "auto"))
+    body = scattered(Body(net().double(), ExampleCall((images(0, 2).double(),)), "auto"))
     units, x = Units(body), images(4).double()
     assert {unit.home for unit in units.chosen(units.scaled)} == {units.growing[0]}
     body.model.train()
@@ -501,7 +502,7 @@ def test_the_size_of_weights_in_front_of_a_norm_has_no_effect_and_its_scales_hav
 
 
 def test_new_units_begin_small_but_not_nothing_and_everything_new_is_drawn() -> None:
-    body = Body(net().double(), (images(0, 2).double(),), "auto")
+    body = Body(net().double(), ExampleCall((images(0, 2).double(),)), "auto")
     first, trial, plain = Units(body), body.copied(), body.copied()
     plain.grow_units(dict.fromkeys(first.growing, 3))
     trial.grow_units(dict.fromkeys(first.growing, 3), Drawn())
@@ -554,7 +555,7 @@ def test_the_proximal_steps_are_the_nearest_points() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("radius", [0.0, 1e-6, 1e-3, 1.0])
 def test_holding_never_leaves_a_unit_beyond_by_rounding(dtype: torch.dtype, radius: float) -> None:
-    body = scattered(Body(net().to(dtype), (images(0, 2).to(dtype),), "auto"))
+    body = scattered(Body(net().to(dtype), ExampleCall((images(0, 2).to(dtype),)), "auto"))
     units = Units(body)
     before = {name: 100 * slot.tensor for name, slot in body.shared.items()}
     weights = {name: value + torch.randn_like(value) for name, value in before.items()}

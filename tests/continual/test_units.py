@@ -15,11 +15,12 @@ from splitgrow.analysis.units import CONSTANT, Unit, places_on
 from splitgrow.continual.body import Body
 from splitgrow.continual.units import Units
 from splitgrow.growth.history_lookup import history_of
+from splitgrow.utils.example_call import ExampleCall
 
 
 def body_of(case: Case, grown: bool) -> Body:
     """A body of random values, of which every layer has grown twice, if asked for."""
-    body = Body(Featured(case.model()), case.inputs(), None)
+    body = Body(Featured(case.model()), ExampleCall(case.inputs()), None)
     for _ in range(2 * grown):
         groups = Units(body).growing
         body.grow_units(dict.fromkeys(groups, 1))
@@ -129,7 +130,7 @@ Conv1D.__module__, Conv1D.__qualname__ = "transformers.pytorch_utils", "Conv1D"
 def test_a_block_may_have_its_tensor_the_other_way_round(width: int) -> None:
     """Those that such a layer gains to read new inputs are plain Linear layers."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Conv1D(width, 4)).double()
-    body = Body(model, (torch.randn(2, 3, dtype=torch.float64),), None)
+    body = Body(model, ExampleCall((torch.randn(2, 3, dtype=torch.float64),)), None)
     first, last = Units(body).growing
     body.grow_units({first: width, last: 1})
     body = scattered(body)
@@ -164,7 +165,9 @@ def pruned(seed: int) -> Body:
             return self.hidden(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)).tanh()
 
     torch.manual_seed(seed)
-    body = Body(Smooth().double(), (torch.randn(2, 2, 6, 6, dtype=torch.float64),), None)
+    body = Body(
+        Smooth().double(), ExampleCall((torch.randn(2, 2, 6, 6, dtype=torch.float64),)), None
+    )
     body = scattered(body)
     with torch.no_grad():
         for name, slot in body.shared.items():
@@ -195,7 +198,7 @@ def test_the_units_that_are_needed_are_those_whose_change_is_noticed(seed: int) 
 
 
 def test_flattening_repeats_a_unit_and_an_addition_makes_two_layers_make_it() -> None:
-    body = Body(net(), (torch.randn(2, 2, 6, 6),), "auto")
+    body = Body(net(), ExampleCall((torch.randn(2, 2, 6, 6),)), "auto")
     units = Units(body)
     (group, _), *_ = [unit for unit, _ in units.features]
     stem, hidden = units.growing

@@ -58,7 +58,7 @@ def test_the_input_grows_or_says_why_it_cannot(case: Case) -> None:
         return
     edit = model.expand_input(12)
     (n,) = edit.request.values()
-    example = vars(model)["_splitgrow_history"].inputs[0]
+    example = vars(model)["_splitgrow_history"].inputs.args[0]
     (dim,) = (d for d in range(x.dim()) if example.shape[d] != x.shape[d])
     y = wider(x, dim, n)
     assert_equal(leading(outputs_of(model, y), before), before)

@@ -144,7 +144,7 @@ def _consistent(run: runs.Run, path: Path) -> tuple[str, str]:
         if not torch.equal(torch.nan_to_num(state[own].detach()), torch.nan_to_num(tensor)):
             return f"loaded, but not `{own}`", ""
     try:
-        (images,) = vars(run.model)[HISTORY].inputs
+        (images,) = vars(run.model)[HISTORY].inputs.args
         run.model.eval()
         run.model(images)
         runs.train(run, images)

@@ -19,6 +19,7 @@ from splitgrow.analysis.units import Unit, UnitNumbers
 from splitgrow.pruning.dead_units import _removable
 from splitgrow.pruning.narrow import Chosen, narrow_
 from splitgrow.pruning.shrink import _stop_reading_
+from splitgrow.utils.example_call import ExampleCall
 
 NETWORKS = int(80 * MANY)
 
@@ -38,7 +39,7 @@ def chosen_units(followed: Followed, network: nn.Module, seed: int) -> dict[int,
 
 def check(network: nn.Module, inputs: tuple[Any, ...], seed: int) -> int:
     """Takes random units out; returns the number of parameters that went."""
-    followed = analyse_runs(network, inputs)
+    followed = analyse_runs(network, ExampleCall(inputs))
     gone = chosen_units(followed, network, seed)
     masked, narrower = copy.deepcopy(network), copy.deepcopy(network)
     _stop_reading_(dict(masked.named_modules()), followed.graph, gone)
@@ -71,7 +72,7 @@ def test_so_does_any_random_network(network: tuple[nn.Module, Tensor], seed: int
 
 def test_a_group_keeps_a_unit_and_a_fixed_one_keeps_all() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
-    graph = analyse_runs(network, (torch.ones(1, 2),)).graph
+    graph = analyse_runs(network, ExampleCall((torch.ones(1, 2),))).graph
     (group,) = graph.growing_groups(graph.nodes["0"].outs)
     with pytest.raises(AssertionError, match="no units left"):
         narrow_(network, graph, {group: [0, 1, 2]})
@@ -83,7 +84,7 @@ def test_a_group_keeps_a_unit_and_a_fixed_one_keeps_all() -> None:
 
 def test_units_lie_on_positions_as_the_runs_say() -> None:
     network = nn.Sequential(nn.Conv1d(1, 3, 1), nn.Flatten(), nn.Linear(6, 2))
-    graph = analyse_runs(network, (torch.ones(1, 1, 2),)).graph
+    graph = analyse_runs(network, ExampleCall((torch.ones(1, 1, 2),))).graph
     axis = graph.nodes["2"].ins
     (group,) = graph.growing_groups(axis)
     found = Chosen(graph.groups, {group: [1]}).on(axis)

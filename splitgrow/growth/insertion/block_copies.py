@@ -23,12 +23,13 @@ from splitgrow.layers.insertion_wrapper import first_argument, first_of, with_fi
 from splitgrow.layers.plain_copy import plain_copy
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import layer_type_of
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.preserve import preserve_
 from splitgrow.utils.rollback import Undo, temporarily
 
 
 def copied_block(
-    model: nn.Module, path: str, sites: Sites, inputs: tuple[Any, ...], undo: Undo
+    model: nn.Module, path: str, sites: Sites, inputs: ExampleCall, undo: Undo
 ) -> tuple[nn.Module, dict[int, nn.Module]]:
     """A plain copy of a block that returns its input unchanged if that is the block's output.
 
@@ -167,7 +168,7 @@ def _check(
     model: nn.Module,
     host: tuple[str, nn.Module],
     block: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: ExampleCall,
 ) -> None:
     """Makes sure that the copy returns the block's output unchanged, on random input as well.
 
@@ -212,7 +213,7 @@ class _Captured(Exception):  # noqa: N818
 
 @temporarily
 def captured(
-    undo: Undo, model: nn.Module, host: nn.Module, inputs: tuple[Any, ...]
+    undo: Undo, model: nn.Module, host: nn.Module, inputs: ExampleCall
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of the call to a module when the model runs on its example inputs.
 
@@ -229,7 +230,7 @@ def captured(
         module.__dict__["training"] = False
     host.__dict__["forward"] = capture
     try:
-        model(*inputs)
+        inputs.map(torch.clone).run(model)
     except _Captured as captured:
         args, kwargs = captured.args
         return args, dict(kwargs)

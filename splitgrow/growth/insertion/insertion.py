@@ -38,6 +38,7 @@ from splitgrow.growth.planning import find_node
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.insertion_wrapper import InsertionWrapper, note_questions_, note_runs_
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.rollback import Undo, temporarily
 
 
@@ -184,7 +185,7 @@ def _replacement(
     model: nn.Module,
     sites: Sites,
     path: str,
-    inputs: tuple[Any, ...],
+    inputs: ExampleCall,
     module: nn.Module | None,
 ) -> nn.Module:
     """A fade from one module to another with the same input.

@@ -19,6 +19,7 @@ from splitgrow.growth.insertion.value_ranges import value_ranges
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import layer_type_of
+from splitgrow.utils.example_call import ExampleCall
 
 _NORMS = ("BatchNorm", "InstanceNorm", "GroupNorm", "LayerNorm", "RMSNorm", "LocalResponseNorm")
 
@@ -101,10 +102,10 @@ class Sites:
 
     Args:
         model: The model. It is not changed.
-        inputs: The positional arguments of an example call.
+        inputs: The example call.
     """
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, inputs: ExampleCall) -> None:
         trace = trace_model(model, inputs, training=False, make=_CallTracer)
         recorder = trace.recorder
         assert isinstance(recorder, _CallTracer)

@@ -36,6 +36,7 @@ from splitgrow.layers.insertion_wrapper import note_questions_
 from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import layer_type_of
 from splitgrow.layers.weight_views import keep_storage_
+from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.module_slots import holders_in
 from splitgrow.utils.rollback import Undo, temporarily
 
@@ -268,14 +269,14 @@ def widen_inputs_(model: nn.Module, history: History, edits: Sequence[Edit]) -> 
             history.inputs = inputs
 
 
-def _elements(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+def _elements(model: nn.Module, inputs: ExampleCall) -> int:
     held = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
     return sum(tensor.numel() for tensor in held if isinstance(tensor, Tensor))
 
 
 @temporarily
 def _analysed_within_bounds(
-    undo: Undo, model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str]
+    undo: Undo, model: nn.Module, inputs: ExampleCall, broken: Mapping[str, str]
 ) -> tuple[ChannelGraph, set[int]]:
     """The graph, and the ids of wrappers that answer for attributes of their modules."""
     asked = note_questions_(undo)
@@ -284,7 +285,7 @@ def _analysed_within_bounds(
 
 
 def analysed_(
-    model: nn.Module, inputs: tuple[Any, ...], broken: Mapping[str, str], undo: Undo
+    model: nn.Module, inputs: ExampleCall, broken: Mapping[str, str], undo: Undo
 ) -> ChannelGraph:
     """The channel graph of a rebuilt model.
 

@@ -19,6 +19,7 @@ from written import X, written
 
 from splitgrow.analysis.channels.tracked_int import Tracked, plain_value
 from splitgrow.analysis.tracer import trace_model
+from splitgrow.utils.example_call import ExampleCall
 
 
 class Notes:
@@ -196,7 +197,7 @@ def test_after_the_recording_a_number_is_as_a_plain_int_is() -> None:
         kept.append(y.shape[-1])
         return model.head(y)
 
-    steps = trace_model(written(forward), (X,), training=False).steps
+    steps = trace_model(written(forward), ExampleCall((X,)), training=False).steps
     (number,) = kept
     count = len(steps)
     assert isinstance(number, Tracked)
@@ -216,7 +217,7 @@ def test_a_number_of_an_earlier_recording_is_a_plain_one_in_the_next() -> None:
 
     model = written(forward)
     first, second = (
-        trace_model(model, (X,), training=training).steps for training in (False, True)
+        trace_model(model, ExampleCall((X,)), training=training).steps for training in (False, True)
     )
     (view,) = (step for step in second if step.name == "view")
     assert [type(number) for number in view.args[1:]] == [int, int, int]
