@@ -208,7 +208,7 @@ class _Loading:
             set_execution_mode_(_mode(contents), undo)
             set_random_states_(read_tree(contents.random, read), undo)
         new = added_since(self._model, self._start)
-        watch_new_(self._model, "load", new, optimizers, undo)
+        watch_new_(self._model, "load", new, optimizers, undo, loaded=True)
         follow_growth_(self._model, undo)
 
 

@@ -24,7 +24,7 @@ from splitgrow.utils.source_lines import levels_to_caller
 
 
 def follow_growth_(model: nn.Module, undo: Undo) -> None:
-    """Has the averages that follow a model grow as it has, and warns of those that do not.
+    """Has the averages that follow a model grow as it has.
 
     Args:
         model: The model.
@@ -33,10 +33,13 @@ def follow_growth_(model: nn.Module, undo: Undo) -> None:
     Raises:
         SplitGrowError: If one cannot follow.
     """
-    kin = history_of(model).kin
-    for copied, average in kin.following():
+    for copied, average in history_of(model).kin.following():
         catch_up_(copied, average, model, undo)
-    for copied in kin.changed_copies():
+
+
+def warn_of_copies_behind(model: nn.Module) -> None:
+    """Warns if a copy averages a model and has fewer edits than it."""
+    for copied in history_of(model).kin.changed_copies():
         if len(history_of(copied).edits) < len(history_of(model).edits):
             warnings.warn(
                 f"a deep copy of this {type(model).__name__} that averages it (EMA, SWA), or has "

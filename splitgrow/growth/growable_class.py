@@ -157,7 +157,7 @@ def _load_state_dict(
         journal = take_journal(self, state, "")
         since = len(history_of(self).edits)
         follow_(self, journal, state, "", undo)
-        watch_new_(self, "load_state_dict", added_since(self, since), (), undo)
+        watch_new_(self, "load_state_dict", added_since(self, since), (), undo, loaded=True)
         follow_growth_(self, undo)
         if journal.edits and strict:
             check_fit(self, state)
@@ -203,7 +203,7 @@ def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: 
         if not history_of(self).loading:
             since = len(history_of(self).edits)
             follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
-            watch_new_(self, "load_state_dict", added_since(self, since), (), undo)
+            watch_new_(self, "load_state_dict", added_since(self, since), (), undo, loaded=True)
             follow_growth_(self, undo)
             history_of(self).kin.sample = ()  # the parts are still to be loaded
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.growth.averages import follow_growth_
+from splitgrow.growth.averages import follow_growth_, warn_of_copies_behind
 from splitgrow.growth.history import History, added_since
 from splitgrow.growth.history_lookup import HandleBase
 from splitgrow.growth.optimizers import ParameterPaths, arrange_, listed
@@ -47,6 +47,7 @@ class GrowingBase(HandleBase):
             arrange_(optimizers, before, model, undo)
             watch_new_(model, what, added_since(model, since), optimizers, undo)
             follow_growth_(model, undo)
+            warn_of_copies_behind(model)
             return made
 
         return self._operation(what, grow)

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from splitgrow.errors import SplitGrowWarning
+from splitgrow.growth.averages import warn_of_copies_behind
 from splitgrow.growth.optimizer_fitting import check_shapes, parameters_of
 from splitgrow.growth.optimizers import is_in_an_optimizer
 from splitgrow.utils.rollback import Undo
@@ -34,11 +35,14 @@ class _Watch:
     Attributes:
         what: The operation that added the last of them.
         new: The parameters.
+        loaded: Whether a state_dict or a file brought them, so that averages may have been
+            loaded since, too.
         others: The optimizers that do not train the model.
     """
 
     what: str
     new: tuple[ref[nn.Parameter], ...]
+    loaded: bool = False
     others: WeakSet[Optimizer] = field(default_factory=WeakSet)
 
 
@@ -52,6 +56,8 @@ def watch_new_(
     new: Iterable[nn.Parameter],
     optimizers: Iterable[Optimizer],
     undo: Undo,
+    *,
+    loaded: bool = False,
 ) -> None:
     """Watches whether the parameters that a model has gained will be trained.
 
@@ -61,15 +67,18 @@ def watch_new_(
         new: The parameters.
         optimizers: The optimizers that were told of them.
         undo: Ends the watch.
+        loaded: Whether a state_dict or a file brought them.
     """
     trained = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
-    missing = [p for p in new if id(p) not in trained]
-    if not any(p.requires_grad for p in missing):
+    gained = list(new)
+    missing = [p for p in gained if id(p) not in trained]
+    if not any(p.requires_grad for p in missing) and not (loaded and gained):
         return
     watch = _watched.get(model)
     undo.on_failure(partial(_set, model, watch))
-    known = watch.new if watch is not None else ()
-    _set(model, _Watch(what, (*known, *(ref(p) for p in missing))))
+    before = watch or _Watch(what, ())
+    refs = (*before.new, *(ref(p) for p in missing))
+    _set(model, _Watch(what, refs, loaded or before.loaded))
 
 
 def _set(model: nn.Module, watch: _Watch | None) -> None:
@@ -114,6 +123,8 @@ def _look(model: nn.Module, watch: _Watch, optimizer: Optimizer) -> None:
     new = [p for p in alive if p is not None and p.requires_grad and id(p) in paths]
     homeless = [p for p in new if id(p) not in own and not is_in_an_optimizer(p)]
     _set(model, None)
+    if watch.loaded:
+        warn_of_copies_behind(model)
     if homeless:
         names = ", ".join(paths[id(p)] for p in homeless[:3])
         more = f" and {len(homeless) - 3} more" if len(homeless) > 3 else ""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks
+from torch.optim.swa_utils import AveragedModel
 
 import splitgrow
 from splitgrow.growth import untrained
@@ -229,3 +230,16 @@ def test_control_an_optimizer_that_keeps_states_of_other_shapes_may_step():
     for _ in range(2):
         optimizer = Rows(model.parameters())
         assert step(optimizer, model) == []
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_average_that_was_not_loaded_with_its_model_is_told_of_at_the_next_step(told):
+    grown = network()
+    grown.expand_layer("0", 2)
+    model = network()
+    average = AveragedModel(model)
+    model.load_state_dict(grown.state_dict())  # as a trainer does, before it loads the average
+    if told:
+        average.module.load_state_dict(grown.state_dict())
+    warned = step(torch.optim.SGD(model.parameters(), 0.1), model)
+    assert [("splitgrow.follow" in one) for one in warned] == ([] if told else [True])

@@ -15,11 +15,20 @@ from benchmarks.vision import torchvision
 from trainers.runs import DIES, GROWS, STEPS, How, Program, batch, network
 
 
-def lightning() -> Program:
+def lightning_averaged() -> Program:
+    """The same with EMAWeightAveraging, whose average follows; the run ends with the average."""
+    return lightning(averaged=True)
+
+
+def lightning(*, averaged: bool = False) -> Program:
     """Lightning: growth in a callback, ModelCheckpoint, `fit(ckpt_path=...)`."""
     torchvision()  # torchmetrics imports it
     import lightning.pytorch as pl  # noqa: PLC0415
-    from lightning.pytorch.callbacks import Callback, ModelCheckpoint  # noqa: PLC0415
+    from lightning.pytorch.callbacks import (  # noqa: PLC0415
+        Callback,
+        EMAWeightAveraging,
+        ModelCheckpoint,
+    )
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -37,6 +46,10 @@ def lightning() -> Program:
             optimizer = self.how.optimizer(adam, self)
             scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.7)
             return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    class Average(EMAWeightAveraging):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            splitgrow.follow(self._average_model, pl_module)
 
     class Grow(Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -56,7 +69,7 @@ def lightning() -> Program:
             accelerator="cpu",
             max_steps=STEPS,
             gradient_clip_val=1.0,
-            callbacks=[Grow(), saver, Die()],
+            callbacks=[*([Average(decay=0.5)] if averaged else []), Grow(), saver, Die()],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -226,7 +239,7 @@ def timm() -> Program:
 
 
 TOOLS = {"lightning": lightning, "transformers": transformers, "accelerate": accelerate}
-TOOLS["timm"] = timm
+TOOLS |= {"timm": timm, "lightning-averaged": lightning_averaged}
 
 
 def quiet() -> None:
