@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp import FullyShardedDataParallel as Fsdp1
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from ways import PAIR, Net2Net
 
 import splitgrow
@@ -462,6 +463,27 @@ def grown_through_the_wrapper_around(rank: int, how: str) -> None:
     distributed.expand_layer(outer, "0", 2, optimizer=optimizer, timeout=TIMEOUT)
     train(outer, optimizer, range(2, 4))
     assert equal_everywhere(outer)
+
+
+def average_that_follows(rank: int) -> None:
+    """An average grows in every process, and begins with the first one's values of what is new."""
+    net = network()
+    average = splitgrow.follow(AveragedModel(net, avg_fn=lambda a, b, _: 0.5 * (a + b)), net)
+    ddp = DistributedDataParallel(net)
+    optimizer = adam(ddp)
+    torch.manual_seed(100 + rank)
+    for step in range(3):
+        if step == 1:
+            distributed.expand_layer(ddp, "0", 2, freeze=False, optimizer=optimizer)
+            distributed.insert_layer(ddp, "6", "residual", freeze=False, optimizer=optimizer)
+            for parameter in splitgrow.handle(net).parameters_of(1):
+                name = next(n for n, p in net.named_parameters() if p is parameter)
+                assert torch.equal(average.module.get_parameter(name), parameter)
+        train(ddp, optimizer, range(step, step + 1))
+        average.update_parameters(net)
+    assert equal_everywhere(average.module)
+    names = [name for name, _ in net.named_parameters()]
+    assert [name for name, _ in average.module.named_parameters()] == names
 
 
 def equal_everywhere(model: nn.Module) -> bool:

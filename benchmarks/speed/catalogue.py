@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.speed.claims import (
     against_masks,
     analysis_time,
+    beside_training,
     check_time,
     fuse_memory,
     fused_inference,
@@ -32,6 +33,7 @@ CLAIMS = (
     growth_time.CLAIM,
     analysis_time.CLAIM,
     check_time.CLAIM,
+    beside_training.CLAIM,
     fuse_memory.CLAIM,
     training_memory.CLAIM,
 )

@@ -184,6 +184,10 @@ def test_a_model_grows_through_the_wrapper_around_the_module_that_holds_it(how: 
     in_processes(2, work.grown_through_the_wrapper_around, how)
 
 
+def test_an_average_follows_with_the_same_values_in_every_process() -> None:
+    in_processes(2, work.average_that_follows)
+
+
 def test_what_cannot_be_followed_is_refused_with_a_way_out() -> None:
     found = in_processes(2, work.unsupported)
     assert found[0] == found[1]

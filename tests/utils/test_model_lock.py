@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_equal, assert_identical
+from helpers import MANY, assert_equal, assert_identical
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import splitgrow
 from splitgrow.utils import model_lock as gate
@@ -274,6 +275,45 @@ def test_threads_that_run_a_model_while_it_changes_see_one_network_or_the_next()
                     model.expand_layer("0", 1)
                     model.consolidate()
                 assert_equal(run(splitgrow.merge(model)), expected)
+                for done in served:
+                    done.clear()
+                assert all(done.wait(PATIENT) for done in served)  # each has run this network
+        finally:
+            stop.set()
+        for each in serving:
+            each.result(PATIENT)
+
+
+def test_eight_threads_run_a_model_and_its_average_beside_growth_and_saves(tmp_path):
+    """Both grow, and every call of either gives the outputs of before; so does every file."""
+    model, _ = network()
+    average = splitgrow.follow(AveragedModel(model), model)
+    average.eval()
+    expected, stop = run(model), threading.Event()
+    served = [threading.Event() for _ in range(8)]
+    path = tmp_path / "a.safetensors"
+
+    def serve(done: threading.Event, which: nn.Module) -> None:
+        while not stop.is_set():
+            assert_equal(run(which), expected)
+            done.set()
+
+    with ThreadPoolExecutor(9) as pool:
+        serving: list[Future[None]] = [
+            pool.submit(serve, done, (model, average.module)[index % 2])
+            for index, done in enumerate(served)
+        ]
+        try:
+            for turn in range(round(4 * MANY)):
+                model.expand({"0": 1, "3": 1}, freeze=turn % 2 == 0)
+                if turn % 3 == 0:
+                    model.insert_layer("3", "residual")
+                if turn % 3 == 1:
+                    model.consolidate()
+                splitgrow.save(model, path)
+                fresh, _ = network()
+                splitgrow.load(fresh, path, training=False)
+                assert_equal(run(fresh), expected)
                 for done in served:
                     done.clear()
                 assert all(done.wait(PATIENT) for done in served)  # each has run this network
