@@ -66,10 +66,10 @@ def optimizers_of(optimizer: object) -> list[Optimizer]:
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
     """The optimizer inside of those that trainers put around it and that share its param groups."""
-    inner = getattr(optimizer, "optimizer", None)
-    if isinstance(inner, Optimizer) and inner.param_groups is optimizer.param_groups:
-        return unwrapped(inner)
-    return optimizer
+    held = (value for value in vars(optimizer).values() if isinstance(value, Optimizer))
+    inner = (one for one in held if one.param_groups is optimizer.param_groups)
+    found = next((one for one in inner if one is not optimizer), None)
+    return optimizer if found is None else unwrapped(found)
 
 
 def listed(optimizer: object) -> list[Optimizer]:
