@@ -152,13 +152,18 @@ def matched(
         members.append([parameter for _, parameter in found if parameter is not None])
     problems.extend(_left_over(optimizer, members, named))
     if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise OptimizerError(
             f"the state_dict does not fit this {type(optimizer).__name__} and its model: "
-            f"{'; '.join(problems[:5])}{more}. Load the model's state of the same moment first, "
+            f"{_some(problems)}. Load the model's state of the same moment first, "
             f"into a fresh model if this one has grown further"
         )
     return members
+
+
+def _some(problems: Sequence[str]) -> str:
+    """The first problems, and the number of the others."""
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return "; ".join(problems[:5]) + more
 
 
 def _misfits(found: Iterable[tuple[SavedMember, Tensor | None]], number: int) -> Iterator[str]:
@@ -270,10 +275,9 @@ def check_shapes(
                     f"{tuple(value.shape)}"
                 )
     if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise OptimizerError(
             f"the state of this {type(optimizer).__name__} is that of other parameters: "
-            f"{'; '.join(problems[:5])}{more}. It was loaded by position, from an optimizer that "
+            f"{_some(problems)}. It was loaded by position, from an optimizer that "
             f"listed them in another order; use splitgrow.by_name(optimizer, model) before saving "
             f"and before loading"
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from equal_widths import Net
 from helpers import assert_equal, assert_identical
 from snapshots import unchanged
 from torch import Tensor, nn
@@ -23,26 +24,6 @@ from splitgrow.growth import averages
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).double()
 DECAY = 0.75
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.first, self.last = nn.BatchNorm1d(6), nn.Linear(6, 6), nn.Linear(6, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.last(self.first(self.norm(x)).relu())
-
-
-class Net(nn.Module):
-    """Layers of equal widths, so that pairs by a wrong position would fit in shape."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.block, self.head = nn.Linear(6, 6), Block(), nn.Linear(6, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.block(self.stem(x)))
 
 
 class Own(nn.Module):

@@ -11,32 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from equal_widths import Net
 from resuming import OPTIMIZERS
 from snapshots import unchanged
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 import splitgrow
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.first, self.last = nn.BatchNorm1d(6), nn.Linear(6, 6), nn.Linear(6, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.last(self.first(self.norm(x)).relu())
-
-
-class Net(nn.Module):
-    """Layers of equal widths, so that a state by a wrong position would fit in shape."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.block, self.head = nn.Linear(6, 6), Block(), nn.Linear(6, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.block(self.stem(x)))
 
 
 def network(seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
