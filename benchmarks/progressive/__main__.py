@@ -31,13 +31,14 @@ from torch import Tensor
 from benchmarks.progressive.results import FOLDER, PAGE, read_runs, show, write_page, write_runs
 from benchmarks.progressive.training import WAYS, Run, Settings, Training, reconstructions
 from splitgrow.demos import imagefolder
+from splitgrow.demos.rawdata import Room
 
 _SHOWN = 12  # pictures in a row of the grid
 
 
 def load(path: Path, settings: Settings, track: Any) -> tuple[Tensor, Tensor]:
     """Training and test images (N, 3, size, size), from -1 to 1; the same whenever it is called."""
-    raw = imagefolder.read(path, size=settings.size, track=track)
+    raw = imagefolder.read(path, size=settings.size, track=track, room=Room())
     halves = []
     for split, count in ((raw.train, settings.images), (raw.test, settings.tested)):
         chosen = np.random.default_rng(0).permutation(len(split.labels))[:count]

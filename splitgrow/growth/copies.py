@@ -104,9 +104,9 @@ def _has_changed(kin: Kin, model: nn.Module) -> bool:
 
 
 def _trains(model: nn.Module) -> bool:
-    """Whether an optimizer trains a copy, which is then a network of its own."""
-    first = next((p for p in model.parameters() if p.requires_grad), None)
-    return first is not None and is_in_an_optimizer(first)
+    """Whether a copy is trained, and so a network of its own; averages have no gradients."""
+    training = [p for p in model.parameters() if p.requires_grad]
+    return any(p.grad is not None for p in training) or is_in_an_optimizer(*training)
 
 
 def _inside_averages() -> set[int]:

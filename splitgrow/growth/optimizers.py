@@ -96,17 +96,17 @@ def listed(optimizer: object) -> list[Optimizer]:
     return optimizers
 
 
-def is_in_an_optimizer(parameter: nn.Parameter) -> bool:
-    """Whether a param group of any living optimizer has a parameter.
+def is_in_an_optimizer(*parameters: nn.Parameter) -> bool:
+    """Whether a param group of any living optimizer has one of these parameters.
 
     Optimizers are not listed anywhere. So their groups are found among the objects that refer to
-    the parameter, which takes a moment.
+    the parameters, which takes a moment.
     """
-    holders = [item for item in gc.get_referrers(parameter) if type(item) is list]
+    holders = [item for item in gc.get_referrers(*parameters) if type(item) is list]
+    held = {id(holder) for holder in holders}
     return any(
-        type(group) is dict and group.get("params") is holder
-        for holder in holders
-        for group in gc.get_referrers(holder)
+        type(group) is dict and id(group.get("params")) in held
+        for group in gc.get_referrers(*holders)
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from splitgrow.errors import SplitGrowWarning
 from splitgrow.growth.averages import warn_of_copies_behind
@@ -47,7 +48,8 @@ class _Watch:
 
 
 _watched: WeakKeyDictionary[nn.Module, _Watch] = WeakKeyDictionary()
-_hook: Any = None
+_hooks: list[RemovableHandle] = []
+"""The hook on all optimizers' steps, while a model is watched."""
 
 
 def watch_new_(
@@ -92,12 +94,10 @@ def _set(model: nn.Module, watch: _Watch | None) -> None:
 
 def _keep_hook() -> None:
     """Has the hook as long as a model is watched."""
-    global _hook  # noqa: PLW0603
-    if _watched and _hook is None:
-        _hook = register_optimizer_step_pre_hook(_at_step)
-    elif not _watched and _hook is not None:
-        _hook.remove()
-        _hook = None
+    if _watched and not _hooks:
+        _hooks.append(register_optimizer_step_pre_hook(_at_step))
+    while _hooks and not _watched:
+        _hooks.pop().remove()
 
 
 def _at_step(optimizer: Optimizer, *_: Any) -> None:

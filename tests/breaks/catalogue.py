@@ -142,9 +142,9 @@ BREAKS = (
         "growth/test_consolidation.py::test_gradients_and_adams_state_are_joined",
     ),
     Break(
-        "growth/insertion/insertion.py",
-        "older = tuple(alike + [p for _, p in near if all(p is not q for q in alike)])",
-        "older = tuple(p for _, p in near)",
+        "growth/insertion/joining.py",
+        "alike = [found[place][0] for *_, place in ranked]",
+        "alike: list[nn.Parameter] = []",
         "an inserted bias joins the param group of a weight",
         "growth/insertion/test_insertion.py::test_what_is_inserted_joins_the_group_of_the_parameter_of_its_own_name",
     ),

@@ -852,6 +852,7 @@ def test_a_model_that_never_grew_has_the_keys_of_its_class() -> None:
     plain.load_state_dict(growable().state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:the state_dict is from before")
 def test_a_state_dict_from_before_any_growth_loads_into_the_original_blocks() -> None:
     before = net().state_dict()
     model = grown()
@@ -866,6 +867,7 @@ def test_a_state_dict_from_before_any_growth_loads_into_the_original_blocks() ->
         model.load_state_dict(before)
 
 
+@pytest.mark.filterwarnings("ignore:the state_dict is from before")
 def test_a_state_dict_from_between_two_edits_loads_into_the_blocks_of_that_time() -> None:
     model = growable()
     model.expand_layer("stem", 2)

@@ -304,7 +304,7 @@ def test_a_bad_data_file_is_one_line_on_stderr(tmp_path: Path) -> None:
     (tmp_path / "data.npz").write_bytes(b"not a zip")
     code, printed, errors = _demo(tmp_path / "out", "--data", str(tmp_path / "data.npz"))
     assert (code, printed) == (1, "")
-    assert errors.startswith(f"Error: {tmp_path / 'data.npz'}: it cannot be read")
+    assert errors.startswith(f"Error: {tmp_path / 'data.npz'}: it is damaged")
     assert errors.count("\n") == 1
 
 
