@@ -1,0 +1,69 @@
+"""Draws many lives, in batches that each have a seed of their own."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import hypothesis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from machine.rules import Machine
+
+STEPS = 14
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What went wrong in a batch.
+
+    Attributes:
+        seed: The batch's.
+        kind: The last line of the error.
+        story: The steps of the life, and the traceback.
+    """
+
+    seed: int
+    kind: str
+    story: str
+
+
+def batch(
+    sequences: int, seed: int, *, shrink: bool = False, machine: type[Machine] = Machine
+) -> Fault | None:
+    """Some lives, until something is wrong with one of them."""
+    phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
+    drawn = hypothesis.seed(seed)(type("Lives", (machine,), {}))
+    wanted = settings(
+        max_examples=sequences,
+        stateful_step_count=STEPS,
+        deadline=None,
+        database=None,
+        phases=phases,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    try:
+        run_state_machine_as_test(drawn, settings=wanted)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+        notes = "\n".join(getattr(error, "__notes__", []))
+        story = "".join(traceback.format_exception(error)[-12:])
+        text = str(error).splitlines() or [""]
+        return Fault(seed, f"{type(error).__name__}: {text[0]}", f"{notes}\n{story}")
+    return None
+
+
+def batches(sequences: int, seed: int, size: int) -> Iterator[tuple[int, Fault | None]]:
+    """The number of lives of each batch, and its fault."""
+    done = 0
+    while done < sequences:
+        before = Machine.lives
+        drawn = min(size, sequences - done)
+        machine = type("Lives", (Machine,), {"lives": 0})
+        fault = batch(drawn, seed, machine=machine)
+        Machine.lives = before
+        done += drawn
+        seed += 1
+        yield drawn, fault

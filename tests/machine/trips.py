@@ -1,0 +1,185 @@
+"""Copies and files: the same bits, and the same next step of training."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import splitgrow
+from machine.acts import make_optimizer
+from machine.life import Earlier, Life, Refused
+from machine.nets import made
+from machine.training import Trained
+
+BEFORE = "is from before"
+
+
+def _assert_same(life: Life, other: Any) -> None:
+    """The same tensors, bit for bit, the same edits, and the same closed generations."""
+    one, two = life.model.state_dict(), other.state_dict()
+    assert list(one) == list(two), "keys"
+    wrong = [name for name in one if not torch.equal(one[name], two[name])]
+    assert not wrong, f"other bits: {', '.join(wrong[:4])}"
+    assert splitgrow.handle(other).edits == splitgrow.handle(life.model).edits
+    assert other.generation == life.model.generation
+    trains = [p.requires_grad for p in life.model.parameters()]
+    assert [p.requires_grad for p in other.parameters()] == trains, "requires_grad"
+    assert torch.equal(life.output(other), life.output()), "outputs"
+    for generation, closed in enumerate(life.closed):
+        if generation >= life.exact_from:
+            with life.model.at(generation):
+                old = life.output(width=closed.mirror.width)
+            with other.at(generation):
+                new = life.output(other, width=closed.mirror.width)
+            assert torch.equal(old, new), f"at({generation}) of the copy"
+
+
+def copied(life: Life, how: str, *, go_on: bool) -> None:
+    """A deep copy, a pickle, or torch.save of the whole."""
+    if how == "deepcopy":
+        other = copy.deepcopy(life.model)
+    elif how == "pickle":
+        life_hooks_off(life)
+        other = pickle.loads(pickle.dumps(life.model))
+    else:
+        life_hooks_off(life)
+        file = io.BytesIO()
+        torch.save(life.model, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    _assert_same(life, other)
+    if go_on:
+        life.adopt(other, None)
+        life.untold = []
+
+
+def life_hooks_off(life: Life) -> None:
+    """Hooks of the machine are closures, which pickle does not take."""
+    for handle, _ in life.hooks.values():
+        handle.remove()
+    life.hooks = {}
+
+
+def fresh_of(life: Life) -> Any:
+    return made(life.seed + 1, life.dtype, space=life.space)
+
+
+def saved(life: Life, folder: Path, *, go_on: bool, growable: bool, seed: int) -> None:
+    """`splitgrow.save` and `load` into a fresh model, with its training."""
+    ready_optimizer(life)
+    trained = life.trained
+    assert trained is not None
+    path = folder / "life.safetensors"
+    extra = {"epoch": seed, "best": torch.tensor(0.5)}
+    with splitgrow.execution(life.mode):
+        splitgrow.save(
+            life.model, path, optimizer=trained.optimizer, scheduler=trained.scheduler, extra=extra
+        )
+    fresh = fresh_of(life)
+    if growable:
+        splitgrow.growable(fresh, life.probe(2))
+    again = Trained(trained.how, "one", fresh, by_name=trained.by_name)
+    with splitgrow.execution("auto"):
+        found = splitgrow.load(
+            fresh, path, optimizer=again.optimizer, scheduler=again.scheduler
+        )
+    assert found["epoch"] == seed
+    assert torch.equal(found["best"], extra["best"])
+    fresh.train(life.model.training)
+    _finish(life, fresh, again, go_on=go_on, seed=seed)
+
+
+def ready_optimizer(life: Life) -> None:
+    if life.trained is None:
+        make_optimizer(life, "AdamW", "dims", by_name=True)
+        life.untold = []
+
+
+def _finish(life: Life, fresh: Any, again: Trained, *, go_on: bool, seed: int) -> None:
+    trained = life.trained
+    assert trained is not None
+    _assert_same(life, fresh)
+    again.grouping = trained.grouping
+    life.trains_both((life.model, trained), (fresh, again), seed)
+    if go_on:
+        life.adopt(fresh, again)
+
+
+def through_state_dicts(life: Life, *, go_on: bool, early: bool, seed: int) -> None:
+    """The states of model and optimizer, through torch.save, as trainers resume."""
+    if life.trained is None or not life.trained.by_name:
+        make_optimizer(life, "AdamW", "dims", by_name=True)
+        life.untold = []
+    trained = life.trained
+    assert trained is not None
+    file = io.BytesIO()
+    schedule = trained.scheduler.state_dict()
+    torch.save((life.model.state_dict(), trained.optimizer.state_dict(), schedule), file)
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    fresh = splitgrow.growable(fresh_of(life), life.probe(2))
+    again = Trained(trained.how, "one", fresh, by_name=True) if early else None
+    fresh.load_state_dict(states[0])
+    again = again or Trained(trained.how, "one", fresh, by_name=True)
+    again.optimizer.load_state_dict(states[1])
+    again.scheduler.load_state_dict(states[2])
+    fresh.train(life.model.training)
+    _finish(life, fresh, again, go_on=go_on, seed=seed)
+
+
+def keep_state(life: Life) -> None:
+    state = copy.deepcopy(life.model.state_dict())
+    edits = len(splitgrow.handle(life.model).edits)
+    values = [(p, p.detach().clone()) for p in life.model.parameters()]
+    life.earlier = [*life.earlier[-2:], Earlier(state, edits, values)]
+
+
+def load_earlier(life: Life, index: int) -> None:
+    """A state_dict of this model from earlier: its parameters go back, those added since stay."""
+    if not life.earlier:
+        raise Refused
+    earlier = life.earlier[index % len(life.earlier)]
+    before = life.snapshot()
+    grown = earlier.edits < len(splitgrow.handle(life.model).edits)
+    with life.told(BEFORE, must=BEFORE if grown else ""):
+        life.model.load_state_dict(earlier.state)
+    then = {id(p): value for p, value in earlier.values}
+    for name, parameter in life.model.named_parameters():
+        expected = then.get(id(parameter), before[name])
+        assert torch.equal(parameter.detach(), expected), f"{name} after an earlier state_dict"
+    changed_past(life)
+
+
+def changed_past(life: Life) -> None:
+    """Closed generations have today's parameters, and are recorded anew if these have changed."""
+    for closed in life.closed:
+        for name, parameter in closed.parameters.items():
+            if not torch.equal(closed.values[name], parameter.detach()):
+                closed.values[name] = parameter.detach().clone()
+                closed.output = None
+
+
+def without_journal(life: Life) -> None:
+    """The tensors alone, into the same model: nothing changes."""
+    state = copy.deepcopy(life.model.state_dict())
+    state.pop("_extra_state", None)
+    before = life.snapshot()
+    life.model.load_state_dict(state)
+    after = life.snapshot()
+    wrong = [name for name in before if not torch.equal(before[name], after[name])]
+    assert not wrong, f"changed by its own tensors: {', '.join(wrong[:4])}"
+
+
+def other_prefix(life: Life, seed: int) -> None:
+    """A state_dict of a module around the model."""
+    outer = torch.nn.Sequential(life.model)
+    state = copy.deepcopy(outer.state_dict())
+    other = torch.nn.Sequential(splitgrow.growable(fresh_of(life), life.probe(2)))
+    other.load_state_dict(state)
+    other.train(life.model.training)
+    _assert_same(life, other[0])
