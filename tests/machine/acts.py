@@ -33,6 +33,9 @@ def expand(
     wanted: Any = {(life.model.layers.index(_layer(life, p)) if index else p): n
                    for p, n in chosen.items()}  # fmt: skip
     fixed = (splitgrow.FixedWidthError,) if life.mirror.fades else ()
+    if not _agrees(life, chosen):
+        life.refuses(lambda: life.model.expand(wanted), ValueError)
+        raise Refused
     planned = None
     with suppress(*fixed):
         planned = life.model.plan(wanted, round_to=round_to, freeze=freeze)
@@ -50,6 +53,13 @@ def expand(
         return life.mirror.grow(rounded, edit.index)
 
     life.edit(grow, note, fixed, tell=tell)
+
+
+def _agrees(life: Life, chosen: Mapping[str, int]) -> bool:
+    """Whether layers that are tied are to gain the same."""
+    axes = life.mirror.axes()
+    asked: dict[str, int] = {}
+    return all(asked.setdefault(axes.root(path), n) == n for path, n in chosen.items())
 
 
 def _layer(life: Life, path: str) -> Any:
@@ -119,8 +129,10 @@ def _module(life: Life, after: str, kind: str) -> nn.Module:
         readers = mirror.cells(mirror.axes(), {"block": "block.norm"}.get(after, after)) if (
             after not in {"tanh", "act"}
         ) else range(outs)  # fmt: skip
-        ins = len(readers) if after != "block" else mirror.width_of(
-            mirror.axes().ins["block.norm"][0]
+        ins = (
+            len(readers)
+            if after != "block"
+            else mirror.width_of(mirror.axes().ins["block.norm"][0])
         )
     flat = not life.space or after == "head"
     layer = nn.Linear(ins, outs) if flat else nn.Conv2d(ins, outs, 3, padding=1)
@@ -147,9 +159,7 @@ def consolidate(life: Life, *, tell: bool) -> None:
 
     if tell and life.trained is not None and life.trained.lacks(life.model):
         tell = False
-    edit = life.edit(
-        lambda o: life.model.consolidate(optimizer=o), note, (), tell=tell, stir=False
-    )
+    edit = life.edit(lambda o: life.model.consolidate(optimizer=o), note, (), tell=tell, stir=False)
     if edit is None:
         return
     after = life.mirror.wholes(life.snapshot())
@@ -275,6 +285,7 @@ def _is_cast(name: str, value: torch.Tensor) -> bool:
 
 def channels_last(life: Life) -> None:
     life.model.to(memory_format=torch.channels_last)
+    life.channels_last = True
     for closed in life.closed:
         closed.output = None
 
@@ -318,6 +329,7 @@ def again(life: Life) -> None:
 def mistake(life: Life, index: int) -> None:
     """A call that cannot be right."""
     model: Any = life.model
+    other = nn.Linear(77, 77)
     foreign = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
     calls: list[Any] = [
         lambda: model.expand_layer("stem", 0),
@@ -335,7 +347,7 @@ def mistake(life: Life, index: int) -> None:
         lambda: model.insert_layer("nowhere"),
         lambda: model.insert_layer("stem", "gate", optimizer=foreign),
         lambda: model.insert_layer("side", "fade"),
-        lambda: model.insert_layer("side", "residual", module=nn.Linear(77, 77)),
+        lambda: model.insert_layer("side", "residual", module=other),
         lambda: model.generation_parameters(99),
         lambda: model.parameters_of(99),
         lambda: model.at(99).__enter__(),

@@ -63,7 +63,9 @@ def shows(life: Life, generation: int, closed: Closed) -> None:
     with life.model.at(generation):
         found = life.output(width=width, mode=closed.mode)
     if life.numeric:
-        life.close(found, closed.mirror.outputs(closed.values, life.probe(width)), f"at({generation})")
+        life.close(
+            found, closed.mirror.outputs(closed.values, life.probe(width)), f"at({generation})"
+        )
     if closed.output is None:
         closed.output, closed.mode = found, life.mode
         if closed.mode != life.mode:
@@ -80,7 +82,6 @@ def averages(life: Life, average: Averaged) -> None:
     assert list(own) == [name for name, _ in life.model.named_parameters()], "names of an average"
     for name, parameter in life.model.named_parameters():
         life.close(own[name].detach(), average.values[id(parameter)], f"the average of {name}")
-    assert average.copied.generation == life.model.generation
 
 
 def merges(life: Life) -> None:

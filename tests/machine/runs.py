@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import hypothesis
 from hypothesis import HealthCheck, Phase, settings
@@ -12,7 +13,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from machine.rules import Machine
 
-STEPS = 14
+ROOT = Path(__file__).parents[2]
+STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,18 @@ def batch(
         run_state_machine_as_test(drawn, settings=wanted)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
         notes = "\n".join(getattr(error, "__notes__", []))
-        story = "".join(traceback.format_exception(error)[-12:])
+        story = "".join(traceback.format_list(_own_frames(error)))
         text = str(error).splitlines() or [""]
         return Fault(seed, f"{type(error).__name__}: {text[0]}", f"{notes}\n{story}")
     return None
+
+
+def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The frames of the machine and of the library."""
+    if isinstance(error, BaseExceptionGroup):
+        return [frame for part in error.exceptions for frame in _own_frames(part)]
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f for f in frames if str(ROOT) in f.filename and "/runs.py" not in f.filename]
 
 
 def batches(sequences: int, seed: int, size: int) -> Iterator[tuple[int, Fault | None]]:

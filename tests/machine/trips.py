@@ -24,19 +24,23 @@ def _assert_same(life: Life, other: Any) -> None:
     one, two = life.model.state_dict(), other.state_dict()
     assert list(one) == list(two), "keys"
     wrong = [name for name in one if not torch.equal(one[name], two[name])]
+    if "_extra_state" in wrong:
+        a, b = (bytes(s["_extra_state"].tolist()).decode() for s in (one, two))
+        i = next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)
+        print(a[i - 300 : i + 100], "\n---\n", b[i - 300 : i + 100])
     assert not wrong, f"other bits: {', '.join(wrong[:4])}"
     assert splitgrow.handle(other).edits == splitgrow.handle(life.model).edits
     assert other.generation == life.model.generation
     trains = [p.requires_grad for p in life.model.parameters()]
     assert [p.requires_grad for p in other.parameters()] == trains, "requires_grad"
-    assert torch.equal(life.output(other), life.output()), "outputs"
+    life.same(life.output(other), life.output(), "outputs of the copy")
     for generation, closed in enumerate(life.closed):
         if generation >= life.exact_from:
             with life.model.at(generation):
                 old = life.output(width=closed.mirror.width)
             with other.at(generation):
                 new = life.output(other, width=closed.mirror.width)
-            assert torch.equal(old, new), f"at({generation}) of the copy"
+            life.same(new, old, f"at({generation}) of the copy")
 
 
 def copied(life: Life, how: str, *, go_on: bool) -> None:
@@ -85,9 +89,7 @@ def saved(life: Life, folder: Path, *, go_on: bool, growable: bool, seed: int) -
         splitgrow.growable(fresh, life.probe(2))
     again = Trained(trained.how, "one", fresh, by_name=trained.by_name)
     with splitgrow.execution("auto"):
-        found = splitgrow.load(
-            fresh, path, optimizer=again.optimizer, scheduler=again.scheduler
-        )
+        found = splitgrow.load(fresh, path, optimizer=again.optimizer, scheduler=again.scheduler)
     assert found["epoch"] == seed
     assert torch.equal(found["best"], extra["best"])
     fresh.train(life.model.training)
@@ -106,13 +108,21 @@ def _finish(life: Life, fresh: Any, again: Trained, *, go_on: bool, seed: int) -
     _assert_same(life, fresh)
     again.grouping = trained.grouping
     life.trains_both((life.model, trained), (fresh, again), seed)
+    life.untold = []  # those steps have told of them
     if go_on:
+        if life.channels_last:  # which no state carries
+            life.channels_last = False
+            for closed in life.closed:
+                closed.output = None
         life.adopt(fresh, again)
 
 
 def through_state_dicts(life: Life, *, go_on: bool, early: bool, seed: int) -> None:
     """The states of model and optimizer, through torch.save, as trainers resume."""
-    if life.trained is None or not life.trained.by_name:
+    ungrown = not splitgrow.handle(life.model).edits
+    if ungrown and life.by_hand:  # without a journal, as torch has it
+        raise Refused
+    if life.trained is None or not life.trained.by_name or life.trained.lacks(life.model):
         make_optimizer(life, "AdamW", "dims", by_name=True)
         life.untold = []
     trained = life.trained
@@ -177,6 +187,8 @@ def without_journal(life: Life) -> None:
 
 def other_prefix(life: Life, seed: int) -> None:
     """A state_dict of a module around the model."""
+    if not splitgrow.handle(life.model).edits and life.by_hand:
+        raise Refused
     outer = torch.nn.Sequential(life.model)
     state = copy.deepcopy(outer.state_dict())
     other = torch.nn.Sequential(splitgrow.growable(fresh_of(life), life.probe(2)))
