@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +107,10 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def begin_averages_(
-    copied: nn.Module, model: nn.Module, since: int, kept: Mapping[str, Tensor]
+    copied: nn.Module,
+    model: nn.Module,
+    since: int,
+    kept: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Gives the tensors of a copy that later edits have added the model's present values.
 

@@ -314,6 +314,7 @@ def hooks_see(life: Life) -> None:
 
 
 def compile_it(life: Life) -> None:
+    life.marked = True
     if life.compiled is None:
         life.compiled = torch.compile(life.model, backend="eager")
     life.close(life.output(life.compiled), life.output(), "compiled")

@@ -73,6 +73,7 @@ class Life:
         self.exact_from = 0
         self.mode = "auto"
         self.channels_last = False
+        self.marked = False  # by torch.compile, with an attribute that the journal knows
         self.trains = {id(p): True for p in self.model.parameters()}
         self.by_hand: set[int] = set()
         self.trained: Trained | None = None
