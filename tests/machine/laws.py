@@ -60,6 +60,8 @@ def shows(life: Life, generation: int, closed: Closed) -> None:
         except splitgrow.GenerationError:
             return
     width = closed.mirror.width
+    if closed.output is None:
+        closed.mode = life.mode
     with life.model.at(generation):
         found = life.output(width=width, mode=closed.mode)
     if life.numeric:
@@ -67,9 +69,7 @@ def shows(life: Life, generation: int, closed: Closed) -> None:
             found, closed.mirror.outputs(closed.values, life.probe(width)), f"at({generation})"
         )
     if closed.output is None:
-        closed.output, closed.mode = found, life.mode
-        if closed.mode != life.mode:
-            closed.output = None
+        closed.output = found
     else:
         assert torch.equal(found, closed.output), f"at({generation}) is not what it was"
 

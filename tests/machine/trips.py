@@ -43,6 +43,8 @@ def _assert_same(life: Life, other: Any) -> None:
 def copied(life: Life, how: str, *, go_on: bool) -> None:
     """A deep copy, a pickle, or torch.save of the whole."""
     if how == "deepcopy":
+        if go_on:
+            life_hooks_off(life)
         other = copy.deepcopy(life.model)
     elif how == "pickle":
         life_hooks_off(life)
