@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -185,6 +186,7 @@ def next_generation(life: Life) -> None:
 
 def unfreeze(life: Life) -> None:
     life.model.unfreeze()
+    life.era += 1
     life.mirror.hold(held=False)
     life.exact_from = life.model.generation
     for key in life.trains:
@@ -317,7 +319,10 @@ def compile_it(life: Life) -> None:
     life.marked = True
     if life.compiled is None:
         life.compiled = torch.compile(life.model, backend="eager")
-    life.close(life.output(life.compiled), life.output(), "compiled")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's compiler, which depend on what it has seen
+        out = life.output(life.compiled)
+    life.close(out, life.output(), "compiled")
 
 
 def again(life: Life) -> None:

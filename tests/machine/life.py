@@ -43,11 +43,21 @@ class Closed:
 
 @dataclass
 class Earlier:
-    """A state_dict that was kept, and the parameters of then with their values."""
+    """A state_dict that was kept, and the parameters of then with their values.
+
+    Attributes:
+        era: How often a generation had been closed, or all unfrozen.
+        trains: As of the life, like `exact_from`, and `closed`.
+    """
 
     state: dict[str, Any]
     edits: int
     values: list[tuple[nn.Parameter, Tensor]]
+    era: int
+    mirror: Mirror
+    trains: dict[int, bool]
+    exact_from: int
+    closed: list[Closed]
 
 
 class Refused(Exception):  # noqa: N818 - no error of the machine's
@@ -70,7 +80,7 @@ class Life:
         self.mirror = Mirror.of(net)
         self.model: Any = splitgrow.growable(net, self.probe())
         self.closed: list[Closed] = []
-        self.exact_from = 0
+        self.exact_from = self.era = 0
         self.mode = "auto"
         self.channels_last = False
         self.marked = False  # by torch.compile, with an attribute that the journal knows
@@ -147,7 +157,9 @@ class Life:
         """A call has to fail, and to change nothing."""
         before = picture(self.model, *self.optimizers)
         try:
-            call()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", splitgrow.SplitGrowWarning)
+                call()
         except errors:
             assert not (changed := differences(before, picture(self.model, *self.optimizers))), (
                 f"a refused call changed: {', '.join(changed[:5])}"
@@ -202,6 +214,7 @@ class Life:
     def closes(self, before: _Before) -> None:
         """A generation was closed, as the model was before."""
         assert self.model.generation == before.generation + 1
+        self.era += 1
         self.closed.append(
             Closed(before.mirror, before.values, before.parameters, before.output, self.mode)
         )

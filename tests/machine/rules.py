@@ -148,9 +148,9 @@ class Machine(RuleBasedStateMachine):
     def execution(self, mode: str) -> None:
         self.life.mode = mode
 
-    @rule(often=st.integers(0, 5))
+    @rule(often=st.integers(0, 7))
     def compile_it(self, often: int) -> None:
-        if often == 0:
+        if often == 7:  # it takes a second
             self.do(acts.compile_it)
 
     @rule()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import splitgrow
 from machine.acts import make_optimizer
 from machine.life import Earlier, Life, Refused
 from machine.nets import made
+from machine.oracle import Mirror
 from machine.training import Trained
 
 BEFORE = "is from before"
@@ -148,7 +150,12 @@ def keep_state(life: Life) -> None:
     state = copy.deepcopy(life.model.state_dict())
     edits = len(splitgrow.handle(life.model).edits)
     values = [(p, p.detach().clone()) for p in life.model.parameters()]
-    life.earlier = [*life.earlier[-2:], Earlier(state, edits, values)]
+    closed = [replace(one) for one in life.closed]
+    mirror = copy.deepcopy(life.mirror)
+    kept = Earlier(
+        state, edits, values, life.era, mirror, dict(life.trains), life.exact_from, closed
+    )
+    life.earlier = [*life.earlier[-2:], kept]
 
 
 def load_earlier(life: Life, index: int) -> None:
@@ -164,7 +171,43 @@ def load_earlier(life: Life, index: int) -> None:
     for name, parameter in life.model.named_parameters():
         expected = then.get(id(parameter), before[name])
         assert torch.equal(parameter.detach(), expected), f"{name} after an earlier state_dict"
+    if not grown and earlier.era != life.era and "_extra_state" in earlier.state:
+        _as_it_was(life, earlier)
     changed_past(life)
+    if grown:
+        _past_of_then(life, earlier)
+
+
+def _past_of_then(life: Life, earlier: Earlier) -> None:
+    """The generation that was open then is shown with the statistics of then.
+
+    If it grew further before it was closed, the statistics that are shown are taken as they are.
+    """
+    generation = len(earlier.closed)
+    if not life.exact_from <= generation < len(life.closed):
+        return
+    closed = life.closed[generation]
+    closed.output = None
+    same = _parts(closed.mirror) == _parts(earlier.mirror)
+    with life.model.at(generation):
+        shown = life.snapshot()
+    for name in closed.values:
+        if name not in closed.parameters:
+            found = earlier.state[name] if same else shown.get(name, closed.values[name])
+            closed.values[name] = found.clone()
+
+
+def _parts(mirror: Mirror) -> dict[str, int]:
+    return {path: len(layer.parts) for path, layer in mirror.layers.items()}
+
+
+def _as_it_was(life: Life, earlier: Earlier) -> None:
+    """The same blocks, so that the generations of then come back as well."""
+    life.era, life.exact_from = earlier.era, earlier.exact_from
+    life.mirror, life.trains = copy.deepcopy(earlier.mirror), dict(earlier.trains)
+    life.by_hand = {key for key in life.by_hand if not life.trains[key]}
+    life.closed = [replace(one) for one in earlier.closed]
+    life.earlier = [one for one in life.earlier if one.era <= earlier.era]
 
 
 def changed_past(life: Life) -> None:
