@@ -29,19 +29,18 @@ def main() -> int:
     warnings.simplefilter("error")
     gc.freeze()
     if asked.shrink:
-        found = [(asked.sequences, batch(asked.sequences, asked.seed, shrink=True))]
+        drawn = iter([batch(asked.sequences, asked.seed, shrink=True)])
     else:
-        found = []
-        for done, fault in batches(asked.sequences, asked.seed, asked.size):
-            found.append((done, fault))
-            if fault is not None:
-                sys.stdout.write(f"seed {fault.seed}: {fault.kind}\n{fault.story}\n")
-                sys.stdout.flush()
-    faults = [fault for _, fault in found if fault is not None]
-    if asked.shrink and faults:
-        sys.stdout.write(f"{faults[0].story}\n")
-    sys.stdout.write(f"{Machine.steps}\n")
-    sys.stdout.write(f"{sum(done for done, _ in found)} sequences, {len(faults)} faults\n")
+        drawn = batches(asked.sequences, asked.seed, asked.size)
+    faults = []
+    for fault in drawn:
+        if fault is not None:
+            faults.append(fault)
+            sys.stdout.write(f"seed {fault.seed}: {fault.kind}\n{fault.story}\n")
+        sys.stderr.write(f"\r{Machine.steps['lives']} sequences, {len(faults)} faults")
+        sys.stdout.flush()
+    sys.stdout.write(f"\n{dict(Machine.steps)}\n")
+    sys.stdout.write(f"{Machine.steps['lives']} sequences, {len(faults)} faults\n")
     for fault in faults:
         sys.stdout.write(f"seed {fault.seed}: {fault.kind}\n")
     return int(bool(faults))

@@ -160,7 +160,10 @@ def consolidate(life: Life, *, tell: bool) -> None:
 
     if tell and life.trained is not None and life.trained.lacks(life.model):
         tell = False
-    edit = life.edit(lambda o: life.model.consolidate(optimizer=o), note, (), tell=tell, stir=False)
+    # Blocks of which an optimizer was told later have a group of their own.
+    later = life.trained is not None and not life.trained.names_hold
+    may = (splitgrow.OptimizerError,) if later else ()
+    edit = life.edit(lambda o: life.model.consolidate(optimizer=o), note, may, tell=tell, stir=False)
     if edit is None:
         return
     after = life.mirror.wholes(life.snapshot())

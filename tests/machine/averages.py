@@ -1,4 +1,4 @@
-"""Averaged copies of a model, beside averages that are computed here by the parameters' identity."""
+"""Averaged copies of a model, beside averages that are computed by the parameters' identity."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Averaged:
         self.follows = self.behind = False
         self.updates = 0
         self.values = {id(p): p.detach().clone() for p in model.parameters()}
+        self._alive = list(model.parameters())  # so that no other gets one of these ids
 
     @property
     def copied(self) -> Any:
@@ -58,6 +59,7 @@ class Averaged:
         self.behind = False
         for parameter in model.parameters():
             self.values.setdefault(id(parameter), parameter.detach().clone())
+            self._alive.append(parameter)
 
     def update(self, model: nn.Module) -> None:
         if self.kind == "by hand":

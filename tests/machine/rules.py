@@ -29,11 +29,9 @@ class Machine(RuleBasedStateMachine):
     """One life.
 
     Attributes:
-        lives: The number of lives so far.
-        steps: The steps that were made, by name, and the refusals.
+        steps: The number of lives, and of the steps in them by name.
     """
 
-    lives: ClassVar[int] = 0
     steps: ClassVar[Counter[str]] = Counter()
     life: Life
     count: int
@@ -45,7 +43,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(seed=seeds, space=flags)
     def begin(self, seed: int, space: bool) -> None:
-        type(self).lives += 1
+        self.steps["lives"] += 1
         self.life, self.count = Life(seed, space=space), 0
 
     def do(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
