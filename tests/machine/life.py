@@ -192,7 +192,7 @@ class Life:
             self.counts[f"refused: {type(error).__name__}"] += 1
             raise Refused from error
         if edit is None:
-            assert not texts, "a warning of a growth that there was not"
+            assert not texts or any(a.behind for a in self.averages), texts[0]
             return None
         self._averages_told(texts)
         if self.model.generation > before.generation:
