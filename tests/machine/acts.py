@@ -339,6 +339,8 @@ def mistake(life: Life, index: int) -> None:
     """A call that cannot be right."""
     model: Any = life.model
     other = nn.Linear(77, 77)
+    # Before the picture is taken: a state_dict gives every block storage of its own.
+    prefixed = {f"module.{name}": value for name, value in model.state_dict().items()}
     foreign = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
     calls: list[Any] = [
         lambda: model.expand_layer("stem", 0),
@@ -365,7 +367,7 @@ def mistake(life: Life, index: int) -> None:
         lambda: splitgrow.follow([1], model),
         lambda: splitgrow.load(model, "/nowhere/a.safetensors"),
         lambda: model.load_state_dict({"nothing": torch.ones(1)}),
-        lambda: model.load_state_dict({f"module.{n}": v for n, v in model.state_dict().items()}),
+        lambda: model.load_state_dict(prefixed),
         lambda: model.param_groups({"a": {}}),
         lambda: splitgrow.growable(copy, life.probe()),
     ]
