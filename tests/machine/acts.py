@@ -163,7 +163,9 @@ def consolidate(life: Life, *, tell: bool) -> None:
     # Blocks of which an optimizer was told later have a group of their own.
     later = life.trained is not None and not life.trained.names_hold
     may = (splitgrow.OptimizerError,) if later else ()
-    edit = life.edit(lambda o: life.model.consolidate(optimizer=o), note, may, tell=tell, stir=False)
+    edit = life.edit(
+        lambda o: life.model.consolidate(optimizer=o), note, may, tell=tell, stir=False
+    )
     if edit is None:
         return
     after = life.mirror.wholes(life.snapshot())
