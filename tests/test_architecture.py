@@ -151,6 +151,7 @@ OF_ALL = {
     "laws": "the laws of growth over the table of models",
     "long_runs": "what is left of hundreds of growths",
     "op_list": "torch's own list of ops",
+    "machine": "a model's whole life, step by step",
     "random_networks": "the laws over random networks",
     "readme": "the code on the pages",
     "signatures": "forwards that take their arguments in other ways",

@@ -235,7 +235,9 @@ def carry_out(
             if shared:
                 new = [tensor for tensor in _tensors(held.whole) if id(tensor) not in known]
                 _share(new, agreement)
-                for copied, _ in history_of(held.model).kin.following():
+                history = history_of(held.model)
+                joined = any(edit.joined for edit in history.edits[since:])  # of averages
+                for copied, _ in () if joined else history.kin.following():
                     begin_averages_(copied, held.model, since)
             held.settle()
             return None, picture_of(held, optimizers)

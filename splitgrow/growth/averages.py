@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,13 @@ from splitgrow.growth.history import edits_of_tensors, structure
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.insertion.builders import inserted_by_user
 from splitgrow.growth.journal import journal_of
+from splitgrow.growth.journal.materialize import materialise_
+from splitgrow.growth.journal.replay import rebuild_
 from splitgrow.growth.journal.state_dict import common_edits, follow_
 from splitgrow.layers.module_state import take_state
 from splitgrow.layers.plain_copy import plain_copy
 from splitgrow.utils.model_lock import change_alone
-from splitgrow.utils.rollback import Undo
+from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
 
 
@@ -72,7 +76,7 @@ def catch_up_(copied: nn.Module, average: object, model: nn.Module, undo: Undo) 
         )
     if since == len(history.edits) and own.graph.nodes:
         return
-    before = dict(_named_tensors(copied))
+    before, kept = dict(_named_tensors(copied)), _kept_in_joints(copied, model, since)
     trains = {id(tensor): tensor.requires_grad for tensor in before.values()}
     journal, state = journal_of(model, history), model.state_dict(keep_vars=True)
     given = _given_modules(model, since)
@@ -88,7 +92,7 @@ def catch_up_(copied: nn.Module, average: object, model: nn.Module, undo: Undo) 
         change_alone(copied, own.model_lock, "follow the growth of its model", repeat)
     for tensor in dict(_named_tensors(copied)).values():
         _set_training_(tensor, undo, trains=trains.get(id(tensor), any(trains.values())))
-    begin_averages_(copied, model, since)
+    begin_averages_(copied, model, since, kept)
     _rename_(average, copied, before, undo)
 
 
@@ -105,18 +109,47 @@ def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def begin_averages_(copied: nn.Module, model: nn.Module, since: int) -> None:
+def begin_averages_(
+    copied: nn.Module,
+    model: nn.Module,
+    since: int,
+    kept: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
     """Gives the tensors of a copy that later edits have added the model's present values.
 
     Args:
         copied: The copy.
         model: The model.
         since: The number of the last edit before them.
+        kept: The places of tensors that later edits have joined of earlier ones, by name.
     """
     values, born = dict(_named_tensors(model)), edits_of_tensors(copied)
     for name, tensor in _named_tensors(copied):
         if born.get(id(tensor), 0) > since:
-            tensor.copy_(values[name])
+            value = values[name].to(tensor.device, tensor.dtype)
+            tensor.copy_(torch.where(kept[name], tensor, value) if name in kept else value)
+
+
+def _kept_in_joints(copied: nn.Module, model: nn.Module, since: int) -> dict[str, Tensor]:
+    """Where the tensors of a copy will have values of today, if later edits join tensors.
+
+    A joint holds averages, and maybe values of edits that the copy has yet to repeat. A copy full
+    of ones shows which: what is added has zeros.
+    """
+    edits = history_of(model).edits[since:]
+    if not any(edit.joined for edit in edits):
+        return {}
+
+    def repeat(undo: Undo) -> dict[str, Tensor]:
+        marks = copy.deepcopy(copied)
+        with torch.no_grad():
+            for tensor in dict(_named_tensors(marks)).values():
+                tensor.fill_(1)
+        rebuild_(marks, edits, _given_modules(model, since), undo)
+        materialise_(marks, model.state_dict(keep_vars=True), undo)
+        return {name: tensor.detach() != 0 for name, tensor in _named_tensors(marks)}
+
+    return temporarily(repeat)()
 
 
 def _given_modules(model: nn.Module, since: int) -> dict[str, nn.Module]:

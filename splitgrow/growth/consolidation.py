@@ -185,11 +185,12 @@ class _Fill:
     sources: tuple[Mapping[int, Spans], ...]
 
     def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """The tensor that they make together; zero where one of them is missing."""
-        like = next(tensor for tensor in tensors if tensor is not None)
+        """The tensor that they make together; zero where one is missing, or has no values yet."""
+        given = [tensor for tensor in tensors if tensor is not None]
+        like = next((tensor for tensor in given if not tensor.is_meta), given[0])
         made = room_for(like, self.shape).zero_()
         for tensor, source in zip(tensors, self.sources, strict=True):
-            if tensor is None:
+            if tensor is None or tensor.is_meta:
                 continue
             for there, own in overlaps(self.places, source, made.dim()):
                 made[there] = tensor[own]

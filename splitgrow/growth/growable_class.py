@@ -120,7 +120,7 @@ def _made_here(model: nn.Module) -> type[nn.Module]:
 
 
 def _state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The tensors, and the journal if the model has grown, as its extra state.
+    """The tensors, and the journal if it has grown or closed a generation, as its extra state.
 
     Parameters that lie inside of a larger tensor get storage of their own first, until the next
     run: safetensors, among others, takes no tensor that is a part of another.
@@ -159,7 +159,7 @@ def _load_state_dict(
         follow_(self, journal, state, "", undo)
         watch_new_(self, "load_state_dict", added_since(self, since), (), undo, loaded=True)
         follow_growth_(self, undo)
-        if journal.edits and strict:
+        if journal is not None and journal.edits and strict:
             check_fit(self, state)
         load_tensors = super(cls, self).load_state_dict
         with all_follow(self, history_of(self)):  # assign=True gives parameters another dtype

@@ -105,7 +105,9 @@ class Layout:
         pieces: list[Piece] = []
         taken = {True: 0, False: 0}
         for segment in self.until(birth).segments:
-            new = segment.birth == birth
+            new = False
+            if segment.birth == birth:  # torch's compiler cannot compare the results of comparisons
+                new = True
             if pieces and pieces[-1].new == new:
                 last = pieces.pop()
                 pieces.append(Piece(new, last.start, last.length + segment.length))

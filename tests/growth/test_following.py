@@ -441,3 +441,40 @@ def test_a_growth_that_reaches_the_average_by_its_state_is_no_matter():
     average.module.load_state_dict(model.state_dict())
     splitgrow.follow(average, model)
     assert told_by(lambda: model.expand_layer("head", 1)) == []
+
+
+@pytest.mark.parametrize("told", ["before", "between", "after"])
+def test_joined_blocks_keep_their_averages(told):
+    """A joint has averages where the copy had them, and the model's values elsewhere."""
+    model = network()
+    model.expand_layer("stem", 2)
+    average = AVERAGES["AveragedModel, EMA"](model)
+    if told == "before":
+        splitgrow.follow(average, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SplitGrowWarning)
+        first = [p.detach() + 1 for p in average.module.stem[1].parameters()]
+        for own, value in zip(average.module.stem[1].parameters(), first, strict=True):
+            own.data.copy_(value)
+        model.expand_layer("stem", 2)
+        if told == "between":
+            splitgrow.follow(average, model)
+        second = [p.detach().clone() for p in model.stem[2].parameters()]
+        for parameter in model.stem[2].parameters():
+            parameter.data.add_(2)
+        model.consolidate()
+        splitgrow.follow(average, model)
+    moved = 2 if told == "after" else 0  # it begins with the values of the time when it is told
+    for own, one, other in zip(average.module.stem[1].parameters(), first, second, strict=True):
+        assert_identical(own.detach(), torch.cat([one, other + moved]))
+
+
+def test_a_state_dict_of_joined_blocks_loads_into_the_first_of_their_edits():
+    model, other = network(), network()
+    for one in (model, other):
+        torch.manual_seed(3)
+        one.expand_layer("stem", 2)
+    model.expand_layer("stem", 2)
+    model.consolidate()
+    other.load_state_dict(model.state_dict())
+    assert_identical(other.eval()(X), model.eval()(X))

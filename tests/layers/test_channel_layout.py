@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import splitgrow
 from splitgrow.layers.channel_layout import Layout, Piece, Segment
 
 
@@ -91,3 +94,21 @@ def test_malformed_layouts_are_refused(segments: tuple[Segment, ...]) -> None:
 def test_an_odd_length_makes_no_sections() -> None:
     with pytest.raises(ValueError, match="equal sections"):
         Layout.original(5).section(2)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch's compiler
+def test_compiled_code_follows_a_layout_whose_numbers_it_took_for_symbols() -> None:
+    x = torch.randn(3, 2)
+    model: Any = splitgrow.growable(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3)), x).eval()
+    compiled = torch.compile(model, backend="eager")
+    for n in (2, 1):
+        model.expand_layer("0", n)
+        with model.at(0):  # the layers are prepared anew, by compiled code
+            model(x)
+        compiled(x)
+    model.expand_input(1)
+    with model.at(0):
+        model(x)
+    wider = torch.randn(3, 3)
+    torch.testing.assert_close(compiled(wider), model(wider))
+    torch._dynamo.reset()

@@ -59,6 +59,19 @@ def _kind(module: nn.Module) -> str:
     return "each channel" if entry.diagonal(layer) else "layer"
 
 
+def _near(model: nn.Module, beside: tuple[nn.Module, ...]) -> dict[int, nn.Parameter]:
+    """The parameters of modules, by id; or of their neighbours in the model's order."""
+    near = {id(p): p for host in beside for p in host.parameters()}
+    if near:
+        return near
+    modules = list(model.modules())
+    place = next((place for place, module in enumerate(modules) if module in beside), 0)
+    for side in (modules[:place][::-1], modules[place:]):
+        owned = (tuple(module.parameters(recurse=False)) for module in side)
+        near.update((id(p), p) for p in next((found for found in owned if found), ()))
+    return near
+
+
 def new_parameters(
     model: nn.Module,
     module: nn.Module,
@@ -72,10 +85,11 @@ def new_parameters(
         model: The model, without the insertion.
         module: The inserted module.
         insertion: Its record.
-        beside: The modules next to it, of which the optimizer must train one.
+        beside: The modules next to it, of which the optimizer must train one; where these have no
+            parameters, such as an activation, the modules in front of them and behind them.
         originals: The module that a part of it is a copy of, by the part's id.
     """
-    near = {id(p): p for host in beside for p in host.parameters()}
+    near = _near(model, tuple(beside))
     older = tuple(near.values())
     found = [(parameter, role) for parameter, _, role in _roles(model)]
     places = [place for place, (parameter, _) in enumerate(found) if id(parameter) in near]

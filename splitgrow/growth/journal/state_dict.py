@@ -31,13 +31,13 @@ _OURS, _THEIRS = "splitgrow", "extra_state"
 
 
 def put_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str) -> None:
-    """Adds the journal to a state_dict, if the model has grown.
+    """Adds the journal to a state_dict, if the model has grown or closed a generation.
 
     It is the JSON's bytes as a uint8 tensor, so that any code that takes tensors takes it. The
     model's own extra state lies beside it, in a dictionary.
     """
     history = history_of(model)
-    if not history.edits:
+    if not history.edits and not history.generation:
         return
     text = _journal_for(model, history).to_json().encode()
     journal = torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -56,8 +56,8 @@ def _journal_for(model: nn.Module, history: History) -> Journal:
     return journal_of(model, history)
 
 
-def take_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str) -> Journal:
-    """Removes the journal from a state_dict and returns it; an empty one if there is none.
+def take_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str) -> Journal | None:
+    """Removes the journal from a state_dict and returns it; None if there is none.
 
     Args:
         model: The model.
@@ -74,7 +74,7 @@ def take_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str)
     elif held is not None and not has_extra_state(model):
         del state[key]
     else:
-        return Journal()
+        return None
     if not isinstance(held, Tensor) or held.dtype != torch.uint8 or held.dim() != 1:
         raise CheckpointError(f"`{key}` of the state_dict is no journal of a growable model")
     try:
@@ -90,7 +90,7 @@ def has_extra_state(model: nn.Module) -> bool:
 
 def follow_(
     model: nn.Module,
-    journal: Journal,
+    journal: Journal | None,
     state: MutableMapping[str, Any],
     prefix: str,
     undo: Undo,
@@ -103,7 +103,7 @@ def follow_(
 
     Args:
         model: A growable model.
-        journal: The journal.
+        journal: The journal; None for tensors alone, which say nothing of a history.
         state: The state_dict.
         prefix: The prefix of the model's keys.
         undo: Takes it back.
@@ -116,6 +116,9 @@ def follow_(
     """
     history = history_of(model)
     history.refuse_while_viewing("load a state_dict")
+    if journal is None and not history.edits:
+        return
+    journal = journal or Journal()
     start = common_edits(history.edits, journal.edits)
     keep_(history, undo)
     if start < len(history.edits):

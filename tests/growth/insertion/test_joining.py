@@ -165,3 +165,19 @@ def test_an_optimizer_that_trains_nothing_beside_it_is_refused():
     optimizer = torch.optim.SGD(model.head.parameters(), 0.1)
     with pytest.raises(splitgrow.OptimizerError, match="does not train"):
         model.insert_layer("stem", "residual", optimizer=optimizer)
+
+
+@pytest.mark.parametrize("kind", ["residual", "gate"])
+def test_behind_a_module_without_parameters_its_neighbours_groups_are_joined(kind: str) -> None:
+    """They are the last module in front that has parameters, and the first behind."""
+    model = network()
+    stem = {id(p) for m in (model.stem, model.bn) for p in m.parameters()}
+    groups: list[Any] = [{"params": [p for p in model.parameters() if id(p) not in stem]}]
+    groups.append({"params": [*model.stem.parameters(), *model.bn.parameters()], "lr": 1e-3})
+    optimizer = torch.optim.SGD(groups, 0.1)
+    edit = model.insert_layer("relu", kind, optimizer=optimizer)
+    new = {id(p) for p in model.parameters_of(edit)}
+    assert new <= {id(p) for p in optimizer.param_groups[1]["params"]}
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
+    with pytest.raises(splitgrow.OptimizerError, match="does not train"):
+        model.insert_layer("relu", kind, optimizer=other)

@@ -104,3 +104,28 @@ def test_control_states_of_today_or_of_later_and_those_that_lack_nothing_load_wi
     assert loading(network(1), model.state_dict()) == []
     tensors = {k: v for k, v in model.state_dict().items() if k != "_extra_state"}
     assert loading(model, tensors) == []  # the journal is lost, but every block is there
+
+
+def test_a_generation_that_was_closed_without_a_growth_comes_back() -> None:
+    model = network()
+    train(model)
+    model.next_generation()
+    model.eval()
+    fresh = network(1).eval()
+    fresh.load_state_dict(copy.deepcopy(model.state_dict()))
+    assert fresh.generation == 1
+    assert not any(parameter.requires_grad for parameter in fresh.parameters())
+    with fresh.at(0):
+        assert_identical(fresh(X), model(X))
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_tensors_alone_say_nothing_of_generations(journal: bool) -> None:
+    model = network()
+    model.next_generation()
+    state = {k: v for k, v in model.state_dict().items() if journal or k != "_extra_state"}
+    model.load_state_dict(state)
+    assert model.generation == 1
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    nn.Sequential(model).load_state_dict({f"0.{name}": value for name, value in state.items()})
+    assert model.generation == 1
