@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 
 from splitgrow.errors import OptimizerError
+from splitgrow.growth.optimizer_fitting import named_by_all_paths
 from splitgrow.utils.rollback import Undo
 
 
@@ -233,17 +234,22 @@ class ParameterPaths:
 
     Attributes:
         of: The path of each parameter, by its id.
+        known: All paths of each, also those from before its layer grew.
         kept: The parameters themselves, so that no other object gets one of these ids.
     """
 
     of: dict[int, str]
+    known: dict[int, list[str]]
     kept: tuple[nn.Parameter, ...]
 
     @classmethod
     def now(cls, model: nn.Module) -> ParameterPaths:
         """Those of a model as it is now, in the model's order."""
         named = list(model.named_parameters())
-        return cls({id(p): name for name, p in named}, tuple(p for _, p in named))
+        known: dict[int, list[str]] = {}
+        for path, parameter in named_by_all_paths(model).items():
+            known.setdefault(id(parameter), []).append(path)
+        return cls({id(p): name for name, p in named}, known, tuple(p for _, p in named))
 
 
 def arrange_(
@@ -286,9 +292,10 @@ def _renamed(
     """Parameters with their present paths, behind the prefix of a module around the model."""
     prefixes = {}
     for parameter, name in entries:
-        path = before.of.get(id(parameter))
-        if path is not None and f".{name}".endswith(f".{path}"):
-            prefixes[id(parameter)] = name.removesuffix(path)
+        for path in before.known.get(id(parameter), ()):
+            if f".{name}".endswith(f".{path}"):
+                prefixes[id(parameter)] = name.removesuffix(path)
+                break
     usual = next(iter(prefixes.values()), "")
     found = []
     for parameter, name in entries:

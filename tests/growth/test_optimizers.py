@@ -415,6 +415,26 @@ def test_groups_list_the_parameters_as_a_new_optimizer_would(named, freeze):
         assert group.get("param_names") == fresh.get("param_names")
 
 
+def test_names_from_before_an_untold_growth_are_brought_up_to_date_by_the_next():
+    model = make_net()
+    optimizer = torch.optim.AdamW(model.named_parameters(prefix="net"))
+    model.expand_layer("stem", 2, freeze=False)
+    optimizer.add_param_group(
+        {
+            "params": [
+                (f"net.{n}", p)
+                for n, p in model.named_parameters()
+                if any(p is q for q in model.parameters_of(1))
+            ]
+        }
+    )
+    model.expand_layer("stem", 1, freeze=False, optimizer=optimizer)
+    named = dict(model.named_parameters(prefix="net"))
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            assert named[name] is parameter
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_growth_that_fails_leaves_order_and_names_of_the_groups(named, monkeypatch):
     model = make_net()
