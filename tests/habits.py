@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint
 
 import splitgrow
+from benchmarks.vision import torchvision
 
 Grow = Callable[[Any], None]
 Row = Callable[[Any, Tensor, Grow, Grow], None]
@@ -796,6 +798,27 @@ def _(m: Any, x: Tensor, first: Grow, then: Grow) -> None:
     exported = torch.export.export(m, (x,)).module()
     close(traced(x), m(x))
     close(exported(x), m(x))
+    then(m)
+
+
+@habit("`torch.jit.script`", after=Outcome("refused: `splitgrow.merge` first", "merge"))
+def _(m: Any, x: Tensor, first: Grow, then: Grow) -> None:
+    first(m)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        close(torch.jit.script(m)(x), m(x))
+
+
+@habit(
+    "LoRA by PEFT",
+    Outcome("growth is refused: merge the adapters first, and add them anew", "merge"),
+    Outcome("refused by PEFT: add adapters to what `splitgrow.merge` makes", "not supported"),
+)
+def _(m: Any, x: Tensor, first: Grow, then: Grow) -> None:
+    torchvision()  # transformers imports it, and peft that
+    peft = pytest.importorskip("peft")
+    first(m)
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["first"]), m)
     then(m)
 
 

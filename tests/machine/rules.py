@@ -151,9 +151,10 @@ class Machine(RuleBasedStateMachine):
         if often == 7:  # it takes a second
             self.do(acts.compile_it)
 
-    @rule()
-    def growable_again(self) -> None:
-        self.do(acts.again)
+    @rule(often=st.integers(0, 7))
+    def growable_again(self, often: int) -> None:
+        if often > 5:  # a rule without arguments is drawn far more often than others
+            self.do(acts.again)
 
     @rule(index=st.integers(0, 26))
     def mistake(self, index: int) -> None:
