@@ -193,7 +193,9 @@ def _past_of_then(life: Life, earlier: Earlier) -> None:
         shown = life.snapshot()
     for name in closed.values:
         if name not in closed.parameters:
-            found = earlier.state[name] if same else shown.get(name, closed.values[name])
+            path, _, last = name.rpartition(".")
+            now = name if name in shown else f"{path}.0.{last}"  # its layer has grown since
+            found = earlier.state[name] if same else shown[now]
             closed.values[name] = found.clone()
 
 
