@@ -17,7 +17,7 @@ from splitgrow.growth.history import edits_of_tensors, structure
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.insertion.builders import inserted_by_user
 from splitgrow.growth.journal import journal_of
-from splitgrow.growth.journal.materialize import materialise_
+from splitgrow.growth.journal.materialize import empty_slots_of, materialise_
 from splitgrow.growth.journal.replay import rebuild_
 from splitgrow.growth.journal.state_dict import common_edits, follow_
 from splitgrow.layers.module_state import take_state
@@ -78,7 +78,7 @@ def catch_up_(copied: nn.Module, average: object, model: nn.Module, undo: Undo) 
         return
     before, kept = dict(_named_tensors(copied)), _kept_in_joints(copied, model, since)
     trains = {id(tensor): tensor.requires_grad for tensor in before.values()}
-    journal, state = journal_of(model, history), model.state_dict(keep_vars=True)
+    journal, state = journal_of(model, history), _by_every_name(model)
     given = _given_modules(model, since)
     states = own.states  # of its closed generations, which are averages as well
     closed = range(own.generation, history.generation)
@@ -106,6 +106,10 @@ def _set_training_(tensor: Tensor, undo: Undo, *, trains: bool) -> None:
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
+
+
+def _by_every_name(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, _, tensor in empty_slots_of(module)}
 
 
 @torch.no_grad()
@@ -146,7 +150,7 @@ def _kept_in_joints(copied: nn.Module, model: nn.Module, since: int) -> dict[str
             for tensor in dict(_named_tensors(marks)).values():
                 tensor.fill_(1)
         rebuild_(marks, edits, _given_modules(model, since), undo)
-        materialise_(marks, model.state_dict(keep_vars=True), undo)
+        materialise_(marks, _by_every_name(model), undo)
         return {name: tensor.detach() != 0 for name, tensor in _named_tensors(marks)}
 
     return temporarily(repeat)()
