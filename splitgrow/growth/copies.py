@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from splitgrow.growth.optimizers import is_in_an_optimizer
+from splitgrow.growth.optimizers import in_optimizers
 
 _SAMPLES = 8
 """The number of parameters whose values tell whether a copy has changed."""
@@ -106,7 +106,7 @@ def _has_changed(kin: Kin, model: nn.Module) -> bool:
 def _trains(model: nn.Module) -> bool:
     """Whether a copy is trained, and so a network of its own; averages have no gradients."""
     training = [p for p in model.parameters() if p.requires_grad]
-    return any(p.grad is not None for p in training) or is_in_an_optimizer(*training)
+    return any(p.grad is not None for p in training) or bool(in_optimizers(training))
 
 
 def _inside_averages() -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -97,18 +97,20 @@ def listed(optimizer: object) -> list[Optimizer]:
     return optimizers
 
 
-def is_in_an_optimizer(*parameters: nn.Parameter) -> bool:
-    """Whether a param group of any living optimizer has one of these parameters.
+def in_optimizers(parameters: Sequence[nn.Parameter]) -> set[int]:
+    """Those parameters, by their ids, that a param group of any living optimizer has.
 
     Optimizers are not listed anywhere. So their groups are found among the objects that refer to
-    the parameters, which takes a moment.
+    the parameters: two looks through all objects, however many parameters there are.
     """
-    holders = [item for item in gc.get_referrers(*parameters) if type(item) is list]
-    held = {id(holder) for holder in holders}
-    return any(
-        type(group) is dict and id(group.get("params")) in held
-        for group in gc.get_referrers(*holders)
-    )
+    lists = [item for item in gc.get_referrers(*parameters) if type(item) is list]
+    of_groups = {
+        id(group["params"])
+        for group in gc.get_referrers(*lists)
+        if type(group) is dict and "params" in group
+    }
+    held = {id(item) for members in lists if id(members) in of_groups for item in members}
+    return held & set(map(id, parameters))
 
 
 def _apart(optimizer: Optimizer) -> str:

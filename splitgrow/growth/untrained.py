@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from splitgrow.errors import SplitGrowWarning
 from splitgrow.growth.averages import warn_of_copies_behind
 from splitgrow.growth.optimizer_fitting import check_shapes, parameters_of
-from splitgrow.growth.optimizers import is_in_an_optimizer
+from splitgrow.growth.optimizers import in_optimizers
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.source_lines import levels_to_caller
 
@@ -121,7 +121,10 @@ def _look(model: nn.Module, watch: _Watch, optimizer: Optimizer) -> None:
     check_shapes(optimizer, {id(p): state for p, state in optimizer.state.items()}, named)
     alive = (item() for item in watch.new)
     new = [p for p in alive if p is not None and p.requires_grad and id(p) in paths]
-    homeless = [p for p in new if id(p) not in own and not is_in_an_optimizer(p)]
+    homeless = [p for p in new if id(p) not in own]
+    if homeless:
+        elsewhere = in_optimizers(homeless)
+        homeless = [p for p in homeless if id(p) not in elsewhere]
     _set(model, None)
     if watch.loaded:
         warn_of_copies_behind(model)
