@@ -7,7 +7,6 @@ Copies that nobody changes are as good as before: snapshots, teachers.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from splitgrow.growth.optimizers import in_optimizers
+from splitgrow.utils.living import living
 
 _SAMPLES = 8
 """The number of parameters whose values tell whether a copy has changed."""
@@ -114,10 +114,7 @@ def _inside_averages() -> set[int]:
 
     Nothing lists averages. So they are looked for among all objects, by their classes.
     """
-    objects = gc.get_objects()
-    classes = {cls for cls in set(map(type, objects)) if _averages(cls)}
-    found = (item for item in objects if type(item) in classes) if classes else ()
-    return {id(module) for average in found for _, module in modules_in(average)}
+    return {id(module) for average in living(_averages) for _, module in modules_in(average)}
 
 
 def _averages(cls: type) -> bool:

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from splitgrow.utils.living import living
+
 _DDP = "torch.nn.parallel.distributed.DistributedDataParallel"
 _UNIT = "torch.distributed.fsdp.FSDPModule"
 _KINDS = frozenset(
@@ -90,7 +92,7 @@ def _found(model: nn.Module, but: Collection[nn.Module]) -> Holder | None:
 def _around(model: nn.Module) -> list[nn.Module]:
     """The living modules that hold a model, directly or further out; the inner ones first."""
     parents: dict[int, list[nn.Module]] = {}
-    for item in _living():
+    for item in living(lambda kind: issubclass(kind, nn.Module)):
         for child in _children(item):
             parents.setdefault(id(child), []).append(item)
     found, inner = {id(model): model}, [model]
@@ -100,14 +102,6 @@ def _around(model: nn.Module) -> list[nn.Module]:
                 found[id(outer)] = outer
                 inner.append(outer)
     return inner[1:]
-
-
-def _living() -> list[nn.Module]:
-    """All modules that there are."""
-    objects = gc.get_objects()
-    # Not isinstance, which would ask an object for its `__class__`, and some answer by a call.
-    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, nn.Module)}
-    return [item for item in objects if type(item) in kinds]
 
 
 def _children(module: nn.Module) -> Iterator[nn.Module]:
