@@ -32,13 +32,12 @@ from splitgrow.checkpoints.training import (
 )
 from splitgrow.errors import CheckpointError
 from splitgrow.growable import adopt_
-from splitgrow.growth.averages import follow_growth_
-from splitgrow.growth.history import History, added_since, check_structure, grown_elsewhere
+from splitgrow.growth.growing import tell_
+from splitgrow.growth.history import History, check_structure, grown_elsewhere
 from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.growth.journal import Journal, rebuild_, restore_, widen_inputs_
 from splitgrow.growth.journal.state_dict import common_edits
 from splitgrow.growth.optimizers import optimizers_of
-from splitgrow.growth.untrained import watch_new_
 from splitgrow.layers.execution import Mode, set_execution_mode_
 from splitgrow.utils.example_call import ExampleCall, ExampleInputs, example_call
 from splitgrow.utils.json_trees import read_tree
@@ -207,9 +206,7 @@ class _Loading:
         if training:
             set_execution_mode_(_mode(contents), undo)
             set_random_states_(read_tree(contents.random, read), undo)
-        new = added_since(self._model, self._start)
-        watch_new_(self._model, "load", new, optimizers, undo, loaded=True)
-        follow_growth_(self._model, undo)
+        tell_(self._model, "load", self._start, optimizers, undo, loaded=True)
 
 
 def _checked_modules(modules: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:

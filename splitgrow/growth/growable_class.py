@@ -16,12 +16,11 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from splitgrow.errors import SplitGrowError
-from splitgrow.growth.averages import follow_growth_
 from splitgrow.growth.follow_casts import all_follow
-from splitgrow.growth.history import History, added_since, structure
+from splitgrow.growth.growing import tell_
+from splitgrow.growth.history import History, structure
 from splitgrow.growth.history_lookup import HISTORY, HandleBase, history_of
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
-from splitgrow.growth.untrained import watch_new_
 from splitgrow.layers.module_state import moved
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.weight_views import make_dense_
@@ -157,8 +156,7 @@ def _load_state_dict(
         journal = take_journal(self, state, "")
         since = len(history_of(self).edits)
         follow_(self, journal, state, "", undo)
-        watch_new_(self, "load_state_dict", added_since(self, since), (), undo, loaded=True)
-        follow_growth_(self, undo)
+        tell_(self, "load_state_dict", since, (), undo, loaded=True)
         if journal is not None and journal.edits and strict:
             check_fit(self, state)
         load_tensors = super(cls, self).load_state_dict
@@ -203,8 +201,7 @@ def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: 
         if not history_of(self).loading:
             since = len(history_of(self).edits)
             follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
-            watch_new_(self, "load_state_dict", added_since(self, since), (), undo, loaded=True)
-            follow_growth_(self, undo)
+            tell_(self, "load_state_dict", since, (), undo, loaded=True)
             history_of(self).kin.sample = ()  # the parts are still to be loaded
 
     cls: Any = _made_here(self)

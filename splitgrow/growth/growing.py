@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.growth.averages import follow_growth_, warn_of_copies_behind
 from splitgrow.growth.history import History, added_since
@@ -45,9 +46,33 @@ class GrowingBase(HandleBase):
             before, since = ParameterPaths.now(model), len(history.edits)
             made = work(undo, model, history, *args, optimizer=optimizers, **kwargs)
             arrange_(optimizers, before, model, undo)
-            watch_new_(model, what, added_since(model, since), optimizers, undo)
-            follow_growth_(model, undo)
-            warn_of_copies_behind(model)
+            tell_(model, what, since, optimizers, undo)
             return made
 
         return self._operation(what, grow)
+
+
+def tell_(
+    model: nn.Module,
+    what: str,
+    since: int,
+    optimizers: Iterable[Optimizer],
+    undo: Undo,
+    *,
+    loaded: bool = False,
+) -> None:
+    """Has averages grow along with a model, and warns, now or later, of those left behind.
+
+    Args:
+        model: The model, which has new parameters.
+        what: The operation that added them.
+        since: The number of the last edit before it.
+        optimizers: The optimizers that were told of them.
+        undo: Takes it back.
+        loaded: Whether a state_dict or a file brought them. Averages may be loaded after that, so
+            these are looked at when an optimizer steps.
+    """
+    watch_new_(model, what, added_since(model, since), optimizers, undo, loaded=loaded)
+    follow_growth_(model, undo)
+    if not loaded:
+        warn_of_copies_behind(model)

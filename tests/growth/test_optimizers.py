@@ -441,7 +441,7 @@ def test_a_growth_that_fails_leaves_order_and_names_of_the_groups(named, monkeyp
     optimizer = torch.optim.AdamW(model.named_parameters() if named else model.parameters())
     model.expand_layer("stem", 2, optimizer=optimizer)
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     monkeypatch.setattr(growing, "watch_new_", fail)
