@@ -1,4 +1,4 @@
-"""The types of the commands' options, and how a command's work is loaded."""
+"""Options of the commands: types, shared ones; and how a command loads its work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from typing import Any
 
 import click
+
+from splitgrow.cli.settings import MOST_GB
 
 # The packages of `splitgrow[demo]`, by the names that fail to import without it.
 _DEMO_PACKAGES = frozenset(("PIL", "matplotlib", "numpy", "sklearn"))
@@ -30,6 +32,19 @@ class PositiveFloat(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value!r} is not a number.", param, ctx)
         return number
+
+
+size_option = click.option(
+    "--size", type=POSITIVE, metavar="N", help="Resize picture files to N x N pixels."
+)
+max_gb_option = click.option(
+    "--max-gb",
+    type=PositiveFloat(1_000_000),
+    default=MOST_GB,
+    show_default=True,
+    metavar="X",
+    help="Memory that the data may take as their files hold them.",
+)
 
 
 def load_module(name: str) -> Any:

@@ -8,9 +8,16 @@ from typing import Any
 
 import click
 
-from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load_module
+from splitgrow.cli.arguments import (
+    POSITIVE,
+    SEED,
+    SMALL,
+    PositiveFloat,
+    load_module,
+    max_gb_option,
+    size_option,
+)
 from splitgrow.cli.continual_settings import BACKBONE_NAMES, METHOD_NAMES, SPLITS, RunSettings
-from splitgrow.cli.settings import MOST_GB
 
 _CONTINUAL_HELP = """
 Learn one task after the other with one network, and see how much it forgets.
@@ -106,15 +113,8 @@ def _default(name: str) -> Any:
 )
 @click.option("--shuffled", is_flag=True, help="Draw the order of the classes.")
 @click.option("--limit", type=POSITIVE, metavar="N", help="Training images of a task, at most.")
-@click.option("--size", type=POSITIVE, metavar="N", help="Resize picture files to N x N pixels.")
-@click.option(
-    "--max-gb",
-    type=PositiveFloat(1_000_000),
-    default=MOST_GB,
-    show_default=True,
-    metavar="X",
-    help="Memory that the data may take as their files hold them.",
-)
+@size_option
+@max_gb_option
 @click.option(
     "--backbone",
     default=_default("backbone"),

@@ -13,9 +13,17 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from splitgrow.cli.arguments import POSITIVE, SEED, SMALL, PositiveFloat, load_module
+from splitgrow.cli.arguments import (
+    POSITIVE,
+    SEED,
+    SMALL,
+    PositiveFloat,
+    load_module,
+    max_gb_option,
+    size_option,
+)
 from splitgrow.cli.continual_commands import compare, continual
-from splitgrow.cli.settings import MOST_GB, DemoSettings
+from splitgrow.cli.settings import DemoSettings
 from splitgrow.cli.shapes import Shape, parse_shape
 from splitgrow.errors import SplitGrowError
 
@@ -204,15 +212,8 @@ def main() -> None:
 @click.option(
     "--limit", type=POSITIVE, metavar="N", help="Keep only so many training images, for a trial."
 )
-@click.option("--size", type=POSITIVE, metavar="N", help="Resize picture files to N x N pixels.")
-@click.option(
-    "--max-gb",
-    type=PositiveFloat(1_000_000),
-    default=MOST_GB,
-    show_default=True,
-    metavar="X",
-    help="Memory that the data may take as their files hold them.",
-)
+@size_option
+@max_gb_option
 @click.option(
     "--threads",
     type=SMALL,
