@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,6 +54,12 @@ def _mlp(small: bool) -> nn.Module:  # noqa: FBT001
     width = 1024 if small else 4096
     hidden = [layer for _ in range(3) for layer in (nn.Linear(width, width), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(width, 10))
+
+
+def linears(widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers between these widths, with a ReLU behind each but the last."""
+    layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
 
 
 def _of_torchvision(name: str) -> Callable[[bool], nn.Module]:

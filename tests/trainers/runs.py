@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from equal_widths import Block
 from torch import Tensor, nn
 
 import splitgrow
@@ -71,23 +72,12 @@ Program = Callable[[How], nn.Module]
 """Trains a model in a tool, and returns it."""
 
 
-class Block(nn.Module):
-    """A residual block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.first, self.last = nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.last(self.first(self.norm(x)).relu())
-
-
 class Net(nn.Module):
     """Layers of equal widths, so that a state by a wrong position would fit in shape."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.body, self.block = nn.Linear(6, 6), nn.Linear(6, 6), Block()
+        self.stem, self.body, self.block = nn.Linear(6, 6), nn.Linear(6, 6), Block(nn.LayerNorm)
         self.head = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:

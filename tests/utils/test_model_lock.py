@@ -6,8 +6,9 @@ import copy
 import pickle
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -251,37 +252,52 @@ def test_nothing_is_left_of_a_change_and_copies_have_gates_of_their_own():
         assert histories[1].model_lock.rlock.acquire(blocking=False)
 
 
-def test_threads_that_run_a_model_while_it_changes_see_one_network_or_the_next():
-    """Growth leaves the old outputs as they are, so every call has to give these."""
-    model, _ = network()
-    expected, stop = run(model), threading.Event()
-    served = [threading.Event() for _ in range(3)]
+@contextmanager
+def served(models: list[nn.Module], expected: Tensor) -> Iterator[Callable[[], None]]:
+    """A thread for each model runs it again and again, and every call gives the expected outputs.
 
-    def serve(done: threading.Event) -> None:
+    It gives a function that waits until each has run its model once more.
+    """
+    stop, served = threading.Event(), [threading.Event() for _ in models]
+
+    def serve(model: nn.Module, done: threading.Event) -> None:
         while not stop.is_set():
             assert_equal(run(model), expected)
             done.set()
 
-    with ThreadPoolExecutor(3) as pool:
-        serving: list[Future[None]] = [pool.submit(serve, done) for done in served]
+    def once_more() -> None:
+        for done in served:
+            done.clear()
+        assert all(done.wait(PATIENT) for done in served)  # each has run this network
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        serving: list[Future[None]] = [
+            pool.submit(serve, *each) for each in zip(models, served, strict=True)
+        ]
         try:
-            for turn in range(12):
-                model.expand({"0": 1, "3": 1})
-                if turn % 3 == 0:
-                    model.insert_layer("3", "residual")
-                if turn % 4 == 1:
-                    model.next_generation()
-                    model.expand_layer("0", 1)
-                    model.expand_layer("0", 1)
-                    model.consolidate()
-                assert_equal(run(splitgrow.merge(model)), expected)
-                for done in served:
-                    done.clear()
-                assert all(done.wait(PATIENT) for done in served)  # each has run this network
+            yield once_more
         finally:
             stop.set()
         for each in serving:
             each.result(PATIENT)
+
+
+def test_threads_that_run_a_model_while_it_changes_see_one_network_or_the_next():
+    """Growth leaves the old outputs as they are, so every call has to give these."""
+    model, _ = network()
+    expected = run(model)
+    with served([model] * 3, expected) as once_more:
+        for turn in range(12):
+            model.expand({"0": 1, "3": 1})
+            if turn % 3 == 0:
+                model.insert_layer("3", "residual")
+            if turn % 4 == 1:
+                model.next_generation()
+                model.expand_layer("0", 1)
+                model.expand_layer("0", 1)
+                model.consolidate()
+            assert_equal(run(splitgrow.merge(model)), expected)
+            once_more()
 
 
 def test_eight_threads_run_a_model_and_its_average_beside_growth_and_saves(tmp_path):
@@ -289,35 +305,16 @@ def test_eight_threads_run_a_model_and_its_average_beside_growth_and_saves(tmp_p
     model, _ = network()
     average = splitgrow.follow(AveragedModel(model), model)
     average.eval()
-    expected, stop = run(model), threading.Event()
-    served = [threading.Event() for _ in range(8)]
-    path = tmp_path / "a.safetensors"
-
-    def serve(done: threading.Event, which: nn.Module) -> None:
-        while not stop.is_set():
-            assert_equal(run(which), expected)
-            done.set()
-
-    with ThreadPoolExecutor(9) as pool:
-        serving: list[Future[None]] = [
-            pool.submit(serve, done, (model, average.module)[index % 2])
-            for index, done in enumerate(served)
-        ]
-        try:
-            for turn in range(round(4 * MANY)):
-                model.expand({"0": 1, "3": 1}, freeze=turn % 2 == 0)
-                if turn % 3 == 0:
-                    model.insert_layer("3", "residual")
-                if turn % 3 == 1:
-                    model.consolidate()
-                splitgrow.save(model, path)
-                fresh, _ = network()
-                splitgrow.load(fresh, path, training=False)
-                assert_equal(run(fresh), expected)
-                for done in served:
-                    done.clear()
-                assert all(done.wait(PATIENT) for done in served)  # each has run this network
-        finally:
-            stop.set()
-        for each in serving:
-            each.result(PATIENT)
+    expected, path = run(model), tmp_path / "a.safetensors"
+    with served([model, average.module] * 4, expected) as once_more:
+        for turn in range(round(4 * MANY)):
+            model.expand({"0": 1, "3": 1}, freeze=turn % 2 == 0)
+            if turn % 3 == 0:
+                model.insert_layer("3", "residual")
+            if turn % 3 == 1:
+                model.consolidate()
+            splitgrow.save(model, path)
+            fresh, _ = network()
+            splitgrow.load(fresh, path, training=False)
+            assert_equal(run(fresh), expected)
+            once_more()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import splitgrow
+from benchmarks.speed.networks import linears
 from benchmarks.speed.results import Measurement, Spread, milliseconds
 from benchmarks.speed.settings import Claim, Settings
 from benchmarks.speed.steps import compared
@@ -42,12 +43,8 @@ def run(settings: Settings) -> Iterator[Measurement]:
 
 def _grown(settings: Settings) -> tuple[Any, Tensor]:
     torch.manual_seed(0)
-    first, second, third, outputs = _WIDTHS
-    model: Any = nn.Sequential(
-        nn.Linear(first, second), nn.ReLU(), nn.Linear(second, third), nn.ReLU(),
-        nn.Linear(third, outputs),
-    ).to(settings.device)  # fmt: skip
-    x = torch.randn(_BATCH, first, device=settings.device)
+    model: Any = linears(_WIDTHS).to(settings.device)
+    x = torch.randn(_BATCH, _WIDTHS[0], device=settings.device)
     return splitgrow.growable(model, x), x
 
 

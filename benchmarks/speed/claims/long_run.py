@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import splitgrow
 from benchmarks.speed.memory import MIB, in_use
+from benchmarks.speed.networks import linears
 from benchmarks.speed.results import Measurement, Spread
 from benchmarks.speed.settings import Claim, Settings
 from benchmarks.speed.steps import inference, stated, training_step
@@ -74,12 +75,8 @@ def long_run(
         consolidate: Whether the growths of a generation are joined before it is closed.
     """
     torch.manual_seed(0)
-    first, second, third, outputs = _WIDTHS
-    model: Any = nn.Sequential(
-        nn.Linear(first, second), nn.ReLU(), nn.Linear(second, third), nn.ReLU(),
-        nn.Linear(third, outputs),
-    ).to(settings.device)  # fmt: skip
-    x = torch.randn(_BATCH, first, device=settings.device)
+    model: Any = linears(_WIDTHS).to(settings.device)
+    x = torch.randn(_BATCH, _WIDTHS[0], device=settings.device)
     splitgrow.growable(model, x)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     course = Course()
