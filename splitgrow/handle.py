@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -218,29 +219,37 @@ class Handle(DepthMethods, GenerationMethods):
         )
 
     def plan(
-        self, request: Mapping[int | str, int], *, round_to: int = 1, freeze: bool = True
+        self,
+        request: Mapping[int | str, int],
+        *,
+        initializer: str | Initializer = "zero",
+        round_to: int = 1,
+        freeze: bool = True,
     ) -> Edit:
         """The edit that `expand` would apply, not applied; print it to see the changes.
 
         Args:
             request: The number of new units for each layer, by name or index.
+            initializer: As of `expand_layer`.
             round_to: As of `expand_layer`.
             freeze: As of `expand_layer`.
 
         Raises:
             FixedWidthError: If layers cannot grow; all of them are named.
             ValueError: If numbers do not fit each other; all of them are named, with those that do.
+                Or if the initializer's way to grow a stream is not exact here.
         """
         model_lock = self._history.model_lock
         model_lock.refuse_if_shown("plan a growth")
         with model_lock.rlock:
-            return temporarily(self._planned)(request, round_to=round_to, freeze=freeze)
+            options = {"round_to": round_to, "freeze": freeze, "initializer": initializer}
+            return temporarily(self._planned)(request, options)
 
     def _planned(
-        self, undo: Undo, request: Mapping[int | str, int], *, round_to: int, freeze: bool
+        self, undo: Undo, request: Mapping[int | str, int], options: Mapping[str, Any]
     ) -> Edit:
         keep_modes_(undo)
-        return plan(self._model, self._history, request, freeze=freeze, round_to=round_to)
+        return plan(self._model, self._history, request, **options)
 
     def consolidate(self, *, optimizer: object = None, check: bool = True) -> Edit | None:
         """Joins a layer's blocks from several growths in the open generation to one of each role.

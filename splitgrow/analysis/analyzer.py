@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from splitgrow.analysis.births import TracedRun, settle_births
 from splitgrow.analysis.channel_graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis, Size, constant, scaled
 from splitgrow.analysis.channels.width_remainders import Remainders
@@ -32,7 +33,6 @@ from splitgrow.analysis.unsupported_layers import (
     refusals,
     subclass_refusal,
 )
-from splitgrow.analysis.zero_channels import ZeroChannels
 from splitgrow.errors import TraceError
 from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import LayerType, layer_type_of, sized_layers
@@ -151,7 +151,7 @@ class _Analysis:
         self.refusals = refusals(self.modules)
         self.preferred = dict(preferred or {})
         self.choices: list[Choice] = []
-        self.zero_channels = ZeroChannels(self.groups)
+        self.not_zero: list[set[int]] = []
         self.remainders = Remainders(self.groups)
         self.values: list[list[Any]] = []
         self.outputs: list[Axis] = []
@@ -169,13 +169,18 @@ class _Analysis:
         for trace in runs:
             values: list[Any] = []
             self.tensors = {}
+            self.not_zero.append(set())
             for index, step in enumerate(trace.steps):
                 if step.target is Source.TENSOR:
                     self.tensors[index] = step.args[0]
                 values.append(self._value(step, values))
             self.values.append(values)
         self.remainders.settle()
-        self.graph.silent = self.zero_channels.settle()
+        followed = zip(runs, self.values, self.not_zero, strict=True)
+        traced = [
+            TracedRun(run.steps, values, frozenset(not_zero)) for run, values, not_zero in followed
+        ]
+        settle_births(self.graph, self.modules, traced)
         self._add_uncalled()
         return self
 
@@ -238,10 +243,13 @@ class _Analysis:
             step.example,
             self.groups,
             layer,
-            *(self.preferred, self.choices, self.zero_channels, self.remainders),
+            *(self.preferred, self.choices, self.remainders),
         )
         entry = layer_type_of(layer) if layer is not None else None
-        return result_of(op) if entry is None else self._layer(op, str(step.module), entry)
+        result = result_of(op) if entry is None else self._layer(op, str(step.module), entry)
+        if op.marks:
+            self.not_zero[-1].add(len(values))
+        return result
 
     def _source(self, step: Step, values: Sequence[Any]) -> Any:
         if step.target is Source.INPUT:
@@ -354,8 +362,6 @@ class _Analysis:
         sizes = owner.sizes() if isinstance(owner, SplitLayer) else entry.sizes(module)
         assert module is not None
         refusal = self.refusals.get(name) or refusal_of(entry, module) or emptiness(entry, sizes)
-        if entry.merging.couples:
-            self.zero_channels.need(axis)
         if entry.diagonal(module):
             reason = op.reason("treats channels in whole groups")
             groups.bundle(axis, entry.bundle(module), reason)

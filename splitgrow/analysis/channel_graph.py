@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Literal
 
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.layers.types import Birth
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,19 @@ class HeldNumber:
     axis: Axis
 
 
+@dataclass(frozen=True)
+class BirthStates:
+    """The values that new units have at birth, in one way to grow.
+
+    Attributes:
+        ins: By layer and group, those of the units that it reads.
+        outs: By layer and group, those of the units that it makes.
+    """
+
+    ins: Mapping[str, Mapping[int, Birth]]
+    outs: Mapping[str, Mapping[int, Birth]]
+
+
 @dataclass
 class ChannelGraph:
     """All layers of a model with the groups that their channels belong to.
@@ -59,7 +74,10 @@ class ChannelGraph:
         nodes: The layers by module path, in order of execution.
         aliases: For every path of a module the one by which it is known.
         numbers: The numbers that modules hold and that follow widths.
-        silent: The groups whose new units start as zeros.
+        ways: For groups that a norm over all channels reads, the ways in which they can grow, the
+            preferred one first.
+        lost: For these groups, why the other ways do not leave the function as it is.
+        births: By way, the values of new units at birth.
         outputs: The axes of the tensors that the model returns.
         touched: The layers whose tensors forward uses outside of their calls.
         assigned: The paths at which forward itself puts modules, with the likeness of these.
@@ -69,7 +87,9 @@ class ChannelGraph:
     nodes: dict[str, LayerNode] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     numbers: tuple[HeldNumber, ...] = ()
-    silent: frozenset[int] = frozenset()
+    ways: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    lost: dict[int, dict[str, str]] = field(default_factory=dict)
+    births: Mapping[str, BirthStates] = field(default_factory=dict)
     outputs: tuple[tuple[Axis, ...], ...] = ()
     touched: set[str] = field(default_factory=set)
     assigned: tuple[tuple[str, str], ...] = ()
@@ -88,10 +108,35 @@ class ChannelGraph:
         grown = self.groups.grown(growth)
         return [tuple(map(grown.length, axes)) for axes in self.outputs]
 
-    def silent_insertions(self, axis: Axis, growth: Mapping[int, int]) -> tuple[bool, ...]:
-        """For each insertion that growth makes on an axis, whether it must start as zeros."""
-        runs = self.groups.resolve(axis)
-        return tuple(run.group in self.silent for run in runs if run.group in growth)
+    def births_on(
+        self, node: LayerNode, side: Literal["ins", "outs"], ways: Mapping[int, str], growing: Any
+    ) -> tuple[Birth, ...]:
+        """The values at birth of each insertion on a layer's axis.
+
+        Args:
+            node: The layer.
+            side: Which of its axes.
+            ways: The ways in which groups grow.
+            growing: The groups that grow.
+        """
+        found = []
+        for run in self.groups.resolve(getattr(node, side)):
+            if run.group is not None and run.group in growing:
+                states = self.births.get(ways.get(run.group, ""))
+                own = getattr(states, side).get(node.name, {}) if states is not None else {}
+                found.append(own.get(run.group, Birth.FREE))
+        return tuple(found)
+
+    def unit_step(self, group: int, way: str | None = None) -> int:
+        """The smallest number of units that a group can gain.
+
+        Args:
+            group: The group.
+            way: The way in which it grows; None for the preferred one.
+        """
+        known = self.ways.get(group, ())
+        chosen = way if way in known else next(iter(known), "")
+        return self.groups.width(group) if chosen == "duplicate" else 1
 
     def multiplicity(self, axis: Axis, group: int) -> int:
         """The number of positions that an axis gains for each unit that a group gains."""
@@ -102,10 +147,10 @@ class ChannelGraph:
         """The smallest number of units by which a layer can grow; 0 if it cannot grow."""
         return min(self.steps(node).values(), default=0)
 
-    def steps(self, node: LayerNode) -> dict[int, int]:
-        """The growth of a layer for each unit of a group, the group at its end first."""
+    def steps(self, node: LayerNode, way: str | None = None) -> dict[int, int]:
+        """The growth of a layer for the smallest gain of a group, the group at its end first."""
         groups = self.growing_groups(node.outs)
-        return {group: self.multiplicity(node.outs, group) for group in groups}
+        return {g: self.multiplicity(node.outs, g) * self.unit_step(g, way) for g in groups}
 
     def tied(self, node: LayerNode) -> list[str]:
         """The other layers whose width grows with this one's."""

@@ -15,6 +15,7 @@ from splitgrow.continual.studies import Study
 from splitgrow.continual.units import Units
 from splitgrow.growth.initializers import Initializer, Zero
 from splitgrow.growth.prepared import PreparedEdit
+from splitgrow.layers.types import UNCHANGED, Join, Joined
 
 RegrowthSource = Callable[[Unit], Unit]
 """Maps a unit to the one whose values it takes."""
@@ -93,13 +94,15 @@ class Regrown(Initializer):
     def apply(self, prepared: PreparedEdit) -> None:
         """Copies the parts of every tensor from the source of each unit."""
         for name, layer in prepared.layers.items():
-            before, widths = self.old.places(name), (self.old.length(name), layer.change.width[1])
+            before, merging = self.old.places(name), layer.layer_type.merging
+            joined = Joined(Join.DILUTES, self.old.length(name), layer.change.width[1])
+            carry = merging.carry([joined]) if merging.couples else UNCHANGED
             for key, along in prepared.places(name).items():
                 whole = self.old.whole(name, key, self.values)
                 if whole is None or not along:
                     continue
                 whole = values_like(whole, along, self.source, before[key])
-                layer.fill_(key, layer.layer_type.merging.carried_over(key, whole, *widths))
+                layer.fill_(key, merging.carried_over(key, whole, carry))
 
 
 @torch.no_grad()

@@ -37,14 +37,19 @@ def plan(
     *,
     freeze: bool,
     round_to: int = 1,
+    initializer: str | Initializer = "zero",
 ) -> Edit:
     """The edit for a request, not applied."""
+    chosen = chosen_initializer(initializer)
     check_structure(model, history)
     opened = history.next_edit(freeze=freeze)
-    checked = check_request(history.graph, request)
-    checked = rounded_up(history.graph, checked, round_to)
-    growth = find_growth(history.graph, checked)
-    return make_plan(history.graph, history.modules, growth, history.edits, opened, request=checked)
+    graph, way = history.graph, chosen.way
+    checked = check_request(graph, request)
+    checked = rounded_up(graph, checked, round_to, way)
+    growth = find_growth(graph, checked, way)
+    return make_plan(
+        graph, history.modules, growth, history.edits, opened, request=checked, way=way
+    )
 
 
 def expand_(  # noqa: PLR0913
@@ -60,7 +65,7 @@ def expand_(  # noqa: PLR0913
     check: bool,
 ) -> Edit:
     """Adds units to layers: plans the edit, then applies it."""
-    edit = plan(model, history, request, freeze=freeze, round_to=round_to)
+    edit = plan(model, history, request, freeze=freeze, round_to=round_to, initializer=initializer)
     return apply_(
         undo, model, history, edit, initializer=initializer, optimizer=optimizer, check=check
     )

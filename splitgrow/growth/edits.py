@@ -10,8 +10,9 @@ from typing import Any
 
 from splitgrow.utils.json_records import read_record, written
 
-EDIT_VERSION = 1
+EDIT_VERSION = 2
 
+_MAPPINGS = ("request", "growth", "ways")
 Insertions = tuple[tuple[int, int], ...]
 """Pairs of a position before the edit and the number of positions inserted there."""
 
@@ -29,8 +30,10 @@ class LayerChange:
         outs: The places of new output channels.
         blocks: The added blocks, in order: "helper", "new".
         parameters: The number of parameters that they add.
-        silent_ins: For each insertion of inputs, whether they are zero until they learn.
-        silent_outs: For each insertion of outputs, whether they must be zero until they learn.
+        born_ins: For each insertion of inputs, the values that they have until they learn: "free",
+            "zero", "mean" or "copy".
+        born_outs: For each insertion of outputs, the values that they must have.
+        join: How the outputs join in a statistic that all share: "", "dilutes" or "shares".
     """
 
     name: str
@@ -41,8 +44,9 @@ class LayerChange:
     outs: Insertions
     blocks: tuple[str, ...]
     parameters: int
-    silent_ins: tuple[bool, ...] = ()
-    silent_outs: tuple[bool, ...] = ()
+    born_ins: tuple[str, ...] = ()
+    born_outs: tuple[str, ...] = ()
+    join: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ class Edit:
         inserted: The layers that it inserts.
         inputs: The changes of the model's inputs.
         initializer: The initializer of the new blocks, by name.
+        ways: For groups that a norm over all channels reads, the way in which they grow: "zero",
+            "average" or "duplicate".
     """
 
     index: int
@@ -153,10 +159,11 @@ class Edit:
     inserted: tuple[Insertion, ...] = ()
     inputs: tuple[InputChange, ...] = ()
     initializer: str = "zero"
+    ways: Mapping[int, str] = field(default_factory=dict, hash=False)
     version: int = field(default=EDIT_VERSION)
 
     def __post_init__(self) -> None:
-        for name in ("request", "growth"):
+        for name in _MAPPINGS:
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -164,7 +171,7 @@ class Edit:
 
     def _fields(self) -> dict[str, Any]:
         own = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**own, "request": dict(self.request), "growth": dict(self.growth)}
+        return {**own, **{name: dict(own[name]) for name in _MAPPINGS}}
 
     @property
     def parameters(self) -> int:
@@ -237,10 +244,19 @@ class Edit:
         for row in table:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             lines.append("  " + "  ".join(cells).rstrip())
+        for way in sorted(set(self.ways.values())):
+            lines.append(f"  {_WAYS[way]}")
         for number in self.numbers:
             path = f"{number.module}.{number.attribute}".removeprefix(".")
             lines.append(f"  {path}: {_arrow(number.value)}")
         return lines
+
+
+_WAYS = {
+    "zero": "new channels of the stream are zero at birth",
+    "average": "new channels of the stream have the mean of the old ones at birth",
+    "duplicate": "new channels of the stream have the values of the old ones in turn at birth",
+}
 
 
 def _arrow(sizes: tuple[int, int]) -> str:

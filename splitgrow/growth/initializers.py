@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from splitgrow.growth.birth_values import bear_
 from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
-from splitgrow.layers.types import TensorAxes, layer_type_of_class
+from splitgrow.layers.types import Birth
 from splitgrow.utils.rollback import Undo
 
 
@@ -32,6 +33,8 @@ class Initializer(ABC):
             and they are restored if the edit fails.
         divides: The number of new units that belong together: each group must gain a multiple of
             it.
+        way: The way in which groups grow that a norm over all channels reads: "zero", "average" or
+            "duplicate"; None for each group's preferred one.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Initializer(ABC):
     needs_data: bool = False
     needs_unfrozen: bool = False
     divides: int = 1
+    way: str | None = None
 
     @abstractmethod
     def apply(self, prepared: PreparedEdit) -> None:
@@ -52,23 +56,55 @@ class Zero(Initializer):
     """Helpers zero, new units as torch initialises a layer of their shape.
 
     The old outputs are unchanged, since helpers add nothing yet. Helpers learn from the first step
-    and new units from the second; if both were zero, neither would ever learn. Where units must be
-    silent at birth, they are zero, and helpers that read them are not.
+    and new units from the second; if both were zero, neither would ever learn. Where a norm over
+    all channels reads new units, they are zeros, means or copies of the old units, as the edit
+    says. A helper that reads zeros keeps torch's values.
     """
 
     name = "zero"
 
     def apply(self, prepared: PreparedEdit) -> None:
-        """Sets the helpers to zero, and units that must be silent."""
+        """Sets the helpers to zero, and units that must have certain values."""
         for layer in prepared.layers.values():
-            for purpose, block in layer.added.items():
-                quiet_(block, purpose, layer.silent(purpose))
+            bear_(layer)
+
+
+class Average(Initializer):
+    """Helpers zero, and each new unit the mean of the old ones.
+
+    On a stream that LayerNorms read it is the way that is exact for any width, if each layer that
+    makes the stream can make means (Wang et al. 2023, https://arxiv.org/abs/2310.07999).
+    """
+
+    name = "average"
+    way = "average"
+
+    def apply(self, prepared: PreparedEdit) -> None:
+        """Sets the helpers to zero, and new units to the mean of the old ones."""
+        for layer in prepared.layers.values():
+            bear_(layer, Birth.MEAN)
+
+
+class Duplicate(Initializer):
+    """Helpers zero, and new units copies of the old ones in turn.
+
+    On a stream that norms over all channels read it is exact if the width becomes a multiple: every
+    statistic stays the same (Samragh et al. 2024, https://arxiv.org/abs/2409.12903).
+    """
+
+    name = "duplicate"
+    way = "duplicate"
+
+    def apply(self, prepared: PreparedEdit) -> None:
+        """Sets the helpers to zero, and new units to copies of the old ones."""
+        for layer in prepared.layers.values():
+            bear_(layer, Birth.COPY)
 
 
 class Stirred(Zero):
     """Helpers zero, and new units with random values also in biases and norms, for trials.
 
-    Where units must be silent at birth they are as `Zero` has them.
+    Where units must have certain values at birth they are as `Zero` has them.
     """
 
     name = "stirred"
@@ -78,7 +114,7 @@ class Stirred(Zero):
         super().apply(prepared)
         for layer in prepared.layers.values():
             block = layer.added.get("new")
-            if block is None or any(layer.silent("new")):
+            if block is None or {*layer.births("new")} != {Birth.FREE}:
                 continue
             for name, tensor in (*block.named_parameters(), *block.named_buffers()):
                 if not tensor.is_floating_point():
@@ -89,43 +125,9 @@ class Stirred(Zero):
                     tensor.normal_(std=0.3)
 
 
-def quiet_(block: nn.Module, purpose: str, silent: Sequence[bool]) -> None:
-    """Sets to zero the values that would change the outputs: helpers', and silent units'.
-
-    Args:
-        block: The block.
-        purpose: The block's role: "new" or "helper".
-        silent: For each channel that it adds, whether it must be silent at birth.
-    """
-    layer = layer_type_of_class(type(block))
-    assert layer is not None, type(block)
-    side = "in" if purpose == "helper" else "out"
-    with torch.no_grad():
-        for name, axes in layer.tensors(block).items():
-            tensor = getattr(block, name)
-            if not isinstance(tensor, nn.Parameter):
-                continue
-            if purpose != "helper" and layer.diagonal(block) and name != "bias":
-                continue  # it maps zeros to zeros with any weight
-            _zero_channels(tensor, axes, side, [flag == (purpose != "helper") for flag in silent])
-
-
-def _zero_channels(
-    tensor: nn.Parameter, axes: TensorAxes, side: str, chosen: Sequence[bool]
-) -> None:
-    """Sets the slices of the chosen channels to zero in a tensor."""
-    if all(chosen):
-        tensor.zero_()
-        return
-    for dim, along in axes.items():
-        if along.side == side and any(chosen):
-            mask = torch.tensor(chosen, device=tensor.device)
-            # The tensor has one of several equal sections, for all of them.
-            section = mask.reshape(along.sections, -1).any(0)
-            tensor.index_fill_(dim, section.nonzero().flatten(), 0)
-
-
-_INITIALIZERS: dict[str, Initializer] = {each.name: each for each in (Zero(),)}
+_INITIALIZERS: dict[str, Initializer] = {
+    each.name: each for each in (Zero(), Average(), Duplicate())
+}
 
 
 def register_initializer(initializer: Initializer) -> None:
@@ -279,9 +281,9 @@ def _put_back(tensor: Tensor, value: Tensor) -> None:
 
 
 def quiet_added_(layers: Mapping[str, PreparedLayer], undo: Undo) -> None:
-    """Makes added blocks change nothing: sets to zero the same values as `Zero`."""
+    """Makes added blocks change nothing: gives them the same values as `Zero`."""
     for layer in layers.values():
-        for purpose, block in layer.added.items():
+        for block in layer.added.values():
             for parameter in block.parameters():
                 undo.on_failure(partial(_put_back, parameter, parameter.detach().clone()))
-            quiet_(block, purpose, layer.silent(purpose))
+        bear_(layer)

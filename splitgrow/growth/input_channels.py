@@ -20,6 +20,7 @@ from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.planning import plan_changes, plan_numbers
 from splitgrow.growth.value_trials import analyse_again
+from splitgrow.growth.ways import find_ways
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.rollback import Undo
 
@@ -53,6 +54,7 @@ def expand_input_(  # noqa: PLR0913
     graph, axes = analyse_with_free_input(model, history.inputs, name)
     dim = _channel_dim(graph, axes, name)
     growth = _growth(graph, axes[dim], name, n)
+    ways = find_ways(graph, growth, chosen.way)
     keep_(history, undo)
     history.graph = graph
     generation, closes = history.next_edit(freeze=freeze)
@@ -62,7 +64,8 @@ def expand_input_(  # noqa: PLR0913
         closes=closes,
         request={f"input {name}": n},
         growth=growth,
-        changes=plan_changes(graph, history.modules, growth),
+        changes=plan_changes(graph, history.modules, growth, ways),
+        ways=ways,
         numbers=plan_numbers(graph, growth),
         inputs=(_change(graph, axes[dim], name, dim, n),),
     )

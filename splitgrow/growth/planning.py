@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from torch import nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.growth.edits import Edit, LayerChange, NumberChange
+from splitgrow.growth.ways import find_ways, why_duplicated
 from splitgrow.layers.split_layer import stock
-from splitgrow.layers.types import LayerType, known_layer_type
+from splitgrow.layers.types import Birth, Join, LayerType, known_layer_type
 
 
 def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
@@ -43,8 +45,16 @@ def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
     raise ValueError(f"no layer {layer!r}; {hint}")
 
 
-def find_growth(graph: ChannelGraph, request: Mapping[str, int]) -> dict[int, int]:
+def find_growth(
+    graph: ChannelGraph, request: Mapping[str, int], way: str | None = None
+) -> dict[int, int]:
     """The units that each group of channels must gain to meet each layer's request.
+
+    Args:
+        graph: The channel graph.
+        request: The number of units by layer.
+        way: The way in which groups grow that a norm over all channels reads; None for each group's
+            preferred one.
 
     Raises:
         FixedWidthError: If layers cannot grow; all of them are named.
@@ -63,17 +73,16 @@ def find_growth(graph: ChannelGraph, request: Mapping[str, int]) -> dict[int, in
     # A layer with fewer groups has fewer ways to grow, so it chooses first.
     for name in sorted(request, key=lambda name: len(graph.growing_groups(nodes[name].outs))):
         missing = request[name] - _gain(graph, nodes[name], growth)
-        steps = {
-            group: step for group, step in graph.steps(nodes[name]).items() if group not in growth
-        }
+        known = graph.steps(nodes[name], way).items()
+        steps = {group: step for group, step in known if group not in growth}
         shares = _shares(steps, missing)
         if shares is None:
-            misfits.append(_misfit(graph, nodes[name], request, growth))
+            misfits.append(_misfit(graph, nodes[name], request, growth, way))
         else:
-            growth.update(shares)
+            growth.update({g: times * graph.unit_step(g, way) for g, times in shares.items()})
     for name, node in nodes.items():
         if not misfits and _gain(graph, node, growth) != request[name]:
-            misfits.append(_misfit(graph, node, request, growth))
+            misfits.append(_misfit(graph, node, request, growth, way))
     if misfits:
         raise ValueError("; ".join(misfits))
     return growth
@@ -108,7 +117,9 @@ def _shares(steps: Mapping[int, int], total: int) -> dict[int, int] | None:
     return shares or None
 
 
-def rounded_up(graph: ChannelGraph, request: Mapping[str, int], round_to: int) -> dict[str, int]:
+def rounded_up(
+    graph: ChannelGraph, request: Mapping[str, int], round_to: int, way: str | None = None
+) -> dict[str, int]:
     """The request with each number raised until the layer's new width is a multiple of `round_to`.
 
     With `round_to` 1, nothing is raised: a number that does not fit is refused.
@@ -122,13 +133,14 @@ def rounded_up(graph: ChannelGraph, request: Mapping[str, int], round_to: int) -
     if round_to < 1:
         raise ValueError(f"round_to (={round_to}) must be at least 1")
     return {
-        name: n if round_to == 1 else _rounded_up(graph, graph.nodes[name], n, round_to)
+        name: n if round_to == 1 else _rounded_up(graph, graph.nodes[name], n, (round_to, way))
         for name, n in request.items()
     }
 
 
-def _rounded_up(graph: ChannelGraph, node: LayerNode, n: int, round_to: int) -> int:
-    steps = graph.steps(node)
+def _rounded_up(graph: ChannelGraph, node: LayerNode, n: int, rule: tuple[int, str | None]) -> int:
+    round_to, way = rule
+    steps = graph.steps(node, way)
     if not steps:
         return n  # it cannot grow at all, and `find_growth` says so
     width = graph.groups.length(node.outs)
@@ -149,9 +161,13 @@ def _gain(graph: ChannelGraph, node: LayerNode, growth: Mapping[int, int]) -> in
 
 
 def _misfit(
-    graph: ChannelGraph, node: LayerNode, request: Mapping[str, int], growth: Mapping[int, int]
+    graph: ChannelGraph,
+    node: LayerNode,
+    request: Mapping[str, int],
+    growth: Mapping[int, int],
+    way: str | None,
 ) -> str:
-    n, step = request[node.name], graph.step(node)
+    n = request[node.name]
     gained = _gain(graph, node, growth)
     if gained:
         tied = [name for name in graph.tied(node) if name in request]
@@ -160,20 +176,32 @@ def _misfit(
             f"tied, and that gives it {gained}"
         )
     width = graph.groups.length(node.outs)
-    steps = graph.steps(node)
+    steps = graph.steps(node, way)
+    step = min(steps.values())
     fits = [m for m in range(1, n + 2 * max(steps.values()) + 1) if _shares(steps, m) is not None]
     below, above = [m for m in fits if m < n], [m for m in fits if m > n]
     fitting = [width + m for m in (below[-1:] + above[:1] if below else above[:2])]
     return (
         f"n (={n}) does not fit `{node.name}`: its {width} units grow in steps of {step}, so the "
         f"nearest widths are {' and '.join(map(str, fitting))}"
+        f"{why_duplicated(graph, node, way)}"
     )
 
 
 def plan_changes(
-    graph: ChannelGraph, modules: Mapping[str, nn.Module], growth: Mapping[int, int]
+    graph: ChannelGraph,
+    modules: Mapping[str, nn.Module],
+    growth: Mapping[int, int],
+    ways: Mapping[int, str] = MappingProxyType({}),
 ) -> tuple[LayerChange, ...]:
-    """The change of each layer that a growth touches."""
+    """The change of each layer that a growth touches.
+
+    Args:
+        graph: The channel graph.
+        modules: The model's modules by path.
+        growth: The units that groups gain.
+        ways: The ways in which groups grow that a norm over all channels reads.
+    """
     changes = []
     for node in graph.nodes.values():
         ins = graph.groups.insertions(node.ins, growth)
@@ -184,6 +212,7 @@ def plan_changes(
             original = stock(modules[node.name])
             layer = known_layer_type(original)
             blocks = planned_blocks(layer, original, before, gain)
+            born = graph.births_on(node, "ins", ways, growth)
             changes.append(
                 LayerChange(
                     name=node.name,
@@ -192,13 +221,25 @@ def plan_changes(
                     width=(before[1], before[1] + gain[1]),
                     ins=ins,
                     outs=outs,
-                    silent_ins=graph.silent_insertions(node.ins, growth),
-                    silent_outs=graph.silent_insertions(node.outs, growth),
+                    born_ins=tuple(birth.value for birth in born),
+                    born_outs=tuple(
+                        birth.value for birth in graph.births_on(node, "outs", ways, growth)
+                    ),
+                    join=_join(layer, original, born).value,
                     blocks=tuple(blocks),
                     parameters=_count_parameters(layer, original, blocks),
                 )
             )
     return tuple(changes)
+
+
+def _join(layer: LayerType, original: nn.Module, born: Sequence[Birth]) -> Join:
+    """How new channels join in the statistic that all channels of a layer share."""
+    if not (layer.merging.couples and layer.births(original)):
+        return Join.APART
+    if {*born} & {Birth.ZERO, Birth.MEAN}:
+        return Join.DILUTES
+    return Join.REPEATS if born and layer.merging.correction else Join.APART
 
 
 def plan_numbers(graph: ChannelGraph, growth: Mapping[int, int]) -> tuple[NumberChange, ...]:
@@ -293,6 +334,7 @@ def make_plan(
     generation: tuple[int, int | None],
     *,
     request: Mapping[str, int] | None = None,
+    way: str | None = None,
 ) -> Edit:
     """The edit that gives each group of channels some units.
 
@@ -303,7 +345,13 @@ def make_plan(
         edits: The model's history.
         generation: The generation of the new blocks, and the one that is closed first, if any.
         request: The requested units by layer name; by default all that layers gain.
+        way: The way in which groups grow that a norm over all channels reads; None for each group's
+            preferred one.
+
+    Raises:
+        ValueError: If the way that is asked for is not exact.
     """
+    ways = find_ways(graph, growth, way)
     if request is None:
         gained = {node.name: _gain(graph, node, growth) for node in graph.sized()}
         request = {name: n for name, n in gained.items() if n}
@@ -313,6 +361,7 @@ def make_plan(
         closes=generation[1],
         request=request,
         growth=growth,
-        changes=plan_changes(graph, modules, growth),
+        changes=plan_changes(graph, modules, growth, ways),
         numbers=plan_numbers(graph, growth),
+        ways=ways,
     )

@@ -16,7 +16,7 @@ from splitgrow.growth.planning import build_block, planned_blocks
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.freezing import held
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.layers.types import LayerType, TensorAxes
+from splitgrow.layers.types import UNCHANGED, Birth, Join, LayerType, TensorAxes
 from splitgrow.utils.spans import regions
 
 
@@ -28,12 +28,15 @@ class PreparedLayer:
         change: The layer's change.
         split: The split layer that it is or becomes, without the added blocks.
         composition: All its blocks, and where its channels lie after the edit.
+        sources: For each output after the edit the output that it equals if new units are copies of
+            the old ones in turn.
         writable: Whether the values of existing blocks may change.
     """
 
     change: LayerChange
     split: SplitLayer
     composition: Composition
+    sources: tuple[int, ...] = ()
     writable: bool = False
 
     @property
@@ -77,9 +80,12 @@ class PreparedLayer:
         blocks = self.change.blocks
         return dict(zip(blocks, self.composition.modules[-len(blocks) :], strict=True))
 
-    def silent(self, block: str) -> list[bool]:
-        """For each channel that a block adds, whether it is zero until it learns."""
-        return silent_channels(self.change, block)
+    def births(self, block: str) -> list[Birth]:
+        """The values until they learn of the channels that a block adds.
+
+        For a helper these are the channels that it reads, otherwise those that it makes.
+        """
+        return births_of(self.change, block)
 
     def value(self, key: str) -> Tensor | None:
         """One of the tensors of the plain layer that this one becomes, as a separate tensor."""
@@ -95,7 +101,7 @@ class PreparedLayer:
             key: The tensor's name.
             whole: Its values, as `value` returns them.
         """
-        merging, now = self.layer_type.merging, self.composition.outs.length
+        merging = self.layer_type.merging
         for index, block in enumerate(self.composition.modules):
             if index < len(self.existing) and not self.writable:
                 continue
@@ -103,10 +109,10 @@ class PreparedLayer:
                 continue
             part = getattr(block, key) if merging.computes_weight else merging.value(block, key)
             assert part is not None, f"{type(block).__name__} has no {key}"
-            born = self.composition.outs.until(self.composition.blocks[index].edit).length
+            back = self.composition.carry(index).inverse
             for there, own in regions(self.composition.places(index, key), part.dim()):
                 value = whole[there]
-                value = value if born == now else merging.carried_over(key, value, now, born)
+                value = value if back == UNCHANGED else merging.carried_over(key, value, back)
                 part.detach()[own] = value
 
 
@@ -165,12 +171,12 @@ def _is_frozen(layer: PreparedLayer) -> bool:
     )
 
 
-def silent_channels(change: LayerChange, kind: str) -> list[bool]:
-    """For each channel that a block adds, whether it is zero until it learns."""
+def births_of(change: LayerChange, kind: str) -> list[Birth]:
+    """The values until they learn of the channels that a block adds."""
     insertions = change.ins if kind == "helper" else change.outs
-    silent = change.silent_ins if kind == "helper" else change.silent_outs
-    pairs = zip(insertions, silent, strict=True)
-    return [flag for (_, count), flag in pairs for _ in range(count)]
+    births = change.born_ins if kind == "helper" else change.born_outs
+    pairs = zip(insertions, births, strict=True)
+    return [Birth(value) for (_, count), value in pairs for _ in range(count)]
 
 
 def prepare(
@@ -187,7 +193,22 @@ def prepare(
     with torch.inference_mode(mode=False):  # blocks made there could never train
         layers = {each.name: prepare_layer(modules, edit.index, each) for each in edit.changes}
     grown = replace(graph, groups=graph.groups.grown(edit.growth))
+    layers = {
+        name: replace(layer, sources=_sources(grown, name, edit.growth))
+        for name, layer in layers.items()
+    }
     return PreparedEdit(model, edit, grown, layers)
+
+
+def _sources(grown: ChannelGraph, name: str, growth: Mapping[int, int]) -> tuple[int, ...]:
+    """For each output of a layer the old one that is before it, or in whose turn it comes."""
+    found: list[int] = []
+    for run in grown.groups.resolve(grown.nodes[name].outs):
+        start, length = len(found), grown.groups.length((run,))
+        gained = growth.get(run.group, 0) * run.repeat if run.group is not None else 0
+        old = length - gained
+        found.extend(start + n % old for n in range(length))
+    return tuple(found)
 
 
 def prepare_layer(
@@ -217,7 +238,9 @@ def prepare_layer(
         if device is None:
             _match_memory_format(block, split.original)
         blocks.append(block.train(split.training))
-        purposes.append(Block("helper" if kind == "helper" else "new", edit))
+        new = kind != "helper"
+        join = Join(change.join) if new else Join.APART
+        purposes.append(Block("new" if new else "helper", edit, join))
     layouts = split.ins.inserted(change.ins, edit), split.outs.inserted(change.outs, edit)
     return PreparedLayer(change, split, Composition((*blocks,), (*purposes,), *layouts))
 

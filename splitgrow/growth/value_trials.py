@@ -39,6 +39,7 @@ from splitgrow.growth.history import structure
 from splitgrow.growth.initializers import Stirred, initialise_
 from splitgrow.growth.planning import plan_changes, plan_numbers
 from splitgrow.growth.prepared import prepare
+from splitgrow.growth.ways import find_ways
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import known_layer_type
 from splitgrow.utils.example_call import ExampleCall
@@ -211,7 +212,12 @@ class _ValueTrial:
             if not found:
                 break
             for group, reason in found.items():
-                broken |= _fix(self.graph, group, reason)
+                if len(self.graph.ways.get(group, ())) > 1:  # the next way may hold
+                    way, *rest = self.graph.ways[group]
+                    self.graph.ways[group] = tuple(rest)
+                    self.graph.lost.setdefault(group, {})[way] = reason
+                else:
+                    broken |= _fix(self.graph, group, reason)
         return broken
 
     def _difference(self, groups: Sequence[int]) -> str:
@@ -220,7 +226,10 @@ class _ValueTrial:
         Raises:
             _UncheckableError: If outputs cannot be compared.
         """
-        growth = {group: _GAINS[(group + self.training) % len(_GAINS)] for group in groups}
+        growth = {
+            group: _GAINS[(group + self.training) % len(_GAINS)] * self.graph.unit_step(group)
+            for group in groups
+        }
         try:
             found, given = self._widened(growth, partial(self._compared, growth))
         except NotRunnableError as error:
@@ -244,14 +253,16 @@ class _ValueTrial:
         def wider(undo: Undo) -> _Result:
             keep_surroundings_(self.model, undo)
             modules = structure(self.model)
+            ways = find_ways(self.graph, growth)
             edit = Edit(
                 index=self.edit,
                 generation=0,
                 closes=None,
                 request={},
                 growth=growth,
-                changes=plan_changes(self.graph, modules, growth),
+                changes=plan_changes(self.graph, modules, growth, ways),
                 numbers=plan_numbers(self.graph, growth),
+                ways=ways,
             )
             prepared = prepare(self.model, modules, edit, self.graph)
             initialise_(Stirred(), prepared, undo)

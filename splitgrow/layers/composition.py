@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from splitgrow.errors import StructureChangedError
 from splitgrow.layers.channel_layout import Layout, Piece
 from splitgrow.layers.types import Along, LayerType, Merging, known_layer_type
+from splitgrow.layers.types.births import UNCHANGED, Carry, Join, Joined
 from splitgrow.layers.weight_views import is_dense, room_for
 from splitgrow.utils.spans import Spans, regions
 
@@ -27,10 +28,12 @@ class Block:
         kind: "original"; "new" for added outputs, which are inserted into the output; "helper" for
             added inputs, whose result is added onto the outputs that existed.
         edit: The number of the edit that made it; 0 for the original.
+        join: How its outputs joined in the statistic that all share, if there is one.
     """
 
     kind: BlockKind
     edit: int
+    join: Join = Join.APART
 
 
 _WAY_OUT = "change blocks by growth only, or make the model plain first, with splitgrow.merge"
@@ -78,7 +81,23 @@ class Composition:
     @cached_property
     def template(self) -> nn.Module:
         """The plain layer that it equals, without values."""
-        return self.merging.merged(self.original, self.sizes, device="meta")
+        return self._room()
+
+    def _room(self) -> nn.Module:
+        return self.merging.merged(self.original, self.sizes, self.carry(0), device="meta")
+
+    def carry(self, index: int) -> Carry:
+        """The factors for the tensors of a block, once the later ones have joined."""
+        joined = [
+            Joined(
+                block.join,
+                self.outs.until(block.edit - 1).length,
+                self.outs.until(block.edit).length,
+            )
+            for block in self.blocks[index + 1 :]
+            if block.join is not Join.APART
+        ]
+        return self.merging.carry(joined) if joined else UNCHANGED
 
     @property
     def names(self) -> list[str]:
@@ -170,12 +189,12 @@ class Composition:
         return whole
 
     def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:
-        born, now = self.outs.until(self.blocks[index].edit).length, self.outs.length
-        return tensor if born == now else self.merging.carried_over(name, tensor, born, now)
+        carry = self.carry(index)
+        return tensor if carry == UNCHANGED else self.merging.carried_over(name, tensor, carry)
 
     def plain(self) -> nn.Module:
         """A stock layer that computes the same, with tensors of its own."""
-        plain = self.merging.merged(self.original, self.sizes, device="meta")
+        plain = self._room()
         latest = self.modules[-1]
         for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):
             if name in self.layer_type.tensors(self.original):

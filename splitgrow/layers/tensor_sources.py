@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from splitgrow.errors import UnsupportedLayerError
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.freezing import held
+from splitgrow.layers.types.births import UNCHANGED
 from splitgrow.layers.weight_views import room_for
 from splitgrow.utils.spans import regions
 
@@ -233,11 +235,14 @@ class TensorSource:
         return bool(torch.isclose(own, value, tolerance, 0.0, equal_nan=True).all())
 
     def _carried(self, tensor: Tensor, block: int, *, back: bool) -> Tensor:
-        composition = self.composition
-        born = composition.outs.until(composition.blocks[block].edit).length
-        now = composition.outs.length
-        ends = (now, born) if back else (born, now)
-        return tensor if born == now else composition.merging.carried_over(self.name, tensor, *ends)
+        carry = self.composition.carry(block)
+        if carry == UNCHANGED:
+            return tensor
+        carry = carry.inverse if back else carry
+        carried = partial(self.composition.merging.carried_over, self.name, carry=carry)
+        if self._gradients:  # which a number that is added does not change
+            return carried(tensor) - carried(torch.zeros_like(tensor))
+        return carried(tensor)
 
 
 def _count(tensor: Tensor) -> int:

@@ -64,11 +64,18 @@ BREAKS = (
         "analysis/test_trace_recorder.py::test_a_width_that_is_compared_by_its_remainder_grows_in_whole_steps",
     ),
     Break(
-        "analysis/analyzer.py",
-        "self.graph.silent = self.zero_channels.settle()",
-        "self.graph.silent = frozenset()",
-        "new units of a stream with an RMS norm are not silent",
-        "analysis/test_zero_channels.py",
+        "analysis/births.py",
+        "if births == {Birth.MEAN} and self._mean(facts, group, having):",
+        "if births == {Birth.MEAN}:",
+        "any op is taken to keep the mean of a stream, so that ways are offered that are not exact",
+        "analysis/test_births.py",
+    ),
+    Break(
+        "layers/types/births.py",
+        "gain, eps = gain * math.sqrt(ratio), eps * ratio",
+        "gain, eps = gain * math.sqrt(ratio), eps",
+        "a norm's eps does not follow the channels that join",
+        "analysis/test_births.py",
     ),
     Break(
         "analysis/trial_runs.py",

@@ -60,7 +60,7 @@ def some_units(units: Units) -> list[Unit]:
     But for those that only ops read, and those that norms over all channels read.
     """
     known = units.chosen(~units.unread)
-    groups = [group for group in units.growing if group not in units.graph.silent]
+    groups = [group for group in units.growing if group not in units.graph.ways]
     return sorted({Unit(g, n) for g in groups for n in (0, units.width(g) - 1)} & known)
 
 

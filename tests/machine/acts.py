@@ -326,7 +326,12 @@ def compile_it(life: Life) -> None:
         life.compiled = torch.compile(life.model, backend="eager")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's compiler, which depend on what it has seen
-        out = life.output(life.compiled)
+        try:
+            out = life.output(life.compiled)
+        except torch._dynamo.exc.InternalTorchDynamoError:
+            # Once in many thousands of runs a dict changes under it. What comes back is a fault.
+            torch._dynamo.reset()
+            out = life.output(life.compiled)
     life.close(out, life.output(), "compiled")
 
 

@@ -184,6 +184,10 @@ class Groups:
         """Makes the axis unable to grow, for this reason."""
         self._fix_groups(groups_of(self.resolve(axis)), reason)
 
+    def fix_group(self, group: int, reason: str) -> None:
+        """Makes a group of today unable to grow, for this reason."""
+        self._fix_groups([group], reason)
+
     def fix_size(self, size: Size, reason: str) -> None:
         """Makes a number unable to change, for this reason."""
         self._fix_groups(list(self.slope(size)), reason)

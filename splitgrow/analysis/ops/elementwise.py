@@ -25,6 +25,7 @@ from splitgrow.analysis.ops.registry import entry, facts_of
 
 _SMOOTH = POINTWISE.but(zero=True)
 """Position by position without a jump, and zero of zero."""
+_LINEAR = _SMOOTH.but(linear=True)
 _JUMPING = FRESH.but(operands=1)
 """Position by position with jumps or poles."""
 _POSITIVE, _ONE = (0.0, math.inf), (-1.0, 1.0)
@@ -48,15 +49,15 @@ _ACTIVATIONS: Mapping[str, Facts] = {
 }
 _CLAMP = POINTWISE.but(operands=0, clip=True)
 _ARITHMETIC: Mapping[str, Facts] = {
-    "add __add__ __radd__ __iadd__": _SMOOTH.but(
+    "add __add__ __radd__ __iadd__": _LINEAR.but(
         operands=2, arithmetic=Arithmetic.ADDS, carry=total
     ),
-    "sub subtract rsub __sub__ __rsub__ __isub__": _SMOOTH.but(operands=2),
-    "mul multiply __mul__ __rmul__ __imul__": _SMOOTH.but(
+    "sub subtract rsub __sub__ __rsub__ __isub__": _LINEAR.but(operands=2),
+    "mul multiply __mul__ __rmul__ __imul__": _LINEAR.but(
         operands=2, arithmetic=Arithmetic.MULTIPLIES, carry=multiple
     ),
     "div divide true_divide __div__ __idiv__ __truediv__ __itruediv__": POINTWISE.but(
-        operands=2, arithmetic=Arithmetic.DIVIDES
+        linear=True, operands=2, arithmetic=Arithmetic.DIVIDES
     ),
     "clamp clip": _CLAMP.but(limits=("min", "max")),
     "clamp_min": _CLAMP.but(limits=("min", None)),
@@ -67,7 +68,8 @@ _ARITHMETIC: Mapping[str, Facts] = {
     """: FRESH,
     "__rdiv__ __rtruediv__ __rpow__ __rmod__ __rfloordiv__": FRESH,
     "lerp addcmul": FRESH.but(zero=True),
-    """addcdiv where masked_fill heaviside isclose polar complex eq ne lt le gt ge greater
+    "where masked_fill": FRESH.but(zero=True, linear=True),
+    """addcdiv heaviside isclose polar complex eq ne lt le gt ge greater
     greater_equal less less_equal not_equal logical_and logical_or logical_not logical_xor
     bitwise_and bitwise_or bitwise_xor bitwise_not __and__ __rand__ __iand__ __or__ __ror__ __ior__
     __xor__ __rxor__ __ixor__ __invert__ __lshift__ __rshift__ __eq__ __ne__ __lt__ __le__ __gt__
@@ -76,7 +78,7 @@ _ARITHMETIC: Mapping[str, Facts] = {
 }
 _FUNCTIONS: Mapping[str, Facts] = {
     "abs absolute square __abs__": _SMOOTH.but(bounds=_POSITIVE),
-    "neg negative __neg__": _SMOOTH,
+    "neg negative __neg__": _LINEAR,
     "exp exp2 torch.special.exp2": _JUMPING.but(bounds=_POSITIVE),
     "sqrt": _JUMPING.but(bounds=_POSITIVE, zero=True),
     "sin erf torch.special.erf": _JUMPING.but(bounds=_ONE, zero=True),
@@ -92,18 +94,21 @@ _FUNCTIONS: Mapping[str, Facts] = {
     torch.special.bessel_j0 torch.special.bessel_j1 torch.special.expit torch.special.log_ndtr
     torch.special.ndtr torch.special.ndtri torch.special.xlogy
     """: FRESH,
-    """isnan isinf isfinite isposinf isneginf isreal signbit angle bernoulli ones_like full_like
-    empty_like rand_like randn_like
-    """: FRESH,
+    "": FRESH,
+    "isnan isinf isfinite isposinf isneginf isreal signbit angle ones_like full_like": FRESH,
+    "bernoulli empty_like rand_like randn_like": FRESH.but(alike=False),
     "zeros_like": FRESH.but(zero=True),
-    "positive __pos__ conj conj_physical resolve_conj resolve_neg": UNKNOWN.but(zero=True),
+    "positive __pos__ conj conj_physical resolve_conj resolve_neg": UNKNOWN.but(
+        zero=True, linear=True
+    ),
 }
 _COPIES: Mapping[str, Facts] = {
     "clone": KEPT.but(zero=True, fresh=True, carry=first),
     "contiguous detach detach_ cpu cuda double float Identity": KEPT.but(zero=True, carry=first),
     "half bfloat16": KEPT.but(zero=True),
     "requires_grad_ zero_ int long bool short byte char": UNKNOWN.but(zero=True),
-    "fill_ copy_ normal_ uniform_ bernoulli_": UNKNOWN,
+    "fill_ copy_": UNKNOWN,
+    "normal_ uniform_ bernoulli_": UNKNOWN.but(alike=False),
     "dropout dropout1d dropout2d dropout3d": KEPT.but(zero=True, drawn=True, carry=same_side),
     "alpha_dropout feature_alpha_dropout": KEPT.but(drawn=True),
 }
@@ -112,7 +117,7 @@ _COPIES: Mapping[str, Facts] = {
 def elementwise(op: Op) -> Any:
     """Ties axes that meet position by position; a dimension of size one spreads over the other."""
     axes = broadcast(op, [tensor.axes for tensor in op.shaped()])
-    given = (*op.args, op.kwargs.get("other"))
+    given = (*op.args, op.kwargs.get("other"), op.kwargs.get("value"))
     numbers = any(leaf for leaf in given if isinstance(leaf, (int, float)))
     if numbers and facts_of(op.target).arithmetic is not Arithmetic.MULTIPLIES:
         op.not_zero(Shaped(axes))

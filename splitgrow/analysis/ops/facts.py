@@ -52,6 +52,9 @@ class Facts:
     Attributes:
         values: How its values come from its operands'.
         zero: Whether channels that are zero before it are zero after it, in training too.
+        linear: Whether it works alike on all channels, and so that the mean of two channels before
+            it is their mean after it: a product with another tensor, or the dividend of a quotient.
+        alike: Whether equal channels before it are equal after it.
         fresh: Whether its result lies in memory of its own, unless it works in place.
         operands: The number of contiguous tensors of one shape and floating dtype of which it makes
             one like them, when it is given nothing else; 0 if that is not known.
@@ -69,6 +72,8 @@ class Facts:
 
     values: Values = Values.UNKNOWN
     zero: bool = False
+    linear: bool = False
+    alike: bool = True
     fresh: bool = False
     operands: int = 0
     bounds: ValueRange = EVERYTHING
@@ -161,8 +166,8 @@ def multiple(operands: Sequence[ValueRange]) -> ValueRange:
 UNKNOWN = Facts()
 FRESH = Facts(fresh=True)
 POINTWISE = Facts(values=Values.POINTWISE, fresh=True, operands=1)
-KEPT = Facts(values=Values.KEPT)
-MOVED = Facts(values=Values.MOVED, zero=True, carry=first)
+KEPT = Facts(values=Values.KEPT, linear=True)
+MOVED = Facts(values=Values.MOVED, zero=True, linear=True, carry=first)
 POOLED = Facts(values=Values.POOLED, zero=True, fresh=True)
 SUMMED = Facts(values=Values.SUMMED, zero=True, fresh=True)
-PRODUCT = Facts(values=Values.PRODUCT, zero=True, fresh=True)
+PRODUCT = Facts(values=Values.PRODUCT, zero=True, linear=True, fresh=True)

@@ -12,7 +12,6 @@ from torch.utils import _pytree as pytree
 from splitgrow.analysis.channels.channel_axes import Axis, Size, constant
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.channels.width_remainders import Remainders
-from splitgrow.analysis.zero_channels import ZeroChannels
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Op:
         preferred: The index of the chosen one of several numbers that could follow a dimension, by
             place; otherwise the outermost.
         choices: The places of such a choice.
-        zero_channels: The axes where zeros are needed and where they do not stay.
+        marks: Notes on this op: "not zero" where it makes something else than zeros of zeros.
         remainders: The remainders of divisions that must stay.
     """
 
@@ -86,8 +85,8 @@ class Op:
     module: nn.Module | None = field(default=None)
     preferred: Mapping[str, int] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
-    zero_channels: ZeroChannels | None = None
     remainders: Remainders | None = None
+    marks: set[str] = field(default_factory=set)
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
         """An argument given by position or by name; of a module, one of its attributes.
@@ -158,14 +157,9 @@ class Op:
             return slice(self.plain(value.start), self.plain(value.stop), self.plain(value.step))
         return value
 
-    def not_zero(self, result: Any) -> None:
+    def not_zero(self, result: Any) -> None:  # noqa: ARG002 - rules of users pass it
         """States that channels of the result are not zero where those of the operands are."""
-        if self.zero_channels is None:
-            return
-        for shaped in shaped_in(result):
-            for axis in shaped.axes:
-                reason = self.reason("makes something else than zeros of zeros")
-                self.zero_channels.not_zero(axis, reason)
+        self.marks.add("not zero")
 
     def constants(self, text: str) -> Any:
         """A result like the example's whose tensors have no channels that could grow."""

@@ -126,7 +126,7 @@ def _repeated(op: Op, tensor: Shaped, heads: Axis) -> Shaped:
     return Shaped((*tensor.axes[:-3], scaled(own, count), *tensor.axes[-2:]))
 
 
-@entry("einsum", UNKNOWN.but(zero=True))
+@entry("einsum", UNKNOWN.but(zero=True, linear=True))
 def einsum(op: Op) -> Any:
     """Summed letters cannot grow; each other letter ties the dimensions that it names."""
     equation, operands = op.args[0], op.args[1:]

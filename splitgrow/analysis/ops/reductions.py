@@ -31,10 +31,10 @@ _AFTER = {
 _LAST_BY_DEFAULT = frozenset(("mode", "kthvalue"))
 
 
-@entry("mean", POOLED.but(carry=with_zero, zero=False))
-@entry("amax amin", POOLED.but(carry=first, zero=False))
+@entry("mean", POOLED.but(carry=with_zero, linear=True))
+@entry("amax amin", POOLED.but(carry=first))
 @entry("max min", FRESH)
-@entry("sum", SUMMED.but(zero=False))
+@entry("sum", SUMMED.but(linear=True))
 @entry(_REDUCTIONS, FRESH)
 def reduction(op: Op) -> Any:
     """Reduces dimensions; a dimension whose channels it mixes cannot grow, the others pass."""
@@ -112,8 +112,10 @@ _ALWAYS_ALONG = {"fliplr": 1, "flipud": 0, "msort": 0, "tril": (-2, -1), "triu":
 
 
 @entry("softmax softmin", FRESH.but(bounds=(0.0, 1.0)))
-@entry("log_softmax normalize cumsum cumprod logcumsumexp cummax cummin sort argsort topk", FRESH)
-@entry("flip fliplr flipud roll rot90 msort diff gumbel_softmax tril triu", FRESH)
+@entry("log_softmax cumprod logcumsumexp argsort", FRESH)
+@entry("gumbel_softmax", FRESH.but(alike=False))
+@entry("normalize cummax cummin sort topk msort", FRESH.but(zero=True))
+@entry("cumsum diff flip fliplr flipud roll rot90 tril triu", FRESH.but(zero=True, linear=True))
 def mixing(op: Op) -> Any:
     """Mixes along some dimensions, which therefore cannot grow; the others pass."""
     name = op.name.strip("_")

@@ -28,8 +28,10 @@ def _spatial_dims(op: Op) -> int:
 
 @entry(_sized("max_pool#", "max_pool#_with_indices"), POOLED.but(carry=first))
 @entry(_sized("adaptive_max_pool#", "adaptive_max_pool#_with_indices"), POOLED.but(carry=first))
-@entry(_sized("avg_pool#"), SUMMED.but(carry=same_side))  # its divisor may be any number
-@entry(_sized("adaptive_avg_pool#"), POOLED.but(carry=with_zero))
+@entry(
+    _sized("avg_pool#"), SUMMED.but(carry=same_side, linear=True)
+)  # its divisor may be any number
+@entry(_sized("adaptive_avg_pool#"), POOLED.but(carry=with_zero, linear=True))
 @entry(_sized("lp_pool#"), SUMMED)
 @entry(_sized("max_unpool#", "fractional_max_pool#", "fractional_max_pool#_with_indices"), _SPACE)
 def pool(op: Op) -> Any:
@@ -37,15 +39,19 @@ def pool(op: Op) -> Any:
     return _space_changed(op, _spatial_dims(op))
 
 
-@entry(_sized("nn.ReflectionPad#", "nn.ReplicationPad#", "nn.CircularPad#"), POOLED)
-@entry(_sized("nn.ZeroPad#"), SUMMED.but(carry=with_zero))
+@entry(
+    _sized("nn.ReflectionPad#", "nn.ReplicationPad#", "nn.CircularPad#"), POOLED.but(linear=True)
+)
+@entry(_sized("nn.ZeroPad#"), SUMMED.but(carry=with_zero, linear=True))
 @entry(_sized("nn.ConstantPad#"), FRESH)
 def pad_module(op: Op) -> Any:
     """Pads space; channels and batch pass."""
     return _space_changed(op, _spatial_dims(op))
 
 
-@entry("F.interpolate upsample nn.UpsamplingNearest2d nn.UpsamplingBilinear2d", POOLED)
+@entry(
+    "F.interpolate upsample nn.UpsamplingNearest2d nn.UpsamplingBilinear2d", POOLED.but(linear=True)
+)
 def interpolate(op: Op) -> Any:
     """Resizes space; channels and batch pass."""
     return _space_changed(op, len(op.x.axes) - 2)

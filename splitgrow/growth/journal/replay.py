@@ -34,7 +34,7 @@ from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import held, hold_statistics, release_
 from splitgrow.layers.insertion_wrapper import note_questions_
 from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.types import layer_type_of
+from splitgrow.layers.types import Join, layer_type_of
 from splitgrow.layers.weight_views import keep_storage_
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.module_slots import holders_in
@@ -123,6 +123,9 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
         if not (ordered and positive and before + gained == after <= LARGEST_WIDTH):
             raise CheckpointError(f"the widths of `{change.name}` contradict each other")
         gains.append(gained)
+    joins = [*Join] if entry.births(layer) else [Join.APART]
+    if change.join not in [join.value for join in joins]:
+        raise CheckpointError(f"`{change.name}` takes no channels that join by {change.join!r:.20}")
     blocks = planned_blocks(entry, layer, (sizes[0], sizes[1]), (gains[0], gains[1]))
     if not any(gains) or tuple(blocks) != change.blocks:
         raise CheckpointError(f"the blocks of `{change.name}` are not those of its widths")

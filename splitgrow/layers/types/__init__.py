@@ -1,6 +1,7 @@
 """The layer types that can grow, and how to teach splitgrow others."""
 
 from splitgrow.layers.types import library_layers, torch_layers
+from splitgrow.layers.types.births import UNCHANGED, WAYS, Birth, Carry, Join, Joined
 from splitgrow.layers.types.layer_type import (
     Along,
     LayerType,
@@ -23,7 +24,13 @@ from splitgrow.layers.types.subclasses import (
 BUILT_IN_TYPES.update(LAYER_TYPES)
 
 __all__ = [
+    "UNCHANGED",
+    "WAYS",
     "Along",
+    "Birth",
+    "Carry",
+    "Join",
+    "Joined",
     "LayerType",
     "Merging",
     "Norm",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from torch import Tensor, nn
 
 from splitgrow.layers.kernels import Kernel
+from splitgrow.layers.types.births import UNCHANGED, Birth, Carry, Joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,15 @@ class Merging:
     Attributes:
         build: The layer type's own `LayerType.build`.
         couples: Whether all channels share a statistic, so that blocks can only run as one, and new
-            channels must be silent at birth.
+            channels may join only with certain values: see `LayerType.births`.
+        correction: The number by which the number of channels is lowered in their mean.
         computes_weight: Whether the weight is made from the parameters at each call, so that
             `value` is not the parameter itself.
     """
 
     build: Callable[..., nn.Module]
     couples: ClassVar[bool] = False
+    correction: ClassVar[int] = 0
     computes_weight: ClassVar[bool] = False
 
     @property
@@ -79,8 +82,21 @@ class Merging:
         """A block that reads new inputs, without bias: the blocks that it adds to have one."""
         return self.build(module, sizes, bias=False, **options)
 
-    def merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        """The plain layer, its values unset."""
+    def merged(
+        self,
+        module: Stock,
+        sizes: tuple[int, int],
+        carry: Carry = UNCHANGED,  # noqa: ARG002
+        **options: Any,
+    ) -> nn.Module:
+        """The plain layer, its values unset.
+
+        Args:
+            module: The original layer.
+            sizes: The numbers of input and output channels.
+            carry: The factors for what the original layer has, once all channels have joined.
+            options: As of `LayerType.build`.
+        """
         return self.build(module, sizes, **options)
 
     def value(self, block: Stock, name: str) -> Tensor | None:
@@ -88,14 +104,17 @@ class Merging:
         tensor: Tensor | None = getattr(block, name)
         return tensor
 
-    def carried_over(self, name: str, tensor: Tensor, born: int, now: int) -> Tensor:  # noqa: ARG002
-        """A block's tensor, adjusted to a layer that has become wider since.
+    def carry(self, joined: Iterable[Joined]) -> Carry:
+        """The factors for what a block has, once other channels have joined."""
+        return Carry.over(joined, self.correction)
+
+    def carried_over(self, name: str, tensor: Tensor, carry: Carry) -> Tensor:  # noqa: ARG002
+        """A block's tensor, adjusted to the channels that have joined the layer since.
 
         Args:
             name: The tensor's name.
             tensor: Its value.
-            born: The number of outputs of the whole layer when the block was made.
-            now: The number of outputs of the whole layer.
+            carry: The factors for it.
         """
         return tensor
 
@@ -118,6 +137,9 @@ class LayerType(ABC):
 
     reads_channels: bool = True
     """Whether its input has channels; an embedding's has none."""
+
+    shifts: tuple[str, ...] = ("bias",)
+    """The names of the tensors that are added, so that zeros do not stay zeros."""
 
     # -- where the channels lie -------------------------------------------------------------------
 
@@ -172,6 +194,14 @@ class LayerType(ABC):
     def norm(self, module: Stock) -> Norm | None:  # noqa: ARG002
         """Its entry as a norm; None if it is none."""
         return None
+
+    def births(self, module: Stock) -> Mapping[Birth, Birth]:  # noqa: ARG002
+        """How new channels may join where all channels share a statistic.
+
+        Maps the states at birth of new input channels that leave the old outputs as they are to the
+        states of the new outputs. Empty where each channel is by itself.
+        """
+        return {}
 
     def runs_as_one(self, module: Stock) -> bool:  # noqa: ARG002
         """Whether one layer with the blocks' tensors put together may run in place of them."""

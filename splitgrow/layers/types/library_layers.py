@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow.layers.types.torch_layers  # noqa: F401 - the layers here are forms of these
+from splitgrow.layers.types.births import UNCHANGED, Carry
 from splitgrow.layers.types.layer_type import (
     Along,
     LayerType,
@@ -23,7 +24,7 @@ from splitgrow.layers.types.layer_type import (
 )
 from splitgrow.layers.types.registry import LAYER_TYPES, add_layer_type
 from splitgrow.layers.types.subclasses import Alike, Same
-from splitgrow.layers.types.torch_layers import Channelwise, RootMeanSquareNorm, cast
+from splitgrow.layers.types.torch_layers import Channelwise, cast
 
 
 class _WithActivation(Alike):
@@ -116,7 +117,13 @@ class _Standardising(Merging):
     def helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         return self.merged(module, sizes, bias=False, **options)
 
-    def merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+    def merged(
+        self,
+        module: Stock,
+        sizes: tuple[int, int],
+        carry: Carry = UNCHANGED,  # noqa: ARG002
+        **options: Any,
+    ) -> nn.Module:
         plain = self.plain(module, sizes, **options)
         if getattr(module, "same_pad", False):
             plain.__class__ = sys.modules["timm.layers.conv2d_same"].Conv2dSame
@@ -170,21 +177,6 @@ class _StandardisedConv(Alike):
         return ""
 
 
-class _LibraryRMSNorm(RootMeanSquareNorm):
-    """The RMS norms of transformers' models that are written as Llama's is."""
-
-    eps_name = "variance_epsilon"
-    layers = tuple(
-        f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}RMSNorm"
-        for name in ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Phi3", "Granite")
-    )
-
-    def limits(self, module: Stock) -> str:
-        if module.weight.dtype == torch.float64:
-            return "it computes in single precision whatever it is given, which is not exact here"
-        return ""
-
-
 _CONV, _LINEAR = LAYER_TYPES[nn.Conv2d], LAYER_TYPES[nn.Linear]
 _BATCH_NORM, _GROUP_NORM = LAYER_TYPES[nn.BatchNorm2d], LAYER_TYPES[nn.GroupNorm]
 _TIMM = "timm.layers"
@@ -208,7 +200,6 @@ for _made in (
         ),
     ),
     _FrozenNorm(),
-    _LibraryRMSNorm(),
     _TransposedLinear(),
 ):
     add_layer_type(_made)

@@ -13,6 +13,7 @@ from torch import nn
 
 from splitgrow.errors import StructureChangedError, UnsupportedLayerError
 from splitgrow.layers.kernels import Kernel
+from splitgrow.layers.types.births import Birth
 from splitgrow.layers.types.layer_type import LayerType, Merging, Norm, Stock, TensorAxes
 from splitgrow.layers.types.registry import (
     FOUND,
@@ -21,6 +22,7 @@ from splitgrow.layers.types.registry import (
     dotted_name,
     remove_layer_types,
 )
+from splitgrow.layers.types.structural_norms import structural_norm
 from splitgrow.utils.wrappers import plain_type
 
 
@@ -28,7 +30,8 @@ def layer_type_of(module: Stock) -> LayerType | None:
     """The entry for a module's type, or None.
 
     A subclass matches only if it changes nothing of how its base computes: nothing can be known of
-    a `forward` of its own.
+    a `forward` of its own. The exception are norms, which are known by the function that they
+    compute (`structural_norm`).
 
     Example:
         >>> conv = nn.Conv2d(3, 8, 3)
@@ -37,7 +40,7 @@ def layer_type_of(module: Stock) -> LayerType | None:
         >>> layer_type_of(nn.LSTM(3, 8)) is None
         True
     """
-    found = layer_type_of_class(type(module))
+    found = layer_type_of_class(type(module)) or structural_norm(module)
     return found if found is not None and found.covers(module) else None
 
 
@@ -92,7 +95,7 @@ class Alike(LayerType):
     def __init__(self, base: LayerType, layers: tuple[type[nn.Module] | str, ...] = ()) -> None:
         self.base, self.layers = base, layers
         self.sized, self.mixes = base.sized, base.mixes
-        self.reads_channels = base.reads_channels
+        self.reads_channels, self.shifts = base.reads_channels, base.shifts
 
     def channel_dim(self, module: Stock) -> int:
         """As its base has it."""
@@ -135,6 +138,10 @@ class Alike(LayerType):
     def merging(self) -> Merging:
         """As its base has it, with blocks of its own type."""
         return replace(self.base.merging, build=self.build)
+
+    def births(self, module: Stock) -> Mapping[Birth, Birth]:
+        """As its base has it."""
+        return self.base.births(module)
 
     def runs_as_one(self, module: Stock) -> bool:
         """As its base has it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from splitgrow.layers.kernels import Convolution, Kernel, Linear
+from splitgrow.layers.types.births import UNCHANGED, Birth, Carry
 from splitgrow.layers.types.layer_type import (
     Along,
     LayerType,
@@ -264,63 +264,81 @@ class _GroupNorm(Channelwise):
         return _without_missing(built, module)
 
 
-class _Coupled(Merging):
-    """The blocks of a norm whose channels share the mean square.
-
-    Channels that join as zeros keep the sum of squares and divide it by more: by ``now / born``.
-    Weights smaller by the root of that factor, and an eps smaller by the factor, restore the
-    earlier output (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467, equation 4, solved for
-    the old width).
-    """
+class StatisticMerging(Merging):
+    """The blocks of a norm whose channels share a statistic: older channels count less."""
 
     couples = True
 
-    def merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        return self.build(module, sizes, merged=True, **options)
+    def merged(
+        self,
+        module: Stock,
+        sizes: tuple[int, int],
+        carry: Carry = UNCHANGED,
+        **options: Any,
+    ) -> nn.Module:
+        """The plain norm, its values unset."""
+        return self.build(module, sizes, carry=carry, **options)
 
-    def carried_over(self, name: str, tensor: Tensor, born: int, now: int) -> Tensor:  # noqa: ARG002
-        return tensor * math.sqrt(born / now)
+    def carried_over(self, name: str, tensor: Tensor, carry: Carry) -> Tensor:
+        """A block's tensor times its factor."""
+        return tensor * (carry.shift if name == "bias" else carry.gain)
 
 
-class RootMeanSquareNorm(Channelwise):
-    """An RMS norm: each channel divided by the root of the mean square of all, times its weight."""
+class StatisticNorm(Channelwise):
+    """A norm that takes a statistic over all its channels, on the last dimension.
+
+    Each channel is divided by the root of the mean square of all, or of all less their mean.
+    """
 
     mixes = False
     dim = -1
-    names = ("weight",)
     eps_name = "eps"
-    make: type[nn.Module] | None = None
-    """The type of a block; None for that of the module."""
-
-    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        """A norm of another width."""
-        placement = _placement(module, options)
-        eps = getattr(module, self.eps_name)
-        eps = torch.finfo(placement["dtype"]).eps if eps is None else eps
-        narrower = self.sizes(module)[1] / sizes[1] if options.get("merged") else 1
-        with torch.device(placement["device"]):
-            built: nn.Module = (self.make or type(module))(sizes[1], eps=eps * narrower)
-        return cast(built, placement["dtype"])
+    """The attribute that holds the number that is added to the statistic."""
+    centred = False
+    """Whether the mean is subtracted first."""
 
     @cached_property
     def merging(self) -> Merging:
-        """New channels join as zeros, and old weights count less."""
-        return _Coupled(self.build)
+        """New channels join so that they change the statistic in a known way."""
+        return StatisticMerging(self.build)
+
+    def births(self, module: Stock) -> Mapping[Birth, Birth]:
+        """Zeros, or means where the mean is subtracted, become zeros; copies stay copies."""
+        alone = Birth.MEAN if self.centred else Birth.ZERO
+        scales = getattr(module, self.names[0], None) is not None
+        return ({alone: Birth.ZERO} if scales else {}) | {Birth.COPY: Birth.COPY}
 
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """As its input."""
-        return shape if shape[-1:] == tuple(module.weight.shape) else None
+        return shape if shape[self.dim :][:1] == (self.sizes(module)[1],) else None
 
 
-class _RMSNorm(RootMeanSquareNorm):
-    layers = (nn.RMSNorm,)
-    make = nn.RMSNorm
+class _Norms(StatisticNorm):
+    """Torch's own LayerNorm and RMSNorm, over one dimension."""
+
+    def __init__(self, layer: type[nn.Module], *, centred: bool) -> None:
+        self.layer, self.layers, self.centred = layer, (layer,), centred
+        self.names = ("weight", "bias") if centred else ("weight",)
 
     def sizes(self, module: Stock) -> tuple[int, int]:
         return module.normalized_shape[0], module.normalized_shape[0]
 
     def covers(self, module: Stock) -> bool:
-        return len(module.normalized_shape) == 1 and module.weight is not None
+        return len(module.normalized_shape) == 1
+
+    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        placement = _placement(module, options)
+        eps = module.eps
+        carry = options.get("carry", UNCHANGED)
+        if eps is None and carry.eps != 1:
+            eps = torch.finfo(placement["dtype"]).eps
+        made: nn.Module = self.layer(
+            sizes[1],
+            eps=None if eps is None else eps * carry.eps,
+            elementwise_affine=module.elementwise_affine,
+            **placement,
+        )
+        return _without_missing(made, module) if self.centred else made
 
 
 class _PReLU(Channelwise):
@@ -379,6 +397,7 @@ for _entry in (
     _GroupNorm(),
     _PReLU(),
     *map(_Embedding, (nn.Embedding, nn.EmbeddingBag)),
-    _RMSNorm(),
+    _Norms(nn.LayerNorm, centred=True),
+    _Norms(nn.RMSNorm, centred=False),
 ):
     add_layer_type(_entry)

@@ -1,4 +1,4 @@
-"""If all channels share a statistic, as in RMS norms, new ones join as zeros."""
+"""If all channels share a statistic, new ones join as zeros, as means or as copies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_equal, outputs_of, randomise, randomise_new_blocks, split_layers
+from helpers import assert_equal, leading, outputs_of, randomise, randomise_new_blocks, split_layers
 from torch import Tensor, nn
 
 import splitgrow
@@ -189,12 +189,24 @@ class Turned(nn.Module):
 
 
 @pytest.mark.parametrize("op", [*NOISY, Shifted(), Turned()], ids=lambda op: type(op).__name__)
-def test_what_makes_something_of_zeros_on_the_way_fixes_the_stream(op: nn.Module) -> None:
+def test_where_zeros_do_not_stay_zeros_a_stream_grows_by_copies_only(op: nn.Module) -> None:
     model = stream(nn.RMSNorm(6), op)
+    before = outputs_of(model, X)
     for name in ("first", "second"):
-        with pytest.raises(FixedWidthError, match="something else than zeros of zeros"):
+        with pytest.raises(ValueError, match="something else than zeros of zeros"):
             model.expand_layer(name, 1)
     model.expand_layer("read", 1)
+    model.expand_layer("first", 6)
+    assert_equal(leading(outputs_of(model, X), before), before)
+
+
+@pytest.mark.parametrize("op", [*NOISY, Shifted(), Turned()], ids=lambda op: type(op).__name__)
+def test_behind_the_norm_zeros_need_not_stay_zeros(op: nn.Module) -> None:
+    model = stream(nn.RMSNorm(6), None, op)
+    before = outputs_of(model, X)
+    model.expand_layer("first", 1)
+    assert_equal(outputs_of(model, X), before)
+    assert not model.read[1].weight.any()  # what it reads is not zero
 
 
 @pytest.mark.parametrize("op", [nn.ReLU(), nn.GELU(), nn.SiLU(), nn.Tanh(), nn.Dropout(0.1)])
@@ -205,19 +217,134 @@ def test_what_leaves_zeros_alone_does_not(op: nn.Module) -> None:
     assert_equal(outputs_of(model, X), before)
 
 
-def test_without_a_weight_nothing_makes_up_for_the_width() -> None:
-    model = stream(nn.RMSNorm(6, elementwise_affine=False))
-    with pytest.raises(FixedWidthError, match="takes its statistics over all its channels"):
+@pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
+def test_without_a_weight_nothing_makes_up_for_the_width(norm: type[nn.Module]) -> None:
+    model = stream(norm(6, elementwise_affine=False))  # type: ignore[call-arg]
+    before = outputs_of(model, X)
+    with pytest.raises(ValueError, match="nearest widths are 12 and 18"):
         model.expand_layer("first", 1)
+    for gain in (6, 24):
+        model.expand_layer("first", gain)
+        assert_equal(outputs_of(model, X), before)
+        assert_equal(outputs_of(splitgrow.merge(model), X), before)
 
 
-def test_a_layer_norm_stays_fixed() -> None:
-    model = stream(nn.LayerNorm(6))
+# -- LayerNorm -----------------------------------------------------------------------------------
+
+CENTRED = [nn.LayerNorm(6), nn.LayerNorm(6, eps=0.5), nn.LayerNorm(6, bias=False, eps=0.1)]
+
+
+@pytest.mark.parametrize("norm", CENTRED, ids=repr)
+@pytest.mark.parametrize("mode", ["blockwise", "merged"])
+def test_a_stream_that_a_layer_norm_reads_grows_to_any_width(norm: nn.Module, mode: Any) -> None:
+    with splitgrow.execution(mode):
+        _grows_exactly_and_again(stream(copy.deepcopy(norm)), nn.LayerNorm)
+
+
+@pytest.mark.parametrize("norm", [*NORMS, *CENTRED], ids=repr)
+@pytest.mark.parametrize("steps", [(6,), (6, 12), (12, 18)])
+@pytest.mark.usefixtures("_halved")
+def test_copies_are_exact_for_any_such_norm(norm: nn.Module, steps: tuple[int, ...]) -> None:
+    model = stream(copy.deepcopy(norm))
+    for n in steps:
+        now = outputs_of(model, X)
+        edit = model.expand_layer("first", n, initializer="duplicate")
+        assert set(edit.ways.values()) == {"duplicate"}
+        assert_equal(outputs_of(model, X), now)
+        randomise_new_blocks(model)
+        assert not torch.allclose(outputs_of(model, X), now)
+    assert_equal(outputs_of(splitgrow.merge(model), X), outputs_of(model, X))
+
+
+def test_ways_may_take_turns() -> None:
+    model = stream(nn.LayerNorm(6, eps=0.1))
+    for n, way in ((2, "average"), (8, "duplicate"), (5, "average"), (21, "duplicate")):
+        now = outputs_of(model, X)
+        model.expand_layer("first", n, initializer=way)
+        assert_equal(outputs_of(model, X), now)
+        randomise_new_blocks(model)
+    assert_equal(outputs_of(splitgrow.merge(model), X), outputs_of(model, X))
+    assert model.norm.eps == pytest.approx(0.1 * 6 / 8 * 16 / 21)
+
+
+class Residual(nn.Module):
+    """Pre-norm or post-norm blocks between an embedding and a head."""
+
+    def __init__(self, *, post: bool, norm: Any = nn.LayerNorm) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.up = nn.ModuleList(nn.Linear(6, 10) for _ in range(2))
+        self.down = nn.ModuleList(nn.Linear(10, 6) for _ in range(2))
+        self.norms = nn.ModuleList(norm(6) for _ in range(2))
+        self.last, self.head, self.post = norm(6), nn.Linear(6, 4), post
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for up, down, norm in zip(self.up, self.down, self.norms, strict=True):
+            if self.post:
+                x = norm(x + down(torch.nn.functional.gelu(up(x))))
+            else:
+                x = x + down(torch.nn.functional.gelu(up(norm(x))))
+        return self.head(x if self.post else self.last(x))
+
+
+WORDS = torch.arange(18).view(2, 9) % 9
+
+
+def residual(**options: Any) -> Any:
+    torch.manual_seed(0)
+    model: Any = randomise(Residual(**options)).double().eval()
+    return splitgrow.growable(model, WORDS)
+
+
+def test_pre_norm_blocks_grow_by_averages_and_post_norm_blocks_by_copies() -> None:
+    for post, n, way in ((False, 1, "average"), (False, 6, "duplicate"), (True, 6, "duplicate")):
+        model = residual(post=post)
+        before = outputs_of(model, WORDS)
+        model.expand_layer("embed", n, initializer=way)
+        assert_equal(outputs_of(model, WORDS), before)
+        randomise_new_blocks(model)
+        assert not torch.allclose(outputs_of(model, WORDS), before)
+        assert_equal(outputs_of(splitgrow.merge(model), WORDS), outputs_of(model, WORDS))
+        with model.at(0):
+            assert torch.equal(outputs_of(model, WORDS), before)
+
+
+def test_the_default_way_is_the_exact_one_and_another_is_refused_with_the_exact_ones() -> None:
+    model = residual(post=True)
+    assert model.layers[0].step == 6
+    with pytest.raises(ValueError, match=r"steps of 6, so the nearest widths are 12 and 18 \('dup"):
+        model.expand_layer("embed", 4)
+    with pytest.raises(
+        ValueError, match=r"cannot grow by 'average'.*exact here: 'duplicate', to 12"
+    ):
+        model.expand_layer("embed", 6, initializer="average")
+    assert set(model.plan({"embed": 6}).ways.values()) == {"duplicate"}
+    with pytest.raises(ValueError, match="exact here: 'duplicate'"):
+        model.plan({"embed": 6}, initializer="average")
+    before = outputs_of(model, WORDS)
+    model.expand_layer("embed", 6)
+    assert_equal(outputs_of(model, WORDS), before)
+
+
+def test_control_zeros_and_random_units_would_change_what_a_layer_norm_gives() -> None:
+    model = residual(post=False)
+    before = outputs_of(model, WORDS)
+    model.expand_layer("embed", 2)
+    for value in (0.0, 0.3):
+        with torch.no_grad():
+            model.embed[1].weight.fill_(value)
+        assert not torch.allclose(outputs_of(model, WORDS), before)
+
+
+def test_a_norm_whose_statistic_covers_more_than_the_channels_stays_fixed() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 6, 1), nn.LayerNorm((6, 4, 4)), nn.Conv2d(6, 2, 1))
+    model = splitgrow.growable(model.double(), torch.randn(1, 3, 4, 4).double())
     with pytest.raises(FixedWidthError, match="takes its statistics over all its channels"):
-        model.expand_layer("first", 1)
+        model.expand_layer("0", 6)
 
 
-def test_units_that_no_such_norm_reads_are_not_silent() -> None:
+def test_units_that_no_such_norm_reads_may_have_any_values() -> None:
     model: Any = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), nn.RMSNorm(4))
     model = splitgrow.growable(model.double(), X)
     model.expand({"0": 2, "2": 1})

@@ -1,0 +1,103 @@
+"""The values of added blocks that leave the old function as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.growth.prepared import PreparedLayer
+from splitgrow.layers.types import Birth, TensorAxes
+from splitgrow.utils.spans import Spans
+
+
+def bear_(layer: PreparedLayer, free: Birth = Birth.FREE) -> None:
+    """Gives a layer's added blocks values that change no old output.
+
+    Helpers are zero, but those for new inputs that are zero themselves keep what they have. New
+    units are zero, means or copies of the old ones where the edit says so.
+
+    Args:
+        layer: The layer.
+        free: The values of new units that may have any; by default those that they have.
+    """
+    with torch.no_grad():
+        for purpose, block in layer.added.items():
+            births = layer.births(purpose)
+            if purpose == "helper":
+                _zero_(layer, block, "in", [birth is not Birth.ZERO for birth in births])
+            else:
+                _zero_(layer, block, "out", [birth is Birth.ZERO for birth in births])
+                _lead_back_(layer, [free if b is Birth.FREE else b for b in births])
+
+
+def _zero_(layer: PreparedLayer, block: nn.Module, side: str, chosen: Sequence[bool]) -> None:
+    """Sets a block's values for some channels to zero.
+
+    Of a layer that reads each channel by itself only those that are added, since it makes zeros of
+    zeros with any weight.
+    """
+    for name, axes in layer.layer_type.tensors(block).items():
+        tensor = getattr(block, name, None)
+        diagonal = side == "out" and layer.layer_type.diagonal(layer.original)
+        if isinstance(tensor, nn.Parameter) and (not diagonal or name in layer.layer_type.shifts):
+            _zero_channels(tensor, axes, side, chosen)
+
+
+def _zero_channels(
+    tensor: nn.Parameter, axes: TensorAxes, side: str, chosen: Sequence[bool]
+) -> None:
+    """Sets the slices of the chosen channels to zero in a tensor."""
+    if all(chosen):
+        tensor.zero_()
+        return
+    for dim, along in axes.items():
+        if along.side == side and any(chosen):
+            mask = torch.tensor(chosen, device=tensor.device)
+            # The tensor has one of several equal sections, for all of them.
+            section = mask.reshape(along.sections, -1).any(0)
+            tensor.index_fill_(dim, section.nonzero().flatten(), 0)
+
+
+def _lead_back_(layer: PreparedLayer, births: Sequence[Birth]) -> None:
+    """Sets new units that are to be means or copies of the old ones."""
+    if not {*births} & {Birth.MEAN, Birth.COPY}:
+        return
+    for key, axes in layer.tensors.items():
+        whole = layer.value(key)
+        if whole is None or not whole.is_floating_point():
+            continue
+        for dim, along in axes.items():
+            if along.side == "out":
+                whole = _led_back(layer, births, whole, (dim, along.sections))
+        layer.fill_(key, whole)
+
+
+def _led_back(
+    layer: PreparedLayer, births: Sequence[Birth], whole: Tensor, at: tuple[int, int]
+) -> Tensor:
+    """A tensor of the plain layer whose new units are made of the old ones, along one dimension."""
+    dim, sections = at
+    edit = layer.composition.blocks[-1].edit
+    outs = layer.composition.outs.section(sections)
+    old, new = _positions(outs.spans(edit.__gt__)), _positions(outs.spans(edit.__eq__))
+    sources = layer.sources[: outs.length]  # those of one section stand for all
+    mean = whole.index_select(dim, _index(old, whole)).double().mean(dim, keepdim=True)
+    made = whole.clone()
+    for position, birth in zip(new, births, strict=False):
+        if birth is Birth.MEAN:
+            made.narrow(dim, position, 1).copy_(mean)
+    copied = [n for n, birth in zip(new, births, strict=False) if birth is Birth.COPY]
+    if copied:
+        rows = whole.index_select(dim, _index([sources[n] for n in copied], whole))
+        made.index_copy_(dim, _index(copied, whole), rows)
+    return made
+
+
+def _index(positions: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(positions, device=like.device)
+
+
+def _positions(spans: Spans) -> list[int]:
+    return [n for start, length in spans for n in range(start, start + length)]
