@@ -22,6 +22,7 @@ from splitgrow.analysis.number_choices import best_of
 from splitgrow.analysis.ops import Op, Shaped, result_of
 from splitgrow.analysis.ops.op import Choice, constant_like, shaped_in
 from splitgrow.analysis.ops.registry import fix_arguments
+from splitgrow.analysis.ties import Ties
 from splitgrow.analysis.trace import Ref, Source, Step, mapped
 from splitgrow.analysis.tracer import Trace, trace_model
 from splitgrow.analysis.training_flag import may_ask_for_the_mode
@@ -152,6 +153,7 @@ class _Analysis:
         self.preferred = dict(preferred or {})
         self.choices: list[Choice] = []
         self.not_zero: list[set[int]] = []
+        self.ties = Ties(self.modules, self.groups)
         self.remainders = Remainders(self.groups)
         self.values: list[list[Any]] = []
         self.outputs: list[Axis] = []
@@ -176,6 +178,7 @@ class _Analysis:
                 values.append(self._value(step, values))
             self.values.append(values)
         self.remainders.settle()
+        self.graph.ties = self.ties.settle()
         followed = zip(runs, self.values, self.not_zero, strict=True)
         traced = [
             TracedRun(run.steps, values, frozenset(not_zero)) for run, values, not_zero in followed
@@ -352,14 +355,17 @@ class _Analysis:
     def _source_layer(self, op: Op, name: str, entry: LayerType) -> Any:
         """A layer that looks its channels up: indices in, channels out."""
         if name not in self.graph.nodes:
-            self._new_node(op, name, entry, ())
+            axes = entry.tensors(op.module).values()
+            rows = any(along.side == "in" for known in axes for along in known.values())
+            count = _sizes_of(self.modules[name], entry)[0]
+            ins = self.groups.new(count) if rows else ()
+            self._new_node(op, name, entry, ins)
         kept = (constant(int(size)) for size in op.example.shape[:-1])
         return Shaped((*kept, self.groups.resolve(self.graph.nodes[name].outs)))
 
     def _new_node(self, op: Op, name: str, entry: LayerType, axis: Axis) -> LayerNode:
         module, groups = op.module, self.groups
-        owner = self.modules[name]
-        sizes = owner.sizes() if isinstance(owner, SplitLayer) else entry.sizes(module)
+        sizes = _sizes_of(self.modules[name], entry)
         assert module is not None
         refusal = self.refusals.get(name) or refusal_of(entry, module) or emptiness(entry, sizes)
         if entry.diagonal(module):
@@ -371,6 +377,7 @@ class _Analysis:
             for side in (axis, outs):
                 groups.sections(side, entry.sections(module), op.reason("has groups"))
         node = self._add(name, self.modules[name], axis, outs)
+        self.ties.meet(node, entry)
         if refusal:
             self._fix_node(node, f"`{name}`: {refusal}")
         return node
@@ -378,7 +385,9 @@ class _Analysis:
     def _add(self, name: str, module: nn.Module, ins: Axis, outs: Axis) -> LayerNode:
         layer = stock(module)
         kind = type(layer).__name__
-        self.graph.nodes[name] = LayerNode(name, kind, is_sized(layer), ins, outs)
+        entry = layer_type_of(layer)
+        looks_up = entry is not None and not entry.reads_channels
+        self.graph.nodes[name] = LayerNode(name, kind, is_sized(layer), ins, outs, looks_up)
         return self.graph.nodes[name]
 
     def _add_unfollowed(self, name: str, module: nn.Module, reason: str) -> None:
@@ -404,3 +413,8 @@ class _Analysis:
                 reason or "forward does not call it as a layer of its own on the example inputs"
             )
             self._add_unfollowed(name, module, reason)
+
+
+def _sizes_of(module: nn.Module, entry: LayerType) -> tuple[int, int]:
+    """The numbers of inputs and outputs of a layer, grown or not."""
+    return module.sizes() if isinstance(module, SplitLayer) else entry.sizes(module)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from splitgrow.analysis.channel_graph import BirthStates, ChannelGraph
@@ -19,6 +19,7 @@ from splitgrow.analysis.ops import Shaped, entry_of
 from splitgrow.analysis.ops.elementwise import elementwise
 from splitgrow.analysis.ops.facts import UNKNOWN, Arithmetic, Facts, Values
 from splitgrow.analysis.ops.op import shaped_in
+from splitgrow.analysis.ties import readers_of_tied
 from splitgrow.analysis.trace import Ref, Source, Step, mapped
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import WAYS, Birth, LayerType, layer_type_of
@@ -47,10 +48,17 @@ class TracedRun:
 
 @dataclass(frozen=True)
 class _State:
-    """The values at birth of one group's units in a tensor, and why not those of the way."""
+    """The values at birth of one group's units in a tensor.
+
+    Attributes:
+        birth: The values.
+        lost: Why they are not those of the way.
+        norm: The norm that made them, if only plain numbers have scaled them since.
+    """
 
     birth: Birth
     lost: str = ""
+    norm: str = ""
 
 
 _FREE = _State(Birth.FREE)
@@ -69,15 +77,19 @@ def settle_births(
         modules: The model's modules by path.
         runs: The traces.
     """
-    watched = _watched(graph, modules)
+    tied = readers_of_tied(graph.ties, modules)
+    watched = _watched(graph, modules, tied)
     if not watched:
         return
     found = {}
     for way, birth in WAYS.items():
-        found[way] = follower = _Follower(graph, modules, birth, frozenset(watched))
+        found[way] = follower = _Follower(graph, modules, birth, frozenset(watched), tied)
         for run in runs:
             follower.follow(run)
-    graph.births = {way: BirthStates(f.ins, f.outs) for way, f in found.items()}
+        follower.share_out()
+    graph.births = {
+        way: BirthStates(f.ins, f.outs, frozenset(f.sharing)) for way, f in found.items()
+    }
     for group, asked in watched.items():
         lost = {way: f.lost[group] for way, f in found.items() if group in f.lost}
         graph.ways[group] = tuple(way for way in WAYS if way not in lost)
@@ -87,9 +99,19 @@ def settle_births(
             graph.groups.fix((Run(group, 1),), "; ".join(reasons))
 
 
-def _watched(graph: ChannelGraph, modules: Mapping[str, Any]) -> dict[int, frozenset[Birth]]:
-    """The groups that norms over all channels read, with the births that one of these takes."""
+def _watched(
+    graph: ChannelGraph, modules: Mapping[str, Any], tied: Mapping[str, frozenset[str]]
+) -> dict[int, frozenset[Birth]]:
+    """The groups whose new units may not have any values, with the births that come into question.
+
+    These are the groups that norms over all channels read, and those of which new units are read
+    with the weights that make them.
+    """
     watched: dict[int, frozenset[Birth]] = {}
+    for reader in tied:
+        node = graph.nodes[reader]
+        for group in () if node.looks_up else graph.growing_groups(node.ins):
+            watched[group] = frozenset((Birth.ZERO,))
     for node in graph.nodes.values():
         layer = stock(modules[node.name])
         entry = layer_type_of(layer)
@@ -108,18 +130,24 @@ class _Follower:
         modules: The model's modules by path.
         birth: The values that layers give their new units.
         watched: The groups that are followed.
+        tied: The layers that read new units with the weights that make them, and their makers.
         ins: By layer and group, the births that it reads.
         outs: By layer and group, the births of its outputs.
         lost: For groups to whose norms the way does not lead, the reasons.
+        sharing: The norms whose outputs must count for less, with their readers and their group.
+        otherwise: The norms whose outputs are also used otherwise, and where.
     """
 
     graph: ChannelGraph
     modules: Mapping[str, Any]
     birth: Birth
     watched: frozenset[int]
+    tied: Mapping[str, frozenset[str]]
     ins: dict[str, dict[int, Birth]] = field(default_factory=dict)
     outs: dict[str, dict[int, Birth]] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
+    sharing: dict[str, tuple[str, int]] = field(default_factory=dict)
+    otherwise: dict[str, str] = field(default_factory=dict)
 
     def follow(self, run: TracedRun) -> None:
         """Follows the way through one trace."""
@@ -132,10 +160,13 @@ class _Follower:
             if step.module is not None and self._entry(step.module) is not None:
                 states.append(self._layer(step, groups, given, states))
             elif isinstance(step.target, Source) or not groups:
+                self._used(step, given, states)
                 states.append({})
             else:
                 op = _Op(self, step, value, given, states, index in run.not_zero)
                 states.append({group: op.state(group) for group in groups})
+                if not any(state.norm for state in states[-1].values()):
+                    self._used(step, given, states)
             for ref, _ in written:  # code may go on with the tensor that was written into
                 states[ref.step] = {**states[ref.step], **states[-1]}
 
@@ -164,6 +195,9 @@ class _Follower:
         assert entry is not None
         read = states[given[0][0].step] if given and entry.reads_channels else {}
         node = self.graph.nodes[name]
+        self._read_by_tied(name, step, read)
+        if name not in self.tied:
+            self._used(step, given, states)
         known = self.ins.setdefault(name, {})
         for group in groups_of(self.graph.groups.resolve(node.ins)) if read else ():
             birth = read.get(group, _FREE).birth
@@ -171,6 +205,40 @@ class _Follower:
         made = self._made(step, entry, layer, groups, read)
         self.outs[name] = {group: state.birth for group, state in made.items()}
         return made
+
+    def _used(
+        self, step: Step, given: Sequence[tuple[Ref, Shaped]], states: Sequence[_States]
+    ) -> None:
+        """Notes a use of a norm's output other than by a tied layer."""
+        for ref, _ in given:
+            for state in states[ref.step].values():
+                if state.norm:
+                    self.otherwise.setdefault(state.norm, step.place)
+
+    def _read_by_tied(self, name: str, step: Step, read: _States) -> None:
+        """Looks at new units that a layer reads with the weights that make them."""
+        for group, state in read.items() if name in self.tied else ():
+            if state.birth is Birth.ZERO or self.birth is Birth.ZERO:
+                continue  # nothing times the weight, or any value times zero
+            if state.birth is Birth.COPY and state.norm:
+                self.sharing[state.norm] = name, group
+            else:
+                made_by = " and ".join(f"`{maker}`" for maker in sorted(self.tied[name]))
+                self.lost.setdefault(
+                    group,
+                    f"`{name}` reads it with the weight of {made_by}, at {step.place}, so that "
+                    f"new units would count there",
+                )
+
+    def share_out(self) -> None:
+        """Gives up the way for norms whose outputs would have to count for less, and cannot."""
+        for norm, (reader, group) in self.sharing.items():
+            if norm in self.otherwise:
+                self.lost.setdefault(
+                    group,
+                    f"`{norm}` makes it both for `{reader}`, which has the weights that make it, "
+                    f"and for {self.otherwise[norm]}",
+                )
 
     def _made(
         self, step: Step, entry: LayerType, layer: Any, groups: list[int], read: _States
@@ -197,7 +265,8 @@ class _Follower:
                     f"`{type(layer).__name__}` takes its statistics over all its channels, at "
                     f"{step.place}: {why}",
                 )
-            made[group] = self._after(step, state, taken)
+            after = self._after(step, state, taken)
+            made[group] = replace(after, norm=str(step.module))
         return made
 
     def _alone(self, axis: Axis) -> bool:
@@ -253,7 +322,7 @@ class _Op:
         if self._zero(facts, births, having, by_position=by_position):
             return _State(Birth.ZERO)
         if births == {Birth.COPY} and entry is not None and entry.built_in and facts.alike:
-            return _State(Birth.COPY)
+            return _State(Birth.COPY, norm=self._norm(facts, found))
         if births == {Birth.MEAN} and self._mean(facts, group, having):
             return _State(Birth.MEAN)
         return _State(Birth.FREE, lost or self.follower.made_otherwise(self.step))
@@ -268,6 +337,12 @@ class _Op:
         if others and facts.arithmetic is not Arithmetic.DIVIDES:
             return False
         return births == {Birth.ZERO} and facts.zero and not self.not_zero
+
+    def _norm(self, facts: Facts, found: Sequence[_State]) -> str:
+        """The norm that made the result, scaled by plain numbers at most."""
+        scales = facts.arithmetic in {Arithmetic.MULTIPLIES, Arithmetic.DIVIDES}
+        kept = scales or facts.values in {Values.KEPT, Values.MOVED}
+        return found[0].norm if kept and len(self.given) == 1 else ""
 
     def _mean(self, facts: Facts, group: int, having: Sequence[tuple[Ref, Shaped]]) -> bool:
         """Whether the result's new channels are the mean of its old ones, as the operands' are."""

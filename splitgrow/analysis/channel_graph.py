@@ -26,6 +26,7 @@ class LayerNode:
         sized: Whether its width can be asked for.
         ins: The axis of its input channels.
         outs: The axis of its output channels.
+        looks_up: Whether its inputs are the rows of a table, of which it looks some up.
         followed: Whether the axes are its own; otherwise they are placeholders that never grow.
     """
 
@@ -34,6 +35,7 @@ class LayerNode:
     sized: bool
     ins: Axis
     outs: Axis
+    looks_up: bool = False
     followed: bool = True
 
 
@@ -59,10 +61,13 @@ class BirthStates:
     Attributes:
         ins: By layer and group, those of the units that it reads.
         outs: By layer and group, those of the units that it makes.
+        sharing: The norms whose outputs count for less, since only layers read them that go on
+            reading every copy.
     """
 
     ins: Mapping[str, Mapping[int, Birth]]
     outs: Mapping[str, Mapping[int, Birth]]
+    sharing: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -78,6 +83,7 @@ class ChannelGraph:
             preferred one first.
         lost: For these groups, why the other ways do not leave the function as it is.
         births: By way, the values of new units at birth.
+        ties: The tensors that several layers hold, each with its holders: a path and a name.
         outputs: The axes of the tensors that the model returns.
         touched: The layers whose tensors forward uses outside of their calls.
         assigned: The paths at which forward itself puts modules, with the likeness of these.
@@ -90,6 +96,7 @@ class ChannelGraph:
     ways: dict[int, tuple[str, ...]] = field(default_factory=dict)
     lost: dict[int, dict[str, str]] = field(default_factory=dict)
     births: Mapping[str, BirthStates] = field(default_factory=dict)
+    ties: tuple[tuple[tuple[str, str], ...], ...] = ()
     outputs: tuple[tuple[Axis, ...], ...] = ()
     touched: set[str] = field(default_factory=set)
     assigned: tuple[tuple[str, str], ...] = ()
@@ -124,7 +131,9 @@ class ChannelGraph:
             if run.group is not None and run.group in growing:
                 states = self.births.get(ways.get(run.group, ""))
                 own = getattr(states, side).get(node.name, {}) if states is not None else {}
-                found.append(own.get(run.group, Birth.FREE))
+                # Nothing has looked up the new rows of a table yet.
+                free = Birth.ZERO if node.looks_up and side == "ins" else Birth.FREE
+                found.append(own.get(run.group, free))
         return tuple(found)
 
     def unit_step(self, group: int, way: str | None = None) -> int:

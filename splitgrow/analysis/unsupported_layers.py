@@ -95,18 +95,8 @@ def refusal_of(entry: LayerType, module: Stock) -> str:
 
 
 def refusals(modules: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Layers that cannot grow in any graph: those with shared weights or stray references."""
+    """Layers that cannot grow in any graph: those with stray references, or compiled ones."""
     found: dict[str, str] = {}
-    owners: dict[int, tuple[str, str]] = {}
-    for name, module in modules.items():
-        for key, parameter in module._parameters.items():  # noqa: SLF001
-            if parameter is None:
-                continue
-            other, other_key = owners.get(id(parameter), (name, key))
-            if other != name:
-                found[name] = f"its `{key}` is tied to `{other}.{other_key}`"
-                found[other] = f"its `{other_key}` is tied to `{name}.{key}`"
-            owners[id(parameter)] = (name, key)
     names = {id(module): name for name, module in modules.items()}
     for holder, attribute, module in stray_references(modules, names):
         found.setdefault(

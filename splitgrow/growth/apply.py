@@ -151,9 +151,13 @@ def widen_(prepared: PreparedEdit, modules: Mapping[str, nn.Module], undo: Undo)
 
 
 def _new_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParameter]:
+    seen: set[nn.Parameter] = set()
     for item in prepared:
         for index, block in enumerate(item.added.values(), len(item.existing)):
             for name, parameter in block.named_parameters():
+                if parameter in seen:  # of a layer that shares it
+                    continue
+                seen.add(parameter)
                 older = [getattr(known, name, None) for known in item.existing]
                 known = tuple(p for p in older if p is not None)
                 yield NewParameter(f"{item.name}.{index}.{name}", parameter, known)

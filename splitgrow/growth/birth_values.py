@@ -41,6 +41,8 @@ def _zero_(layer: PreparedLayer, block: nn.Module, side: str, chosen: Sequence[b
     for name, axes in layer.layer_type.tensors(block).items():
         tensor = getattr(block, name, None)
         diagonal = side == "out" and layer.layer_type.diagonal(layer.original)
+        if side == "in" and name in layer.led:
+            continue  # another layer makes these units
         if isinstance(tensor, nn.Parameter) and (not diagonal or name in layer.layer_type.shifts):
             _zero_channels(tensor, axes, side, chosen)
 

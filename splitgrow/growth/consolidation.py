@@ -54,7 +54,7 @@ def consolidate_(
     with torch.inference_mode(mode=False), torch.no_grad():
         found = [
             consolidated(path, split, births, index)
-            for path, split in _splits(model)
+            for path, split in _untied(model)
             if len(births := _births(split, born)) > 1 and _uniform(split, births)
         ]
     if not found:
@@ -78,6 +78,17 @@ def put_joined_(item: Consolidated, undo: Undo) -> None:
     """Gives a layer its joined blocks."""
     after = item.after
     set_blocks_(item.split, (after.modules, after.blocks), (after.ins, after.outs), undo)
+
+
+def _untied(model: nn.Module) -> Iterator[tuple[str, SplitLayer]]:
+    """The grown layers that share no Parameter with another layer, which would divide it alike."""
+    layers = list(_splits(model))
+    owners: dict[nn.Parameter, set[str]] = {}
+    for path, split in layers:
+        for parameter in split.parameters():
+            owners.setdefault(parameter, set()).add(path)
+    tied = {path for paths in owners.values() if len(paths) > 1 for path in paths}
+    return ((path, split) for path, split in layers if path not in tied)
 
 
 def _splits(model: nn.Module) -> Iterator[tuple[str, SplitLayer]]:
@@ -142,7 +153,8 @@ def consolidated(path: str, split: SplitLayer, births: tuple[int, ...], index: i
     layer = split.layer_type, split.original
     for kind, wanted in planned_blocks(*layer, sizes, gain).items():
         modules.append(build_block(*layer, kind, wanted, device="meta").train(split.training))
-        blocks.append(Block("helper" if kind == "helper" else "new", index))
+        new = kind != "helper"
+        blocks.append(Block("new" if new else "helper", index, corner=new))
     after = Composition(tuple(modules), tuple(blocks), ins, outs)
     joined = [i for i, block in enumerate(before.blocks) if block.edit in births]
     parameters = []

@@ -10,6 +10,8 @@ from types import MappingProxyType
 from torch import nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
+from splitgrow.analysis.channels.channel_axes import groups_of
+from splitgrow.analysis.ties import turned_holders
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.growth.edits import Edit, LayerChange, NumberChange
 from splitgrow.growth.ways import find_ways, why_duplicated
@@ -203,6 +205,7 @@ def plan_changes(
         ways: The ways in which groups grow that a norm over all channels reads.
     """
     changes = []
+    turned = turned_holders(graph.ties, modules)
     for node in graph.nodes.values():
         ins = graph.groups.insertions(node.ins, growth)
         outs = graph.groups.insertions(node.outs, growth)
@@ -211,7 +214,8 @@ def plan_changes(
             gain = (sum(count for _, count in ins), sum(count for _, count in outs))
             original = stock(modules[node.name])
             layer = known_layer_type(original)
-            blocks = planned_blocks(layer, original, before, gain)
+            order = node.name in turned
+            blocks = planned_blocks(layer, original, before, gain, helper_last=order)
             born = graph.births_on(node, "ins", ways, growth)
             changes.append(
                 LayerChange(
@@ -225,7 +229,7 @@ def plan_changes(
                     born_outs=tuple(
                         birth.value for birth in graph.births_on(node, "outs", ways, growth)
                     ),
-                    join=_join(layer, original, born).value,
+                    join=_join(layer, original, born, shares=_shares_out(graph, node, ways)).value,
                     blocks=tuple(blocks),
                     parameters=_count_parameters(layer, original, blocks),
                 )
@@ -233,10 +237,19 @@ def plan_changes(
     return tuple(changes)
 
 
-def _join(layer: LayerType, original: nn.Module, born: Sequence[Birth]) -> Join:
+def _shares_out(graph: ChannelGraph, node: LayerNode, ways: Mapping[int, str]) -> bool:
+    """Whether a norm's outputs count for less in the ways in which its groups grow."""
+    on_it = groups_of(graph.groups.resolve(node.ins))
+    used = {ways[group] for group in on_it if group in ways}
+    return any(node.name in graph.births[way].sharing for way in used)
+
+
+def _join(layer: LayerType, original: nn.Module, born: Sequence[Birth], *, shares: bool) -> Join:
     """How new channels join in the statistic that all channels of a layer share."""
     if not (layer.merging.couples and layer.births(original)):
         return Join.APART
+    if shares:
+        return Join.SHARES
     if {*born} & {Birth.ZERO, Birth.MEAN}:
         return Join.DILUTES
     return Join.REPEATS if born and layer.merging.correction else Join.APART
@@ -255,15 +268,30 @@ def plan_numbers(graph: ChannelGraph, growth: Mapping[int, int]) -> tuple[Number
 
 
 def planned_blocks(
-    entry: LayerType, module: nn.Module, before: tuple[int, int], gain: tuple[int, int]
+    entry: LayerType,
+    module: nn.Module,
+    before: tuple[int, int],
+    gain: tuple[int, int],
+    *,
+    helper_last: bool = False,
 ) -> dict[str, tuple[int, int]]:
     """The blocks that a layer gets, with their numbers of inputs and outputs, in order.
 
     A helper comes first: it reads the new inputs for the outputs that exist. Then a new block reads
     all inputs for the new outputs, so that the two fill the grown weight's two strips.
+
+    Args:
+        entry: The entry for the layer's type.
+        module: The original layer.
+        before: The numbers of inputs and outputs.
+        gain: The numbers of those that are new.
+        helper_last: Whether the new block reads the old inputs only, and then a helper reads the
+            new ones for all outputs. So does a layer that shares its weight, turned, with another.
     """
     if entry.diagonal(module):
         return {"new": gain}
+    if helper_last and all(gain):
+        return {"new": (before[0], gain[1]), "helper": (gain[0], before[1] + gain[1])}
     blocks = {}
     if gain[0]:
         blocks["helper"] = (gain[0], before[1])

@@ -16,6 +16,7 @@ from splitgrow.growth.planning import build_block, planned_blocks
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.freezing import held
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.ties import tie_blocks_
 from splitgrow.layers.types import UNCHANGED, Birth, Join, LayerType, TensorAxes
 from splitgrow.utils.spans import regions
 
@@ -30,6 +31,8 @@ class PreparedLayer:
         composition: All its blocks, and where its channels lie after the edit.
         sources: For each output after the edit the output that it equals if new units are copies of
             the old ones in turn.
+        led: The tensors with which its helper reads units that another layer makes, and that has
+            their values.
         writable: Whether the values of existing blocks may change.
     """
 
@@ -37,6 +40,7 @@ class PreparedLayer:
     split: SplitLayer
     composition: Composition
     sources: tuple[int, ...] = ()
+    led: frozenset[str] = frozenset()
     writable: bool = False
 
     @property
@@ -193,8 +197,11 @@ def prepare(
     with torch.inference_mode(mode=False):  # blocks made there could never train
         layers = {each.name: prepare_layer(modules, edit.index, each) for each in edit.changes}
     grown = replace(graph, groups=graph.groups.grown(edit.growth))
+    led = tie_blocks_({name: layer.composition for name, layer in layers.items()})
     layers = {
-        name: replace(layer, sources=_sources(grown, name, edit.growth))
+        name: replace(
+            layer, sources=_sources(grown, name, edit.growth), led=led.get(name, frozenset())
+        )
         for name, layer in layers.items()
     }
     return PreparedEdit(model, edit, grown, layers)
@@ -233,14 +240,16 @@ def prepare_layer(
     gain = (change.in_width[1] - before[0], change.width[1] - before[1])
     blocks, purposes = list(split), list(split.blocks)
     options = {} if device is None else {"device": device}
-    for kind, sizes in planned_blocks(split.layer_type, split.original, before, gain).items():
+    last = change.blocks[0] == "new" and len(change.blocks) > 1
+    planned = planned_blocks(split.layer_type, split.original, before, gain, helper_last=last)
+    for kind, sizes in planned.items():
         block = build_block(split.layer_type, split.original, kind, sizes, **options)
         if device is None:
             _match_memory_format(block, split.original)
         blocks.append(block.train(split.training))
         new = kind != "helper"
         join = Join(change.join) if new else Join.APART
-        purposes.append(Block("new" if new else "helper", edit, join))
+        purposes.append(Block("new" if new else "helper", edit, join, corner=new is not last))
     layouts = split.ins.inserted(change.ins, edit), split.outs.inserted(change.outs, edit)
     return PreparedLayer(change, split, Composition((*blocks,), (*purposes,), *layouts))
 

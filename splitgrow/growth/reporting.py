@@ -64,10 +64,8 @@ def block_map(model: nn.Module, layer: str) -> tuple[BlockArea, ...]:
     areas = []
     for block in module.blocks:
         edit = block.edit
-        older, upto, own = edit.__gt__, edit.__ge__, edit.__eq__
-        rows = _spans(module.outs, older if block.kind == "helper" else own)
-        own_inputs = block.kind == "helper" or diagonal
-        columns = _spans(module.ins, own if own_inputs else upto)
+        rows = _spans(module.outs, block.makes)
+        columns = _spans(module.ins, block.makes if diagonal else block.reads)
         generation = history.edits[edit - 1].generation if edit else 0
         areas.append(BlockArea(block.kind, generation, rows, columns))
     return tuple(areas)

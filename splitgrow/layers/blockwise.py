@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from splitgrow.layers.channel_layout import Piece
@@ -30,10 +31,11 @@ class Blockwise:
     def __init__(self, composition: Composition) -> None:
         entry, original = composition.layer_type, composition.original
         self._dim = entry.channel_dim(original)
+        self._looks_up = not entry.reads_channels
         self._steps = []
         for block in composition.blocks:
-            own = block.kind == "helper" or entry.diagonal(original)
-            reads = composition.ins.spans(block.edit.__eq__ if own else block.edit.__ge__)
+            own = block.makes if entry.diagonal(original) else block.reads
+            reads = composition.ins.spans(own)
             everything = reads == ((0, composition.ins.length),)
             pieces = composition.outs.pieces(block.edit) if block.kind == "new" else ()
             self._steps.append(BlockStep(() if everything else reads, pieces))
@@ -49,10 +51,30 @@ class Blockwise:
         """
         y: Tensor | None = None
         for block, step in zip(modules, self._steps, strict=True):
-            read = part_of(x, self._dim, step.reads) if step.reads else x
-            part: Tensor = block(read, *args, **kwargs)
+            if step.reads and self._looks_up:
+                part = _looked_up(block, x, step.reads)
+            else:
+                read = part_of(x, self._dim, step.reads) if step.reads else x
+                part = block(read, *args, **kwargs)
             if step.pieces and y is not None:
                 part = arranged(y, part, step.pieces, self._dim)
             y = part if step.pieces or y is None else y + part
         assert y is not None
         return y
+
+
+def _looked_up(block: nn.Module, x: Tensor, rows: Spans) -> Tensor:
+    """What a block has of some rows of a table; zeros where others are looked up.
+
+    Args:
+        block: The block, which has the rows one behind the other.
+        x: The rows that are looked up.
+        rows: The rows that the block has.
+    """
+    local, known, before = torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool), 0
+    for start, length in rows:
+        here = (x >= start) & (x < start + length)
+        local, known = torch.where(here, x - start + before, local), known | here
+        before += length
+    found: Tensor = block(local)
+    return found * known.unsqueeze(-1).to(found.dtype)

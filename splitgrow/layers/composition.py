@@ -29,11 +29,26 @@ class Block:
             added inputs, whose result is added onto the outputs that existed.
         edit: The number of the edit that made it; 0 for the original.
         join: How its outputs joined in the statistic that all share, if there is one.
+        corner: Whether it has what its edit's new outputs read of its new inputs: a new block reads
+            both old and new inputs, unless the edit's helper adds onto both old and new outputs.
     """
 
     kind: BlockKind
     edit: int
     join: Join = Join.APART
+    corner: bool = True
+
+    def reads(self, birth: int) -> bool:
+        """Whether it reads the inputs that were born in an edit, if it mixes inputs."""
+        if self.kind == "helper":
+            return birth == self.edit
+        return birth <= self.edit if self.corner else birth < self.edit
+
+    def makes(self, birth: int) -> bool:
+        """Whether it adds to, or makes, the outputs that were born in an edit."""
+        if self.kind == "helper":
+            return birth <= self.edit if self.corner else birth < self.edit
+        return birth == self.edit
 
 
 _WAY_OUT = "change blocks by growth only, or make the model plain first, with splitgrow.merge"
@@ -124,12 +139,9 @@ class Composition:
         """The positions of a block on a dimension of the plain layer's tensors."""
         block = self.blocks[index]
         layout = (self.ins if along.side == "in" else self.outs).section(along.sections)
-        if along.side == "out" and block.kind == "helper":
-            return layout.spans(block.edit.__gt__)
-        own_only = along.side == "out" or block.kind == "helper"
-        if own_only or self.layer_type.diagonal(self.original):
-            return layout.spans(block.edit.__eq__)
-        return layout.spans(block.edit.__ge__)
+        if along.side == "out" or self.layer_type.diagonal(self.original):
+            return layout.spans(block.makes)
+        return layout.spans(block.reads)
 
     def places(self, index: int, name: str) -> Mapping[int, Spans]:
         """Where a block's tensor lies in the plain layer's, by dimension."""

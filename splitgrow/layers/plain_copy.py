@@ -16,6 +16,7 @@ from splitgrow.layers.hooks import HOOKS, carry_hooks_, computing_hooks
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import may_hold
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.ties import retie_
 from splitgrow.layers.unwrap import unwrap_
 from splitgrow.utils.rollback import Undo, temporarily
 
@@ -56,6 +57,8 @@ def plain_copy(
         else:
             memo.update((id(made), made.detach().clone()) for made in _made_by_forward(part))
     copied = _copied(module, memo, [own for _, own in theirs])
+    grown = (part for part in module.modules() if isinstance(part, SplitLayer))
+    retie_((part.original, memo[id(part)]) for part in grown)
     for layer, own in theirs:
         for name, values in own.items():
             store = vars(layer)[name] if name else vars(layer)

@@ -34,6 +34,7 @@ from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import held, hold_statistics, release_
 from splitgrow.layers.insertion_wrapper import note_questions_
 from splitgrow.layers.split_layer import SplitLayer, stock
+from splitgrow.layers.ties import tie_blocks_
 from splitgrow.layers.types import Join, layer_type_of
 from splitgrow.layers.weight_views import keep_storage_
 from splitgrow.utils.example_call import ExampleCall
@@ -77,6 +78,7 @@ def _carry_out_(model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], un
     if len({id(modules[change.name]) for change in edit.changes}) < len(edit.changes):
         raise CheckpointError("it changes a layer twice")
     prepared = [prepare_layer(modules, edit.index, each, "meta") for each in edit.changes]
+    tie_blocks_({item.name: item.composition for item in prepared})
     holders = holders_in(model) if prepared else {}
     for item in prepared:
         place_(modules, item, holders, undo)
@@ -126,8 +128,8 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
     joins = [*Join] if entry.births(layer) else [Join.APART]
     if change.join not in [join.value for join in joins]:
         raise CheckpointError(f"`{change.name}` takes no channels that join by {change.join!r:.20}")
-    blocks = planned_blocks(entry, layer, (sizes[0], sizes[1]), (gains[0], gains[1]))
-    if not any(gains) or tuple(blocks) != change.blocks:
+    blocks = tuple(planned_blocks(entry, layer, (sizes[0], sizes[1]), (gains[0], gains[1])))
+    if not any(gains) or change.blocks not in (blocks, blocks[::-1]):
         raise CheckpointError(f"the blocks of `{change.name}` are not those of its widths")
 
 

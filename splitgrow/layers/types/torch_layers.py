@@ -354,6 +354,13 @@ class _PReLU(Channelwise):
         return nn.PReLU(sizes[1], init=module.init, **_placement(module, options))
 
 
+class _Looking(Merging):
+    """A helper has the new rows of a table."""
+
+    def helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        return self.build(module, sizes, padding_idx=None, **options)
+
+
 class _Embedding(LayerType):
     sized = True
     mixes = False
@@ -369,18 +376,25 @@ class _Embedding(LayerType):
         return -1
 
     def sizes(self, module: Stock) -> tuple[int, int]:
-        return 0, module.embedding_dim
+        return module.num_embeddings, module.embedding_dim
 
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
-        return {"weight": {1: Along("out")}}
+        # The rows of a table are the inputs: one for each thing that can be looked up.
+        rows = {} if self.layer is nn.EmbeddingBag else {0: Along("in")}
+        return {"weight": {**rows, 1: Along("out")}}
+
+    @cached_property
+    def merging(self) -> Merging:
+        return _Looking(self.build)
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         layer: Any = self.layer
         names = ["norm_type", "scale_grad_by_freq", "sparse", "padding_idx"]
         names += ["mode", "include_last_offset"] if layer is nn.EmbeddingBag else []
         arguments: dict[str, Any] = {name: getattr(module, name) for name in names}
+        arguments.update({key: options[key] for key in ("padding_idx",) if key in options})
         placement = _placement(module, options)
-        made: nn.Module = layer(module.num_embeddings, sizes[1], **arguments, **placement)
+        made: nn.Module = layer(*sizes, **arguments, **placement)
         return made
 
     def limits(self, module: Stock) -> str:

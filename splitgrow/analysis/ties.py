@@ -1,0 +1,158 @@
+"""Tensors that several layers hold, as a head that has the weight of an embedding.
+
+What grows of such a tensor grows in all its holders, so their axes along its dimensions are tied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from splitgrow.analysis.channel_graph import LayerNode
+from splitgrow.analysis.channels.channel_axes import Axis
+from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.layers.split_layer import SplitLayer, stock
+from splitgrow.layers.types import Along, LayerType, layer_type_of
+
+
+class Holder(NamedTuple):
+    """A module that holds a tensor, by its path, and the tensor's name there."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}".removeprefix(".")
+
+
+def shared_tensors(modules: Mapping[str, nn.Module]) -> dict[int, tuple[Holder, ...]]:
+    """The parameters that several modules hold, by their ids, with their holders in order.
+
+    The blocks of a grown layer hold its tensors for it.
+    """
+    found: dict[int, list[Holder]] = {}
+    inside = tuple(f"{name}." for name, m in modules.items() if isinstance(m, SplitLayer) and name)
+    for path, module in modules.items():
+        if path.startswith(inside):
+            continue
+        for name, tensor in stock(module)._parameters.items():  # noqa: SLF001
+            if tensor is not None:
+                found.setdefault(id(tensor), []).append(Holder(path, name))
+    return {key: tuple(holders) for key, holders in found.items() if len(holders) > 1}
+
+
+class Ties:
+    """The ties between the layers of a model, as an analysis meets them.
+
+    Attributes:
+        shared: The parameters that several modules hold, with their holders.
+
+    Args:
+        modules: The model's modules by path.
+        groups: The store of groups.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], groups: Groups) -> None:
+        self.shared = shared_tensors(modules)
+        self._modules, self._groups = modules, groups
+        self._met: dict[int, dict[Holder, dict[int, Axis]]] = {}
+
+    def meet(self, node: LayerNode, entry: LayerType) -> None:
+        """Ties a layer's axes to those of the layers that were met before and share a tensor."""
+        layer = stock(self._modules[node.name])
+        for name, axes in entry.tensors(layer).items():
+            tensor = layer._parameters.get(name)  # noqa: SLF001
+            if tensor is None or id(tensor) not in self.shared:
+                continue
+            holder = Holder(node.name, name)
+            met = self._met.setdefault(id(tensor), {})
+            own = {dim: _along(node, along) for dim, along in axes.items() if along.sections == 1}
+            for dim in axes.keys() - own.keys():
+                self._groups.fix(_along(node, axes[dim]), self._reason(id(tensor), holder))
+            for other, theirs in met.items():
+                self._tie(holder, own, other, theirs)
+            met[holder] = own
+
+    def _tie(
+        self,
+        one: Holder,
+        ours: Mapping[int, Axis],
+        other: Holder,
+        theirs: Mapping[int, Axis],
+    ) -> None:
+        for dim in ours.keys() | theirs.keys():
+            if dim in ours and dim in theirs:
+                self._groups.tie(ours[dim], theirs[dim], f"`{one}` is tied to `{other}`")
+            else:
+                self._groups.fix((*ours.get(dim, ()), *theirs.get(dim, ())), _tied(one, other))
+
+    def settle(self) -> tuple[tuple[Holder, ...], ...]:
+        """Fixes what would grow of a tensor that something else than a layer holds as well.
+
+        Returns:
+            The holders of each tensor that several layers hold.
+        """
+        found = []
+        for key, holders in self.shared.items():
+            met = self._met.get(key, {})
+            for holder, axes in met.items() if len(met) < len(holders) else ():
+                for axis in axes.values():
+                    self._groups.fix(axis, self._reason(key, holder))
+            if len(met) == len(holders):
+                found.append(holders)
+        return tuple(found)
+
+    def _reason(self, key: int, holder: Holder) -> str:
+        met = self._met.get(key, {})
+        others = [other for other in self.shared[key] if other != holder]
+        apart = [other for other in others if other not in met]
+        return _tied(holder, (apart or others)[0])
+
+
+def _tied(one: Holder, other: Holder) -> str:
+    return f"`{one.module}`: its `{one.name}` is tied to `{other}`"
+
+
+def _along(node: LayerNode, along: Along) -> Axis:
+    return node.ins if along.side == "in" else node.outs
+
+
+def readers_of_tied(
+    ties: Sequence[Sequence[tuple[str, str]]], modules: Mapping[str, nn.Module]
+) -> dict[str, frozenset[str]]:
+    """The layers that read with a tensor along which another layer makes units.
+
+    Returns:
+        By the reader's path those that make the units.
+    """
+    found: dict[str, frozenset[str]] = {}
+    for holders in ties:
+        sides: dict[int, dict[str, set[str]]] = {}
+        for path, name in holders:
+            layer = stock(modules[path])
+            entry = layer_type_of(layer)
+            assert entry is not None
+            for dim, along in entry.tensors(layer)[name].items():
+                sides.setdefault(dim, {"in": set(), "out": set()})[along.side].add(path)
+        for each in sides.values():
+            for reader in each["in"] if each["out"] else ():
+                found[reader] = found.get(reader, frozenset()) | each["out"]
+    return found
+
+
+def turned_holders(
+    ties: Sequence[Sequence[tuple[str, str]]], modules: Mapping[str, nn.Module]
+) -> frozenset[str]:
+    """The layers that share a tensor with one before them, and have it the other way round."""
+    found = set()
+    for holders in ties:
+        forms = []
+        for path, name in holders:
+            layer = stock(modules[path])
+            entry = layer_type_of(layer)
+            assert entry is not None
+            forms.append({d: along.side for d, along in entry.tensors(layer)[name].items()})
+        found |= {path for (path, _), form in zip(holders, forms, strict=True) if form != forms[0]}
+    return frozenset(found)
