@@ -16,6 +16,7 @@ from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.input_channels import expand_input_
 from splitgrow.growth.insertion.methods import DepthMethods
 from splitgrow.growth.layer_list import Layer, layers_of
+from splitgrow.growth.vocabulary import expand_vocabulary_
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.preserve import keep_modes_
@@ -212,6 +213,70 @@ class Handle(DepthMethods, GenerationMethods):
             expand_input_,
             n,
             name=name,
+            initializer=initializer,
+            freeze=freeze,
+            optimizer=optimizer,
+            check=check,
+        )
+
+    def expand_vocabulary(  # noqa: PLR0913
+        self,
+        n: int,
+        embedding: int | str | None = None,
+        *,
+        head: int | str | None = None,
+        round_to: int = 1,
+        initializer: str | Initializer = "average",
+        freeze: bool = True,
+        optimizer: object = None,
+        check: bool = True,
+    ) -> Edit:
+        """Adds rows to an embedding, and units to the head that scores them.
+
+        The old rows stay as they are, in a block of their own, so that they can stay frozen while
+        the new ones train. The old scores lead in the output, and are unchanged. A head that has
+        the embedding's weight keeps it; another one gets as many units.
+
+        Args:
+            n: The number of rows.
+            embedding: The embedding, by index or name; None for that of the model's input
+                embeddings, of a tied head, or the only one.
+            head: The layer that makes the scores; None for the one with the embedding's weight, or
+                that of the model's output embeddings, or the only one whose units are the model's
+                output and as many as there are rows.
+            round_to: Raises n until the number of rows is a multiple of this.
+            initializer: As of `expand_layer`. By "average" new rows are the mean of the old ones,
+                and so are the head's new units; other initializers make a head's units, and with
+                these the rows of an embedding that is tied to it.
+            freeze: As of `expand_layer`.
+            optimizer: As of `expand_layer`.
+            check: As of `expand_layer`.
+
+        Returns:
+            The edit.
+
+        Raises:
+            TypeError: If an argument is of another type.
+            ValueError: If there is no such layer, or it cannot be told which is meant, or n is not
+                positive.
+            FixedWidthError: If the vocabulary cannot grow.
+            OptimizerError: As of `expand_layer`, like `InexactError` and `StructureChangedError`.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.Linear(4, 7))
+            >>> net = splitgrow.growable(net, torch.arange(5))
+            >>> edit = net.expand_vocabulary(2)
+            >>> net(torch.tensor([0, 8])).shape
+            torch.Size([2, 9])
+        """
+        return self._growth(
+            "grow",
+            expand_vocabulary_,
+            n,
+            embedding=embedding,
+            head=head,
+            round_to=round_to,
             initializer=initializer,
             freeze=freeze,
             optimizer=optimizer,

@@ -153,7 +153,7 @@ class _Analysis:
         self.preferred = dict(preferred or {})
         self.choices: list[Choice] = []
         self.not_zero: list[set[int]] = []
-        self.ties = Ties(self.modules, self.groups)
+        self.ties = Ties(self.modules, self.groups, self.graph.nodes)
         self.remainders = Remainders(self.groups)
         self.values: list[list[Any]] = []
         self.outputs: list[Axis] = []

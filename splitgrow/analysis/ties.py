@@ -13,6 +13,7 @@ from torch import nn
 from splitgrow.analysis.channel_graph import LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.analysis.unsupported_layers import is_sized, refusal_of
 from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import Along, LayerType, layer_type_of
 
@@ -52,11 +53,15 @@ class Ties:
     Args:
         modules: The model's modules by path.
         groups: The store of groups.
+        nodes: The layers of the graph; gets those that forward does not call and that share a
+            tensor with one that it calls.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], groups: Groups) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], groups: Groups, nodes: dict[str, LayerNode]
+    ) -> None:
         self.shared = shared_tensors(modules)
-        self._modules, self._groups = modules, groups
+        self._modules, self._groups, self._nodes = modules, groups, nodes
         self._met: dict[int, dict[Holder, dict[int, Axis]]] = {}
 
     def meet(self, node: LayerNode, entry: LayerType) -> None:
@@ -96,6 +101,8 @@ class Ties:
         """
         found = []
         for key, holders in self.shared.items():
+            for holder in holders:
+                self._meet_uncalled(key, holder)
             met = self._met.get(key, {})
             for holder, axes in met.items() if len(met) < len(holders) else ():
                 for axis in axes.values():
@@ -103,6 +110,31 @@ class Ties:
             if len(met) == len(holders):
                 found.append(holders)
         return tuple(found)
+
+    def _meet_uncalled(self, key: int, holder: Holder) -> None:
+        """Adds a layer that forward does not call, and whose tensor grows in one that it calls."""
+        met = self._met.get(key, {})
+        layer = stock(self._modules[holder.module])
+        entry = layer_type_of(layer)
+        if not met or holder in met or entry is None or refusal_of(entry, layer):
+            return
+        along = entry.tensors(layer)
+        theirs = next(iter(met.values()))
+        sides = {a.side: theirs.get(d) for d, a in along.get(holder.name, {}).items()}
+        if entry.reads_channels and "in" not in sides:
+            return  # the axis that it reads is not known
+        if None in sides.values() or any(a.sections > 1 for a in along[holder.name].values()):
+            return
+        node = LayerNode(
+            holder.module,
+            type(layer).__name__,
+            is_sized(layer),
+            sides.get("in") or (),
+            sides["out"] or (),
+            not entry.reads_channels,
+        )
+        self._nodes[holder.module] = node
+        self.meet(node, entry)
 
     def _reason(self, key: int, holder: Holder) -> str:
         met = self._met.get(key, {})

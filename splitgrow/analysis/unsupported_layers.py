@@ -86,7 +86,7 @@ def refusal_of(entry: LayerType, module: Stock) -> str:
                 f"spectral norm or pruning); remove that first, and apply it again to what "
                 f"splitgrow.merge makes of the grown model"
             )
-    extra = own - known - {"num_batches_tracked"}
+    extra = own - known - entry.kept(module)
     if extra:
         return f"it has tensors that its layer type does not know: {', '.join(sorted(extra))}"
     if any(True for child in module.children() for _ in child.parameters()):

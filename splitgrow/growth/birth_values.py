@@ -25,7 +25,9 @@ def bear_(layer: PreparedLayer, free: Birth = Birth.FREE) -> None:
     with torch.no_grad():
         for purpose, block in layer.added.items():
             births = layer.births(purpose)
-            if purpose == "helper":
+            if purpose == "helper" and not layer.layer_type.reads_channels:
+                _average_rows_(layer, block)
+            elif purpose == "helper":
                 _zero_(layer, block, "in", [birth is not Birth.ZERO for birth in births])
             else:
                 _zero_(layer, block, "out", [birth is Birth.ZERO for birth in births])
@@ -45,6 +47,21 @@ def _zero_(layer: PreparedLayer, block: nn.Module, side: str, chosen: Sequence[b
             continue  # another layer makes these units
         if isinstance(tensor, nn.Parameter) and (not diagonal or name in layer.layer_type.shifts):
             _zero_channels(tensor, axes, side, chosen)
+
+
+def _average_rows_(layer: PreparedLayer, block: nn.Module) -> None:
+    """Gives the new rows of a table, which nothing has looked up yet, the mean of the old ones."""
+    for name, axes in layer.layer_type.tensors(layer.original).items():
+        whole = layer.value(name)
+        if whole is None or name in layer.led:
+            continue
+        for dim, along in axes.items():
+            if along.side == "in":
+                edit = layer.composition.blocks[-1].edit
+                old = _positions(layer.composition.ins.spans(edit.__gt__))
+                rows = whole.index_select(dim, _index(old, whole)).double()
+                own = getattr(block, name)
+                own.copy_(rows.mean(dim, keepdim=True).narrow(1 - dim, 0, own.shape[1 - dim]))
 
 
 def _zero_channels(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Container, Mapping, Sequence
 from types import MappingProxyType
 
 from torch import nn
@@ -206,6 +207,10 @@ def plan_changes(
     """
     changes = []
     turned = turned_holders(graph.ties, modules)
+    counted: dict[str, set[str]] = defaultdict(set)
+    for _, *others in graph.ties:
+        for path, key in others:
+            counted[path].add(key)
     for node in graph.nodes.values():
         ins = graph.groups.insertions(node.ins, growth)
         outs = graph.groups.insertions(node.outs, growth)
@@ -231,7 +236,7 @@ def plan_changes(
                     ),
                     join=_join(layer, original, born, shares=_shares_out(graph, node, ways)).value,
                     blocks=tuple(blocks),
-                    parameters=_count_parameters(layer, original, blocks),
+                    parameters=_count_parameters(layer, original, blocks, counted[node.name]),
                 )
             )
     return tuple(changes)
@@ -309,10 +314,15 @@ def build_block(
 
 
 def _count_parameters(
-    layer: LayerType, original: nn.Module, blocks: Mapping[str, tuple[int, int]]
+    layer: LayerType,
+    original: nn.Module,
+    blocks: Mapping[str, tuple[int, int]],
+    counted: Container[str],
 ) -> int:
+    """The number of parameters of new blocks, less those of tensors that are counted elsewhere."""
     built = (build_block(layer, original, *block, device="meta") for block in blocks.items())
-    return sum(parameter.numel() for block in built for parameter in block.parameters())
+    named = (item for block in built for item in block.named_parameters())
+    return sum(parameter.numel() for name, parameter in named if name not in counted)
 
 
 def check_request(graph: ChannelGraph, request: Mapping[int | str, int]) -> dict[str, int]:

@@ -166,6 +166,10 @@ class LayerType(ABC):
                 (default: those of `module`).
         """
 
+    def kept(self, module: Stock) -> frozenset[str]:  # noqa: ARG002
+        """The names of tensors that have no channels, of which each block has its own."""
+        return frozenset(("num_batches_tracked",))
+
     def bundle(self, module: Stock) -> int:  # noqa: ARG002
         """How many neighbouring channels are computed together and can only be added whole."""
         return 1

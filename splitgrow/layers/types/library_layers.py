@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow.layers.types.torch_layers  # noqa: F401 - the layers here are forms of these
+from splitgrow.layers.types.alike import Alike, Same
 from splitgrow.layers.types.births import UNCHANGED, Carry
 from splitgrow.layers.types.layer_type import (
     Along,
@@ -23,7 +24,6 @@ from splitgrow.layers.types.layer_type import (
     TensorAxes,
 )
 from splitgrow.layers.types.registry import LAYER_TYPES, add_layer_type
-from splitgrow.layers.types.subclasses import Alike, Same
 from splitgrow.layers.types.torch_layers import Channelwise, cast
 
 

@@ -270,18 +270,23 @@ def _twin(
 ) -> nn.Module:
     """A copy of a module with other vectors, and another number where it holds their length."""
     twin: nn.Module = object.__new__(type(module))
-    own: dict[str, Any] = {}
-    for name, value in vars(module).items():
+    own = twin_attributes(module)
+    for name, value in own.items():
         if type(value) is int and value == width:
-            value = size
+            own[name] = size
         elif isinstance(value, (tuple, list, torch.Size)) and list(value) == [width]:
-            value = type(value)([size])
-        elif isinstance(value, (list, dict, set)):
-            value = copy.copy(value)
-        own[name] = value
-    empty = {name: type(own[name])() for name in _HOOKS if name in own}
-    vars(twin).update({**own, **empty, "_parameters": dict(tensors), "_buffers": {}})
+            own[name] = type(value)([size])
+    vars(twin).update({**own, "_parameters": dict(tensors), "_buffers": {}})
     return twin
+
+
+def twin_attributes(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module for a copy: containers of its own, and no hooks."""
+    own = {
+        name: copy.copy(value) if isinstance(value, (list, dict, set)) else value
+        for name, value in vars(module).items()
+    }
+    return own | {name: type(own[name])() for name in _HOOKS if name in own}
 
 
 _HOOKS = (

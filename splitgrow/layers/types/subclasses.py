@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import cached_property
 from typing import Any
 from weakref import WeakSet
 
 from torch import nn
 
 from splitgrow.errors import StructureChangedError, UnsupportedLayerError
-from splitgrow.layers.kernels import Kernel
-from splitgrow.layers.types.births import Birth
-from splitgrow.layers.types.layer_type import LayerType, Merging, Norm, Stock, TensorAxes
+from splitgrow.layers.types.alike import Alike, Same
+from splitgrow.layers.types.layer_type import LayerType, Stock
 from splitgrow.layers.types.registry import (
     FOUND,
     LAYER_TYPES,
@@ -22,6 +17,7 @@ from splitgrow.layers.types.registry import (
     dotted_name,
     remove_layer_types,
 )
+from splitgrow.layers.types.structural_layers import structural_layer
 from splitgrow.layers.types.structural_norms import structural_norm
 from splitgrow.utils.wrappers import plain_type
 
@@ -29,9 +25,9 @@ from splitgrow.utils.wrappers import plain_type
 def layer_type_of(module: Stock) -> LayerType | None:
     """The entry for a module's type, or None.
 
-    A subclass matches only if it changes nothing of how its base computes: nothing can be known of
-    a `forward` of its own. The exception are norms, which are known by the function that they
-    compute (`structural_norm`).
+    A subclass matches if it changes nothing of how its base computes. One with a `forward` of its
+    own is tried on random tensors: it matches if it computes a norm (`structural_norm`), or works
+    on blocks as its base does (`structural_layer`).
 
     Example:
         >>> conv = nn.Conv2d(3, 8, 3)
@@ -40,7 +36,8 @@ def layer_type_of(module: Stock) -> LayerType | None:
         >>> layer_type_of(nn.LSTM(3, 8)) is None
         True
     """
-    found = layer_type_of_class(type(module)) or structural_norm(module)
+    found = layer_type_of_class(type(module))
+    found = found or structural_norm(module) or structural_layer(module)
     return found if found is not None and found.covers(module) else None
 
 
@@ -83,98 +80,6 @@ def _computes_as(base: type, part: type) -> bool:
         if (changes and not harmless) or isinstance(value, property):
             return False
     return "__getattr__" not in vars(part) and "__call__" not in vars(part)
-
-
-class Alike(LayerType):
-    """A subclass of a known layer type that has the same tensors with the same meaning.
-
-    A block is made as a copy of the module with tensors and numbers of other sizes; the class's
-    constructor is not called.
-    """
-
-    def __init__(self, base: LayerType, layers: tuple[type[nn.Module] | str, ...] = ()) -> None:
-        self.base, self.layers = base, layers
-        self.sized, self.mixes = base.sized, base.mixes
-        self.reads_channels, self.shifts = base.reads_channels, base.shifts
-
-    def channel_dim(self, module: Stock) -> int:
-        """As its base has it."""
-        return self.base.channel_dim(module)
-
-    def sizes(self, module: Stock) -> tuple[int, int]:
-        """As its base has it."""
-        return self.base.sizes(module)
-
-    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:
-        """As its base has it."""
-        return self.base.tensors(module)
-
-    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        """A copy of the module with tensors and numbers of other sizes."""
-        plain = self.base.build(module, sizes, **options)
-        built: nn.Module = object.__new__(type(module))
-        built.__dict__.update(module.__dict__)
-        built.__dict__.update(plain.__dict__)
-        for name, child in module.named_children():
-            built.add_module(name, copy.deepcopy(child))
-        return built
-
-    def as_base(self, module: Stock) -> nn.Module:
-        """A layer of the base type with the module's own tensors."""
-        plain = self.base.build(module, self.sizes(module), device="meta")
-        for name, _ in (*plain.named_parameters(), *plain.named_buffers()):
-            setattr(plain, name, getattr(module, name))
-        return plain.train(module.training)
-
-    def bundle(self, module: Stock) -> int:
-        """As its base has it."""
-        return self.base.bundle(module)
-
-    def covers(self, module: Stock) -> bool:
-        """As its base has it."""
-        return self.base.covers(module)
-
-    @cached_property
-    def merging(self) -> Merging:
-        """As its base has it, with blocks of its own type."""
-        return replace(self.base.merging, build=self.build)
-
-    def births(self, module: Stock) -> Mapping[Birth, Birth]:
-        """As its base has it."""
-        return self.base.births(module)
-
-    def runs_as_one(self, module: Stock) -> bool:
-        """As its base has it."""
-        return self.base.runs_as_one(module)
-
-    def norm(self, module: Stock) -> Norm | None:
-        """As its base has it, without a batch norm's single pass."""
-        found = self.base.norm(module)
-        return found and replace(found, batch=False)
-
-    def limits(self, module: Stock) -> str:
-        """As its base has it."""
-        return self.base.limits(module)
-
-
-class Same(Alike):
-    """A subclass that computes the same as its base, so the base can stand for it."""
-
-    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """As its base has it."""
-        return self.base.output_shape(module, shape)
-
-    def kernel(self, module: Stock) -> Kernel | None:
-        """As its base has it."""
-        return self.base.kernel(module)
-
-    def norm(self, module: Stock) -> Norm | None:
-        """As its base has it."""
-        return self.base.norm(module)
-
-    def stock_parts(self, module: Stock) -> list[nn.Module]:
-        """One layer of the base type, with the same tensors."""
-        return [self.as_base(module)]
 
 
 class Registered(Alike):
