@@ -161,11 +161,13 @@ class _Analysis(Sources):
         for trace in runs:
             values: list[Any] = []
             self.tensors = {}
+            self.held_tensors.begin(trace.recorder.unfit)
             for index, step in enumerate(trace.steps):
                 if step.target is Source.TENSOR:
                     self.tensors[index] = step.args[0]
                 values.append(self._value(step, values))
             self.values.append(values)
+        self.held_tensors.settle()
         self.remainders.settle()
         self.graph.silent = self.zero_channels.settle()
         self._add_uncalled()
@@ -231,9 +233,11 @@ class _Analysis(Sources):
             self.groups,
             layer,
             *(self.preferred, self.choices, self.zero_channels, self.remainders),
+            self.held_tensors.summed,
         )
         entry = layer_type_of(layer) if layer is not None else None
-        return result_of(op) if entry is None else self._layer(op, str(step.module), entry)
+        result = result_of(op) if entry is None else self._layer(op, str(step.module), entry)
+        return self.held_tensors.seen(op, step, len(values), result)
 
     def _output(self, value: Any) -> None:
         self.graph.outputs = tuple(leaf.axes for leaf in value)

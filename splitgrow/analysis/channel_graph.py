@@ -12,19 +12,21 @@ from functools import cached_property
 
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.layers.types import TensorUse
 
 
 @dataclass(frozen=True)
 class LayerNode:
-    """A layer with channels of its own, as the graph knows it.
+    """A layer with channels of its own, or a module's own tensor along channels.
 
     Attributes:
-        name: Its module path.
+        name: Its module path; of a tensor the name in the state_dict.
         kind: The name of its stock layer's class, such as ``Conv2d``.
         sized: Whether its width can be asked for.
         ins: The axis of its input channels.
         outs: The axis of its output channels.
         followed: Whether the axes are its own; otherwise they are placeholders that never grow.
+        use: For a parameter or buffer of a module, how it lies along channels; None for a module.
     """
 
     name: str
@@ -33,6 +35,7 @@ class LayerNode:
     ins: Axis
     outs: Axis
     followed: bool = True
+    use: TensorUse | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis, Size
+from splitgrow.analysis.held_tensors import HeldTensors
 from splitgrow.analysis.ops import Shaped
 from splitgrow.analysis.ops.op import constant_like, shaped_in
 from splitgrow.analysis.trace import Source, Step
@@ -25,6 +26,7 @@ class Sources:
         graph: The channel graph.
         groups: Its store of groups.
         refusals: Why layers cannot grow in any graph.
+        held_tensors: The tensors of modules that could grow.
         values: The results of the rules for each step, by trace.
         numbers: The axes of the numbers that modules hold.
         tensors: The paths of the tensors of this trace, by step.
@@ -40,6 +42,7 @@ class Sources:
         self.graph = ChannelGraph()
         self.groups = self.graph.groups
         self.refusals = refusals(self.modules)
+        self.held_tensors = HeldTensors(self.modules, self.graph)
         self.values: list[list[Any]] = []
         self.numbers: dict[tuple[str, str], Axis] = {}
         self.tensors: dict[int, str] = {}
@@ -66,6 +69,11 @@ class Sources:
                 for axis in shaped.axes:
                     self.groups.fix(axis, reason)
             return constant_like(step.example, reason)
+        found = self.held_tensors.source(step.args[0], len(values), step.example)
+        return self._fixed_tensor(step) if found is None else found
+
+    def _fixed_tensor(self, step: Step) -> Any:
+        """A tensor that cannot grow: a layer's, one in a plain attribute, or of whole numbers."""
         (path,) = step.args
         name, parametrization, _ = path.partition(".parametrizations.")
         owner = self.modules.get(name if parametrization else path.rpartition(".")[0])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from splitgrow.layers.types import TensorUse
 from splitgrow.utils.json_records import read_record, written
 
 EDIT_VERSION = 1
@@ -31,6 +32,7 @@ class LayerChange:
         parameters: The number of parameters that they add.
         silent_ins: For each insertion of inputs, whether they are zero until they learn.
         silent_outs: For each insertion of outputs, whether they must be zero until they learn.
+        use: For a parameter or buffer of a module, how it lies along channels; None for a module.
     """
 
     name: str
@@ -43,6 +45,7 @@ class LayerChange:
     parameters: int
     silent_ins: tuple[bool, ...] = ()
     silent_outs: tuple[bool, ...] = ()
+    use: TensorUse | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.growth.edits import Edit, LayerChange, NumberChange
 from splitgrow.layers.split_layer import stock
+from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import LayerType, known_layer_type
 
 
@@ -181,7 +182,7 @@ def plan_changes(
         if ins or outs:
             before = (graph.groups.length(node.ins), graph.groups.length(node.outs))
             gain = (sum(count for _, count in ins), sum(count for _, count in outs))
-            original = stock(modules[node.name])
+            original = stock(layer_at(modules, node.name, node.use))
             layer = known_layer_type(original)
             blocks = planned_blocks(layer, original, before, gain)
             changes.append(
@@ -196,6 +197,7 @@ def plan_changes(
                     silent_outs=graph.silent_insertions(node.outs, growth),
                     blocks=tuple(blocks),
                     parameters=_count_parameters(layer, original, blocks),
+                    use=node.use,
                 )
             )
     return tuple(changes)

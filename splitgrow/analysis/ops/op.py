@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,29 @@ from splitgrow.analysis.zero_channels import ZeroChannels
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The tensor of a module that a value is, with its dimensions perhaps in another order.
+
+    Attributes:
+        path: The tensor's name in the state_dict.
+        dims: For each dimension of the value that of the tensor.
+    """
+
+    path: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Shaped:
-    """A tensor on its way through the network: one axis for each of its dimensions."""
+    """A tensor on its way through the network: one axis for each of its dimensions.
+
+    Attributes:
+        axes: The axes.
+        origin: The module's tensor that it is; None if an op has made it.
+    """
 
     axes: tuple[Axis, ...]
+    origin: Origin | None = field(default=None, compare=False)
 
 
 class Unknown(Exception):  # noqa: N818 - raised by a rule to say that it cannot tell
@@ -74,6 +93,8 @@ class Op:
         choices: The places of such a choice.
         zero_channels: The axes where zeros are needed and where they do not stay.
         remainders: The remainders of divisions that must stay.
+        summed: Is told of a module's tensor and the place of a dimension that a product sums over;
+            answers whether new entries there can start as zeros.
     """
 
     name: str
@@ -88,6 +109,7 @@ class Op:
     choices: list[Choice] = field(default_factory=list)
     zero_channels: ZeroChannels | None = None
     remainders: Remainders | None = None
+    summed: Callable[[Origin, int], bool] | None = None
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
         """An argument given by position or by name; of a module, one of its attributes.

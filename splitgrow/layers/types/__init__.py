@@ -1,6 +1,6 @@
 """The layer types that can grow, and how to teach splitgrow others."""
 
-from splitgrow.layers.types import library_layers, torch_layers
+from splitgrow.layers.types import library_layers, tensor_layers, torch_layers
 from splitgrow.layers.types.layer_type import (
     Along,
     LayerType,
@@ -19,6 +19,7 @@ from splitgrow.layers.types.subclasses import (
     sized_layers,
     unregister_layer,
 )
+from splitgrow.layers.types.tensor_layers import TensorBlock, TensorUse, type_name
 
 BUILT_IN_TYPES.update(LAYER_TYPES)
 
@@ -29,13 +30,17 @@ __all__ = [
     "Norm",
     "Stock",
     "TensorAxes",
+    "TensorBlock",
+    "TensorUse",
     "computes_as",
+    "type_name",
     "known_layer_type",
     "layer_type_of",
     "layer_type_of_class",
     "library_layers",
     "register_layer",
     "sized_layers",
+    "tensor_layers",
     "torch_layers",
     "unregister_layer",
 ]
