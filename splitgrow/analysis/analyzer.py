@@ -161,7 +161,9 @@ class _Analysis(Sources):
         for trace in runs:
             values: list[Any] = []
             self.tensors = {}
-            self.held_tensors.begin(trace.recorder.unfit)
+            given = (Source.INPUT, Source.UNSEEN)
+            inputs = (index for index, s in enumerate(trace.steps) if s.target in given)
+            self.held_tensors.begin(trace.recorder.unfit, inputs)
             for index, step in enumerate(trace.steps):
                 if step.target is Source.TENSOR:
                     self.tensors[index] = step.args[0]

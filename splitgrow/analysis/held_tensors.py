@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -47,15 +47,18 @@ class HeldTensors:
         self._scaling: Counter[str] = Counter()
         self._summed: Counter[tuple[str, int]] = Counter()
         self._of_step: dict[int, str] = {}
+        self._given: set[int] = set()
+        """The steps whose values depend on the inputs of this trace."""
         self._reasons: dict[str, str] = {}
 
-    def begin(self, reasons: Mapping[str, str]) -> None:
+    def begin(self, reasons: Mapping[str, str], inputs: Iterable[int]) -> None:
         """Turns to another trace.
 
         Args:
             reasons: Why tensors cannot grow, as its run showed.
+            inputs: The numbers of the steps that are inputs of the model, or unseen.
         """
-        self._of_step = {}
+        self._of_step, self._given = {}, {*inputs}
         self._reasons = {**reasons, **self._reasons}
 
     def source(self, path: str, index: int, example: Tensor) -> Shaped | None:
@@ -106,6 +109,8 @@ class HeldTensors:
             result: Its result.
         """
         refs = list(refs_in((step.args, tuple(step.kwargs.values()))))
+        if any(ref.step in self._given for ref in refs):
+            self._given.add(index)
         paths = [self._of_step[ref.step] for ref in refs if ref.step in self._of_step]
         results = list(shaped_in(result))
         if not paths or not results:  # a question for a size is no use
@@ -116,7 +121,7 @@ class HeldTensors:
             self._of_step[index] = paths[0]
             return _with_origin(op, result, kept=facts.values is Values.KEPT)
         self._uses.update(paths)
-        if facts.arithmetic in _SCALING:
+        if facts.arithmetic in _SCALING and any(ref.step in self._given for ref in refs):
             self._scaling.update(paths)
         return result
 
@@ -147,7 +152,8 @@ class HeldTensors:
         return _refusal_of_holder(self._modules[parent], key)
 
     def _add(self, path: str, axes: tuple[Axis, ...]) -> None:
-        summed = [dim for dim in range(len(axes)) if self._summed[path, dim]]
+        free = [dim for dim, axis in enumerate(axes) if self._groups.can_grow(axis)]
+        summed = [dim for dim in free if self._summed[path, dim]]
         only = len(summed) == 1 and self._summed[path, summed[0]] == self._uses[path]
         for dim in () if only else summed:
             self._fix(axes[dim], path, "which products sum over and which is also used otherwise")

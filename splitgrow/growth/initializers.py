@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
-from splitgrow.layers.types import TensorAxes, layer_type_of_class
+from splitgrow.layers.types import TensorAxes, TensorBlock, layer_type_of_class
 from splitgrow.utils.rollback import Undo
 
 
@@ -78,7 +78,8 @@ class Stirred(Zero):
         super().apply(prepared)
         for layer in prepared.layers.values():
             block = layer.added.get("new")
-            if block is None or any(layer.silent("new")):
+            tensor_block = isinstance(block, TensorBlock)  # of any range: a variance, a decay
+            if block is None or tensor_block or any(layer.silent("new")):
                 continue
             for name, tensor in (*block.named_parameters(), *block.named_buffers()):
                 if not tensor.is_floating_point():

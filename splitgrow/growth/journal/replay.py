@@ -35,7 +35,7 @@ from splitgrow.layers.freezing import held, hold_statistics, release_
 from splitgrow.layers.insertion_wrapper import note_questions_
 from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.tensor_holder import layer_at
-from splitgrow.layers.types import TensorBlock, type_name, layer_type_of
+from splitgrow.layers.types import TensorBlock, layer_type_of, type_name
 from splitgrow.layers.types.tensor_layers import ROLES
 from splitgrow.layers.weight_views import keep_storage_
 from splitgrow.utils.example_call import ExampleCall

@@ -33,7 +33,6 @@ __all__ = [
     "TensorBlock",
     "TensorUse",
     "computes_as",
-    "type_name",
     "known_layer_type",
     "layer_type_of",
     "layer_type_of_class",
@@ -42,5 +41,6 @@ __all__ = [
     "sized_layers",
     "tensor_layers",
     "torch_layers",
+    "type_name",
     "unregister_layer",
 ]
