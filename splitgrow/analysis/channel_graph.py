@@ -12,6 +12,7 @@ from functools import cached_property
 
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.channels.channel_groups import Groups
+from splitgrow.layers.tensor_holder import blocks_path
 from splitgrow.layers.types import TensorUse
 
 
@@ -36,6 +37,11 @@ class LayerNode:
     outs: Axis
     followed: bool = True
     use: TensorUse | None = None
+
+    @property
+    def path(self) -> str:
+        """The path of the module that it is, or becomes when it grows."""
+        return self.name if self.use is None else blocks_path(self.name)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from splitgrow.analysis.ops import Op, Shaped, facts_of
 from splitgrow.analysis.ops.facts import Arithmetic, Values
 from splitgrow.analysis.ops.op import Origin, shaped_in
 from splitgrow.analysis.trace import Step, refs_in
-from splitgrow.layers.tensor_holder import SplitTensor, holder_class, made_here
+from splitgrow.layers.tensor_holder import SplitTensor, blocks_path, holder_class, made_here
 from splitgrow.layers.types import TensorBlock, TensorUse
 
 _SCALING = (Arithmetic.MULTIPLIES, Arithmetic.DIVIDES)
@@ -76,7 +76,7 @@ class HeldTensors:
 
     def _tensor(self, path: str) -> Tensor | None:
         """The tensor of a path, if it is one of a module that is looked into, and has channels."""
-        grown = self._modules.get(path)
+        grown = self._modules.get(blocks_path(path))
         if isinstance(grown, SplitTensor):
             found: Any = grown.original.value
         else:
@@ -143,7 +143,7 @@ class HeldTensors:
         """Why a tensor cannot grow in any dimension; empty if it can."""
         if path in self._reasons:
             return self._reasons[path]
-        if isinstance(self._modules.get(path), SplitTensor):
+        if isinstance(self._modules.get(blocks_path(path)), SplitTensor):
             return ""
         others = [name for name in self._names[id(self._tensor(path))] if name != path]
         if others:
@@ -162,7 +162,7 @@ class HeldTensors:
         role = "weighs" if only else "meets"
         if not summed and self._scaling[path] == self._uses[path]:
             role = "scales"
-        grown = self._modules.get(path)
+        grown = self._modules.get(blocks_path(path))
         use = TensorUse(outs, ins, role)
         if isinstance(grown, SplitTensor):
             assert isinstance(grown.original, TensorBlock)
@@ -218,6 +218,8 @@ def _refusal_of_holder(holder: nn.Module, key: str) -> str:
         return "which a scripted module holds"
     if inspect.getattr_static(cls, key, None) is not None and made_here(cls) is None:
         return f"whose name is that of an attribute of the class {cls.__name__}"
+    if hasattr(holder, blocks_path(key)):
+        return f"beside which there is something of the name `{blocks_path(key)}` already"
     try:
         holder_class(cls, key)
     except TypeError as error:

@@ -38,7 +38,7 @@ from splitgrow.analysis.stand_ins import (
     refuse_without_memory,
 )
 from splitgrow.analysis.trace import Ref, Source, Step, mapped, untracked
-from splitgrow.layers.tensor_holder import SplitTensor
+from splitgrow.layers.tensor_holder import SplitTensor, tensor_path
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
 from splitgrow.utils.source_lines import place_of_caller
 
@@ -156,7 +156,7 @@ class TraceRecorder(TorchFunctionMode):
         """Makes a grown tensor look like one that its module holds."""
         value = split.composition().value("value")
         assert value is not None
-        made = self.copy_of(copied, name, value)
+        made = self.copy_of(copied, tensor_path(name), value)
         split.__dict__["forward"] = lambda: made
 
     def _strays_forward(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 A grown layer's blocks are ``path:0``, ``path:1``, ...; a layer that has not grown is ``path:0``, so
 that its tensors have the same names before and after its growth. So has a tensor of a module that
-is no layer: ``path:0.name``, and its later blocks are ``path.name:1``, ``path.name:2``, ...
+is no layer: ``path:0.name``, and its later blocks are ``path.name_blocks:1``, ...
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.layers.tensor_holder import SplitTensor
+from splitgrow.layers.tensor_holder import SplitTensor, tensor_path
 from splitgrow.layers.types import TensorBlock
 
 
@@ -77,7 +77,7 @@ def _named(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             for index, (block, what) in enumerate(zip(module, module.blocks, strict=True)):
                 blocks[block] = f"{path}:{index}", what.kind
             if isinstance(module, SplitTensor):  # as it was when its module held it
-                holder, _, key = path.rpartition(".")
+                holder, _, key = tensor_path(path).rpartition(".")
                 blocks[module.original] = f"{holder}:0.{key}", "original"
         elif module in blocks:
             yield module, *blocks[module]

@@ -170,7 +170,7 @@ def _new_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParameter]
             for name, parameter in block.named_parameters():
                 older = [getattr(known, name, None) for known in item.existing]
                 known = tuple(p for p in older if p is not None)
-                yield NewParameter(f"{item.name}.{index}.{name}", parameter, known)
+                yield NewParameter(f"{item.change.path}.{index}.{name}", parameter, known)
 
 
 def close_generation_(model: nn.Module, history: History, undo: Undo) -> None:

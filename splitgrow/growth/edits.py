@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from splitgrow.layers.tensor_holder import blocks_path
 from splitgrow.layers.types import TensorUse
 from splitgrow.utils.json_records import read_record, written
 
@@ -46,6 +47,11 @@ class LayerChange:
     silent_ins: tuple[bool, ...] = ()
     silent_outs: tuple[bool, ...] = ()
     use: TensorUse | None = None
+
+    @property
+    def path(self) -> str:
+        """The path of the module that has the blocks."""
+        return self.name if self.use is None else blocks_path(self.name)
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,12 @@ class Edit:
     def layers(self) -> tuple[str, ...]:
         """The modules to which it adds blocks, or next to which it inserts a layer."""
         names = (*(change.name for change in self.changes), *(item.name for item in self.joined))
+        return (*names, *(item.host for item in self.inserted))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the modules that have its blocks or insertions."""
+        names = (*(change.path for change in self.changes), *(item.name for item in self.joined))
         return (*names, *(item.host for item in self.inserted))
 
     def to_json(self) -> str:

@@ -19,7 +19,7 @@ from splitgrow.layers.freezing import Owned, show_as_trained_
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import BUFFERS, State, show_
 from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.tensor_holder import layer_at
+from splitgrow.layers.tensor_holder import blocks_path, layer_at
 from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.assigned_modules import Paths, changes_between, paths_in
 from splitgrow.utils.example_call import ExampleCall
@@ -122,7 +122,7 @@ def structure(model: nn.Module) -> dict[str, nn.Module]:
 def changed_modules(now: Paths, history: History) -> list[str]:
     """The paths of modules that were added, removed or replaced, where that counts."""
     graph = history.graph
-    followed = {node.name for node in graph.nodes.values() if node.followed}
+    followed = {node.path for node in graph.nodes.values() if node.followed}
     return changes_between(history.modules, now, graph.assigned, followed)
 
 
@@ -140,7 +140,7 @@ def check_structure(model: nn.Module, history: History) -> None:
         module = _module_now(now, node)
         if module is None and node.use is not None:
             changed.append(node.name)
-        if module is None or not node.followed or node.name in changed:
+        if module is None or not node.followed or node.path in changed:
             continue
         entry = known_layer_type(stock(module))
         if isinstance(module, SplitLayer):
@@ -194,7 +194,7 @@ def added_since(model: nn.Module, edit: int) -> list[nn.Parameter]:
 
 def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
     """The modules that have grown by other edits than these, as part of another model."""
-    known = {(name, edit.index) for edit in edits for name in edit.layers}
+    known = {(name, edit.index) for edit in edits for name in edit.paths}
     paths: dict[SplitLayer | InsertionWrapper, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, (SplitLayer, InsertionWrapper)):
@@ -239,7 +239,7 @@ def note_grown_tensors_(history: History, edit: Edit) -> None:
         if change.use is not None:
             parent, _, key = change.name.rpartition(".")
             holder = history.modules[parent]
-            split = holder._modules[key]  # noqa: SLF001
+            split = holder._modules[blocks_path(key)]  # noqa: SLF001
             assert isinstance(split, SplitLayer)
             moved[id(holder), key] = split.original
     if not moved:

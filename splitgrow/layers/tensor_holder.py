@@ -2,7 +2,9 @@
 
 The module answers for the tensor's name with the tensor of today. It does so by a class of its own,
 a subclass of the user's with the same name and a property for each such tensor, as torch's
-parametrizations do. The blocks lie among its children, under the tensor's name.
+parametrizations do. The blocks lie among its children: those of `gamma` in `gamma_blocks`. Under
+the tensor's own name no code would find them that goes to a parameter by the attributes on its
+path, as torch.func.functional_call does.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from splitgrow.layers.types.tensor_layers import TensorBlock, TensorUse
 from splitgrow.utils.model_lock import HOLDER_BASE, ORIGINAL_CLASS, open_class_of, set_class_
 from splitgrow.utils.rollback import Undo
 
+_BLOCKS = "_blocks"
 _NAMES = "_splitgrow_tensors"
 _STORES = ("_parameters", "_buffers")
 
@@ -33,6 +36,20 @@ class SplitTensor(SplitLayer):
         whole: Tensor = tensor_of(self._shown(), "value")
         return whole
 
+    def stands_for(self, value: object) -> bool:
+        """Whether a value is this tensor, which writes into its blocks."""
+        return isinstance(value, LiveTensor) and value._source.stands_for(self._shown(), "value")  # noqa: SLF001
+
+
+def blocks_path(name: str) -> str:
+    """The path of the module that has a tensor's blocks once it has grown."""
+    return name + _BLOCKS
+
+
+def tensor_path(path: str) -> str:
+    """The name of the tensor whose blocks a module of this path has."""
+    return path.removesuffix(_BLOCKS)
+
 
 def plain_name(split: SplitLayer, path: str, key: str) -> str:
     """The name in a state_dict that a layer's tensor had before the layer grew.
@@ -42,7 +59,9 @@ def plain_name(split: SplitLayer, path: str, key: str) -> str:
         path: Its path.
         key: The tensor's name in the original block.
     """
-    return path if isinstance(split, SplitTensor) else f"{path}.{key}".removeprefix(".")
+    if isinstance(split, SplitTensor):
+        return tensor_path(path)
+    return f"{path}.{key}".removeprefix(".")
 
 
 def split_of(layer: nn.Module) -> SplitLayer:
@@ -63,9 +82,11 @@ def layer_at(modules: Mapping[str, nn.Module], name: str, use: TensorUse | None)
     Raises:
         KeyError: If there is none.
     """
-    found = modules.get(name)
-    if found is not None or use is None:
+    if use is None:
         return modules[name]
+    grown = modules.get(blocks_path(name))
+    if isinstance(grown, SplitTensor):
+        return grown
     holder, key = _held(modules, name)
     store = next(each for each in _STORES if vars(holder)[each].get(key) is not None)
     persistent = key not in holder._non_persistent_buffers_set  # noqa: SLF001
@@ -102,7 +123,7 @@ def put_tensor_(
     for store in _STORES:
         if own[store].get(key) is not None:
             own[store][key] = None
-    own["_modules"][key] = split
+    own["_modules"][blocks_path(key)] = split
     return holder
 
 
@@ -118,9 +139,9 @@ def make_plain_(root: nn.Module) -> None:
             continue
         own, left = vars(module), False
         for key in getattr(cls, _NAMES):
-            block = own["_modules"].get(key)
+            block = own["_modules"].get(blocks_path(key))
             if isinstance(block, TensorBlock):
-                del own["_modules"][key]
+                del own["_modules"][blocks_path(key)]
                 parameter = isinstance(block.value, nn.Parameter)
                 own["_parameters" if parameter else "_buffers"][key] = block.value
             left = left or isinstance(block, SplitTensor)
@@ -177,9 +198,10 @@ def _made_class(cls: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
 
 def _property(name: str) -> property:
     """The grown tensor; in a module made anew by this class, an attribute like any other."""
+    blocks = blocks_path(name)
 
     def tensor(self: nn.Module) -> Any:
-        split = self._modules.get(name)
+        split = self._modules.get(blocks)
         if isinstance(split, SplitTensor):
             return split()
         own = vars(self)
@@ -195,14 +217,19 @@ def _own_class(module: nn.Module) -> Any:
     return made_here(type(module))
 
 
+def _split_in(module: nn.Module, name: str) -> SplitTensor | None:
+    """The blocks of a module's tensor of this name, if it has grown."""
+    split = vars(module).get("_modules", {}).get(blocks_path(name))
+    return split if isinstance(split, SplitTensor) else None
+
+
 def _refuse(module: nn.Module, name: str, what: str) -> None:
     """Makes sure that a name is not that of a grown tensor.
 
     Raises:
         UnsupportedLayerError: If it is.
     """
-    split = vars(module).get("_modules", {}).get(name)
-    if isinstance(split, SplitTensor):
+    if _split_in(module, name) is not None:
         raise UnsupportedLayerError(
             f"`{name}` of a {type(module).__name__} cannot be {what}: splitgrow has grown it, so "
             f"that it is put together from blocks. Change its values in place, under "
@@ -211,10 +238,9 @@ def _refuse(module: nn.Module, name: str, what: str) -> None:
 
 
 def _set(self: nn.Module, name: str, value: Any) -> None:
-    split = vars(self).get("_modules", {}).get(name)
-    live = isinstance(split, SplitTensor) and isinstance(value, LiveTensor)
-    if live and value._source.stands_for(split._shown(), "value"):  # noqa: SLF001
-        return  # module.tensor += x has changed the blocks already
+    split = _split_in(self, name)
+    if split is not None and split.stands_for(value):  # module.tensor += x has changed the blocks
+        return
     _refuse(self, name, "replaced")
     super(_own_class(self), self).__setattr__(name, value)
 

@@ -76,10 +76,9 @@ def _carry_out_(model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], un
     modules = structure(model)
     for change in edit.changes:
         _check_change(modules, change)
-    layers = [change.name for change in edit.changes]
-    if len({id(modules.get(name, name)) for name in layers}) < len({*layers}) or (
-        len({*layers}) < len(layers)
-    ):
+    # A tensor that has not grown yet is no module, and has one name.
+    changed = [modules.get(change.path, change.name) for change in edit.changes]
+    if len({*changed}) < len(changed):
         raise CheckpointError("it changes a layer twice")
     prepared = [prepare_layer(modules, edit.index, each, "meta") for each in edit.changes]
     holders = holders_in(model) if prepared else {}
