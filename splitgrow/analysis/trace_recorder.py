@@ -240,7 +240,7 @@ class TraceRecorder(TorchFunctionMode):
         name, target, seen = target_of(func, args)
         if name in HANDS_OUT_MEMORY and args and isinstance(args[0], FakeTensor):
             raise RuntimeError(f"`{name}` hands out memory, and a fake tensor has none")
-        if is_in_place_name(name) or target is setattr:
+        if is_in_place_name(getattr(func, "__name__", "")) or target is setattr:
             self._note_write(*args[:1])
         self._note_write(kwargs.get("out"))
         plain, named = untracked(args), untracked(kwargs)
