@@ -16,6 +16,7 @@ from attention_cases import (
     Tokens,
     VisionTransformer,
 )
+from tensor_cases import Affines, ByHand, StateSpace, TokenMixer, Windowed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -376,7 +377,7 @@ CASES = (
         "partly fixed",
         PartlyFixed,
         (2, 3, 4, 4),
-        frozenset({"tied", "attend", "scaled"}),
+        frozenset({"tied", "attend"}),
     ),
     Case(
         "vision transformer",
@@ -392,5 +393,10 @@ CASES = (
     Case("deciding", Deciding, (4, 3), traceable=False),
     Case("shared kernel", OneKernel, (3, 3, 8, 8)),
     Case("shared kernel, 1-d", OneKernelTwice, (4, 2, 9)),
+    Case("affines", Affines, (2, 3, 5, 5)),
+    Case("token mixer", TokenMixer, (2, 3, 4, 4)),
+    Case("state space", StateSpace, (2, 3, 4), frozenset({"mixes"})),
+    Case("windowed", Windowed, (2, 5, 4)),
+    Case("by hand", ByHand, (2, 3, 3), frozenset({"router"})),
     Case("causal", Causal, (3, 2, 9), own_layers=(CausalConv1d,)),
 )

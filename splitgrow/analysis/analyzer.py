@@ -15,13 +15,14 @@ from torch import nn
 
 from splitgrow.analysis.births import TracedRun, settle_births
 from splitgrow.analysis.channel_graph import ChannelGraph, HeldNumber, LayerNode
-from splitgrow.analysis.channels.channel_axes import Axis, Size, constant, scaled
+from splitgrow.analysis.channels.channel_axes import Axis, constant, scaled
 from splitgrow.analysis.channels.width_remainders import Remainders
 from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.number_choices import best_of
 from splitgrow.analysis.ops import Op, Shaped, result_of
-from splitgrow.analysis.ops.op import Choice, constant_like, shaped_in
+from splitgrow.analysis.ops.op import Choice
 from splitgrow.analysis.ops.registry import fix_arguments
+from splitgrow.analysis.sources import Sources
 from splitgrow.analysis.ties import Ties
 from splitgrow.analysis.trace import Ref, Source, Step, mapped
 from splitgrow.analysis.tracer import Trace, trace_model
@@ -31,12 +32,11 @@ from splitgrow.analysis.unsupported_layers import (
     emptiness,
     is_sized,
     refusal_of,
-    refusals,
     subclass_refusal,
 )
 from splitgrow.errors import TraceError
 from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.types import LayerType, layer_type_of, sized_layers
+from splitgrow.layers.types import LayerType, layer_type_of
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.source_lines import levels_to_caller
 
@@ -134,7 +134,7 @@ def _best(model: nn.Module, runs: Sequence[Trace]) -> _Analysis:
     return best_of(lambda preferred: _Analysis(model, preferred=preferred).run(runs))
 
 
-class _Analysis:
+class _Analysis(Sources):
     """One pass over the traces of a model's forward."""
 
     def __init__(
@@ -144,21 +144,13 @@ class _Analysis:
         preferred: Mapping[str, int] | None = None,
         free_input: str | None = None,
     ) -> None:
-        self.free_input = free_input
-        self.free_axes: tuple[Axis, ...] = ()
-        self.modules = dict(model.named_modules())
-        self.graph = ChannelGraph()
-        self.groups = self.graph.groups
-        self.refusals = refusals(self.modules)
+        super().__init__(model, free_input)
         self.preferred = dict(preferred or {})
         self.choices: list[Choice] = []
         self.not_zero: list[set[int]] = []
         self.ties = Ties(self.modules, self.groups, self.graph.nodes)
         self.remainders = Remainders(self.groups)
-        self.values: list[list[Any]] = []
         self.outputs: list[Axis] = []
-        self.numbers: dict[tuple[str, str], Axis] = {}
-        self.tensors: dict[int, str] = {}
         names = {id(module): name for name, module in self.modules.items()}
         for name, module in model.named_modules(remove_duplicate=False):
             self.graph.aliases[name] = names.get(id(module), name)  # not that of a wrapper
@@ -172,11 +164,15 @@ class _Analysis:
             values: list[Any] = []
             self.tensors = {}
             self.not_zero.append(set())
+            given = (Source.INPUT, Source.UNSEEN)
+            inputs = (index for index, s in enumerate(trace.steps) if s.target in given)
+            self.held_tensors.begin(trace.recorder.unfit, inputs)
             for index, step in enumerate(trace.steps):
                 if step.target is Source.TENSOR:
                     self.tensors[index] = step.args[0]
                 values.append(self._value(step, values))
             self.values.append(values)
+        self.held_tensors.settle()
         self.remainders.settle()
         self.graph.ties = self.ties.settle()
         followed = zip(runs, self.values, self.not_zero, strict=True)
@@ -247,74 +243,13 @@ class _Analysis:
             self.groups,
             layer,
             *(self.preferred, self.choices, self.remainders),
+            self.held_tensors.summed,
         )
         entry = layer_type_of(layer) if layer is not None else None
         result = result_of(op) if entry is None else self._layer(op, str(step.module), entry)
         if op.marks:
             self.not_zero[-1].add(len(values))
-        return result
-
-    def _source(self, step: Step, values: Sequence[Any]) -> Any:
-        if step.target is Source.INPUT:
-            if step.args[0] == self.free_input and not self.free_axes:
-                self.free_axes = tuple(self.groups.new(int(size)) for size in step.example.shape)
-                return Shaped(self.free_axes)
-            reason = f"it is tied to the model's input `{step.args[0]}`"
-            return constant_like(step.example, reason)
-        if step.target is Source.NUMBER:
-            name, key = step.args
-            if layer_type_of(stock(self.modules[name])) is not None:
-                return self._number_of_layer(name, key, step)
-            if (name, key) not in self.numbers:
-                self.numbers[name, key] = self.groups.new_number(step.example)
-            return self.groups.size(self.numbers[name, key])
-        if step.target is Source.UNSEEN:
-            reason = f"something that splitgrow cannot see made a tensor, before {step.place}"
-            for shaped in shaped_in((self.values, values)):
-                for axis in shaped.axes:
-                    self.groups.fix(axis, reason)
-            return constant_like(step.example, reason)
-        (path,) = step.args
-        name, parametrization, _ = path.partition(".parametrizations.")
-        owner = self.modules.get(name if parametrization else path.rpartition(".")[0])
-        if isinstance(owner, sized_layers()) and layer_type_of(owner) is None:
-            root = self.refusals.get("", "") if owner is self.modules[""] else ""
-            return constant_like(step.example, root or subclass_refusal(owner))
-        what = f"the tensor `{path}`" if path else "a tensor that is not the model's"
-        return constant_like(step.example, f"it is tied to {what}, which does not grow")
-
-    def _number_of_layer(self, name: str, key: str, step: Step) -> Size:
-        """A number that a layer has by its size: known if forward ran the layer before."""
-        node = self.graph.nodes.get(name)
-        if node is not None:
-            for axis, prefix in ((node.ins, "in_"), (node.outs, "")):
-                own = key.startswith(prefix) and "group" not in key
-                if own and self.groups.length(axis) == step.example:
-                    return self.groups.size(axis)
-            self._fix_node(node, f"forward reads its `{key}`, at {step.place}")
-        self.refusals.setdefault(name, f"forward reads its `{key}`, at {step.place}")
-        return Size(step.example)
-
-    def _note_direct_use(self, path: str, step: Step) -> None:
-        """Refuses a layer whose tensor forward uses outside of the layer's own call."""
-        owner, _, name = path.rpartition(".")
-        while True:
-            parent, _, block = owner.rpartition(".")
-            if not (block.isdigit() and isinstance(self.modules.get(parent), SplitLayer)):
-                break
-            owner = parent
-        reason = f"forward uses its `{name}` directly, at {step.place}"
-        known = layer_type_of(stock(self.modules[owner])) if owner in self.modules else None
-        if known is not None:
-            self.graph.touched.add(owner)
-        if known is not None and owner not in self.refusals:
-            self.refusals[owner] = reason
-            if owner in self.graph.nodes:
-                self._fix_node(self.graph.nodes[owner], reason)
-
-    def _fix_node(self, node: LayerNode, reason: str) -> None:
-        self.groups.fix(node.ins, reason)
-        self.groups.fix(node.outs, reason)
+        return self.held_tensors.seen(op, step, len(values), result)
 
     def _output(self, value: Any) -> None:
         self.graph.outputs = tuple(leaf.axes for leaf in value)
@@ -386,7 +321,7 @@ class _Analysis:
         layer = stock(module)
         kind = type(layer).__name__
         entry = layer_type_of(layer)
-        looks_up = entry is not None and not entry.reads_channels
+        looks_up = entry is not None and entry.looks_up
         self.graph.nodes[name] = LayerNode(name, kind, is_sized(layer), ins, outs, looks_up)
         return self.graph.nodes[name]
 

@@ -113,6 +113,8 @@ def _watched(
         for group in () if node.looks_up else graph.growing_groups(node.ins):
             watched[group] = frozenset((Birth.ZERO,))
     for node in graph.nodes.values():
+        if node.use is not None:
+            continue
         layer = stock(modules[node.name])
         entry = layer_type_of(layer)
         taken = frozenset(entry.births(layer)) if entry is not None else frozenset()
@@ -159,6 +161,8 @@ class _Follower:
             groups = self._watched_in(value)
             if step.module is not None and self._entry(step.module) is not None:
                 states.append(self._layer(step, groups, given, states))
+            elif step.target is Source.TENSOR:
+                states.append(self._held(step.args[0], groups))
             elif isinstance(step.target, Source) or not groups:
                 self._used(step, given, states)
                 states.append({})
@@ -180,6 +184,16 @@ class _Follower:
 
     def _entry(self, name: str) -> LayerType | None:
         return layer_type_of(stock(self.modules[name]))
+
+    def _held(self, path: str, groups: list[int]) -> dict[int, _State]:
+        """The states in a parameter or buffer of a module."""
+        node = self.graph.nodes.get(path)
+        if node is None or node.use is None or not groups:
+            return {}
+        scales = node.use.role == "scales" and self.birth is not Birth.COPY
+        birth = Birth.FREE if scales else self.birth
+        self.outs[path] = dict.fromkeys(groups, birth)
+        return dict.fromkeys(groups, _State(birth))
 
     # -- layers ------------------------------------------------------------------------------------
 
@@ -346,11 +360,14 @@ class _Op:
 
     def _mean(self, facts: Facts, group: int, having: Sequence[tuple[Ref, Shaped]]) -> bool:
         """Whether the result's new channels are the mean of its old ones, as the operands' are."""
-        alone = facts.values in _PRODUCTS or facts.arithmetic is Arithmetic.MULTIPLIES
-        if not facts.linear or (alone and len(having) > 1):
+        at = [n for n, pair in enumerate(self.given) if any(pair is other for other in having)]
+        if not facts.linear or (facts.arithmetic is Arithmetic.DIVIDES and at != [0]):
             return False
-        if facts.arithmetic is Arithmetic.DIVIDES and having[0][1] is not self.given[0][1]:
-            return False
+        if facts.values in _PRODUCTS or facts.arithmetic is Arithmetic.MULTIPLIES:
+            factors = {position for position, _ in facts.factors}
+            added = {2} if facts.values is Values.UNKNOWN else set()  # the bias of a layer
+            if len(factors.intersection(at)) > 1 or not {*at} <= factors | added:
+                return False
         axes = {axis for _, shaped in having for axis in self._dims(shaped, group)}
         results = [self._dims(shaped, group) for shaped in shaped_in(self.value)]
         return len(axes) == 1 and all(set(found) == axes for found in results if found)

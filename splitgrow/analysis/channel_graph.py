@@ -13,21 +13,23 @@ from typing import Any, Literal
 
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.channels.channel_groups import Groups
-from splitgrow.layers.types import Birth
+from splitgrow.layers.tensor_holder import blocks_path
+from splitgrow.layers.types import Birth, TensorUse
 
 
 @dataclass(frozen=True)
 class LayerNode:
-    """A layer with channels of its own, as the graph knows it.
+    """A layer with channels of its own, or a module's own tensor along channels.
 
     Attributes:
-        name: Its module path.
+        name: Its module path; of a tensor the name in the state_dict.
         kind: The name of its stock layer's class, such as ``Conv2d``.
         sized: Whether its width can be asked for.
         ins: The axis of its input channels.
         outs: The axis of its output channels.
         looks_up: Whether its inputs are the rows of a table, of which it looks some up.
         followed: Whether the axes are its own; otherwise they are placeholders that never grow.
+        use: For a parameter or buffer of a module, how it lies along channels; None for a module.
     """
 
     name: str
@@ -37,6 +39,12 @@ class LayerNode:
     outs: Axis
     looks_up: bool = False
     followed: bool = True
+    use: TensorUse | None = None
+
+    @property
+    def path(self) -> str:
+        """The path of the module that it is, or becomes when it grows."""
+        return self.name if self.use is None else blocks_path(self.name)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.output_comparison import difference
 from splitgrow.layers.split_layer import stock
+from splitgrow.layers.tensor_holder import SplitTensor
 from splitgrow.utils.source_lines import place_of_caller
 
 Value = tuple[str, str, Tensor | None]
@@ -48,7 +49,7 @@ class ValueWatch(TorchFunctionMode):
                 result = call(*args, **kwargs)
             finally:
                 self._inside -= 1
-            if not self._inside:
+            if not self._inside and not isinstance(module, SplitTensor):  # no op before growth
                 self._take(f"`{name}` ({type(stock(module)).__name__})", result)
             return result
 

@@ -29,10 +29,23 @@ class Wider:
     Attributes:
         sizes: The numbers of input and output channels of layers, by module path.
         numbers: The numbers that modules hold, by module path and attribute.
+        tensors: The lengths of dimensions of modules' tensors, by their names.
     """
 
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    tensors: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+
+    def tensor(self, name: str, tensor: Tensor) -> Tensor:
+        """A module's tensor as it would be, without values if it has another size."""
+        sizes = self.tensors.get(name)
+        if sizes is None:
+            return tensor
+        shape = [sizes.get(dim, size) for dim, size in enumerate(tensor.shape)]
+        if shape == list(tensor.shape):
+            return tensor
+        other = tensor.detach().new_empty(shape)
+        return nn.Parameter(other, False) if isinstance(tensor, nn.Parameter) else other
 
 
 def is_leaf(module: nn.Module) -> bool:

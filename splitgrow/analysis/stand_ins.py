@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,20 @@ def set_mode_(module: nn.Module, *, training: bool) -> None:
         module.training = training
 
 
+class HeldCopy(NamedTuple):
+    """A copy of a tensor in its place: the dictionary, the key there, the copy and its path."""
+
+    store: dict[str, Any]
+    key: str
+    tensor: Tensor
+    path: str
+
+
 def use_copies_(
     modules: Modules,
     leaves: Container[nn.Module],
-    owners: dict[int, str],
-    copied: Callable[[Tensor], Tensor],
-) -> None:
+    copied: Callable[[str, Tensor], Tensor],
+) -> list[HeldCopy]:
     """Lets forward write into copies; the originals are restored with the other attributes.
 
     A leaf runs in evaluation mode if at all, in which it writes into none of its tensors.
@@ -50,13 +58,18 @@ def use_copies_(
     Args:
         modules: The model's modules.
         leaves: Those that are traced as one op.
-        owners: Learns the paths of the copies, by their ids.
-        copied: Makes a copy.
+        copied: Makes a copy, given the path and the tensor.
+
+    Returns:
+        The copies.
     """
+    found = []
     for name, module in modules:
         for store, key, tensor in tensors_held(module) if module not in leaves else ():
-            store[key] = copied(tensor)
-            owners[id(store[key])] = f"{name}.{key}".removeprefix(".")
+            path = f"{name}.{key}".removeprefix(".")
+            store[key] = copied(path, tensor)
+            found.append(HeldCopy(store, key, store[key], path))
+    return found
 
 
 def tensors_held(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
@@ -82,6 +95,8 @@ class Copies:
         self._owners, self._copied = owners, copied
         self._originals = set(owners)
         self._made: dict[int, Tensor] = {}
+        self.reached: set[str] = set()
+        """The paths of the tensors that were used so."""
 
     def of(self, leaf: Any) -> Any:
         """The copy of one of the model's tensors; anything else as it is.
@@ -98,6 +113,7 @@ class Copies:
         if key not in self._made:
             self._made[key] = self._copied(leaf)
             self._owners[id(self._made[key])] = self._owners[key]
+            self.reached.add(self._owners[key])
         return self._made[key]
 
 

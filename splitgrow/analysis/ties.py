@@ -131,7 +131,7 @@ class Ties:
             is_sized(layer),
             sides.get("in") or (),
             sides["out"] or (),
-            not entry.reads_channels,
+            entry.looks_up,
         )
         self._nodes[holder.module] = node
         self.meet(node, entry)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -30,12 +31,14 @@ from splitgrow.analysis.ops.targets import HANDS_OUT_MEMORY, target_of
 from splitgrow.analysis.shape_shortcuts import result_of_leaf, result_of_op, without_values
 from splitgrow.analysis.stand_ins import (
     Copies,
+    HeldCopy,
     Modules,
     clone,
     otherwise_reached,
     refuse_without_memory,
 )
 from splitgrow.analysis.trace import Ref, Source, Step, mapped, untracked
+from splitgrow.layers.tensor_holder import SplitTensor, tensor_path
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
 from splitgrow.utils.source_lines import place_of_caller
 
@@ -70,6 +73,9 @@ class TraceRecorder(TorchFunctionMode):
         """Why leaf modules cannot grow that forward reached past their look-alikes."""
         self.assigned: tuple[tuple[str, str], ...] = ()
         """The paths at which forward put modules of its own, with the likeness of these."""
+        self.unfit: dict[str, str] = {}
+        """Why tensors of modules cannot grow, by their paths."""
+        self._memory: dict[int, str] = {}
 
     # -- before and after ------------------------------------------------------------------------
 
@@ -87,10 +93,28 @@ class TraceRecorder(TorchFunctionMode):
         for name, tensor in inputs.items():
             self._note(tensor, self._add("input", Source.INPUT, (name,), {}, tensor))
 
-    def prepare(self, modules: Modules) -> None:
+    def copy_of(self, copied: Callable[[Tensor], Tensor], path: str, tensor: Tensor) -> Tensor:
+        """A copy of a module's tensor for forward, at the width that it is to have.
+
+        Args:
+            copied: Makes a copy.
+            path: The tensor's path.
+            tensor: The tensor.
+        """
+        made = copied(self._wider.tensor(path, tensor))
+        self.owners[id(made)] = path
+        if made.layout is torch.strided:
+            self._memory[made.untyped_storage()._cdata] = path  # noqa: SLF001
+        return made
+
+    def prepare(self, modules: Modules, copied: Callable[[Tensor], Tensor]) -> None:
         """Puts itself between the model and its leaf modules, and tracks every number it holds.
 
         The attributes of the model must be restored afterwards.
+
+        Args:
+            modules: The model's modules.
+            copied: Makes a copy of a tensor.
         """
         below_a_leaf: set[nn.Module] = set()
         for name, module in modules:
@@ -99,6 +123,9 @@ class TraceRecorder(TorchFunctionMode):
             if module in self.leaves:
                 if module._modules:  # noqa: SLF001
                     below_a_leaf.update(module.modules())
+                if isinstance(module, SplitTensor):
+                    self._show_tensor(name, module, copied)
+                    continue
                 as_it_was = shallow(module)
                 sizes = self._wider.sizes.get(name)
                 shown = as_it_was if sizes is None else as_if_resized(as_it_was, sizes)
@@ -123,6 +150,15 @@ class TraceRecorder(TorchFunctionMode):
             if type(value) is int:
                 own[key] = Tracked.of(value, self, (name, key, *stray))
 
+    def _show_tensor(
+        self, name: str, split: SplitTensor, copied: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Makes a grown tensor look like one that its module holds."""
+        value = split.composition().value("value")
+        assert value is not None
+        made = self.copy_of(copied, tensor_path(name), value)
+        split.__dict__["forward"] = lambda: made
+
     def _strays_forward(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             if not self.inside:
@@ -145,6 +181,8 @@ class TraceRecorder(TorchFunctionMode):
                 refuse_without_memory(*args)
             if self.inside:  # a leaf within a leaf
                 return module.forward(*args, **kwargs)
+            if getattr(module, "inplace", False):
+                self._note_write(*args[:1])
             self.inside = name
             result = None if kwargs else result_of_leaf(shown, args)
             if result is None and shown is not module:
@@ -170,8 +208,19 @@ class TraceRecorder(TorchFunctionMode):
             items.append(Tracked.of(item, self, origin) if item > 0 else item)
         return type(value)(items)
 
-    def finish(self, output: Any) -> None:
-        """Traces the output of the model, and forgets all tensors."""
+    def finish(self, output: Any, held: Iterable[HeldCopy]) -> None:
+        """Traces the output of the model, and forgets all tensors.
+
+        Args:
+            output: The output.
+            held: The copies of modules' tensors as they were before the run.
+        """
+        for copy in held:
+            if copy.store.get(copy.key) is not copy.tensor:
+                self.unfit.setdefault(copy.path, "which forward replaces")
+        for path in self.copies.reached:
+            reason = "which forward reaches otherwise than by its module's attribute"
+            self.unfit.setdefault(path, reason)
         try:
             tensors = [self._ref(tensor) for tensor in tensors_in(output)]
             self._add("output", Source.OUTPUT, (tensors,), {}, None)
@@ -191,6 +240,9 @@ class TraceRecorder(TorchFunctionMode):
         name, target, seen = target_of(func, args)
         if name in HANDS_OUT_MEMORY and args and isinstance(args[0], FakeTensor):
             raise RuntimeError(f"`{name}` hands out memory, and a fake tensor has none")
+        if is_in_place_name(getattr(func, "__name__", "")) or target is setattr:
+            self._note_write(*args[:1])
+        self._note_write(kwargs.get("out"))
         plain, named = untracked(args), untracked(kwargs)
         result = result_of_op(name, target, plain, named)
         if result is None:
@@ -204,6 +256,18 @@ class TraceRecorder(TorchFunctionMode):
         recorded = self._record(name, target, seen, kwargs, result)
         # These must return no subclass of int: Python would turn it into an int anyhow.
         return result if name in ("int", "index", "len") else recorded
+
+    def _note_write(self, *targets: Any) -> None:
+        """Notes the tensors of modules into which an op writes."""
+        for tensor in pytree.tree_leaves(targets):
+            if not isinstance(tensor, Tensor):
+                continue
+            with torch._C.DisableTorchFunction(), suppress(RuntimeError):  # noqa: SLF001
+                # A tensor that torch.func wraps has no storage, and raises.
+                path = self._memory.get(tensor.untyped_storage()._cdata)  # noqa: SLF001
+                if path is not None:
+                    place = place_of_caller()
+                    self.unfit.setdefault(path, f"into which forward writes, at {place}")
 
     def _keep_shape(self, tensor: FakeTensor, shape: Any) -> None:
         """Keeps the former shape of a tensor that is turned in place, in the step that made it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 import torch
@@ -166,14 +167,14 @@ def _run(
     inputs = inputs.map(copied)
     recorder.know(modules)
     recorder.copies = Copies(recorder.owners, copied)
-    use_copies_(modules, recorder.leaves, recorder.owners, copied)
+    held = use_copies_(modules, recorder.leaves, partial(recorder.copy_of, copied))
     recorder.given(inputs.tensors(model))
     recorder.standing_in = standing_in
-    recorder.prepare(modules)
+    recorder.prepare(modules, copied)
     stand_in_(model, recorder.stand_ins, undo)
     before = paths_in(model)
     with mode if fake else recorder.created, recorder:
         output = inputs.run(model)
-    recorder.finish(output)
+    recorder.finish(output, held)
     recorder.assigned = assigned_since(before, model)
     return recorder.steps

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from splitgrow.utils.model_lock import ORIGINAL_CLASS
+from splitgrow.utils.model_lock import HOLDER_BASE, ORIGINAL_CLASS
 
 _MODE = "training"
 _METHODS = (FunctionType, MethodType, staticmethod, classmethod, property)
@@ -38,11 +38,11 @@ _READ: WeakKeyDictionary[type[nn.Module], bool] = WeakKeyDictionary()
 
 def _class_names_the_mode(cls: type[nn.Module]) -> bool:
     if cls not in _READ:
-        # Forward calls none of the methods that a growable model's class gains.
+        # Forward calls none of the methods that a class made here gains.
         parts = (
             part
             for part in cls.__mro__
-            if part not in (nn.Module, object) and ORIGINAL_CLASS not in vars(part)
+            if part not in (nn.Module, object) and not {ORIGINAL_CLASS, HOLDER_BASE} & {*vars(part)}
         )
         members = (member for part in parts for member in vars(part).values())
         _READ[cls] = any(_names_the_mode(member) for member in members)

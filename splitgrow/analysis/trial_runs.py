@@ -156,16 +156,21 @@ def culprits_in(
 
 
 def _wider(graph: ChannelGraph, grown: Groups, numbers: Sequence[HeldNumber]) -> Wider:
-    sizes = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    tensors: dict[str, dict[int, int]] = {}
     for node in graph.nodes.values():
         size = (grown.length(node.ins), grown.length(node.outs))
+        if node.use is not None:
+            pairs = zip((node.use.ins, node.use.outs), size, strict=True)
+            tensors[node.name] = {dim: length for dim, length in pairs if dim is not None}
+            continue
         if node.followed and size != (
             graph.groups.length(node.ins),
             graph.groups.length(node.outs),
         ):
             sizes[node.name] = size
     held = {(n.module, n.attribute): grown.length(n.axis) for n in numbers}
-    return Wider(sizes, held)
+    return Wider(sizes, held, tensors)
 
 
 def _first_difference(

@@ -20,6 +20,7 @@ from splitgrow.growth.journal import Journal
 from splitgrow.growth.journal.materialize import empty_slots_of
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.tensor_holder import SplitTensor
 from splitgrow.layers.weight_views import memory_format_of
 from splitgrow.utils.example_call import ExampleCall, example_call
 from splitgrow.utils.json_records import Record, read_record
@@ -140,10 +141,10 @@ def _as_written(
     module: nn.Module, path: str, seen: set[nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
     """A module and those in it, each once, without splitgrow's modules in between."""
-    if isinstance(module, (InsertionWrapper, SplitLayer)):
+    if isinstance(module, (InsertionWrapper, SplitLayer)) and not isinstance(module, SplitTensor):
         inside = module.wrapped if isinstance(module, InsertionWrapper) else module.original
         yield from _as_written(inside, path, seen)
-    elif module not in seen:
+    elif module not in seen and not isinstance(module, SplitTensor):
         seen.add(module)
         yield path, module
         for name, child in module.named_children():
@@ -154,6 +155,8 @@ def _settings(layer: nn.Module) -> str:
     """The numbers of one of torch's layers, but for those that may change from run to run."""
     source = plain_type(type(layer)).__module__
     if not source.startswith("torch.nn.") or source == "torch.nn.modules.dropout":
+        return ""
+    if isinstance(layer, (nn.ParameterList, nn.ParameterDict)):  # its tensors may have grown
         return ""
     return re.sub(r"(, )?(inplace(=True)?|momentum=[^,)]+)", "", layer.extra_repr())
 

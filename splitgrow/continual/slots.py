@@ -1,7 +1,8 @@
 """The places where a model keeps its tensors, under names that growth does not change.
 
 A grown layer's blocks are ``path:0``, ``path:1``, ...; a layer that has not grown is ``path:0``, so
-that its tensors have the same names before and after its growth.
+that its tensors have the same names before and after its growth. So has a tensor of a module that
+is no layer: ``path:0.name``, and its later blocks are ``path.name_blocks:1``, ...
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.tensor_holder import SplitTensor, tensor_path
+from splitgrow.layers.types import TensorBlock
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,8 @@ def slots_of(model: nn.Module) -> dict[str, Slot]:
                 if tensor is None or key in own["_non_persistent_buffers_set"]:
                     continue
                 shared = kind == "_parameters" and tensor.dim() > 1
-                entry = found.setdefault(id(tensor), (f"{name}.{key}", [], block, shared))
+                slot = name if isinstance(module, TensorBlock) else f"{name}.{key}"
+                entry = found.setdefault(id(tensor), (slot, [], block, shared))
                 entry[1].append((own[kind], key))
     return {
         name: Slot(name, tuple(places), block, shared)
@@ -72,6 +76,9 @@ def _named(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
         if isinstance(module, SplitLayer):
             for index, (block, what) in enumerate(zip(module, module.blocks, strict=True)):
                 blocks[block] = f"{path}:{index}", what.kind
+            if isinstance(module, SplitTensor):  # as it was when its module held it
+                holder, _, key = tensor_path(path).rpartition(".")
+                blocks[module.original] = f"{holder}:0.{key}", "original"
         elif module in blocks:
             yield module, *blocks[module]
         else:

@@ -22,6 +22,7 @@ from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import State, put_
 from splitgrow.layers.plain_copy import plain_copy
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.tensor_holder import make_plain_
 from splitgrow.layers.unwrap import end_own_fades_
 from splitgrow.utils.rollback import Undo, all_or_nothing
 from splitgrow.utils.source_lines import levels_to_caller
@@ -158,8 +159,9 @@ def merged_at(
     def finish(split: SplitLayer, layer: nn.Module) -> None:
         _set_training(split, layer, frozen)
 
-    plain = plain_copy(model, view, memo, finish, shares=fades)
+    plain = plain_copy(model, view, memo, finish, shares=fades, holders=True)
     put_(states, memo)
+    make_plain_(plain)
     for (name, attribute), number in numbers.items():
         holder = memo.get(id(history.modules[name]))
         if holder is not None:

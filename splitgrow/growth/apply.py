@@ -11,7 +11,14 @@ from torch.optim import Optimizer
 
 from splitgrow.growth.edit_check import Unchanged, before_edit
 from splitgrow.growth.edits import Edit
-from splitgrow.growth.history import History, check_structure, edits_of_tensors, keep_, structure
+from splitgrow.growth.history import (
+    History,
+    check_structure,
+    edits_of_tensors,
+    keep_,
+    note_grown_tensors_,
+    structure,
+)
 from splitgrow.growth.initializers import (
     Initializer,
     chosen_initializer,
@@ -24,7 +31,7 @@ from splitgrow.growth.placing import place_
 from splitgrow.growth.planning import check_request, find_growth, make_plan, rounded_up
 from splitgrow.growth.prepared import PreparedEdit, PreparedLayer, prepare
 from splitgrow.layers.fade import FadeIn
-from splitgrow.layers.freezing import freeze_, unfreeze_
+from splitgrow.layers.freezing import freeze_, parameters_in, unfreeze_
 from splitgrow.layers.module_state import take_state
 from splitgrow.utils.module_slots import holders_in
 from splitgrow.utils.rollback import Undo, temporarily
@@ -126,6 +133,7 @@ def carry_out_(
     """Applies a planned edit, as the first part of an operation that may still fail."""
     edit = replace(edit, initializer=initializer.name)
     prepared = prepare(model, history.modules, edit, history.graph)
+    _keep_fixed_(prepared, history)
     initialise_(initializer, prepared, undo)
     layers = prepared.layers.values()
     joining = plan_joining(optimizer, _new_parameters(layers), edit.generation)
@@ -133,6 +141,7 @@ def carry_out_(
     if edit.closes is not None:
         close_generation_(model, history, undo)
     widen_(prepared, history.modules, undo)
+    note_grown_tensors_(history, edit)
     join_(joining, undo)
     history.graph = prepared.graph
     history.modules = structure(model)
@@ -150,6 +159,16 @@ def widen_(prepared: PreparedEdit, modules: Mapping[str, nn.Module], undo: Undo)
         change_(modules[number.module], number.attribute, number.value[1], undo)
 
 
+def _keep_fixed_(prepared: PreparedEdit, history: History) -> None:
+    """Fixes the new parts of tensors that the user has fixed, such as a table of positions."""
+    frozen = {id(parameter) for parameter in parameters_in(history.frozen_parameters())}
+    for item in prepared.layers.values():
+        for parameter in item.original.parameters() if item.change.use is not None else ():
+            if not parameter.requires_grad and id(parameter) not in frozen:
+                for block in item.added.values():
+                    block.requires_grad_(False)
+
+
 def _new_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParameter]:
     seen: set[nn.Parameter] = set()
     for item in prepared:
@@ -160,7 +179,7 @@ def _new_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParameter]
                 seen.add(parameter)
                 older = [getattr(known, name, None) for known in item.existing]
                 known = tuple(p for p in older if p is not None)
-                yield NewParameter(f"{item.name}.{index}.{name}", parameter, known)
+                yield NewParameter(f"{item.change.path}.{index}.{name}", parameter, known)
 
 
 def close_generation_(model: nn.Module, history: History, undo: Undo) -> None:

@@ -25,7 +25,7 @@ def bear_(layer: PreparedLayer, free: Birth = Birth.FREE) -> None:
     with torch.no_grad():
         for purpose, block in layer.added.items():
             births = layer.births(purpose)
-            if purpose == "helper" and not layer.layer_type.reads_channels:
+            if purpose == "helper" and layer.layer_type.looks_up:
                 _average_rows_(layer, block)
             elif purpose == "helper":
                 _zero_(layer, block, "in", [birth is not Birth.ZERO for birth in births])
@@ -45,7 +45,8 @@ def _zero_(layer: PreparedLayer, block: nn.Module, side: str, chosen: Sequence[b
         diagonal = side == "out" and layer.layer_type.diagonal(layer.original)
         if side == "in" and name in layer.led:
             continue  # another layer makes these units
-        if isinstance(tensor, nn.Parameter) and (not diagonal or name in layer.layer_type.shifts):
+        own = isinstance(tensor, nn.Parameter) or layer.change.use is not None
+        if isinstance(tensor, Tensor) and own and (not diagonal or name in layer.layer_type.shifts):
             _zero_channels(tensor, axes, side, chosen)
 
 
@@ -64,9 +65,7 @@ def _average_rows_(layer: PreparedLayer, block: nn.Module) -> None:
                 own.copy_(rows.mean(dim, keepdim=True).narrow(1 - dim, 0, own.shape[1 - dim]))
 
 
-def _zero_channels(
-    tensor: nn.Parameter, axes: TensorAxes, side: str, chosen: Sequence[bool]
-) -> None:
+def _zero_channels(tensor: Tensor, axes: TensorAxes, side: str, chosen: Sequence[bool]) -> None:
     """Sets the slices of the chosen channels to zero in a tensor."""
     if all(chosen):
         tensor.zero_()

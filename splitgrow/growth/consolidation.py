@@ -24,6 +24,7 @@ from splitgrow.growth.planning import build_block, planned_blocks
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.dispatch import is_hooked
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.types import TensorBlock
 from splitgrow.layers.weight_views import room_for
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.spans import Spans, overlaps
@@ -106,6 +107,8 @@ def _uniform(split: SplitLayer, births: Collection[int]) -> bool:
     settings = {repr(_settings(module)) for module in chosen}
     if not split.layer_type.merging.side_by_side or len(settings) > 1:
         return False
+    if isinstance(split.original, TensorBlock) and not split.original.persistent:
+        return False  # no state_dict has its values, which loading makes anew for each block
     if any(is_hooked(module) or type(module) is not type(split.original) for module in chosen):
         return False
     forms: dict[str, set[object]] = {}

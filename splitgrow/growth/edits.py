@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from splitgrow.layers.tensor_holder import blocks_path
+from splitgrow.layers.types import TensorUse
 from splitgrow.utils.json_records import read_record, written
 
 EDIT_VERSION = 2
@@ -34,6 +36,7 @@ class LayerChange:
             "zero", "mean" or "copy".
         born_outs: For each insertion of outputs, the values that they must have.
         join: How the outputs join in a statistic that all share: "", "dilutes" or "shares".
+        use: For a parameter or buffer of a module, how it lies along channels; None for a module.
     """
 
     name: str
@@ -47,6 +50,12 @@ class LayerChange:
     born_ins: tuple[str, ...] = ()
     born_outs: tuple[str, ...] = ()
     join: str = ""
+    use: TensorUse | None = None
+
+    @property
+    def path(self) -> str:
+        """The path of the module that has the blocks."""
+        return self.name if self.use is None else blocks_path(self.name)
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,12 @@ class Edit:
     def layers(self) -> tuple[str, ...]:
         """The modules to which it adds blocks, or next to which it inserts a layer."""
         names = (*(change.name for change in self.changes), *(item.name for item in self.joined))
+        return (*names, *(item.host for item in self.inserted))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the modules that have its blocks or insertions."""
+        names = (*(change.path for change in self.changes), *(item.name for item in self.joined))
         return (*names, *(item.host for item in self.inserted))
 
     def to_json(self) -> str:

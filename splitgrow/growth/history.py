@@ -9,7 +9,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedError
 from splitgrow.growth.copies import Kin
 from splitgrow.growth.edits import Edit
@@ -17,8 +17,9 @@ from splitgrow.growth.module_numbers import change_, held_number, numbers_at
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import Owned, show_as_trained_
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
-from splitgrow.layers.module_state import State, show_
+from splitgrow.layers.module_state import BUFFERS, State, show_
 from splitgrow.layers.split_layer import SplitLayer, stock
+from splitgrow.layers.tensor_holder import blocks_path, layer_at
 from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.assigned_modules import Paths, changes_between, paths_in
 from splitgrow.utils.example_call import ExampleCall
@@ -121,7 +122,7 @@ def structure(model: nn.Module) -> dict[str, nn.Module]:
 def changed_modules(now: Paths, history: History) -> list[str]:
     """The paths of modules that were added, removed or replaced, where that counts."""
     graph = history.graph
-    followed = {node.name for node in graph.nodes.values() if node.followed}
+    followed = {node.path for node in graph.nodes.values() if node.followed}
     return changes_between(history.modules, now, graph.assigned, followed)
 
 
@@ -136,8 +137,10 @@ def check_structure(model: nn.Module, history: History) -> None:
     changed = changed_modules(now, history)
     groups = history.graph.groups
     for node in history.graph.nodes.values():
-        module = now.get(node.name)
-        if module is None or not node.followed or node.name in changed:
+        module = _module_now(now, node)
+        if module is None and node.use is not None:
+            changed.append(node.name)
+        if module is None or not node.followed or node.path in changed:
             continue
         entry = known_layer_type(stock(module))
         if isinstance(module, SplitLayer):
@@ -155,6 +158,14 @@ def check_structure(model: nn.Module, history: History) -> None:
             f"the model has changed since it was analysed ({', '.join(sorted(changed)[:5])}); call "
             f"splitgrow.growable(model, example_inputs) again"
         )
+
+
+def _module_now(now: Mapping[str, nn.Module], node: LayerNode) -> nn.Module | None:
+    """The layer of a node; None if there is none any more."""
+    try:
+        return layer_at(now, node.name, node.use)
+    except KeyError:
+        return None
 
 
 def edits_of_tensors(model: nn.Module) -> dict[int, int]:
@@ -183,7 +194,7 @@ def added_since(model: nn.Module, edit: int) -> list[nn.Parameter]:
 
 def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
     """The modules that have grown by other edits than these, as part of another model."""
-    known = {(name, edit.index) for edit in edits for name in edit.layers}
+    known = {(name, edit.index) for edit in edits for name in edit.paths}
     paths: dict[SplitLayer | InsertionWrapper, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, (SplitLayer, InsertionWrapper)):
@@ -216,6 +227,44 @@ def _misshapen(
 def keep_(history: History, undo: Undo) -> None:
     """Restores the history on failure. Its lists are replaced from here on, never changed."""
     undo.keep(vars(history))
+
+
+def note_grown_tensors_(history: History, edit: Edit) -> None:
+    """Notes that modules' tensors have become blocks, where closed generations know them.
+
+    The caller keeps the history. Its lists are replaced.
+    """
+    moved: dict[tuple[int, str], nn.Module] = {}
+    for change in edit.changes:
+        if change.use is not None:
+            parent, _, key = change.name.rpartition(".")
+            holder = history.modules[parent]
+            split = holder._modules[blocks_path(key)]  # noqa: SLF001
+            assert isinstance(split, SplitLayer)
+            moved[id(holder), key] = split.original
+    if not moved:
+        return
+    history.frozen = {
+        generation: [
+            (moved[id(module), name], "value") if (id(module), name) in moved else (module, name)
+            for module, name in owned
+        ]
+        for generation, owned in history.frozen.items()
+    }
+    history.states = {
+        generation: [part for state in states for part in _parted(state, moved)]
+        for generation, states in history.states.items()
+    }
+
+
+def _parted(state: State, moved: Mapping[tuple[int, str], nn.Module]) -> Iterator[State]:
+    """A module's state, and those of its tensors that have become blocks."""
+    buffers = dict(state.values.get(BUFFERS, {}))
+    for key in [key for key in buffers if (id(state.module), key) in moved]:
+        if buffers[key] is not None:
+            yield State(moved[id(state.module), key], {BUFFERS: {"value": buffers[key]}})
+        buffers[key] = None
+    yield State(state.module, {**state.values, BUFFERS: buffers} if buffers else state.values)
 
 
 def show_edit_(model: nn.Module, history: History, view: int | None, undo: Undo) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from splitgrow.growth.birth_values import bear_
 from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
-from splitgrow.layers.types import Birth
+from splitgrow.layers.types import Birth, TensorBlock
 from splitgrow.utils.rollback import Undo
 
 
@@ -114,7 +114,8 @@ class Stirred(Zero):
         super().apply(prepared)
         for layer in prepared.layers.values():
             block = layer.added.get("new")
-            if block is None or {*layer.births("new")} != {Birth.FREE}:
+            tensor_block = isinstance(block, TensorBlock)  # of any range: a variance, a decay
+            if block is None or tensor_block or {*layer.births("new")} != {Birth.FREE}:
                 continue
             for name, tensor in (*block.named_parameters(), *block.named_buffers()):
                 if not tensor.is_floating_point():

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from splitgrow.errors import OptimizerError, SplitGrowWarning
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.tensor_holder import plain_name
 from splitgrow.utils.source_lines import levels_to_caller
 
 NAMED = "by_name"
@@ -63,7 +64,7 @@ def named_by_all_paths(model: nn.Module) -> dict[str, nn.Parameter]:
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, SplitLayer):
             for name, parameter in module.original.named_parameters():
-                named.setdefault(_plain(f"{path}.{name}".removeprefix(".")), parameter)
+                named.setdefault(_plain(plain_name(module, path, name)), parameter)
     return named
 
 

@@ -14,6 +14,8 @@ from splitgrow.layers.channel_layout import Layout
 from splitgrow.layers.composition import Block
 from splitgrow.layers.hooks import hand_over_
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.tensor_holder import layer_at, put_tensor_
+from splitgrow.layers.types import TensorBlock
 from splitgrow.utils.module_slots import Holders, put_in_place_
 from splitgrow.utils.rollback import Undo
 
@@ -24,8 +26,10 @@ def place_(
     """Puts a layer's new blocks in place, and a split layer where there was a stock layer."""
     split, made = item.split, item.composition
     set_blocks_(split, (made.modules, made.blocks), (made.ins, made.outs), undo)
-    replaced = modules[item.change.name]
-    if replaced is not split:
+    replaced = layer_at(modules, item.change.name, item.change.use)
+    if isinstance(replaced, TensorBlock):
+        put_tensor_(modules, item.change.name, split, undo)
+    elif replaced is not split:
         hand_over_(replaced, split, undo)
         put_in_place_(holders, replaced, split, undo)
 

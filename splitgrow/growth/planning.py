@@ -17,6 +17,7 @@ from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.growth.edits import Edit, LayerChange, NumberChange
 from splitgrow.growth.ways import find_ways, why_duplicated
 from splitgrow.layers.split_layer import stock
+from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import Birth, Join, LayerType, known_layer_type
 
 
@@ -217,7 +218,7 @@ def plan_changes(
         if ins or outs:
             before = (graph.groups.length(node.ins), graph.groups.length(node.outs))
             gain = (sum(count for _, count in ins), sum(count for _, count in outs))
-            original = stock(modules[node.name])
+            original = stock(layer_at(modules, node.name, node.use))
             layer = known_layer_type(original)
             order = node.name in turned
             blocks = planned_blocks(layer, original, before, gain, helper_last=order)
@@ -237,6 +238,7 @@ def plan_changes(
                     join=_join(layer, original, born, shares=_shares_out(graph, node, ways)).value,
                     blocks=tuple(blocks),
                     parameters=_count_parameters(layer, original, blocks, counted[node.name]),
+                    use=node.use,
                 )
             )
     return tuple(changes)

@@ -16,6 +16,7 @@ from splitgrow.growth.planning import build_block, planned_blocks
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.freezing import held
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.tensor_holder import layer_at, split_of
 from splitgrow.layers.ties import tie_blocks_
 from splitgrow.layers.types import UNCHANGED, Birth, Join, LayerType, TensorAxes
 from splitgrow.utils.spans import regions
@@ -230,8 +231,8 @@ def prepare_layer(
         device: The device of the blocks: "meta" for blocks without values; None for the layer's
             own.
     """
-    module = modules[change.name]
-    split = module if isinstance(module, SplitLayer) else SplitLayer(module)
+    module = layer_at(modules, change.name, change.use)
+    split = split_of(module)
     if split is not module:
         # A held norm is in evaluation mode even while the model trains; a new block must not be.
         parent = modules[change.name.rpartition(".")[0]]

@@ -55,9 +55,9 @@ def block_map(model: nn.Module, layer: str) -> tuple[BlockArea, ...]:
     graph = history.graph
     if layer not in graph.nodes:
         raise ValueError(f"no layer {layer!r}; there are {', '.join(graph.nodes)}")
-    module = history.modules[layer]
+    node = graph.nodes[layer]
+    module = history.modules.get(node.path)  # a tensor that has not grown is no module
     if not isinstance(module, SplitLayer):
-        node = graph.nodes[layer]
         units, inputs = graph.groups.length(node.outs), graph.groups.length(node.ins)
         return (BlockArea("original", 0, ((0, units),), ((0, inputs),)),)
     diagonal = module.layer_type.diagonal(module.original)

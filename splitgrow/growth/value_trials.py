@@ -115,6 +115,8 @@ def _mixing(model: nn.Module, graph: ChannelGraph) -> dict[str, nn.Module]:
     modules = structure(model)
     found = {}
     for node in graph.nodes.values():
+        if node.use is not None:  # it reads nothing itself
+            continue
         layer = stock(modules[node.name])
         if graph.growing_groups(node.ins) and not known_layer_type(layer).diagonal(layer):
             found[node.name] = modules[node.name]

@@ -31,7 +31,7 @@ class Blockwise:
     def __init__(self, composition: Composition) -> None:
         entry, original = composition.layer_type, composition.original
         self._dim = entry.channel_dim(original)
-        self._looks_up = not entry.reads_channels
+        self._looks_up = entry.looks_up
         self._steps = []
         for block in composition.blocks:
             own = block.makes if entry.diagonal(original) else block.reads

@@ -16,6 +16,7 @@ from splitgrow.layers.hooks import HOOKS, carry_hooks_, computing_hooks
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import may_hold
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.tensor_holder import make_plain_
 from splitgrow.layers.ties import retie_
 from splitgrow.layers.unwrap import unwrap_
 from splitgrow.utils.rollback import Undo, temporarily
@@ -28,6 +29,8 @@ def plain_copy(
     finish: Callable[[SplitLayer, nn.Module], None] | None = None,
     stock_of: Callable[[SplitLayer, int | None], nn.Module] = SplitLayer.plain,
     shares: Mapping[FadeIn, float] | None = None,
+    *,
+    holders: bool = False,
 ) -> nn.Module:
     """A copy of a module in which every grown layer is plain.
 
@@ -42,6 +45,7 @@ def plain_copy(
         shares: The fades' alpha, where it is not the present one. Of inserted fades that are then
             over or have not begun, only the path that counts is left; None to leave all fades as
             they are.
+        holders: Whether modules whose tensors have grown stay what they are, until `make_plain_`.
 
     Raises:
         UnsupportedModelError: If an object in the module cannot be copied.
@@ -69,6 +73,8 @@ def plain_copy(
     for fade, alpha in (shares or {}).items():
         if id(fade) in memo:
             memo[id(fade)].alpha = alpha
+    if not holders:
+        make_plain_(copied)
     return unwrap_(copied, view, end_fades=shares is not None)
 
 

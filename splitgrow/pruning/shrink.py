@@ -117,6 +117,7 @@ def _refuse(network: nn.Module) -> None:
 
 def _shrink_(network: nn.Module, inputs: ExampleCall) -> Narrowing:
     followed = analyse_runs(network, inputs)
+    _leave_tensors_(followed.graph)
     modules = dict(network.named_modules())
     unseen = [
         name for name, m in modules.items() if _has_hooks(m) and name not in _called(followed)
@@ -148,6 +149,14 @@ def _shrink_(network: nn.Module, inputs: ExampleCall) -> Narrowing:
         _absorb_(modules, followed.graph, read, dead)
         _stop_reading_(modules, followed.graph, idle)
     return narrow_(network, followed.graph, gone)
+
+
+def _leave_tensors_(graph: ChannelGraph) -> None:
+    """Takes tensors that modules hold themselves out of a graph; units along them stay."""
+    for node in [node for node in graph.nodes.values() if node.use is not None]:
+        for axis in (node.ins, node.outs):
+            graph.groups.fix(axis, f"the tensor `{node.name}` lies along it")
+        del graph.nodes[node.name]
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -28,7 +28,9 @@ _PAUSE = 0.001
 _ATTRIBUTE = "_splitgrow_lock"
 _CLOSED = "_splitgrow_closed"
 ORIGINAL_CLASS = "_splitgrow_class"
-"""The attribute of a class made here that holds the class that it was made of."""
+"""The attribute of a growable model's class that holds the class that it was made of."""
+HOLDER_BASE = "_splitgrow_base"
+"""The same of the class of a module that holds grown tensors."""
 _CALLS = ("_wrapped_call_impl", "_call_impl", "forward")
 """The functions on the stack while a module runs."""
 
@@ -140,6 +142,24 @@ def lock_(model: nn.Module, model_lock: ModelLock, what: str, undo: Undo) -> Non
         time.sleep(_PAUSE)
 
 
+def open_class_of(module: nn.Module) -> type[nn.Module]:
+    """A module's class, or the class that it has again once its calls no longer wait."""
+    model_lock: ModelLock | None = vars(module).get(_ATTRIBUTE)
+    return (model_lock.open_class if model_lock is not None else None) or type(module)
+
+
+def set_class_(module: nn.Module, cls: type[nn.Module], undo: Undo) -> None:
+    """Gives a module another class, also while its calls wait."""
+    model_lock: ModelLock | None = vars(module).get(_ATTRIBUTE)
+    undo.on_failure(partial(setattr, module, "__class__", type(module)))
+    if model_lock is None or model_lock.open_class is None:
+        module.__class__ = cls
+        return
+    undo.on_failure(partial(setattr, model_lock, "open_class", model_lock.open_class))
+    model_lock.open_class = cls
+    module.__class__ = _closed(cls)
+
+
 def refuse_inside_forward(model: nn.Module, what: str) -> None:
     """Checks that this thread is not in the middle of a run of the model.
 
@@ -207,6 +227,6 @@ def _closed(cls: type[nn.Module]) -> Any:
                 f"{cls.__name__} cannot be subclassed, as splitgrow does to add its methods "
                 f"({error}); put the model into an nn.Sequential"
             ) from error
-        if ORIGINAL_CLASS in vars(cls):
+        if ORIGINAL_CLASS in vars(cls) or HOLDER_BASE in vars(cls):
             setattr(cls, _CLOSED, closed)
     return closed

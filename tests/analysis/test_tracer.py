@@ -325,7 +325,7 @@ BY_HAND = [linear_by_hand, convolution_by_hand, matrix_by_hand]
 
 @pytest.mark.parametrize("forward", BY_HAND, ids=lambda forward: forward.__name__)
 def test_what_a_weight_of_no_layers_own_reads_is_fixed_and_names_it(forward: Forward) -> None:
-    weight = nn.Parameter(torch.randn(8, 8))
+    weight = torch.randn(8, 8).double()  # in a plain attribute
     model = splitgrow.growable(written(forward, weight=weight), X)
     reason = reasons(model)["one"]
     assert "`weight`" in reason or "test_tracer.py:" in reason

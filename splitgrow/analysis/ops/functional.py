@@ -1,6 +1,7 @@
 """Layers that forward computes by hand, with a weight that is no layer's own.
 
-Their inputs are fixed: the weight cannot grow, since it belongs to no layer that could grow along.
+A matrix that a module holds can grow along. Otherwise the inputs are fixed: the weight belongs to
+nothing that could grow.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from splitgrow.analysis.channels.channel_axes import Axis, constant
+from splitgrow.analysis.ops.elementwise import broadcast
 from splitgrow.analysis.ops.facts import FRESH, SUMMED
 from splitgrow.analysis.ops.op import Op, Shaped, Unknown
+from splitgrow.analysis.ops.products import sum_over
 from splitgrow.analysis.ops.registry import entry
 
 
@@ -39,21 +42,55 @@ def _fixed(op: Op, x: Shaped, dims: set[int], weight: Any) -> Any:
     return Shaped(tuple(axes))
 
 
-@entry("F.linear", FRESH)
+_LAYER = FRESH.but(zero=True, linear=True, factors=((0, "input"), (1, "weight")))
+"""An input times a weight, and a bias added."""
+
+
+@entry("F.linear", _LAYER)
 def linear(op: Op) -> Any:
     """(..., in) to (..., out)."""
-    return _fixed(op, op.x, {len(op.x.axes) - 1}, op.argument(1, "weight"))
+    weight, bias = op.argument(1, "weight"), op.argument(2, "bias")
+    if not isinstance(weight, Shaped) or weight.origin is None or len(weight.axes) != 2:
+        return _fixed(op, op.x, {len(op.x.axes) - 1}, weight)
+    sum_over(op, (op.x, len(op.x.axes) - 1), (weight, 1))
+    return Shaped((*op.x.axes[:-1], _biased(op, weight.axes[0], bias)))
 
 
-@entry("F.conv1d F.conv2d F.conv3d", FRESH)
-@entry("F.conv_transpose1d F.conv_transpose2d F.conv_transpose3d", FRESH)
+def _biased(op: Op, axis: Axis, bias: Any) -> Axis:
+    """The axis of outputs, tied to that of their bias if there is one."""
+    return broadcast(op, [(axis,), bias.axes])[0] if isinstance(bias, Shaped) else axis
+
+
+@entry("F.conv1d F.conv2d F.conv3d", _LAYER)
+@entry("F.conv_transpose1d F.conv_transpose2d F.conv_transpose3d", _LAYER)
 def convolution(op: Op) -> Any:
     """(N, in, *space) to (N, out, *space)."""
     weight = op.argument(1, "weight")
     if not isinstance(weight, Shaped):
         raise Unknown("is given something else than tensors")
     unbatched = len(op.x.axes) < len(weight.axes)
+    transposed = op.name.startswith("conv_transpose")
+    if weight.origin is not None and op.argument(6, "groups", 1) == 1:
+        return _convolved(op, weight, transposed=transposed, at=0 if unbatched else 1)
     return _fixed(op, op.x, set(range(0 if unbatched else 1, len(op.x.axes))), weight)
+
+
+def _convolved(op: Op, weight: Shaped, *, at: int, transposed: bool) -> Any:
+    """A convolution in one group by a weight that a module holds.
+
+    Args:
+        op: The op.
+        weight: (out, in, *kernel), or transposed (in, out, *kernel).
+        at: The dimension of the channels.
+        transposed: Whether it is a transposed convolution.
+    """
+    ins, outs = (0, 1) if transposed else (1, 0)
+    sum_over(op, (op.x, at), (weight, ins))
+    for axis in (*op.x.axes[at + 1 :], *weight.axes[2:]):
+        op.fix(axis, "works along it as if it were space")
+    made = _biased(op, weight.axes[outs], op.argument(2, "bias"))
+    space = (constant(int(size)) for size in op.example.shape[at + 1 :])
+    return Shaped((*op.x.axes[:at], made, *space))
 
 
 @entry("F.multi_head_attention_forward")
@@ -97,7 +134,9 @@ def prelu(op: Op) -> Any:
     if not weight.axes or op.groups.length(weight.axes[-1]) == 1:
         op.fix_all("takes its one slope from it", but=[op.x])
         return op.x
-    return _fixed(op, op.x, {1} if len(op.x.axes) > 1 else {0}, weight)
+    dim = min(1, len(op.x.axes) - 1)
+    op.groups.tie(op.x.axes[dim], weight.axes[-1], op.reason("takes a slope for each from it"))
+    return op.x
 
 
 @entry("F.embedding", FRESH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,29 @@ from splitgrow.analysis.channels.width_remainders import Remainders
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The tensor of a module that a value is, with its dimensions perhaps in another order.
+
+    Attributes:
+        path: The tensor's name in the state_dict.
+        dims: For each dimension of the value that of the tensor.
+    """
+
+    path: str
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Shaped:
-    """A tensor on its way through the network: one axis for each of its dimensions."""
+    """A tensor on its way through the network: one axis for each of its dimensions.
+
+    Attributes:
+        axes: The axes.
+        origin: The module's tensor that it is; None if an op has made it.
+    """
 
     axes: tuple[Axis, ...]
+    origin: Origin | None = field(default=None, compare=False)
 
 
 class Unknown(Exception):  # noqa: N818 - raised by a rule to say that it cannot tell
@@ -73,6 +92,8 @@ class Op:
         choices: The places of such a choice.
         marks: Notes on this op: "not zero" where it makes something else than zeros of zeros.
         remainders: The remainders of divisions that must stay.
+        summed: Is told of a module's tensor and the place of a dimension that a product sums over;
+            answers whether new entries there can start as zeros.
     """
 
     name: str
@@ -86,6 +107,7 @@ class Op:
     preferred: Mapping[str, int] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     remainders: Remainders | None = None
+    summed: Callable[[Origin, int], bool] | None = None
     marks: set[str] = field(default_factory=set)
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:

@@ -30,11 +30,32 @@ def product(op: Op, left: Shaped, right: Shaped) -> tuple[Axis, ...]:
     """The axes of a product of matrices or vectors."""
     if not left.axes or not right.axes:
         raise Unknown("multiplies something else than matrices and vectors")
-    op.fix(left.axes[-1], _SUMS)
-    op.fix(right.axes[-2:][0], _SUMS)
+    sum_over(op, (left, len(left.axes) - 1), (right, max(len(right.axes) - 2, 0)))
     before = [tensor.axes[:-2] for tensor in (left, right)]
     batch = broadcast(op, before) if any(before) else ()
     return (*batch, *left.axes[-2:-1], *(right.axes[-1:] if len(right.axes) > 1 else ()))
+
+
+def sum_over(op: Op, *terms: tuple[Shaped, int]) -> None:
+    """States that a product sums over dimensions of its operands, which are equally long.
+
+    New channels leave the sum as it was if one of two operands is zero there: a matrix that a
+    module holds, whose new entries start so. Otherwise the dimensions cannot grow.
+
+    Args:
+        op: The op.
+        terms: The operands, each with its dimension.
+    """
+    made = [term for term in terms if term[0].origin is None]
+    held = [term for term in terms if term[0].origin is not None]
+    if len(made) == len(held) == 1 and op.summed is not None:
+        (x, at), (matrix, dim) = *made, *held
+        assert matrix.origin is not None
+        if op.summed(matrix.origin, dim):
+            op.groups.tie(x.axes[at], matrix.axes[dim], op.reason(_SUMS))
+            return
+    for shaped, dim in terms:
+        op.fix(shaped.axes[dim], _SUMS)
 
 
 @entry("addmm baddbmm addmv", FRESH)
@@ -73,8 +94,7 @@ def inner(op: Op) -> Any:
     left, right = op.x, op.tensor(1, "other")
     if not left.axes or not right.axes:
         raise Unknown("multiplies something else than vectors")
-    for tensor in (left, right):
-        op.fix(tensor.axes[-1], _SUMS)
+    sum_over(op, (left, len(left.axes) - 1), (right, len(right.axes) - 1))
     return Shaped((*left.axes[:-1], *right.axes[:-1]))
 
 
@@ -87,15 +107,18 @@ def tensordot(op: Op) -> Any:
         dims = (range(count - dims, count), range(dims))
     if not isinstance(dims, (tuple, list)) or len(dims) != 2:
         raise Unknown("sums over dimensions that it cannot be told")
-    axes: list[Axis] = []
-    for tensor, summed in zip((left, right), dims, strict=True):
-        listed = [summed] if isinstance(summed, int) else summed
-        gone = {dimension(op, tensor, dim) for dim in listed}
-        for dim, axis in enumerate(tensor.axes):
-            if dim in gone:
-                op.fix(axis, _SUMS)
-            else:
-                axes.append(axis)
+    gone = [
+        [dimension(op, tensor, dim) for dim in ([summed] if isinstance(summed, int) else summed)]
+        for tensor, summed in zip((left, right), dims, strict=True)
+    ]
+    for one, other in zip(*gone, strict=True):
+        sum_over(op, (left, one), (right, other))
+    axes = [
+        axis
+        for tensor, dims in zip((left, right), gone, strict=True)
+        for dim, axis in enumerate(tensor.axes)
+        if dim not in dims
+    ]
     return Shaped(tuple(axes))
 
 
@@ -141,19 +164,19 @@ def einsum(op: Op) -> Any:
         letters = inputs.replace("...", "").replace(",", "")
         once = sorted(letter for letter in letters if letters.count(letter) == 1)
         output = ("..." if "..." in inputs else "") + "".join(once)
-    named: dict[str, list[Axis]] = {}
+    named: dict[str, list[tuple[Shaped, int]]] = {}
     for letters, operand in zip(inputs.split(","), operands, strict=True):
         names = _spelled_out(letters, len(operand.axes))
-        for letter, axis in zip(names, operand.axes, strict=True):
-            named.setdefault(letter, []).append(axis)
+        for dim, letter in enumerate(names):
+            named.setdefault(letter, []).append((operand, dim))
     ndim = op.example.dim()
     kept = _spelled_out(output, ndim)
     result = {
-        letter: broadcast(op, [(axis,) for axis in axes])[0] for letter, axes in named.items()
+        letter: broadcast(op, [(x.axes[dim],) for x, dim in terms])[0]
+        for letter, terms in named.items()
     }
-    for letter in named.keys() - set(kept):
-        for axis in named[letter]:
-            op.fix(axis, _SUMS)
+    for letter in sorted(named.keys() - set(kept)):
+        sum_over(op, *named[letter])
     return Shaped(tuple(op.groups.resolve(result[letter]) for letter in kept))
 
 

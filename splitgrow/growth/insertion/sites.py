@@ -18,6 +18,7 @@ from splitgrow.errors import InsertionError
 from splitgrow.growth.insertion.value_ranges import value_ranges
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.split_layer import stock
+from splitgrow.layers.tensor_holder import SplitTensor
 from splitgrow.layers.types import layer_type_of
 from splitgrow.utils.example_call import ExampleCall
 
@@ -74,11 +75,11 @@ class _CallTracer(TraceRecorder):
         super().__init__()
         self.calls: list[Call] = []
 
-    def prepare(self, modules: Any) -> None:
+    def prepare(self, modules: Any, copied: Any) -> None:
         """Wraps the forward of every module."""
-        super().prepare(modules)
+        super().prepare(modules, copied)
         for name, module in modules:
-            if name and not isinstance(module, InsertionWrapper):
+            if name and not isinstance(module, (InsertionWrapper, SplitTensor)):
                 own = self.stand_ins.get(module, module).__dict__
                 forward = own.get("forward") or module.forward
                 own["forward"] = self._noted_forward(name, forward)

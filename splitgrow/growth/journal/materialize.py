@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from splitgrow.errors import CheckpointError
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
+from splitgrow.layers.tensor_holder import SplitTensor
+from splitgrow.layers.types import TensorBlock
+from splitgrow.layers.types.tensor_layers import first_values
 from splitgrow.utils.rollback import Undo
 
 EmptySlot = tuple[nn.Module, str]
@@ -43,6 +46,8 @@ def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
         CheckpointError: If one is missing, or of another shape.
     """
     dtypes = _dtypes_of_insertions(model, like)
+    unsaved = {name: value for name, value in _unsaved(model).items() if name not in like}
+    like = {**like, **unsaved}
 
     def empty(name: str, tensor: Tensor, device: torch.device) -> Tensor:
         found = like.get(name)
@@ -56,9 +61,23 @@ def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
             and found.nbytes > found.untyped_storage().nbytes()
         ):
             raise CheckpointError(f"`{name}` of the checkpoint is one number at many places")
+        if name in unsaved:
+            return unsaved[name].to(device)
         return torch.zeros_like(found, dtype=dtypes.get(name, tensor.dtype), device=device)
 
     fill_meta_(model, empty, undo)
+
+
+def _unsaved(model: nn.Module) -> dict[str, Tensor]:
+    """The new parts of buffers that no state_dict has, as growth has made them, by name."""
+    found = {}
+    for path, split in model.named_modules():
+        first = split.original if isinstance(split, SplitTensor) else None
+        if isinstance(first, TensorBlock) and not first.persistent:
+            for name, buffer in split.named_buffers():
+                value = first_values(first.value, [*buffer.shape], first.use.role)
+                found[f"{path}.{name}"] = value
+    return found
 
 
 def _dtypes_of_insertions(model: nn.Module, like: Mapping[str, Any]) -> dict[str, torch.dtype]:

@@ -34,8 +34,10 @@ from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import held, hold_statistics, release_
 from splitgrow.layers.insertion_wrapper import note_questions_
 from splitgrow.layers.split_layer import SplitLayer, stock
+from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.ties import tie_blocks_
-from splitgrow.layers.types import Join, layer_type_of
+from splitgrow.layers.types import Join, TensorBlock, layer_type_of, type_name
+from splitgrow.layers.types.tensor_layers import ROLES
 from splitgrow.layers.weight_views import keep_storage_
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.module_slots import holders_in
@@ -75,7 +77,9 @@ def _carry_out_(model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], un
     modules = structure(model)
     for change in edit.changes:
         _check_change(modules, change)
-    if len({id(modules[change.name]) for change in edit.changes}) < len(edit.changes):
+    # A tensor that has not grown yet is no module, and has one name.
+    changed = [modules.get(change.path, change.name) for change in edit.changes]
+    if len({*changed}) < len(changed):
         raise CheckpointError("it changes a layer twice")
     prepared = [prepare_layer(modules, edit.index, each, "meta") for each in edit.changes]
     tie_blocks_({item.name: item.composition for item in prepared})
@@ -98,14 +102,12 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
     Raises:
         CheckpointError: If it cannot.
     """
-    module = modules.get(change.name)
-    if module is None:
-        raise CheckpointError(f"the model has no layer `{change.name}`")
+    module = _changed_module(modules, change)
     layer = stock(module)
     entry = layer_type_of(layer)
-    if entry is None or type(layer).__name__ != change.kind:
+    if entry is None or type_name(layer) != change.kind:
         raise CheckpointError(
-            f"`{change.name}` is a {change.kind} there, in this model a {type(layer).__name__}"
+            f"`{change.name}` is a {change.kind} there, in this model a {type_name(layer)}"
         )
     sizes = module.sizes() if isinstance(module, SplitLayer) else entry.sizes(layer)
     if sizes != (change.in_width[0], change.width[0]):
@@ -131,6 +133,30 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
     blocks = tuple(planned_blocks(entry, layer, (sizes[0], sizes[1]), (gains[0], gains[1])))
     if not any(gains) or change.blocks not in (blocks, blocks[::-1]):
         raise CheckpointError(f"the blocks of `{change.name}` are not those of its widths")
+
+
+def _changed_module(modules: Mapping[str, nn.Module], change: LayerChange) -> nn.Module:
+    """The layer that makes a change, or the tensor as a layer.
+
+    Raises:
+        CheckpointError: If there is none, or the tensor does not lie along channels so.
+    """
+    try:
+        module = layer_at(modules, change.name, change.use)
+    except KeyError:
+        raise CheckpointError(f"the model has no layer `{change.name}`") from None
+    layer = stock(module)
+    use = layer.use if isinstance(layer, TensorBlock) else None
+    holder = modules.get(_parent(change.name))
+    fits = use == change.use
+    if isinstance(layer, TensorBlock) and use is not None:
+        dims = [dim for dim in (use.ins, use.outs) if dim is not None]
+        fits = fits and len({*dims}) == len(dims) and all(0 <= d < layer.value.dim() for d in dims)
+        fits = fits and use.role in ROLES and bool(dims)
+        fits = fits and holder is not None and layer_type_of(holder) is None
+    if not fits:
+        raise CheckpointError(f"`{change.name}` does not lie along channels as it does there")
+    return module
 
 
 def _joined_layer(

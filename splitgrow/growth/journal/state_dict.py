@@ -21,6 +21,7 @@ from splitgrow.growth.journal.replay import rebuild_, restore_, widen_inputs_
 from splitgrow.growth.journal.taking import journal_of
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.tensor_holder import plain_name
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.source_lines import levels_to_caller
 from splitgrow.utils.wrappers import refuse_wrapped
@@ -217,8 +218,9 @@ def _complete_layer(
     born = [block.edit for block in split.blocks]
     if not any(0 < edit <= edits for edit in born):  # it was a stock layer then
         for key in split.original.state_dict():
-            if start + key in state:
-                state[f"{start}0.{key}"] = state.pop(start + key)
+            before = plain_name(split, start.removesuffix("."), key)
+            if before in state:
+                state[f"{start}0.{key}"] = state.pop(before)
     for index, (block, edit) in enumerate(zip(split, born, strict=True)):
         if edit > edits:
             _add_own(state, block, f"{start}{index}.")

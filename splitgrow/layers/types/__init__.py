@@ -1,6 +1,6 @@
 """The layer types that can grow, and how to teach splitgrow others."""
 
-from splitgrow.layers.types import library_layers, torch_layers
+from splitgrow.layers.types import library_layers, tensor_layers, torch_layers
 from splitgrow.layers.types.births import UNCHANGED, WAYS, Birth, Carry, Join, Joined
 from splitgrow.layers.types.layer_type import (
     Along,
@@ -20,6 +20,7 @@ from splitgrow.layers.types.subclasses import (
     sized_layers,
     unregister_layer,
 )
+from splitgrow.layers.types.tensor_layers import TensorBlock, TensorUse, type_name
 
 BUILT_IN_TYPES.update(LAYER_TYPES)
 
@@ -36,6 +37,8 @@ __all__ = [
     "Norm",
     "Stock",
     "TensorAxes",
+    "TensorBlock",
+    "TensorUse",
     "computes_as",
     "known_layer_type",
     "layer_type_of",
@@ -43,6 +46,8 @@ __all__ = [
     "library_layers",
     "register_layer",
     "sized_layers",
+    "tensor_layers",
     "torch_layers",
+    "type_name",
     "unregister_layer",
 ]

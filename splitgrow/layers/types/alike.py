@@ -25,7 +25,8 @@ class Alike(LayerType):
     def __init__(self, base: LayerType, layers: tuple[type[nn.Module] | str, ...] = ()) -> None:
         self.base, self.layers = base, layers
         self.sized, self.mixes = base.sized, base.mixes
-        self.reads_channels, self.shifts = base.reads_channels, base.shifts
+        self.reads_channels, self.looks_up = base.reads_channels, base.looks_up
+        self.shifts = base.shifts
 
     def channel_dim(self, module: Stock) -> int:
         """As its base has it."""

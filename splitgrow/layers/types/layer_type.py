@@ -138,6 +138,9 @@ class LayerType(ABC):
     reads_channels: bool = True
     """Whether its input has channels; an embedding's has none."""
 
+    looks_up: bool = False
+    """Whether its inputs are the rows of a table, of which it looks some up."""
+
     shifts: tuple[str, ...] = ("bias",)
     """The names of the tensors that are added, so that zeros do not stay zeros."""
 

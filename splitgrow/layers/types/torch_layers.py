@@ -365,6 +365,7 @@ class _Embedding(LayerType):
     sized = True
     mixes = False
     reads_channels = False
+    looks_up = True
 
     def __init__(self, layer: type[nn.Module]) -> None:
         self.layer, self.layers = layer, (layer,)

@@ -116,7 +116,7 @@ MIXING: dict[str, Op] = {
     "cdist": lambda m, h: torch.cdist(h, h + 1),
     "fft": lambda m, h: torch.fft.fft(h).real,
     "batch norm over transposed": lambda m, h: F.batch_norm(h.t(), None, None, training=True).t(),
-    "functional linear": lambda m, h: F.linear(h, m.table),
+    "functional linear": lambda m, h: F.linear(h, m.table.abs()),
     "functional bilinear": lambda m, h: F.bilinear(h, h, m.cube),
     "len of the transposed": lambda m, h: h / len(h.t()),
 }

@@ -205,7 +205,7 @@ class Head(nn.Module):
         self.reads = nn.Linear(8 if not classes else 3, 2).double()
         self.classes = classes
         if sizes:
-            self.register_buffer("sizes", torch.rand(3, 1).double())
+            self.sizes = torch.rand(3, 1).double()  # no buffer, so it cannot grow along
 
     def forward(self, x: Tensor) -> Tensor:
         n, _, h, w = x.shape
