@@ -13,15 +13,16 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.analysis.births import TracedRun, settle_births
+from splitgrow.analysis.births import Couplings, TracedRun, settle_births
 from splitgrow.analysis.channel_graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis, constant, scaled
 from splitgrow.analysis.channels.width_remainders import Remainders
 from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.number_choices import best_of
 from splitgrow.analysis.ops import Op, Shaped, result_of
-from splitgrow.analysis.ops.op import Choice
+from splitgrow.analysis.ops.op import Choice, constant_like
 from splitgrow.analysis.ops.registry import fix_arguments
+from splitgrow.analysis.shape_queries import shape_only
 from splitgrow.analysis.sources import Sources
 from splitgrow.analysis.ties import Ties
 from splitgrow.analysis.trace import Ref, Source, Step, mapped
@@ -148,6 +149,7 @@ class _Analysis(Sources):
         self.preferred = dict(preferred or {})
         self.choices: list[Choice] = []
         self.not_zero: list[set[int]] = []
+        self.couplings: list[dict[int, Couplings]] = []
         self.ties = Ties(self.modules, self.groups, self.graph.nodes)
         self.remainders = Remainders(self.groups)
         self.outputs: list[Axis] = []
@@ -164,21 +166,25 @@ class _Analysis(Sources):
             values: list[Any] = []
             self.tensors = {}
             self.not_zero.append(set())
+            self.couplings.append({})
+            unread = shape_only(trace.steps)
             given = (Source.INPUT, Source.UNSEEN)
             inputs = (index for index, s in enumerate(trace.steps) if s.target in given)
             self.held_tensors.begin(trace.recorder.unfit, inputs)
             for index, step in enumerate(trace.steps):
                 if step.target is Source.TENSOR:
                     self.tensors[index] = step.args[0]
+                if index in unread:
+                    values.append(constant_like(step.example, ""))
+                    continue
                 values.append(self._value(step, values))
             self.values.append(values)
         self.held_tensors.settle()
         self.remainders.settle()
         self.graph.ties = self.ties.settle()
-        followed = zip(runs, self.values, self.not_zero, strict=True)
-        traced = [
-            TracedRun(run.steps, values, frozenset(not_zero)) for run, values, not_zero in followed
-        ]
+        notes = zip(self.values, self.not_zero, self.couplings, strict=True)
+        followed = zip(runs, notes, strict=True)
+        traced = [TracedRun(run.steps, *of_run) for run, of_run in followed]
         settle_births(self.graph, self.modules, traced)
         self._add_uncalled()
         return self
@@ -249,6 +255,8 @@ class _Analysis(Sources):
         result = result_of(op) if entry is None else self._layer(op, str(step.module), entry)
         if op.marks:
             self.not_zero[-1].add(len(values))
+        if op.couplings:
+            self.couplings[-1][len(values)] = tuple(op.couplings)
         return self.held_tensors.seen(op, step, len(values), result)
 
     def _output(self, value: Any) -> None:

@@ -9,9 +9,9 @@ layer that reads them, for each of the three ways, and finds the ways that reach
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from splitgrow.analysis.channel_graph import BirthStates, ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Axis, Run, groups_of
@@ -31,6 +31,9 @@ _MADE = {
 }
 
 
+Couplings: TypeAlias = tuple[tuple[Axis, str], ...]
+
+
 @dataclass(frozen=True)
 class TracedRun:
     """One trace, with the results of the ops' rules.
@@ -39,11 +42,13 @@ class TracedRun:
         steps: The steps.
         values: The result of each in axes.
         not_zero: The steps that make something else than zeros of zeros by their numbers.
+        couplings: By step the axes that can grow by copies only, and why not otherwise.
     """
 
     steps: Sequence[Step]
     values: Sequence[Any]
-    not_zero: frozenset[int]
+    not_zero: Collection[int] = ()
+    couplings: Mapping[int, Couplings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,10 @@ def settle_births(
     """
     tied = readers_of_tied(graph.ties, modules)
     watched = _watched(graph, modules, tied)
+    for run in runs:
+        for axis in (axis for each in run.couplings.values() for axis, _ in each):
+            for group in graph.growing_groups(axis):
+                watched[group] = watched.get(group, frozenset()) | {Birth.COPY}
     if not watched:
         return
     found = {}
@@ -171,8 +180,25 @@ class _Follower:
                 states.append({group: op.state(group) for group in groups})
                 if not any(state.norm for state in states[-1].values()):
                     self._used(step, given, states)
+            for axis, reason in run.couplings.get(index, ()):
+                self._couple(axis, reason, given, states)
             for ref, _ in written:  # code may go on with the tensor that was written into
                 states[ref.step] = {**states[ref.step], **states[-1]}
+
+    def _couple(
+        self,
+        axis: Axis,
+        reason: str,
+        given: Sequence[tuple[Ref, Shaped]],
+        states: Sequence[_States],
+    ) -> None:
+        """Gives up the way where an op takes one value over channels that are no copies."""
+        axis = self.graph.groups.resolve(axis)
+        for group in self.watched.intersection(groups_of(axis)):
+            found = [states[ref.step].get(group, _FREE) for ref, _ in given]
+            copies = self._alone(axis) and any(state.birth is Birth.COPY for state in found)
+            if not copies:
+                self.lost.setdefault(group, reason)
 
     def _watched_in(self, value: Any) -> list[int]:
         """The watched groups on the axes of a result, in order."""

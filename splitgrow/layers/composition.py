@@ -114,6 +114,12 @@ class Composition:
         ]
         return self.merging.carry(joined) if joined else UNCHANGED
 
+    @cached_property
+    def _known(self) -> list[str]:
+        """The plain layer's tensors, but for the numbers that each block has for itself."""
+        kept = self.layer_type.kept(self.original) - {"num_batches_tracked"}
+        return [name for name in _tensors_of(self.template) if name not in kept]
+
     @property
     def names(self) -> list[str]:
         """The plain layer's tensors that run along its channels."""
@@ -222,10 +228,13 @@ class Composition:
         plain: nn.Module = object.__new__(type(self.template))
         plain.__dict__.update(vars(self.template))
         plain.__dict__["training"] = training
-        plain.__dict__["_parameters"] = {
-            name: tensors.get(name) for name in _tensors_of(self.template)
+        plain.__dict__["_parameters"] = {name: tensors.get(name) for name in self._known}
+        kept = self.layer_type.kept(self.original) - tensors.keys()
+        plain.__dict__["_buffers"] = {
+            name: tensor
+            for name, tensor in vars(self.original)["_buffers"].items()
+            if name in kept and name not in plain.__dict__["_parameters"]
         }
-        plain.__dict__["_buffers"] = {}
         return plain
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from splitgrow.analysis.channels.channel_axes import Axis, constant
 from splitgrow.analysis.ops.elementwise import broadcast
-from splitgrow.analysis.ops.facts import FRESH, SUMMED
+from splitgrow.analysis.ops.facts import FRESH, MOVED, SUMMED
 from splitgrow.analysis.ops.op import Op, Shaped, Unknown
 from splitgrow.analysis.ops.products import sum_over
 from splitgrow.analysis.ops.registry import entry
@@ -139,7 +139,7 @@ def prelu(op: Op) -> Any:
     return op.x
 
 
-@entry("F.embedding", FRESH)
+@entry("F.embedding", MOVED.but(fresh=True))
 def embedding(op: Op) -> Any:
     """Indices in, rows of a table out."""
     if op.argument(3, "max_norm") is not None:

@@ -92,6 +92,8 @@ class Op:
         choices: The places of such a choice.
         marks: Notes on this op: "not zero" where it makes something else than zeros of zeros.
         remainders: The remainders of divisions that must stay.
+        couplings: The axes of which it makes one value of all channels, which stays if each channel
+            comes several times over, and the reasons for which they cannot grow otherwise.
         summed: Is told of a module's tensor and the place of a dimension that a product sums over;
             answers whether new entries there can start as zeros.
     """
@@ -109,6 +111,7 @@ class Op:
     remainders: Remainders | None = None
     summed: Callable[[Origin, int], bool] | None = None
     marks: set[str] = field(default_factory=set)
+    couplings: list[tuple[Axis, str]] = field(default_factory=list)
 
     def argument(self, index: int, name: str, default: Any = None) -> Any:
         """An argument given by position or by name; of a module, one of its attributes.
@@ -158,6 +161,10 @@ class Op:
     def fix(self, axis: Axis, text: str) -> None:
         """Fixes an axis, for a reason that names the op."""
         self.groups.fix(axis, self.reason(text))
+
+    def couple(self, axis: Axis, text: str) -> None:
+        """States that an axis can grow by copies of its channels only, for a reason."""
+        self.couplings.append((axis, self.reason(text)))
 
     def fix_all(self, text: str, *, but: Sequence[Shaped] = ()) -> None:
         """Fixes all tensors among the arguments except some."""

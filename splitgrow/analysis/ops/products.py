@@ -58,6 +58,17 @@ def sum_over(op: Op, *terms: tuple[Shaped, int]) -> None:
         op.fix(shaped.axes[dim], _SUMS)
 
 
+@entry("torch._grouped_mm F.grouped_mm torch.ops.transformers.grouped_mm_fallback", PRODUCT)
+def grouped(op: Op) -> Any:
+    """(rows, in), (experts, in, out) to (rows, out): each row by the matrix of its expert."""
+    rows, matrices = op.x, op.tensor(1, "weight" if "weight" in op.kwargs else "mat2")
+    if len(rows.axes) != 2 or len(matrices.axes) != 3:
+        raise Unknown("multiplies something else than rows by several matrices")
+    op.fix(matrices.axes[0], "has one for each expert")
+    sum_over(op, (rows, 1), (matrices, 1))
+    return Shaped((rows.axes[0], matrices.axes[2]))
+
+
 @entry("addmm baddbmm addmv", FRESH)
 def added_product(op: Op) -> Any:
     """A product added to a tensor."""

@@ -13,7 +13,7 @@ from splitgrow.analysis.channels.channel_axes import Axis, constant
 from splitgrow.analysis.ops.elementwise import broadcast
 from splitgrow.analysis.ops.facts import FRESH, POOLED, SUMMED, UNKNOWN, first, with_zero
 from splitgrow.analysis.ops.joins import dimension
-from splitgrow.analysis.ops.op import Op, Shaped, Unknown
+from splitgrow.analysis.ops.op import Op, Shaped, Unknown, as_size
 from splitgrow.analysis.ops.registry import entry
 
 _REDUCTIONS = """
@@ -54,9 +54,21 @@ def reduction(op: Op) -> Any:
         raise Unknown(f"reduces {dims!r}")
     everywhere = dims is None or dims in ((), [])
     reduced = range(len(op.x.axes)) if everywhere else _dimensions(op, dims)
-    axes = without(op, op.x, reduced, "mixes all its channels into one value", keep=bool(keep))
+    text = "mixes all its channels into one value"
+    axes = without(op, op.x, reduced, text, keep=bool(keep), averages=_averages(op))
     op.fix_all("is given it beside what it reduces", but=[op.x])
     return pytree.tree_map_only(Tensor, lambda _: Shaped(axes), op.example)
+
+
+_AVERAGES = frozenset(("mean", "nanmean", "amax", "amin", "max", "min"))
+"""Reductions whose result stays if each value comes several times over."""
+
+
+def _averages(op: Op) -> bool:
+    """Whether a reduction's result stays if each value comes several times over."""
+    if op.name in ("var", "std"):
+        return 0 in (op.kwargs.get("correction", 1), op.kwargs.get("unbiased", True))
+    return op.name in _AVERAGES
 
 
 def _dimensions(op: Op, dims: Any) -> set[int]:
@@ -65,16 +77,31 @@ def _dimensions(op: Op, dims: Any) -> set[int]:
 
 
 def without(
-    op: Op, tensor: Shaped, dims: Iterable[int], text: str, *, keep: bool = False
+    op: Op,
+    tensor: Shaped,
+    dims: Iterable[int],
+    text: str,
+    *,
+    keep: bool = False,
+    averages: bool = False,
 ) -> tuple[Axis, ...]:
-    """The axes of a tensor without some, which are fixed; or with axes of size one there."""
+    """The axes of a tensor without some, which are fixed; or with axes of size one there.
+
+    Args:
+        op: The op.
+        tensor: The tensor.
+        dims: The dimensions that go.
+        text: Why they cannot grow.
+        keep: Whether axes of size one stay.
+        averages: Whether they can grow after all, by copies.
+    """
     gone = set(dims)
     axes = []
     for index, axis in enumerate(tensor.axes):
         if index not in gone:
             axes.append(axis)
             continue
-        op.fix(axis, text)
+        (op.couple if averages else op.fix)(axis, text)
         if keep:
             axes.append(constant(1))
     return tuple(axes)
@@ -232,13 +259,20 @@ def channel_mixing(op: Op) -> Any:
     return op.x
 
 
-@entry("layer_norm rms_norm", FRESH)
+@entry("layer_norm rms_norm", FRESH, follows_sizes=True)
 def trailing_norm(op: Op) -> Any:
     """Normalises over the last dimensions, whose statistics would change with their width."""
     shape: Sequence[Any] = op.argument(1, "normalized_shape")
     if not isinstance(shape, (tuple, list)):
         raise Unknown("normalises over a shape that follows a width")
-    for axis in op.x.axes[len(op.x.axes) - len(shape) :]:
-        op.fix(axis, "takes its statistics over all its channels")
+    along = op.x.axes[len(op.x.axes) - len(shape) :]
+    others = [tensor for tensor in op.shaped() if tensor is not op.x]
+    text = "takes its statistics over all its channels"
+    if len(along) == 1 and op.groups.equate(along[0], as_size(shape[0]), op.reason(text)):
+        op.couple(along[0], text)
+        broadcast(op, [along, *(tensor.axes for tensor in others)])
+        return op.x
+    for axis in along:
+        op.fix(axis, text)
     op.fix_all("scales or shifts by it", but=[op.x])
     return op.x
