@@ -626,7 +626,7 @@ def test_an_edit_survives_json_and_pickle():
         assert Edit.from_json(text).to_json() == text
         assert pickle.loads(pickle.dumps(edit)) == edit
         assert copy.deepcopy(edit) == edit
-        assert json.loads(text)["version"] == 1
+        assert json.loads(text)["version"] == 2
 
 
 def _broken(change: Callable[[dict[str, Any]], object]) -> str:
@@ -638,7 +638,7 @@ def _broken(change: Callable[[dict[str, Any]], object]) -> str:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda fields: fields.update(version=2),
+        lambda fields: fields.update(version=1),
         lambda fields: fields.pop("version"),
         lambda fields: fields.pop("changes"),
         lambda fields: fields.pop("request"),
@@ -652,13 +652,13 @@ def _broken(change: Callable[[dict[str, Any]], object]) -> str:
     ],
 )
 def test_json_that_is_no_edit_is_a_value_error(change):
-    with pytest.raises(ValueError, match="not an edit of version 1"):
+    with pytest.raises(ValueError, match="not an edit of version 2"):
         Edit.from_json(_broken(change))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"edit"'])
 def test_text_that_is_no_edit_is_a_value_error(text):
-    with pytest.raises(ValueError, match="not an edit of version 1"):
+    with pytest.raises(ValueError, match="not an edit of version 2"):
         Edit.from_json(text)
 
 

@@ -102,9 +102,10 @@ def settle_births(
     for group, asked in watched.items():
         lost = {way: f.lost[group] for way, f in found.items() if group in f.lost}
         graph.ways[group] = tuple(way for way in WAYS if way not in lost)
-        graph.lost[group] = {way: lost[way] for way in lost if WAYS[way] in asked}
+        first = {way: lost[way] for way in lost if WAYS[way] in asked}
+        graph.lost[group] = first | lost
         if not graph.ways[group]:
-            reasons = dict.fromkeys(graph.lost[group].values())
+            reasons = dict.fromkeys(first.values())
             graph.groups.fix((Run(group, 1),), "; ".join(reasons))
 
 

@@ -89,7 +89,8 @@ class ChannelGraph:
         numbers: The numbers that modules hold and that follow widths.
         ways: For groups that a norm over all channels reads, the ways in which they can grow, the
             preferred one first.
-        lost: For these groups, why the other ways do not leave the function as it is.
+        lost: For these groups, why the other ways do not leave the function as it is; first the
+            ways that the norms would take.
         births: By way, the values of new units at birth.
         ties: The tensors that several layers hold, each with its holders: a path and a name.
         outputs: The axes of the tensors that the model returns.

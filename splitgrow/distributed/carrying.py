@@ -181,7 +181,7 @@ def carry_out(
     *,
     optimizer: object = None,
     timeout: float = TIMEOUT,
-    values: bool = False,
+    values: bool | Callable[[nn.Module], bool] = False,
     shared: bool = True,
 ) -> _Made:
     """Carries out a change in all processes, or in none.
@@ -196,7 +196,7 @@ def carry_out(
         change: Does it, all or nothing.
         optimizer: One or several optimizers of the model.
         timeout: Seconds to wait for the others at each step.
-        values: Whether the change runs the model or reads its values.
+        values: Whether the change runs the model or reads its values, or how the model shows that.
         shared: Whether the first process's values of new tensors are to count.
 
     Returns:
@@ -225,7 +225,7 @@ def carry_out(
         since = len(history_of(held.model).edits)
 
         def grow() -> tuple[_Made, Mapping[str, str]]:
-            held.open(values=values)
+            held.open(values=values(held.model) if callable(values) else values)
             known.update(map(id, _tensors(held.whole)))
             with undo.gathers(), wrapper_told():
                 made = change(handle(held.model))

@@ -10,8 +10,10 @@ from torch import nn
 
 from splitgrow.distributed.carrying import TIMEOUT, carry_out, opened
 from splitgrow.growth.edits import Edit
+from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.insertion.request import After
+from splitgrow.growth.ways import reads_values
 
 
 def expand_layer(  # noqa: PLR0913
@@ -108,7 +110,43 @@ def expand(  # noqa: PLR0913
         lambda model: model.expand(request, **_for_all(options), optimizer=optimizer),
         optimizer=optimizer,
         timeout=timeout,
-        values=initializer != "zero",  # which reads none
+        values=lambda model: initializer != "zero" or reads_values(history_of(model).graph, asked),
+    )
+
+
+def expand_vocabulary(  # noqa: PLR0913
+    wrapped: nn.Module,
+    n: int,
+    embedding: int | str | None = None,
+    *,
+    head: int | str | None = None,
+    round_to: int = 1,
+    initializer: str | Initializer = "average",
+    freeze: bool = True,
+    optimizer: object = None,
+    check: bool = True,
+    timeout: float = TIMEOUT,
+) -> Edit:
+    """Adds rows to an embedding, as `model.expand_vocabulary`; otherwise as `expand_layer`.
+
+    Of a sharded model every process holds all of it for as long as that takes, since new rows are
+    made of the old ones.
+    """
+    options: dict[str, Any] = {
+        "embedding": embedding,
+        "head": head,
+        "round_to": round_to,
+        "initializer": initializer,
+        "freeze": freeze,
+        "check": check,
+    }
+    return carry_out(
+        wrapped,
+        _in_words("expand_vocabulary", n, **options),
+        lambda model: model.expand_vocabulary(n, **_for_all(options), optimizer=optimizer),
+        optimizer=optimizer,
+        timeout=timeout,
+        values=True,
     )
 
 

@@ -8,6 +8,7 @@ call, as in torch.func.functional_call: it belongs to the caller.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -179,6 +180,32 @@ def room_for(first: Tensor, shape: Sequence[int]) -> Tensor:
     )
 
 
+def _common_whole(parts: Sequence[WeightPart], shape: Sequence[int]) -> Tensor | None:
+    """The whole that a layer which shares these tensors has made; None if there is none.
+
+    All frozen parts then are views of it, each at its place.
+    """
+    frozen = [part for part in parts if not part.tensor.requires_grad]
+    if len(parts) < 2 or not frozen or any(part.scattered for part in frozen):
+        return None
+    first = frozen[0].tensor.detach()
+    layout = memory_format_of(first)
+    form = torch.empty(*shape, device="meta", memory_format=layout).stride()
+    origins = set()
+    for part in frozen:
+        tensor = part.tensor.detach()
+        spans = part.regions[0][0]
+        start = sum((s.start or 0) * step for s, step in zip(spans, form, strict=True))
+        origins.add((tensor.untyped_storage()._cdata, tensor.storage_offset() - start))  # noqa: SLF001
+        if tensor.stride() != form or tensor.dtype != first.dtype:
+            return None
+    ((_, offset),) = origins if len(origins) == 1 else ((None, -1),)
+    room = first.untyped_storage().nbytes() // first.element_size()
+    if offset < 0 or offset + math.prod(shape) > room:
+        return None
+    return first.as_strided(list(shape), form, offset)
+
+
 def whole_of(parts: Sequence[WeightPart], shape: Sequence[int]) -> Tensor:
     """The tensor that parts make together once all are settled; tells each part its place.
 
@@ -187,7 +214,9 @@ def whole_of(parts: Sequence[WeightPart], shape: Sequence[int]) -> Tensor:
         shape: The shape of the whole.
     """
     with torch.inference_mode(mode=False):
-        whole = room_for(parts[0].tensor, shape)
+        whole = _common_whole(parts, shape)
+        if whole is None:
+            whole = room_for(parts[0].tensor, shape)
         # Writing through this does not count as a change to a tensor that a graph has saved;
         # changes of a block's tensor since then are checked separately.
         raw = whole.data

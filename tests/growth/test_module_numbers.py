@@ -334,7 +334,7 @@ GIVEN = {"module": "attn", "attribute": "n", "value": [1, 2]}
 )
 def test_json_with_numbers_that_are_none_is_a_value_error(numbers: Any) -> None:
     fields = json.loads(grow_a_head(attending()).to_json())
-    with pytest.raises(ValueError, match="not an edit of version 1"):
+    with pytest.raises(ValueError, match="not an edit of version 2"):
         Edit.from_json(json.dumps({**fields, "numbers": numbers}))
 
 

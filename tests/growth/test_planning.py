@@ -243,6 +243,6 @@ def test_a_multiple_that_no_width_can_be_is_a_value_error() -> None:
 
 
 def test_a_layer_that_cannot_grow_says_so_whatever_it_is_rounded_to() -> None:
-    model = made(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 2)))
+    model = made(nn.Sequential(nn.Linear(4, 3), nn.Softmax(-1), nn.Linear(3, 2)))
     with unchanged(model), pytest.raises(FixedWidthError, match="`0` cannot grow"):
         model.expand_layer("0", 1, round_to=8)
