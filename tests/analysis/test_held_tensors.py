@@ -1,4 +1,4 @@
-"""Which parameters and buffers of modules grow along channels, along which dimension, and why not."""
+"""Which parameters and buffers of modules grow along channels, and why others do not."""
 
 from __future__ import annotations
 
@@ -155,29 +155,6 @@ class Outer(nn.Module):
         return self.one(x)[:, :, None] * self.two(x)[:, None] * self.own
 
 
-REFUSED: dict[str, tuple[Any, str]] = {
-    "under two names": (lambda: _shared(), "which is also"),
-    "written into": (lambda: made(written, buffer=True), "into which forward writes"),
-    "written into by a view": (
-        lambda: made(written_through_a_view, buffer=True),
-        "into which forward writes",
-    ),
-    "replaced": (lambda: made(replaced, buffer=True), "which forward replaces"),
-    "reached otherwise": (lambda: _in_a_list(), "otherwise than by its module's attribute"),
-    "parametrized": (lambda: _parametrized(), "`parametrizations.own.original`"),
-    "in a plain attribute": (
-        lambda: made(lambda m, h: h + m.plain, plain=torch.rand(4).double()),
-        "the tensor `plain`, which does not grow",
-    ),
-    "in a container": (lambda: _sequential(), "beside the layers that it goes through"),
-    "summed over and used otherwise": (lambda: made(used_otherwise, 4, 4), "also used otherwise"),
-    "a buffer that is summed over": (
-        lambda: made(lambda m, h: F.linear(h, m.own), 4, 4, buffer=True),
-        "sums over it",
-    ),
-}
-
-
 def _shared() -> Any:
     model = made(shared)
     model.other = model.own
@@ -211,6 +188,29 @@ def _sequential() -> Any:
     model.between = lambda m, h: m.scaled(h)
     model.scaled = _Scaled().double()
     return model
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "under two names": (_shared, "which is also"),
+    "written into": (lambda: made(written, buffer=True), "into which forward writes"),
+    "written into by a view": (
+        lambda: made(written_through_a_view, buffer=True),
+        "into which forward writes",
+    ),
+    "replaced": (lambda: made(replaced, buffer=True), "which forward replaces"),
+    "reached otherwise": (_in_a_list, "otherwise than by its module's attribute"),
+    "parametrized": (_parametrized, "`parametrizations.own.original`"),
+    "in a plain attribute": (
+        lambda: made(lambda m, h: h + m.plain, plain=torch.rand(4).double()),
+        "the tensor `plain`, which does not grow",
+    ),
+    "in a container": (_sequential, "beside the layers that it goes through"),
+    "summed over and used otherwise": (lambda: made(used_otherwise, 4, 4), "also used otherwise"),
+    "a buffer that is summed over": (
+        lambda: made(lambda m, h: F.linear(h, m.own), 4, 4, buffer=True),
+        "sums over it",
+    ),
+}
 
 
 @pytest.mark.parametrize(("make", "why"), REFUSED.values(), ids=REFUSED)
