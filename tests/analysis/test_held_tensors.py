@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_equal, largest_difference, randomise_new_blocks
+from tensor_cases import SilentStream
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -251,3 +252,22 @@ def test_a_tensor_that_does_not_grow_stays_what_it_is() -> None:
     model.expand_layer("one", 1)
     assert isinstance(model.alone, nn.Parameter)
     assert "alone" in dict(model.named_parameters())
+
+
+def test_a_silent_stream_has_zeros_in_what_is_added_and_not_in_what_multiplies() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 3).double()
+    model: Any = splitgrow.growable(SilentStream().double(), x)
+    before = model(x).detach()
+    model.expand_layer("embed", 4)
+    assert_equal(model(x), before)
+    assert not model.positions_blocks[1].value.any()
+    assert model.gamma_blocks[1].value.all()
+    assert model.router_blocks[1].value.all()
+    optimizer = torch.optim.SGD(model.generation_parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+    learned = [p.grad for p in model.generation_parameters() if p.grad is not None]
+    assert all(gradient.any() for gradient in learned)
