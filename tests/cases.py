@@ -16,7 +16,7 @@ from attention_cases import (
     Tokens,
     VisionTransformer,
 )
-from tensor_cases import Affines, ByHand, StateSpace, TokenMixer, Windowed
+from tensor_cases import Affines, ByHand, SilentStream, StateSpace, TokenMixer, Windowed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -398,5 +398,6 @@ CASES = (
     Case("state space", StateSpace, (2, 3, 4), frozenset({"mixes"})),
     Case("windowed", Windowed, (2, 5, 4)),
     Case("by hand", ByHand, (2, 3, 3), frozenset({"router"})),
+    Case("silent stream", SilentStream, (2, 5, 3)),
     Case("causal", Causal, (3, 2, 9), own_layers=(CausalConv1d,)),
 )

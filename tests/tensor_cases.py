@@ -137,3 +137,21 @@ class ByHand(nn.Module):
         x = x + torch.einsum("nti,eio,nte->nto", x, self.experts, gates)
         x = x + self.second(torch.tanh(x))
         return self.head(x).sum(1) + F.conv1d(x.transpose(1, 2), self.kernel).sum((1, 2))[:, None]
+
+
+class SilentStream(nn.Module):
+    """A stream that RMS norms read: new channels start as zeros, also in the positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.positions = nn.Linear(3, 8), nn.Parameter(torch.randn(5, 8))
+        self.norm, self.last = nn.RMSNorm(8), nn.RMSNorm(8)
+        self.gamma, self.mix = nn.Parameter(torch.rand(8)), nn.Linear(8, 8)
+        self.router = nn.Parameter(torch.randn(2, 8))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.positions
+        y = self.norm(x)
+        x = x + self.gamma * self.mix(y) * F.linear(y, self.router).sigmoid().sum(-1, keepdim=True)
+        return self.head(self.last(x))

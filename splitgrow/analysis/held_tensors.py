@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
-from splitgrow.analysis.channels.channel_axes import Axis, constant
+from splitgrow.analysis.channels.channel_axes import Axis, Size, constant
 from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.ops import Op, Shaped, facts_of
 from splitgrow.analysis.ops.facts import Arithmetic, Values
 from splitgrow.analysis.ops.op import Origin, shaped_in
-from splitgrow.analysis.trace import Step, refs_in
+from splitgrow.analysis.trace import Step, mapped, refs_in
 from splitgrow.layers.tensor_holder import SplitTensor, blocks_path, holder_class, made_here
 from splitgrow.layers.types import TensorBlock, TensorUse
 
@@ -235,9 +235,17 @@ def _turned(op: Op) -> list[int] | None:
     probe = torch.empty([2] * len(op.args[0].axes), device="meta")
     found = getattr(probe, str(name))
     if callable(found):
-        found = found(*op.args[1:], **{k: v for k, v in op.kwargs.items() if k != "input"})
+        args, kwargs = mapped(op.args[1:], _number), mapped(dict(op.kwargs), _number)
+        try:
+            found = found(*args, **kwargs)
+        except (TypeError, RuntimeError):  # it tells dimensions by their names
+            return None
     strides = probe.stride()
     return [strides.index(stride) for stride in found.stride()]
+
+
+def _number(leaf: Any) -> Any:
+    return leaf.value if isinstance(leaf, Size) else leaf
 
 
 def _with_origin(op: Op, result: Any, *, kept: bool) -> Any:

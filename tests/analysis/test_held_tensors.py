@@ -1,4 +1,4 @@
-"""Which parameters and buffers of modules grow along channels, along which dimension, and why not."""
+"""Which parameters and buffers of modules grow along channels, and why others do not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_equal, largest_difference, randomise_new_blocks
+from tensor_cases import SilentStream
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -155,29 +156,6 @@ class Outer(nn.Module):
         return self.one(x)[:, :, None] * self.two(x)[:, None] * self.own
 
 
-REFUSED: dict[str, tuple[Any, str]] = {
-    "under two names": (lambda: _shared(), "which is also"),
-    "written into": (lambda: made(written, buffer=True), "into which forward writes"),
-    "written into by a view": (
-        lambda: made(written_through_a_view, buffer=True),
-        "into which forward writes",
-    ),
-    "replaced": (lambda: made(replaced, buffer=True), "which forward replaces"),
-    "reached otherwise": (lambda: _in_a_list(), "otherwise than by its module's attribute"),
-    "parametrized": (lambda: _parametrized(), "`parametrizations.own.original`"),
-    "in a plain attribute": (
-        lambda: made(lambda m, h: h + m.plain, plain=torch.rand(4).double()),
-        "the tensor `plain`, which does not grow",
-    ),
-    "in a container": (lambda: _sequential(), "beside the layers that it goes through"),
-    "summed over and used otherwise": (lambda: made(used_otherwise, 4, 4), "also used otherwise"),
-    "a buffer that is summed over": (
-        lambda: made(lambda m, h: F.linear(h, m.own), 4, 4, buffer=True),
-        "sums over it",
-    ),
-}
-
-
 def _shared() -> Any:
     model = made(shared)
     model.other = model.own
@@ -211,6 +189,29 @@ def _sequential() -> Any:
     model.between = lambda m, h: m.scaled(h)
     model.scaled = _Scaled().double()
     return model
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "under two names": (_shared, "which is also"),
+    "written into": (lambda: made(written, buffer=True), "into which forward writes"),
+    "written into by a view": (
+        lambda: made(written_through_a_view, buffer=True),
+        "into which forward writes",
+    ),
+    "replaced": (lambda: made(replaced, buffer=True), "which forward replaces"),
+    "reached otherwise": (_in_a_list, "otherwise than by its module's attribute"),
+    "parametrized": (_parametrized, "`parametrizations.own.original`"),
+    "in a plain attribute": (
+        lambda: made(lambda m, h: h + m.plain, plain=torch.rand(4).double()),
+        "the tensor `plain`, which does not grow",
+    ),
+    "in a container": (_sequential, "beside the layers that it goes through"),
+    "summed over and used otherwise": (lambda: made(used_otherwise, 4, 4), "also used otherwise"),
+    "a buffer that is summed over": (
+        lambda: made(lambda m, h: F.linear(h, m.own), 4, 4, buffer=True),
+        "sums over it",
+    ),
+}
 
 
 @pytest.mark.parametrize(("make", "why"), REFUSED.values(), ids=REFUSED)
@@ -251,3 +252,22 @@ def test_a_tensor_that_does_not_grow_stays_what_it_is() -> None:
     model.expand_layer("one", 1)
     assert isinstance(model.alone, nn.Parameter)
     assert "alone" in dict(model.named_parameters())
+
+
+def test_a_silent_stream_has_zeros_in_what_is_added_and_not_in_what_multiplies() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 3).double()
+    model: Any = splitgrow.growable(SilentStream().double(), x)
+    before = model(x).detach()
+    model.expand_layer("embed", 4)
+    assert_equal(model(x), before)
+    assert not model.positions_blocks[1].value.any()
+    assert model.gamma_blocks[1].value.all()
+    assert model.router_blocks[1].value.all()
+    optimizer = torch.optim.SGD(model.generation_parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+    learned = [p.grad for p in model.generation_parameters() if p.grad is not None]
+    assert all(gradient.any() for gradient in learned)

@@ -36,7 +36,7 @@ def test_it_answers_with_the_whole_tensor(model: Any) -> None:
     assert torch.equal(affine.scale, torch.cat(blocks, 1))
     assert hasattr(affine, "scale")
     assert not hasattr(affine, "no_such_tensor")
-    assert model.gammas[1].shape == model.named["slope"].shape + (1, 1)
+    assert model.gammas[1].shape == (*model.named["slope"].shape, 1, 1)
 
 
 def test_it_is_of_the_users_class(model: Any) -> None:

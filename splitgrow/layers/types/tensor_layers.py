@@ -104,8 +104,6 @@ class _Tensor(LayerType):
         device = torch.device(options.get("device", old.device))
         if device.type == "meta" or old.is_meta:
             value = old.new_empty(shape, device=device)
-        elif options.get("bias") is False:  # a helper: new channels must not count yet
-            value = old.new_zeros(shape, device=device)
         else:
             value = first_values(old, shape, use.role).to(device)
         if isinstance(module.value, nn.Parameter):
