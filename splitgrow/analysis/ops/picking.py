@@ -277,5 +277,8 @@ def _sliced(op: Op, axis: Axis, item: slice) -> Axis:
     bounds = []
     for bound, default in ((item.start, Size(0)), (item.stop, whole)):
         size = default if bound is None else as_size(bound)
+        if size.value < -whole.value:
+            op.fix(axis, "takes the last so many positions, which are all of them until it grows")
+            size = Size(0)
         bounds.append(whole + size if size.value < 0 else size)
     return stretch(op, axis, *bounds)
