@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ RESULTS = {
 }
 
 _HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "encoder_attention_heads")
+_UNCALLED = "forward does not call it"
 _TOKENS = 4
 _UNITS = 3
 """Units that a layer gains: one alone may lie behind a ReLU that no input opens."""
@@ -69,13 +70,14 @@ def roles_of(subject: Subject, prepared: Prepared, tolerance: float) -> dict[str
         prepared: The plain model, in real values.
         tolerance: The difference that counts as rounding.
     """
-    names = layers_by_role(prepared.model)
     text = generated(prepared.model, prepared.inputs)
     try:
         model = splitgrow.growable(prepared.model, prepared.inputs)
     except splitgrow.SplitGrowError as error:
         return {role: asdict(Role("no", reason=described(error))) for role in ROLES}
     layers = {layer.name: layer for layer in splitgrow.handle(model).layers}
+    called = [name for name, layer in layers.items() if _UNCALLED not in layer.reason]
+    names = layers_by_role(model, called)
     chosen = {role: [layers[name] for name in names[role] if name in layers] for role in names}
     # A layer in an attention whose units are single channels holds no heads, such as a latent's.
     chosen["heads"] = [layer for layer in chosen["heads"] if layer.step != 1]
@@ -212,15 +214,19 @@ def _gap(one: Tensor, other: Tensor) -> float:
 # -- finding the layers ---------------------------------------------------------------------------
 
 
-def layers_by_role(model: Any) -> dict[str, list[str]]:
-    """The names of a plain model's layers by role, found by widths and by owners.
+def layers_by_role(model: Any, called: Sequence[str]) -> dict[str, list[str]]:
+    """The names of an ungrown model's layers by role, found by widths and by owners.
 
     A feed-forward part is a layer that leaves the stream's width and one behind it in the same
     block that reads it, or one of its halves, and comes back to that width. The layers of an
     attention but its last one make heads.
+
+    Args:
+        model: A model of transformers.
+        called: The layers that it calls, in that order.
     """
     modules = dict(model.named_modules())
-    dense = {name: module for name, module in modules.items() if _sizes(module) is not None}
+    dense = {name: modules[name] for name in called if _sizes(modules[name]) is not None}
     attentions = _attentions(modules)
     inside = {name for owner in attentions for name in dense if name.startswith(f"{owner}.")}
     final = _final(model, modules, dense)
@@ -290,9 +296,12 @@ def _hidden(dense: Named) -> list[str]:
 
 
 def _are_near(one: str, other: str) -> bool:
-    """Whether two layers are in the same block: of one module, or of two neighbours in one."""
-    ours, theirs = one.split("."), other.split(".")
-    return ours[:-1] == theirs[:-1] or ours[:-2] == theirs[:-2]
+    """Whether two layers are in the same block: of one module, or of two parts of one."""
+    (*ours, _), (*theirs, _) = one.split("."), other.split(".")
+    if ours == theirs:
+        return True
+    in_a_list = ours[-1:] and theirs[-1:] and ours[-1].isdigit() and theirs[-1].isdigit()
+    return not in_a_list and ours[:-1] == theirs[:-1]
 
 
 def _patches(model: Any, dense: Named) -> list[str]:
@@ -306,8 +315,4 @@ def _final(model: Any, modules: Named, dense: Named) -> list[str]:
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is not None:
         return [name for name, module in modules.items() if module is output][:1]
-    return list(dense)[-1:] if _labels(model) else []
-
-
-def _labels(model: Any) -> bool:
-    return "For" in type(model).__name__
+    return list(dense)[-1:] if "For" in type(model).__name__ else []

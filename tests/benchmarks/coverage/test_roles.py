@@ -69,7 +69,8 @@ def subject() -> Subject:
 
 
 def test_layers_are_found_by_their_roles() -> None:
-    assert layers_by_role(TextForLabels()) == {
+    model = splitgrow.growable(TextForLabels().eval(), torch.randint(11, (2, 5)))
+    assert layers_by_role(model, [layer.name for layer in splitgrow.handle(model).layers]) == {
         "MLP": ["up"],
         "heads": ["attention.query", "attention.key", "attention.value"],
         "stream": ["words"],
