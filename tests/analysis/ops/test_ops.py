@@ -91,6 +91,11 @@ def moved_in_space(x: Tensor) -> Tensor:
     return torch.bmm(x.flatten(2), moves.sin())
 
 
+def turned(x: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.unflatten(-1, (2, 2)))
+    return torch.view_as_real(pairs * pairs.conj().exp()).flatten(-2)
+
+
 def keep_a_dim(x: Tensor) -> Tensor:
     return x - x.mean(dim=(2, 3), keepdim=True) / (x.std(dim=(2, 3), keepdim=True) + 1)
 
@@ -156,6 +161,7 @@ KEEPING: dict[str, Op] = {
     "none index": lambda x: x[:, :, None],
     "slices of space": lambda x: x[..., 1:3, ::2],
     "a window longer than space": lambda x: x[:, :, -9:, -9:9],
+    "complex and back": turned,
     "one row": lambda x: x[:, :, 0],
     "select": lambda x: x.select(2, 1),
     "narrow space": lambda x: x.narrow(3, 1, 2),
