@@ -110,6 +110,68 @@ class GroupedQueries(nn.Module):
         return self.head(x + self.down(F.silu(self.gate(x)) * self.up(x).tanh()))
 
 
+class OneKeyAttention(nn.Module):
+    """Queries of several heads and one key and value, by one Linear: heads + 2 of one width."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.n_rep = heads, head_dim, heads
+        self.qkv = nn.Linear(dim, (heads + 2) * head_dim)
+        self.out = nn.Linear(heads * head_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).view(batch, tokens, self.num_heads + 2, self.head_dim)
+        q, k, v = qkv[..., :-2, :], qkv[..., [-2], :], qkv[..., [-1], :]
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        y = F.scaled_dot_product_attention(q, repeated(k, self.n_rep), self.repeat(v))
+        return self.out(y.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim))
+
+    def repeat(self, v: Tensor) -> Tensor:
+        return v.repeat_interleave(self.n_rep, dim=1)
+
+
+class SplitAttention(nn.Module):
+    """Queries, values and keys in two shares of a Linear, cut by products and quotients."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = heads, head_dim
+        self.n_head, self.split_size = heads, heads * head_dim
+        self.qvk = nn.Linear(dim, 3 * heads * head_dim)
+        self.mixed = nn.Linear(dim, 3 * heads * head_dim)
+        self.out = nn.Linear(2 * heads * head_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.mixed(x).split(self.split_size, dim=2)
+        one = F.scaled_dot_product_attention(*map(self.heads_of, parts))
+        local = self.head_dim * self.num_heads // 2
+        shares = self.qvk(x).reshape(*x.shape[:2], 2, -1).split(local, dim=-1)
+        shape = (*x.shape[:2], -1, self.head_dim)
+        q, v, k = (share.reshape(shape).transpose(1, 2) for share in shares)
+        other = F.scaled_dot_product_attention(q, k, v)
+        y = torch.cat([one, other], 1).transpose(1, 2)
+        return self.out(y.flatten(2))
+
+    def heads_of(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:-1], self.n_head, x.shape[-1] // self.n_head)
+        return x.view(shape).transpose(1, 2)
+
+
+class FusedHeads(nn.Module):
+    """Attentions whose one Linear is cut in other ways than into three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, 6), nn.Linear(6, 4)
+        self.one_key, self.split = OneKeyAttention(6, 4, 3), SplitAttention(6, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).tanh()
+        x = x + self.one_key(x)
+        return self.head(x + self.split(x))
+
+
 class Tokens(nn.Module):
     """Words and their positions, looked up in tables that grow in width."""
 

@@ -25,6 +25,7 @@ from benchmarks.coverage.preparing import (
     prepare,
     rounding_moves,
 )
+from benchmarks.coverage.roles import roles_of
 from benchmarks.coverage.values import ids_of, randomise, soften
 from splitgrow.errors import SplitGrowError, TraceError
 
@@ -57,6 +58,9 @@ def check(subject: Subject, tell: Tell | None = None) -> Findings:
             prepared = prepare(subject, found)
             with defaulting_to(prepared.dtype or torch.get_default_dtype()):
                 _examine(subject, prepared, found, enter)
+            if subject.roles and prepared.dtype is not None:
+                enter("roles", found)
+                _look_at_roles(subject, found)
             found.conclude(*verdict(found))
         except Exception as error:  # noqa: BLE001  what goes wrong is what is looked for
             found.conclude(*_failure(step, error))
@@ -105,6 +109,12 @@ def _examine(subject: Subject, prepared: Prepared, found: Findings, enter: Tell)
     if prepared.dtype is not None:
         enter("fuse", found)
         _compare_fused(subject, prepared, found, now)
+
+
+def _look_at_roles(subject: Subject, found: Findings) -> None:
+    again = prepare(subject, Findings(subject.name))
+    with _timed(found, "roles"), defaulting_to(again.dtype or torch.get_default_dtype()):
+        found.roles = roles_of(subject, again, found.tolerance)
 
 
 def _allow_rounding(

@@ -53,6 +53,7 @@ class Findings:
         fuse: "ok", or why the model can only be merged.
         seconds: How long each step took.
         notes: What else there is to know.
+        roles: For each role of its layers whether it grows; see `roles.Role`.
         peer: What torch-pruning makes of the same model.
         status: One of `STATUSES`.
         reason: Why it is not verified.
@@ -73,6 +74,7 @@ class Findings:
     fuse: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    roles: dict[str, dict[str, Any]] = field(default_factory=dict)
     peer: dict[str, Any] = field(default_factory=dict)
     status: str = ""
     reason: str = ""

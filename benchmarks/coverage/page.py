@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.coverage.catalogues import LIBRARIES
 from benchmarks.coverage.findings import STATUSES
 from benchmarks.coverage.results import DONE, FOLDER, Results
+from benchmarks.coverage.roles import RESULTS, ROLES
 from benchmarks.coverage.summary import (
     Record,
     by_reason,
@@ -16,6 +17,7 @@ from benchmarks.coverage.summary import (
     merge_only,
     peer_statuses,
     reasons_for_fixed_layers,
+    reasons_of_role,
     remarks,
     share_of_layers,
     statuses,
@@ -58,10 +60,19 @@ their number is the same.
 
 torch-pruning 1.6.1 is asked for less, on the same models and inputs: to build its dependency graph
 and to give one group of channels to prune, of the first layer for which it finds one within 10
-seconds. The pruned model is not run.
+seconds, or half a second in a model of under a million parameters. The pruned model is not run.
 
 | status | meaning |
 |---|---|
+"""
+
+ROLES_INTRODUCTION = """\
+One model of each family, with small random weights. The layers of each role grow by themselves, in
+a copy. "MLP" are the hidden units of feed-forward parts, "heads" whole attention heads, "stream"
+the width of the embedding or of the first patches, "vocabulary" the embedding's rows, and "head"
+the rows of the last layer. The laws above are checked; for models that write text, also greedy
+text of four tokens, with a cache and without, before and after growth and merging.
+
 """
 
 
@@ -85,6 +96,7 @@ def section(results: Results) -> str:
         f"torch {machine['torch']}, splitgrow {machine['splitgrow']}, {machine['cores']} cores, "
         f"{machine['date']}.\n",
         _table(("", "splitgrow", "torch-pruning"), _rows(results, records)),
+        _roles(records),
         _fixed_layers(records),
         _merge_only(records),
         _remarks(records),
@@ -147,6 +159,46 @@ def _fixed_layers(records: list[Record]) -> str:
         return ""
     rows = [(str(count), reason) for reason, count in common]
     return "\n### Why layers are fixed\n\n" + _table(("layers", "reason"), rows)
+
+
+def _roles(records: list[Record]) -> str:
+    """Which roles of the layers of each family grow, and why the others do not."""
+    asked = [record for record in records if record.get("roles")]
+    if not asked:
+        return ""
+    meanings = "".join(f"- **{result}**: {meaning}\n" for result, meaning in RESULTS.items())
+    counts = [(role, *_of_role(asked, role)) for role in ROLES]
+    rows = [
+        (record["family"], *(_cell(record["roles"][role]) for role in ROLES))
+        for record in sorted(asked, key=lambda record: str(record["family"]))
+    ]
+    reasons = [
+        (str(count), role, reason)
+        for role in ROLES
+        for reason, count in reasons_of_role(asked, role).most_common(REASONS)
+    ]
+    return (
+        f"\n### Roles\n\n{ROLES_INTRODUCTION}{meanings}\n"
+        + _table(("role", "families that have it", *RESULTS), counts)
+        + "\n"
+        + _table(("families", "role", "commonest reason in a family"), reasons)
+        + "\n"
+        + _table(("family", *ROLES), rows)
+    )
+
+
+def _of_role(records: list[Record], role: str) -> tuple[str, ...]:
+    results = [record["roles"][role]["result"] for record in records]
+    there = len(results) - results.count("none")
+    return (str(there), *(str(results.count(result)) for result in RESULTS))
+
+
+def _cell(found: Record) -> str:
+    """The result, with the number of layers where only some grow."""
+    if found["result"] == "none":
+        return ""
+    part = f" ({found['can']} of {found['there']})" if found["result"] == "part" else ""
+    return f"{found['result']}{part}"
 
 
 def _merge_only(records: list[Record]) -> str:

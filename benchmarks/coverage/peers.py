@@ -22,8 +22,11 @@ from benchmarks.coverage.findings import Findings, described
 from benchmarks.coverage.outputs import tensors_of
 from benchmarks.coverage.preparing import REAL_AT_MOST, build, defaulting_to, feed
 
-LAYER_SECONDS = 10
+LAYER_SECONDS = 10.0
 """How long it may look for the group of one layer; then the next layer is tried."""
+TINY = 1_000_000
+"""In models with fewer parameters, where a search takes milliseconds or does not end, less."""
+TINY_SECONDS = 0.5
 
 
 def ask_peer(subject: Subject, found: Findings) -> dict[str, Any]:
@@ -83,11 +86,12 @@ def _find_group(graph: Any, model: nn.Module, result: dict[str, Any]) -> str:
     """Why no layer can be pruned; empty if one can. Counts the layers before it in the result."""
     reason = "no convolution or linear layer in its graph"
     result["passed over"] = 0
+    tiny = sum(parameter.numel() for parameter in model.parameters()) < TINY
     for module in model.modules():
         if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):  # noqa: SLF001
             continue
         try:
-            with _at_most(LAYER_SECONDS):
+            with _at_most(TINY_SECONDS if tiny else LAYER_SECONDS):
                 pruner = graph.get_pruner_of_module(module)
                 group = graph.get_pruning_group(module, pruner.prune_out_channels, idxs=[0])
                 if graph.check_pruning_group(group):
@@ -100,16 +104,16 @@ def _find_group(graph: Any, model: nn.Module, result: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _at_most(seconds: int) -> Iterator[None]:
+def _at_most(seconds: float) -> Iterator[None]:
     """Ends what runs inside with a TimeoutError when it takes too long."""
 
     def stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
         raise TimeoutError(f"no group of channels within {seconds} s")
 
     old = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)

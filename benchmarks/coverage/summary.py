@@ -94,6 +94,12 @@ def reasons_for_fixed_layers(records: Iterable[Record]) -> Counter[str]:
     return counts
 
 
+def reasons_of_role(records: Iterable[Record], role: str) -> Counter[str]:
+    """The families in which layers of a role cannot grow, by the commonest reason in each."""
+    found = [record["roles"][role] for record in records]
+    return Counter(general(one["reason"]) for one in found if one["reason"])
+
+
 def by_reason(records: Iterable[Record], status: str) -> dict[str, list[str]]:
     """The models of a status, by reason, the commonest first."""
     found: dict[str, list[str]] = {}

@@ -266,7 +266,7 @@ class _Analysis(Sources):
             for axis in leaf.axes:
                 self.groups.fix(
                     self.groups.resolve(axis)[:-1],
-                    "it lies before other channels of the model's output, which would move",
+                    "it lies before other channels of an output (of a cache: set use_cache=False)",
                 )
 
     def _layer(self, op: Op, name: str, entry: LayerType) -> Any:

@@ -52,13 +52,17 @@ def best_of(follow: Callable[[Mapping[str, int]], F]) -> F:
 def other_ways(
     choices: Sequence[Choice], made: Mapping[str, int], groups: Groups
 ) -> Iterator[dict[str, int]]:
-    """Other choices that might let more layers grow than those that were made."""
+    """Other choices that might let more layers grow than those that were made.
+
+    Those that were made do not where their number cannot grow, or where it measures nothing.
+    """
     rests = {choice.place: choice.rest for choice in choices if choice.rest is not None}
     if rests:
         yield {**made, **rests}
     counts: dict[str, int] = {}
     for choice in choices:
-        if not groups.can_grow(choice.taken):
+        taken = choice.taken
+        if not groups.can_grow(taken) or groups.is_free(groups.size(taken)):
             counts[choice.place] = max(choice.count, counts.get(choice.place, 0))
     steps = range(1, max(counts.values(), default=0))
     for places in (list(counts), *([place] for place in counts)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import warnings
@@ -71,6 +72,13 @@ def keep_modes_(undo: Undo) -> None:
     undo.on_failure(partial(torch.set_grad_enabled, torch.is_grad_enabled()))
     for modes in (_get_current_function_mode_stack, _get_current_dispatch_mode_stack):
         undo.on_failure(partial(_leave_modes, modes, modes()))
+
+
+def silence_(logger: str, undo: Undo) -> None:
+    """Silences a logger until `undo` restores it."""
+    found = logging.getLogger(logger)
+    undo.on_failure(partial(setattr, found, "disabled", found.disabled))
+    found.disabled = True
 
 
 def ignore_warnings_(beginning: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from helpers import assert_equal
 from snapshots import ANALYSIS, unchanged
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from written import Forward, X, laws_hold, reasons, written
 
@@ -417,7 +419,7 @@ def test_outputs_are_found_wherever_they_are(wrap: Callable[[Tensor], Any]) -> N
         return wrap(torch.cat([model.one(x), model.other(x)], dim=-1))
 
     model = splitgrow.growable(written(forward), X)
-    assert "before other channels of the model's output" in reasons(model)["one"]
+    assert "before other channels of an output" in reasons(model)["one"]
     assert not reasons(model)["other"]
 
 
@@ -495,3 +497,32 @@ def called_functionally(model: Any, x: Tensor) -> Tensor:
 def test_a_model_that_uses_torch_func_is_analysed(forward: Forward) -> None:
     model = splitgrow.growable(written(lambda m, x: m.head(forward(m, x))), X)
     assert "head" in laws_hold(model)
+
+
+class Experts(nn.Module):
+    """Multiplies rows in groups, which torch cannot do on tensors without values in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.experts = nn.Parameter(torch.randn(2, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ends = torch.tensor([2, 4], dtype=torch.int32)
+        return self.head(torch._grouped_mm(self.first(x), self.experts, offs=ends))
+
+
+def test_ops_that_need_values_leave_no_errors_in_the_log() -> None:
+    records: list[logging.LogRecord] = []
+    logger, handler = logging.getLogger("torch._subclasses.fake_tensor"), logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        trace = trace_model(Experts(), ExampleCall((torch.randn(4, 4),)), training=False)
+        assert not trace.fake
+        assert not records
+        with pytest.raises(RuntimeError), FakeTensorMode() as mode:  # the control
+            Experts()(mode.from_tensor(torch.randn(4, 4)))
+        assert records
+    finally:
+        logger.removeHandler(handler)

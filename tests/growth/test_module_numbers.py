@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import FusedAttention
+from attention_cases import FusedAttention, FusedHeads
 from helpers import assert_equal, assert_identical, outputs_of, randomise, randomise_new_blocks
 from snapshots import unchanged
 from torch import Tensor, nn
@@ -369,3 +369,23 @@ def test_a_copy_has_numbers_of_its_own(copied: Callable[[Any], Any]) -> None:
     merged: Any = splitgrow.merge(other)
     assert numbers(merged) == (4, 12, 3)
     assert_equal(merged(X), other(X))
+
+
+def test_the_repetitions_of_one_key_follow_the_heads_that_share_it() -> None:
+    x = torch.randn(2, 3, 5, dtype=torch.float64)
+    model = made(FusedHeads, x)
+    before = model(x)
+    model.expand_layer("one_key.qkv", 3)
+    assert (model.one_key.num_heads, model.one_key.n_rep) == (5, 5)
+    assert_equal(model(x), before)
+    model.one_key.n_rep = 4  # the control
+    with pytest.raises(RuntimeError):
+        model(x)
+
+
+def test_a_number_of_which_forward_takes_a_share_grows_in_whole_shares() -> None:
+    model = made(FusedHeads, torch.randn(2, 3, 5, dtype=torch.float64))
+    model.expand_layer("split.qvk", 18)
+    assert model.split.num_heads == 6
+    with pytest.raises(ValueError, match="18"):
+        model.expand_layer("split.qvk", 9)

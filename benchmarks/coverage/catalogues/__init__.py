@@ -28,6 +28,7 @@ class Subject:
         samples: Ways to feed it; the first that runs is taken.
         detects: Whether it answers with boxes, whose number may change.
         tags: What else it is counted as.
+        roles: Whether each role of its layers is grown by itself, too.
     """
 
     library: str
@@ -37,6 +38,7 @@ class Subject:
     samples: tuple[Sample, ...]
     detects: bool = False
     tags: tuple[str, ...] = ()
+    roles: bool = False
 
 
 class Catalogue(Protocol):

@@ -153,8 +153,14 @@ def parts(op: Op, axis: Axis, sizes: Sequence[Any]) -> list[Axis]:
     reason = op.reason("cuts it at a position that is written down")
     found = []
     rest = axis
-    for number in sizes:
-        part, rest = op.groups.cut_at(rest, as_size(number), reason)
+    numbers = [as_size(number) for number in sizes]
+    whole = sum(numbers, Size(0))
+    slope = op.groups.slope(whole)
+    if op.groups.is_free(whole) and set(slope.values()) == {1}:
+        # Such as the width in [part, width - part].
+        op.groups.equate(axis, Size(whole.value, slope), reason)
+    for number in numbers:
+        part, rest = op.groups.cut_at(rest, number, reason)
         found.append(part)
     return [op.groups.resolve(part) for part in found]
 

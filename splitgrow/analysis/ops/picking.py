@@ -75,10 +75,16 @@ def _write(op: Op, target: Shaped, items: Sequence[Any], value: Any) -> None:
 
 
 def _items(op: Op, index: Any) -> list[Any]:
-    """The items in brackets; a list of numbers is the tensor that torch makes of it."""
+    """The items in brackets; a list of numbers is the tensor that torch makes of it.
+
+    A list of one number picks the same as the slice around it.
+    """
     items = list(index) if isinstance(index, tuple) else [index]
+    lists = [item for item in items if isinstance(item, (list, range, Shaped))]
     for number, item in enumerate(items):
-        if isinstance(item, (list, range)):
+        if len(lists) == 1 and isinstance(item, list) and _is_one_number(item):
+            items[number] = slice(item[0], item[0] + 1 or None)
+        elif isinstance(item, (list, range)):
             if any(isinstance(entry, (list, tuple, Shaped)) for entry in item):
                 raise Unknown("picks positions by a list of lists or tensors")
             op.plain(list(item))
@@ -86,6 +92,10 @@ def _items(op: Op, index: Any) -> list[Any]:
         elif isinstance(item, bool):
             raise Unknown("picks all or nothing by a truth value")
     return items
+
+
+def _is_one_number(item: list[Any]) -> bool:
+    return len(item) == 1 and type(item[0]) is int
 
 
 def _interpretations(op: Op, source: Shaped, items: Sequence[Any]) -> Iterator[tuple[bool, ...]]:
@@ -277,5 +287,8 @@ def _sliced(op: Op, axis: Axis, item: slice) -> Axis:
     bounds = []
     for bound, default in ((item.start, Size(0)), (item.stop, whole)):
         size = default if bound is None else as_size(bound)
+        if size.value < -whole.value:
+            op.fix(axis, "takes the last so many positions, which are all of them until it grows")
+            size = Size(0)
         bounds.append(whole + size if size.value < 0 else size)
     return stretch(op, axis, *bounds)

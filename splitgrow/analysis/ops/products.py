@@ -157,6 +157,9 @@ def _repeated(op: Op, tensor: Shaped, heads: Axis) -> Shaped:
     """Keys or values whose heads each serve several neighbouring heads of the queries."""
     own = tensor.axes[-3]
     count = op.groups.length(heads) // op.groups.length(own)
+    if not op.groups.can_grow(own):
+        text = "shares keys among its heads, but keeps no number of these that could follow"
+        op.fix(heads, text)
     return Shaped((*tensor.axes[:-3], scaled(own, count), *tensor.axes[-2:]))
 
 

@@ -131,8 +131,7 @@ def spread(op: Op, tensor: Shaped, sizes: Sequence[Size]) -> Shaped:
 
 def spread_axis(op: Op, axis: Axis, size: Size) -> Axis:
     """The axis of a tensor that is alike along it; its length is a number."""
-    measured = op.groups.slope(size) and not op.groups.is_free(size)
-    wide = op.groups.axis_of(size) if measured else None
+    wide = op.groups.axis_of(size) if op.groups.slope(size) else None
     if wide is None:
         op.groups.fix_size(size, op.reason("makes a tensor of a size taken from the width"))
         return op.given_up([axis], size.value)
@@ -145,22 +144,43 @@ def repeat(op: Op) -> Any:
     """Dimensions laid out several times, one whole copy behind the other."""
     given = op.several(1, "repeats" if op.name == "repeat" else "dims")
     counts = [as_size(number) for number in given]
-    for count in counts:
-        op.plain(count)
     counts = [Size(1)] * (len(op.x.axes) - len(counts)) + counts
     missing = len(counts) - len(op.x.axes)
     axes = (constant(1),) * missing + op.x.axes
-    return Shaped(tuple(axis * count.value for axis, count in zip(axes, counts, strict=True)))
+    pairs = zip(counts, axes, strict=True)
+    return Shaped(tuple(merge(op, (_times(op, count), axis)) for count, axis in pairs))
 
 
-@entry("repeat_interleave", MOVED.but(fresh=True))
+def _times(op: Op, count: Size) -> Axis:
+    """The axis of the repetitions of a dimension; their number may be one that a module holds."""
+    if op.groups.is_free(count):
+        return spread_axis(op, constant(1), count)
+    op.plain(count)
+    return constant(count.value)
+
+
+@entry("repeat_interleave", MOVED.but(fresh=True), follows_sizes=True)
 def repeat_interleave(op: Op) -> Any:
     """Each position of a dimension several times in a row."""
     count, dim = op.argument(1, "repeats"), op.argument(2, "dim")
-    if not isinstance(count, int) or isinstance(count, bool) or dim is None:
+    if not isinstance(count, (int, Size)) or isinstance(count, bool) or dim is None:
         raise Unknown("repeats each position by a number of its own")
     dim = dimension(op, op.x, dim)
-    return with_axis(op.x, dim, scaled(op.x.axes[dim], count))
+    merged = merge(op, (op.x.axes[dim], _times(op, as_size(count))))
+    return with_axis(op.x, dim, merged)
+
+
+@entry("view_as_complex", MOVED)
+def view_as_complex(op: Op) -> Any:
+    """Pairs along the last dimension, one complex number each."""
+    op.fix(op.x.axes[-1], "takes pairs of it as complex numbers")
+    return Shaped(op.x.axes[:-1])
+
+
+@entry("view_as_real", MOVED)
+def view_as_real(op: Op) -> Any:
+    """Complex numbers as pairs along a new last dimension."""
+    return Shaped((*op.x.axes, constant(2)))
 
 
 def _fix_space(op: Op) -> None:
@@ -267,8 +287,13 @@ def merge(op: Op, axes: tuple[Axis, ...]) -> Axis:
         return axes[0]
     growing = [index for index, axis in enumerate(axes) if op.groups.can_grow(axis)]
     if len(growing) > 1:
+        # A number that measures nothing else stays for the sake of a width.
+        measuring = [i for i in growing if not op.groups.is_free(op.groups.size(axes[i]))]
+        one = measuring if len(measuring) == 1 else []
         for index in growing:
-            op.fix(axes[index], "merges it with another dimension that could grow")
+            if index not in one:
+                op.fix(axes[index], "merges it with another dimension that could grow")
+        growing = [index for index in one if op.groups.can_grow(axes[index])]
     if len(growing) != 1:
         return op.given_up(axes, math.prod(op.groups.length(axis) for axis in axes))
     (index,) = growing
@@ -304,9 +329,26 @@ def divide(
     if len(candidates) > 1:
         rest = [i for i, at in enumerate(candidates) if sizes[at].value == -1]
         op.choices.append(Choice(op.place, len(candidates), rest[0] if rest else None, part))
-    if sizes[index].value != -1 and not op.groups.equate(part, sizes[index], reason):
+    if sizes[index].value != -1 and not _equate(op, part, sizes[index], reason):
         _refuse_literal(op, axis, *sizes)
+    part = op.groups.resolve(part)
     return [part if i == index else constant(length) for i, length in enumerate(shape)]
+
+
+def _equate(op: Op, axis: Axis, size: Size, reason: str) -> bool:
+    """Makes the length of an axis follow a number, or a number and a rest, such as heads + 2.
+
+    The rest is taken to lie behind: queries lie before the one key and value that they share.
+    """
+    if op.groups.equate(axis, size, reason):
+        return True
+    slope = op.groups.slope(size)
+    moving = Size(sum(int(rise) * op.groups.width(group) for group, rise in slope.items()), slope)
+    if not 0 < moving.value < size.value == op.groups.length(axis):
+        return False
+    before, rest = op.groups.cut(axis, moving.value, reason)
+    op.groups.fix(rest, reason)
+    return op.groups.equate(before, moving, reason)
 
 
 def _candidates(op: Op, sizes: Sequence[Size]) -> list[int]:

@@ -7,7 +7,7 @@ import operator
 from fractions import Fraction
 from typing import Any
 
-from splitgrow.analysis.channels.channel_axes import Axis, Size, constant
+from splitgrow.analysis.channels.channel_axes import Axis, Run, Size, constant
 from splitgrow.analysis.channels.tracked_int import plain_value
 from splitgrow.analysis.ops.facts import FRESH, UNKNOWN
 from splitgrow.analysis.ops.op import Choice, Op, Shaped, Unknown, as_size
@@ -34,16 +34,55 @@ def _whole(op: Op) -> Size | None:
         return one + other.scaled(Fraction(-1))
     if op.target is operator.mul and op.groups.slope(other):
         one, other = other, one
-    if op.target is operator.floordiv and op.groups.slope(one) and op.groups.is_free(other):
-        each = _share(op, one, other)
-        if each is not None:
+    if op.groups.slope(one) and op.groups.slope(other):
+        if op.target is operator.mul:
+            return _product(op, one, other)
+        each = _quotient(op, one, other) if op.target is operator.floordiv else None
+        if each is not None or not op.groups.is_free(other):
             return each
     elif op.groups.slope(other):
         return None
     try:
-        return _settled(op, one, other).scaled(_factor(op.target, other.value))
+        return _in_steps(op, _settled(op, one, other).scaled(_factor(op.target, other.value)))
     except ArithmeticError:
         return None
+
+
+def _in_steps(op: Op, share: Size) -> Size:
+    """A share of a number that measures nothing yet, which grows in steps that divide evenly."""
+    if not op.groups.is_free(share):
+        return share
+    for group, rise in op.groups.slope(share).items():
+        if op.groups.width(group) % rise.denominator == 0:
+            op.groups.bundle((Run(group, 1),), rise.denominator, op.reason("takes a share of it"))
+    return Size(share.value, op.groups.slope(share))
+
+
+def _quotient(op: Op, whole: Size, count: Size) -> Size | None:
+    """The quotient of two numbers that both move: it stays where they rise in its proportion."""
+    rise = op.groups.slope(count)
+    each, rest = divmod(whole.value, count.value)
+    if not rest and op.groups.slope(whole) == {group: each * r for group, r in rise.items()}:
+        return Size(each)
+    return _share(op, whole, count) if op.groups.is_free(count) else None
+
+
+def _product(op: Op, one: Size, other: Size) -> Size | None:
+    """The product of two numbers that could both move, such as heads and their width: one stays.
+
+    That is one that measures nothing yet. Of two such, the choice that lets more layers grow stays.
+    """
+    if op.groups.is_free(one) and op.groups.is_free(other):
+        if op.preferred.get(op.place, 0) % 2:
+            one, other = other, one
+        axis = op.groups.axis_of(one)
+        if axis is not None:
+            op.choices.append(Choice(op.place, 2, None, axis))
+    elif op.groups.is_free(one):
+        one, other = other, one
+    if not op.groups.is_free(other):
+        return None
+    return _settled(op, one, other).scaled(Fraction(other.value))
 
 
 def _factor(target: Any, number: int) -> Fraction:

@@ -183,7 +183,10 @@ _TIMM = "timm.layers"
 
 for _made in (
     Alike(_CONV, (f"{_TIMM}.conv2d_same.Conv2dSame",)),
-    Same(_LINEAR, (f"{_TIMM}.linear.Linear",)),
+    Same(
+        _LINEAR,
+        (f"{_TIMM}.linear.Linear", "transformers.models.falcon.modeling_falcon.FalconLinear"),
+    ),
     Same(_GROUP_NORM, (f"{_TIMM}.norm.GroupNorm", f"{_TIMM}.norm.GroupNorm1")),
     _WithActivation(_BATCH_NORM, (f"{_TIMM}.norm_act.BatchNormAct2d",)),
     _WithActivation(

@@ -331,11 +331,11 @@ def _plain(target: Any) -> str:
 _WHOLE = "and or xor iand ior ixor ror rxor invert lshift rshift bitwise_and bitwise_or"
 _MAKERS = "rand randperm tensor new_tensor size getattr requires_grad cuda gumbel_softmax"
 _POOLS = "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices"
-_OTHER_NAMES = "idiv rdiv pos"
+_OTHER_NAMES = "idiv rdiv pos view_as_real"
 UNTRIED = {
     *f"{_WHOLE} bitwise_xor bitwise_not {_MAKERS} {_POOLS} {_OTHER_NAMES}".split(),
 }
-"""Ops of whole and of random numbers, of another device, and methods that are others too."""
+"""Ops of whole, random and complex numbers, of another device, and methods that are others too."""
 
 
 @pytest.mark.parametrize(

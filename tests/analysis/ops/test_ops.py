@@ -91,6 +91,11 @@ def moved_in_space(x: Tensor) -> Tensor:
     return torch.bmm(x.flatten(2), moves.sin())
 
 
+def turned(x: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.unflatten(-1, (2, 2)))
+    return torch.view_as_real(pairs * pairs.conj().exp()).flatten(-2)
+
+
 def keep_a_dim(x: Tensor) -> Tensor:
     return x - x.mean(dim=(2, 3), keepdim=True) / (x.std(dim=(2, 3), keepdim=True) + 1)
 
@@ -155,6 +160,8 @@ KEEPING: dict[str, Op] = {
     "unsqueeze": lambda x: x.unsqueeze(2),
     "none index": lambda x: x[:, :, None],
     "slices of space": lambda x: x[..., 1:3, ::2],
+    "a window longer than space": lambda x: x[:, :, -9:, -9:9],
+    "complex and back": turned,
     "one row": lambda x: x[:, :, 0],
     "select": lambda x: x.select(2, 1),
     "narrow space": lambda x: x.narrow(3, 1, 2),
@@ -283,6 +290,7 @@ FIXING: dict[str, tuple[Op, str]] = {
     "literal channels": (lambda x: x.view(-1, 8, 16), "view"),
     "literal slice and rest": (lambda x: torch.cat([x[:, 8 - 2 :], x[:, :6]], 1)[:, :8], "getitem"),
     "slice past the end": (lambda x: x[:, :100], "getitem"),
+    "slice of the last": (lambda x: x[:, -12:], "getitem"),
     "every other channel": (lambda x: x[:, ::2], "getitem"),
     "picked channels": (lambda x: x[:, [0, 2]], "getitem"),
     "one channel": (lambda x: x[:, 7], "getitem"),
@@ -424,7 +432,7 @@ def test_what_lies_before_other_outputs_cannot_grow_and_what_lies_last_can() -> 
     splitgrow.growable(model, x)
     before = model(x)
     first, *others = model.layers
-    assert "before other channels of the model's output" in first.reason
+    assert "before other channels of an output" in first.reason
     for layer in others:
         model.expand_layer(layer.name, 2)
     grown = model(x)
@@ -435,4 +443,4 @@ def test_what_lies_before_other_outputs_cannot_grow_and_what_lies_last_can() -> 
 def test_a_grouped_convolution_that_makes_the_output_cannot_grow() -> None:
     grouped = TwoHeads(nn.Conv2d(4, 6, 1, groups=2))
     model: Any = splitgrow.growable(grouped, torch.randn(2, 3, 4, 4))
-    assert "before other channels of the model's output" in model.layers[2].reason
+    assert "before other channels of an output" in model.layers[2].reason

@@ -42,8 +42,11 @@ def timm(path: str, *args: Any, **options: Any) -> Callable[[], nn.Module]:
     return lambda: taken(f"timm.layers.{path}")(*args, **options)
 
 
+MODELS = "transformers.models"
+
+
 def bit(**options: Any) -> Callable[[], nn.Module]:
-    path = "transformers.models.bit.modeling_bit.WeightStandardizedConv2d"
+    path = f"{MODELS}.bit.modeling_bit.WeightStandardizedConv2d"
     return lambda: taken(path)(8, 6, 3, **options)
 
 
@@ -69,6 +72,9 @@ CONVS: dict[str, Callable[[], nn.Module]] = {
 }
 ROWS: dict[str, Callable[[], nn.Module]] = {
     "timm linear": timm("linear.Linear", 8, 6),
+    "falcon's linear": lambda: taken("transformers.models.falcon.modeling_falcon.FalconLinear")(
+        8, 6
+    ),
     "transposed linear": lambda: taken("transformers.pytorch_utils.Conv1D")(6, 8),
 }
 ALL = {**NORMS, **CONVS, **ROWS}
@@ -179,7 +185,7 @@ def test_4_a_model_that_never_grew_fuses_too(name: str) -> None:
 
 
 def test_a_convolution_that_pads_in_a_module_of_its_own_is_refused() -> None:
-    path = "transformers.models.bit.modeling_bit.WeightStandardizedConv2d"
+    path = f"{MODELS}.bit.modeling_bit.WeightStandardizedConv2d"
     conv = taken(path)(3, 6, 3, stride=2, padding="SAME")
     model: Any = nn.Sequential(conv, nn.Conv2d(6, 4, 1))
     first, second = splitgrow.growable(model, torch.randn(1, 3, 9, 9)).layers
