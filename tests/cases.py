@@ -16,6 +16,14 @@ from attention_cases import (
     Tokens,
     VisionTransformer,
 )
+from recurrent_cases import (
+    BothDirections,
+    OfSeveralLengths,
+    Projected,
+    Steps,
+    Tagger,
+    Translator,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -393,4 +401,10 @@ CASES = (
     Case("shared kernel", OneKernel, (3, 3, 8, 8)),
     Case("shared kernel, 1-d", OneKernelTwice, (4, 2, 9)),
     Case("causal", Causal, (3, 2, 9), own_layers=(CausalConv1d,)),
+    Case("tagger", Tagger, (3, 3, 6)),
+    Case("both directions", BothDirections, (3, 5), vocabulary=11),
+    Case("projected", Projected, (5, 3, 3)),
+    Case("cells", Steps, (3, 4, 3), traceable=False),
+    Case("translator", Translator, (3, 5), vocabulary=11),
+    Case("several lengths", OfSeveralLengths, (3, 5, 3), traceable=False),
 )

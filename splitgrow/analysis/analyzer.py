@@ -14,8 +14,9 @@ from typing import Any
 from torch import nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, HeldNumber, LayerNode
-from splitgrow.analysis.channels.channel_axes import Axis, Size, constant, scaled
+from splitgrow.analysis.channels.channel_axes import Axis, constant, scaled
 from splitgrow.analysis.channels.width_remainders import Remainders
+from splitgrow.analysis.layer_calls import LayerNumbers, follow_call
 from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.number_choices import best_of
 from splitgrow.analysis.ops import Op, Shaped, result_of
@@ -151,6 +152,7 @@ class _Analysis:
         self.refusals = refusals(self.modules)
         self.preferred = dict(preferred or {})
         self.choices: list[Choice] = []
+        self.layer_numbers = LayerNumbers(self.graph, self.modules, self.refusals)
         self.zero_channels = ZeroChannels(self.groups)
         self.remainders = Remainders(self.groups)
         self.values: list[list[Any]] = []
@@ -164,7 +166,7 @@ class _Analysis:
     def run(self, runs: Sequence[Trace]) -> _Analysis:
         """Follows the channels through all traces."""
         for trace in runs:
-            self.refusals = {**trace.recorder.strays, **self.refusals}
+            self.refusals.update({**trace.recorder.strays, **self.refusals})
             self.graph.assigned += trace.recorder.assigned
         for trace in runs:
             values: list[Any] = []
@@ -174,6 +176,7 @@ class _Analysis:
                     self.tensors[index] = step.args[0]
                 values.append(self._value(step, values))
             self.values.append(values)
+        self.layer_numbers.settle()
         self.remainders.settle()
         self.graph.silent = self.zero_channels.settle()
         self._add_uncalled()
@@ -253,7 +256,7 @@ class _Analysis:
         if step.target is Source.NUMBER:
             name, key = step.args
             if layer_type_of(stock(self.modules[name])) is not None:
-                return self._number_of_layer(name, key, step)
+                return self.layer_numbers.read(name, key, step)
             if (name, key) not in self.numbers:
                 self.numbers[name, key] = self.groups.new_number(step.example)
             return self.groups.size(self.numbers[name, key])
@@ -271,18 +274,6 @@ class _Analysis:
             return constant_like(step.example, root or subclass_refusal(owner))
         what = f"the tensor `{path}`" if path else "a tensor that is not the model's"
         return constant_like(step.example, f"it is tied to {what}, which does not grow")
-
-    def _number_of_layer(self, name: str, key: str, step: Step) -> Size:
-        """A number that a layer has by its size: known if forward ran the layer before."""
-        node = self.graph.nodes.get(name)
-        if node is not None:
-            for axis, prefix in ((node.ins, "in_"), (node.outs, "")):
-                own = key.startswith(prefix) and "group" not in key
-                if own and self.groups.length(axis) == step.example:
-                    return self.groups.size(axis)
-            self._fix_node(node, f"forward reads its `{key}`, at {step.place}")
-        self.refusals.setdefault(name, f"forward reads its `{key}`, at {step.place}")
-        return Size(step.example)
 
     def _note_direct_use(self, path: str, step: Step) -> None:
         """Refuses a layer whose tensor forward uses outside of the layer's own call."""
@@ -318,18 +309,16 @@ class _Analysis:
     def _layer(self, op: Op, name: str, entry: LayerType) -> Any:
         if not entry.reads_channels:
             return self._source_layer(op, name, entry)
+        signature = entry.signature(op.module)
+        if signature is not None:
+            return follow_call(op, signature, lambda axis: self._node(op, name, entry, axis))
         dim = entry.channel_dim(op.module) if op.module is not None else 0
         if not -len(op.x.axes) <= dim < len(op.x.axes):
             text = "is given a tensor of too few dimensions"
             fix_arguments(op, text)
             return op.constants(text)
         dim %= len(op.x.axes)
-        axis = op.x.axes[dim]
-        if name in self.graph.nodes:
-            node = self.graph.nodes[name]
-            self.groups.tie(node.ins, axis, f"`{name}` reads it and {op.place} reads another")
-        else:
-            node = self._new_node(op, name, entry, axis)
+        node = self._node(op, name, entry, op.x.axes[dim])
         others = op.x.axes[:dim] + op.x.axes[dim + 1 :]
         if entry.mixes:
             for other in others:
@@ -340,6 +329,14 @@ class _Analysis:
             axes = list(op.x.axes)
         axes[dim] = self.groups.resolve(node.outs)
         return Shaped(tuple(axes))
+
+    def _node(self, op: Op, name: str, entry: LayerType, axis: Axis) -> LayerNode:
+        """The node of a layer that reads an axis."""
+        if name not in self.graph.nodes:
+            return self._new_node(op, name, entry, axis)
+        node = self.graph.nodes[name]
+        self.groups.tie(node.ins, axis, f"`{name}` reads it and {op.place} reads another")
+        return node
 
     def _source_layer(self, op: Op, name: str, entry: LayerType) -> Any:
         """A layer that looks its channels up: indices in, channels out."""
@@ -367,6 +364,7 @@ class _Analysis:
         node = self._add(name, self.modules[name], axis, outs)
         if refusal:
             self._fix_node(node, f"`{name}`: {refusal}")
+        self.layer_numbers.met(node)
         return node
 
     def _add(self, name: str, module: nn.Module, ins: Axis, outs: Axis) -> LayerNode:

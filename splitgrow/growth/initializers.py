@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
-from splitgrow.layers.types import TensorAxes, layer_type_of_class
+from splitgrow.layers.types import Along, layer_type_of_class
 from splitgrow.utils.rollback import Undo
 
 
@@ -62,7 +62,7 @@ class Zero(Initializer):
         """Sets the helpers to zero, and units that must be silent."""
         for layer in prepared.layers.values():
             for purpose, block in layer.added.items():
-                quiet_(block, purpose, layer.silent(purpose))
+                quiet_(block, purpose, layer)
 
 
 class Stirred(Zero):
@@ -89,40 +89,40 @@ class Stirred(Zero):
                     tensor.normal_(std=0.3)
 
 
-def quiet_(block: nn.Module, purpose: str, silent: Sequence[bool]) -> None:
+def quiet_(block: nn.Module, purpose: str, prepared: PreparedLayer) -> None:
     """Sets to zero the values that would change the outputs: helpers', and silent units'.
 
     Args:
         block: The block.
         purpose: The block's role: "new" or "helper".
-        silent: For each channel that it adds, whether it must be silent at birth.
+        prepared: The layer that it is added to.
     """
     layer = layer_type_of_class(type(block))
     assert layer is not None, type(block)
-    side = "in" if purpose == "helper" else "out"
+    helper = purpose == "helper"
+    silent = {side: prepared.silent_on(side) for side in ("in", "out")}
     with torch.no_grad():
         for name, axes in layer.tensors(block).items():
             tensor = getattr(block, name)
             if not isinstance(tensor, nn.Parameter):
                 continue
-            if purpose != "helper" and layer.diagonal(block) and name != "bias":
+            if not helper and layer.diagonal(block) and name != "bias":
                 continue  # it maps zeros to zeros with any weight
-            _zero_channels(tensor, axes, side, [flag == (purpose != "helper") for flag in silent])
+            for dim, along in axes.items():
+                if along.reads == helper:
+                    chosen = [flag != helper for flag in silent[along.side]]
+                    _zero_channels(tensor, dim, along, chosen)
 
 
-def _zero_channels(
-    tensor: nn.Parameter, axes: TensorAxes, side: str, chosen: Sequence[bool]
-) -> None:
+def _zero_channels(tensor: nn.Parameter, dim: int, along: Along, chosen: Sequence[bool]) -> None:
     """Sets the slices of the chosen channels to zero in a tensor."""
     if all(chosen):
         tensor.zero_()
-        return
-    for dim, along in axes.items():
-        if along.side == side and any(chosen):
-            mask = torch.tensor(chosen, device=tensor.device)
-            # The tensor has one of several equal sections, for all of them.
-            section = mask.reshape(along.sections, -1).any(0)
-            tensor.index_fill_(dim, section.nonzero().flatten(), 0)
+    elif any(chosen):
+        mask = torch.tensor(chosen, device=tensor.device)
+        # The tensor has one of several equal sections, for all of them.
+        section = mask.reshape(along.sections, -1).any(0).repeat(along.copies)
+        tensor.index_fill_(dim, section.nonzero().flatten(), 0)
 
 
 _INITIALIZERS: dict[str, Initializer] = {each.name: each for each in (Zero(),)}
@@ -284,4 +284,4 @@ def quiet_added_(layers: Mapping[str, PreparedLayer], undo: Undo) -> None:
         for purpose, block in layer.added.items():
             for parameter in block.parameters():
                 undo.on_failure(partial(_put_back, parameter, parameter.detach().clone()))
-            quiet_(block, purpose, layer.silent(purpose))
+            quiet_(block, purpose, layer)

@@ -58,7 +58,7 @@ class PreparedLayer:
         """
         if self.layer_type.diagonal(self.original):
             return None
-        dims = (dim for dim, along in self.tensors[key].items() if along.side == "in")
+        dims = (dim for dim, along in self.tensors[key].items() if along.reads)
         return next(dims, None)
 
     @property
@@ -79,7 +79,15 @@ class PreparedLayer:
 
     def silent(self, block: str) -> list[bool]:
         """For each channel that a block adds, whether it is zero until it learns."""
-        return silent_channels(self.change, block)
+        return self.silent_on("in" if block == "helper" else "out")
+
+    def silent_on(self, side: str) -> list[bool]:
+        """For each channel that the edit adds on a side, whether it is zero until it learns."""
+        change = self.change
+        insertions = change.ins if side == "in" else change.outs
+        silent = change.silent_ins if side == "in" else change.silent_outs
+        pairs = zip(insertions, silent, strict=True)
+        return [flag for (_, count), flag in pairs for _ in range(count)]
 
     def value(self, key: str) -> Tensor | None:
         """One of the tensors of the plain layer that this one becomes, as a separate tensor."""
@@ -163,14 +171,6 @@ def _is_frozen(layer: PreparedLayer) -> bool:
     return any(map(held, blocks)) or not all(
         parameter.requires_grad for block in layer.existing for parameter in block.parameters()
     )
-
-
-def silent_channels(change: LayerChange, kind: str) -> list[bool]:
-    """For each channel that a block adds, whether it is zero until it learns."""
-    insertions = change.ins if kind == "helper" else change.outs
-    silent = change.silent_ins if kind == "helper" else change.silent_outs
-    pairs = zip(insertions, silent, strict=True)
-    return [flag for (_, count), flag in pairs for _ in range(count)]
 
 
 def prepare(

@@ -1,11 +1,13 @@
 """The layer types that can grow, and how to teach splitgrow others."""
 
-from splitgrow.layers.types import library_layers, torch_layers
+from splitgrow.layers.types import library_layers, recurrent_layers, torch_layers
 from splitgrow.layers.types.layer_type import (
     Along,
     LayerType,
     Merging,
+    Nested,
     Norm,
+    Signature,
     Stock,
     TensorAxes,
 )
@@ -26,7 +28,9 @@ __all__ = [
     "Along",
     "LayerType",
     "Merging",
+    "Nested",
     "Norm",
+    "Signature",
     "Stock",
     "TensorAxes",
     "computes_as",
@@ -34,6 +38,7 @@ __all__ = [
     "layer_type_of",
     "layer_type_of_class",
     "library_layers",
+    "recurrent_layers",
     "register_layer",
     "sized_layers",
     "torch_layers",

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakSet
 
 from torch import nn
 
 from splitgrow.errors import StructureChangedError, UnsupportedLayerError
 from splitgrow.layers.kernels import Kernel
-from splitgrow.layers.types.layer_type import LayerType, Merging, Norm, Stock, TensorAxes
+from splitgrow.layers.types.layer_type import (
+    LayerType,
+    Merging,
+    Norm,
+    Signature,
+    Stock,
+    TensorAxes,
+)
 from splitgrow.layers.types.registry import (
     FOUND,
     LAYER_TYPES,
@@ -34,7 +41,7 @@ def layer_type_of(module: Stock) -> LayerType | None:
         >>> conv = nn.Conv2d(3, 8, 3)
         >>> layer_type_of(conv).sizes(conv)
         (3, 8)
-        >>> layer_type_of(nn.LSTM(3, 8)) is None
+        >>> layer_type_of(nn.ReLU()) is None
         True
     """
     found = layer_type_of_class(type(module))
@@ -127,6 +134,26 @@ class Alike(LayerType):
         """As its base has it."""
         return self.base.bundle(module)
 
+    def diagonal(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.diagonal(module)
+
+    def side_of(self, module: Stock, number: str) -> Literal["in", "out", ""] | None:
+        """As its base has it."""
+        return self.base.side_of(module, number)
+
+    def input_of(self, x: Any) -> Any:
+        """As its base has it."""
+        return self.base.input_of(x)
+
+    def signature(self, module: Stock) -> Signature | None:
+        """As its base has it."""
+        return self.base.signature(module)
+
+    def answers(self, layer: Any) -> Mapping[str, Callable[[], Any]]:
+        """As its base has it."""
+        return self.base.answers(layer)
+
     def covers(self, module: Stock) -> bool:
         """As its base has it."""
         return self.base.covers(module)
@@ -156,6 +183,12 @@ class Same(Alike):
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """As its base has it."""
         return self.base.output_shape(module, shape)
+
+    def result_shapes(
+        self, module: Stock, shape: tuple[int, ...], states: Sequence[tuple[int, ...]]
+    ) -> list[tuple[int, ...]] | None:
+        """As its base has it."""
+        return self.base.result_shapes(module, shape, states)
 
     def kernel(self, module: Stock) -> Kernel | None:
         """As its base has it."""

@@ -273,7 +273,7 @@ class _Coupled(Merging):
     the old width).
     """
 
-    couples = True
+    couples = joint = True
 
     def merged(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         return self.build(module, sizes, merged=True, **options)
