@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 import torch
@@ -160,6 +161,9 @@ def _run(
     # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
     ignore_warnings_("The .grad attribute of a Tensor that is not")
     torch.set_grad_enabled(False)
+    # Autocast would keep weights cast to fake tensors, and use them in later runs.
+    undo.on_failure(partial(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled()))
+    torch.set_autocast_cache_enabled(False)
     modules = list(model.named_modules())
     for _, module in modules:
         set_mode_(module, training=training)

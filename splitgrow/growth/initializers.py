@@ -100,7 +100,7 @@ def quiet_(block: nn.Module, purpose: str, prepared: PreparedLayer) -> None:
     layer = layer_type_of_class(type(block))
     assert layer is not None, type(block)
     helper = purpose == "helper"
-    silent = {side: prepared.silent_on(side) for side in ("in", "out")}
+    chosen = {s: [flag != helper for flag in prepared.silent_on(s)] for s in ("in", "out")}
     with torch.no_grad():
         for name, axes in layer.tensors(block).items():
             tensor = getattr(block, name)
@@ -108,17 +108,19 @@ def quiet_(block: nn.Module, purpose: str, prepared: PreparedLayer) -> None:
                 continue
             if not helper and layer.diagonal(block) and name != "bias":
                 continue  # it maps zeros to zeros with any weight
-            for dim, along in axes.items():
-                if along.reads == helper:
-                    chosen = [flag != helper for flag in silent[along.side]]
-                    _zero_channels(tensor, dim, along, chosen)
+            added = {dim: along for dim, along in axes.items() if along.reads == helper}
+            # A helper may have the form of a depthwise convolution, whose weight has no such one.
+            sides = {along.side for along in added.values()} or {"in" if helper else "out"}
+            if all(all(chosen[side]) for side in sides):
+                tensor.zero_()
+                continue
+            for dim, along in added.items():
+                _zero_channels(tensor, dim, along, chosen[along.side])
 
 
 def _zero_channels(tensor: nn.Parameter, dim: int, along: Along, chosen: Sequence[bool]) -> None:
     """Sets the slices of the chosen channels to zero in a tensor."""
-    if all(chosen):
-        tensor.zero_()
-    elif any(chosen):
+    if any(chosen):
         mask = torch.tensor(chosen, device=tensor.device)
         # The tensor has one of several equal sections, for all of them.
         section = mask.reshape(along.sections, -1).any(0).repeat(along.copies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,6 +73,9 @@ class Runner:
         entry, original = composition.layer_type, composition.original
         self._channel_dim = entry.channel_dim(original) if entry.reads_channels else None
         self._input_of = entry.input_of
+        self._uncompiled: Callable[..., Tensor] | None = None
+        if not entry.compiles:  # as torch's compiler treats the plain layer
+            self._uncompiled = torch.compiler.disable(self._run)  # type: ignore[no-untyped-call]
         self._reasons: dict[Any, str] = {}
         self._merged = Merged(self.composition, self.own if view is None else None)
         self._bytes = _bytes_of(self.composition)
@@ -82,8 +86,13 @@ class Runner:
         Raises:
             UnsupportedLayerError: If torch.fx traces it.
         """
-        if torch.compiler.is_compiling():
-            return self._run_keeping_nothing(x, *args, **kwargs)
+        if not torch.compiler.is_compiling():
+            return self._run(x, *args, **kwargs)
+        if self._uncompiled is not None:
+            return self._uncompiled(x, *args, **kwargs)
+        return self._run_keeping_nothing(x, *args, **kwargs)
+
+    def _run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         read = self._input_of(x)
         eager = is_eager(read)
         if not self._fits(read, eager=eager):  # the plain layer raises its own error
@@ -105,6 +114,7 @@ class Runner:
                 output, share = self._merged.run(x, *args, **kwargs)
             except Unfit:
                 if self.composition.merging.joint:
+                    self.ran = LayerRun("merged", None, _WHY["blockwise"])
                     return self._merged.run_traced(x, *args, **kwargs)
                 against = _UNFIT
             else:

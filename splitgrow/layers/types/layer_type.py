@@ -167,6 +167,9 @@ class LayerType(ABC):
     reads_channels: bool = True
     """Whether its input has channels; an embedding's has none."""
 
+    compiles: bool = True
+    """Whether torch's compiler follows its forward, rather than ending its graph there."""
+
     # -- where the channels lie -------------------------------------------------------------------
 
     @abstractmethod

@@ -187,6 +187,8 @@ class _Stack(_Recurrent):
     that of the projection; its hidden units stay.
     """
 
+    compiles = False
+
     def sizes(self, module: Stock) -> tuple[int, int]:
         return module.input_size, module.proj_size or module.hidden_size
 

@@ -99,7 +99,7 @@ class Alike(LayerType):
     def __init__(self, base: LayerType, layers: tuple[type[nn.Module] | str, ...] = ()) -> None:
         self.base, self.layers = base, layers
         self.sized, self.mixes = base.sized, base.mixes
-        self.reads_channels = base.reads_channels
+        self.reads_channels, self.compiles = base.reads_channels, base.compiles
 
     def channel_dim(self, module: Stock) -> int:
         """As its base has it."""
