@@ -44,7 +44,8 @@ def deaden(network: nn.Module, seed: int, share: float) -> nn.Module:
             tensor = getattr(module, name, None)
             for dim in axes if isinstance(tensor, nn.Parameter) else ():
                 if torch.rand(1, generator=generator) < 0.6:
-                    chosen = torch.rand(tensor.shape[dim], generator=generator) < share
+                    once = tensor.shape[dim] // axes[dim].copies  # a gate alone makes nothing zero
+                    chosen = torch.rand(once, generator=generator).repeat(axes[dim].copies) < share
                     tensor.index_fill_(dim, chosen.nonzero().flatten(), 0)
     return network
 
