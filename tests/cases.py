@@ -403,7 +403,7 @@ CASES = (
     Case("causal", Causal, (3, 2, 9), own_layers=(CausalConv1d,)),
     Case("tagger", Tagger, (3, 3, 6)),
     Case("both directions", BothDirections, (3, 5), vocabulary=11),
-    Case("projected", Projected, (5, 3, 3)),
+    Case("projected", Projected, (3, 5, 3)),
     Case("cells", Steps, (3, 4, 3), traceable=False),
     Case("translator", Translator, (3, 5), vocabulary=11),
     Case("several lengths", OfSeveralLengths, (3, 5, 3), traceable=False),

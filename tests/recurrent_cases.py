@@ -28,7 +28,7 @@ class BothDirections(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(11, 5)
         self.rnn = nn.GRU(5, 4, num_layers=2, bidirectional=True, bias=False, batch_first=True)
-        self.norm, self.again = nn.BatchNorm1d(8), nn.RNN(8, 3, nonlinearity="relu")
+        self.norm, self.again = nn.BatchNorm1d(8), nn.RNN(8, 3)
         self.head = nn.Linear(3, 4)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -47,7 +47,8 @@ class Projected(nn.Module):
         self.head = nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.rnn(self.stem(x))[0])
+        y, _ = self.rnn(self.stem(x).transpose(0, 1))
+        return self.head(y).transpose(0, 1)
 
 
 class Steps(nn.Module):
@@ -84,7 +85,7 @@ class Translator(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         _, states = self.encoder(self.source(tokens.T))
         y, _ = self.decoder(self.target(tokens.flip(1).T), hx=states)
-        return self.head(y)
+        return self.head(y.transpose(0, 1))
 
 
 class OfSeveralLengths(nn.Module):
@@ -96,9 +97,9 @@ class OfSeveralLengths(nn.Module):
         self.first = nn.GRU(5, 4, batch_first=True, bidirectional=True)
         self.second, self.head = nn.LSTM(8, 3, batch_first=True), nn.Linear(3, 2)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         lengths = [2 + n % 4 for n in range(x.shape[0])]
         packed = pack_padded_sequence(self.stem(x), lengths, True, enforce_sorted=False)
         packed, _ = self.second(self.first(packed)[0])
         y, _ = pad_packed_sequence(packed, batch_first=True)
-        return self.head(y).tanh(), packed.data.mean(0)
+        return self.head(y).tanh()

@@ -37,6 +37,7 @@ from splitgrow.analysis.stand_ins import (
     refuse_without_memory,
 )
 from splitgrow.analysis.trace import Ref, Source, Step, mapped, untracked
+from splitgrow.layers.split_layer import stock
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
 from splitgrow.utils.source_lines import place_of_caller
 
@@ -119,7 +120,7 @@ class TraceRecorder(TorchFunctionMode):
         """Makes a leaf module, or its look-alike, report its calls and the uses of its numbers."""
         own = module.__dict__
         own["forward"] = forward
-        for key in LEAF_NUMBERS & own.keys():
+        for key in LEAF_NUMBERS & vars(stock(module)).keys():
             value = getattr(shown, key)
             if type(value) is int:
                 own[key] = Tracked.of(value, self, (name, key, *stray))

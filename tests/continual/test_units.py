@@ -39,7 +39,7 @@ def remade(body: Body, units: Units, unit: Unit) -> None:
     """Gives a unit other incoming weights and biases."""
     number = units.order.index(unit)
     for part in units.parts:
-        if part.layer in units.makers and part.key in {"weight", "bias"}:
+        if part.layer in units.makers and part.key.startswith(("weight", "bias")):
             tensor = body.slots[part.slot].tensor
             rows = part.leading(tensor)
             rows[part.outs == number] += 1 + torch.rand_like(rows[part.outs == number])
