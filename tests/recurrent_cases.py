@@ -101,5 +101,5 @@ class OfSeveralLengths(nn.Module):
         lengths = [2 + n % 4 for n in range(x.shape[0])]
         packed = pack_padded_sequence(self.stem(x), lengths, True, enforce_sorted=False)
         packed, _ = self.second(self.first(packed)[0])
-        y, _ = pad_packed_sequence(packed, batch_first=True)
+        y, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
         return self.head(y).tanh()
