@@ -6,9 +6,9 @@ no layer: it has parts of the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -122,6 +122,9 @@ class _Recurrent(LayerType):
         """The number of hidden units of a layer with so many outputs."""
         del module
         return outs
+
+    def answers(self, layer: Any) -> Mapping[str, Callable[[], Any]]:
+        return {"reset_parameters": lambda: partial(_reset_, layer, self.tensors(layer.original))}
 
     def block(
         self, module: Stock, sizes: tuple[int, int], options: Mapping[str, Any], *, helper: bool
@@ -264,6 +267,7 @@ class _Stack(_Recurrent):
     def answers(self, layer: Any) -> Mapping[str, Callable[[], Any]]:
         names = _names(layer.original)
         return {
+            **super().answers(layer),
             "_flat_weights_names": lambda: names,
             "_flat_weights": lambda: [getattr(layer, name) for name in names],
             "_all_weights": lambda: vars(layer.original)["_all_weights"],
@@ -274,6 +278,16 @@ class _Stack(_Recurrent):
 def _names(module: Stock) -> list[str]:
     names: list[str] = vars(module)["_flat_weights_names"]
     return names
+
+
+@torch.no_grad()
+def _reset_(layer: Any, names: Iterable[str]) -> None:
+    """As torch's own, which draws for one parameter after the other; of a layer with blocks."""
+    bound = layer.hidden_size**-0.5
+    for name in names:
+        tensor = getattr(layer, name)
+        if tensor is not None:
+            nn.init.uniform_(tensor, -bound, bound)
 
 
 def _nothing() -> None:
