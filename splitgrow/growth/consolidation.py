@@ -95,7 +95,8 @@ def _uniform(split: SplitLayer, births: Collection[int]) -> bool:
     settings = {repr(_settings(module)) for module in chosen}
     if not split.layer_type.merging.side_by_side or len(settings) > 1:
         return False
-    if any(is_hooked(module) or type(module) is not type(split.original) for module in chosen):
+    kind = split.layer_type.merging.block or type(split.original)
+    if any(is_hooked(module) or type(module) is not kind for module in chosen):
         return False
     forms: dict[str, set[object]] = {}
     for module in chosen:

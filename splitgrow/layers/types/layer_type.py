@@ -97,6 +97,7 @@ class Merging:
 
     Attributes:
         build: The layer type's own `LayerType.build`.
+        block: The type of the blocks that growth adds; None for that of the layer itself.
         joint: Whether the blocks can only run as one, since each needs the results of the others.
         couples: Whether that is because all channels share a statistic. New channels must then be
             silent at birth.
@@ -105,6 +106,7 @@ class Merging:
     """
 
     build: Callable[..., nn.Module]
+    block: ClassVar[type[nn.Module] | None] = None
     joint: ClassVar[bool] = False
     couples: ClassVar[bool] = False
     computes_weight: ClassVar[bool] = False

@@ -70,6 +70,7 @@ class _Joint(Merging):
     """The blocks of a layer whose units read each other."""
 
     entry: _Recurrent
+    block = RecurrentBlock
     joint = True
 
     def helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
