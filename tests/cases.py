@@ -17,6 +17,14 @@ from attention_cases import (
     Tokens,
     VisionTransformer,
 )
+from recurrent_cases import (
+    BothDirections,
+    OfSeveralLengths,
+    Projected,
+    Steps,
+    Tagger,
+    Translator,
+)
 from tensor_cases import Affines, ByHand, SilentStream, StateSpace, TokenMixer, Windowed
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -402,4 +410,10 @@ CASES = (
     Case("by hand", ByHand, (2, 3, 3), frozenset({"router"})),
     Case("silent stream", SilentStream, (2, 5, 3)),
     Case("causal", Causal, (3, 2, 9), own_layers=(CausalConv1d,)),
+    Case("tagger", Tagger, (3, 3, 6)),
+    Case("both directions", BothDirections, (3, 5), vocabulary=11),
+    Case("projected", Projected, (3, 5, 3)),
+    Case("cells", Steps, (3, 4, 3), traceable=False),
+    Case("translator", Translator, (3, 5), vocabulary=11),
+    Case("several lengths", OfSeveralLengths, (3, 5, 3), traceable=False),
 )

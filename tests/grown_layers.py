@@ -74,6 +74,8 @@ LAYERS = (
     around(2, lambda: nn.InstanceNorm2d(6, track_running_stats=True), "InstanceNorm2d"),
     Layer("GroupNorm", lambda: nn.GroupNorm(3, 6), ((3, 6, 4, 4), (0, 6, 4, 4)), conv(2), conv(2)),
     Layer("PReLU", lambda: nn.PReLU(6), ((4, 6), (2, 6, 5), (2, 6, 3, 3), (0, 6)), linear, linear),
+    Layer("GRUCell", lambda: nn.GRUCell(6, 6), ((4, 6), (6,), (0, 6)), linear, linear),
+    Layer("RNNCell", lambda: nn.RNNCell(6, 6, False, "relu"), ((4, 6), (6,)), linear, linear),
     Layer("RMSNorm", lambda: nn.RMSNorm(6), ((4, 6), (2, 5, 6), (6,), (0, 6)), linear, linear),
     Layer(
         "Embedding",

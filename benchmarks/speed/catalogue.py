@@ -18,6 +18,7 @@ from benchmarks.speed.claims import (
     training_free,
     training_frozen,
     training_memory,
+    training_recurrent,
 )
 
 CLAIMS = (
@@ -25,6 +26,7 @@ CLAIMS = (
     grown_inference.CLAIM,
     *training_frozen.CLAIMS,
     training_free.CLAIM,
+    *training_recurrent.CLAIMS,
     against_masks.CLAIM,
     many_growths.CLAIM,
     long_run.CLAIM,

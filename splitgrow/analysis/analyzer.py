@@ -17,6 +17,7 @@ from splitgrow.analysis.births import Couplings, TracedRun, settle_births
 from splitgrow.analysis.channel_graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis, constant, scaled
 from splitgrow.analysis.channels.width_remainders import Remainders
+from splitgrow.analysis.layer_calls import LayerNumbers, follow_call
 from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.number_choices import best_of
 from splitgrow.analysis.ops import Op, Shaped, result_of
@@ -151,6 +152,7 @@ class _Analysis(Sources):
         self.not_zero: list[set[int]] = []
         self.couplings: list[dict[int, Couplings]] = []
         self.ties = Ties(self.modules, self.groups, self.graph.nodes)
+        self.layer_numbers = LayerNumbers(self.graph, self.modules, self.refusals)
         self.remainders = Remainders(self.groups)
         self.outputs: list[Axis] = []
         names = {id(module): name for name, module in self.modules.items()}
@@ -160,7 +162,7 @@ class _Analysis(Sources):
     def run(self, runs: Sequence[Trace]) -> _Analysis:
         """Follows the channels through all traces."""
         for trace in runs:
-            self.refusals = {**trace.recorder.strays, **self.refusals}
+            self.refusals.update({**trace.recorder.strays, **self.refusals})
             self.graph.assigned += trace.recorder.assigned
         for trace in runs:
             values: list[Any] = []
@@ -180,6 +182,7 @@ class _Analysis(Sources):
                 values.append(self._value(step, values))
             self.values.append(values)
         self.held_tensors.settle()
+        self.layer_numbers.settle()
         self.remainders.settle()
         self.graph.ties = self.ties.settle()
         notes = zip(self.values, self.not_zero, self.couplings, strict=True)
@@ -272,18 +275,16 @@ class _Analysis(Sources):
     def _layer(self, op: Op, name: str, entry: LayerType) -> Any:
         if not entry.reads_channels:
             return self._source_layer(op, name, entry)
+        signature = entry.signature(op.module)
+        if signature is not None:
+            return follow_call(op, signature, lambda axis: self._node(op, name, entry, axis))
         dim = entry.channel_dim(op.module) if op.module is not None else 0
         if not -len(op.x.axes) <= dim < len(op.x.axes):
             text = "is given a tensor of too few dimensions"
             fix_arguments(op, text)
             return op.constants(text)
         dim %= len(op.x.axes)
-        axis = op.x.axes[dim]
-        if name in self.graph.nodes:
-            node = self.graph.nodes[name]
-            self.groups.tie(node.ins, axis, f"`{name}` reads it and {op.place} reads another")
-        else:
-            node = self._new_node(op, name, entry, axis)
+        node = self._node(op, name, entry, op.x.axes[dim])
         others = op.x.axes[:dim] + op.x.axes[dim + 1 :]
         if entry.mixes:
             for other in others:
@@ -294,6 +295,14 @@ class _Analysis(Sources):
             axes = list(op.x.axes)
         axes[dim] = self.groups.resolve(node.outs)
         return Shaped(tuple(axes))
+
+    def _node(self, op: Op, name: str, entry: LayerType, axis: Axis) -> LayerNode:
+        """The node of a layer that reads an axis."""
+        if name not in self.graph.nodes:
+            return self._new_node(op, name, entry, axis)
+        node = self.graph.nodes[name]
+        self.groups.tie(node.ins, axis, f"`{name}` reads it and {op.place} reads another")
+        return node
 
     def _source_layer(self, op: Op, name: str, entry: LayerType) -> Any:
         """A layer that looks its channels up: indices in, channels out."""
@@ -323,6 +332,7 @@ class _Analysis(Sources):
         self.ties.meet(node, entry)
         if refusal:
             self._fix_node(node, f"`{name}`: {refusal}")
+        self.layer_numbers.met(node)
         return node
 
     def _add(self, name: str, module: nn.Module, ins: Axis, outs: Axis) -> LayerNode:

@@ -285,8 +285,8 @@ class _Follower:
         self, step: Step, entry: LayerType, layer: Any, groups: list[int], read: _States
     ) -> dict[int, _State]:
         if not entry.diagonal(layer):
-            means = not entry.merging.computes_weight and entry.sections(layer) == 1
-            copies = not entry.merging.computes_weight
+            copies = not (entry.merging.computes_weight or entry.reads_back(layer))
+            means = copies and entry.sections(layer) == 1
             able = {Birth.ZERO: True, Birth.MEAN: means, Birth.COPY: copies}[self.birth]
             lost = "" if able else f"`{step.module}` cannot make such units"
             return {g: _State(self.birth if able else Birth.FREE, lost) for g in groups}

@@ -16,7 +16,7 @@ from splitgrow.layers.types import layer_type_of
 
 _LEAF_NUMBERS = """
     in_features out_features in_channels out_channels groups num_groups num_features num_channels
-    num_parameters embedding_dim nf nx
+    num_parameters embedding_dim nf nx input_size hidden_size proj_size
 """
 LEAF_NUMBERS = frozenset(_LEAF_NUMBERS.split())
 """The numbers of layers that growth changes."""

@@ -6,16 +6,17 @@ known shape is made directly instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.ops import Values, facts_of, is_in_place_name
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.layers.types import layer_type_of
+from splitgrow.layers.types import LayerType, Nested, Signature, layer_type_of
 
 
 def result_of_op(
@@ -57,15 +58,21 @@ def _are_alike(operands: Sequence[Any]) -> bool:
     return True
 
 
-def result_of_leaf(module: nn.Module, args: Sequence[Any]) -> Tensor | None:
+def result_of_leaf(module: nn.Module, args: Sequence[Any]) -> Any:
     """A leaf module's result on a fake tensor, where the shape is known without a run."""
-    x = args[0] if len(args) == 1 else None
+    x = args[0] if args else None
     if not isinstance(x, FakeTensor) or isinstance(module, SplitLayer):
+        return None
+    entry = layer_type_of(module)
+    signature = entry.signature(module) if entry is not None else None
+    if entry is not None and signature is not None:
+        return _several_results(module, entry, signature, args)
+    if len(args) != 1:
         return None
     with torch._C.DisableTorchFunction():  # noqa: SLF001 - reads here are no ops
         if _autocast(x.device.type):
             return None
-        entry, weight = layer_type_of(module), getattr(module, "weight", None)
+        weight = getattr(module, "weight", None)
         if weight is not None and weight.dtype != x.dtype:
             return None
         if entry is not None:
@@ -80,6 +87,30 @@ def result_of_leaf(module: nn.Module, args: Sequence[Any]) -> Tensor | None:
         if x.is_contiguous():
             return without_values(x, x.shape)
     return torch.empty_like(x)
+
+
+def _several_results(
+    module: nn.Module, entry: LayerType, signature: Signature, args: Sequence[Any]
+) -> Any:
+    """The results of a layer that has several, or takes states."""
+    x, *states = pytree.tree_leaves(args)
+    with torch._C.DisableTorchFunction():  # noqa: SLF001 - reads here are no ops
+        if not all(type(each) is FakeTensor for each in (x, *states)) or _autocast(x.device.type):
+            return None
+        if any(p.dtype != x.dtype for p in (*module.parameters(recurse=False), *states)):
+            return None
+        given = [tuple(state.shape) for state in states]
+        shapes = entry.result_shapes(module, tuple(x.shape), given)
+    if shapes is None:
+        return None
+    made = iter([without_values(x, shape) for shape in shapes])
+    return _nested(signature.results, made)
+
+
+def _nested(form: Nested, items: Iterator[Any]) -> Any:
+    if isinstance(form, tuple):
+        return tuple(_nested(each, items) for each in form)
+    return next(items)
 
 
 def _autocast(device: str) -> bool:

@@ -82,6 +82,10 @@ _NESTED = (tuple, list, dict, slice)
 
 def untracked(value: Any) -> Any:
     """The same value with plain numbers in place of tracked ones."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # also one that takes no fields
+        return tuple.__new__(type(value), (untracked(item) for item in value))
+    if type(value) in (tuple, list):
+        return type(value)(untracked(item) for item in value)
     return mapped(value, _plain)
 
 

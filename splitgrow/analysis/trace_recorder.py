@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
@@ -38,6 +39,7 @@ from splitgrow.analysis.stand_ins import (
     refuse_without_memory,
 )
 from splitgrow.analysis.trace import Ref, Source, Step, mapped, untracked
+from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import SplitTensor, tensor_path
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
 from splitgrow.utils.source_lines import place_of_caller
@@ -145,7 +147,7 @@ class TraceRecorder(TorchFunctionMode):
         """Makes a leaf module, or its look-alike, report its calls and the uses of its numbers."""
         own = module.__dict__
         own["forward"] = forward
-        for key in LEAF_NUMBERS & own.keys():
+        for key in LEAF_NUMBERS & vars(stock(module)).keys():
             value = getattr(shown, key)
             if type(value) is int:
                 own[key] = Tracked.of(value, self, (name, key, *stray))
@@ -302,7 +304,7 @@ class TraceRecorder(TorchFunctionMode):
         example = result
         if not isinstance(result, FakeTensor):
             inside, self.inside = self.inside, self.inside or name
-            example = pytree.tree_map_only(Tensor, _shape_only, result)
+            example = pytree.tree_map(_shape_only, result, is_leaf=_is_packed)
             self.inside = inside
         place = place_of_caller()
         self.steps.append(Step(name, target, tuple(args), kwargs, example, place, module))
@@ -351,5 +353,13 @@ class TraceRecorder(TorchFunctionMode):
         return self._known[id(leaf)][1]
 
 
-def _shape_only(tensor: Tensor) -> Tensor:
-    return tensor if isinstance(tensor, FakeTensor) else tensor.detach().to("meta")
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)
+
+
+def _shape_only(value: Any) -> Any:
+    if _is_packed(value):  # it cannot be made of tensors on other devices
+        return tuple(_shape_only(part) for part in value)
+    if not isinstance(value, Tensor) or isinstance(value, FakeTensor):
+        return value
+    return value.detach().to("meta")

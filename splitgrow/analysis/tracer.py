@@ -166,6 +166,9 @@ def _run(
     # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
     ignore_warnings_("The .grad attribute of a Tensor that is not")
     torch.set_grad_enabled(False)
+    # Autocast would keep weights cast to fake tensors, and use them in later runs.
+    undo.on_failure(partial(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled()))
+    torch.set_autocast_cache_enabled(False)
     modules = list(model.named_modules())
     for _, module in modules:
         set_mode_(module, training=training)

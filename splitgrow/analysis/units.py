@@ -5,6 +5,7 @@ The code that gives units values, removes units or asks for their readers uses t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -15,7 +16,7 @@ from splitgrow.analysis.channel_graph import LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.layers.split_layer import stock
-from splitgrow.layers.types import known_layer_type
+from splitgrow.layers.types import Along, known_layer_type
 
 
 class Unit(NamedTuple):
@@ -165,6 +166,16 @@ def layer_places(
     return ins, places_on(groups, node.outs, node.name)
 
 
+def _along(side: _Positions, along: Along) -> _Positions:
+    section = side[: len(side) // along.sections]
+    if isinstance(section, Tensor):
+        return section.repeat(along.copies)
+    turns = Counter(unit for unit, _ in section)
+    return tuple(
+        (unit, turn + copy * turns[unit]) for copy in range(along.copies) for unit, turn in section
+    )
+
+
 def along_tensors(
     module: nn.Module, ins: _Positions, outs: _Positions
 ) -> dict[str, dict[int, _Positions]]:
@@ -177,14 +188,11 @@ def along_tensors(
 
     Returns:
         By the tensors' names, for each dimension along an axis. One of several equal sections
-        stands for all of them.
+        stands for all of them; the copies of an axis follow each other.
     """
     layer = stock(module)
     sides = {"in": ins, "out": outs}
     return {
-        key: {
-            dim: sides[along.side][: len(sides[along.side]) // along.sections]
-            for dim, along in axes.items()
-        }
+        key: {dim: _along(sides[along.side], along) for dim, along in axes.items()}
         for key, axes in known_layer_type(layer).tensors(layer).items()
     }

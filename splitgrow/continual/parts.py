@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from splitgrow.analysis.channel_graph import LayerNode
 from splitgrow.analysis.units import UnitNumbers, along_tensors, maker_of_inputs
 from splitgrow.continual.slots import Slot
+from splitgrow.errors import UnsupportedModelError
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import split_of
@@ -76,6 +77,9 @@ def parts_of(
         module: The layer.
         slots: The body's slots, by the ids of their tensors.
         numbers: The number of each unit.
+
+    Raises:
+        UnsupportedModelError: If a tensor reads units for no unit in particular.
     """
     whole, layer = composition_of(module), stock(module)
     entry = whole.layer_type
@@ -84,11 +88,16 @@ def parts_of(
     ins = numbers.on(node.ins, maker_of_inputs(node, module))
     along = along_tensors(module, ins, numbers.on(node.outs, node.name))
     for key, axes in entry.tensors(layer).items():
-        sides: dict[str, int] = {each.side: dim for dim, each in axes.items()}
-        if not sides or not {*axes} <= {0, 1}:
+        found = {each.reads: dim for dim, each in axes.items()}
+        if not found or not {*axes} <= {0, 1}:
             continue
-        makes = "out" if "out" in sides else "in"
-        dim, other = sides[makes], sides.get("in") if makes == "out" else None
+        if {*found} == {True} and not entry.diagonal(layer):
+            raise UnsupportedModelError(
+                f"`{node.name}` reads units by `{key}` for all of its own at once, as an LSTM with "
+                f"a projection does; continual learning by units takes layers without that only"
+            )
+        dim = found.get(False, found.get(True, 0))
+        other = found.get(True) if False in found else None
         for index, block in enumerate(whole.modules):
             slot = slots.get(id(getattr(block, key, None)))
             if slot is None:

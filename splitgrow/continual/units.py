@@ -27,7 +27,7 @@ from splitgrow.continual.body import Body
 from splitgrow.continual.parts import UnitPart, composition_of, parts_of
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.layers.tensor_holder import layer_at
-from splitgrow.pruning.weight_connections import Reader, reader_of, sections_of, spread_
+from splitgrow.pruning.weight_connections import Reader, readers_of, reads, sections_of, spread_
 
 
 class Units:
@@ -143,25 +143,25 @@ class Units:
         marked = self.unread.clone()
         marked[self._features[features]] = True
         constants = self.marks({unit for unit in self.order if isinstance(unit.home, str)})
-        readers = [self._reader(name, values) for name in self.graph.nodes if name in self.makers]
+        makers = [name for name in self.graph.nodes if name in self.makers]
+        readers = [reader for name in makers for reader in self._readers(name, values)]
         spread_(marked, readers)
         while bool((marked[0] & constants & ~marked).any()):
             marked |= constants
             spread_(marked, readers)
         return self.chosen(marked)
 
-    def _reader(self, layer: str, values: Mapping[str, Tensor]) -> Reader:
+    def _readers(self, layer: str, values: Mapping[str, Tensor]) -> list[Reader]:
         """A layer that makes units from others, with its weights among some tensors."""
         composition, node = composition_of(self._module(layer)), self.graph.nodes[layer]
         found = [
             section
             for key, axes in composition.layer_type.tensors(composition.original).items()
-            if {along.side for along in axes.values()} == {"in", "out"}
-            and (whole := self.whole(layer, key, values)) is not None
+            if reads(axes) and (whole := self.whole(layer, key, values)) is not None
             for section in sections_of(whole, axes, composition.sizes)
         ]
         ins, outs = self._numbers.on(node.ins), self._numbers.on(node.outs, layer)
-        return reader_of(found, ins, outs)
+        return readers_of(found, ins, outs)
 
     def between(self, chosen: Collection[Unit]) -> dict[str, Tensor]:
         """The positions of weights between some units in each shared tensor, by slots' names."""

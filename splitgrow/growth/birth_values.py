@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.growth.prepared import PreparedLayer
-from splitgrow.layers.types import Birth, TensorAxes
+from splitgrow.layers.types import Along, Birth, known_layer_type
 from splitgrow.utils.spans import Spans
 
 
@@ -27,27 +27,37 @@ def bear_(layer: PreparedLayer, free: Birth = Birth.FREE) -> None:
             births = layer.births(purpose)
             if purpose == "helper" and layer.layer_type.looks_up:
                 _average_rows_(layer, block)
-            elif purpose == "helper":
-                _zero_(layer, block, "in", [birth is not Birth.ZERO for birth in births])
-            else:
-                _zero_(layer, block, "out", [birth is Birth.ZERO for birth in births])
+                continue
+            _zero_(layer, block, helper=purpose == "helper")
+            if purpose != "helper":
                 _lead_back_(layer, [free if b is Birth.FREE else b for b in births])
 
 
-def _zero_(layer: PreparedLayer, block: nn.Module, side: str, chosen: Sequence[bool]) -> None:
+def _zero_(layer: PreparedLayer, block: nn.Module, *, helper: bool) -> None:
     """Sets a block's values for some channels to zero.
 
     Of a layer that reads each channel by itself only those that are added, since it makes zeros of
     zeros with any weight.
     """
-    for name, axes in layer.layer_type.tensors(block).items():
+    chosen = {s: [(b is Birth.ZERO) != helper for b in layer.births_on(s)] for s in ("in", "out")}
+    diagonal = not helper and layer.layer_type.diagonal(layer.original)
+    for name, axes in known_layer_type(block).tensors(block).items():
         tensor = getattr(block, name, None)
-        diagonal = side == "out" and layer.layer_type.diagonal(layer.original)
-        if side == "in" and name in layer.led:
+        if helper and name in layer.led:
             continue  # another layer makes these units
         own = isinstance(tensor, nn.Parameter) or layer.change.use is not None
-        if isinstance(tensor, Tensor) and own and (not diagonal or name in layer.layer_type.shifts):
-            _zero_channels(tensor, axes, side, chosen)
+        if not isinstance(tensor, Tensor) or not own:
+            continue
+        if diagonal and name not in layer.layer_type.shifts:
+            continue
+        added = {dim: along for dim, along in axes.items() if along.reads == helper}
+        # A helper may have the form of a depthwise convolution, whose weight has no such one.
+        sides = {along.side for along in added.values()} or {"in" if helper else "out"}
+        if all(all(chosen[side]) for side in sides):
+            tensor.zero_()
+            continue
+        for dim, along in added.items():
+            _zero_channels(tensor, dim, along, chosen[along.side])
 
 
 def _average_rows_(layer: PreparedLayer, block: nn.Module) -> None:
@@ -65,22 +75,18 @@ def _average_rows_(layer: PreparedLayer, block: nn.Module) -> None:
                 own.copy_(rows.mean(dim, keepdim=True).narrow(1 - dim, 0, own.shape[1 - dim]))
 
 
-def _zero_channels(tensor: Tensor, axes: TensorAxes, side: str, chosen: Sequence[bool]) -> None:
+def _zero_channels(tensor: Tensor, dim: int, along: Along, chosen: Sequence[bool]) -> None:
     """Sets the slices of the chosen channels to zero in a tensor."""
-    if all(chosen):
-        tensor.zero_()
-        return
-    for dim, along in axes.items():
-        if along.side == side and any(chosen):
-            mask = torch.tensor(chosen, device=tensor.device)
-            # The tensor has one of several equal sections, for all of them.
-            section = mask.reshape(along.sections, -1).any(0)
-            tensor.index_fill_(dim, section.nonzero().flatten(), 0)
+    if any(chosen):
+        mask = torch.tensor(chosen, device=tensor.device)
+        # The tensor has one of several equal sections, for all of them.
+        section = mask.reshape(along.sections, -1).any(0).repeat(along.copies)
+        tensor.index_fill_(dim, section.nonzero().flatten(), 0)
 
 
 def _lead_back_(layer: PreparedLayer, births: Sequence[Birth]) -> None:
     """Sets new units that are to be means or copies of the old ones."""
-    if not {*births} & {Birth.MEAN, Birth.COPY}:
+    if not {*births} & {Birth.MEAN, Birth.COPY} or layer.layer_type.reads_back(layer.original):
         return
     for key, axes in layer.tensors.items():
         whole = layer.value(key)

@@ -109,7 +109,8 @@ def _uniform(split: SplitLayer, births: Collection[int]) -> bool:
         return False
     if isinstance(split.original, TensorBlock) and not split.original.persistent:
         return False  # no state_dict has its values, which loading makes anew for each block
-    if any(is_hooked(module) or type(module) is not type(split.original) for module in chosen):
+    kind = split.layer_type.merging.block or type(split.original)
+    if any(is_hooked(module) or type(module) is not kind for module in chosen):
         return False
     forms: dict[str, set[object]] = {}
     for module in chosen:

@@ -14,6 +14,7 @@ from splitgrow.errors import GenerationError, SplitGrowError, StructureChangedEr
 from splitgrow.growth.copies import Kin
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.module_numbers import change_, held_number, numbers_at
+from splitgrow.layers.composition import Composition
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import Owned, show_as_trained_
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
@@ -25,6 +26,7 @@ from splitgrow.utils.assigned_modules import Paths, changes_between, paths_in
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.model_lock import ModelLock
 from splitgrow.utils.rollback import Undo
+from splitgrow.utils.spans import length_of
 
 
 @dataclass
@@ -144,8 +146,7 @@ def check_structure(model: nn.Module, history: History) -> None:
             continue
         entry = known_layer_type(stock(module))
         if isinstance(module, SplitLayer):
-            for index, block in enumerate(module):
-                changed.extend(_misshapen(f"{node.name}.{index}", block, entry, entry.sizes(block)))
+            changed.extend(_misshapen_blocks(node.name, module.composition()))
         else:
             sizes = groups.length(node.ins), groups.length(node.outs)
             changed.extend(_misshapen(node.name, module, entry, sizes))
@@ -219,9 +220,22 @@ def _misshapen(
     for key, axes in entry.tensors(layer).items():
         tensor = getattr(layer, key)
         for dim, along in axes.items():
-            expected = sizes[along.side == "out"] // along.sections
-            if tensor is not None and tensor.shape[dim] != expected:
+            if tensor is not None and tensor.shape[dim] != along.length(sizes):
                 yield f"{name}.{key}"
+
+
+def _misshapen_blocks(name: str, composition: Composition) -> Iterator[str]:
+    """The tensors of a grown layer's blocks that do not fit their places."""
+    merging = composition.merging
+    for key in composition.layer_type.tensors(composition.original):
+        for index, block in enumerate(composition.modules):
+            computed = merging.computes_weight
+            tensor = getattr(block, key, None) if computed else merging.value(block, key)
+            places = composition.places(index, key)
+            if tensor is not None and any(
+                tensor.shape[dim] != length_of(spans) for dim, spans in places.items()
+            ):
+                yield f"{name}.{index}.{key}"
 
 
 def keep_(history: History, undo: Undo) -> None:

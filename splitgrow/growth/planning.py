@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -274,6 +275,20 @@ def plan_numbers(graph: ChannelGraph, growth: Mapping[int, int]) -> tuple[Number
     return tuple(changes)
 
 
+class BlockSizes(NamedTuple):
+    """The numbers of channels of a block.
+
+    Attributes:
+        ins: The inputs that it reads.
+        outs: The outputs that it makes, or adds to.
+        back: The layer's own outputs that it reads, if the layer does that.
+    """
+
+    ins: int
+    outs: int
+    back: int
+
+
 def planned_blocks(
     entry: LayerType,
     module: nn.Module,
@@ -281,11 +296,12 @@ def planned_blocks(
     gain: tuple[int, int],
     *,
     helper_last: bool = False,
-) -> dict[str, tuple[int, int]]:
-    """The blocks that a layer gets, with their numbers of inputs and outputs, in order.
+) -> dict[str, BlockSizes]:
+    """The blocks that a layer gets, with their numbers of channels, in order.
 
     A helper comes first: it reads the new inputs for the outputs that exist. Then a new block reads
-    all inputs for the new outputs, so that the two fill the grown weight's two strips.
+    all inputs for the new outputs, so that the two fill the grown weight's two strips. A layer that
+    reads its own outputs reads these as it does inputs.
 
     Args:
         entry: The entry for the layer's type.
@@ -296,29 +312,33 @@ def planned_blocks(
             new ones for all outputs. So does a layer that shares its weight, turned, with another.
     """
     if entry.diagonal(module):
-        return {"new": gain}
+        return {"new": BlockSizes(*gain, 0)}
     if helper_last and all(gain):
-        return {"new": (before[0], gain[1]), "helper": (gain[0], before[1] + gain[1])}
+        new = BlockSizes(before[0], gain[1], 0)
+        return {"new": new, "helper": BlockSizes(gain[0], before[1] + gain[1], 0)}
     blocks = {}
-    if gain[0]:
-        blocks["helper"] = (gain[0], before[1])
+    back = gain[1] if entry.reads_back(module) else 0
+    if gain[0] or back:
+        blocks["helper"] = BlockSizes(gain[0], before[1], back)
     if gain[1]:
-        blocks["new"] = (before[0] + gain[0], gain[1])
+        blocks["new"] = BlockSizes(before[0] + gain[0], gain[1], back and before[1] + back)
     return blocks
 
 
 def build_block(
-    layer: LayerType, original: nn.Module, kind: str, sizes: tuple[int, int], **options: str
+    layer: LayerType, original: nn.Module, kind: str, sizes: BlockSizes, **options: Any
 ) -> nn.Module:
     """A block for a layer of a type, modelled on the original layer."""
-    build = layer.merging.helper if kind == "helper" else layer.build
-    return build(original, sizes, **options)
+    build = layer.merging.helper if kind == "helper" else layer.merging.new
+    if layer.reads_back(original):
+        options["back"] = sizes.back
+    return build(original, (sizes.ins, sizes.outs), **options)
 
 
 def _count_parameters(
     layer: LayerType,
     original: nn.Module,
-    blocks: Mapping[str, tuple[int, int]],
+    blocks: Mapping[str, BlockSizes],
     counted: Container[str],
 ) -> int:
     """The number of parameters of new blocks, less those of tensors that are counted elsewhere."""

@@ -66,7 +66,7 @@ class PreparedLayer:
         """
         if self.layer_type.diagonal(self.original):
             return None
-        dims = (dim for dim, along in self.tensors[key].items() if along.side == "in")
+        dims = (dim for dim, along in self.tensors[key].items() if along.reads)
         return next(dims, None)
 
     @property
@@ -90,7 +90,15 @@ class PreparedLayer:
 
         For a helper these are the channels that it reads, otherwise those that it makes.
         """
-        return births_of(self.change, block)
+        return self.births_on("in" if block == "helper" else "out")
+
+    def births_on(self, side: str) -> list[Birth]:
+        """The values until they learn of the channels that the edit adds on a side."""
+        change = self.change
+        insertions = change.ins if side == "in" else change.outs
+        births = change.born_ins if side == "in" else change.born_outs
+        pairs = zip(insertions, births, strict=True)
+        return [Birth(value) for (_, count), value in pairs for _ in range(count)]
 
     def value(self, key: str) -> Tensor | None:
         """One of the tensors of the plain layer that this one becomes, as a separate tensor."""
@@ -174,14 +182,6 @@ def _is_frozen(layer: PreparedLayer) -> bool:
     return any(map(held, blocks)) or not all(
         parameter.requires_grad for block in layer.existing for parameter in block.parameters()
     )
-
-
-def births_of(change: LayerChange, kind: str) -> list[Birth]:
-    """The values until they learn of the channels that a block adds."""
-    insertions = change.ins if kind == "helper" else change.outs
-    births = change.born_ins if kind == "helper" else change.born_outs
-    pairs = zip(insertions, births, strict=True)
-    return [Birth(value) for (_, count), value in pairs for _ in range(count)]
 
 
 def prepare(

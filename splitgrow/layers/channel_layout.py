@@ -116,6 +116,10 @@ class Layout:
             taken[new] += segment.length
         return tuple(pieces)
 
+    def repeated(self, count: int) -> Layout:
+        """The layout of as many such axes, one behind the other."""
+        return self if count == 1 else Layout(_joined(self.segments * count))
+
     def section(self, count: int) -> Layout:
         """The layout of one of `count` equal sections, such as one group of a grouped conv.
 

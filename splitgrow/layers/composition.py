@@ -141,11 +141,15 @@ class Composition:
         modules = tuple(_dense(module) for module in self.modules)
         return Composition(modules, self.blocks, self.ins, self.outs)
 
+    def layout(self, along: Along) -> Layout:
+        """Where the channels along a dimension of the plain layer's tensors came from."""
+        side = self.ins if along.side == "in" else self.outs
+        return side.section(along.sections).repeated(along.copies)
+
     def spans(self, index: int, along: Along) -> Spans:
         """The positions of a block on a dimension of the plain layer's tensors."""
-        block = self.blocks[index]
-        layout = (self.ins if along.side == "in" else self.outs).section(along.sections)
-        if along.side == "out" or self.layer_type.diagonal(self.original):
+        block, layout = self.blocks[index], self.layout(along)
+        if not along.reads or self.layer_type.diagonal(self.original):
             return layout.spans(block.makes)
         return layout.spans(block.reads)
 
@@ -164,7 +168,7 @@ class Composition:
         assert first is not None
         shape = list(first.shape)
         for dim, along in self.layer_type.tensors(self.original)[name].items():
-            shape[dim] = self.sizes[along.side == "out"] // along.sections
+            shape[dim] = along.length(self.sizes)
         return shape
 
     def parts(self, name: str) -> list[tuple[int, Tensor]]:
@@ -200,10 +204,8 @@ class Composition:
         for index, part in parts[1:]:
             block = self.blocks[index]
             part = self._carried_over(name, part, index)
-            dim, along = _growing_dim(axes, "in" if block.kind == "helper" else "out")
-            layout = (self.ins if along.side == "in" else self.outs).until(block.edit)
-            pieces = layout.section(along.sections).pieces(block.edit)
-            whole = arranged(whole, part, pieces, dim)
+            dim, along = _growing_dim(axes, reads=block.kind == "helper")
+            whole = arranged(whole, part, self.layout(along).pieces(block.edit), dim)
         return whole
 
     def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:
@@ -235,7 +237,7 @@ class Composition:
             for name, tensor in vars(self.original)["_buffers"].items()
             if name in kept and name not in plain.__dict__["_parameters"]
         }
-        return plain
+        return self.merging.given(plain)
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor | None]:
@@ -264,10 +266,10 @@ def arranged(old: Tensor, new: Tensor, pieces: tuple[Piece, ...], dim: int) -> T
     return torch.cat([parts[p.new].narrow(dim, p.start, p.length) for p in pieces], dim)
 
 
-def _growing_dim(axes: Any, side: str) -> tuple[int, Along]:
+def _growing_dim(axes: Any, *, reads: bool) -> tuple[int, Along]:
     """The dimension along which a block's tensor joins the others."""
     for dim, along in axes.items():
-        if along.side == side:
+        if along.reads == reads:
             return dim, along
     # A diagonal layer's tensor may run along its inputs only, one for each group of outputs.
     (item,) = axes.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ _PER_BLOCK = 20_000
 """Elements: the cost of the calls that one more block takes, in elements copied."""
 _UNFIT = "its blocks do not run as one in this state"
 _WHY = {"merged": 'asked for by execution("merged")', "auto": "it is the faster way"}
-_WHY["blockwise"] = "its channels share a statistic"
+_WHY["blockwise"] = "its blocks can only run as one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,10 @@ class Runner:
         _ = self.composition.template  # while it can be made
         entry, original = composition.layer_type, composition.original
         self._channel_dim = entry.channel_dim(original) if entry.reads_channels else None
+        self._input_of = entry.input_of
+        self._uncompiled: Callable[..., Tensor] | None = None
+        if not entry.compiles:  # as torch's compiler treats the plain layer
+            self._uncompiled = torch.compiler.disable(self._run)  # type: ignore[no-untyped-call]
         self._reasons: dict[Any, str] = {}
         self._merged = Merged(self.composition, self.own if view is None else None)
         self._bytes = _bytes_of(self.composition)
@@ -81,10 +86,16 @@ class Runner:
         Raises:
             UnsupportedLayerError: If torch.fx traces it.
         """
-        if torch.compiler.is_compiling():
-            return self._run_keeping_nothing(x, *args, **kwargs)
-        eager = is_eager(x)
-        if not self._fits(x, eager=eager):  # the plain layer raises its own error
+        if not torch.compiler.is_compiling():
+            return self._run(x, *args, **kwargs)
+        if self._uncompiled is not None:
+            return self._uncompiled(x, *args, **kwargs)
+        return self._run_keeping_nothing(x, *args, **kwargs)
+
+    def _run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        read = self._input_of(x)
+        eager = is_eager(read)
+        if not self._fits(read, eager=eager):  # the plain layer raises its own error
             plain = self.composition.plain().train(self.modules[-1].training)
             return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
         if not keeps():
@@ -94,7 +105,7 @@ class Runner:
     def _run_in_mode(self, eager: bool, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: FBT001
         mode, against = execution_mode(), "it is being traced"
         if eager or self._merged.traceable:
-            against = self._against_merging(mode, x)
+            against = self._against_merging(mode, self._input_of(x))
         if not against and not eager:
             self.ran = LayerRun("merged", None, "it is being traced")
             return self._merged.run_traced(x, *args, **kwargs)
@@ -102,6 +113,9 @@ class Runner:
             try:
                 output, share = self._merged.run(x, *args, **kwargs)
             except Unfit:
+                if self.composition.merging.joint:
+                    self.ran = LayerRun("merged", None, _WHY["blockwise"])
+                    return self._merged.run_traced(x, *args, **kwargs)
                 against = _UNFIT
             else:
                 self.ran = LayerRun("merged", share, _WHY[mode])
@@ -119,7 +133,7 @@ class Runner:
 
         It ignores the mode and moves no tensor.
         """
-        if self._merged.traceable and not self._apart(x):
+        if self._merged.traceable and not self._apart(self._input_of(x)):
             return self._merged.run_traced(x, *args, **kwargs)
         return self._blockwise.run(self.composition.modules, x, *args, **kwargs)
 
@@ -144,8 +158,8 @@ class Runner:
 
     def _apart(self, x: Tensor) -> bool:
         """Whether to run the blocks by themselves where each call would assemble the layer."""
-        if self.composition.merging.couples:
-            return False
+        if self.composition.merging.joint:
+            return len(self.composition.modules) == 1
         if self._bytes > LARGEST_MERGED:
             return True
         if torch.compiler.is_compiling():
@@ -157,7 +171,7 @@ class Runner:
         """Why not to run as one layer; empty if nothing speaks against it."""
         if len(self.composition.modules) == 1:
             return "it has one block"
-        if self.composition.merging.couples:
+        if self.composition.merging.joint:
             return ""
         if mode == "blockwise":
             return 'asked for by execution("blockwise")'

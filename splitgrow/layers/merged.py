@@ -30,7 +30,7 @@ class Merged:
         self._composition = composition
         self._own = own
         self._kernel = composition.layer_type.kernel(composition.original)
-        self.traceable = self._kernel is not None or composition.merging.couples
+        self.traceable = self._kernel is not None or composition.merging.joint
 
     @cached_property
     def assembly(self) -> Assembly:
@@ -70,6 +70,8 @@ class Merged:
         if not composition.merging.side_by_side:
             return self.run_traced(x, *args, **kwargs), None
         assembly = self.assembly
+        if composition.merging.joint:
+            assembly.look()
         tensors = {
             name: assembly.differentiable(name, value) for name, value in assembly.values().items()
         }
@@ -83,5 +85,6 @@ class Merged:
             assert weight is not None
             return self._kernel.output(self._kernel.prepared(x), weight, bias)
         tensors = {name: composition.assembled(name) for name in composition.names}
-        output: Tensor = composition.holding(tensors, training=False)(x, *args, **kwargs)
+        training = any(moves_of(composition))
+        output: Tensor = composition.holding(tensors, training=training)(x, *args, **kwargs)
         return output

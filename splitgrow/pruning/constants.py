@@ -106,7 +106,7 @@ def made_by(module: Stock, given: Known | None, dim: int) -> Known | None:
     if computes_as(module, (nn.Embedding, nn.EmbeddingBag)):
         silent = ~(module.weight != 0).any(0).cpu()
         return known_or_none(dim, torch.zeros(len(silent)).double(), silent)
-    if has_weights(entry, module):
+    if has_weights(entry, module) and not entry.reads_back(module):
         return _weighed(entry, module, given, dim)
     if computes_as(module, (*_CONVOLUTIONS, *_TRANSPOSED)):
         return _channelwise(entry, module, given, dim)

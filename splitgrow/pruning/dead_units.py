@@ -17,7 +17,7 @@ from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.units import Unit, UnitNumbers
 from splitgrow.layers.types import layer_type_of
 from splitgrow.pruning.constants import Known, passes_constants
-from splitgrow.pruning.weight_connections import has_weights, reader_of, sections, spread_
+from splitgrow.pruning.weight_connections import has_weights, readers_of, sections, spread_
 
 
 def dead_units(
@@ -39,10 +39,11 @@ def dead_units(
         ins, outs = numbers.on(node.ins), numbers.on(node.outs)
         module, entry = modules[node.name], layer_type_of(modules[node.name])
         if entry is not None and node.followed and has_weights(entry, module):
-            reader, known = reader_of(sections(entry, module), ins, outs), read.get(node.name)
+            reader, *back = readers_of(sections(entry, module), ins, outs)
+            known = read.get(node.name)
             if known is not None:
                 reader = replace(reader, matters=~made_up_for(module, known))
-            found.append(reader)
+            found += [reader, *back]
     removable = {
         group: [Unit(group, nth) for nth in range(graph.groups.width(group))]
         for group in _removable(graph, modules, outputs)

@@ -212,11 +212,11 @@ def _stop_reading_(
         entry = layer_type_of(module)
         if entry is None or not node.followed or not has_weights(entry, module):
             continue
-        unread = units.on(node.ins)
-        no_outputs = torch.zeros(entry.sizes(module)[1], dtype=torch.bool)
-        for name, along in along_tensors(module, unread, no_outputs).items():
+        axes = entry.tensors(module)
+        unread = along_tensors(module, units.on(node.ins), units.on(node.outs))
+        for name, along in unread.items():
             for dim, chosen in along.items():
-                if bool(chosen.any()):
+                if axes[name][dim].reads and bool(chosen.any()):
                     tensor: Tensor = getattr(module, name)
                     with torch.no_grad():
                         tensor.index_fill_(dim, chosen.nonzero().flatten().to(tensor.device), 0)

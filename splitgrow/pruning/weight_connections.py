@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,12 +18,14 @@ class Section:
     Attributes:
         outs: The first output position.
         ins: The first input position.
-        weight: (outputs, inputs, places in the kernel).
+        weight: (outputs, inputs, places in the kernel, or gates).
+        back: Whether the inputs are the layer's own outputs.
     """
 
     outs: int
     ins: int
     weight: Tensor
+    back: bool = False
 
 
 def has_weights(entry: LayerType, module: Stock) -> bool:
@@ -31,14 +33,14 @@ def has_weights(entry: LayerType, module: Stock) -> bool:
 
     It is false for layers whose channels are independent of each other.
     """
-    if entry.merging.couples or entry.merging.computes_weight:
+    if entry.merging.couples or entry.merging.computes_weight or entry.diagonal(module):
         return False
-    along = [_sides(axes) for axes in entry.tensors(module).values()]
-    return ["in", "out"] in along and ["in"] not in along
+    return any(map(reads, entry.tensors(module).values()))
 
 
-def _sides(axes: Mapping[int, Along]) -> list[str]:
-    return sorted(along.side for along in axes.values())
+def reads(axes: TensorAxes) -> bool:
+    """Whether a tensor has weights for the channels that a layer reads."""
+    return any(along.reads for along in axes.values())
 
 
 def sections(entry: LayerType, module: Stock) -> Iterator[Section]:
@@ -52,31 +54,41 @@ def sections(entry: LayerType, module: Stock) -> Iterator[Section]:
         [(0, 0, (3, 2, 9)), (3, 2, (3, 2, 9))]
     """
     for name, axes in entry.tensors(module).items():
-        if _sides(axes) == ["in", "out"]:
+        if reads(axes) and getattr(module, name) is not None:
             yield from sections_of(getattr(module, name), axes, entry.sizes(module))
 
 
 def sections_of(tensor: Tensor, axes: TensorAxes, sizes: tuple[int, int]) -> Iterator[Section]:
-    """The weights in a tensor that runs along inputs and outputs.
+    """The weights in a tensor that reads channels.
+
+    Where it runs along no outputs, all of them depend on it.
 
     Args:
         tensor: The tensor.
         axes: The meaning of its dimensions.
         sizes: The layer's numbers of inputs and outputs.
     """
-    ins, outs = sizes
-    dims = {along.side: dim for dim, along in axes.items()}
-    counts = {along.side: along.sections for along in axes.values()}
-    count = max(counts.values())
-    weight = tensor.detach().movedim((dims["out"], dims["in"]), (0, 1))
-    weight = weight.reshape(*weight.shape[:2], -1)
+    ((reading, read),) = ((dim, along) for dim, along in axes.items() if along.reads)
+    ins, outs = sizes[read.back], sizes[1]
+    made = [(dim, along) for dim, along in axes.items() if not along.reads]
+    weight = tensor.detach().movedim(reading, 0)
+    if made:
+        ((making, make),) = made
+        weight = weight.movedim(making + (making < reading), 1).transpose(0, 1)
+    else:
+        make, weight = Along("out"), weight.expand(outs, *weight.shape)
+    # The copies of an axis are as places in a kernel.
+    shape = (make.copies, -1, read.copies, weight.shape[1] // read.copies, *weight.shape[2:])
+    weight = weight.reshape(shape).movedim((1, 3), (0, 1)).flatten(2)
+    counts = make.sections, read.sections
+    count = max(counts)
     for index in range(count):
         part = weight
-        for place, covers in enumerate((counts["out"], counts["in"])):
+        for place, covers in enumerate(counts):
             if covers < count:  # it covers all sections, the other dimension only one
                 size = part.shape[place] // count
                 part = part.narrow(place, index * size, size)
-        yield Section(index * (outs // count), index * (ins // count), part)
+        yield Section(index * (outs // count), index * (ins // count), part, read.back)
 
 
 @dataclass(frozen=True)
@@ -96,10 +108,18 @@ class Reader:
     matters: Tensor
 
 
-def reader_of(found: Iterable[Section], ins: Tensor, outs: Tensor) -> Reader:
-    """A layer with some weights, all of whose inputs matter; an output reads by nonzero weights."""
-    own = tuple(Section(each.outs, each.ins, (each.weight != 0).any(-1)) for each in found)
-    return Reader(own, ins, outs, torch.ones_like(ins, dtype=torch.bool))
+def readers_of(found: Iterable[Section], ins: Tensor, outs: Tensor) -> list[Reader]:
+    """A layer with some weights, as a reader of its inputs, and of its own outputs if it is one.
+
+    All of these matter; an output reads by nonzero weights.
+    """
+    own = [replace(each, weight=(each.weight != 0).any(-1)) for each in found]
+    readers = []
+    for back, read in ((False, ins), (True, outs)):
+        chosen = tuple(each for each in own if each.back == back)
+        if chosen or not back:
+            readers.append(Reader(chosen, read, outs, torch.ones_like(read, dtype=torch.bool)))
+    return readers
 
 
 def inputs_read(found: Iterable[Section], outputs: Tensor, inputs: int) -> Tensor:

@@ -17,6 +17,7 @@ _FILLED |= dict.fromkeys(("bernoulli", "bernoulli_", "geometric_", "poisson"), 1
 _SEEDED = frozenset(
     ("randint", "randint_like", "random_", "randperm", "multinomial", "gumbel_softmax")
 )
+_RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
 _DROPOUT_OF = {F.scaled_dot_product_attention: "dropout_p"}
 
 
@@ -35,6 +36,8 @@ class Steady(TorchFunctionMode):
             return _kept(func, args, kwargs)
         if name == "multi_head_attention_forward":
             kwargs["training"] = False
+        if name in _RECURRENT:  # the one float that they take is their dropout
+            args = tuple(0.0 if type(arg) is float else arg for arg in args)
         if func in _DROPOUT_OF and _DROPOUT_OF[func] in kwargs:
             kwargs[_DROPOUT_OF[func]] = 0.0
         if name in _FILLED and not (name == "rrelu" and not kwargs.get("training")):
@@ -58,9 +61,10 @@ _ROUNDING = """
     linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul
     __matmul__ __rmatmul__ mm bmm addmm baddbmm einsum tensordot scaled_dot_product_attention
     multi_head_attention_forward batch_norm layer_norm rms_norm group_norm instance_norm softmax
-    log_softmax mean sum var std norm normalize cumsum cosine_similarity embedding
+    log_softmax mean sum var std norm normalize cumsum cosine_similarity embedding lstm_cell
+    gru_cell rnn_tanh_cell rnn_relu_cell
 """
-_ROUNDS = frozenset(_ROUNDING.split())
+_ROUNDS = _RECURRENT.union(_ROUNDING.split())
 """Functions that sum: other kernels round them otherwise. Their results are new tensors."""
 
 

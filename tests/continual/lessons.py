@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from cases import CASES
 from torch import Tensor, nn
 
 from splitgrow.continual import METHODS, Learner, Task, Training
@@ -14,6 +15,9 @@ MASKED = ("packnet", "piggyback", "progressive", "pack-and-expand", "cpg")
 """The methods whose tasks own weights."""
 SHARING = ("finetuning", "ewc", "lwf")
 """The methods whose tasks go on with the same weights."""
+
+BODIES = tuple(case for case in CASES if case.name != "projected")
+"""The models whose every weight makes units of others, as the methods by units need it."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "packnet": {"prune": 0.6},

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cases import CASES, Case
 from helpers import assert_equal, largest_difference
-from lessons import Featured, images, learner, net, outputs, scattered, task
+from lessons import BODIES, Featured, images, learner, net, outputs, scattered, task
 from torch import Tensor, nn
 
 from splitgrow.analysis.units import CONSTANT, Unit
@@ -282,7 +282,7 @@ NORM_LAST = Case(
 """Units that are silent before it are none behind it."""
 
 
-@pytest.mark.parametrize("case", [*CASES, NORM_LAST], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*BODIES, NORM_LAST], ids=lambda case: case.name)
 def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None:
     body = scattered(Body(Featured(case.model()), ExampleCall(case.inputs()), None))
     first, x = Units(body), case.inputs(5)
@@ -331,7 +331,7 @@ def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None
 # -- splitting ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", BODIES, ids=lambda case: case.name)
 def test_splitting_every_unit_that_has_drifted_gives_earlier_tasks_back_what_they_had(
     case: Case,
 ) -> None:

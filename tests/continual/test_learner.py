@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import CASES, Case
 from helpers import assert_equal, largest_difference
-from lessons import MASKED, SHARING, Featured, images, learned, learner, net, outputs, task
+from lessons import BODIES, MASKED, SHARING, Featured, images, learned, learner, net, outputs, task
 from torch import Tensor, nn
 
 from splitgrow.continual import METHODS, Learner, Task, Training
@@ -160,7 +160,7 @@ def test_what_is_judged_while_a_task_is_learned_is_what_its_network_gives(method
     ("case", "method"),
     [
         pytest.param(case, method, id=f"{case.name}-{method}")
-        for index, case in enumerate(CASES)
+        for index, case in enumerate(BODIES)
         for method in [("cpg", "progressive")[index % 2]]
     ],
 )

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case
-from lessons import Featured, net, scattered
+from lessons import BODIES, Featured, net, scattered
 from torch import Tensor, nn
 
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.units import CONSTANT, Unit, places_on
 from splitgrow.continual.body import Body
 from splitgrow.continual.units import Units
+from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.utils.example_call import ExampleCall
 
@@ -39,7 +40,7 @@ def remade(body: Body, units: Units, unit: Unit) -> None:
     """Gives a unit other incoming weights and biases."""
     number = units.order.index(unit)
     for part in units.parts:
-        if part.layer in units.makers and part.key in {"weight", "bias"}:
+        if part.layer in units.makers and part.key.startswith(("weight", "bias")):
             tensor = body.slots[part.slot].tensor
             rows = part.leading(tensor)
             rows[part.outs == number] += 1 + torch.rand_like(rows[part.outs == number])
@@ -66,7 +67,7 @@ def some_units(units: Units) -> list[Unit]:
 
 @pytest.mark.parametrize(
     ("case", "grown"),
-    [pytest.param(case, index % 3 > 0, id=case.name) for index, case in enumerate(CASES)],
+    [pytest.param(case, index % 3 > 0, id=case.name) for index, case in enumerate(BODIES)],
 )
 def test_a_unit_is_read_where_the_table_says_and_nowhere_else(case: Case, grown: bool) -> None:
     """With what reads it set to zero, only its own features notice other incoming weights."""
@@ -88,7 +89,7 @@ def test_a_unit_is_read_where_the_table_says_and_nowhere_else(case: Case, grown:
     assert noticed or not some_units(units)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", BODIES, ids=lambda case: case.name)
 def test_every_tensor_is_covered_by_its_parts_and_every_unit_is_made(case: Case) -> None:
     body = body_of(case, grown=True)
     units = Units(body)
@@ -109,6 +110,12 @@ def test_every_tensor_is_covered_by_its_parts_and_every_unit_is_made(case: Case)
         assert torch.equal(whole, getattr(modules[layer], key))
         lengths = [len(places) for places in units.places(layer)[key].values()]
         assert lengths == [whole.shape[dim] for dim in units.places(layer)[key]]
+
+
+def test_a_projected_lstm_is_refused_whose_weights_read_for_no_unit_in_particular() -> None:
+    case = next(case for case in CASES if case.name == "projected")
+    with pytest.raises(UnsupportedModelError, match=r"`model\.rnn` reads units by `weight_ih_l0`"):
+        Units(body_of(case, grown=False))
 
 
 class Conv1D(nn.Module):

@@ -24,7 +24,7 @@ from splitgrow.growth import input_channels as module_under_test
 
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
-CANNOT = {"tokens", "decoder", "deciding"}
+CANNOT = {"tokens", "decoder", "deciding", "both directions", "translator"}
 """The cases that read numbers of words, or decide by the sum of their input."""
 
 

@@ -8,6 +8,7 @@ from splitgrow.analysis.ops import (
     products,
     reductions,
     reshaping,
+    sequences,
     sizes,
     spatial,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "register_op",
     "reshaping",
     "result_of",
+    "sequences",
     "sizes",
     "spatial",
     "unregister_op",

@@ -1,12 +1,14 @@
 """The layer types that can grow, and how to teach splitgrow others."""
 
-from splitgrow.layers.types import library_layers, tensor_layers, torch_layers
+from splitgrow.layers.types import library_layers, recurrent_layers, tensor_layers, torch_layers
 from splitgrow.layers.types.births import UNCHANGED, WAYS, Birth, Carry, Join, Joined
 from splitgrow.layers.types.layer_type import (
     Along,
     LayerType,
     Merging,
+    Nested,
     Norm,
+    Signature,
     Stock,
     TensorAxes,
 )
@@ -34,7 +36,9 @@ __all__ = [
     "Joined",
     "LayerType",
     "Merging",
+    "Nested",
     "Norm",
+    "Signature",
     "Stock",
     "TensorAxes",
     "TensorBlock",
@@ -44,6 +48,7 @@ __all__ = [
     "layer_type_of",
     "layer_type_of_class",
     "library_layers",
+    "recurrent_layers",
     "register_layer",
     "sized_layers",
     "tensor_layers",

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.types.births import Birth
-from splitgrow.layers.types.layer_type import LayerType, Merging, Norm, Stock, TensorAxes
+from splitgrow.layers.types.layer_type import (
+    LayerType,
+    Merging,
+    Norm,
+    Signature,
+    Stock,
+    TensorAxes,
+)
 
 
 class Alike(LayerType):
@@ -26,7 +33,7 @@ class Alike(LayerType):
         self.base, self.layers = base, layers
         self.sized, self.mixes = base.sized, base.mixes
         self.reads_channels, self.looks_up = base.reads_channels, base.looks_up
-        self.shifts = base.shifts
+        self.shifts, self.compiles = base.shifts, base.compiles
 
     def channel_dim(self, module: Stock) -> int:
         """As its base has it."""
@@ -61,6 +68,26 @@ class Alike(LayerType):
         """As its base has it."""
         return self.base.bundle(module)
 
+    def diagonal(self, module: Stock) -> bool:
+        """As its base has it."""
+        return self.base.diagonal(module)
+
+    def side_of(self, module: Stock, number: str) -> Literal["in", "out", ""] | None:
+        """As its base has it."""
+        return self.base.side_of(module, number)
+
+    def input_of(self, x: Any) -> Any:
+        """As its base has it."""
+        return self.base.input_of(x)
+
+    def signature(self, module: Stock) -> Signature | None:
+        """As its base has it."""
+        return self.base.signature(module)
+
+    def answers(self, layer: Any) -> Mapping[str, Callable[[], Any]]:
+        """As its base has it."""
+        return self.base.answers(layer)
+
     def covers(self, module: Stock) -> bool:
         """As its base has it."""
         return self.base.covers(module)
@@ -94,6 +121,12 @@ class Same(Alike):
     def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """As its base has it."""
         return self.base.output_shape(module, shape)
+
+    def result_shapes(
+        self, module: Stock, shape: tuple[int, ...], states: Sequence[tuple[int, ...]]
+    ) -> list[tuple[int, ...]] | None:
+        """As its base has it."""
+        return self.base.result_shapes(module, shape, states)
 
     def kernel(self, module: Stock) -> Kernel | None:
         """As its base has it."""

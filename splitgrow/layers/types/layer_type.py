@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -18,18 +18,55 @@ from splitgrow.layers.types.births import UNCHANGED, Birth, Carry, Joined
 class Along:
     """The channels along a tensor's dimension: the layer's outputs or inputs, or a section of them.
 
-    With `sections` of 4 the dimension covers one of four equal sections, as the input dimension of
-    a convolution with four groups does.
+    Attributes:
+        side: Whether they are outputs or inputs.
+        sections: With 4 the dimension covers one of four equal sections, as the input dimension of
+            a convolution with four groups does.
+        copies: How many times they follow each other, as a dimension for four gates has them four
+            times. Each copy gains its channels at its own place.
+        back: Whether the layer reads its own outputs along the dimension, as a recurrent one does.
     """
 
     side: Literal["out", "in"]
     sections: int = 1
+    copies: int = 1
+    back: bool = False
+
+    @property
+    def reads(self) -> bool:
+        """Whether the dimension has the weights for the channels that the layer reads."""
+        return self.side == "in" or self.back
+
+    def length(self, sizes: tuple[int, int]) -> int:
+        """The length of the dimension in a layer with these numbers of (input, output) channels."""
+        return sizes[self.side == "out"] // self.sections * self.copies
 
 
 TensorAxes = Mapping[int, Along]
 
 Stock: TypeAlias = Any
 """A stock layer: a module with the attributes of its own type."""
+
+
+Nested: TypeAlias = "int | tuple[Nested, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The channels of the tensors that a layer takes and returns, where these are several.
+
+    A number stands for a tensor, in the nesting in which forward has them. It says how many times
+    the layer's outputs follow each other along the tensor's channel dimension; 0 if that has none.
+
+    Attributes:
+        states: The tensors of the second argument, which it may lack.
+        results: The tensors that it returns.
+        name: The second argument's name.
+    """
+
+    states: Nested
+    results: Nested
+    name: str = "hx"
 
 
 def _unchanged(y: Tensor) -> Tensor:
@@ -61,14 +98,18 @@ class Merging:
 
     Attributes:
         build: The layer type's own `LayerType.build`.
-        couples: Whether all channels share a statistic, so that blocks can only run as one, and new
-            channels may join only with certain values: see `LayerType.births`.
+        block: The type of the blocks that growth adds; None for that of the layer itself.
+        joint: Whether the blocks can only run as one, since each needs the results of the others.
+        couples: Whether that is because all channels share a statistic. New channels may then join
+            only with certain values: see `LayerType.births`.
         correction: The number by which the number of channels is lowered in their mean.
         computes_weight: Whether the weight is made from the parameters at each call, so that
             `value` is not the parameter itself.
     """
 
     build: Callable[..., nn.Module]
+    block: ClassVar[type[nn.Module] | None] = None
+    joint: ClassVar[bool] = False
     couples: ClassVar[bool] = False
     correction: ClassVar[int] = 0
     computes_weight: ClassVar[bool] = False
@@ -76,11 +117,16 @@ class Merging:
     @property
     def side_by_side(self) -> bool:
         """Whether the plain layer's tensors are those of the blocks, as they are."""
-        return type(self) is Merging
+        own = type(self)
+        return own.value is Merging.value and own.carried_over is Merging.carried_over
 
     def helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         """A block that reads new inputs, without bias: the blocks that it adds to have one."""
         return self.build(module, sizes, bias=False, **options)
+
+    def new(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
+        """A block of new outputs, which reads all inputs."""
+        return self.build(module, sizes, **options)
 
     def merged(
         self,
@@ -98,6 +144,10 @@ class Merging:
             options: As of `LayerType.build`.
         """
         return self.build(module, sizes, **options)
+
+    def given(self, plain: Stock) -> nn.Module:
+        """A plain layer into which tensors were put: brings all else that holds them in line."""
+        return plain  # type: ignore[no-any-return]
 
     def value(self, block: Stock, name: str) -> Tensor | None:
         """One of a block's tensors as the plain layer has it."""
@@ -143,6 +193,8 @@ class LayerType(ABC):
 
     shifts: tuple[str, ...] = ("bias",)
     """The names of the tensors that are added, so that zeros do not stay zeros."""
+    compiles: bool = True
+    """Whether torch's compiler follows its forward, rather than ending its graph there."""
 
     # -- where the channels lie -------------------------------------------------------------------
 
@@ -187,6 +239,20 @@ class LayerType(ABC):
         found = (along for axes in self.tensors(module).values() for along in axes.values())
         return max((along.sections for along in found), default=1)
 
+    def reads_back(self, module: Stock) -> bool:
+        """Whether it reads its own outputs, so that it gets a helper for those that are new."""
+        return any(along.back for axes in self.tensors(module).values() for along in axes.values())
+
+    def side_of(self, module: Stock, number: str) -> Literal["in", "out", ""] | None:  # noqa: ARG002
+        """Which channels one of its attributes counts; "" if it never changes, None if unclear."""
+        if "group" in number:
+            return None
+        return "in" if number.startswith("in") else "out"
+
+    def input_of(self, x: Any) -> Any:
+        """The tensor with the input channels, of the first argument of a call."""
+        return x
+
     # -- how it runs as one layer -----------------------------------------------------------------
 
     @cached_property
@@ -214,7 +280,28 @@ class LayerType(ABC):
         """Whether one layer with the blocks' tensors put together may run in place of them."""
         return True
 
-    # -- its shape, and its deployment ------------------------------------------------------------
+    def answers(self, layer: Any) -> Mapping[str, Callable[[], Any]]:  # noqa: ARG002
+        """Attributes that a grown layer makes of its others, where the plain one keeps them."""
+        return {}
+
+    # -- its calls, and its deployment ------------------------------------------------------------
+
+    def signature(self, module: Stock) -> Signature | None:  # noqa: ARG002
+        """The tensors of its calls; None if it takes one and returns one."""
+        return None
+
+    def result_shapes(
+        self,
+        module: Stock,
+        shape: tuple[int, ...],
+        states: Sequence[tuple[int, ...]],  # noqa: ARG002
+    ) -> list[tuple[int, ...]] | None:
+        """The shapes of all that it returns, given those of its input and of its states.
+
+        None if only a run of it tells.
+        """
+        found = self.output_shape(module, shape)
+        return None if found is None else [found]
 
     def output_shape(
         self,

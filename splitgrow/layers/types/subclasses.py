@@ -33,7 +33,7 @@ def layer_type_of(module: Stock) -> LayerType | None:
         >>> conv = nn.Conv2d(3, 8, 3)
         >>> layer_type_of(conv).sizes(conv)
         (3, 8)
-        >>> layer_type_of(nn.LSTM(3, 8)) is None
+        >>> layer_type_of(nn.ReLU()) is None
         True
     """
     found = layer_type_of_class(type(module))

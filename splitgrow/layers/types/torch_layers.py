@@ -267,7 +267,7 @@ class _GroupNorm(Channelwise):
 class StatisticMerging(Merging):
     """The blocks of a norm whose channels share a statistic: older channels count less."""
 
-    couples = True
+    couples = joint = True
 
     def merged(
         self,

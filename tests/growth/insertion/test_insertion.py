@@ -68,7 +68,7 @@ def test_what_is_inserted_changes_nothing_at_first_and_then_merges_and_leaves_th
     before = outputs_of(model, *inputs)
     keys = list(model.state_dict())
     edits = insert_everywhere(model, kind)
-    assert edits or (kind == "identity" or case.name in NOWHERE)
+    assert edits or kind == "identity" or case.name in NOWHERE
     assert_equal(outputs_of(model, *inputs), before)
     assert set(keys) <= set(model.state_dict())
     for edit in edits:
@@ -89,13 +89,19 @@ def _assert_the_laws_hold(case: Case, model: Any, inputs: tuple[Tensor, ...], be
     merged = splitgrow.merge(model).eval()
     assert_equal(outputs_of(merged, *inputs), now)
     kept = {type(m) for m in merged.modules() if type(m).__module__.startswith("splitgrow")}
-    assert kept <= {splitgrow.SharedKernelConv1d, splitgrow.SharedKernelConv2d}  # the model's own
+    own: set[type] = {splitgrow.SharedKernelConv1d, splitgrow.SharedKernelConv2d}  # the model's
+    if not all(
+        item.tensor_result for edit in splitgrow.handle(model).edits for item in edit.inserted
+    ):
+        own.add(InsertionWrapper)  # it hands on the other results of a recurrent layer
+    assert kept <= own
     assert_equal(outputs_of(splitgrow.merge(model, 0).eval(), *inputs), before)
-    fused = splitgrow.fuse(model) if case.traceable else merged
+    traceable = case.traceable and InsertionWrapper not in own
+    fused = splitgrow.fuse(model) if traceable else merged
     assert_equal(outputs_of(fused, *inputs), now)
 
 
-NOWHERE: set[str] = set()
+NOWHERE = {"cells"}
 """The cases in which each layer is called more than once, or not at all."""
 
 
