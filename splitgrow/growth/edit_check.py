@@ -8,20 +8,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.first_difference import Value, ValueWatch, first_difference
 from splitgrow.analysis.output_comparison import (
     NotRunnableError,
     compared,
+    difference,
     fitting,
     has_values,
     leading,
     outputs_of,
 )
-from splitgrow.errors import InexactError
-from splitgrow.growth.edits import Edit
+from splitgrow.errors import InexactError, SplitGrowWarning
+from splitgrow.growth.edits import Edit, LayerChange
 from splitgrow.growth.history import History, show_edit_
+from splitgrow.layers.types import Join
 from splitgrow.utils.op_numbers import Scalars
 from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
@@ -72,6 +75,7 @@ class Unchanged:
                 f"it would change what the model computes, by {found.difference:.1e} of the "
                 f"largest output, where {found.tolerance:.0e} is rounding{place}; {way_out}"
             )
+        _tell_of_rounding(history, found.difference, partial(_rounding, run, old))
         given = scalars.unlike(
             self.scalars, found.tolerance, lambda seen: run(noisy=True, watch=seen)
         )
@@ -79,6 +83,51 @@ class Unchanged:
             raise InexactError(
                 f"it would change what the model computes on other inputs: {given}; {way_out}"
             )
+
+
+_ROUGH = (torch.float16, torch.bfloat16)
+
+
+def _tell_of_rounding(history: History, moved: float, noise: Callable[[], float]) -> None:
+    """Warns of the rounding of norms in half precision that make up for channels that joined.
+
+    Args:
+        history: The model's history, whose last edit is looked at.
+        moved: The difference that the edit has made to the outputs.
+        noise: Measures the difference that one unit in the last place of every sum makes.
+    """
+    edit = history.edits[-1]
+    rough = [
+        change
+        for change in edit.changes
+        if change.join == Join.DILUTES.value
+        and not _halves(change)
+        and any(p.dtype in _ROUGH for p in history.modules[change.path].parameters())
+    ]
+    if not rough or not moved:
+        return
+    before, after = rough[0].width
+    zeros = {*rough[0].born_ins} == {"zero"}
+    warnings.warn(
+        f"the outputs on the example inputs have moved by {moved:.1e} of the largest, since "
+        f"`{rough[0].name}` and the like make up for {after} channels in place of {before} in half "
+        f"precision, where rounding moves them by {noise():.1e} anyhow. Norms make up exactly with "
+        f'initializer="duplicate", to {2 * before} channels'
+        f"{f', or by zeros to {4 * before}' if zeros else ''}",
+        SplitGrowWarning,
+        stacklevel=levels_to_caller(),
+    )
+
+
+def _halves(change: LayerChange) -> bool:
+    """Whether a norm makes up for zeros by powers of two, which is exact in any precision."""
+    before, after = change.width
+    return {*change.born_ins} == {"zero"} and after in (4 * before, 16 * before, 64 * before)
+
+
+def _rounding(run: Callable[..., list[Tensor]], outputs: list[Tensor]) -> float:
+    """The difference that one unit in the last place of every sum makes."""
+    return difference(leading(run(noisy=True), outputs), outputs)
 
 
 def _way_out(edit: Edit) -> str:

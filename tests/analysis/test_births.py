@@ -352,3 +352,35 @@ def test_units_that_no_such_norm_reads_may_have_any_values() -> None:
     assert first[1].weight.all()
     assert not last[1].weight.any()  # its helper reads units that are not zero
     assert not last[2].weight.any()
+
+
+# -- half precision --------------------------------------------------------------------------------
+
+
+def _half(norm: nn.Module, dtype: torch.dtype) -> tuple[Any, Tensor]:
+    torch.manual_seed(0)
+    model: Any = randomise(Stream(norm)).to(dtype).eval()
+    return splitgrow.growable(model, X.to(dtype)), X.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_told_of_with_the_difference_and_the_exact_width(
+    dtype: torch.dtype,
+) -> None:
+    model, x = _half(nn.RMSNorm(6), dtype)
+    before = outputs_of(model, x)
+    told = r"have moved by \S+ of the largest.*to 12 channels, or by zeros to 24"
+    with pytest.warns(splitgrow.SplitGrowWarning, match=told):
+        model.expand_layer("first", 5)
+    assert not torch.equal(outputs_of(model, x), before)
+
+
+@pytest.mark.parametrize(("n", "way"), [(6, "duplicate"), (18, "zero")])
+def test_norms_make_up_to_the_bit_for_exact_widths(n: int, way: str) -> None:
+    model, x = _half(nn.RMSNorm(6), torch.bfloat16)
+    wide = model.first(x) + model.second(x)
+    before = model.norm(wide)
+    model.expand_layer("first", n, initializer=way)  # without a warning
+    wider = torch.zeros(*wide.shape[:-1], n) if way == "zero" else wide
+    after = model.norm(torch.cat((wide, wider.to(wide.dtype)), -1))
+    assert torch.equal(after[..., :6], before)

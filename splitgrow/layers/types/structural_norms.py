@@ -173,7 +173,7 @@ def _vectors_of(module: nn.Module) -> list[str]:
     if others or not 1 <= len(found) <= 2 or len(lengths) != 1:
         return []
     (shape,) = lengths
-    return list(found) if len(shape) == 1 and shape[0] > 1 else []
+    return list(found) if len(shape) == 1 else []
 
 
 def _form_of(module: nn.Module, names: list[str]) -> NormForm | None:
@@ -190,7 +190,7 @@ def _tried(module: nn.Module, names: list[str], shape: tuple[int, ...]) -> NormF
     width = len(module._parameters[names[0]])  # type: ignore[arg-type] # noqa: SLF001
     generator = torch.Generator().manual_seed(width)
     trials = []
-    for size in (width, width + 2):
+    for size in (width + 3, width + 5):
         tensors = {name: torch.rand(size, generator=generator).double() + 0.5 for name in names}
         filled = [size if length == 0 else length for length in shape]
         x = torch.randn(filled, generator=generator).double() * 0.3
@@ -220,8 +220,8 @@ def _tried(module: nn.Module, names: list[str], shape: tuple[int, ...]) -> NormF
 def _follows(form: NormForm, module: nn.Module, trial: tuple[Tensor, Any, Tensor]) -> bool:
     """Whether a norm has another eps if the attribute that holds it has another value."""
     x, tensors, _ = trial
-    width = len(tensors[form.weight])
-    twin = _twin(module, width, width, {n: nn.Parameter(t) for n, t in tensors.items()})
+    size, width = len(tensors[form.weight]), len(getattr(module, form.weight))
+    twin = _twin(module, width, size, {n: nn.Parameter(t) for n, t in tensors.items()})
     eps = vars(twin)[form.eps] = 3.0 * vars(module)[form.eps]
     return _error(form, x, tensors, twin.eval().forward(x.clone()).double(), eps) < _SINGLE
 
