@@ -331,7 +331,8 @@ class _Norms(StatisticNorm):
         eps = module.eps
         carry = options.get("carry", UNCHANGED)
         if eps is None and carry.eps != 1:
-            eps = torch.finfo(placement["dtype"]).eps
+            # Torch's default, which is that of the precision in which it computes.
+            eps = torch.finfo(torch.promote_types(placement["dtype"], torch.float32)).eps
         made: nn.Module = self.layer(
             sizes[1],
             eps=None if eps is None else eps * carry.eps,
