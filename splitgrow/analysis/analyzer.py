@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.analysis.births import Couplings, TracedRun, settle_births
 from splitgrow.analysis.channel_graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis, constant, scaled
 from splitgrow.analysis.channels.width_remainders import Remainders
@@ -25,6 +24,7 @@ from splitgrow.analysis.ops.op import Choice, constant_like
 from splitgrow.analysis.ops.registry import fix_arguments
 from splitgrow.analysis.shape_queries import shape_only
 from splitgrow.analysis.sources import Sources
+from splitgrow.analysis.start_states import Couplings, TracedRun, settle_starts
 from splitgrow.analysis.ties import Ties
 from splitgrow.analysis.trace import Ref, Source, Step, mapped
 from splitgrow.analysis.tracer import Trace, trace_model
@@ -188,7 +188,7 @@ class _Analysis(Sources):
         notes = zip(self.values, self.not_zero, self.couplings, strict=True)
         followed = zip(runs, notes, strict=True)
         traced = [TracedRun(run.steps, *of_run) for run, of_run in followed]
-        settle_births(self.graph, self.modules, traced)
+        settle_starts(self.graph, self.modules, traced)
         self._add_uncalled()
         return self
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.layers.tensor_holder import blocks_path
-from splitgrow.layers.types import Birth, TensorUse
+from splitgrow.layers.types import Start, TensorUse
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class HeldNumber:
 
 
 @dataclass(frozen=True)
-class BirthStates:
+class StartStates:
     """The values that new units have at birth, in one way to grow.
 
     Attributes:
@@ -73,8 +73,8 @@ class BirthStates:
             reading every copy.
     """
 
-    ins: Mapping[str, Mapping[int, Birth]]
-    outs: Mapping[str, Mapping[int, Birth]]
+    ins: Mapping[str, Mapping[int, Start]]
+    outs: Mapping[str, Mapping[int, Start]]
     sharing: frozenset[str] = frozenset()
 
 
@@ -91,7 +91,7 @@ class ChannelGraph:
             preferred one first.
         lost: For these groups, why the other ways do not leave the function as it is; first the
             ways that the norms would take.
-        births: By way, the values of new units at birth.
+        starts: By way, the first values of new units.
         ties: The tensors that several layers hold, each with its holders: a path and a name.
         outputs: The axes of the tensors that the model returns.
         touched: The layers whose tensors forward uses outside of their calls.
@@ -104,7 +104,7 @@ class ChannelGraph:
     numbers: tuple[HeldNumber, ...] = ()
     ways: dict[int, tuple[str, ...]] = field(default_factory=dict)
     lost: dict[int, dict[str, str]] = field(default_factory=dict)
-    births: Mapping[str, BirthStates] = field(default_factory=dict)
+    starts: Mapping[str, StartStates] = field(default_factory=dict)
     ties: tuple[tuple[tuple[str, str], ...], ...] = ()
     outputs: tuple[tuple[Axis, ...], ...] = ()
     touched: set[str] = field(default_factory=set)
@@ -124,9 +124,9 @@ class ChannelGraph:
         grown = self.groups.grown(growth)
         return [tuple(map(grown.length, axes)) for axes in self.outputs]
 
-    def births_on(
+    def starts_on(
         self, node: LayerNode, side: Literal["ins", "outs"], ways: Mapping[int, str], growing: Any
-    ) -> tuple[Birth, ...]:
+    ) -> tuple[Start, ...]:
         """The values at birth of each insertion on a layer's axis.
 
         Args:
@@ -138,10 +138,10 @@ class ChannelGraph:
         found = []
         for run in self.groups.resolve(getattr(node, side)):
             if run.group is not None and run.group in growing:
-                states = self.births.get(ways.get(run.group, ""))
+                states = self.starts.get(ways.get(run.group, ""))
                 own = getattr(states, side).get(node.name, {}) if states is not None else {}
                 # Nothing has looked up the new rows of a table yet.
-                free = Birth.ZERO if node.looks_up and side == "ins" else Birth.FREE
+                free = Start.ZERO if node.looks_up and side == "ins" else Start.FREE
                 found.append(own.get(run.group, free))
         return tuple(found)
 

@@ -18,7 +18,7 @@ from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import Along, LayerType, layer_type_of
 
 
-class Holder(NamedTuple):
+class TiedTensor(NamedTuple):
     """A module that holds a tensor, by its path, and the tensor's name there."""
 
     module: str
@@ -28,19 +28,19 @@ class Holder(NamedTuple):
         return f"{self.module}.{self.name}".removeprefix(".")
 
 
-def shared_tensors(modules: Mapping[str, nn.Module]) -> dict[int, tuple[Holder, ...]]:
+def shared_tensors(modules: Mapping[str, nn.Module]) -> dict[int, tuple[TiedTensor, ...]]:
     """The parameters that several modules hold, by their ids, with their holders in order.
 
     The blocks of a grown layer hold its tensors for it.
     """
-    found: dict[int, list[Holder]] = {}
+    found: dict[int, list[TiedTensor]] = {}
     inside = tuple(f"{name}." for name, m in modules.items() if isinstance(m, SplitLayer) and name)
     for path, module in modules.items():
         if path.startswith(inside):
             continue
         for name, tensor in stock(module)._parameters.items():  # noqa: SLF001
             if tensor is not None:
-                found.setdefault(id(tensor), []).append(Holder(path, name))
+                found.setdefault(id(tensor), []).append(TiedTensor(path, name))
     return {key: tuple(holders) for key, holders in found.items() if len(holders) > 1}
 
 
@@ -62,7 +62,7 @@ class Ties:
     ) -> None:
         self.shared = shared_tensors(modules)
         self._modules, self._groups, self._nodes = modules, groups, nodes
-        self._met: dict[int, dict[Holder, dict[int, Axis]]] = {}
+        self._met: dict[int, dict[TiedTensor, dict[int, Axis]]] = {}
 
     def meet(self, node: LayerNode, entry: LayerType) -> None:
         """Ties a layer's axes to those of the layers that were met before and share a tensor."""
@@ -71,7 +71,7 @@ class Ties:
             tensor = layer._parameters.get(name)  # noqa: SLF001
             if tensor is None or id(tensor) not in self.shared:
                 continue
-            holder = Holder(node.name, name)
+            holder = TiedTensor(node.name, name)
             met = self._met.setdefault(id(tensor), {})
             own = {dim: _along(node, along) for dim, along in axes.items() if along.sections == 1}
             for dim in axes.keys() - own.keys():
@@ -82,9 +82,9 @@ class Ties:
 
     def _tie(
         self,
-        one: Holder,
+        one: TiedTensor,
         ours: Mapping[int, Axis],
-        other: Holder,
+        other: TiedTensor,
         theirs: Mapping[int, Axis],
     ) -> None:
         for dim in ours.keys() | theirs.keys():
@@ -93,7 +93,7 @@ class Ties:
             else:
                 self._groups.fix((*ours.get(dim, ()), *theirs.get(dim, ())), _tied(one, other))
 
-    def settle(self) -> tuple[tuple[Holder, ...], ...]:
+    def settle(self) -> tuple[tuple[TiedTensor, ...], ...]:
         """Fixes what would grow of a tensor that something else than a layer holds as well.
 
         Returns:
@@ -111,7 +111,7 @@ class Ties:
                 found.append(holders)
         return tuple(found)
 
-    def _meet_uncalled(self, key: int, holder: Holder) -> None:
+    def _meet_uncalled(self, key: int, holder: TiedTensor) -> None:
         """Adds a layer that forward does not call, and whose tensor grows in one that it calls."""
         met = self._met.get(key, {})
         layer = stock(self._modules[holder.module])
@@ -136,14 +136,14 @@ class Ties:
         self._nodes[holder.module] = node
         self.meet(node, entry)
 
-    def _reason(self, key: int, holder: Holder) -> str:
+    def _reason(self, key: int, holder: TiedTensor) -> str:
         met = self._met.get(key, {})
         others = [other for other in self.shared[key] if other != holder]
         apart = [other for other in others if other not in met]
         return _tied(holder, (apart or others)[0])
 
 
-def _tied(one: Holder, other: Holder) -> str:
+def _tied(one: TiedTensor, other: TiedTensor) -> str:
     return f"`{one.module}`: its `{one.name}` is tied to `{other}`"
 
 

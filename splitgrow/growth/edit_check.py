@@ -107,7 +107,7 @@ def _tell_of_rounding(history: History, moved: float, noise: Callable[[], float]
     if not rough or not moved:
         return
     before, after = rough[0].width
-    zeros = {*rough[0].born_ins} == {"zero"}
+    zeros = {*rough[0].start_ins} == {"zero"}
     warnings.warn(
         f"the outputs on the example inputs have moved by {moved:.1e} of the largest, since "
         f"`{rough[0].name}` and the like make up for {after} channels in place of {before} in half "
@@ -122,7 +122,7 @@ def _tell_of_rounding(history: History, moved: float, noise: Callable[[], float]
 def _halves(change: LayerChange) -> bool:
     """Whether a norm makes up for zeros by powers of two, which is exact in any precision."""
     before, after = change.width
-    return {*change.born_ins} == {"zero"} and after in (4 * before, 16 * before, 64 * before)
+    return {*change.start_ins} == {"zero"} and after in (4 * before, 16 * before, 64 * before)
 
 
 def _rounding(run: Callable[..., list[Tensor]], outputs: list[Tensor]) -> float:

@@ -32,9 +32,9 @@ class LayerChange:
         outs: The places of new output channels.
         blocks: The added blocks, in order: "helper", "new".
         parameters: The number of parameters that they add.
-        born_ins: For each insertion of inputs, the values that they have until they learn: "free",
+        start_ins: For each insertion of inputs, the values that they have until they learn: "free",
             "zero", "mean" or "copy".
-        born_outs: For each insertion of outputs, the values that they must have.
+        start_outs: For each insertion of outputs, the values that they must have.
         join: How the outputs join in a statistic that all share: "", "dilutes" or "shares".
         use: For a parameter or buffer of a module, how it lies along channels; None for a module.
     """
@@ -47,8 +47,8 @@ class LayerChange:
     outs: Insertions
     blocks: tuple[str, ...]
     parameters: int
-    born_ins: tuple[str, ...] = ()
-    born_outs: tuple[str, ...] = ()
+    start_ins: tuple[str, ...] = ()
+    start_outs: tuple[str, ...] = ()
     join: str = ""
     use: TensorUse | None = None
 

@@ -11,9 +11,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from splitgrow.growth.birth_values import bear_
 from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
-from splitgrow.layers.types import Birth, TensorBlock
+from splitgrow.growth.starting import set_start_values_
+from splitgrow.layers.types import Start, TensorBlock
 from splitgrow.utils.rollback import Undo
 
 
@@ -66,7 +66,7 @@ class Zero(Initializer):
     def apply(self, prepared: PreparedEdit) -> None:
         """Sets the helpers to zero, and units that must have certain values."""
         for layer in prepared.layers.values():
-            bear_(layer)
+            set_start_values_(layer)
 
 
 class Average(Initializer):
@@ -82,7 +82,7 @@ class Average(Initializer):
     def apply(self, prepared: PreparedEdit) -> None:
         """Sets the helpers to zero, and new units to the mean of the old ones."""
         for layer in prepared.layers.values():
-            bear_(layer, Birth.MEAN)
+            set_start_values_(layer, Start.MEAN)
 
 
 class Duplicate(Initializer):
@@ -98,7 +98,7 @@ class Duplicate(Initializer):
     def apply(self, prepared: PreparedEdit) -> None:
         """Sets the helpers to zero, and new units to copies of the old ones."""
         for layer in prepared.layers.values():
-            bear_(layer, Birth.COPY)
+            set_start_values_(layer, Start.COPY)
 
 
 class Stirred(Zero):
@@ -115,7 +115,7 @@ class Stirred(Zero):
         for layer in prepared.layers.values():
             block = layer.added.get("new")
             tensor_block = isinstance(block, TensorBlock)  # of any range: a variance, a decay
-            if block is None or tensor_block or {*layer.births("new")} != {Birth.FREE}:
+            if block is None or tensor_block or {*layer.starts("new")} != {Start.FREE}:
                 continue
             for name, tensor in (*block.named_parameters(), *block.named_buffers()):
                 if not tensor.is_floating_point():
@@ -287,4 +287,4 @@ def quiet_added_(layers: Mapping[str, PreparedLayer], undo: Undo) -> None:
         for block in layer.added.values():
             for parameter in block.parameters():
                 undo.on_failure(partial(_put_back, parameter, parameter.detach().clone()))
-        bear_(layer)
+        set_start_values_(layer)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -16,10 +15,11 @@ from splitgrow.analysis.channels.channel_axes import groups_of
 from splitgrow.analysis.ties import turned_holders
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.growth.edits import Edit, LayerChange, NumberChange
+from splitgrow.growth.planned_blocks import count_new_parameters, planned_blocks
 from splitgrow.growth.ways import find_ways, why_duplicated
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import layer_at
-from splitgrow.layers.types import Birth, Join, LayerType, known_layer_type
+from splitgrow.layers.types import Join, LayerType, Start, known_layer_type
 
 
 def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
@@ -223,7 +223,7 @@ def plan_changes(
             layer = known_layer_type(original)
             order = node.name in turned
             blocks = planned_blocks(layer, original, before, gain, helper_last=order)
-            born = graph.births_on(node, "ins", ways, growth)
+            born = graph.starts_on(node, "ins", ways, growth)
             changes.append(
                 LayerChange(
                     name=node.name,
@@ -232,13 +232,13 @@ def plan_changes(
                     width=(before[1], before[1] + gain[1]),
                     ins=ins,
                     outs=outs,
-                    born_ins=tuple(birth.value for birth in born),
-                    born_outs=tuple(
-                        birth.value for birth in graph.births_on(node, "outs", ways, growth)
+                    start_ins=tuple(start.value for start in born),
+                    start_outs=tuple(
+                        start.value for start in graph.starts_on(node, "outs", ways, growth)
                     ),
                     join=_join(layer, original, born, shares=_shares_out(graph, node, ways)).value,
                     blocks=tuple(blocks),
-                    parameters=_count_parameters(layer, original, blocks, counted[node.name]),
+                    parameters=count_new_parameters(layer, original, blocks, counted[node.name]),
                     use=node.use,
                 )
             )
@@ -249,16 +249,16 @@ def _shares_out(graph: ChannelGraph, node: LayerNode, ways: Mapping[int, str]) -
     """Whether a norm's outputs count for less in the ways in which its groups grow."""
     on_it = groups_of(graph.groups.resolve(node.ins))
     used = {ways[group] for group in on_it if group in ways}
-    return any(node.name in graph.births[way].sharing for way in used)
+    return any(node.name in graph.starts[way].sharing for way in used)
 
 
-def _join(layer: LayerType, original: nn.Module, born: Sequence[Birth], *, shares: bool) -> Join:
+def _join(layer: LayerType, original: nn.Module, born: Sequence[Start], *, shares: bool) -> Join:
     """How new channels join in the statistic that all channels of a layer share."""
-    if not (layer.merging.couples and layer.births(original)):
+    if not (layer.merging.couples and layer.starts(original)):
         return Join.APART
     if shares:
         return Join.SHARES
-    if {*born} & {Birth.ZERO, Birth.MEAN}:
+    if {*born} & {Start.ZERO, Start.MEAN}:
         return Join.DILUTES
     return Join.REPEATS if born and layer.merging.correction else Join.APART
 
@@ -273,78 +273,6 @@ def plan_numbers(graph: ChannelGraph, growth: Mapping[int, int]) -> tuple[Number
             value = (before, before + gained)
             changes.append(NumberChange(number.module, number.attribute, value))
     return tuple(changes)
-
-
-class BlockSizes(NamedTuple):
-    """The numbers of channels of a block.
-
-    Attributes:
-        ins: The inputs that it reads.
-        outs: The outputs that it makes, or adds to.
-        back: The layer's own outputs that it reads, if the layer does that.
-    """
-
-    ins: int
-    outs: int
-    back: int
-
-
-def planned_blocks(
-    entry: LayerType,
-    module: nn.Module,
-    before: tuple[int, int],
-    gain: tuple[int, int],
-    *,
-    helper_last: bool = False,
-) -> dict[str, BlockSizes]:
-    """The blocks that a layer gets, with their numbers of channels, in order.
-
-    A helper comes first: it reads the new inputs for the outputs that exist. Then a new block reads
-    all inputs for the new outputs, so that the two fill the grown weight's two strips. A layer that
-    reads its own outputs reads these as it does inputs.
-
-    Args:
-        entry: The entry for the layer's type.
-        module: The original layer.
-        before: The numbers of inputs and outputs.
-        gain: The numbers of those that are new.
-        helper_last: Whether the new block reads the old inputs only, and then a helper reads the
-            new ones for all outputs. So does a layer that shares its weight, turned, with another.
-    """
-    if entry.diagonal(module):
-        return {"new": BlockSizes(*gain, 0)}
-    if helper_last and all(gain):
-        new = BlockSizes(before[0], gain[1], 0)
-        return {"new": new, "helper": BlockSizes(gain[0], before[1] + gain[1], 0)}
-    blocks = {}
-    back = gain[1] if entry.reads_back(module) else 0
-    if gain[0] or back:
-        blocks["helper"] = BlockSizes(gain[0], before[1], back)
-    if gain[1]:
-        blocks["new"] = BlockSizes(before[0] + gain[0], gain[1], back and before[1] + back)
-    return blocks
-
-
-def build_block(
-    layer: LayerType, original: nn.Module, kind: str, sizes: BlockSizes, **options: Any
-) -> nn.Module:
-    """A block for a layer of a type, modelled on the original layer."""
-    build = layer.merging.helper if kind == "helper" else layer.merging.new
-    if layer.reads_back(original):
-        options["back"] = sizes.back
-    return build(original, (sizes.ins, sizes.outs), **options)
-
-
-def _count_parameters(
-    layer: LayerType,
-    original: nn.Module,
-    blocks: Mapping[str, BlockSizes],
-    counted: Container[str],
-) -> int:
-    """The number of parameters of new blocks, less those of tensors that are counted elsewhere."""
-    built = (build_block(layer, original, *block, device="meta") for block in blocks.items())
-    named = (item for block in built for item in block.named_parameters())
-    return sum(parameter.numel() for name, parameter in named if name not in counted)
 
 
 def check_request(graph: ChannelGraph, request: Mapping[int | str, int]) -> dict[str, int]:

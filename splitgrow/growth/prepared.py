@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.units import Place, Unit, along_tensors, layer_places
 from splitgrow.growth.edits import Edit, LayerChange
-from splitgrow.growth.planning import build_block, planned_blocks
+from splitgrow.growth.planned_blocks import build_block, planned_blocks
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.freezing import held
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at, split_of
 from splitgrow.layers.ties import tie_blocks_
-from splitgrow.layers.types import UNCHANGED, Birth, Join, LayerType, TensorAxes
+from splitgrow.layers.types import UNCHANGED, Join, LayerType, Start, TensorAxes
 from splitgrow.utils.spans import regions
 
 
@@ -85,20 +85,20 @@ class PreparedLayer:
         blocks = self.change.blocks
         return dict(zip(blocks, self.composition.modules[-len(blocks) :], strict=True))
 
-    def births(self, block: str) -> list[Birth]:
+    def starts(self, block: str) -> list[Start]:
         """The values until they learn of the channels that a block adds.
 
         For a helper these are the channels that it reads, otherwise those that it makes.
         """
-        return self.births_on("in" if block == "helper" else "out")
+        return self.starts_on("in" if block == "helper" else "out")
 
-    def births_on(self, side: str) -> list[Birth]:
+    def starts_on(self, side: str) -> list[Start]:
         """The values until they learn of the channels that the edit adds on a side."""
         change = self.change
         insertions = change.ins if side == "in" else change.outs
-        births = change.born_ins if side == "in" else change.born_outs
-        pairs = zip(insertions, births, strict=True)
-        return [Birth(value) for (_, count), value in pairs for _ in range(count)]
+        starts = change.start_ins if side == "in" else change.start_outs
+        pairs = zip(insertions, starts, strict=True)
+        return [Start(value) for (_, count), value in pairs for _ in range(count)]
 
     def value(self, key: str) -> Tensor | None:
         """One of the tensors of the plain layer that this one becomes, as a separate tensor."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from splitgrow.errors import StructureChangedError
 from splitgrow.layers.channel_layout import Layout, Piece
 from splitgrow.layers.types import Along, LayerType, Merging, known_layer_type
-from splitgrow.layers.types.births import UNCHANGED, Carry, Join, Joined
+from splitgrow.layers.types.start_values import UNCHANGED, Carry, Join, Joined
 from splitgrow.layers.weight_views import is_dense, room_for
 from splitgrow.utils.spans import Spans, regions
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from splitgrow.errors import UnsupportedLayerError
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.freezing import held
-from splitgrow.layers.types.births import UNCHANGED
+from splitgrow.layers.types.start_values import UNCHANGED
 from splitgrow.layers.weight_views import room_for
 from splitgrow.utils.spans import regions
 

@@ -26,7 +26,7 @@ from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.prepared import PreparedEdit
-from splitgrow.layers.types import Birth
+from splitgrow.layers.types import Start
 
 
 class Liar(Initializer):
@@ -209,7 +209,7 @@ def test_it_sees_all_blocks_of_all_layers_and_where_their_units_lie() -> None:
     assert (first.reading_dim("weight"), first.reading_dim("bias")) == (1, None)
     assert seen.units[made[0].home] == (*made[7:],)  # type: ignore[index]
     assert first.composition.outs.length == 10
-    assert first.births("new") == [Birth.FREE] * 3
+    assert first.starts("new") == [Start.FREE] * 3
 
 
 def test_what_exists_keeps_its_values_unless_it_says_that_it_changes_them() -> None:

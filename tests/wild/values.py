@@ -17,7 +17,7 @@ def give_values_(model: Any) -> None:
     Where it is the other way round, since new units must be silent at birth, all is left alone.
     """
     edit = splitgrow.handle(model).edits[-1]
-    if any({*change.born_ins, *change.born_outs} - {"free"} for change in edit.changes):
+    if any({*change.start_ins, *change.start_outs} - {"free"} for change in edit.changes):
         return
     for split in split_layers(model):
         for module, block in zip(split, split.blocks, strict=True):

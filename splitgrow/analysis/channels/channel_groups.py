@@ -392,8 +392,7 @@ class Groups:
 
     def insertions(self, axis: Axis, growth: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
         """Where growth lands on an axis: (position before growth, number of new positions)."""
-        landed = []
-        end = 0
+        landed, end = [], 0
         for run in self.resolve(axis):
             end += self._run_length(run)
             if run.group is not None and run.group in growth:

@@ -27,7 +27,7 @@ from splitgrow.growth.journal.journal import Journal
 from splitgrow.growth.journal.size_guard import TIMES, Bounded, Unbounded
 from splitgrow.growth.module_numbers import change_, held_number
 from splitgrow.growth.placing import place_
-from splitgrow.growth.planning import planned_blocks
+from splitgrow.growth.planned_blocks import planned_blocks
 from splitgrow.growth.prepared import prepare_layer
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
@@ -127,7 +127,7 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
         if not (ordered and positive and before + gained == after <= LARGEST_WIDTH):
             raise CheckpointError(f"the widths of `{change.name}` contradict each other")
         gains.append(gained)
-    joins = [*Join] if entry.births(layer) else [Join.APART]
+    joins = [*Join] if entry.starts(layer) else [Join.APART]
     if change.join not in [join.value for join in joins]:
         raise CheckpointError(f"`{change.name}` takes no channels that join by {change.join!r:.20}")
     blocks = tuple(planned_blocks(entry, layer, (sizes[0], sizes[1]), (gains[0], gains[1])))

@@ -1,7 +1,12 @@
 """The layer types that can grow, and how to teach splitgrow others."""
 
-from splitgrow.layers.types import library_layers, recurrent_layers, tensor_layers, torch_layers
-from splitgrow.layers.types.births import UNCHANGED, WAYS, Birth, Carry, Join, Joined
+from splitgrow.layers.types import (
+    library_layers,
+    recurrent_layers,
+    statistic_norms,
+    tensor_layers,
+    torch_layers,
+)
 from splitgrow.layers.types.layer_type import (
     Along,
     LayerType,
@@ -13,6 +18,7 @@ from splitgrow.layers.types.layer_type import (
     TensorAxes,
 )
 from splitgrow.layers.types.registry import BUILT_IN_TYPES, LAYER_TYPES
+from splitgrow.layers.types.start_values import UNCHANGED, WAYS, Carry, Join, Joined, Start
 from splitgrow.layers.types.subclasses import (
     computes_as,
     known_layer_type,
@@ -30,7 +36,6 @@ __all__ = [
     "UNCHANGED",
     "WAYS",
     "Along",
-    "Birth",
     "Carry",
     "Join",
     "Joined",
@@ -39,6 +44,7 @@ __all__ = [
     "Nested",
     "Norm",
     "Signature",
+    "Start",
     "Stock",
     "TensorAxes",
     "TensorBlock",
@@ -51,6 +57,7 @@ __all__ = [
     "recurrent_layers",
     "register_layer",
     "sized_layers",
+    "statistic_norms",
     "tensor_layers",
     "torch_layers",
     "type_name",

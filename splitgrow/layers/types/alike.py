@@ -11,7 +11,6 @@ from typing import Any, Literal
 from torch import nn
 
 from splitgrow.layers.kernels import Kernel
-from splitgrow.layers.types.births import Birth
 from splitgrow.layers.types.layer_type import (
     LayerType,
     Merging,
@@ -20,6 +19,7 @@ from splitgrow.layers.types.layer_type import (
     Stock,
     TensorAxes,
 )
+from splitgrow.layers.types.start_values import Start
 
 
 class Alike(LayerType):
@@ -97,9 +97,9 @@ class Alike(LayerType):
         """As its base has it, with blocks of its own type."""
         return replace(self.base.merging, build=self.build)
 
-    def births(self, module: Stock) -> Mapping[Birth, Birth]:
+    def starts(self, module: Stock) -> Mapping[Start, Start]:
         """As its base has it."""
-        return self.base.births(module)
+        return self.base.starts(module)
 
     def runs_as_one(self, module: Stock) -> bool:
         """As its base has it."""

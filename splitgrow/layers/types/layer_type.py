@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from torch import Tensor, nn
 
 from splitgrow.layers.kernels import Kernel
-from splitgrow.layers.types.births import UNCHANGED, Birth, Carry, Joined
+from splitgrow.layers.types.start_values import UNCHANGED, Carry, Joined, Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Merging:
         block: The type of the blocks that growth adds; None for that of the layer itself.
         joint: Whether the blocks can only run as one, since each needs the results of the others.
         couples: Whether that is because all channels share a statistic. New channels may then join
-            only with certain values: see `LayerType.births`.
+            only with certain values: see `LayerType.starts`.
         correction: The number by which the number of channels is lowered in their mean.
         computes_weight: Whether the weight is made from the parameters at each call, so that
             `value` is not the parameter itself.
@@ -268,7 +268,7 @@ class LayerType(ABC):
         """Its entry as a norm; None if it is none."""
         return None
 
-    def births(self, module: Stock) -> Mapping[Birth, Birth]:  # noqa: ARG002
+    def starts(self, module: Stock) -> Mapping[Start, Start]:  # noqa: ARG002
         """How new channels may join where all channels share a statistic.
 
         Maps the states at birth of new input channels that leave the old outputs as they are to the

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 import splitgrow.layers.types.torch_layers  # noqa: F401 - the layers here are forms of these
 from splitgrow.layers.types.alike import Alike, Same
-from splitgrow.layers.types.births import UNCHANGED, Carry
 from splitgrow.layers.types.layer_type import (
     Along,
     LayerType,
@@ -24,6 +23,7 @@ from splitgrow.layers.types.layer_type import (
     TensorAxes,
 )
 from splitgrow.layers.types.registry import LAYER_TYPES, add_layer_type
+from splitgrow.layers.types.start_values import UNCHANGED, Carry
 from splitgrow.layers.types.torch_layers import Channelwise, cast
 
 

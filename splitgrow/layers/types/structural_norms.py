@@ -19,9 +19,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from splitgrow.layers.types.births import UNCHANGED, Birth, Carry
 from splitgrow.layers.types.layer_type import Along, Merging, Stock, TensorAxes
-from splitgrow.layers.types.torch_layers import StatisticMerging, StatisticNorm
+from splitgrow.layers.types.start_values import UNCHANGED, Carry, Start
+from splitgrow.layers.types.statistic_norms import StatisticMerging, StatisticNorm
 
 _SHAPES = ((2, 3, 0), (2, 0, 3, 2), (2, 0, 5))
 """The shapes of inputs that are tried, with 0 for the channels."""
@@ -115,10 +115,10 @@ class StructuralNorm(StatisticNorm):
         """New channels join so that they change the statistic in a known way."""
         return _Merging(self.build, self.form)
 
-    def births(self, module: Stock) -> Mapping[Birth, Birth]:
+    def starts(self, module: Stock) -> Mapping[Start, Start]:
         """As its base has it; copies alone if eps is written down, since it could not follow."""
-        known = super().births(module)
-        return known if self.form.eps else {Birth.COPY: known[Birth.COPY]}
+        known = super().starts(module)
+        return known if self.form.eps else {Start.COPY: known[Start.COPY]}
 
     def covers(self, module: Stock) -> bool:
         """Whether it has the tensors of the form, and no more."""

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from splitgrow.layers.kernels import Convolution, Kernel, Linear
-from splitgrow.layers.types.births import UNCHANGED, Birth, Carry
 from splitgrow.layers.types.layer_type import (
     Along,
     LayerType,
@@ -23,7 +22,7 @@ from splitgrow.layers.types.layer_type import (
 from splitgrow.layers.types.registry import add_layer_type
 
 
-def _placement(module: Stock, options: dict[str, Any]) -> dict[str, Any]:
+def placement_of(module: Stock, options: dict[str, Any]) -> dict[str, Any]:
     """The `device` and `dtype` for a new layer like `module`, whether it has tensors or not."""
     placement = {}
     for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
@@ -33,7 +32,7 @@ def _placement(module: Stock, options: dict[str, Any]) -> dict[str, Any]:
     return placement | {key: options[key] for key in ("device", "dtype") if key in options}
 
 
-def _without_missing(built: nn.Module, module: Stock) -> nn.Module:
+def without_missing(built: nn.Module, module: Stock) -> nn.Module:
     """Drops the weight or bias that `module` does not have; older norms take no `bias` argument."""
     for name in ("weight", "bias"):
         if getattr(module, name) is None:
@@ -64,7 +63,7 @@ class _Linear(LayerType):
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         bias = options.get("bias", module.bias is not None)
-        return nn.Linear(*sizes, bias=bias, **_placement(module, options))
+        return nn.Linear(*sizes, bias=bias, **placement_of(module, options))
 
 
 _CONVS: dict[type[nn.Module], tuple[int, bool]] = {
@@ -161,7 +160,7 @@ class _Conv(LayerType):
         groups = sizes[0] if _is_depthwise(module) else module.groups
         bias = options.get("bias", module.bias is not None)
         return self.layer(
-            *sizes, groups=groups, bias=bias, **arguments, **_placement(module, options)
+            *sizes, groups=groups, bias=bias, **arguments, **placement_of(module, options)
         )
 
 
@@ -221,8 +220,8 @@ class _Norm(Channelwise):
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         names = ("eps", "momentum", "affine", "track_running_stats")
         arguments: dict[str, Any] = {name: getattr(module, name) for name in names}
-        built = self.layer(sizes[1], **arguments, **_placement(module, options))
-        return _without_missing(built, module)
+        built = self.layer(sizes[1], **arguments, **placement_of(module, options))
+        return without_missing(built, module)
 
 
 class _SyncBatchNorm(_Norm):
@@ -260,86 +259,8 @@ class _GroupNorm(Channelwise):
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         arguments: dict[str, Any] = {"eps": module.eps, "affine": module.affine}
         groups = sizes[1] // self.bundle(module)
-        built = nn.GroupNorm(groups, sizes[1], **arguments, **_placement(module, options))
-        return _without_missing(built, module)
-
-
-class StatisticMerging(Merging):
-    """The blocks of a norm whose channels share a statistic: older channels count less."""
-
-    couples = joint = True
-
-    def merged(
-        self,
-        module: Stock,
-        sizes: tuple[int, int],
-        carry: Carry = UNCHANGED,
-        **options: Any,
-    ) -> nn.Module:
-        """The plain norm, its values unset."""
-        return self.build(module, sizes, carry=carry, **options)
-
-    def carried_over(self, name: str, tensor: Tensor, carry: Carry) -> Tensor:
-        """A block's tensor times its factor."""
-        return tensor * (carry.shift if name == "bias" else carry.gain)
-
-
-class StatisticNorm(Channelwise):
-    """A norm that takes a statistic over all its channels, on the last dimension.
-
-    Each channel is divided by the root of the mean square of all, or of all less their mean.
-    """
-
-    mixes = False
-    dim = -1
-    eps_name = "eps"
-    """The attribute that holds the number that is added to the statistic."""
-    centred = False
-    """Whether the mean is subtracted first."""
-
-    @cached_property
-    def merging(self) -> Merging:
-        """New channels join so that they change the statistic in a known way."""
-        return StatisticMerging(self.build)
-
-    def births(self, module: Stock) -> Mapping[Birth, Birth]:
-        """Zeros, or means where the mean is subtracted, become zeros; copies stay copies."""
-        alone = Birth.MEAN if self.centred else Birth.ZERO
-        scales = getattr(module, self.names[0], None) is not None
-        return ({alone: Birth.ZERO} if scales else {}) | {Birth.COPY: Birth.COPY}
-
-    def output_shape(self, module: Stock, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """As its input."""
-        return shape if shape[self.dim :][:1] == (self.sizes(module)[1],) else None
-
-
-class _Norms(StatisticNorm):
-    """Torch's own LayerNorm and RMSNorm, over one dimension."""
-
-    def __init__(self, layer: type[nn.Module], *, centred: bool) -> None:
-        self.layer, self.layers, self.centred = layer, (layer,), centred
-        self.names = ("weight", "bias") if centred else ("weight",)
-
-    def sizes(self, module: Stock) -> tuple[int, int]:
-        return module.normalized_shape[0], module.normalized_shape[0]
-
-    def covers(self, module: Stock) -> bool:
-        return len(module.normalized_shape) == 1
-
-    def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        placement = _placement(module, options)
-        eps = module.eps
-        carry = options.get("carry", UNCHANGED)
-        if eps is None and carry.eps != 1:
-            # Torch's default, which is that of the precision in which it computes.
-            eps = torch.finfo(torch.promote_types(placement["dtype"], torch.float32)).eps
-        made: nn.Module = self.layer(
-            sizes[1],
-            eps=None if eps is None else eps * carry.eps,
-            elementwise_affine=module.elementwise_affine,
-            **placement,
-        )
-        return _without_missing(made, module) if self.centred else made
+        built = nn.GroupNorm(groups, sizes[1], **arguments, **placement_of(module, options))
+        return without_missing(built, module)
 
 
 class _PReLU(Channelwise):
@@ -352,7 +273,7 @@ class _PReLU(Channelwise):
         return bool(module.num_parameters != 1)  # with one value it is like any other activation
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
-        return nn.PReLU(sizes[1], init=module.init, **_placement(module, options))
+        return nn.PReLU(sizes[1], init=module.init, **placement_of(module, options))
 
 
 class _Looking(Merging):
@@ -395,7 +316,7 @@ class _Embedding(LayerType):
         names += ["mode", "include_last_offset"] if layer is nn.EmbeddingBag else []
         arguments: dict[str, Any] = {name: getattr(module, name) for name in names}
         arguments.update({key: options[key] for key in ("padding_idx",) if key in options})
-        placement = _placement(module, options)
+        placement = placement_of(module, options)
         made: nn.Module = layer(*sizes, **arguments, **placement)
         return made
 
@@ -413,7 +334,5 @@ for _entry in (
     _GroupNorm(),
     _PReLU(),
     *map(_Embedding, (nn.Embedding, nn.EmbeddingBag)),
-    _Norms(nn.LayerNorm, centred=True),
-    _Norms(nn.RMSNorm, centred=False),
 ):
     add_layer_type(_entry)

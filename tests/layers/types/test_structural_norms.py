@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow
-from splitgrow.layers.types import Birth, layer_type_of
+from splitgrow.layers.types import Start, layer_type_of
 from splitgrow.layers.types.structural_norms import NormForm, structural_norm
 
 
@@ -230,4 +230,4 @@ def test_the_oracle_of_the_forms_is_torchs_own() -> None:
     )
     form = NormForm(-1, False, False, 0, 0.0, "weight", "")
     assert_equal(form.output(x, {"weight": weight}, 0.1), F.rms_norm(x, (6,), weight, 0.1))
-    assert Birth.COPY in layer_type_of(nn.LayerNorm(6)).births(nn.LayerNorm(6))  # type: ignore[union-attr]
+    assert Start.COPY in layer_type_of(nn.LayerNorm(6)).starts(nn.LayerNorm(6))  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Birth(Enum):
+class Start(Enum):
     """The values of new channels until they learn, beside those of the old channels."""
 
     FREE = "free"
@@ -25,7 +25,7 @@ class Birth(Enum):
     """The values of the old units in turn."""
 
 
-WAYS: dict[str, Birth] = {"zero": Birth.ZERO, "average": Birth.MEAN, "duplicate": Birth.COPY}
+WAYS: dict[str, Start] = {"zero": Start.ZERO, "average": Start.MEAN, "duplicate": Start.COPY}
 """The ways in which the layers that make a stream can grow it, in the order of preference."""
 
 

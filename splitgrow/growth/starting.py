@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.growth.prepared import PreparedLayer
-from splitgrow.layers.types import Along, Birth, known_layer_type
+from splitgrow.layers.types import Along, Start, known_layer_type
 from splitgrow.utils.spans import Spans
 
 
-def bear_(layer: PreparedLayer, free: Birth = Birth.FREE) -> None:
+def set_start_values_(layer: PreparedLayer, free: Start = Start.FREE) -> None:
     """Gives a layer's added blocks values that change no old output.
 
     Helpers are zero, but those for new inputs that are zero themselves keep what they have. New
@@ -24,13 +24,13 @@ def bear_(layer: PreparedLayer, free: Birth = Birth.FREE) -> None:
     """
     with torch.no_grad():
         for purpose, block in layer.added.items():
-            births = layer.births(purpose)
+            starts = layer.starts(purpose)
             if purpose == "helper" and layer.layer_type.looks_up:
                 _average_rows_(layer, block)
                 continue
             _zero_(layer, block, helper=purpose == "helper")
             if purpose != "helper":
-                _lead_back_(layer, [free if b is Birth.FREE else b for b in births])
+                _lead_back_(layer, [free if b is Start.FREE else b for b in starts])
 
 
 def _zero_(layer: PreparedLayer, block: nn.Module, *, helper: bool) -> None:
@@ -39,7 +39,7 @@ def _zero_(layer: PreparedLayer, block: nn.Module, *, helper: bool) -> None:
     Of a layer that reads each channel by itself only those that are added, since it makes zeros of
     zeros with any weight.
     """
-    chosen = {s: [(b is Birth.ZERO) != helper for b in layer.births_on(s)] for s in ("in", "out")}
+    chosen = {s: [(b is Start.ZERO) != helper for b in layer.starts_on(s)] for s in ("in", "out")}
     diagonal = not helper and layer.layer_type.diagonal(layer.original)
     for name, axes in known_layer_type(block).tensors(block).items():
         tensor = getattr(block, name, None)
@@ -84,9 +84,9 @@ def _zero_channels(tensor: Tensor, dim: int, along: Along, chosen: Sequence[bool
         tensor.index_fill_(dim, section.nonzero().flatten(), 0)
 
 
-def _lead_back_(layer: PreparedLayer, births: Sequence[Birth]) -> None:
+def _lead_back_(layer: PreparedLayer, starts: Sequence[Start]) -> None:
     """Sets new units that are to be means or copies of the old ones."""
-    if not {*births} & {Birth.MEAN, Birth.COPY} or layer.layer_type.reads_back(layer.original):
+    if not {*starts} & {Start.MEAN, Start.COPY} or layer.layer_type.reads_back(layer.original):
         return
     for key, axes in layer.tensors.items():
         whole = layer.value(key)
@@ -94,12 +94,12 @@ def _lead_back_(layer: PreparedLayer, births: Sequence[Birth]) -> None:
             continue
         for dim, along in axes.items():
             if along.side == "out":
-                whole = _led_back(layer, births, whole, (dim, along.sections))
+                whole = _led_back(layer, starts, whole, (dim, along.sections))
         layer.fill_(key, whole)
 
 
 def _led_back(
-    layer: PreparedLayer, births: Sequence[Birth], whole: Tensor, at: tuple[int, int]
+    layer: PreparedLayer, starts: Sequence[Start], whole: Tensor, at: tuple[int, int]
 ) -> Tensor:
     """A tensor of the plain layer whose new units are made of the old ones, along one dimension."""
     dim, sections = at
@@ -109,10 +109,10 @@ def _led_back(
     sources = layer.sources[: outs.length]  # those of one section stand for all
     mean = whole.index_select(dim, _index(old, whole)).double().mean(dim, keepdim=True)
     made = whole.clone()
-    for position, birth in zip(new, births, strict=False):
-        if birth is Birth.MEAN:
+    for position, start in zip(new, starts, strict=False):
+        if start is Start.MEAN:
             made.narrow(dim, position, 1).copy_(mean)
-    copied = [n for n, birth in zip(new, births, strict=False) if birth is Birth.COPY]
+    copied = [n for n, start in zip(new, starts, strict=False) if start is Start.COPY]
     if copied:
         rows = whole.index_select(dim, _index([sources[n] for n in copied], whole))
         made.index_copy_(dim, _index(copied, whole), rows)
