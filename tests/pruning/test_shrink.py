@@ -140,7 +140,7 @@ def test_units_do_go_from_most_of_the_cases() -> None:
         return bool(without_dead_units(network, case.inputs())[1].layers)
 
     stay = {case.name for case in CASES if not any(units_go(case, seed) for seed in range(6))}
-    assert stay <= {"deciding", "shared kernel"}
+    assert stay <= {"deciding", "shared kernel", "silent stream", "by hand"}
 
 
 @settings(
