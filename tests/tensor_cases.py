@@ -20,13 +20,13 @@ class Affine(nn.Module):
 
 
 class FrozenNorm(nn.Module):
-    """A batch norm that never trains: four buffers, one of them not saved."""
+    """A batch norm that never trains: four buffers."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.rand(width) + 0.5)
         self.register_buffer("bias", torch.randn(width))
-        self.register_buffer("mean", torch.randn(width), persistent=False)
+        self.register_buffer("mean", torch.randn(width))
         self.register_buffer("var", torch.rand(width) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class TokenMixer(nn.Module):
     def __init__(self, width: int = 6) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.randn(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.randn(1, 5, width), requires_grad=False)
+        self.pos_embed = nn.Parameter(torch.randn(1, 5, width))
         self.patches = nn.Conv2d(3, width, 2, 2)
         self.fc1, self.fc2 = nn.Linear(width, 8), nn.Linear(8, width)
         self.gamma = nn.Parameter(torch.full((width,), 0.5))

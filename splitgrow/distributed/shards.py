@@ -31,6 +31,8 @@ from splitgrow.distributed.units import (
 )
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.tensor_holder import SplitTensor, blocks_path
+from splitgrow.layers.types import TensorBlock, layer_type_of
 
 
 class _Slot:
@@ -38,6 +40,7 @@ class _Slot:
 
     def __init__(self, record: Any) -> None:
         info = record._module_info  # noqa: SLF001
+        self.record, self._info = record, info
         self.places = [(info.module, info.param_name)]
         self.places += zip(info.shared_modules, info.shared_param_names, strict=True)
         self.sharded: Any = record.sharded_param
@@ -57,6 +60,18 @@ class _Slot:
         for module, name in self.places:
             module._parameters[name] = self.standing  # noqa: SLF001
 
+    def is_tensor(self) -> bool:
+        """Whether a module holds it that is no layer: new parts of it copy its values."""
+        owner = self.places[0][0]
+        return isinstance(owner, TensorBlock) or layer_type_of(owner) is None
+
+    def block(self) -> nn.Module | None:
+        """The block that has it now if it is a module's tensor that has grown."""
+        (module, name), *more = self.places
+        split = module._modules.get(blocks_path(name))  # noqa: SLF001
+        grown = not more and isinstance(split, SplitTensor)
+        return split.original if grown and isinstance(split, SplitTensor) else None
+
     def lower(self) -> None:
         """Puts the sharded one back where nothing else has taken the place since."""
         for module, name in self.places:
@@ -69,6 +84,7 @@ class _Slot:
 
     def restore(self) -> None:
         """Puts it back, as it was."""
+        self.record._module_info = self._info  # noqa: SLF001
         for module, name in self.places:
             module._parameters[name] = self.sharded  # noqa: SLF001
         self.sharded.requires_grad_(self.trains)
@@ -120,7 +136,7 @@ class Shards:
         for module, dress in self._dresses.items():
             dress.take_off(module)
         for slot in self._slots:
-            slot.lift(values=values)
+            slot.lift(values=values or slot.is_tensor())
         self._exchange({slot.sharded: slot.standing for slot in self._slots})
         if values:
             self._make_states_whole()
@@ -157,6 +173,7 @@ class Shards:
     def _settle(self) -> None:
         for module, dress in self._dresses.items():
             dress.put_on(module)
+        self._move_tensors()
         for slot in self._slots:
             slot.lower()
         present = {id(module) for module in self._model.modules()}
@@ -167,6 +184,16 @@ class Shards:
         self._exchange({slot.standing: slot.sharded for slot in self._slots} | joined)
         self._spread_states(joined)
         self._begin_anew()
+
+    def _move_tensors(self) -> None:
+        """A module's tensor that has grown is that of its original block."""
+        for unit in self._units:
+            records = unit.parameters
+            for slot in self._slots:
+                block = slot.block() if slot.record in records else None
+                if block is not None:
+                    slot.places = [(block, "value")]
+                    unit.move_tensor(slot.record, block)
 
     def _move_units(self) -> None:
         """A layer that became the original block of a grown one is a unit no more; that one is."""

@@ -224,6 +224,13 @@ class ShardUnit:
         saving[module] = hooked.register_state_dict_pre_hook(to_sharded)
         loading[module] = hooked._register_load_state_dict_pre_hook(to_sharded)
 
+    def move_tensor(self, record: Any, block: nn.Module) -> None:
+        """Has a record be about a tensor that has become the block of a grown one."""
+        record._module_info = ParamModuleInfo(block, "value")
+        for group in self.groups:
+            if record in group.fsdp_params:
+                self._follow_state_dict(group, block)
+
     def forget(self, gone: Callable[[nn.Module], bool]) -> None:
         """Lets go of the parameters of modules that are no longer there."""
         for group in self.groups:
@@ -263,14 +270,19 @@ class Dress:
 
     def put_on(self, module: nn.Module) -> None:
         """Takes that back; hooks that came or went since are left alone."""
-        module.__class__ = self._class
+        now: Any = type(module)
+        if now is self.plain_class:
+            now = self._class
+        elif self._class is not self.plain_class:  # it holds a grown tensor, by a class for that
+            now = _sharded_class(now)
+        module.__class__ = now
         module.__dict__.update(self._marks)
         for name, before in self._hooks.items():
             hooks = module.__dict__[name]
-            now = dict(hooks)
-            kept = [(key, hook) for key, hook in before if key in now or key in self._handles]
+            there = dict(hooks)
+            kept = [(key, hook) for key, hook in before if key in there or key in self._handles]
             hooks.clear()
-            hooks.update({**dict(kept), **now})
+            hooks.update({**dict(kept), **there})
 
     def restore(self, module: nn.Module) -> None:
         """Makes the module as it was."""

@@ -136,7 +136,8 @@ def carry_out_(
     _keep_fixed_(prepared, history)
     initialise_(initializer, prepared, undo)
     layers = prepared.layers.values()
-    joining = plan_joining(optimizer, _new_parameters(layers), edit.generation)
+    new = [p for p in _new_parameters(layers) if not _is_left_out(p, optimizer)]
+    joining = plan_joining(optimizer, new, edit.generation)
     keep_(history, undo)
     if edit.closes is not None:
         close_generation_(model, history, undo)
@@ -180,6 +181,14 @@ def _new_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParameter]
                 older = [getattr(known, name, None) for known in item.existing]
                 known = tuple(p for p in older if p is not None)
                 yield NewParameter(f"{item.change.path}.{index}.{name}", parameter, known)
+
+
+def _is_left_out(new: NewParameter, optimizers: Iterable[Optimizer]) -> bool:
+    """Whether a parameter is fixed, and is a part of one that no optimizer has."""
+    if new.parameter.requires_grad:
+        return False
+    held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
+    return held.isdisjoint(map(id, new.older))
 
 
 def close_generation_(model: nn.Module, history: History, undo: Undo) -> None:

@@ -127,6 +127,13 @@ def put_tensor_(
     return holder
 
 
+def replace_tensor_(modules: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:
+    """Gives a module another plain tensor in the place of its own."""
+    holder, key = _held(modules, name)
+    store = next(each for each in _STORES if vars(holder)[each].get(key) is not None)
+    vars(holder)[store][key] = tensor
+
+
 def make_plain_(root: nn.Module) -> None:
     """Gives modules their plain tensors again, where a tensor block is in the place of a split one.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.units import Unit, UnitNumbers
+from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import layer_type_of
 from splitgrow.pruning.constants import Known, passes_constants
 from splitgrow.pruning.weight_connections import has_weights, readers_of, sections, spread_
@@ -37,7 +38,8 @@ def dead_units(
     numbers, found = UnitNumbers(graph.groups), []
     for node in graph.nodes.values():
         ins, outs = numbers.on(node.ins), numbers.on(node.outs)
-        module, entry = modules[node.name], layer_type_of(modules[node.name])
+        module = layer_at(modules, node.name, node.use)
+        entry = layer_type_of(module)
         if entry is not None and node.followed and has_weights(entry, module):
             reader, *back = readers_of(sections(entry, module), ins, outs)
             known = read.get(node.name)
@@ -66,7 +68,7 @@ def _removable(
     for node in graph.nodes.values():
         own = [g for axis in (node.ins, node.outs) for g in groups_of(graph.groups.resolve(axis))]
         found.update(dict.fromkeys(own))
-        if not _is_open(modules[node.name]):
+        if not _is_open(layer_at(modules, node.name, node.use)):
             kept.update(own)
     return [group for group in found if group not in kept and not graph.groups.is_fixed(group)]
 
@@ -76,7 +78,8 @@ def _is_open(module: nn.Module) -> bool:
     entry = layer_type_of(module)
     if entry is None or entry.merging.couples or entry.merging.computes_weight:
         return False
-    by_itself = entry.diagonal(module) or not entry.reads_channels
+    reads = any(a.side == "in" for axes in entry.tensors(module).values() for a in axes.values())
+    by_itself = entry.diagonal(module) or not (entry.reads_channels or reads)
     return by_itself or has_weights(entry, module)
 
 

@@ -18,7 +18,8 @@ from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.units import Unit, UnitNumbers, along_tensors
 from splitgrow.growth.edits import NumberChange
 from splitgrow.growth.module_numbers import set_number_
-from splitgrow.layers.types import LayerType, Stock, layer_type_of
+from splitgrow.layers.tensor_holder import layer_at, replace_tensor_
+from splitgrow.layers.types import LayerType, Stock, TensorBlock, layer_type_of
 
 UnitsByGroup = Mapping[int, Collection[int]]
 """Some units of each group, counted from 0."""
@@ -115,12 +116,15 @@ def narrow_(network: nn.Module, graph: ChannelGraph, gone: UnitsByGroup) -> Narr
     full = [group for group, own in gone.items() if len({*own}) == groups.width(group)]
     assert not full, "a group would have no units left"
     assert not any(groups.is_fixed(group) for group in gone), "the width of a group is fixed"
-    before = count_parameters(network)
+    before, modules = count_parameters(network), dict(network.named_modules())
     layers = []
     for node in graph.nodes.values():
         ins, outs = ~units.on(node.ins), ~units.on(node.outs)
         if node.followed and not (bool(ins.all()) and bool(outs.all())):
-            layers.append(_narrow_layer_(network.get_submodule(node.name), node, ins, outs))
+            layer = layer_at(modules, node.name, node.use)
+            layers.append(_narrow_layer_(layer, node, ins, outs))
+            if isinstance(layer, TensorBlock):
+                replace_tensor_(modules, node.name, layer.value)
     numbers = []
     for number in graph.numbers:
         stays = ~units.on(number.axis)

@@ -19,6 +19,7 @@ from splitgrow.analysis.unsupported_models import refuse_unsupported
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import LayerType, Stock, layer_type_of
 from splitgrow.pruning.aliasing import at_path, refs_of
 from splitgrow.pruning.constant_propagation import constants_read, runs_hooks
@@ -117,7 +118,6 @@ def _refuse(network: nn.Module) -> None:
 
 def _shrink_(network: nn.Module, inputs: ExampleCall) -> Narrowing:
     followed = analyse_runs(network, inputs)
-    _leave_tensors_(followed.graph)
     modules = dict(network.named_modules())
     unseen = [
         name for name, m in modules.items() if _has_hooks(m) and name not in _called(followed)
@@ -151,14 +151,6 @@ def _shrink_(network: nn.Module, inputs: ExampleCall) -> Narrowing:
     return narrow_(network, followed.graph, gone)
 
 
-def _leave_tensors_(graph: ChannelGraph) -> None:
-    """Takes tensors that modules hold themselves out of a graph; units along them stay."""
-    for node in [node for node in graph.nodes.values() if node.use is not None]:
-        for axis in (node.ins, node.outs):
-            graph.groups.fix(axis, f"the tensor `{node.name}` lies along it")
-        del graph.nodes[node.name]
-
-
 def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
 
@@ -189,7 +181,7 @@ def _absorb_(
     """Adds to the biases the constants that dead units contributed to outputs."""
     units = Chosen(graph.groups, dead)
     for node in graph.nodes.values():
-        module: Stock = modules[node.name]
+        module: Stock = layer_at(modules, node.name, node.use)
         entry, known = layer_type_of(module), read.get(node.name)
         if known is None or entry is None or not has_weights(entry, module):
             continue
@@ -208,7 +200,7 @@ def _stop_reading_(
     """
     units = Chosen(graph.groups, idle)
     for node in graph.nodes.values():
-        module: Stock = modules[node.name]
+        module: Stock = layer_at(modules, node.name, node.use)
         entry = layer_type_of(module)
         if entry is None or not node.followed or not has_weights(entry, module):
             continue

@@ -141,7 +141,7 @@ def test_units_do_go_from_most_of_the_cases() -> None:
         return bool(without_dead_units(network, case.inputs())[1].layers)
 
     stay = {case.name for case in CASES if not any(units_go(case, seed) for seed in range(6))}
-    assert stay <= {"deciding", "shared kernel", "several lengths"}
+    assert stay <= {"deciding", "shared kernel", "several lengths", "silent stream", "by hand"}
 
 
 @settings(

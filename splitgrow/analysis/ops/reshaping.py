@@ -316,6 +316,8 @@ def divide(
             op.groups.fix_size(size, op.reason("reshapes by a width"))
         return [axis] if len(shape) == 1 else [op.given_up([axis], size) for size in shape]
     candidates = _candidates(op, sizes)
+    if op.x.origin is not None:  # dimensions of size one of a module's tensor are no width
+        candidates = [i for i in candidates if shape[i] != 1] or candidates
     if not candidates:
         _refuse_literal(op, axis, *sizes)
         return [op.given_up([axis], length) for length in shape]
