@@ -28,8 +28,8 @@ def follow_call(op: Op, signature: Signature, node_of: Callable[[Axis], LayerNod
     x = x[0] if isinstance(x, tuple) else x  # a PackedSequence begins with its data
     given = op.args[1] if len(op.args) > 1 else op.kwargs.get(signature.name)
     states = _pairs(given, signature.states)
-    if not isinstance(x, Shaped) or states is None:
-        text = "is given something else than tensors"
+    if not isinstance(x, Shaped) or states is None or not _fits(op.example, signature.results):
+        text = "takes or returns something else than torch's own layer of the kind"
         fix_arguments(op, text)
         return op.constants(text)
     node = node_of(x.axes[-1])
@@ -64,6 +64,15 @@ def _pairs(given: Any, signature: Nested) -> list[tuple[Shaped, int]] | None:
     if None in found or len(given) != len(signature):
         return None
     return [pair for pairs in found if pairs for pair in pairs]
+
+
+def _fits(example: Any, signature: Nested) -> bool:
+    """Whether results have the nesting of a signature."""
+    if not isinstance(signature, tuple):
+        packed = isinstance(example, tuple) and bool(example)  # it begins with its data
+        return isinstance(example[0] if packed else example, Tensor)
+    nested = isinstance(example, (tuple, list)) and len(example) == len(signature)
+    return nested and all(_fits(*pair) for pair in zip(example, signature, strict=True))
 
 
 def _made(example: Any, signature: Nested, outs: Axis) -> Any:

@@ -42,8 +42,9 @@ def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
         return graph.nodes[name]
     if name is not None:
         raise UnsupportedLayerError(
-            f"`{layer}` has no width that could be asked for: only convolutions and Linear layers "
-            f"have; norms and activations follow the layer that they read"
+            f"`{layer}` has no width that could be asked for: only convolutions, Linear layers, "
+            f"embeddings and recurrent layers have; norms and activations follow the layer that "
+            f"they read"
         )
     close = difflib.get_close_matches(layer, [node.name for node in sized], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see `model.layers`"

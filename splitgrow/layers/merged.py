@@ -71,10 +71,10 @@ class Merged:
             return self.run_traced(x, *args, **kwargs), None
         assembly = self.assembly
         if composition.merging.joint:
-            assembly.look()
-        tensors = {
-            name: assembly.differentiable(name, value) for name, value in assembly.values().items()
-        }
+            tensors = assembly.all_differentiable()
+        else:
+            values = assembly.values().items()
+            tensors = {name: assembly.differentiable(name, value) for name, value in values}
         return composition.holding(tensors, training=moves)(x, *args, **kwargs), None
 
     def run_traced(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -39,7 +39,7 @@ class Assembly:
         self._missing: list[tuple[nn.Module, str]] = []
         self._wholes: dict[str, Tensor] = {}
         self._settled: tuple[Any, ...] = ()
-        self._copies: list[tuple[Tensor, int, Any]] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []
         self._copied: dict[tuple[bool, ...], int] = {}
         self._settling = Lock()  # several threads may run the layer at a time
         self._find_parts()
@@ -105,13 +105,8 @@ class Assembly:
                 self._wholes, self._settled = {}, ()
         if copies:
             with torch.no_grad():
-                torch._foreach_copy_(
-                    [region for region, _, _ in copies],
-                    [
-                        tensors[slot] if own is None else tensors[slot][own]
-                        for _, slot, own in copies
-                    ],
-                )
+                regions, sources = zip(*copies, strict=True)
+                torch._foreach_copy_(list(regions), list(sources))
         return values
 
     @property
@@ -144,8 +139,9 @@ class Assembly:
             self._wholes[name] = whole_of(parts, self.composition.shape(name))
         for slot, part in zip(slots, parts, strict=True):
             if not part.settle(self._own if self._keeps else None):
+                source = self.tensors[slot].detach()
                 for region, (_, own) in zip(part.raw, part.regions, strict=True):
-                    self._copies.append((region, slot, own if part.scattered else None))
+                    self._copies.append((region, source[own] if part.scattered else source))
 
     def leave(self) -> None:
         """Gives every block its own storage again."""
@@ -168,23 +164,51 @@ class Assembly:
         if value.dim() == 1 and not any(self.parts[slot].scattered for slot in slots):
             order = sorted(slots, key=lambda slot: self.parts[slot].regions[0][0][0].start)
             return torch.cat([self.tensors[slot] for slot in order])
-        tensors = [self.tensors[slot] for slot in training]
-        places = [self.parts[slot].regions for slot in training]
-        joined: Tensor = _Joined.apply(value, places, *tensors)  # type: ignore[no-untyped-call]
+        return self._joined([value], [training])[0]
+
+    def all_differentiable(self) -> dict[str, Tensor]:
+        """All values of the plain layer's, by one step of autograd.
+
+        Raises:
+            Unfit: If the blocks, as they are now, cannot be put together.
+        """
+        self.look()
+        values = dict(self.values())
+        if not torch.is_grad_enabled():
+            return values
+        training = {
+            name: slots
+            for name in values
+            if (slots := [slot for slot in self._slots[name] if self.flags[slot]])
+        }
+        if training:
+            joined = self._joined([values[name] for name in training], list(training.values()))
+            values.update(zip(training, joined, strict=True))
+        return values
+
+    def _joined(self, values: list[Tensor], training: list[list[int]]) -> tuple[Tensor, ...]:
+        slots = [(index, slot) for index, own in enumerate(training) for slot in own]
+        parts = [(index, self.parts[slot]) for index, slot in slots]
+        tensors = (self.tensors[slot] for _, slot in slots)
+        joined: tuple[Tensor, ...] = _Joined.apply(values, parts, *tensors)  # type: ignore[no-untyped-call]
         return joined
 
 
 class _Joined(Function):
-    """An assembled tensor, connected to the parts of it that train."""
+    """Assembled tensors, connected to the parts of them that train."""
 
     @staticmethod
-    def forward(ctx: Any, whole: Tensor, places: Any, *parts: Tensor) -> Tensor:
-        ctx.places = places
-        ctx.shapes = [part.shape for part in parts]
-        return whole.clone()
+    def forward(
+        ctx: Any, wholes: list[Tensor], parts: list[tuple[int, WeightPart]], *_: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.parts = parts
+        ctx.set_materialize_grads(False)
+        return tuple([whole.clone() for whole in wholes])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (gradient,) = gradients
-        parts = zip(ctx.places, ctx.shapes, strict=True)
-        return None, None, *(cut_out(gradient, places, shape) for places, shape in parts)
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        found: list[Tensor | None] = []
+        for index, part in ctx.parts:
+            whole = gradients[index]
+            found.append(None if whole is None else cut_out(whole, part.regions, part.shape))
+        return None, None, *found

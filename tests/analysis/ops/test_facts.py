@@ -225,6 +225,7 @@ OWNERS: dict[str, Any] = {
     "special.": torch.special,
     "linalg.": torch.linalg,
     "fft.": torch.fft,
+    "_nn.": torch._C._nn,
 }
 X = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(2, 3, 4)
 IMAGE = torch.linspace(-2, 2, 256, dtype=torch.float64).reshape(2, 2, 8, 8)
@@ -244,6 +245,9 @@ MORE: dict[str, tuple[Any, ...]] = {
     "nn.functional.embedding": (torch.tensor([0, 1]), X[0]),
     "nn.functional.fold": (X.reshape(2, 4, 3).repeat(1, 1, 3), (4, 4), 2),
     "nn.functional.upsample": (IMAGE, 16),
+    "_pack_padded_sequence": (X, torch.tensor([2, 2, 1]), False),
+    "_pad_packed_sequence": (X.flatten(0, 1), torch.tensor([3, 2, 1]), True, 0.0, 4),
+    "_nn.pad_sequence": ([X[0], X[1][:2]], True, 0.0),
     "nn.functional.lp_pool1d": (X, 2.0, 2),
     "nn.functional.lp_pool2d": (IMAGE, 2.0, 2),
     "nn.functional.lp_pool3d": (IMAGE, 2.0, 2),

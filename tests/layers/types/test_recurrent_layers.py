@@ -433,3 +433,31 @@ def test_units_that_an_rms_norm_reads_are_silent_and_learn() -> None:
     assert made[1][1].weight_hh.any()
     made(x).square().sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in made[1][2].parameters())
+
+
+class Flattening(nn.Module):
+    """Asks for the layout of the weights in each call, as programs for several GPUs do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(3, 4, dropout=0.3, num_layers=2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, hidden: Any = None) -> tuple[Tensor, Any]:
+        self.rnn.flatten_parameters()
+        y, hidden = self.rnn(x, hidden)
+        return self.head(y), hidden
+
+
+def test_a_model_that_lays_its_weights_out_and_hands_its_states_on_grows() -> None:
+    """States are handed on from batch to batch, detached; growth comes in between."""
+    torch.manual_seed(0)
+    made: Any = splitgrow.growable(randomise(Flattening().double().eval()), sequence())
+    y, states = outputs_of(made, sequence())
+    made.expand_layer("rnn", 2)
+    after, wider = outputs_of(made, sequence())
+    assert_equal(after, y)
+    assert [state.shape[-1] for state in wider] == [6, 6]
+    padded = tuple(nn.functional.pad(state, (0, 2)) for state in states)
+    randomise_new_blocks(made)
+    plain = splitgrow.merge(made)
+    assert_equal(outputs_of(made, sequence(), padded), outputs_of(plain, sequence(), padded))
