@@ -87,7 +87,7 @@ def roles_of(subject: Subject, prepared: Prepared, tolerance: float) -> dict[str
             found[role] = Role("no call" if members else "none", there=len(members))
         else:
             trial = _Trial(subject, prepared, tolerance, text)
-            found[role] = trial.of(model, members)
+            found[role] = trial.of(model, members, _experts(model) if role == "MLP" else [])
     return {role: asdict(found[role]) for role in ROLES}
 
 
@@ -100,13 +100,20 @@ class _Trial:
     tolerance: float
     text: Mapping[bool, Tensor] | None
 
-    def of(self, model: nn.Module, members: list[Layer]) -> Role:
+    def of(self, model: nn.Module, members: list[Layer], others: list[str]) -> Role:
+        """What was found of a role.
+
+        Args:
+            model: The growable model.
+            members: The layers of the role.
+            others: The reasons of further parts of the role, which are no layers.
+        """
         able = [layer for layer in members if layer.growable]
-        reasons = Counter(tidy(layer.reason) for layer in members if not layer.growable)
-        reason = reasons.most_common(1)[0][0] if reasons else ""
-        role = Role("none", len(able), len(members), reason)
-        if members:
-            role.result = "no" if not able else "yes" if len(able) == len(members) else "part"
+        reasons = [*(tidy(layer.reason) for layer in members if not layer.growable), *others]
+        role = Role("none", len(able), len(able) + len(reasons))
+        if role.there:
+            role.result = "no" if not able else "part" if reasons else "yes"
+            role.reason = Counter(reasons).most_common(1)[0][0] if reasons else ""
         if able:
             try:
                 role.laws = self._laws(copy.deepcopy(model), able)
@@ -293,6 +300,12 @@ def _hidden(dense: Named) -> list[str]:
                 found.append(name)
                 break
     return found
+
+
+def _experts(model: nn.Module) -> list[str]:
+    """For each mixture of experts in Parameters of their own why it cannot grow."""
+    kinds = [type(m).__name__ for m in model.modules() if list(m.parameters(recurse=False))]
+    return [f"{kind} holds experts as plain Parameters" for kind in kinds if "Experts" in kind]
 
 
 def _are_near(one: str, other: str) -> bool:
