@@ -71,6 +71,8 @@ def roles_of(subject: Subject, prepared: Prepared, tolerance: float) -> dict[str
         tolerance: The difference that counts as rounding.
     """
     text = generated(prepared.model, prepared.inputs)
+    if text is not None and not _gap(text[True], text[False]) <= tolerance:
+        text = None  # the plain model's cache changes its text
     try:
         model = splitgrow.growable(prepared.model, prepared.inputs)
     except splitgrow.SplitGrowError as error:
@@ -87,7 +89,7 @@ def roles_of(subject: Subject, prepared: Prepared, tolerance: float) -> dict[str
             found[role] = Role("no call" if members else "none", there=len(members))
         else:
             trial = _Trial(subject, prepared, tolerance, text)
-            found[role] = trial.of(model, members)
+            found[role] = trial.of(model, members, _experts(model) if role == "MLP" else [])
     return {role: asdict(found[role]) for role in ROLES}
 
 
@@ -100,13 +102,20 @@ class _Trial:
     tolerance: float
     text: Mapping[bool, Tensor] | None
 
-    def of(self, model: nn.Module, members: list[Layer]) -> Role:
+    def of(self, model: nn.Module, members: list[Layer], others: list[str]) -> Role:
+        """What was found of a role.
+
+        Args:
+            model: The growable model.
+            members: The layers of the role.
+            others: The reasons of further parts of the role, which are no layers.
+        """
         able = [layer for layer in members if layer.growable]
-        reasons = Counter(tidy(layer.reason) for layer in members if not layer.growable)
-        reason = reasons.most_common(1)[0][0] if reasons else ""
-        role = Role("none", len(able), len(members), reason)
-        if members:
-            role.result = "no" if not able else "yes" if len(able) == len(members) else "part"
+        reasons = [*(tidy(layer.reason) for layer in members if not layer.growable), *others]
+        role = Role("none", len(able), len(able) + len(reasons))
+        if role.there:
+            role.result = "no" if not able else "part" if reasons else "yes"
+            role.reason = Counter(reasons).most_common(1)[0][0] if reasons else ""
         if able:
             try:
                 role.laws = self._laws(copy.deepcopy(model), able)
@@ -183,10 +192,7 @@ def grow(model: nn.Module, members: Collection[Layer]) -> None:
 
 @torch.no_grad()
 def generated(model: Any, inputs: tuple[Any, ...]) -> dict[bool, Tensor] | None:
-    """The scores of greedy text with and without a cache; None where the model writes none.
-
-    A plain model that writes another text with its cache than without is left out, too.
-    """
+    """The scores of greedy text with and without a cache; None where the model writes none."""
     if not hasattr(model, "can_generate") or not model.can_generate():
         return None
     options: dict[str, Any] = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS}
@@ -295,6 +301,12 @@ def _hidden(dense: Named) -> list[str]:
     return found
 
 
+def _experts(model: nn.Module) -> list[str]:
+    """For each mixture of experts in Parameters of their own why it cannot grow."""
+    kinds = [type(m).__name__ for m in model.modules() if list(m.parameters(recurse=False))]
+    return [f"{kind} holds experts as plain Parameters" for kind in kinds if "Experts" in kind]
+
+
 def _are_near(one: str, other: str) -> bool:
     """Whether two layers are in the same block: of one module, or of two parts of one."""
     (*ours, _), (*theirs, _) = one.split("."), other.split(".")
@@ -315,4 +327,5 @@ def _final(model: Any, modules: Named, dense: Named) -> list[str]:
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is not None:
         return [name for name, module in modules.items() if module is output][:1]
-    return list(dense)[-1:] if "For" in type(model).__name__ else []
+    made = [name for name in modules if name in dense]  # in the order of their making
+    return made[-1:] if "For" in type(model).__name__ else []

@@ -63,9 +63,29 @@ class TextForLabels(nn.Module):
         return self.labels(x.mean(1))
 
 
-def subject() -> Subject:
+class SmallExperts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(2, 6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.up[0]
+
+
+class MixtureForLabels(TextForLabels):
+    """Its feed-forward parts are a Linear and a Parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = SmallExperts()
+
+    def forward(self, words: Tensor) -> Tensor:
+        return super().forward(words) + self.experts(self.words(words)).mean((1, 2))[:, None]
+
+
+def subject(kind: type[nn.Module] = TextForLabels) -> Subject:
     samples = (lambda: (torch.randint(11, (2, 5)),),)
-    return Subject("here", "small", "family", TextForLabels, samples, roles=True)
+    return Subject("here", "small", "family", kind, samples, roles=True)
 
 
 def test_layers_are_found_by_their_roles() -> None:
@@ -87,6 +107,12 @@ def test_each_role_is_grown_by_itself() -> None:
     assert results == {**expected, "stream": "no"}
     assert "LayerNorm" in found.roles["stream"]["reason"]
     assert found.roles["heads"]["laws"]["merge"] <= found.tolerance
+
+
+def test_experts_in_a_parameter_count_as_a_part_that_cannot_grow() -> None:
+    found = checking.check(subject(MixtureForLabels)).roles["MLP"]
+    assert (found["result"], found["can"], found["there"]) == ("part", 1, 2)
+    assert "SmallExperts" in found["reason"]
 
 
 def test_a_merge_that_computes_something_else_breaks_its_role(
