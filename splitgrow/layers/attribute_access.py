@@ -141,20 +141,28 @@ def _number(composition: Composition, name: str, value: Any) -> Any:
     return value
 
 
-def tensor_of(composition: Composition, name: str) -> Any:
-    """One of the plain layer's tensors; None if there is none of that name."""
+def tensor_of(composition: Composition, name: str, whole: Tensor | None = None) -> Any:
+    """One of the plain layer's tensors; None if there is none of that name.
+
+    Args:
+        composition: The layer's blocks.
+        name: The tensor's name.
+        whole: The assembled tensor, if it is at hand.
+    """
     entry, original = composition.layer_type, composition.original
     listed = name in entry.tensors(original)
     if listed and torch.compiler.is_compiling():
-        return composition.assembled(name)
+        return composition.assembled(name) if whole is None else whole
     source = TensorSource(composition, name)
     if next(source.owners(), None) is None or (
         listed and entry.merging.value(original, name) is None
     ):
         return None
     if not source.known or not _plainly(next(source.owners())):
+        if whole is not None:
+            return whole
         return composition.assembled(name) if listed else next(source.owners())
-    return LiveTensor.of(source.start(), source, whole=True)
+    return LiveTensor.of(source.start(whole), source, whole=True)
 
 
 def _plainly(tensor: Tensor) -> bool:

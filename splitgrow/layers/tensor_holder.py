@@ -33,8 +33,18 @@ class SplitTensor(SplitLayer):
 
     def forward(self) -> Tensor:  # type: ignore[override]
         """The tensor at its present size, or at that of the edit in `view`."""
-        whole: Tensor = tensor_of(self._shown(), "value")
+        whole = self._shown().assembled("value")
+        assert whole is not None
         return whole
+
+    def live(self, whole: Tensor) -> Tensor:
+        """The tensor as code outside of a layer gets it: what is written to it goes to the blocks.
+
+        Args:
+            whole: Its values, from a call.
+        """
+        live: Tensor = tensor_of(self._shown(), "value", whole)
+        return live
 
     def stands_for(self, value: object) -> bool:
         """Whether a value is this tensor, which writes into its blocks."""
@@ -210,7 +220,7 @@ def _property(name: str) -> property:
     def tensor(self: nn.Module) -> Any:
         split = self._modules.get(blocks)
         if isinstance(split, SplitTensor):
-            return split()
+            return split.live(split())
         own = vars(self)
         return own[name] if name in own else nn.Module.__getattr__(self, name)
 

@@ -81,12 +81,17 @@ class TensorSource:
         """Whether it is this tensor of this layer."""
         return self.name == name and self.composition.modules == composition.modules
 
-    def start(self) -> Tensor:
-        """The tensor as it is now, differentiable by the blocks' own."""
+    def start(self, assembled: Tensor | None = None) -> Tensor:
+        """The tensor as it is now, differentiable by the blocks' own.
+
+        Args:
+            assembled: The assembled tensor, if it is at hand.
+        """
         if self._counter or self._gradients:
             whole = self._now()
         else:
-            assembled = self.composition.assembled(self.name)
+            if assembled is None:
+                assembled = self.composition.assembled(self.name)
             assert assembled is not None, self.name
             # Never a block's own: writing to it would pass by the blocks.
             own = {owner.untyped_storage()._cdata for owner in self.owners()}  # noqa: SLF001
