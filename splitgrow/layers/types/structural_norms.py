@@ -144,9 +144,9 @@ class StructuralNorm(StatisticNorm):
         return built.train(module.training)
 
 
-_FORMS: WeakKeyDictionary[type[nn.Module], dict[tuple[str, ...], StructuralNorm | None]]
+_FORMS: WeakKeyDictionary[type[nn.Module], dict[tuple[Any, ...], StructuralNorm | None]]
 _FORMS = WeakKeyDictionary()
-"""The verdicts on classes, by the names of a module's vectors."""
+"""The verdicts on classes, by the names of a module's vectors, its flags and its texts."""
 
 
 def structural_norm(module: nn.Module) -> StructuralNorm | None:
@@ -155,7 +155,8 @@ def structural_norm(module: nn.Module) -> StructuralNorm | None:
     if not names or type(module).__module__.startswith("torch.nn."):
         return None
     verdicts = _FORMS.setdefault(type(module), {})
-    key = tuple(names)
+    settings = ((k, v) for k, v in vars(module).items() if isinstance(v, (bool, str)))
+    key = (*names, *sorted((k, str(v)) for k, v in settings if k != "training"))
     if key not in verdicts:
         form = _form_of(module, names)
         verdicts[key] = StructuralNorm(type(module), form) if form is not None else None

@@ -79,6 +79,24 @@ class Checked(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
+class Either(nn.LayerNorm):
+    """Over the last dimension or over the channels of maps, as a flag says."""
+
+    def __init__(self, width: int, *, first: bool) -> None:
+        super().__init__(width, eps=0.01)
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.first:
+            return super().forward(x)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_two_modules_of_a_class_may_be_of_different_forms() -> None:
+    forms = [structural_norm(Either(6, first=first)) for first in (False, True, False)]
+    assert [found.form.dim for found in forms if found is not None] == [-1, 1, -1]
+
+
 class Written(Rms):
     """Its eps is written down in forward."""
 
