@@ -184,7 +184,8 @@ class _Analysis(Sources):
         self.held_tensors.settle()
         self.layer_numbers.settle()
         self.remainders.settle()
-        self.graph.ties = self.ties.settle()
+        read = {s.args[0] for run in runs for s in run.steps if s.target is Source.TENSOR}
+        self.graph.ties = self.ties.settle(read)
         notes = zip(self.values, self.not_zero, self.couplings, strict=True)
         followed = zip(runs, notes, strict=True)
         traced = [TracedRun(run.steps, *of_run) for run, of_run in followed]

@@ -5,7 +5,7 @@ What grows of such a tensor grows in all its holders, so their axes along its di
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -15,7 +15,7 @@ from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.unsupported_layers import is_sized, refusal_of
 from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.types import Along, LayerType, layer_type_of
+from splitgrow.layers.types import Along, LayerType, layer_type_of, sized_layers
 
 
 class TiedTensor(NamedTuple):
@@ -93,8 +93,11 @@ class Ties:
             else:
                 self._groups.fix((*ours.get(dim, ()), *theirs.get(dim, ())), _tied(one, other))
 
-    def settle(self) -> tuple[tuple[TiedTensor, ...], ...]:
-        """Fixes what would grow of a tensor that something else than a layer holds as well.
+    def settle(self, read: Container[str]) -> tuple[tuple[TiedTensor, ...], ...]:
+        """Fixes what would grow of a tensor that forward reads from something else than a layer.
+
+        Args:
+            read: The paths of the tensors that forward reads outside of layers' calls.
 
         Returns:
             The holders of each tensor that several layers hold.
@@ -104,12 +107,19 @@ class Ties:
             for holder in holders:
                 self._meet_uncalled(key, holder)
             met = self._met.get(key, {})
-            for holder, axes in met.items() if len(met) < len(holders) else ():
-                for axis in axes.values():
-                    self._groups.fix(axis, self._reason(key, holder))
-            if len(met) == len(holders):
-                found.append(holders)
+            apart = [holder for holder in holders if holder not in met]
+            if any(str(each) in read or self._is_layer(each) for each in apart):
+                for holder, axes in met.items():
+                    for axis in axes.values():
+                        self._groups.fix(axis, self._reason(key, holder))
+            elif len(met) > 1:
+                found.append(tuple(holder for holder in holders if holder in met))
         return tuple(found)
+
+    def _is_layer(self, holder: TiedTensor) -> bool:
+        """Whether a module is a layer, so that its own code reads its tensors."""
+        layer = stock(self._modules[holder.module])
+        return layer_type_of(layer) is not None or isinstance(layer, sized_layers())
 
     def _meet_uncalled(self, key: int, holder: TiedTensor) -> None:
         """Adds a layer that forward does not call, and whose tensor grows in one that it calls."""

@@ -55,6 +55,12 @@ def plain_copy(
     for part in module.modules():
         if isinstance(part, SplitLayer):
             memo[id(part)] = layer = _stock_of_computed(part, view, stock_of)
+            # A module beside it that holds its tensor holds that of the plain layer then.
+            memo.update(
+                (id(own), layer._parameters[name])  # noqa: SLF001
+                for name, own in part.original._parameters.items()  # noqa: SLF001
+                if own is not None and layer._parameters.get(name) is not None  # noqa: SLF001
+            )
             theirs.append((layer, _users_own(part, layer)))
             if finish is not None:
                 finish(part, memo[id(part)])

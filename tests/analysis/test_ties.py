@@ -223,13 +223,42 @@ def test_a_layer_that_is_not_called_grows_with_the_one_that_has_its_weight() -> 
     assert merged.shared.weight.shape == (10, 6)
 
 
-def test_something_else_that_holds_the_weight_fixes_it() -> None:
-    model = plain()
-    model.other = nn.Module()
-    model.other.alias = model.embed.weight
+def test_a_module_that_only_holds_the_tensor_holds_the_plain_one_afterwards() -> None:
+    class Holding(Tied):
+        def __init__(self) -> None:
+            super().__init__(bias=True)
+            self.beside = nn.Module()
+            self.beside.bias = self.head.bias
+
+    model = randomise(Holding()).double().eval()
+    model.tie()
+    model.beside.bias = model.head.bias
     model = splitgrow.growable(model, X)
-    with pytest.raises(FixedWidthError, match=r"is tied to `other.alias`"):
-        model.expand_layer("embed", 2)
+    before = outputs_of(model, X)
+    model.expand_vocabulary(2)
+    assert_equal(model(X)[..., :11], before)
+    randomise_new_blocks(model)
+    merged: Any = splitgrow.merge(model)
+    assert merged.beside.bias is merged.head.bias
+    assert_equal(merged(X), model(X))
+
+
+def test_forward_that_reads_the_tensor_from_there_fixes_it() -> None:
+    class Reading(Tied):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alias = self.embed.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.alias.sum()
+
+    model = randomise(Reading()).double().eval()
+    model.tie()
+    model.alias = model.embed.weight
+    model = splitgrow.growable(model, X)
+    for name in ("embed", "head"):
+        with pytest.raises(FixedWidthError, match=r"is tied to|directly"):
+            model.expand_layer(name, 2)
 
 
 def test_control_where_a_norm_is_read_otherwise_too_copies_do_not_help() -> None:
