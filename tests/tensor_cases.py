@@ -30,7 +30,7 @@ class FrozenNorm(nn.Module):
         self.register_buffer("var", torch.rand(width) + 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = (self.weight * (self.var + 1e-5).rsqrt()).reshape(1, -1, 1, 1)
+        scale = (self.weight * (self.var.abs() + 0.1).rsqrt()).reshape(1, -1, 1, 1)
         shift = self.bias.reshape(1, -1, 1, 1) - self.mean.reshape(1, -1, 1, 1) * scale
         return x * scale + shift
 

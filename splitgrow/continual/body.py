@@ -19,7 +19,7 @@ from splitgrow.errors import UnsupportedModelError
 from splitgrow.growable import growable
 from splitgrow.growth.apply import apply_
 from splitgrow.growth.edits import Edit
-from splitgrow.growth.history import check_structure
+from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.planning import make_plan
@@ -28,6 +28,20 @@ from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.preserve import preserve_
 from splitgrow.utils.rollback import Undo, temporarily
+
+
+def _leave_tensors_(history: History) -> None:
+    """Fixes the channels of tensors that modules hold themselves: tasks share layers' weights."""
+    graph, broken = history.graph, dict(history.broken)
+    for node in [node for node in graph.nodes.values() if node.use is not None]:
+        reason = f"the tensor `{node.name}` lies along it, and tasks share the weights of layers"
+        for axis in (node.ins, node.outs):
+            groups = {*graph.growing_groups(axis)}
+            tied = [n.name for n in graph.sized() if groups & {*graph.growing_groups(n.outs)}]
+            broken.update(dict.fromkeys(tied, reason))
+            graph.groups.fix(axis, reason)
+        del graph.nodes[node.name]
+    history.broken = broken
 
 
 class Body:
@@ -58,6 +72,7 @@ class Body:
         if self.head is not None:
             model.set_submodule(self.head, nn.Identity())
         self.model: Any = growable(model, inputs)
+        _leave_tensors_(history_of(self.model))
         self.inputs = history_of(self.model).inputs
         self.owners: dict[str, Tensor] = {}
         self._slots: dict[str, Slot] = {}

@@ -14,8 +14,7 @@ from splitgrow.analysis.units import UnitNumbers, along_tensors, maker_of_inputs
 from splitgrow.continual.slots import Slot
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.layers.composition import Block, Composition
-from splitgrow.layers.split_layer import stock
-from splitgrow.layers.tensor_holder import split_of
+from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.types import LayerType
 from splitgrow.utils.spans import laid_along, take
 
@@ -124,7 +123,8 @@ def parts_of(
 
 def composition_of(module: nn.Module) -> Composition:
     """A layer's blocks, of which there is one where it has not grown."""
-    return split_of(module).composition()
+    split = module if isinstance(module, SplitLayer) else SplitLayer(module)
+    return split.composition()
 
 
 def _flipped(entry: LayerType, block: Any, key: str) -> bool:

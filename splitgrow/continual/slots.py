@@ -1,8 +1,7 @@
 """The places where a model keeps its tensors, under names that growth does not change.
 
 A grown layer's blocks are ``path:0``, ``path:1``, ...; a layer that has not grown is ``path:0``, so
-that its tensors have the same names before and after its growth. So has a tensor of a module that
-is no layer: ``path:0.name``, and its later blocks are ``path.name_blocks:1``, ...
+that its tensors have the same names before and after its growth.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.layers.tensor_holder import SplitTensor, tensor_path
-from splitgrow.layers.types import TensorBlock
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +57,7 @@ def slots_of(model: nn.Module) -> dict[str, Slot]:
                 if tensor is None or key in own["_non_persistent_buffers_set"]:
                     continue
                 shared = kind == "_parameters" and tensor.dim() > 1
-                slot = name if isinstance(module, TensorBlock) else f"{name}.{key}"
-                entry = found.setdefault(id(tensor), (slot, [], block, shared))
+                entry = found.setdefault(id(tensor), (f"{name}.{key}", [], block, shared))
                 entry[1].append((own[kind], key))
     return {
         name: Slot(name, tuple(places), block, shared)
@@ -76,9 +72,6 @@ def _named(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
         if isinstance(module, SplitLayer):
             for index, (block, what) in enumerate(zip(module, module.blocks, strict=True)):
                 blocks[block] = f"{path}:{index}", what.kind
-            if isinstance(module, SplitTensor):  # as it was when its module held it
-                holder, _, key = tensor_path(path).rpartition(".")
-                blocks[module.original] = f"{holder}:0.{key}", "original"
         elif module in blocks:
             yield module, *blocks[module]
         else:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.units import (
@@ -26,7 +26,6 @@ from splitgrow.analysis.units import (
 from splitgrow.continual.body import Body
 from splitgrow.continual.parts import UnitPart, composition_of, parts_of
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.pruning.weight_connections import Reader, readers_of, reads, sections_of, spread_
 
 
@@ -52,8 +51,8 @@ class Units:
         slots = {id(slot.tensor): slot for slot in body.slots.values()}
         found: dict[str, UnitPart] = {}
         for node in self.graph.nodes.values():
-            if node.followed:
-                module = layer_at(self._modules, node.name, node.use)
+            if node.followed and node.use is None:
+                module = self._modules[node.name]
                 for part in parts_of(node, module, slots, self._numbers):
                     found.setdefault(part.slot, part)
         self.parts = tuple(found.values())
@@ -153,7 +152,7 @@ class Units:
 
     def _readers(self, layer: str, values: Mapping[str, Tensor]) -> list[Reader]:
         """A layer that makes units from others, with its weights among some tensors."""
-        composition, node = composition_of(self._module(layer)), self.graph.nodes[layer]
+        composition, node = composition_of(self._modules[layer]), self.graph.nodes[layer]
         found = [
             section
             for key, axes in composition.layer_type.tensors(composition.original).items()
@@ -231,7 +230,7 @@ class Units:
 
     def places(self, layer: str) -> dict[str, dict[int, tuple[Place, ...]]]:
         """The places along the dimensions of a layer's tensors, by the tensors' names."""
-        module = self._module(layer)
+        module = self._modules[layer]
         ins, outs = layer_places(self.graph.groups, self.graph.nodes[layer], module)
         return along_tensors(module, ins, outs)
 
@@ -242,7 +241,4 @@ class Units:
     def whole(self, layer: str, key: str, values: Mapping[str, Tensor]) -> Tensor | None:
         """A tensor of the plain layer, assembled from tensors by slots' names."""
         with self._body.reading(values):
-            return composition_of(self._module(layer)).value(key)
-
-    def _module(self, layer: str) -> nn.Module:
-        return layer_at(self._modules, layer, self.graph.nodes[layer].use)
+            return composition_of(self._modules[layer]).value(key)

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import splitgrow
+from splitgrow.layers.tensor_holder import plain_name
 from splitgrow.layers.weight_views import is_dense
 
 MODES = ("merged", "auto")
@@ -143,7 +144,7 @@ def _by_block(model: nn.Module, plain: nn.Module, x: Tensor) -> list[Tensor]:
             return in_mode("blockwise", lambda: gradients(model, x))
         for index, block in enumerate(split):
             for name, parameter in block.named_parameters(recurse=False):
-                part = whole[f"{path}.{name}"]
+                part = whole[plain_name(split, path, name)]
                 for dim, spans in composition.places(index, name).items():
                     part = torch.cat([part.narrow(dim, *span) for span in spans], dim)
                 found[id(parameter)] = part

@@ -185,10 +185,11 @@ def test_a_registered_type_that_is_no_subclass_grows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_without_registration_it_does_not_grow(name: str) -> None:
+def test_without_registration_it_grows_by_its_parameters_or_not_at_all(name: str) -> None:
     _, _, parts, x = FORMS[name]
     model = splitgrow.growable(made(*[part() for part in parts]), x)
-    assert "0" not in [each.name for each in model.layers if each.growable]
+    grows = "0" in [each.name for each in model.layers if each.growable]
+    assert grows == (name == "prelu")  # whose slopes grow as any parameter along channels does
 
 
 class NoNumbers(nn.Module):
