@@ -303,8 +303,9 @@ def _hidden(dense: Named) -> list[str]:
 
 def _experts(model: nn.Module) -> list[str]:
     """For each mixture of experts in Parameters of their own why it cannot grow."""
-    kinds = [type(m).__name__ for m in model.modules() if list(m.parameters(recurse=False))]
-    return [f"{kind} holds experts as plain Parameters" for kind in kinds if "Experts" in kind]
+    owners = (module for module in model.modules() if list(module.parameters(recurse=False)))
+    mixtures = [owner for owner in owners if "Experts" in type(owner).__name__]
+    return ["its experts are plain Parameters"] * len(mixtures)
 
 
 def _are_near(one: str, other: str) -> bool:
