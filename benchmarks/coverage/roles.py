@@ -328,5 +328,6 @@ def _final(model: Any, modules: Named, dense: Named) -> list[str]:
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is not None:
         return [name for name, module in modules.items() if module is output][:1]
-    made = [name for name in modules if name in dense]  # in the order of their making
-    return made[-1:] if "For" in type(model).__name__ else []
+    labels = getattr(model.config, "num_labels", None) or 3
+    fitting = [name for name in dense if (_sizes(dense[name]) or (0, 0))[1] == labels]
+    return fitting[-1:] if "For" in type(model).__name__ else []
