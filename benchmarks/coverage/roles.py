@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,7 +28,6 @@ RESULTS = {
     "yes": "all its layers can grow, and the laws hold",
     "part": "some of its layers can grow, and the laws hold",
     "no": "no layer of it can grow",
-    "no call": "splitgrow has no operation for it",
     "wrong": "a law is broken, or splitgrow failed",
     "none": "the model has no such layer",
 }
@@ -85,10 +84,10 @@ def roles_of(subject: Subject, prepared: Prepared, tolerance: float) -> dict[str
     chosen["heads"] = [layer for layer in chosen["heads"] if layer.step != 1]
     found = {}
     for role, members in chosen.items():
+        trial = _Trial(subject, prepared, tolerance, text)
         if role == "vocabulary":
-            found[role] = Role("no call" if members else "none", there=len(members))
+            found[role] = trial.of_vocabulary(model, members)
         else:
-            trial = _Trial(subject, prepared, tolerance, text)
             found[role] = trial.of(model, members, _experts(model) if role == "MLP" else [])
     return {role: asdict(found[role]) for role in ROLES}
 
@@ -117,20 +116,51 @@ class _Trial:
             role.result = "no" if not able else "part" if reasons else "yes"
             role.reason = Counter(reasons).most_common(1)[0][0] if reasons else ""
         if able:
-            try:
-                role.laws = self._laws(copy.deepcopy(model), able)
-                broken = self._broken(role.laws)
-            except Exception as error:  # noqa: BLE001  what goes wrong is what is looked for
-                broken = described(error)
-            if broken:
-                role.result, role.reason = "wrong", broken
+            self._hold(role, model, lambda copied: grow(copied, able))
         return role
 
-    def _laws(self, model: nn.Module, members: list[Layer]) -> dict[str, float]:
+    def of_vocabulary(self, model: nn.Module, members: list[Layer]) -> Role:
+        """What was found of the rows of an embedding, and of the head that scores them."""
+        role = Role("none", 0, len(members))
+        if not members:
+            return role
+
+        def widen(copied: nn.Module) -> None:
+            splitgrow.handle(copied).expand_vocabulary(_UNITS, embedding=members[0].name)
+
+        try:
+            widen(copy.deepcopy(model))
+        except (ValueError, splitgrow.SplitGrowError) as error:
+            role.result, role.reason = "no", tidy(str(error))
+            return role
+        role.result, role.can = "yes", len(members)
+        # Rows that no input names change no output.
+        self._hold(role, model, widen, seen=False)
+        return role
+
+    def _hold(
+        self,
+        role: Role,
+        model: nn.Module,
+        change: Callable[[nn.Module], None],
+        *,
+        seen: bool = True,
+    ) -> None:
+        """Holds a change of a copy to the laws."""
+        try:
+            role.laws = self._laws(copy.deepcopy(model), change)
+            role.laws |= {} if seen else {"changed": 1.0}
+            broken = self._broken(role.laws)
+        except Exception as error:  # noqa: BLE001  what goes wrong is what is looked for
+            broken = described(error)
+        if broken:
+            role.result, role.reason = "wrong", broken
+
+    def _laws(self, model: nn.Module, change: Callable[[nn.Module], None]) -> dict[str, float]:
         laws: dict[str, float] = {}
         before, inputs = self.prepared.before, self.prepared.inputs
         old = ids_of(model)
-        grow(model, members)
+        change(model)
         grown = ask(model, inputs)
         laws["same"] = difference(grown, before)
         wider = any(a.shape != b.shape for a, b in zip(grown.fixed, before.fixed, strict=True))
@@ -174,7 +204,8 @@ def grow(model: nn.Module, members: Collection[Layer]) -> None:
     request: dict[str, int] = {}
     for layer in members:
         if not request.keys() & set(layer.group):
-            request[layer.name] = _UNITS * layer.step
+            whole = layer.step == layer.width  # copies of all units
+            request[layer.name] = layer.step if whole else _UNITS * layer.step
     handle = splitgrow.handle(model)
     apart: dict[str, int] = {}
     while request:
@@ -303,8 +334,9 @@ def _hidden(dense: Named) -> list[str]:
 
 def _experts(model: nn.Module) -> list[str]:
     """For each mixture of experts in Parameters of their own why it cannot grow."""
-    kinds = [type(m).__name__ for m in model.modules() if list(m.parameters(recurse=False))]
-    return [f"{kind} holds experts as plain Parameters" for kind in kinds if "Experts" in kind]
+    owners = (module for module in model.modules() if list(module.parameters(recurse=False)))
+    mixtures = [owner for owner in owners if "Experts" in type(owner).__name__]
+    return ["its experts are plain Parameters"] * len(mixtures)
 
 
 def _are_near(one: str, other: str) -> bool:
@@ -327,5 +359,6 @@ def _final(model: Any, modules: Named, dense: Named) -> list[str]:
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if output is not None:
         return [name for name, module in modules.items() if module is output][:1]
-    made = [name for name in modules if name in dense]  # in the order of their making
-    return made[-1:] if "For" in type(model).__name__ else []
+    labels = getattr(model.config, "num_labels", None) or 3
+    fitting = [name for name in dense if (_sizes(dense[name]) or (0, 0))[1] == labels]
+    return fitting[-1:] if "For" in type(model).__name__ else []

@@ -32,7 +32,7 @@ from splitgrow.errors import TraceError, UnsupportedLayerError
 from splitgrow.utils.assigned_modules import assigned_since, paths_in
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.function_caches import forget_fake_results_
-from splitgrow.utils.preserve import ignore_warnings_, mute_, preserve_
+from splitgrow.utils.preserve import ignore_logging_, ignore_warnings_, preserve_
 from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import failure_of
 
@@ -161,7 +161,7 @@ def _run(
     preserve_(model, undo)
     if fake:
         # Torch reports ops that fail on fake tensors there; a run on real ones follows.
-        mute_("torch._subclasses.fake_tensor", undo)
+        ignore_logging_("torch._subclasses.fake_tensor", undo)
         forget_fake_results_(undo, look=bool(recorder.hashable))
     # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
     ignore_warnings_("The .grad attribute of a Tensor that is not")

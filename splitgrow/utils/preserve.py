@@ -74,8 +74,8 @@ def keep_modes_(undo: Undo) -> None:
         undo.on_failure(partial(_leave_modes, modes, modes()))
 
 
-def mute_(logger: str, undo: Undo) -> None:
-    """Silences a logger until `undo` restores it."""
+def ignore_logging_(logger: str, undo: Undo) -> None:
+    """Ignores what a logger is told until `undo` restores it."""
     found = logging.getLogger(logger)
     undo.on_failure(partial(setattr, found, "disabled", found.disabled))
     found.disabled = True

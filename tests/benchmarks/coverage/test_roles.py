@@ -112,7 +112,7 @@ def test_each_role_is_grown_by_itself() -> None:
 def test_experts_in_a_parameter_count_as_a_part_that_cannot_grow() -> None:
     found = checking.check(subject(MixtureForLabels)).roles["MLP"]
     assert (found["result"], found["can"], found["there"]) == ("part", 1, 2)
-    assert "SmallExperts" in found["reason"]
+    assert "plain Parameters" in found["reason"]
 
 
 def test_a_merge_that_computes_something_else_breaks_its_role(
