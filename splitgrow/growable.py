@@ -33,10 +33,10 @@ def growable(
     flags, buffers, hooks and random state are as before. It stays an instance of its class and
     gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `edits`, `runs`,
     `generation`), to plan (`plan`, `plan_insertion`), to grow (`expand_layer`, `expand`,
-    `expand_input`, `insert_layer`), to handle generations (`next_generation`, `at`, `unfreeze`),
-    and to train (`generation_parameters`, `parameters_of`, `param_groups`, `consolidate`). A name
-    that the model uses itself stays the model's, with a warning; `splitgrow.handle(model)` then has
-    the method.
+    `expand_input`, `expand_vocabulary`, `insert_layer`), to handle generations (`next_generation`,
+    `at`, `unfreeze`), and to train (`generation_parameters`, `parameters_of`, `param_groups`,
+    `consolidate`). A name that the model uses itself stays the model's, with a warning;
+    `splitgrow.handle(model)` then has the method.
     No type of Python's is both the model's class and a growable model, so the result is `Any` for
     type checkers; what `splitgrow.handle` returns has the methods with their types.
 

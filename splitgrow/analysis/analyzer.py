@@ -16,7 +16,7 @@ from torch import nn
 from splitgrow.analysis.channel_graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis, constant, scaled
 from splitgrow.analysis.channels.width_remainders import Remainders
-from splitgrow.analysis.layer_calls import LayerNumbers, follow_call
+from splitgrow.analysis.layer_calls import follow_call
 from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.number_choices import best_of
 from splitgrow.analysis.ops import Op, Shaped, result_of
@@ -152,7 +152,6 @@ class _Analysis(Sources):
         self.not_zero: list[set[int]] = []
         self.couplings: list[dict[int, Couplings]] = []
         self.ties = Ties(self.modules, self.groups, self.graph.nodes)
-        self.layer_numbers = LayerNumbers(self.graph, self.modules, self.refusals)
         self.remainders = Remainders(self.groups)
         self.outputs: list[Axis] = []
         names = {id(module): name for name, module in self.modules.items()}

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
-from splitgrow.analysis.channels.channel_axes import Axis, Size
+from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.held_tensors import HeldTensors
+from splitgrow.analysis.layer_calls import LayerNumbers
 from splitgrow.analysis.ops import Shaped
 from splitgrow.analysis.ops.op import constant_like, shaped_in
 from splitgrow.analysis.trace import Source, Step
@@ -27,6 +28,7 @@ class Sources:
         groups: Its store of groups.
         refusals: Why layers cannot grow in any graph.
         held_tensors: The tensors of modules that could grow.
+        layer_numbers: The numbers of layers that forward reads.
         values: The results of the rules for each step, by trace.
         numbers: The axes of the numbers that modules hold.
         tensors: The paths of the tensors of this trace, by step.
@@ -43,6 +45,7 @@ class Sources:
         self.groups = self.graph.groups
         self.refusals = refusals(self.modules)
         self.held_tensors = HeldTensors(self.modules, self.graph)
+        self.layer_numbers = LayerNumbers(self.graph, self.modules, self.refusals)
         self.values: list[list[Any]] = []
         self.numbers: dict[tuple[str, str], Axis] = {}
         self.tensors: dict[int, str] = {}
@@ -59,7 +62,7 @@ class Sources:
         if step.target is Source.NUMBER:
             name, key = step.args
             if layer_type_of(stock(self.modules[name])) is not None:
-                return self._number_of_layer(name, key, step)
+                return self.layer_numbers.read(name, key, step)
             if (name, key) not in self.numbers:
                 self.numbers[name, key] = self.groups.new_number(step.example)
             return self.groups.size(self.numbers[name, key])
@@ -82,18 +85,6 @@ class Sources:
             return constant_like(step.example, root or subclass_refusal(owner))
         what = f"the tensor `{path}`" if path else "a tensor that is not the model's"
         return constant_like(step.example, f"it is tied to {what}, which does not grow")
-
-    def _number_of_layer(self, name: str, key: str, step: Step) -> Size:
-        """A number that a layer has by its size: known if forward ran the layer before."""
-        node = self.graph.nodes.get(name)
-        if node is not None:
-            for axis, prefix in ((node.ins, "in_"), (node.outs, "")):
-                own = key.startswith(prefix) and "group" not in key
-                if own and self.groups.length(axis) == step.example:
-                    return self.groups.size(axis)
-            self._fix_node(node, f"forward reads its `{key}`, at {step.place}")
-        self.refusals.setdefault(name, f"forward reads its `{key}`, at {step.place}")
-        return Size(step.example)
 
     def _note_direct_use(self, path: str, step: Step) -> None:
         """Refuses a layer whose tensor forward uses outside of the layer's own call."""

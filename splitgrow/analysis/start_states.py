@@ -169,6 +169,8 @@ class _Follower:
                 states.append({group: op.state(group) for group in groups})
                 if not any(state.norm for state in states[-1].values()):
                     self._used(step, given, states)
+            if step.module is None:
+                self._read_by_matrices(given, states)
             for axis, reason in run.couplings.get(index, ()):
                 self._couple(axis, reason, given, states)
             for ref, _ in written:  # code may go on with the tensor that was written into
@@ -188,6 +190,24 @@ class _Follower:
             copies = self._alone(axis) and any(state.start is Start.COPY for state in found)
             if not copies:
                 self.lost.setdefault(group, reason)
+
+    def _read_by_matrices(
+        self, given: Sequence[tuple[Ref, Shaped]], states: Sequence[States]
+    ) -> None:
+        """Notes the states that a product reads with a matrix that a module holds."""
+        for _, shaped in given:
+            node = self.graph.nodes.get(shaped.origin.path) if shaped.origin is not None else None
+            if node is None or not node.ins or node.use is None:
+                continue
+            known = self.ins.setdefault(node.name, {})
+            for group in self.watched.intersection(groups_of(self.graph.groups.resolve(node.ins))):
+                found = [
+                    states[ref.step].get(group, FREE).start
+                    for ref, other in given
+                    if other is not shaped and group in self._watched_in(other)
+                ]
+                for start in found:
+                    known[group] = start if known.get(group, start) is start else Start.FREE
 
     def _watched_in(self, value: Any) -> list[int]:
         """The watched groups on the axes of a result, in order."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.growth.prepared import PreparedLayer
-from splitgrow.layers.types import Along, Start, known_layer_type
+from splitgrow.layers.types import Along, Start, known_layer_type, layer_type_of_class
 from splitgrow.utils.spans import Spans
 
 
@@ -41,7 +41,9 @@ def _zero_(layer: PreparedLayer, block: nn.Module, *, helper: bool) -> None:
     """
     chosen = {s: [(b is Start.ZERO) != helper for b in layer.starts_on(s)] for s in ("in", "out")}
     diagonal = not helper and layer.layer_type.diagonal(layer.original)
-    for name, axes in known_layer_type(block).tensors(block).items():
+    # The type of a block may not cover one of so few channels, such as a PReLU of one.
+    entry = layer_type_of_class(type(block)) or known_layer_type(block)
+    for name, axes in entry.tensors(block).items():
         tensor = getattr(block, name, None)
         if helper and name in layer.led:
             continue  # another layer makes these units

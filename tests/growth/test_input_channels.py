@@ -157,7 +157,7 @@ def test_an_input_that_is_added_to_a_layer_that_is_fixed_is_refused() -> None:
     class Skipping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.linear, self.scale = nn.Linear(3, 3), nn.Parameter(torch.ones(3))
+            self.linear, self.scale = nn.Linear(3, 3), torch.ones(3)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(x * self.scale)

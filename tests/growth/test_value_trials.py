@@ -488,6 +488,7 @@ PRECISIONS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:the outputs on the example inputs have moved")
 @pytest.mark.parametrize(("case", "dtype"), PRECISIONS)
 def test_the_check_refuses_nothing_that_is_exact_in_any_precision(case: Case, dtype: torch.dtype):
     model: Any = randomise(case.model()).to(dtype)

@@ -193,7 +193,8 @@ def test_every_case_trains_with_something_in_place_behind_every_grown_layer(
     plain: Any = splitgrow.merge(model).requires_grad_(True)
     model.requires_grad_(True)
     splits = dict(model.named_modules())
-    names = [name for name, module in splits.items() if module in set(split_layers(model))]
+    there = dict(plain.named_modules())  # where tensors of modules are no modules
+    names = [n for n, m in splits.items() if m in set(split_layers(model)) and n in there]
     for name in names:
         splits[name].register_forward_hook(InPlace())
         plain.get_submodule(name).register_forward_hook(InPlace())

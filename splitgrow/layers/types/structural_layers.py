@@ -55,12 +55,12 @@ _FOUND: WeakKeyDictionary[type[nn.Module], _Verdicts] = WeakKeyDictionary()
 def structural_layer(module: Stock) -> LayerType | None:
     """The entry for a subclass that works on blocks as its base does; None for any other module."""
     base = next((b for b in type(module).__mro__[1:] if b in LAYER_TYPES), None)
-    if base is None or not LAYER_TYPES[base].sized or vars(module)["_modules"]:
+    if base is None or not LAYER_TYPES[base].sized or vars(module).get("_modules"):
         return None
     if "Parametrized" in type(module).__name__ or "forward" in vars(module):
         return None
     settings = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN)}
-    numbers = {k: _number(t) for k, t in vars(module)["_buffers"].items() if t is not None}
+    numbers = {k: _number(t) for k, t in vars(module).get("_buffers", {}).items() if t is not None}
     key = repr((sorted(settings.items()), sorted(numbers.items())))
     verdicts = _FOUND.setdefault(type(module), {})
     if key not in verdicts:

@@ -299,7 +299,8 @@ class _Embedding(LayerType):
         return -1
 
     def sizes(self, module: Stock) -> tuple[int, int]:
-        return module.num_embeddings, module.embedding_dim
+        rows = 0 if self.layer is nn.EmbeddingBag else module.num_embeddings
+        return rows, module.embedding_dim
 
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
         # The rows of a table are the inputs: one for each thing that can be looked up.
@@ -317,7 +318,8 @@ class _Embedding(LayerType):
         arguments: dict[str, Any] = {name: getattr(module, name) for name in names}
         arguments.update({key: options[key] for key in ("padding_idx",) if key in options})
         placement = placement_of(module, options)
-        made: nn.Module = layer(*sizes, **arguments, **placement)
+        rows = module.num_embeddings if self.layer is nn.EmbeddingBag else sizes[0]
+        made: nn.Module = layer(rows, sizes[1], **arguments, **placement)
         return made
 
     def limits(self, module: Stock) -> str:

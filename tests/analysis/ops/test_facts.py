@@ -337,9 +337,10 @@ _MAKERS = "rand randperm tensor new_tensor size getattr requires_grad cuda gumbe
 _POOLS = "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices"
 _OTHER_NAMES = "idiv rdiv pos view_as_real"
 UNTRIED = {
-    *f"{_WHOLE} bitwise_xor bitwise_not {_MAKERS} {_POOLS} {_OTHER_NAMES}".split(),
+    *f"{_WHOLE} bitwise_xor bitwise_not grouped_mm {_MAKERS} {_POOLS} {_OTHER_NAMES}".split(),
 }
-"""Ops of whole, random and complex numbers, of another device, and methods that are others too."""
+"""Ops of whole, random and complex numbers, of half precision, of another device, and methods that
+are others too."""
 
 
 @pytest.mark.parametrize(

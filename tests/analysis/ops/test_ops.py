@@ -281,8 +281,6 @@ FIXING: dict[str, tuple[Op, str]] = {
     "softmax module": (nn.Softmax(dim=1), "Softmax"),
     "softmax 2d": (nn.Softmax2d(), "Softmax2d"),
     "normalize": (F.normalize, "normalize"),
-    "mean over channels": (lambda x: x.mean(1, keepdim=True), "mean"),
-    "max over channels": (lambda x: x.max(dim=1, keepdim=True)[0], "max"),
     "norm": (lambda x: x / x.norm(dim=1, keepdim=True), "norm"),
     "local response norm": (nn.LocalResponseNorm(3), "LocalResponseNorm"),
     "layer norm": (nn.LayerNorm([8, 4, 4]), "LayerNorm"),
@@ -308,6 +306,41 @@ FIXING: dict[str, tuple[Op, str]] = {
     "an unknown function": (lambda x: torch.fft.fft(x, dim=1).real, "fft_fft"),
     "an unknown method": (lambda x: x.diff(dim=1), "diff"),
 }
+
+
+AVERAGING: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x - x.mean(1, keepdim=True),
+    "max": lambda x: x * x.max(dim=1, keepdim=True)[0],
+    "amin": lambda x: x + x.amin((1, 2), keepdim=True),
+    "var": lambda x: x / (1 + x.var(1, correction=0, keepdim=True)),
+    "layer norm": lambda x: F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2]).permute(0, 3, 1, 2),
+    "rms norm": lambda x: F.rms_norm(x.mT.transpose(1, 3), x.shape[1:2]).transpose(1, 3).mT,
+    "by hand": lambda x: x * torch.rsqrt(x.square().mean(1, keepdim=True) + 0.1),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_channels_of_which_an_average_is_taken_grow_by_copies(name: str) -> None:
+    model: Any = randomise(Around(AVERAGING[name]).double().eval())
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    splitgrow.growable(model, x)
+    before = model(x)
+    first = model.layers[0]
+    assert first.step == first.width
+    model.expand_layer(first.name, first.step)
+    assert_equal(model(x), before)
+    randomise_new_blocks(model)
+    assert not torch.allclose(model(x), before)
+    assert_equal(splitgrow.merge(model)(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "op", [lambda x: x / x.sum(1, keepdim=True), lambda x: x / x.norm(dim=1, keepdim=True)]
+)
+def test_control_a_sum_over_channels_is_another_one_of_copies(op: Any) -> None:
+    model: Any = randomise(Around(lambda x: op(x.abs() + 1)).double().eval())
+    splitgrow.growable(model, torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    assert not model.layers[0].growable
 
 
 @pytest.mark.parametrize("name", FIXING)
