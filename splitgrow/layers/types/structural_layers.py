@@ -18,8 +18,21 @@ from torch import Tensor, nn
 from splitgrow.layers.types.alike import Alike
 from splitgrow.layers.types.layer_type import Along, LayerType, Stock
 from splitgrow.layers.types.registry import LAYER_TYPES
+from splitgrow.utils.own_thread import in_own_thread
 
 _PLAIN = (int, float, str, bool, tuple, type(None))
+_SIZES = frozenset(
+    [
+        "training",
+        "in_features",
+        "out_features",
+        "in_channels",
+        "out_channels",
+        "num_embeddings",
+        "embedding_dim",
+        "padding_idx",
+    ]
+)
 _EXACT = 1e-9
 _INS, _OUTS = 4, 6
 """The numbers of inputs and units of the layers that are tried."""
@@ -59,14 +72,14 @@ def structural_layer(module: Stock) -> LayerType | None:
         return None
     if "Parametrized" in type(module).__name__ or "forward" in vars(module):
         return None
-    settings = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN)}
+    settings = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and k not in _SIZES}
     numbers = {k: _number(t) for k, t in vars(module).get("_buffers", {}).items() if t is not None}
     key = repr((sorted(settings.items()), sorted(numbers.items())))
     verdicts = _FOUND.setdefault(type(module), {})
     if key not in verdicts:
         entry = BlockLayer(LAYER_TYPES[base], (type(module),))
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(mode=False), torch.no_grad():
-            verdicts[key] = entry if _works_on_blocks(entry, module) else None
+        works = in_own_thread(lambda: _works_on_blocks(entry, module))
+        verdicts[key] = entry if works else None
     return verdicts[key]
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from splitgrow.layers.types.layer_type import Along, Merging, Stock, TensorAxes
 from splitgrow.layers.types.start_values import UNCHANGED, Carry, Start
 from splitgrow.layers.types.statistic_norms import StatisticMerging, StatisticNorm
+from splitgrow.utils.own_thread import in_own_thread
 
 _SHAPES = ((2, 3, 0), (2, 0, 3, 2), (2, 0, 5))
 """The shapes of inputs that are tried, with 0 for the channels."""
@@ -179,12 +180,8 @@ def _vectors_of(module: nn.Module) -> list[str]:
 
 def _form_of(module: nn.Module, names: list[str]) -> NormForm | None:
     """The form that a module computes; None if it is none of them, or fails."""
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(mode=False), torch.no_grad():
-        for shape in _SHAPES:
-            form = _tried(module, names, shape)
-            if form is not None:
-                return form
-    return None
+    tried = (_tried(module, names, shape) for shape in _SHAPES)
+    return in_own_thread(lambda: next((form for form in tried if form is not None), None))
 
 
 def _tried(module: nn.Module, names: list[str], shape: tuple[int, ...]) -> NormForm | None:
