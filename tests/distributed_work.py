@@ -13,6 +13,7 @@ import kernels
 import torch
 import torch.distributed as dist
 from snapshots import unchanged
+from tied_models import Tied
 from torch import Tensor, nn
 from torch.distributed._composable import replicate
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -20,6 +21,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp import FullyShardedDataParallel as Fsdp1
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from ways import PAIR, Net2Net
@@ -878,6 +880,58 @@ def with_batch_norm(rank: int) -> Tensors:
     distributed.expand_layer(model, "0", 2, optimizer=optimizer, timeout=TIMEOUT)
     train(model, optimizer, range(8, 12))
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def tied_story(how: str, rank: int = 0, world: int = 1) -> tuple[Tensors, bool]:
+    """A language model with tied weights that grows in its stream and its vocabulary.
+
+    Returns:
+        Its tensors in the end, and whether its layers still share their weights.
+    """
+    torch.manual_seed(0)
+    words = torch.arange(32).view(4, 8) * 7 % 11
+    net: Any = Tied().double()
+    net.change = nn.Identity()  # DistributedDataParallel wants every parameter used
+    net = splitgrow.growable(net, words)
+    model: Any = wrapped_whole(net, how)
+    optimizer = momentum(model)
+    calls = splitgrow.handle(net) if how == "alone" else distributed
+    more = {} if how == "alone" else {"timeout": TIMEOUT}
+    given = () if how == "alone" else (model,)
+
+    def step() -> None:
+        x = words[rank * 4 // world : (rank + 1) * 4 // world]
+        optimizer.zero_grad()
+        F.cross_entropy(model(x).flatten(0, 1)[:, :11], x.flatten()).backward()
+        optimizer.step()
+
+    step()
+    torch.manual_seed(1)
+    calls.expand_layer(*given, "embed", 2, optimizer=optimizer, freeze=False, **more)
+    step()
+    calls.expand_vocabulary(*given, 3, optimizer=optimizer, freeze=False, **more)
+    step()
+    step()
+    if how == "alone":
+        whole = {name: p.detach().clone() for name, p in net.named_parameters()}
+        return whole, net.embed[1].weight is net.head[1].weight
+    with distributed.gathered(model, timeout=TIMEOUT) as plain:
+        whole = {name: p.detach().clone() for name, p in plain.named_parameters()}
+        tied = plain.embed[1].weight is plain.head[1].weight
+        tied = tied and plain.embed[2].weight is plain.head[2].weight
+    return whole, tied
+
+
+def wrapped_whole(model: Any, how: str) -> Any:
+    """A model in one wrapper."""
+    if how == "ddp":
+        return DistributedDataParallel(model)
+    return fully_shard(model) if how == "fsdp" else model
+
+
+def tied_together(rank: int, how: str) -> tuple[Tensors, bool]:
+    """The same in several processes."""
+    return tied_story(how, rank, dist.get_world_size())
 
 
 def fails(rank: int) -> None:

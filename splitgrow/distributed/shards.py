@@ -210,25 +210,31 @@ class Shards:
             For each that was plain, the sharded one.
 
         Raises:
-            UnsupportedModelError: If one of them is shared by several modules.
+            UnsupportedModelError: If one of them is shared by modules of several units.
         """
-        joined: dict[Tensor, Tensor] = {}
+        holders: dict[nn.Parameter, list[tuple[nn.Module, ShardUnit, str]]] = {}
         template = next(unit.groups[0] for unit in self._units if unit.groups)
         for module, unit in around(self._model, self._units):
             for mark in MARKS:
                 module.__dict__[mark] = True
-            for name, parameter in list(module._parameters.items()):  # noqa: SLF001
-                if parameter is None or is_spread(parameter):
-                    continue
-                if parameter in joined:
-                    raise UnsupportedModelError(f"`{name}` of a new module is shared with another")
-                gradient, parameter.grad = parameter.grad, None
-                unit.adopt(module, name, template)
-                sharded = module._parameters[name]  # noqa: SLF001
-                assert sharded is not None
-                if gradient is not None:
-                    sharded.grad = spread_like(gradient, sharded)
-                joined[parameter] = sharded
+            for name, parameter in module._parameters.items():  # noqa: SLF001
+                if parameter is not None and not is_spread(parameter):
+                    holders.setdefault(parameter, []).append((module, unit, name))
+        joined: dict[Tensor, Tensor] = {}
+        for parameter, found in holders.items():
+            module, unit, name = found[0]
+            if any(other is not unit for _, other, _ in found):
+                raise UnsupportedModelError(
+                    f"a new `{name}` is shared by layers that fully_shard has in several units; "
+                    f"shard them as one, as FSDP asks for tied weights"
+                )
+            gradient, parameter.grad = parameter.grad, None
+            unit.adopt([(holder, own) for holder, _, own in found], template)
+            sharded = module._parameters[name]  # noqa: SLF001
+            assert sharded is not None
+            if gradient is not None:
+                sharded.grad = spread_like(gradient, sharded)
+            joined[parameter] = sharded
         return joined
 
     def _exchange(self, others: Mapping[Tensor, Tensor]) -> None:

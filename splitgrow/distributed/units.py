@@ -9,7 +9,7 @@ that state elsewhere, `guarded` raises an error that says so.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -152,17 +152,17 @@ class ShardUnit:
         state._post_forward_hook_handle = new.register_forward_hook(state._post_forward)
         new.__class__ = _sharded_class(type(new))
 
-    def adopt(self, module: nn.Module, name: str, template: Any) -> None:
+    def adopt(self, holders: Sequence[tuple[nn.Module, str]], template: Any) -> None:
         """Shards a new parameter, which joins this unit.
 
         Args:
-            module: The module that has it.
-            name: Its name there.
+            holders: The modules that have it, with its name there.
             template: A group of another unit of the model, if this unit has no parameters yet.
 
         Raises:
             UnsupportedModelError: If the unit has groups of parameters on meshes of their own.
         """
+        (module, name), *others = holders
         parameter = module._parameters[name]
         assert parameter is not None
         if len(self.groups) > 1:
@@ -177,7 +177,9 @@ class ShardUnit:
         known = like.fsdp_params[0] if like.fsdp_params else like
         record = FSDPParam(
             param=parameter,
-            module_info=ParamModuleInfo(module, name),
+            module_info=ParamModuleInfo(
+                module, name, [other for other, _ in others], [own for _, own in others]
+            ),
             mesh_info=like.mesh_info,
             post_forward_mesh_info=known.post_forward_mesh_info,
             device=like.device,
@@ -187,7 +189,8 @@ class ShardUnit:
         )
         record.init_dtype_attrs(like.mp_policy)
         like.fsdp_params = [*like.fsdp_params, record]
-        self._follow_state_dict(like, module)
+        for holder, _ in holders:
+            self._follow_state_dict(like, holder)
 
     def _found_group(self, parameters: list[nn.Parameter], like: Any) -> None:
         state = self.state

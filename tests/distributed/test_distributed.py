@@ -88,6 +88,17 @@ def test_ranks_stay_equal_where_batch_norms_see_their_own_shares() -> None:
     assert not differing(found[0], found[1])
 
 
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_streams_and_vocabularies_of_tied_models_grow_as_in_one_process(how: str) -> None:
+    expected, tied = work.tied_story("alone", 0, 1)
+    assert tied
+    for found, still in in_processes(2, work.tied_together, how).values():
+        assert still
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-10)
+
+
 def test_a_model_inside_what_is_wrapped_grows_and_one_that_is_not_wrapped() -> None:
     found = in_processes(2, work.inner_and_plain)
     assert found[0] == found[1]
