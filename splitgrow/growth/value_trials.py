@@ -51,6 +51,8 @@ from splitgrow.utils.source_lines import levels_to_caller
 
 _GAINS = (1, 3)
 """The numbers of units that groups gain, in turn."""
+_ALIGNED = 16
+"""The number of units that a group gains where other numbers fail, as kernels want multiples."""
 _CHANGES = "growing it changes what the model computes"
 _Result = TypeVar("_Result")
 
@@ -235,7 +237,11 @@ class _ValueTrial:
         try:
             found, given = self._widened(growth, partial(self._compared, growth))
         except NotRunnableError as error:
-            return f"forward fails when it is wider: {error}"
+            growth = {group: _ALIGNED * self.graph.unit_step(group) for group in groups}
+            try:
+                found, given = self._widened(growth, partial(self._compared, growth))
+            except NotRunnableError:
+                return f"forward fails when it is wider: {error}"
         if not found.checkable:
             raise _UncheckableError
         if given:

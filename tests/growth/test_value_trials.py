@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from written import X, laws_hold, reasons, written
 
 import splitgrow
+from splitgrow.errors import InexactError
 from splitgrow.utils.op_numbers import Scalars
 
 Forward = Callable[[Any, Tensor], Any]
@@ -634,3 +635,24 @@ def test_what_broke_is_known_to_a_checkpoint(tmp_path):
     fresh = large(looking(by_logarithm))
     splitgrow.load(fresh, tmp_path / "model.safetensors")
     assert reasons(fresh)["one"] == reasons(model)["one"]
+
+
+def test_a_kernel_that_takes_multiples_only_leaves_these_to_grow() -> None:
+    class Aligned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.one(x)
+            if type(h) is Tensor and h.shape[1] % 4:  # not where only shapes are tried
+                raise RuntimeError("strides should be multiples of four")
+            return self.head(h)
+
+    x = torch.randn(4, 3).double()
+    model: Any = splitgrow.growable(Aligned().double().eval(), x)
+    before = model(x)
+    with pytest.raises(InexactError, match="no longer runs afterwards"):
+        model.expand_layer("one", 1)
+    model.expand_layer("one", 4)
+    assert_equal(model(x), before)
