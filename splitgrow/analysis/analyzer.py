@@ -198,6 +198,12 @@ class _Analysis(Sources):
         return sum(not self.graph.reason(node) for node in self.graph.sized())
 
     @property
+    def buffered(self) -> frozenset[int]:
+        """The groups that buffers of modules would have to grow along with."""
+        buffers = [n for n in self.graph.nodes.values() if n.use is not None and n.kind == "Buffer"]
+        return frozenset(g for node in buffers for g in self.graph.growing_groups(node.outs))
+
+    @property
     def held(self) -> list[HeldNumber]:
         """The numbers that forward reads from modules and that follow widths."""
         return [

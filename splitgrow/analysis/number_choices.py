@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from splitgrow.analysis.channels.channel_axes import groups_of
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.ops.op import Choice
 
@@ -24,6 +25,11 @@ class Followed(Protocol):
         """The number of layers that can grow."""
         ...
 
+    @property
+    def buffered(self) -> frozenset[int]:
+        """The groups that buffers of modules would have to grow along with."""
+        ...
+
 
 F = TypeVar("F", bound=Followed)
 
@@ -32,7 +38,9 @@ def best_of(follow: Callable[[Mapping[str, int]], F]) -> F:
     """The way of following a model that lets most layers grow.
 
     Where a number that was chosen to follow a width cannot, another is tried: first everywhere at
-    once, then at one line of the user's source after the other.
+    once, then at one line of the user's source after the other. So is one that a buffer would have
+    to follow: the buffer is data, such as the sizes of anchors, of which new ones could only be
+    copies.
 
     Args:
         follow: Follows the model, with the given choice of a number at each place.
@@ -40,17 +48,20 @@ def best_of(follow: Callable[[Mapping[str, int]], F]) -> F:
     best = follow({})
     tried: list[Mapping[str, int]] = [{}]
     while len(tried) <= MOST_TRIES:
-        ways = other_ways(best.choices, best.preferred, best.groups)
+        ways = other_ways(best.choices, best.preferred, best.groups, best.buffered)
         way = next((way for way in ways if way not in tried), None)
         if way is None:
             break
         tried.append(way)
-        best = max(best, follow(way), key=lambda followed: followed.growing)
+        best = max(best, follow(way), key=lambda found: (found.growing, -len(found.buffered)))
     return best
 
 
 def other_ways(
-    choices: Sequence[Choice], made: Mapping[str, int], groups: Groups
+    choices: Sequence[Choice],
+    made: Mapping[str, int],
+    groups: Groups,
+    buffered: frozenset[int] = frozenset(),
 ) -> Iterator[dict[str, int]]:
     """Other choices that might let more layers grow than those that were made.
 
@@ -62,7 +73,8 @@ def other_ways(
     counts: dict[str, int] = {}
     for choice in choices:
         taken = choice.taken
-        if not groups.can_grow(taken) or groups.is_free(groups.size(taken)):
+        doubtful = not buffered.isdisjoint(groups_of(groups.resolve(taken)))
+        if doubtful or not groups.can_grow(taken) or groups.is_free(groups.size(taken)):
             counts[choice.place] = max(choice.count, counts.get(choice.place, 0))
     steps = range(1, max(counts.values(), default=0))
     for places in (list(counts), *([place] for place in counts)):
