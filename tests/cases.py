@@ -392,9 +392,6 @@ CASES = (
         "vision transformer",
         VisionTransformer,
         (2, 3, 4, 4),
-        frozenset(
-            {"patches", *(f"blocks.{i}.{name}" for i in (0, 1) for name in ("attn.proj", "fc2"))}
-        ),
     ),
     Case("grouped queries", GroupedQueries, (2, 3, 5), traceable=False),
     Case("fused heads", FusedHeads, (2, 3, 5), traceable=False),

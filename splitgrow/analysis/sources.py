@@ -72,15 +72,20 @@ class Sources:
                 for axis in shaped.axes:
                     self.groups.fix(axis, reason)
             return constant_like(step.example, reason)
-        found = self.held_tensors.source(step.args[0], len(values), step.example)
-        return self._fixed_tensor(step) if found is None else found
-
-    def _fixed_tensor(self, step: Step) -> Any:
-        """A tensor that cannot grow: a layer's, one in a plain attribute, or of whole numbers."""
         (path,) = step.args
         name, parametrization, _ = path.partition(".parametrizations.")
         owner = self.modules.get(name if parametrization else path.rpartition(".")[0])
-        if isinstance(owner, sized_layers()) and layer_type_of(owner) is None:
+        unknown = isinstance(owner, sized_layers()) and layer_type_of(owner) is None
+        # A table of a class of its own is read by an op, in whichever way that is written.
+        if unknown and (parametrization or not isinstance(owner, nn.Embedding)):
+            return self._fixed_tensor(step, owner)
+        found = self.held_tensors.source(path, len(values), step.example)
+        return self._fixed_tensor(step, owner if unknown else None) if found is None else found
+
+    def _fixed_tensor(self, step: Step, owner: nn.Module | None) -> Any:
+        """A tensor that cannot grow: a layer's, one in a plain attribute, or of whole numbers."""
+        (path,) = step.args
+        if owner is not None:
             root = self.refusals.get("", "") if owner is self.modules[""] else ""
             return constant_like(step.example, root or subclass_refusal(owner))
         what = f"the tensor `{path}`" if path else "a tensor that is not the model's"

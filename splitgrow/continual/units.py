@@ -73,10 +73,12 @@ class Units:
 
     @cached_property
     def growing(self) -> tuple[int, ...]:
-        """The groups that can grow, in order of execution."""
+        """The groups that can grow by any number of units, in order of execution."""
         graph = self.graph
         groups = (g for node in graph.sized() for g in graph.growing_groups(node.outs)[::-1])
-        return tuple(dict.fromkeys(groups))
+        return tuple(
+            g for g in dict.fromkeys(groups) if "duplicate" not in graph.ways.get(g, ())[:1]
+        )
 
     def step(self, group: int) -> int:
         """The number of channels in one unit of a group, in the first layer that makes it."""

@@ -68,6 +68,8 @@ def _removable(
     for node in graph.nodes.values():
         own = [g for axis in (node.ins, node.outs) for g in groups_of(graph.groups.resolve(axis))]
         found.update(dict.fromkeys(own))
+        if node.looks_up:  # inputs say which rows there are
+            kept.update(groups_of(graph.groups.resolve(node.ins)))
         if not _is_open(layer_at(modules, node.name, node.use)):
             kept.update(own)
     return [group for group in found if group not in kept and not graph.groups.is_fixed(group)]

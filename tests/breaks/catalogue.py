@@ -64,7 +64,7 @@ BREAKS = (
         "analysis/test_trace_recorder.py::test_a_width_that_is_compared_by_its_remainder_grows_in_whole_steps",
     ),
     Break(
-        "analysis/start_states.py",
+        "analysis/start_ops.py",
         "if starts == {Start.MEAN} and self._mean(facts, group, having):",
         "if starts == {Start.MEAN}:",
         "any op is taken to keep the mean of a stream, so that ways are offered that are not exact",
@@ -96,7 +96,7 @@ BREAKS = (
         "if silent.intersection(groups_of(self._groups.resolve(axis))):",
         "if not silent.intersection(groups_of(self._groups.resolve(axis))):",
         "an op that makes something of zeros fixes the streams that need none",
-        "analysis/test_zero_channels.py",
+        "analysis/test_start_states.py",
     ),
     # -- growth
     Break(
