@@ -8,11 +8,10 @@ call, as in torch.func.functional_call: it belongs to the caller.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
-from weakref import ref
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -191,6 +190,9 @@ def _common_whole(parts: Sequence[WeightPart], shape: Sequence[int]) -> Tensor |
     first = frozen[0].tensor.detach()
     layout = memory_format_of(first)
     form = torch.empty(*shape, device="meta", memory_format=layout).stride()
+    whole = _WHOLES.get(first.untyped_storage()._cdata)  # noqa: SLF001
+    if whole is None or list(whole.shape) != list(shape) or whole.stride() != form:
+        return None
     origins = set()
     for part in frozen:
         tensor = part.tensor.detach()
@@ -199,11 +201,12 @@ def _common_whole(parts: Sequence[WeightPart], shape: Sequence[int]) -> Tensor |
         origins.add((tensor.untyped_storage()._cdata, tensor.storage_offset() - start))  # noqa: SLF001
         if tensor.stride() != form or tensor.dtype != first.dtype:
             return None
-    ((_, offset),) = origins if len(origins) == 1 else ((None, -1),)
-    room = first.untyped_storage().nbytes() // first.element_size()
-    if offset < 0 or offset + math.prod(shape) > room:
-        return None
-    return first.as_strided(list(shape), form, offset)
+    there = {(whole.untyped_storage()._cdata, whole.storage_offset())}  # noqa: SLF001
+    return whole if origins == there and whole.dtype == first.dtype else None
+
+
+_WHOLES: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+"""The wholes that layers have made, by their storage: no other tensor's storage may be taken."""
 
 
 def whole_of(parts: Sequence[WeightPart], shape: Sequence[int]) -> Tensor:
@@ -217,6 +220,7 @@ def whole_of(parts: Sequence[WeightPart], shape: Sequence[int]) -> Tensor:
         whole = _common_whole(parts, shape)
         if whole is None:
             whole = room_for(parts[0].tensor, shape)
+            _WHOLES[whole.untyped_storage()._cdata] = whole  # noqa: SLF001
         # Writing through this does not count as a change to a tensor that a graph has saved;
         # changes of a block's tensor since then are checked separately.
         raw = whole.data

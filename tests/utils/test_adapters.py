@@ -344,10 +344,10 @@ def parametrized(base: nn.Linear) -> nn.Module:
 
 OWN: dict[str, tuple[Callable[[nn.Linear], nn.Module], set[str]]] = {
     "low rank": (LowRank, {"a", "b.base", "b.down", "b.up"}),
-    "raw": (Raw, set()),
+    "raw": (Raw, {"a", "b.base"}),
     "folded": (Folded, set()),
     "DoRA": (Dora, set()),
-    "IA3": (Scaled, {"a"}),
+    "IA3": (Scaled, {"a", "b.base"}),
     "bottleneck": (Bottleneck, {"a", "b.base", "b.down", "b.up"}),
     "gated": (Gated, {"a", "b.base"}),
     "parametrized": (parametrized, set()),

@@ -82,14 +82,12 @@ class Carry:
         gain = shift = eps = 1.0
         for one in joined:
             ratio = one.before / one.after
-            if one.how is Join.DILUTES:
-                ratio = (one.before - correction) / (one.after - correction)
-                gain, eps = gain * math.sqrt(ratio), eps * ratio
-            elif one.how is Join.REPEATS:
-                ratio = (one.before - correction) / (one.after - correction) / ratio
-                gain, eps = gain * math.sqrt(ratio), eps * ratio
-            elif one.how is Join.SHARES:
+            if one.how is Join.SHARES:
                 gain, shift = gain * ratio, shift * ratio
+                continue
+            counted = (one.before - correction) / (one.after - correction)
+            ratio = counted / ratio if one.how is Join.REPEATS else counted
+            gain, eps = gain * math.sqrt(ratio), eps * ratio
         return cls(gain, shift, eps)
 
     @property
