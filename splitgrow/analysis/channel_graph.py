@@ -145,6 +145,11 @@ class ChannelGraph:
                 found.append(own.get(run.group, free))
         return tuple(found)
 
+    def grows_by_copies(self, node: LayerNode) -> bool:
+        """Whether the new units of a layer have to be copies of the old ones."""
+        groups = self.growing_groups(node.outs)
+        return any(self.ways.get(group, ())[:1] == ("duplicate",) for group in groups)
+
     def unit_step(self, group: int, way: str | None = None) -> int:
         """The smallest number of units that a group can gain.
 

@@ -175,12 +175,15 @@ class Body:
             FixedWidthError: If no layer can grow.
         """
         own = self.handle
+        graph = history_of(self.model).graph
+        # New units of these have to be copies, which a task cannot own apart.
+        copied = {n.name for n in graph.sized() if graph.grows_by_copies(n)}
         request: dict[int | str, int] = {}
         seen: set[str] = set()
         for layer in own.layers:
             if layer.growable and layer.name not in seen:
                 more = round((factor - 1) * layer.width / layer.step) * layer.step
-                if more > 0:
+                if more > 0 and layer.name not in copied:
                     request[layer.name] = more
             seen.update((layer.name, *layer.group))
         if not request:
