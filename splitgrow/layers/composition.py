@@ -96,9 +96,10 @@ class Composition:
     @cached_property
     def template(self) -> nn.Module:
         """The plain layer that it equals, without values."""
-        return self._room()
+        return self.room()
 
-    def _room(self) -> nn.Module:
+    def room(self) -> nn.Module:
+        """A plain layer like the one that it equals, without values."""
         return self.merging.merged(self.original, self.sizes, self.carry(0), device="meta")
 
     def carry(self, index: int) -> Carry:
@@ -214,7 +215,7 @@ class Composition:
 
     def plain(self) -> nn.Module:
         """A stock layer that computes the same, with tensors of its own."""
-        plain = self._room()
+        plain = self.room()
         latest = self.modules[-1]
         for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):
             if name in self.layer_type.tensors(self.original):

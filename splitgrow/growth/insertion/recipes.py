@@ -171,5 +171,5 @@ def copied_without_values(module: nn.Module) -> nn.Module:
 
 
 def _stock_without_values(split: SplitLayer, view: int | None) -> nn.Module:
-    made = split.layer_type.merging.merged(split.original, split.sizes(view), device="meta")
+    made = split.composition(view).room()
     return made.train(split.training)
