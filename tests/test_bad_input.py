@@ -653,6 +653,7 @@ def test_layers_that_share_a_weight_grow_together_and_go_on_sharing_it():
     assert not any(layer.reason for layer in model.layers)
     for name in ("before", "one", "first", "after", "last"):
         assert grows(model, name, 3, x)
+    model.expand_layer("one", 3)
     assert all(a.weight is b.weight for a, b in zip(model.one, model.two, strict=True))
 
 

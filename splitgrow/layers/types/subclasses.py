@@ -219,7 +219,7 @@ def unregister_layer(layer: type[nn.Module] | str | LayerType) -> None:
         >>> import torch, splitgrow
         >>> class Shifted(torch.nn.Linear):
         ...     def forward(self, x):
-        ...         return super().forward(x.roll(1, 0))
+        ...         return super().forward(x.float())
         >>> splitgrow.register_layer(Shifted, like=torch.nn.Linear)
         >>> splitgrow.unregister_layer(Shifted)
         >>> net = torch.nn.Sequential(Shifted(2, 3), torch.nn.Linear(3, 1))
