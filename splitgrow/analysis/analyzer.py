@@ -26,7 +26,7 @@ from splitgrow.analysis.shape_queries import shape_only
 from splitgrow.analysis.sources import Sources
 from splitgrow.analysis.start_states import Couplings, TracedRun, settle_starts
 from splitgrow.analysis.ties import Ties
-from splitgrow.analysis.trace import Ref, Source, Step, mapped
+from splitgrow.analysis.trace import Ref, Source, Step, at_path, mapped
 from splitgrow.analysis.tracer import Trace, trace_model
 from splitgrow.analysis.training_flag import may_ask_for_the_mode
 from splitgrow.analysis.trial_runs import Trial, fix_what_widening_breaks, widens
@@ -237,10 +237,7 @@ class _Analysis(Sources):
                 return leaf
             if leaf.step in self.tensors:
                 self._note_direct_use(self.tensors[leaf.step], step)
-            value = values[leaf.step]
-            for index in leaf.path:
-                value = value[index]
-            return value
+            return at_path(values[leaf.step], leaf.path)
 
         args, kwargs = mapped(step.args, looked_up), mapped(step.kwargs, looked_up)
         if step.target is Source.OUTPUT:

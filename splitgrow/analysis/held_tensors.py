@@ -22,7 +22,7 @@ from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.ops import Op, Shaped, facts_of
 from splitgrow.analysis.ops.facts import Arithmetic, Values
 from splitgrow.analysis.ops.op import Origin, shaped_in
-from splitgrow.analysis.trace import Step, mapped, refs_in
+from splitgrow.analysis.trace import Step, mapped, refs_of
 from splitgrow.layers.tensor_holder import SplitTensor, blocks_path, holder_class, made_here
 from splitgrow.layers.types import TensorBlock, TensorUse
 
@@ -108,7 +108,7 @@ class HeldTensors:
             index: The number of the step.
             result: Its result.
         """
-        refs = list(refs_in((step.args, tuple(step.kwargs.values()))))
+        refs = list(refs_of(step))
         if any(ref.step in self._given for ref in refs):
             self._given.add(index)
         paths = [self._of_step[ref.step] for ref in refs if ref.step in self._of_step]

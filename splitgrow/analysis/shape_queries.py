@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 
-from splitgrow.analysis.trace import Source, Step, refs_in
+from splitgrow.analysis.trace import Source, Step, refs_of
 
 _PICKING = (operator.getitem, "select", "narrow")
 _ABOUT_SHAPES = ("shape", "device", "dtype", "ndim", "layout")
@@ -18,7 +18,7 @@ def shape_only(steps: Sequence[Step]) -> frozenset[int]:
     """
     uses: dict[int, list[Step]] = {}
     for step in steps:
-        for ref in refs_in((step.args, tuple(step.kwargs.values()))):
+        for ref in refs_of(step):
             uses.setdefault(ref.step, []).append(step)
     return frozenset(
         index

@@ -9,11 +9,11 @@ from typing import Any
 
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.channels.channel_groups import Groups
-from splitgrow.analysis.ops import Shaped, entry_of
+from splitgrow.analysis.ops import Shaped, entry_of, is_in_place_name
 from splitgrow.analysis.ops.elementwise import elementwise
 from splitgrow.analysis.ops.facts import UNKNOWN, Arithmetic, Facts, Values
 from splitgrow.analysis.ops.op import shaped_in
-from splitgrow.analysis.trace import Ref, Step, mapped
+from splitgrow.analysis.trace import Ref, Step, at_path, refs_of
 from splitgrow.layers.types import Start
 
 _MADE = {
@@ -126,27 +126,16 @@ _PRODUCTS = (Values.PRODUCT, Values.UNKNOWN)
 
 def writes_into_operand(step: Step) -> bool:
     """Whether an op writes into its first operand."""
-    name = step.target
-    by_name = isinstance(name, str) and name.endswith("_") and not name.endswith("__")
+    by_name = isinstance(step.target, str) and is_in_place_name(step.target)
     return by_name or step.target is operator.setitem
 
 
 def operands(step: Step, values: Sequence[Any]) -> Iterator[tuple[Ref, Shaped]]:
     """The tensors among a step's arguments."""
-    found: list[Ref] = []
-    mapped((step.args, dict(step.kwargs)), lambda leaf: _note(leaf, found))
-    for ref in found:
-        value = values[ref.step]
-        for index in ref.path:
-            value = value[index]
+    for ref in refs_of(step):
+        value = at_path(values[ref.step], ref.path)
         if isinstance(value, Shaped):
             yield ref, value
-
-
-def _note(leaf: Any, found: list[Ref]) -> Any:
-    if isinstance(leaf, Ref):
-        found.append(leaf)
-    return leaf
 
 
 def made_otherwise(step: Step, start: Start) -> str:

@@ -171,14 +171,11 @@ def readers_of_tied(
     """
     found: dict[str, frozenset[str]] = {}
     for holders in ties:
-        sides: dict[int, dict[str, set[str]]] = {}
-        for path, name in holders:
-            layer = stock(modules[path])
-            entry = layer_type_of(layer)
-            assert entry is not None
-            for dim, along in entry.tensors(layer)[name].items():
-                sides.setdefault(dim, {"in": set(), "out": set()})[along.side].add(path)
-        for each in sides.values():
+        by_dim: dict[int, dict[str, set[str]]] = {}
+        for holder in holders:
+            for dim, side in _sides(modules, *holder).items():
+                by_dim.setdefault(dim, {"in": set(), "out": set()})[side].add(holder[0])
+        for each in by_dim.values():
             for reader in each["in"] if each["out"] else ():
                 found[reader] = found.get(reader, frozenset()) | each["out"]
     return found
@@ -188,13 +185,17 @@ def turned_holders(
     ties: Sequence[Sequence[tuple[str, str]]], modules: Mapping[str, nn.Module]
 ) -> frozenset[str]:
     """The layers that share a tensor with one before them, and have it the other way round."""
-    found = set()
-    for holders in ties:
-        forms = []
-        for path, name in holders:
-            layer = stock(modules[path])
-            entry = layer_type_of(layer)
-            assert entry is not None
-            forms.append({d: along.side for d, along in entry.tensors(layer)[name].items()})
-        found |= {path for (path, _), form in zip(holders, forms, strict=True) if form != forms[0]}
-    return frozenset(found)
+    return frozenset(
+        holder[0]
+        for holders in ties
+        for holder in holders
+        if _sides(modules, *holder) != _sides(modules, *holders[0])
+    )
+
+
+def _sides(modules: Mapping[str, nn.Module], path: str, name: str) -> dict[int, str]:
+    """The side of a layer, "in" or "out", that each dimension of one of its tensors follows."""
+    layer = stock(modules[path])
+    entry = layer_type_of(layer)
+    assert entry is not None
+    return {dim: along.side for dim, along in entry.tensors(layer)[name].items()}

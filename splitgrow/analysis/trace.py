@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -57,12 +57,26 @@ class Step:
 
 
 def refs_in(value: Any) -> Iterator[Ref]:
-    """The references in arguments, and in the tuples and lists in them."""
+    """The references in arguments, and in the tuples, lists and dicts in them."""
     if isinstance(value, Ref):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from refs_in(item)
+    elif isinstance(value, dict):
+        yield from refs_in([*value.values()])
+
+
+def refs_of(step: Step) -> Iterator[Ref]:
+    """The references to tensors and numbers among an op's arguments."""
+    return refs_in((step.args, tuple(step.kwargs.values())))
+
+
+def at_path(value: Any, path: Sequence[Any]) -> Any:
+    """The part of a nested value that indices lead to."""
+    for index in path:
+        value = value[index]
+    return value
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from torch import nn
 
 from splitgrow.analysis.ops import entry_of, is_in_place_name
-from splitgrow.analysis.trace import Ref, Step, refs_in
+from splitgrow.analysis.trace import Step
 
 Key: TypeAlias = tuple[int, tuple[Any, ...]]
 """A tensor of a trace: the number of the step that made it, and the indices that lead to it."""
@@ -61,15 +61,3 @@ def is_torchs(target: Any) -> bool:
         return True
     origin = str(getattr(target, "__module__", None) or "torch")  # builtin functions have none
     return origin.partition(".")[0] in {"torch", "_operator", "builtins"}
-
-
-def refs_of(step: Step) -> Iterator[Ref]:
-    """The references to tensors and numbers among an op's arguments."""
-    return refs_in((step.args, tuple(step.kwargs.values())))
-
-
-def at_path(value: Any, path: Sequence[Any]) -> Any:
-    """The part of a nested value that indices lead to."""
-    for index in path:
-        value = value[index]
-    return value

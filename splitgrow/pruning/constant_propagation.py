@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.ops import Arithmetic, Facts, Shaped, Values, facts_of
-from splitgrow.analysis.trace import Ref, Source, Step, mapped
+from splitgrow.analysis.trace import Ref, Source, Step, at_path, mapped, refs_of
 from splitgrow.layers.types import LayerType, layer_type_of
-from splitgrow.pruning.aliasing import Key, Memory, at_path, is_torchs, refs_of, written_by
+from splitgrow.pruning.aliasing import Key, Memory, is_torchs, written_by
 from splitgrow.pruning.constants import Known, known_or_none, made_by, same
 
 

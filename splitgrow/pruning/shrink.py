@@ -13,6 +13,7 @@ from splitgrow.analysis.analyzer import Followed, analyse_runs
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Run
 from splitgrow.analysis.ops.op import shaped_in
+from splitgrow.analysis.trace import at_path, refs_of
 from splitgrow.analysis.trial_runs import narrowing_breaks
 from splitgrow.analysis.units import along_tensors
 from splitgrow.analysis.unsupported_models import refuse_unsupported
@@ -21,7 +22,6 @@ from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import LayerType, Stock, layer_type_of
-from splitgrow.pruning.aliasing import at_path, refs_of
 from splitgrow.pruning.constant_propagation import constants_read, runs_hooks
 from splitgrow.pruning.constants import Known
 from splitgrow.pruning.dead_units import dead_units, made_up_for

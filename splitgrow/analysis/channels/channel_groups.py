@@ -184,10 +184,6 @@ class Groups:
         """Makes the axis unable to grow, for this reason."""
         self._fix_groups(groups_of(self.resolve(axis)), reason)
 
-    def fix_group(self, group: int, reason: str) -> None:
-        """Makes a group of today unable to grow, for this reason."""
-        self._fix_groups([group], reason)
-
     def fix_size(self, size: Size, reason: str) -> None:
         """Makes a number unable to change, for this reason."""
         self._fix_groups(list(self.slope(size)), reason)
@@ -392,7 +388,8 @@ class Groups:
 
     def insertions(self, axis: Axis, growth: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
         """Where growth lands on an axis: (position before growth, number of new positions)."""
-        landed, end = [], 0
+        landed = []
+        end = 0
         for run in self.resolve(axis):
             end += self._run_length(run)
             if run.group is not None and run.group in growth:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.ops import facts_of
 from splitgrow.analysis.ops.facts import ValueRange
-from splitgrow.analysis.trace import Ref, Step, refs_in
+from splitgrow.analysis.trace import Ref, Step, at_path, refs_in, refs_of
 from splitgrow.analysis.trace_recorder import TraceRecorder
 from splitgrow.analysis.tracer import trace_model
 from splitgrow.errors import InsertionError
@@ -117,7 +117,7 @@ class Sites:
         self._bounds = value_ranges(self.steps, self.modules)
         self._readers: dict[Ref, list[int]] = {}
         for index, step in enumerate(self.steps):
-            for ref in refs_in((step.args, tuple(step.kwargs.values()))):
+            for ref in refs_of(step):
                 self._readers.setdefault(ref, []).append(index)
 
     def behind(self, path: str) -> Site:
@@ -168,7 +168,7 @@ class Sites:
         span = range(made.step + 1, given.step + 1)
         for index in span:
             step = self.steps[index]
-            read = {ref.step for ref in refs_in((step.args, tuple(step.kwargs.values())))}
+            read = {ref.step for ref in refs_of(step)}
             if read & leads and not self._is_layer(step.module):
                 leads.add(index)
         if given.step not in leads:
@@ -176,7 +176,7 @@ class Sites:
         for index in span[::-1]:
             step = self.steps[index]
             if index in needed & leads:
-                refs = refs_in((step.args, tuple(step.kwargs.values())))
+                refs = refs_of(step)
                 needed.update(ref.step for ref in refs)
         return [self.steps[index] for index in span if index in needed & leads]
 
@@ -272,9 +272,7 @@ class Sites:
 
     def example_of(self, value: Ref) -> Tensor:
         """A tensor of the trace; only its shape counts."""
-        example: Any = self.steps[value.step].example
-        for index in value.path:
-            example = example[index]
+        example = at_path(self.steps[value.step].example, value.path)
         assert isinstance(example, Tensor)
         return example
 
