@@ -162,7 +162,7 @@ class Training:
         rate: The learning rate.
         settings: The settings.
         data: Bytes to train on and to test on.
-        advance: Told of each step.
+        watch: Told after each step what share of the multiply-adds is used.
     """
 
     way: str
@@ -170,7 +170,7 @@ class Training:
     rate: float
     settings: Settings
     data: tuple[Tensor, Tensor]
-    advance: Callable[[], None] = field(default=lambda: None)
+    watch: Callable[[float], None] = field(default=lambda _: None)
 
     def run(self) -> Run:
         """Trains until the large network's multiply-adds are used up."""
@@ -201,7 +201,7 @@ class Training:
             F.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()
             optimizer.step()
             seconds, used = seconds + time.perf_counter() - started, used + each
-            self.advance()
+            self.watch(used / budget)
             if used >= marks[0]:
                 marks = [mark for mark in marks if mark > used]
                 curve.append((used, self._validated(model)))

@@ -28,8 +28,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from benchmarks.progressive.results import FOLDER, PAGE, read_runs, show, write_page, write_runs
+from benchmarks.page import PAGE
+from benchmarks.progressive.results import read_runs, show, write_page
 from benchmarks.progressive.training import WAYS, Run, Settings, Training, reconstructions
+from benchmarks.runs import FOLDER, write_runs
 from splitgrow.demos import imagefolder
 from splitgrow.demos.rawdata import Room
 

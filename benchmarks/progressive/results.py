@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.page import put_between
 from benchmarks.progressive.training import WAYS, Run, Settings
-from benchmarks.speed.machine import commit, machine
-from benchmarks.speed.settings import Settings as Where
+from benchmarks.runs import kept_runs, kept_settings, origin
 
-FOLDER = Path(__file__).parents[1] / "results"
-PAGE = Path(__file__).parents[1] / "README.md"
 _MARKERS = "<!-- progressive table -->", "<!-- progressive end -->"
 
 
 def read_runs(path: Path, settings: Settings) -> list[Run]:
     """The runs that were made with these settings."""
-    if not path.exists():
-        return []
-    content = json.loads(path.read_text())
-    if content["settings"] != json.loads(json.dumps(asdict(settings))):
-        return []
-    return [
-        Run(
-            **{
-                **run,
-                "steps": tuple(run["steps"]),
-                "curve": tuple(tuple(point) for point in run["curve"]),
-            }
-        )
-        for run in content["runs"]
-    ]
-
-
-def write_runs(path: Path, settings: Settings, runs: Sequence[Run]) -> None:
-    """Writes all runs, with where and of what they were made."""
-    threads = torch.get_num_threads()
-    where = Where(quick=False, device="cpu", rounds=1, threads=threads)
-    content = {
-        "settings": asdict(settings),
-        "machine": {k: v for k, v in machine(where).items() if k != "rounds"},
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "runs": [asdict(run) for run in runs],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    return [Run(**run) for run in kept_runs(path, settings)]
 
 
 def rows_of(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
@@ -96,28 +60,18 @@ def write_page(page: Path, path: Path) -> None:
     Raises:
         ValueError: If they are not there.
     """
-    content = json.loads(path.read_text())
-    runs = read_runs(path, Settings(**_tuples(content["settings"])))
+    settings = Settings(**kept_settings(path))
+    runs = read_runs(path, settings)
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows_of(runs)]
-    where, settings = content["machine"], content["settings"]
     seeds = len({run.seed for run in runs})
     text = (
-        f"On {where['cpu']}, {where['threads']} thread, torch {where['torch']}; {content['date']}, "
-        f"{content['commit']}. Medians of {seeds} seeds, with the least and the largest;\n"
-        f"{settings['budget']:g} thousand million multiply-adds a run, {settings['images']:,} "
-        f"training and {settings['tested']:,} test images.\n"
+        f"{origin(path)} Medians of {seeds} seeds, with the least and the largest;\n"
+        f"{settings.budget:g} thousand million multiply-adds a run, {settings.images:,} "
+        f"training and {settings.tested:,} test images.\n"
     )
-    before, begin, rest = page.read_text().partition(_MARKERS[0])
-    _, end, after = rest.partition(_MARKERS[1])
-    if not begin or not end:
-        raise ValueError(f"{page} has no {_MARKERS[0]} and {_MARKERS[1]}")
     table = "\n".join(lines)
-    page.write_text(f"{before}{begin}\n\n{text}\n{table}\n{end}{after}")
-
-
-def _tuples(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+    put_between(page, *_MARKERS, f"\n{text}\n{table}\n")
 
 
 def show(console: Console, runs: Sequence[Run]) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.table import Table
 
+from benchmarks.page import PAGE, put_between
 from benchmarks.speed.results import FOLDER, Entry, Measurement, read
 from benchmarks.speed.thresholds import Thresholds
 
-PAGE = Path(__file__).parents[1] / "README.md"
-_START, _END = "<!-- speed table -->", "<!-- end -->"
+_MARKERS = "<!-- speed table -->", "<!-- end -->"
 _COLOURS: Mapping[str, str] = {
     "met": "green",
     "in slack": "yellow",
@@ -54,14 +54,9 @@ def write_page(path: Path = PAGE, folder: Path = FOLDER) -> None:
     Raises:
         ValueError: If the page has no markers.
     """
-    text = path.read_text()
-    before, start, rest = text.partition(_START)
-    _, end, after = rest.partition(_END)
-    if not (start and end):
-        raise ValueError(f"{path} has no {_START} ... {_END}")
     thresholds = Thresholds.read()
     tables = [page_table(read(file), thresholds) for file in sorted(folder.glob("speed-*.json"))]
-    path.write_text(before + start + "\n" + "\n".join(tables) + end + after)
+    put_between(path, *_MARKERS, "\n".join(tables))
 
 
 def page_table(entries: Mapping[str, Entry], thresholds: Thresholds) -> str:

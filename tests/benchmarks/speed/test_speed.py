@@ -15,9 +15,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.__main__ import main
+from benchmarks.page import PAGE
 from benchmarks.progressive import training as progressive
 from benchmarks.progressive.__main__ import main as compare
-from benchmarks.progressive.results import FOLDER, PAGE, write_page
+from benchmarks.progressive.results import write_page
+from benchmarks.runs import FOLDER
 from benchmarks.speed import results, tables
 from benchmarks.speed.catalogue import CLAIMS
 from benchmarks.speed.results import Entry, Measurement, Spread
@@ -99,9 +101,9 @@ def test_the_page_gets_a_table_between_its_markers_and_nothing_else_changes(tmp_
 
 def test_the_committed_page_shows_the_committed_results(tmp_path: Path) -> None:
     page = tmp_path / "README.md"
-    page.write_text(tables.PAGE.read_text())
+    page.write_text(PAGE.read_text())
     tables.write_page(page)
-    assert page.read_text() == tables.PAGE.read_text()
+    assert page.read_text() == PAGE.read_text()
 
 
 @pytest.mark.parametrize(
