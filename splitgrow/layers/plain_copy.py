@@ -52,23 +52,25 @@ def plain_copy(
         MemoryError: If there is too little memory.
     """
     theirs: list[tuple[nn.Module, _Stores]] = []
+    grown: list[tuple[nn.Module, nn.Module]] = []
     for part in module.modules():
         if isinstance(part, SplitLayer):
             memo[id(part)] = layer = _stock_of_computed(part, view, stock_of)
-            # A module beside it that holds its tensor holds that of the plain layer then.
-            memo.update(
-                (id(own), layer._parameters[name])  # noqa: SLF001
-                for name, own in part.original._parameters.items()  # noqa: SLF001
-                if own is not None and layer._parameters.get(name) is not None  # noqa: SLF001
-            )
+            grown.append((part.original, layer))
             theirs.append((layer, _users_own(part, layer)))
             if finish is not None:
                 finish(part, memo[id(part)])
         else:
             memo.update((id(made), made.detach().clone()) for made in _made_by_forward(part))
+    retie_(grown)
+    # A module beside a grown layer that holds its tensor holds that of the plain layer then.
+    memo.update(
+        (id(own), layer._parameters[name])  # noqa: SLF001
+        for original, layer in grown
+        for name, own in original._parameters.items()  # noqa: SLF001
+        if own is not None and layer._parameters.get(name) is not None  # noqa: SLF001
+    )
     copied = _copied(module, memo, [own for _, own in theirs])
-    grown = (part for part in module.modules() if isinstance(part, SplitLayer))
-    retie_((part.original, memo[id(part)]) for part in grown)
     for layer, own in theirs:
         for name, values in own.items():
             store = vars(layer)[name] if name else vars(layer)

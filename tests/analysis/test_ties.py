@@ -44,7 +44,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "post-norm": {"post": True},
     "post-norm, rms": {"post": True, "norm": nn.RMSNorm},
 }
-WAYS = {"average": "average", "zero": "zero", "with a bias": "average", "post-norm": "duplicate"}
+WAYS = {
+    "average": "average",
+    "zero": "zero",
+    "with a bias": "average",
+    "post-norm": "duplicate",
+    "post-norm, rms": "zero",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,7 +62,7 @@ def test_stream_and_vocabulary_grow_in_turn_and_stay_tied(kind: str) -> None:
             now = outputs_of(model, X)
             step = next(each.step for each in model.layers if each.name == layer)
             edit = model.expand_layer(layer, step if step > 1 else 2)
-            if layer == "embed" and kind in WAYS:
+            if layer == "embed":
                 assert set(edit.ways.values()) == {WAYS[kind]}
             assert_equal(model(X)[..., : now.shape[-1]], now)
             assert model.embed[-1].weight is model.head[-1].weight
@@ -208,16 +214,27 @@ def test_a_module_that_only_holds_the_tensor_holds_the_plain_one_afterwards() ->
             self.beside = nn.Module()
             self.beside.bias = self.head.bias
 
-    model = randomise(Holding()).double().eval()
-    model.tie()
-    model.beside.bias = model.head.bias
-    model = splitgrow.growable(model, X)
+    model: Any = splitgrow.growable(randomise(Holding()).double().eval(), X)
     before = outputs_of(model, X)
     model.expand_vocabulary(2)
     assert_equal(model(X)[..., :11], before)
     randomise_new_blocks(model)
     merged: Any = splitgrow.merge(model)
     assert merged.beside.bias is merged.head.bias
+    assert_equal(merged(X), model(X))
+
+
+def test_a_module_beside_two_tied_layers_is_tied_to_both_afterwards() -> None:
+    class Holding(Tied):
+        def __init__(self) -> None:
+            super().__init__()
+            self.beside = nn.Module()
+            self.beside.weight = self.head.weight
+
+    model: Any = splitgrow.growable(randomise(Holding()).double().eval(), X)
+    model.expand_vocabulary(2)
+    merged: Any = splitgrow.merge(model)
+    assert merged.beside.weight is merged.head.weight is merged.embed.weight
     assert_equal(merged(X), model(X))
 
 
