@@ -383,12 +383,14 @@ class Lines:
         return self.trace
 
     def _leaves_c(self, frame: FrameType) -> bool:
-        """Whether it is about to leave a context that is implemented in C.
+        """Whether it is about to leave a context that is implemented in C, or to close a file.
 
         Nothing can strike there but tracing: the interpreter looks for signals when a call returns
         or a function of Python's begins, and C's own way out neither allocates nor is interrupted.
         """
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if line.strip().startswith("os.close("):  # C's own way out, once more
+            return not self.opcodes
         if "with torch._C." not in line:
             return False
         key = id(frame), frame.f_lineno

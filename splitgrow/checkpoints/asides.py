@@ -106,21 +106,36 @@ def alone(path: Path) -> Iterator[None]:
     while True:
         with suppress(FileExistsError):  # mkdir(exist_ok=True) fails if it goes at that moment
             directory.mkdir()
-        with suppress(FileNotFoundError):
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                _lock(descriptor, 0)
-                if os.path.samestat(os.fstat(descriptor), directory.stat()):
-                    break
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
+        with _turn(directory) as there:
+            if there:
+                try:
+                    yield
+                finally:
+                    shutil.rmtree(directory, ignore_errors=True)
+                return
+
+
+@contextmanager
+def _turn(directory: Path) -> Iterator[bool]:
+    """Waits for the lock on a directory; whether the directory is still there then."""
+    descriptor = -1
+    with suppress(FileNotFoundError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    if descriptor < 0:
+        yield False
+        return
     try:
-        yield
+        _lock(descriptor, 0)
+        yield _is_at(descriptor, directory)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
         os.close(descriptor)
+
+
+def _is_at(descriptor: int, directory: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), directory.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int, how: int) -> None:

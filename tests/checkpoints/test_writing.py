@@ -370,6 +370,25 @@ def test_file_systems_without_locks_and_links_will_do(
     assert not left_behind(path)
 
 
+def test_an_interrupt_while_the_turn_is_given_on_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    turn = path.with_name(f"{asides._beginning(path)}lock")
+
+    def interrupted(directory: Path, **_: Any) -> None:
+        if directory == turn:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(asides.shutil, "rmtree", interrupted)
+        splitgrow.save(model(1.0), path)
+    with asides._locked(turn):  # raises if anybody has the lock
+        pass
+    splitgrow.save(model(2.0), path)
+    assert value_in(path) == 2.0
+
+
 def test_an_aborted_save_is_cleared_away_by_the_next(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     splitgrow.save(model(1.0), path)
