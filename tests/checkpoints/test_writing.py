@@ -380,9 +380,10 @@ def test_an_interrupt_while_the_turn_is_given_on_leaves_no_lock(
         if directory == turn:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(asides.shutil, "rmtree", interrupted)
-        splitgrow.save(model(1.0), path)
+        with pytest.raises(KeyboardInterrupt):
+            splitgrow.save(model(1.0), path)
     with asides._locked(turn):  # raises if anybody has the lock
         pass
     splitgrow.save(model(2.0), path)
