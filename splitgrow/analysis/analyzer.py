@@ -22,9 +22,10 @@ from splitgrow.analysis.number_choices import best_of
 from splitgrow.analysis.ops import Op, Shaped, result_of
 from splitgrow.analysis.ops.op import Choice, constant_like
 from splitgrow.analysis.ops.registry import fix_arguments
-from splitgrow.analysis.shape_queries import shape_only
+from splitgrow.analysis.shape_queries import shape_only, unused
 from splitgrow.analysis.sources import Sources
-from splitgrow.analysis.start_states import Couplings, TracedRun, settle_starts
+from splitgrow.analysis.start_readers import Couplings, TracedRun
+from splitgrow.analysis.start_states import settle_starts
 from splitgrow.analysis.ties import Ties
 from splitgrow.analysis.trace import Ref, Source, Step, at_path, mapped
 from splitgrow.analysis.tracer import Trace, trace_model
@@ -180,6 +181,8 @@ class _Analysis(Sources):
                     continue
                 values.append(self._value(step, values))
             self.values.append(values)
+            for index in unused(trace.steps) if self.couplings[-1] else ():
+                self.couplings[-1].pop(index, None)
         self.held_tensors.settle()
         self.layer_numbers.settle()
         self.remainders.settle()

@@ -6,12 +6,12 @@ nothing else changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
-from splitgrow.analysis.channels.channel_axes import Axis, groups_of
+from splitgrow.analysis.channels.channel_axes import Axis, Run, groups_of
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.layers.tensor_holder import blocks_path
 from splitgrow.layers.types import Start, TensorUse
@@ -64,7 +64,7 @@ class HeldNumber:
 
 @dataclass(frozen=True)
 class StartStates:
-    """The values that new units have at birth, in one way to grow.
+    """The values that new units have at first, in one way to grow.
 
     Attributes:
         ins: By layer and group, those of the units that it reads.
@@ -119,15 +119,25 @@ class ChannelGraph:
         groups = groups_of(self.groups.resolve(axis))
         return [group for group in groups if not self.groups.is_fixed(group)][::-1]
 
+    def fix_group(self, group: int, reason: str) -> dict[str, str]:
+        """Fixes a group; returns the layers whose width could be asked for, with the reason."""
+        on_it = {n.name: reason for n in self.sized() if group in self.growing_groups(n.outs)}
+        self.groups.fix((Run(group, 1),), reason)
+        return on_it
+
     def output_shapes(self, growth: Mapping[int, int]) -> list[tuple[int, ...]]:
         """The shapes of the tensors that the model returns once groups have grown."""
         grown = self.groups.grown(growth)
         return [tuple(map(grown.length, axes)) for axes in self.outputs]
 
     def starts_on(
-        self, node: LayerNode, side: Literal["ins", "outs"], ways: Mapping[int, str], growing: Any
+        self,
+        node: LayerNode,
+        side: Literal["ins", "outs"],
+        ways: Mapping[int, str],
+        growing: Container[int],
     ) -> tuple[Start, ...]:
-        """The values at birth of each insertion on a layer's axis.
+        """The first values of each insertion on a layer's axis.
 
         Args:
             node: The layer.
@@ -147,8 +157,16 @@ class ChannelGraph:
 
     def grows_by_copies(self, node: LayerNode) -> bool:
         """Whether the new units of a layer have to be copies of the old ones."""
-        groups = self.growing_groups(node.outs)
-        return any(self.ways.get(group, ())[:1] == ("duplicate",) for group in groups)
+        return any(self._way(group) == "duplicate" for group in self.growing_groups(node.outs))
+
+    def makes_new_of_old(self, node: LayerNode) -> bool:
+        """Whether new units of a layer are made of the values of the old ones."""
+        return any(self._way(group) not in {"", "zero"} for group in self.growing_groups(node.outs))
+
+    def _way(self, group: int, asked: str | None = None) -> str:
+        """The way in which a group grows: the one that is asked for, or else the preferred one."""
+        known = self.ways.get(group, ())
+        return asked if asked in known else next(iter(known), "")
 
     def unit_step(self, group: int, way: str | None = None) -> int:
         """The smallest number of units that a group can gain.
@@ -157,9 +175,7 @@ class ChannelGraph:
             group: The group.
             way: The way in which it grows; None for the preferred one.
         """
-        known = self.ways.get(group, ())
-        chosen = way if way in known else next(iter(known), "")
-        return self.groups.width(group) if chosen == "duplicate" else 1
+        return self.groups.width(group) if self._way(group, way) == "duplicate" else 1
 
     def multiplicity(self, axis: Axis, group: int) -> int:
         """The number of positions that an axis gains for each unit that a group gains."""

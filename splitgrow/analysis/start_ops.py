@@ -25,7 +25,7 @@ _MADE = {
 
 @dataclass(frozen=True)
 class StartState:
-    """The values at start of one group's units in a tensor.
+    """The first values of one group's new units in a tensor.
 
     Attributes:
         start: The values.

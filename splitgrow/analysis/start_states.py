@@ -1,4 +1,4 @@
-"""The values that new units have at start, followed through the ops of a trace.
+"""The first values of new units, followed through the ops of a trace.
 
 Where all channels share a statistic, new ones may join only with values that change it in a known
 way: zeros for an RMS norm, the mean of the old channels for a LayerNorm, copies for both. The
@@ -8,9 +8,9 @@ layer that reads them, for each of the three ways, and finds the ways that reach
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from splitgrow.analysis.channel_graph import ChannelGraph, StartStates
 from splitgrow.analysis.channels.channel_axes import Axis, Run, groups_of
@@ -25,29 +25,11 @@ from splitgrow.analysis.start_ops import (
     operands,
     writes_into_operand,
 )
+from splitgrow.analysis.start_readers import TracedRun, bound_layers
 from splitgrow.analysis.ties import readers_of_tied
 from splitgrow.analysis.trace import Ref, Source, Step
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import WAYS, LayerType, Start, layer_type_of
-
-Couplings: TypeAlias = tuple[tuple[Axis, str], ...]
-
-
-@dataclass(frozen=True)
-class TracedRun:
-    """One trace, with the results of the ops' rules.
-
-    Attributes:
-        steps: The steps.
-        values: The result of each in axes.
-        not_zero: The steps that make something else than zeros of zeros by their numbers.
-        couplings: By step the axes that can grow by copies only, and why not otherwise.
-    """
-
-    steps: Sequence[Step]
-    values: Sequence[Any]
-    not_zero: Collection[int] = ()
-    couplings: Mapping[int, Couplings] = field(default_factory=dict)
 
 
 def settle_starts(
@@ -63,16 +45,14 @@ def settle_starts(
         runs: The traces.
     """
     tied = readers_of_tied(graph.ties, modules)
-    watched = _watched(graph, modules, tied)
-    for run in runs:
-        for axis in (axis for each in run.couplings.values() for axis, _ in each):
-            for group in graph.growing_groups(axis):
-                watched[group] = watched.get(group, frozenset()) | {Start.COPY}
+    coupled = [axis for run in runs for each in run.couplings.values() for axis, _ in each]
+    watched = _watched(graph, modules, tied, coupled)
     if not watched:
         return
+    bound = bound_layers(graph, modules, runs, watched.keys(), tied.keys())
     found = {}
     for way, start in WAYS.items():
-        found[way] = follower = _Follower(graph, modules, start, frozenset(watched), tied)
+        found[way] = follower = _Follower(graph, modules, start, frozenset(watched), tied, bound)
         for run in runs:
             follower.follow(run)
         follower.share_out()
@@ -90,12 +70,15 @@ def settle_starts(
 
 
 def _watched(
-    graph: ChannelGraph, modules: Mapping[str, Any], tied: Mapping[str, frozenset[str]]
+    graph: ChannelGraph,
+    modules: Mapping[str, Any],
+    tied: Mapping[str, frozenset[str]],
+    coupled: Iterable[Axis],
 ) -> dict[int, frozenset[Start]]:
     """The groups whose new units may not have any values, with the starts that come into question.
 
-    These are the groups that norms over all channels read, and those of which new units are read
-    with the weights that make them.
+    These are the groups that norms over all channels read, those of which new units are read with
+    the weights that make them, and those that can grow by copies only.
     """
     watched: dict[int, frozenset[Start]] = {}
     for reader in tied:
@@ -110,6 +93,8 @@ def _watched(
         taken = frozenset(entry.starts(layer)) if entry is not None else frozenset()
         for group in graph.growing_groups(node.ins) if taken else ():
             watched[group] = watched.get(group, taken) | taken
+    for group in (group for axis in coupled for group in graph.growing_groups(axis)):
+        watched[group] = watched.get(group, frozenset()) | {Start.COPY}
     return watched
 
 
@@ -123,6 +108,7 @@ class _Follower:
         start: The values that layers give their new units.
         watched: The groups that are followed.
         tied: The layers that read new units with the weights that make them, and their makers.
+        bound: By layer the groups of which it must make such units.
         ins: By layer and group, the starts that it reads.
         outs: By layer and group, the starts of its outputs.
         lost: For groups to whose norms the way does not lead, the reasons.
@@ -135,6 +121,7 @@ class _Follower:
     start: Start
     watched: frozenset[int]
     tied: Mapping[str, frozenset[str]]
+    bound: Mapping[str, Collection[int]]
     ins: dict[str, dict[int, Start]] = field(default_factory=dict)
     outs: dict[str, dict[int, Start]] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
@@ -226,9 +213,10 @@ class _Follower:
         if node is None or node.use is None or not groups:
             return {}
         scales = node.use.role == "scales" and self.start is not Start.COPY
-        start = Start.FREE if scales else self.start
-        self.outs[path] = dict.fromkeys(groups, start)
-        return dict.fromkeys(groups, StartState(start))
+        bound = () if scales else self.bound.get(path, ())
+        made = {group: StartState(self.start) if group in bound else FREE for group in groups}
+        self.outs[path] = {group: state.start for group, state in made.items()}
+        return made
 
     # -- layers ------------------------------------------------------------------------------------
 
@@ -297,13 +285,15 @@ class _Follower:
             means = copies and entry.sections(layer) == 1
             able = {Start.ZERO: True, Start.MEAN: means, Start.COPY: copies}[self.start]
             lost = "" if able else f"`{step.module}` cannot make such units"
-            return {g: StartState(self.start if able else Start.FREE, lost) for g in groups}
+            made = StartState(self.start if able else Start.FREE, lost)
+            bound = self.bound.get(str(step.module), ())
+            return {group: made if group in bound else FREE for group in groups}
         taken = entry.starts(layer)
         if not taken:
             passed = {Start.ZERO: Start.ZERO, Start.COPY: Start.COPY}
             return {g: self._after(step, read.get(g, FREE), passed) for g in groups}
         axis = self.graph.nodes[str(step.module)].ins
-        made = {}
+        normed = {}
         for group in groups:
             state = read.get(group, FREE)
             fits = self._alone(axis) or state.start is Start.ZERO
@@ -315,8 +305,8 @@ class _Follower:
                     f"{step.place}: {why}",
                 )
             after = self._after(step, state, taken)
-            made[group] = replace(after, norm=str(step.module))
-        return made
+            normed[group] = replace(after, norm=str(step.module))
+        return normed
 
     def _alone(self, axis: Axis) -> bool:
         """Whether all channels of an axis that can grow belong to one group, and copies to all."""

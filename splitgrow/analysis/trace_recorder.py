@@ -39,6 +39,7 @@ from splitgrow.analysis.stand_ins import (
     refuse_without_memory,
 )
 from splitgrow.analysis.trace import Ref, Source, Step, mapped, untracked
+from splitgrow.analysis.written_out import written_out
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import SplitTensor, tensor_path
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
@@ -119,6 +120,7 @@ class TraceRecorder(TorchFunctionMode):
             copied: Makes a copy of a tensor.
         """
         below_a_leaf: set[nn.Module] = set()
+        written = written_out(module for _, module in modules)
         for name, module in modules:
             if module in below_a_leaf:
                 continue
@@ -139,6 +141,8 @@ class TraceRecorder(TorchFunctionMode):
                 self._show(name, shown, module, forward, (True,) if self.standing_in else ())
             else:
                 own = module.__dict__
+                if module in written:
+                    own["forward"] = written[module]
                 for key, value in list(own.items()):
                     if type(value) in (int, list, tuple):
                         own[key] = self._tracked_attribute(name, key, value)

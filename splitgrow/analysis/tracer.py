@@ -15,6 +15,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.backends import mha
 from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.leaf_modules import Wider
@@ -169,6 +170,9 @@ def _run(
     # Autocast would keep weights cast to fake tensors, and use them in later runs.
     undo.on_failure(partial(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled()))
     torch.set_autocast_cache_enabled(False)
+    # Torch's fused attention asks for an even number of heads, and else runs the ops one by one.
+    undo.on_failure(partial(mha.set_fastpath_enabled, mha.get_fastpath_enabled()))
+    mha.set_fastpath_enabled(False)
     modules = list(model.named_modules())
     for _, module in modules:
         set_mode_(module, training=training)

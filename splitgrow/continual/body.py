@@ -35,11 +35,8 @@ def _leave_tensors_(history: History) -> None:
     graph, broken = history.graph, dict(history.broken)
     for node in [node for node in graph.nodes.values() if node.use is not None]:
         reason = f"the tensor `{node.name}` lies along it, and tasks share the weights of layers"
-        for axis in (node.ins, node.outs):
-            groups = {*graph.growing_groups(axis)}
-            tied = [n.name for n in graph.sized() if groups & {*graph.growing_groups(n.outs)}]
-            broken.update(dict.fromkeys(tied, reason))
-            graph.groups.fix(axis, reason)
+        for group in (*graph.growing_groups(node.ins), *graph.growing_groups(node.outs)):
+            broken |= graph.fix_group(group, reason)
         del graph.nodes[node.name]
     history.broken = broken
 

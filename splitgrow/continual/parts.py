@@ -13,8 +13,9 @@ from splitgrow.analysis.channel_graph import LayerNode
 from splitgrow.analysis.units import UnitNumbers, along_tensors, maker_of_inputs
 from splitgrow.continual.slots import Slot
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.layers.composition import Block, Composition
-from splitgrow.layers.split_layer import SplitLayer, stock
+from splitgrow.layers.composition import Block
+from splitgrow.layers.split_layer import stock
+from splitgrow.layers.tensor_holder import split_of
 from splitgrow.layers.types import LayerType
 from splitgrow.utils.spans import laid_along, take
 
@@ -80,7 +81,7 @@ def parts_of(
     Raises:
         UnsupportedModelError: If a tensor reads units for no unit in particular.
     """
-    whole, layer = composition_of(module), stock(module)
+    whole, layer = split_of(module).composition(), stock(module)
     entry = whole.layer_type
     if not entry.tensors(layer):
         return
@@ -119,12 +120,6 @@ def parts_of(
                 outs=own[dim],
                 ins=ins[:0] if other is None else own[other],
             )
-
-
-def composition_of(module: nn.Module) -> Composition:
-    """A layer's blocks, of which there is one where it has not grown."""
-    split = module if isinstance(module, SplitLayer) else SplitLayer(module)
-    return split.composition()
 
 
 def _flipped(entry: LayerType, block: Any, key: str) -> bool:

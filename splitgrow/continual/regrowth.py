@@ -15,7 +15,7 @@ from splitgrow.continual.studies import Study
 from splitgrow.continual.units import Units
 from splitgrow.growth.initializers import Initializer, Zero
 from splitgrow.growth.prepared import PreparedEdit
-from splitgrow.layers.types import UNCHANGED, Join, Joined
+from splitgrow.layers.types import Join, Joined
 
 RegrowthSource = Callable[[Unit], Unit]
 """Maps a unit to the one whose values it takes."""
@@ -96,7 +96,7 @@ class Regrown(Initializer):
         for name, layer in prepared.layers.items():
             before, merging = self.old.places(name), layer.layer_type.merging
             joined = Joined(Join.DILUTES, self.old.length(name), layer.change.width[1])
-            carry = merging.carry([joined]) if merging.couples else UNCHANGED
+            carry = merging.carry([joined])
             for key, along in prepared.places(name).items():
                 whole = self.old.whole(name, key, self.values)
                 if whole is None or not along:

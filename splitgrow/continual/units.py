@@ -24,8 +24,9 @@ from splitgrow.analysis.units import (
     places_on,
 )
 from splitgrow.continual.body import Body
-from splitgrow.continual.parts import UnitPart, composition_of, parts_of
+from splitgrow.continual.parts import UnitPart, parts_of
 from splitgrow.growth.history_lookup import history_of
+from splitgrow.layers.tensor_holder import split_of
 from splitgrow.pruning.weight_connections import Reader, readers_of, reads, sections_of, spread_
 
 
@@ -154,7 +155,7 @@ class Units:
 
     def _readers(self, layer: str, values: Mapping[str, Tensor]) -> list[Reader]:
         """A layer that makes units from others, with its weights among some tensors."""
-        composition, node = composition_of(self._modules[layer]), self.graph.nodes[layer]
+        composition, node = split_of(self._modules[layer]).composition(), self.graph.nodes[layer]
         found = [
             section
             for key, axes in composition.layer_type.tensors(composition.original).items()
@@ -243,4 +244,4 @@ class Units:
     def whole(self, layer: str, key: str, values: Mapping[str, Tensor]) -> Tensor | None:
         """A tensor of the plain layer, assembled from tensors by slots' names."""
         with self._body.reading(values):
-            return composition_of(self._modules[layer]).value(key)
+            return split_of(self._modules[layer]).composition().value(key)

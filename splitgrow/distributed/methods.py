@@ -13,7 +13,7 @@ from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.insertion.request import After
-from splitgrow.growth.ways import reads_values
+from splitgrow.growth.planning import reads_values
 
 
 def expand_layer(  # noqa: PLR0913
@@ -46,8 +46,8 @@ def expand_layer(  # noqa: PLR0913
         freeze: Whether the first growth closes generation 0.
         optimizer: One or several optimizers of this process.
         check: As in `model.expand_layer`, in every process; a sharded model is compared only where
-            all of it is held for the edit (`expand_input`, `insert_layer`, `consolidate`, another
-            initializer than "zero").
+            all of it is held for the edit (`expand_input`, `expand_vocabulary`, `insert_layer`,
+            `consolidate`, another initializer than "zero", new units that are made of old ones).
         timeout: Seconds to wait for the other processes, at each step.
 
     Returns:

@@ -6,7 +6,7 @@ import difflib
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from contextlib import suppress
 
 from torch import nn
 
@@ -51,9 +51,21 @@ def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
     raise ValueError(f"no layer {layer!r}; {hint}")
 
 
-def find_growth(
-    graph: ChannelGraph, request: Mapping[str, int], way: str | None = None
-) -> dict[int, int]:
+def reads_values(graph: ChannelGraph, request: object) -> bool:
+    """Whether new units of a request are made of the old ones, whose values are then needed.
+
+    Args:
+        graph: The channel graph.
+        request: Numbers of units by layers' names or indices; none of them is checked yet.
+    """
+    for layer in request if isinstance(request, Mapping) else ():
+        with suppress(TypeError, ValueError, UnsupportedLayerError):
+            if graph.makes_new_of_old(find_node(graph, layer)):
+                return True
+    return False
+
+
+def find_growth(graph: ChannelGraph, request: Mapping[str, int], way: str | None) -> dict[int, int]:
     """The units that each group of channels must gain to meet each layer's request.
 
     Args:
@@ -124,7 +136,7 @@ def _shares(steps: Mapping[int, int], total: int) -> dict[int, int] | None:
 
 
 def rounded_up(
-    graph: ChannelGraph, request: Mapping[str, int], round_to: int, way: str | None = None
+    graph: ChannelGraph, request: Mapping[str, int], round_to: int, way: str | None
 ) -> dict[str, int]:
     """The request with each number raised until the layer's new width is a multiple of `round_to`.
 
@@ -139,13 +151,14 @@ def rounded_up(
     if round_to < 1:
         raise ValueError(f"round_to (={round_to}) must be at least 1")
     return {
-        name: n if round_to == 1 else _rounded_up(graph, graph.nodes[name], n, (round_to, way))
+        name: n if round_to == 1 else _rounded_up(graph, graph.nodes[name], n, round_to, way)
         for name, n in request.items()
     }
 
 
-def _rounded_up(graph: ChannelGraph, node: LayerNode, n: int, rule: tuple[int, str | None]) -> int:
-    round_to, way = rule
+def _rounded_up(
+    graph: ChannelGraph, node: LayerNode, n: int, round_to: int, way: str | None
+) -> int:
     steps = graph.steps(node, way)
     if not steps:
         return n  # it cannot grow at all, and `find_growth` says so
@@ -158,7 +171,7 @@ def _rounded_up(graph: ChannelGraph, node: LayerNode, n: int, rule: tuple[int, s
             return raised
     raise ValueError(
         f"`{node.name}` has no width that is a multiple of {round_to}: its {width} units grow in "
-        f"steps of {graph.step(node)}"
+        f"steps of {min(steps.values())}"
     )
 
 
@@ -198,7 +211,7 @@ def plan_changes(
     graph: ChannelGraph,
     modules: Mapping[str, nn.Module],
     growth: Mapping[int, int],
-    ways: Mapping[int, str] = MappingProxyType({}),
+    ways: Mapping[int, str],
 ) -> tuple[LayerChange, ...]:
     """The change of each layer that a growth touches.
 

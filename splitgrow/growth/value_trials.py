@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from splitgrow.analysis.analyzer import Followed, analyse
 from splitgrow.analysis.channel_graph import ChannelGraph
-from splitgrow.analysis.channels.channel_axes import Run
 from splitgrow.analysis.first_difference import Value, ValueWatch, first_difference
 from splitgrow.analysis.output_comparison import (
     Comparison,
@@ -137,15 +136,8 @@ def _fix_infinite(graph: ChannelGraph, readers: Iterable[str]) -> dict[str, str]
             f"unit gave such a value, zero times that would be NaN"
         )
         for group in graph.growing_groups(graph.nodes[name].ins):
-            broken |= _fix(graph, group, reason)
+            broken |= graph.fix_group(group, reason)
     return broken
-
-
-def _fix(graph: ChannelGraph, group: int, reason: str) -> dict[str, str]:
-    """Fixes a group; returns the layers on it, with the reason."""
-    on_it = {node.name: reason for node in graph.sized() if group in graph.steps(node)}
-    graph.groups.fix((Run(group, 1),), reason)
-    return on_it
 
 
 def _references(
@@ -164,7 +156,7 @@ def _references(
         scalars, touched = Scalars(), followed.graph.touched
         try:
             expected = outputs_of(
-                model, inputs, training=training, watch=_both(scalars, infinities), touched=touched
+                model, inputs, training=training, watch=_Both(scalars, infinities), touched=touched
             )
         except NotRunnableError:
             if not training:
@@ -175,10 +167,20 @@ def _references(
             return
 
 
-@contextmanager
-def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
-    with one, other:
-        yield
+@dataclass(frozen=True)
+class _Both:
+    """Two modes as one."""
+
+    outer: AbstractContextManager[Any]
+    inner: AbstractContextManager[Any]
+
+    def __enter__(self) -> None:
+        self.outer.__enter__()
+        self.inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.inner.__exit__(*error)
+        self.outer.__exit__(*error)
 
 
 def _tell(reason: str) -> None:
@@ -221,7 +223,7 @@ class _ValueTrial:
                     self.graph.ways[group] = tuple(rest)
                     self.graph.lost.setdefault(group, {})[way] = reason
                 else:
-                    broken |= _fix(self.graph, group, reason)
+                    broken |= self.graph.fix_group(group, reason)
         return broken
 
     def _difference(self, groups: Sequence[int]) -> str:

@@ -61,24 +61,3 @@ def why_duplicated(graph: ChannelGraph, node: LayerNode, way: str | None) -> str
         return f" (by {way!r})"
     why = next(iter(graph.lost.get(groups[0], {}).values()), "")
     return f" ('duplicate' is the only exact way here{f': {why}' if why else ''})"
-
-
-def reads_values(graph: ChannelGraph, request: object) -> bool:
-    """Whether new units of a request are made of the old ones, whose values are then needed.
-
-    Args:
-        graph: The channel graph.
-        request: Numbers of units by layers' names or indices, not yet checked.
-    """
-    if not isinstance(request, Mapping):
-        return False
-    sized = graph.sized()
-    for layer in request:
-        name = graph.aliases.get(layer) if isinstance(layer, str) else None
-        if isinstance(layer, int) and 0 <= layer < len(sized):
-            name = sized[layer].name
-        node = graph.nodes.get(name or "")
-        groups = graph.growing_groups(node.outs) if node is not None else []
-        if any(graph.ways.get(group, ("zero",))[0] != "zero" for group in groups):
-            return True
-    return False

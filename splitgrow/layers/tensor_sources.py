@@ -98,6 +98,8 @@ class TensorSource:
             whole = assembled
             if whole.untyped_storage()._cdata in own:  # noqa: SLF001
                 whole = whole.clone()
+            if self.trains and not (torch.is_grad_enabled() or whole.is_inference()):
+                whole.requires_grad_()  # as a parameter: by that torch chooses between kernels
         self._raw, self._seen = whole.detach(), self._state()
         self._base, self._made_by = whole, whole.grad_fn
         return whole
