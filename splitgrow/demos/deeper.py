@@ -162,14 +162,14 @@ def _chain(trainer: Trainer, widths: Iterable[Mapping[str, int]]) -> tuple[Chain
     inserted = {i.name: i.kind for edit in trainer.handle.edits for i in edit.inserted}
     generations = tuple(widths)
 
-    def type_name(name: str) -> str:
+    def insertion_kind(name: str) -> str:
         return next((inserted[i] for i in inserted if f"{name}.".startswith(f"{i}.")), "")
 
     return tuple(
         ChainLayer(
             layer.name,
             layer.kind,
-            type_name(layer.name),
+            insertion_kind(layer.name),
             tuple(known.get(layer.name) for known in generations),
         )
         for layer in trainer.handle.layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -136,7 +136,8 @@ def carry_out_(
     _keep_fixed_(prepared, history)
     initialise_(initializer, prepared, undo)
     layers = prepared.layers.values()
-    new = [p for p in _new_parameters(layers) if not _is_left_out(p, optimizer)]
+    trained = {id(p) for each in optimizer for group in each.param_groups for p in group["params"]}
+    new = [p for p in _new_parameters(layers) if not _is_left_out(p, trained)]
     joining = plan_joining(optimizer, new, edit.generation)
     keep_(history, undo)
     if edit.closes is not None:
@@ -183,12 +184,9 @@ def _new_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParameter]
                 yield NewParameter(f"{item.change.path}.{index}.{name}", parameter, known)
 
 
-def _is_left_out(new: NewParameter, optimizers: Iterable[Optimizer]) -> bool:
+def _is_left_out(new: NewParameter, trained: Set[int]) -> bool:
     """Whether a parameter is fixed, and is a part of one that no optimizer has."""
-    if new.parameter.requires_grad:
-        return False
-    held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
-    return held.isdisjoint(map(id, new.older))
+    return not new.parameter.requires_grad and trained.isdisjoint(map(id, new.older))
 
 
 def close_generation_(model: nn.Module, history: History, undo: Undo) -> None:

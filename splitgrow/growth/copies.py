@@ -69,9 +69,8 @@ class Kin:
     def changed_copies(self) -> Iterator[nn.Module]:
         """The copies that seem to average the model, and do not grow with it."""
         known = {id(copied) for copied, _ in self.following()}
-        living = [(kin, kin.model()) for kin in self.copies if kin.model is not None]
-        others = [(kin, model) for kin, model in living if model is not None]
-        others = [(kin, model) for kin, model in others if id(model) not in known]
+        found = [(kin, kin.model()) for kin in self.copies if kin.model is not None]
+        others = [(k, model) for k, model in found if model is not None and id(model) not in known]
         averaged = _inside_averages() if others else set()
         for kin, model in others:
             if id(model) in averaged or (_has_changed(kin, model) and not _trains(model)):

@@ -75,7 +75,6 @@ class Unchanged:
                 f"it would change what the model computes, by {found.difference:.1e} of the "
                 f"largest output, where {found.tolerance:.0e} is rounding{place}; {way_out}"
             )
-        _tell_of_rounding(history, found.difference, partial(_rounding, run, old))
         given = scalars.unlike(
             self.scalars, found.tolerance, lambda seen: run(noisy=True, watch=seen)
         )
@@ -83,6 +82,7 @@ class Unchanged:
             raise InexactError(
                 f"it would change what the model computes on other inputs: {given}; {way_out}"
             )
+        _tell_of_rounding(history, found.difference, partial(_rounding, run, old))
 
 
 _ROUGH = (torch.float16, torch.bfloat16)

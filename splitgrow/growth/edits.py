@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
@@ -191,14 +191,16 @@ class Edit:
     @property
     def layers(self) -> tuple[str, ...]:
         """The modules to which it adds blocks, or next to which it inserts a layer."""
-        names = (*(change.name for change in self.changes), *(item.name for item in self.joined))
-        return (*names, *(item.host for item in self.inserted))
+        return (*(change.name for change in self.changes), *self._other_layers())
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The paths of the modules that have its blocks or insertions."""
-        names = (*(change.path for change in self.changes), *(item.name for item in self.joined))
-        return (*names, *(item.host for item in self.inserted))
+        return (*(change.path for change in self.changes), *self._other_layers())
+
+    def _other_layers(self) -> Iterator[str]:
+        yield from (item.name for item in self.joined)
+        yield from (item.host for item in self.inserted)
 
     def to_json(self) -> str:
         """The edit as JSON."""
@@ -223,12 +225,16 @@ class Edit:
         """An edit from parsed JSON.
 
         Raises:
-            ValueError: If it is of another version, or a value is of another type.
+            ValueError: If it is of another version, or a value is of another type or unknown.
         """
         version = data.get("version") if isinstance(data, dict) else None
         if version != EDIT_VERSION:
             raise ValueError(f"{where} is of version {version!r}, not {EDIT_VERSION}")
-        return read_record(cls, data, where)
+        edit = read_record(cls, data, where)
+        unknown = sorted({*edit.ways.values()} - _WAYS.keys())
+        if unknown:
+            raise ValueError(f"{where}.ways has {', '.join(unknown)}, not {', '.join(_WAYS)}")
+        return edit
 
     def __str__(self) -> str:
         closes = "" if self.closes is None else f", closes generation {self.closes}"

@@ -226,10 +226,9 @@ def _misshapen(
 
 def _misshapen_blocks(name: str, composition: Composition) -> Iterator[str]:
     """The tensors of a grown layer's blocks that do not fit their places."""
-    merging = composition.merging
+    merging, computed = composition.merging, composition.merging.computes_weight
     for key in composition.layer_type.tensors(composition.original):
         for index, block in enumerate(composition.modules):
-            computed = merging.computes_weight
             tensor = getattr(block, key, None) if computed else merging.value(block, key)
             places = composition.places(index, key)
             if tensor is not None and any(

@@ -103,6 +103,8 @@ def in_optimizers(parameters: Sequence[nn.Parameter]) -> set[int]:
     Optimizers are not listed anywhere. So their groups are found among the objects that refer to
     the parameters: two looks through all objects, however many parameters there are.
     """
+    if not parameters:
+        return set()
     lists = [item for item in gc.get_referrers(*parameters) if type(item) is list]
     of_groups = {
         id(group["params"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from splitgrow.growth.prepared import PreparedLayer
 from splitgrow.layers.types import Along, Start, known_layer_type, layer_type_of_class
-from splitgrow.utils.spans import Spans
+from splitgrow.utils.spans import Spans, take
 
 
 def set_start_values_(layer: PreparedLayer, free: Start = Start.FREE) -> None:
@@ -24,13 +24,14 @@ def set_start_values_(layer: PreparedLayer, free: Start = Start.FREE) -> None:
     """
     with torch.no_grad():
         for purpose, block in layer.added.items():
-            starts = layer.starts(purpose)
-            if purpose == "helper" and layer.layer_type.looks_up:
-                _average_rows_(layer, block)
-                continue
-            _zero_(layer, block, helper=purpose == "helper")
             if purpose != "helper":
-                _lead_back_(layer, [free if b is Start.FREE else b for b in starts])
+                _zero_(layer, block, helper=False)
+                starts = layer.starts(purpose)
+                _lead_back_(layer, [free if s is Start.FREE else s for s in starts])
+            elif layer.layer_type.looks_up:
+                _average_rows_(layer, block)
+            else:
+                _zero_(layer, block, helper=True)
 
 
 def _zero_(layer: PreparedLayer, block: nn.Module, *, helper: bool) -> None:
@@ -39,7 +40,10 @@ def _zero_(layer: PreparedLayer, block: nn.Module, *, helper: bool) -> None:
     Of a layer that reads each channel by itself only those that are added, since it makes zeros of
     zeros with any weight.
     """
-    chosen = {s: [(b is Start.ZERO) != helper for b in layer.starts_on(s)] for s in ("in", "out")}
+    chosen = {
+        side: [(start is Start.ZERO) != helper for start in layer.starts_on(side)]
+        for side in ("in", "out")
+    }
     diagonal = not helper and layer.layer_type.diagonal(layer.original)
     # The type of a block may not cover one of so few channels, such as a PReLU of one.
     entry = layer_type_of_class(type(block)) or known_layer_type(block)
@@ -71,10 +75,9 @@ def _average_rows_(layer: PreparedLayer, block: nn.Module) -> None:
         for dim, along in axes.items():
             if along.side == "in":
                 edit = layer.composition.blocks[-1].edit
-                old = _positions(layer.composition.ins.spans(edit.__gt__))
-                rows = whole.index_select(dim, _index(old, whole)).double()
+                mean = _mean(whole, dim, layer.composition.ins.spans(edit.__gt__))
                 own = getattr(block, name)
-                own.copy_(rows.mean(dim, keepdim=True).narrow(1 - dim, 0, own.shape[1 - dim]))
+                own.copy_(mean.narrow(1 - dim, 0, own.shape[1 - dim]))
 
 
 def _zero_channels(tensor: Tensor, dim: int, along: Along, chosen: Sequence[bool]) -> None:
@@ -101,29 +104,31 @@ def _lead_back_(layer: PreparedLayer, starts: Sequence[Start]) -> None:
 
 
 def _led_back(
-    layer: PreparedLayer, starts: Sequence[Start], whole: Tensor, at: tuple[int, int]
+    layer: PreparedLayer, starts: Sequence[Start], whole: Tensor, along: tuple[int, int]
 ) -> Tensor:
     """A tensor of the plain layer whose new units are made of the old ones, along one dimension."""
-    dim, sections = at
+    dim, sections = along
     edit = layer.composition.blocks[-1].edit
     outs = layer.composition.outs.section(sections)
-    old, new = _positions(outs.spans(edit.__gt__)), _positions(outs.spans(edit.__eq__))
     sources = layer.sources[: outs.length]  # those of one section stand for all
-    mean = whole.index_select(dim, _index(old, whole)).double().mean(dim, keepdim=True)
+    new = [n for start, count in outs.spans(edit.__eq__) for n in range(start, start + count)]
+    at = dict(zip(new, starts, strict=False))
+    averaged = [position for position, start in at.items() if start is Start.MEAN]
+    copied = [position for position, start in at.items() if start is Start.COPY]
     made = whole.clone()
-    for position, start in zip(new, starts, strict=False):
-        if start is Start.MEAN:
-            made.narrow(dim, position, 1).copy_(mean)
-    copied = [n for n, start in zip(new, starts, strict=False) if start is Start.COPY]
+    if averaged:
+        mean = _mean(whole, dim, outs.spans(edit.__gt__)).to(whole.dtype)
+        made.index_copy_(dim, _index(averaged, whole), mean.repeat_interleave(len(averaged), dim))
     if copied:
         rows = whole.index_select(dim, _index([sources[n] for n in copied], whole))
         made.index_copy_(dim, _index(copied, whole), rows)
     return made
 
 
+def _mean(whole: Tensor, dim: int, spans: Spans) -> Tensor:
+    """The mean along a dimension of the slices at some positions, in float64."""
+    return take(whole, dim, spans).double().mean(dim, keepdim=True)
+
+
 def _index(positions: Sequence[int], like: Tensor) -> Tensor:
     return torch.tensor(positions, device=like.device)
-
-
-def _positions(spans: Spans) -> list[int]:
-    return [n for start, length in spans for n in range(start, start + length)]

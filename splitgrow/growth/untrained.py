@@ -122,9 +122,8 @@ def _look(model: nn.Module, watch: _Watch, optimizer: Optimizer) -> None:
     alive = (item() for item in watch.new)
     new = [p for p in alive if p is not None and p.requires_grad and id(p) in paths]
     homeless = [p for p in new if id(p) not in own]
-    if homeless:
-        elsewhere = in_optimizers(homeless)
-        homeless = [p for p in homeless if id(p) not in elsewhere]
+    elsewhere = in_optimizers(homeless)
+    homeless = [p for p in homeless if id(p) not in elsewhere]
     _set(model, None)
     if watch.loaded:
         warn_of_copies_behind(model)
