@@ -141,10 +141,12 @@ def _as_written(
     module: nn.Module, path: str, seen: set[nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
     """A module and those in it, each once, without splitgrow's modules in between."""
-    if isinstance(module, (InsertionWrapper, SplitLayer)) and not isinstance(module, SplitTensor):
+    if isinstance(module, SplitTensor):  # a tensor of its module, which is no module there
+        return
+    if isinstance(module, (InsertionWrapper, SplitLayer)):
         inside = module.wrapped if isinstance(module, InsertionWrapper) else module.original
         yield from _as_written(inside, path, seen)
-    elif module not in seen and not isinstance(module, SplitTensor):
+    elif module not in seen:
         seen.add(module)
         yield path, module
         for name, child in module.named_children():

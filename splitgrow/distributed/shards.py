@@ -1,10 +1,10 @@
 """FSDP2 (`fully_shard`) around a model that changes.
 
-While an edit runs, every sharded
-parameter is out of its place, and a plain one stands in for it: without memory of its own where the
-edit looks at shapes only, or with the whole value where it runs the model. Afterwards each sharded
-parameter is back, the same object with the same shard, and the new parameters join the unit around
-them: the module that `fully_shard` was called on.
+While an edit runs, every sharded parameter is out of its place, and a plain one stands in for it:
+without memory of its own where the edit looks at shapes only, or with the whole value where it runs
+the model, makes new units of old ones, or looks at a parameter of a module that is no layer.
+Afterwards each sharded parameter is back, the same object with the same shard, and the new
+parameters join the unit around them: the module that `fully_shard` was called on.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from splitgrow.distributed.units import (
 )
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.layers.tensor_holder import SplitTensor, blocks_path
+from splitgrow.layers.tensor_holder import split_in
 from splitgrow.layers.types import TensorBlock, layer_type_of
 
 
 class _Slot:
-    """One sharded parameter, its place, and its stand-in."""
+    """One sharded parameter of a unit, its place, and its stand-in."""
 
-    def __init__(self, record: Any) -> None:
+    def __init__(self, unit: ShardUnit, record: Any) -> None:
         info = record._module_info  # noqa: SLF001
-        self.record, self._info = record, info
+        self.unit, self.record, self._info = unit, record, info
         self.places = [(info.module, info.param_name)]
         self.places += zip(info.shared_modules, info.shared_param_names, strict=True)
         self.sharded: Any = record.sharded_param
@@ -68,9 +68,8 @@ class _Slot:
     def block(self) -> nn.Module | None:
         """The block that has it now if it is a module's tensor that has grown."""
         (module, name), *more = self.places
-        split = module._modules.get(blocks_path(name))  # noqa: SLF001
-        grown = not more and isinstance(split, SplitTensor)
-        return split.original if grown and isinstance(split, SplitTensor) else None
+        split = None if more else split_in(module, name)
+        return None if split is None else split.original
 
     def lower(self) -> None:
         """Puts the sharded one back where nothing else has taken the place since."""
@@ -111,7 +110,7 @@ class Shards:
             )
         self._model, self._optimizers = model, optimizers
         self._units = guarded(lambda: units_of(model))
-        self._slots = [_Slot(record) for unit in self._units for record in unit.parameters]
+        self._slots = [_Slot(unit, record) for unit in self._units for record in unit.parameters]
         _refuse_unsupported(model, self._units)
         handles = set().union(*(unit.handles for unit in self._units))
         inside = [module for module, _ in around(model, self._units)]
@@ -187,13 +186,11 @@ class Shards:
 
     def _move_tensors(self) -> None:
         """A module's tensor that has grown is that of its original block."""
-        for unit in self._units:
-            records = unit.parameters
-            for slot in self._slots:
-                block = slot.block() if slot.record in records else None
-                if block is not None:
-                    slot.places = [(block, "value")]
-                    unit.move_tensor(slot.record, block)
+        for slot in self._slots:
+            block = slot.block()
+            if block is not None:
+                slot.places = [(block, "value")]
+                slot.unit.move_tensor(slot.record, block)
 
     def _move_units(self) -> None:
         """A layer that became the original block of a grown one is a unit no more; that one is."""

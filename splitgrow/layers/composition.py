@@ -104,22 +104,30 @@ class Composition:
 
     def carry(self, index: int) -> Carry:
         """The factors for the tensors of a block, once the later ones have joined."""
-        joined = [
-            Joined(
-                block.join,
-                self.outs.until(block.edit - 1).length,
-                self.outs.until(block.edit).length,
-            )
-            for block in self.blocks[index + 1 :]
-            if block.join is not Join.APART
-        ]
-        return self.merging.carry(joined) if joined else UNCHANGED
+        return self._carries[index]
 
     @cached_property
-    def _known(self) -> list[str]:
-        """The plain layer's tensors, but for the numbers that each block has for itself."""
-        kept = self.layer_type.kept(self.original) - {"num_batches_tracked"}
-        return [name for name in _tensors_of(self.template) if name not in kept]
+    def _carries(self) -> tuple[Carry, ...]:
+        """The factors for each block."""
+        joined = [
+            (
+                index,
+                Joined(
+                    block.join,
+                    self.outs.until(block.edit - 1).length,
+                    self.outs.until(block.edit).length,
+                ),
+            )
+            for index, block in enumerate(self.blocks)
+            if block.join is not Join.APART
+        ]
+        later = ([one for at, one in joined if at > index] for index in range(len(self.blocks)))
+        return tuple(self.merging.carry(each) if each else UNCHANGED for each in later)
+
+    @cached_property
+    def _kept(self) -> frozenset[str]:
+        """The numbers that each block has for itself and reads."""
+        return self.layer_type.kept(self.original) - {"num_batches_tracked"}
 
     @property
     def names(self) -> list[str]:
@@ -231,12 +239,13 @@ class Composition:
         plain: nn.Module = object.__new__(type(self.template))
         plain.__dict__.update(vars(self.template))
         plain.__dict__["training"] = training
-        plain.__dict__["_parameters"] = {name: tensors.get(name) for name in self._known}
-        kept = self.layer_type.kept(self.original) - tensors.keys()
+        plain.__dict__["_parameters"] = {
+            name: tensors.get(name) for name in _tensors_of(self.template) if name not in self._kept
+        }
         plain.__dict__["_buffers"] = {
             name: tensor
             for name, tensor in vars(self.original)["_buffers"].items()
-            if name in kept and name not in plain.__dict__["_parameters"]
+            if name in self._kept
         }
         return self.merging.given(plain)
 

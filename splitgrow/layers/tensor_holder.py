@@ -97,25 +97,24 @@ def layer_at(modules: Mapping[str, nn.Module], name: str, use: TensorUse | None)
     grown = modules.get(blocks_path(name))
     if isinstance(grown, SplitTensor):
         return grown
-    holder, key = _held(modules, name)
-    store = next(each for each in _STORES if vars(holder)[each].get(key) is not None)
+    holder, store, key = _held(modules, name)
     persistent = key not in holder._non_persistent_buffers_set  # noqa: SLF001
-    return TensorBlock(vars(holder)[store][key], use, persistent=persistent)
+    return TensorBlock(store[key], use, persistent=persistent)
 
 
-def _held(modules: Mapping[str, nn.Module], name: str) -> tuple[nn.Module, str]:
-    """The module that has a tensor itself, and the tensor's name there.
+def _held(modules: Mapping[str, nn.Module], name: str) -> tuple[nn.Module, dict[str, Any], str]:
+    """The module that has a tensor itself, its dictionary for it, and the tensor's name there.
 
     Raises:
         KeyError: If there is none.
     """
     parent, _, key = name.rpartition(".")
     holder = modules[parent]
-    if isinstance(holder, (SplitLayer, TensorBlock)) or not any(
-        isinstance(vars(holder)[store].get(key), Tensor) for store in _STORES
-    ):
-        raise KeyError(name)
-    return holder, key
+    if not isinstance(holder, (SplitLayer, TensorBlock)):
+        for store in (vars(holder)[each] for each in _STORES):
+            if isinstance(store.get(key), Tensor):
+                return holder, store, key
+    raise KeyError(name)
 
 
 def put_tensor_(
@@ -126,22 +125,18 @@ def put_tensor_(
     The plain tensor's name stays in its dictionary, without a value, so that it keeps its place in
     the order when the model is made plain.
     """
-    holder, key = _held(modules, name)
-    own = vars(holder)
-    undo.keep(*(own[store] for store in (*_STORES, "_modules")))
+    holder, store, key = _held(modules, name)
+    undo.keep(store, holder._modules)  # noqa: SLF001
     set_class_(holder, holder_class(open_class_of(holder), key), undo)
-    for store in _STORES:
-        if own[store].get(key) is not None:
-            own[store][key] = None
-    own["_modules"][blocks_path(key)] = split
+    store[key] = None
+    holder._modules[blocks_path(key)] = split  # noqa: SLF001
     return holder
 
 
 def replace_tensor_(modules: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:
     """Gives a module another plain tensor in the place of its own."""
-    holder, key = _held(modules, name)
-    store = next(each for each in _STORES if vars(holder)[each].get(key) is not None)
-    vars(holder)[store][key] = tensor
+    _, store, key = _held(modules, name)
+    store[key] = tensor
 
 
 def make_plain_(root: nn.Module) -> None:
@@ -215,11 +210,10 @@ def _made_class(cls: type[nn.Module], names: frozenset[str]) -> type[nn.Module]:
 
 def _property(name: str) -> property:
     """The grown tensor; in a module made anew by this class, an attribute like any other."""
-    blocks = blocks_path(name)
 
     def tensor(self: nn.Module) -> Any:
-        split = self._modules.get(blocks)
-        if isinstance(split, SplitTensor):
+        split = split_in(self, name)
+        if split is not None:
             return split.live(split())
         own = vars(self)
         return own[name] if name in own else nn.Module.__getattr__(self, name)
@@ -234,7 +228,7 @@ def _own_class(module: nn.Module) -> Any:
     return made_here(type(module))
 
 
-def _split_in(module: nn.Module, name: str) -> SplitTensor | None:
+def split_in(module: nn.Module, name: str) -> SplitTensor | None:
     """The blocks of a module's tensor of this name, if it has grown."""
     split = vars(module).get("_modules", {}).get(blocks_path(name))
     return split if isinstance(split, SplitTensor) else None
@@ -246,7 +240,7 @@ def _refuse(module: nn.Module, name: str, what: str) -> None:
     Raises:
         UnsupportedLayerError: If it is.
     """
-    if _split_in(module, name) is not None:
+    if split_in(module, name) is not None:
         raise UnsupportedLayerError(
             f"`{name}` of a {type(module).__name__} cannot be {what}: splitgrow has grown it, so "
             f"that it is put together from blocks. Change its values in place, under "
@@ -255,7 +249,7 @@ def _refuse(module: nn.Module, name: str, what: str) -> None:
 
 
 def _set(self: nn.Module, name: str, value: Any) -> None:
-    split = _split_in(self, name)
+    split = split_in(self, name)
     if split is not None and split.stands_for(value):  # module.tensor += x has changed the blocks
         return
     _refuse(self, name, "replaced")

@@ -80,8 +80,7 @@ def _is_open(module: nn.Module) -> bool:
     entry = layer_type_of(module)
     if entry is None or entry.merging.couples or entry.merging.computes_weight:
         return False
-    reads = any(a.side == "in" for axes in entry.tensors(module).values() for a in axes.values())
-    by_itself = entry.diagonal(module) or not (entry.reads_channels or reads)
+    by_itself = entry.diagonal(module) or not entry.reads_channels
     return by_itself or has_weights(entry, module)
 
 

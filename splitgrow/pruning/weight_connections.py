@@ -29,7 +29,7 @@ class Section:
 
 
 def has_weights(entry: LayerType, module: Stock) -> bool:
-    """Whether outputs read inputs only by weights in tensors that run along both.
+    """Whether outputs read inputs, or the layer's own outputs, by weights only.
 
     It is false for layers whose channels are independent of each other.
     """

@@ -111,9 +111,6 @@ class LlamaRMSNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(variance + self.variance_epsilon))
 
 
-LlamaRMSNorm.__module__ = "transformers.models.llama.modeling_llama"
-
-
 def test_an_epsilon_that_follows_the_width_is_no_number_that_breaks_the_law() -> None:
     torch.manual_seed(0)
     model: Any = randomise(Stream(LlamaRMSNorm(6))).float().eval()

@@ -25,6 +25,7 @@ from splitgrow.layers.types.layer_type import (
     TensorAxes,
 )
 from splitgrow.layers.types.registry import add_layer_type
+from splitgrow.layers.types.torch_layers import placement_of
 
 
 class RecurrentBlock(nn.Module):
@@ -170,7 +171,7 @@ class _Cell(_Recurrent):
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         more = {"nonlinearity": module.nonlinearity} if self.gates == 1 else {}
         bias = module.bias_ih is not None
-        return self.layer(*sizes, bias=bias, **more, **_placement(module, options))
+        return self.layer(*sizes, bias=bias, **more, **placement_of(module, options))
 
     def signature(self, module: Stock) -> Signature:  # noqa: ARG002
         return Signature(self.states(), self.states())
@@ -237,7 +238,7 @@ class _Stack(_Recurrent):
             own["proj_size"] = sizes[1]
         if self.gates == 1:
             own["nonlinearity"] = module.nonlinearity
-        built = self.layer(sizes[0], hidden, **own, **_placement(module, options))
+        built = self.layer(sizes[0], hidden, **own, **placement_of(module, options))
         built.dropout = module.dropout  # set here, where torch does not warn a second time
         return built
 
@@ -293,12 +294,6 @@ def _reset_(layer: Any, names: Iterable[str]) -> None:
 
 def _nothing() -> None:
     """Stands for the layout of a plain layer's parameters in memory, which blocks do not have."""
-
-
-def _placement(module: Stock, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The `device` and `dtype` for a new layer like `module`."""
-    like = next(module.parameters(recurse=False))
-    return {"device": options.get("device", like.device), "dtype": like.dtype}
 
 
 for _entry in (

@@ -43,8 +43,6 @@ class StatisticNorm(Channelwise):
 
     mixes = False
     dim = -1
-    eps_name = "eps"
-    """The attribute that holds the number that is added to the statistic."""
     centred = False
     """Whether the mean is subtracted first."""
 

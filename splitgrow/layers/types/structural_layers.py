@@ -62,7 +62,7 @@ class BlockLayer(Alike):
 
 _Verdicts = dict[Any, LayerType | None]
 _FOUND: WeakKeyDictionary[type[nn.Module], _Verdicts] = WeakKeyDictionary()
-"""The verdicts on classes, by the settings of a module."""
+"""The verdicts on classes, by the settings of a module and the shapes of its buffers."""
 
 
 def structural_layer(module: Stock) -> LayerType | None:
@@ -73,18 +73,15 @@ def structural_layer(module: Stock) -> LayerType | None:
     if "Parametrized" in type(module).__name__ or "forward" in vars(module):
         return None
     settings = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and k not in _SIZES}
-    numbers = {k: _number(t) for k, t in vars(module).get("_buffers", {}).items() if t is not None}
-    key = repr((sorted(settings.items()), sorted(numbers.items())))
+    buffers = vars(module).get("_buffers", {}).items()
+    shapes = {k: tuple(t.shape) for k, t in buffers if t is not None}
+    key = repr((sorted(settings.items()), sorted(shapes.items())))
     verdicts = _FOUND.setdefault(type(module), {})
     if key not in verdicts:
         entry = BlockLayer(LAYER_TYPES[base], (type(module),))
         works = in_own_thread(lambda: _works_on_blocks(entry, module))
         verdicts[key] = entry if works else None
     return verdicts[key]
-
-
-def _number(tensor: Tensor) -> Any:
-    return tuple(tensor.shape) if tensor.numel() != 1 or tensor.is_meta else tensor.item()
 
 
 def _works_on_blocks(entry: BlockLayer, module: Stock) -> bool:

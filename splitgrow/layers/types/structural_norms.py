@@ -19,15 +19,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from splitgrow.layers.types.layer_type import Along, Merging, Stock, TensorAxes
+from splitgrow.layers.types.layer_type import Merging, Stock
 from splitgrow.layers.types.start_values import UNCHANGED, Carry, Start
 from splitgrow.layers.types.statistic_norms import StatisticMerging, StatisticNorm
+from splitgrow.layers.types.torch_layers import placement_of
 from splitgrow.utils.own_thread import in_own_thread
 
 _SHAPES = ((2, 3, 0), (2, 0, 3, 2), (2, 0, 5))
 """The shapes of inputs that are tried, with 0 for the channels."""
-_EXACT, _SINGLE = 1e-11, 1e-5
-"""The largest errors, of outputs of about 1, of a norm in double and in single precision."""
+_CLOSE = 1e-5
+"""The largest error, of outputs of about 1, of a norm that may compute in single precision."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class NormForm:
         weight: The name of the weight.
         bias: The name of the bias; empty if it has none.
         eps: The attribute that holds eps; empty if none holds it.
-        single: Whether it computes in single precision whatever it is given.
     """
 
     dim: int
@@ -56,7 +56,6 @@ class NormForm:
     weight: str
     bias: str
     eps: str = ""
-    single: bool = False
 
     def output(self, x: Tensor, tensors: Mapping[str, Tensor], eps: float) -> Tensor:
         """Its output.
@@ -98,7 +97,7 @@ class StructuralNorm(StatisticNorm):
 
     def __init__(self, layer: type[nn.Module], form: NormForm) -> None:
         self.form, self.layers, self.dim = form, (layer,), form.dim
-        self.centred, self.eps_name = form.centred, form.eps
+        self.centred = form.centred
         self.names = (form.weight, form.bias) if form.bias else (form.weight,)
         self.shifts = (form.bias,)
 
@@ -106,10 +105,6 @@ class StructuralNorm(StatisticNorm):
         """The length of the weight, twice."""
         width = len(getattr(module, self.form.weight))
         return width, width
-
-    def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
-        """Both run along the outputs."""
-        return {name: {0: Along("out")} for name in self.names}
 
     @cached_property
     def merging(self) -> Merging:
@@ -128,17 +123,13 @@ class StructuralNorm(StatisticNorm):
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         """A copy of the module with tensors and numbers of another width."""
         carry: Carry = options.get("carry", UNCHANGED)
-        like = getattr(module, self.form.weight)
-        placement = {
-            "device": options.get("device", like.device),
-            "dtype": options.get("dtype", like.dtype),
-        }
+        placement = placement_of(module, options)
         start = {self.form.weight: 1 - self.form.offset, self.form.bias: 0.0}
         tensors = {
             name: nn.Parameter(torch.full((sizes[1],), start[name], **placement))
             for name in self.names
         }
-        built = _twin(module, len(like), sizes[1], tensors)
+        built = _twin(module, self.sizes(module)[1], sizes[1], tensors)
         if self.form.eps:
             factor = carry.eps**0.5 if self.form.outside else carry.eps
             vars(built)[self.form.eps] = vars(module)[self.form.eps] * factor
@@ -221,7 +212,7 @@ def _follows(form: NormForm, module: nn.Module, trial: tuple[Tensor, Any, Tensor
     size, width = len(tensors[form.weight]), len(getattr(module, form.weight))
     twin = _twin(module, width, size, {n: nn.Parameter(t) for n, t in tensors.items()})
     eps = vars(twin)[form.eps] = 3.0 * vars(module)[form.eps]
-    return _error(form, x, tensors, twin.eval().forward(x.clone()).double(), eps) < _SINGLE
+    return _error(form, x, tensors, twin.eval().forward(x.clone()).double(), eps) < _CLOSE
 
 
 def _matching(
@@ -230,8 +221,8 @@ def _matching(
     """The form with the source of its eps, if it explains the outputs; None if it does not."""
     for name, eps in (*numbers.items(), ("", _eps_of(form, *trials[0]))):
         error = max(_error(form, x, tensors, y, eps) for x, tensors, y in trials)
-        if error < _SINGLE:
-            return replace(form, eps=name, single=error > _EXACT)
+        if error < _CLOSE:
+            return replace(form, eps=name)
     return None
 
 
@@ -268,7 +259,11 @@ def _twin(
 ) -> nn.Module:
     """A copy of a module with other vectors, and another number where it holds their length."""
     twin: nn.Module = object.__new__(type(module))
-    own = twin_attributes(module)
+    own = {
+        name: copy.copy(value) if isinstance(value, (list, dict, set)) else value
+        for name, value in vars(module).items()
+    }
+    own |= vars(nn.Module())  # torch's own containers: new, without hooks
     for name, value in own.items():
         if type(value) is int and value == width:
             own[name] = size
@@ -276,24 +271,3 @@ def _twin(
             own[name] = type(value)([size])
     vars(twin).update({**own, "_parameters": dict(tensors), "_buffers": {}})
     return twin
-
-
-def twin_attributes(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module for a copy: containers of its own, and no hooks."""
-    own = {
-        name: copy.copy(value) if isinstance(value, (list, dict, set)) else value
-        for name, value in vars(module).items()
-    }
-    return own | {name: type(own[name])() for name in _HOOKS if name in own}
-
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)

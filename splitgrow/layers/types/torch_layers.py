@@ -287,10 +287,10 @@ class _Embedding(LayerType):
     sized = True
     mixes = False
     reads_channels = False
-    looks_up = True
 
     def __init__(self, layer: type[nn.Module]) -> None:
         self.layer, self.layers = layer, (layer,)
+        self.looks_up = layer is nn.Embedding
 
     def runs_as_one(self, module: Stock) -> bool:
         return not module.sparse  # gradients of a whole table would be dense
@@ -299,12 +299,11 @@ class _Embedding(LayerType):
         return -1
 
     def sizes(self, module: Stock) -> tuple[int, int]:
-        rows = 0 if self.layer is nn.EmbeddingBag else module.num_embeddings
-        return rows, module.embedding_dim
+        return module.num_embeddings if self.looks_up else 0, module.embedding_dim
 
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
         # The rows of a table are the inputs: one for each thing that can be looked up.
-        rows = {} if self.layer is nn.EmbeddingBag else {0: Along("in")}
+        rows = {0: Along("in")} if self.looks_up else {}
         return {"weight": {**rows, 1: Along("out")}}
 
     @cached_property
@@ -314,11 +313,10 @@ class _Embedding(LayerType):
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         layer: Any = self.layer
         names = ["norm_type", "scale_grad_by_freq", "sparse", "padding_idx"]
-        names += ["mode", "include_last_offset"] if layer is nn.EmbeddingBag else []
-        arguments: dict[str, Any] = {name: getattr(module, name) for name in names}
-        arguments.update({key: options[key] for key in ("padding_idx",) if key in options})
+        names += [] if self.looks_up else ["mode", "include_last_offset"]
+        arguments = {name: options.get(name, getattr(module, name)) for name in names}
         placement = placement_of(module, options)
-        rows = module.num_embeddings if self.layer is nn.EmbeddingBag else sizes[0]
+        rows = sizes[0] if self.looks_up else module.num_embeddings
         made: nn.Module = layer(rows, sizes[1], **arguments, **placement)
         return made
 
