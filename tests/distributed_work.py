@@ -68,7 +68,8 @@ def wrapped(model: Any, how: str) -> Any:
         mesh = None
         if how == "hybrid":
             mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
-        fully_shard(model[6], mesh=mesh)
+        if isinstance(model, nn.Sequential):
+            fully_shard(model[6], mesh=mesh)
         return fully_shard(model, mesh=mesh)
     return model
 
@@ -893,7 +894,7 @@ def tied_story(how: str, rank: int = 0, world: int = 1) -> tuple[Tensors, bool]:
     net: Any = Tied().double()
     net.change = nn.Identity()  # DistributedDataParallel wants every parameter used
     net = splitgrow.growable(net, words)
-    model: Any = wrapped_whole(net, how)
+    model: Any = wrapped(net, how)
     optimizer = momentum(model)
     calls = splitgrow.handle(net) if how == "alone" else distributed
     more = {} if how == "alone" else {"timeout": TIMEOUT}
@@ -920,13 +921,6 @@ def tied_story(how: str, rank: int = 0, world: int = 1) -> tuple[Tensors, bool]:
         tied = plain.embed[1].weight is plain.head[1].weight
         tied = tied and plain.embed[2].weight is plain.head[2].weight
     return whole, tied
-
-
-def wrapped_whole(model: Any, how: str) -> Any:
-    """A model in one wrapper."""
-    if how == "ddp":
-        return DistributedDataParallel(model)
-    return fully_shard(model) if how == "fsdp" else model
 
 
 def tied_together(rank: int, how: str) -> tuple[Tensors, bool]:

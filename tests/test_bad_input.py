@@ -585,6 +585,14 @@ def test_an_odd_layer_is_refused_with_its_reason_and_the_others_still_grow(make,
         assert grew(model, name, 3, x)
 
 
+def test_all_layers_that_cannot_grow_are_named_at_once():
+    model: Any = splitgrow.growable(triple(OwnLinear(4, 4)), torch.ones(1, 2))
+    with unchanged(model), pytest.raises(FixedWidthError, match="`1` cannot grow") as caught:
+        model.expand({"0": 1, "3": 1, "1": 2})
+    assert "`3` cannot grow" in str(caught.value)
+    assert "`0`" not in str(caught.value)
+
+
 def test_a_pruned_layer_does_not_warn():
     splitgrow.growable(triple(_pruned("weight")), torch.ones(1, 2))
 
