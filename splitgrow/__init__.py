@@ -31,6 +31,7 @@ from splitgrow.growth.initializers import Initializer, register_initializer
 from splitgrow.growth.layer_list import Layer
 from splitgrow.growth.optimizer_names import by_name
 from splitgrow.handle import Handle, handle
+from splitgrow.layers.attention import PlainAttention, plain_attention
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.execution import execution
 from splitgrow.layers.fade import FadeIn, FadeSchedule
@@ -72,6 +73,7 @@ __all__ = [
     "MergeError",
     "NumberChange",
     "OptimizerError",
+    "PlainAttention",
     "ProgressiveAutoencoder",
     "ProgressiveDecoder",
     "ProgressiveDiscriminator",
@@ -94,6 +96,7 @@ __all__ = [
     "handle",
     "load",
     "merge",
+    "plain_attention",
     "register_initializer",
     "register_layer",
     "register_op",

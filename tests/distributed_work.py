@@ -433,7 +433,10 @@ CHANGES: dict[str, Callable[[Any, str], Any]] = {
 
 
 def held_elsewhere(rank: int, how: str, place: str) -> tuple[list[str], list[str]]:
-    """The errors of every change of a model that something else holds; none once that is gone."""
+    """The errors of changes of a model that something else holds; none once that is gone.
+
+    Each holder is met by some of the changes, so that all changes meet several.
+    """
     distributed.save(network(), place, timeout=TIMEOUT)
     net = network()
     hold = HELD[how][0]
@@ -444,16 +447,23 @@ def held_elsewhere(rank: int, how: str, place: str) -> tuple[list[str], list[str
     elif how != "DDP around it" and not how.startswith("FSDP around"):
         passed.append(holder)
     found = []
+    first = 3 * list(HELD).index(how)
+    changes = [list(CHANGES.values())[(first + n) % len(CHANGES)] for n in range(3)]
     for one in passed:
-        for change in CHANGES.values():
+        for change in changes:
             with unchanged(net):
                 found.append(error_of(lambda one=one, change=change: change(one, place)))
     marked = isinstance(net, FSDPModule) or how in {"replicate", "FSDP1", "FSDP around it"}
     del holder, passed, one
-    after = [] if marked else [error_of(lambda c=c: c(network(), place)) for c in CHANGES.values()]
-    if not marked:
-        after.append(error_of(lambda: distributed.expand_layer(net, "0", 2, timeout=TIMEOUT)))
-    return found, after
+    if marked:
+        return found, []
+    return found, [error_of(lambda: distributed.expand_layer(net, "0", 2, timeout=TIMEOUT))]
+
+
+def held_by_nothing(rank: int, place: str) -> list[str]:
+    """The errors of every change of a model that nothing else holds."""
+    distributed.save(network(), place, timeout=TIMEOUT)
+    return [error_of(lambda c=c: c(network(), place)) for c in CHANGES.values()]
 
 
 def grown_through_the_wrapper_around(rank: int, how: str) -> None:

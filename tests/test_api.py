@@ -14,7 +14,7 @@ from splitgrow.growth.insertion.request import INSERTION_KINDS
 
 CALLS = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 FUNCTIONS = ["by_name", "execution", "follow", "fuse", "growable"]
-FUNCTIONS += ["handle", "load", "merge", "save"]
+FUNCTIONS += ["handle", "load", "merge", "plain_attention", "save"]
 METHODS = [name for name in dir(splitgrow.Handle) if not name.startswith("_")]
 
 
@@ -40,6 +40,7 @@ def test_the_public_names_are_these() -> None:
         "MergeError",
         "NumberChange",
         "OptimizerError",
+        "PlainAttention",
         "ProgressiveAutoencoder",
         "ProgressiveDecoder",
         "ProgressiveDiscriminator",
@@ -62,6 +63,7 @@ def test_the_public_names_are_these() -> None:
         "handle",
         "load",
         "merge",
+        "plain_attention",
         "register_initializer",
         "register_layer",
         "register_op",

@@ -18,7 +18,8 @@ _SEEDED = frozenset(
     ("randint", "randint_like", "random_", "randperm", "multinomial", "gumbel_softmax")
 )
 _RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
-_DROPOUT_OF = {F.scaled_dot_product_attention: "dropout_p"}
+_DROPOUT_OF = {F.scaled_dot_product_attention: ("dropout_p", 4)}
+"""Functions that drop out, with the name and the position of the share."""
 
 
 class Steady(TorchFunctionMode):
@@ -38,8 +39,10 @@ class Steady(TorchFunctionMode):
             kwargs["training"] = False
         if name in _RECURRENT:  # the one float that they take is their dropout
             args = tuple(0.0 if type(arg) is float else arg for arg in args)
-        if func in _DROPOUT_OF and _DROPOUT_OF[func] in kwargs:
-            kwargs[_DROPOUT_OF[func]] = 0.0
+        if func in _DROPOUT_OF:
+            share, at = _DROPOUT_OF[func]
+            kwargs.update({share: 0.0} if share in kwargs else {})
+            args = tuple(0.0 if index == at else arg for index, arg in enumerate(args))
         if name in _FILLED and not (name == "rrelu" and not kwargs.get("training")):
             result = func(*args, **kwargs)
             return result.fill_(_FILLED[name]) if isinstance(result, Tensor) else result
