@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
 
+from splitgrow.analysis.calls_by_hand import ByHand
 from splitgrow.analysis.channels.tracked_int import Tracked
 from splitgrow.analysis.created_tensors import CreatedTensors
 from splitgrow.analysis.leaf_modules import (
@@ -79,6 +81,7 @@ class TraceRecorder(TorchFunctionMode):
         self.unfit: dict[str, str] = {}
         """Why tensors of modules cannot grow, by their paths."""
         self._memory: dict[int, str] = {}
+        self._by_hand = ByHand(self.owners)
 
     # -- before and after ------------------------------------------------------------------------
 
@@ -134,6 +137,7 @@ class TraceRecorder(TorchFunctionMode):
                 sizes = self._wider.sizes.get(name)
                 shown = as_it_was if sizes is None else as_if_resized(as_it_was, sizes)
                 forward = self._recorded_forward(name, as_it_was, shown)
+                self._by_hand.layers[name] = module, forward
                 if self.standing_in:
                     stand_in = self.stand_ins[module] = shallow(module)
                     self._show(name, shown, stand_in, forward, ())
@@ -242,6 +246,9 @@ class TraceRecorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.inside:
             return func(*args, **kwargs)
+        called = self._by_hand.called(args, kwargs) if func is F.linear else None
+        if called is not None:
+            return called()
         args, kwargs = mapped(args, self.copies.of), mapped(kwargs, self.copies.of)
         name, target, seen = target_of(func, args)
         if name in HANDS_OUT_MEMORY and args and isinstance(args[0], FakeTensor):
@@ -262,6 +269,20 @@ class TraceRecorder(TorchFunctionMode):
         recorded = self._record(name, target, seen, kwargs, result)
         # These must return no subclass of int: Python would turn it into an int anyhow.
         return result if name in ("int", "index", "len") else recorded
+
+    def whole_of(self, first: nn.Module, key: str, assembled: Callable[[], Any]) -> Any:
+        """A tensor of a grown layer, as forward reads it; how it is assembled does not count.
+
+        Args:
+            first: The layer's original block.
+            key: The tensor's name.
+            assembled: Makes it.
+        """
+        inside, self.inside = self.inside, self.inside or key
+        whole = assembled()
+        self.inside = inside
+        self._by_hand.note(first, key, whole)
+        return whole
 
     def _note_write(self, *targets: Any) -> None:
         """Notes the tensors of modules into which an op writes."""

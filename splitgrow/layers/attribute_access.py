@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -159,17 +160,31 @@ def tensor_of(composition: Composition, name: str, whole: Tensor | None = None) 
     ):
         return None
     if not source.known or not _plainly(next(source.owners())):
-        if whole is not None:
-            return whole
-        return composition.assembled(name) if listed else next(source.owners())
+        if whole is not None or not listed:
+            return next(source.owners()) if whole is None else whole
+        return _shown(composition, name)
     return LiveTensor.of(source.start(whole), source, whole=True)
+
+
+def _shown(composition: Composition, name: str) -> Tensor | None:
+    """A tensor for a trace, which may want to know whose it is."""
+    assembled = partial(composition.assembled, name)
+    for mode in _modes():
+        if hasattr(mode, "whole_of"):
+            found: Tensor | None = mode.whole_of(composition.original, name, assembled)
+            return found
+    return assembled()
 
 
 def _plainly(tensor: Tensor) -> bool:
     """Whether ops run on plain tensors, neither transformed nor traced for analysis."""
-    modes: Any = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # noqa: SLF001
-    own = any(type(mode).__module__.startswith("splitgrow.") for mode in modes)
+    own = any(type(mode).__module__.startswith("splitgrow.") for mode in _modes())
     return not own and (is_eager(tensor) or tensor.is_meta)
+
+
+def _modes() -> list[Any]:
+    found: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # noqa: SLF001
+    return found
 
 
 def set_on_blocks(composition: Composition, name: str, value: Any) -> bool:
