@@ -17,7 +17,7 @@ import splitgrow
 from splitgrow.growth.history_lookup import history_of
 
 PARTS = 4
-SEQUENCES = int(8 * MANY)
+SEQUENCES = int(5 * MANY)
 """Of each part."""
 
 

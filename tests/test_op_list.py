@@ -17,26 +17,17 @@ except ImportError as error:  # torch keeps the list to itself and may move it
     pytest.skip(f"this torch comes without its list of ops: {error}", allow_module_level=True)
 
 PARTS = 16
-KNOWN = 250
-"""How many cases at least grow: an empty list, or one of which nothing grows, shows nothing."""
-
-
-@pytest.fixture(scope="module")
-def grown() -> list[str]:
-    return []
+KNOWN = 10
+"""How many cases of each part grow at least: one of which nothing grows shows nothing."""
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_growth_before_and_behind_an_op_is_exact_or_fixed(part: int, grown: list[str]) -> None:
+def test_growth_before_and_behind_an_op_is_exact_or_fixed(part: int) -> None:
     _, cases = tried(OPS[part::PARTS], most=1)
     bad = [case for case in cases if case[1] not in ("exact", "fixed", "refused", "not finite")]
     assert not bad
     assert all(reason for _, verdict, reason in cases if verdict == "fixed")
-    grown.extend(name for name, verdict, _ in cases if verdict == "exact")
-
-
-def test_many_ops_let_growth_pass(grown: list[str]) -> None:
-    assert not grown or len(grown) >= KNOWN
+    assert sum(verdict == "exact" for _, verdict, _ in cases) >= KNOWN
 
 
 @pytest.mark.parametrize(

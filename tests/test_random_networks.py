@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 import splitgrow
 
-NETWORKS = int(100 * MANY)
-MIXED = int(80 * MANY)
+NETWORKS = int(60 * MANY)
+MIXED = int(50 * MANY)
 
 
 @settings(

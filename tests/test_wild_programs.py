@@ -30,7 +30,7 @@ import splitgrow
 from splitgrow.analysis.ops import registry
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS, PARTS, TRIALS = int(120 * MANY), 4, 5
+PROGRAMS, PARTS, TRIALS = int(80 * MANY), 4, 5
 
 PLAIN = """
 import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -66,6 +66,10 @@ class Composition:
         original: The layer as it was before its first growth.
         sizes: The numbers of input and output channels.
         layer_type: The entry for the type of its blocks.
+
+    Args:
+        known: That entry, where it is at hand: compiled code would be made anew with each type of
+            which an entry is looked up.
     """
 
     modules: tuple[nn.Module, ...]
@@ -75,11 +79,13 @@ class Composition:
     original: nn.Module = field(init=False, compare=False)
     sizes: tuple[int, int] = field(init=False, compare=False)
     layer_type: LayerType = field(init=False, compare=False)
+    known: InitVar[LayerType | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, known: LayerType | None) -> None:
         original, sizes = self.modules[0], (self.ins.length, self.outs.length)
-        vars(self).update(original=original, sizes=sizes, layer_type=known_layer_type(original))
-        for module in self.modules:
+        layer_type = known or known_layer_type(original)
+        vars(self).update(original=original, sizes=sizes, layer_type=layer_type)
+        for module in () if known else self.modules:
             if type(module) is not type(self.original):
                 known_layer_type(module)
         if len(self.modules) != len(self.blocks):
@@ -143,12 +149,13 @@ class Composition:
             tuple(self.blocks[index] for index in seen),
             self.ins.until(edit),
             self.outs.until(edit),
+            self.layer_type,
         )
 
     def dense(self) -> Composition:
         """The same layer with every tensor in its own storage."""
         modules = tuple(_dense(module) for module in self.modules)
-        return Composition(modules, self.blocks, self.ins, self.outs)
+        return Composition(modules, self.blocks, self.ins, self.outs, self.layer_type)
 
     def layout(self, along: Along) -> Layout:
         """Where the channels along a dimension of the plain layer's tensors came from."""

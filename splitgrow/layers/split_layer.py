@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from splitgrow.layers.attribute_access import Guarded, answer, refuse, set_on_blocks, tensor_names
@@ -103,7 +104,9 @@ class SplitLayer(nn.ModuleList):
 
     def composition(self, view: int | None = None) -> Composition:
         """Its blocks and where their channels lie, now or after an edit."""
-        whole = Composition((*self._modules.values(),), self.blocks, self.ins, self.outs)
+        runner = self._runner if torch.compiler.is_compiling() else None
+        known = runner.composition.layer_type if runner is not None else None
+        whole = Composition((*self._modules.values(),), self.blocks, self.ins, self.outs, known)
         return whole if view is None else whole.until(view)
 
     def _shown(self) -> Composition:

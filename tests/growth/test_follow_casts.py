@@ -22,7 +22,7 @@ from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.layers.fade import FadeIn
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-SEQUENCES = int(16 * MANY)
+SEQUENCES = int(8 * MANY)
 pytestmark = pytest.mark.filterwarnings(
     "ignore:what the model computes is not compared"  # rounding of two bytes may be too coarse
 )

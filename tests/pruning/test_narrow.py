@@ -21,7 +21,7 @@ from splitgrow.pruning.narrow import Chosen, narrow_
 from splitgrow.pruning.shrink import _stop_reading_
 from splitgrow.utils.example_call import ExampleCall
 
-NETWORKS = int(80 * MANY)
+NETWORKS = int(50 * MANY)
 
 
 def chosen_units(followed: Followed, network: nn.Module, seed: int) -> dict[int, list[int]]:

@@ -31,7 +31,7 @@ from splitgrow.pruning import weight_connections as connections
 from splitgrow.pruning.narrow import Narrowing
 from splitgrow.pruning.shrink import without_dead_units
 
-NETWORKS = int(80 * MANY)
+NETWORKS = int(50 * MANY)
 
 
 @torch.no_grad()
