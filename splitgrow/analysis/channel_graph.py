@@ -89,6 +89,8 @@ class ChannelGraph:
         numbers: The numbers that modules hold and that follow widths.
         ways: For groups that a norm over all channels reads, the ways in which they can grow, the
             preferred one first.
+        multiples: For groups whose width some kernel wants in multiples, the number of units of the
+            smallest step, and what it says of others.
         lost: For these groups, why the other ways do not leave the function as it is; first the
             ways that the norms would take.
         starts: By way, the first values of new units.
@@ -104,6 +106,7 @@ class ChannelGraph:
     numbers: tuple[HeldNumber, ...] = ()
     ways: dict[int, tuple[str, ...]] = field(default_factory=dict)
     lost: dict[int, dict[str, str]] = field(default_factory=dict)
+    multiples: dict[int, tuple[int, str]] = field(default_factory=dict)
     starts: Mapping[str, StartStates] = field(default_factory=dict)
     ties: tuple[tuple[tuple[str, str], ...], ...] = ()
     outputs: tuple[tuple[Axis, ...], ...] = ()
@@ -175,7 +178,9 @@ class ChannelGraph:
             group: The group.
             way: The way in which it grows; None for the preferred one.
         """
-        return self.groups.width(group) if self._way(group, way) == "duplicate" else 1
+        if self._way(group, way) == "duplicate":
+            return self.groups.width(group)
+        return self.multiples.get(group, (1, ""))[0]
 
     def multiplicity(self, axis: Axis, group: int) -> int:
         """The number of positions that an axis gains for each unit that a group gains."""

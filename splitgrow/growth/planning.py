@@ -16,7 +16,7 @@ from splitgrow.analysis.ties import turned_holders
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.growth.edits import Edit, LayerChange, NumberChange
 from splitgrow.growth.planned_blocks import count_new_parameters, planned_blocks
-from splitgrow.growth.ways import find_ways, why_duplicated
+from splitgrow.growth.ways import find_ways, why_in_steps
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import Join, LayerType, Start, known_layer_type
@@ -203,7 +203,7 @@ def _misfit(
     return (
         f"n (={n}) does not fit `{node.name}`: its {width} units grow in steps of {step}, so the "
         f"nearest widths are {' and '.join(map(str, fitting))}"
-        f"{why_duplicated(graph, node, way)}"
+        f"{why_in_steps(graph, node, way)}"
     )
 
 

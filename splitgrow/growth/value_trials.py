@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -84,6 +84,7 @@ def fix_what_values_break(
             broken |= _fix_infinite(graph, infinities.readers)
             trial = _ValueTrial(model, inputs, graph, expected, scalars, edits + 1, training)
             broken |= trial.fix_culprits()
+            trial.find_steps()
     except NotRunnableError as error:
         _tell(f"the model does not run on its example inputs: {error}")
     except _UncheckableError:
@@ -205,6 +206,8 @@ class _ValueTrial:
     scalars: Scalars
     edit: int
     training: bool
+    failures: list[str] = field(default_factory=list)
+    """Why it did not run with small gains, where it ran with multiples."""
 
     def fix_culprits(self) -> dict[str, str]:
         """Fixes the groups that break; returns the layers on them, with the reasons.
@@ -226,6 +229,30 @@ class _ValueTrial:
                     broken |= self.graph.fix_group(group, reason)
         return broken
 
+    def find_steps(self) -> None:
+        """Finds the groups whose widths kernels want in multiples, and the smallest step of each.
+
+        A kernel may want rows of whole 16 bytes, or pairs of channels.
+        """
+        if not self.failures:
+            return
+        found = culprits_in(growing_groups_in(self.graph), self._failure)
+        for group, error in found.items():
+            for step in (2, 4, 8, _ALIGNED):
+                if not self._failure([group], step):
+                    self.graph.multiples[group] = step, error
+                    break
+
+    def _failure(self, groups: Sequence[int], step: int = 1) -> str:
+        """Why the model does not run when groups gain odd multiples of a step; empty if it does."""
+        try:
+            for gain in _GAINS:
+                growth = {g: gain * step * self.graph.unit_step(g) for g in groups}
+                self._widened(growth, self._outputs)
+        except NotRunnableError as error:
+            return str(error)
+        return ""
+
     def _difference(self, groups: Sequence[int]) -> str:
         """The difference in results when groups are wider, in words; empty if there is none.
 
@@ -244,6 +271,7 @@ class _ValueTrial:
                 found, given = self._widened(growth, partial(self._compared, growth))
             except NotRunnableError:
                 return f"forward fails when it is wider: {error}"
+            self.failures.append(str(error))
         if not found.checkable:
             raise _UncheckableError
         if given:

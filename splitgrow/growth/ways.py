@@ -52,11 +52,15 @@ def _no_such_way(graph: ChannelGraph, group: int, way: str | None, exact: Sequen
     )
 
 
-def why_duplicated(graph: ChannelGraph, node: LayerNode, way: str | None) -> str:
-    """Why a layer grows to multiples of its width only; empty if it does not."""
+def why_in_steps(graph: ChannelGraph, node: LayerNode, way: str | None) -> str:
+    """Why the units of a layer's groups come several at a time; empty if they do not."""
     groups = [g for g in graph.growing_groups(node.outs) if graph.unit_step(g, way) > 1]
     if not groups:
         return ""
+    if groups[0] in graph.multiples and graph.unit_step(groups[0], way) < graph.groups.width(
+        groups[0]
+    ):
+        return f" (at other widths forward fails: {graph.multiples[groups[0]][1]})"
     if way is not None:
         return f" (by {way!r})"
     why = next(iter(graph.lost.get(groups[0], {}).values()), "")

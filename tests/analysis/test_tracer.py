@@ -526,3 +526,25 @@ def test_ops_that_need_values_leave_no_errors_in_the_log() -> None:
         assert records
     finally:
         logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(torch.float32, 4), (torch.bfloat16, 8)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_experts_that_are_multiplied_in_groups_grow_by_whole_rows_of_16_bytes(
+    dtype: torch.dtype, step: int, turned: bool
+) -> None:
+    class Turned(Experts):
+        def forward(self, x: Tensor) -> Tensor:
+            ends = torch.tensor([2, 4], dtype=torch.int32)
+            return self.head(torch._grouped_mm(self.first(x), self.experts.mT, offs=ends))
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 4, dtype=dtype)
+    model: Any = splitgrow.growable((Turned() if turned else Experts()).to(dtype), x)
+    before = model(x).detach()
+    assert model.layers[0].step == step
+    with pytest.raises(ValueError, match=f"grow in steps of {step}"):
+        model.expand_layer("first", step + 1)
+    for _ in range(2):
+        model.expand_layer("first", step)
+        assert torch.allclose(model(x), before, atol=1e-5 if step == 4 else 0.1)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from written import X, laws_hold, reasons, written
 
 import splitgrow
-from splitgrow.errors import InexactError
 from splitgrow.utils.op_numbers import Scalars
 
 Forward = Callable[[Any, Tensor], Any]
@@ -652,7 +651,8 @@ def test_a_kernel_that_takes_multiples_only_leaves_these_to_grow() -> None:
     x = torch.randn(4, 3).double()
     model: Any = splitgrow.growable(Aligned().double().eval(), x)
     before = model(x)
-    with pytest.raises(InexactError, match="no longer runs afterwards"):
-        model.expand_layer("one", 1)
-    model.expand_layer("one", 4)
+    assert model.layers[0].step == 4
+    with pytest.raises(ValueError, match=r"nearest widths are 12 and 16 .*multiples of four"):
+        model.expand_layer("one", 5)
+    assert model.expand_layer("one", 1, round_to=4).request["one"] == 4
     assert_equal(model(x), before)

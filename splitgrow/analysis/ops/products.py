@@ -60,13 +60,18 @@ def sum_over(op: Op, *terms: tuple[Shaped, int]) -> None:
 
 @entry("torch._grouped_mm F.grouped_mm torch.ops.transformers.grouped_mm_fallback", PRODUCT)
 def grouped(op: Op) -> Any:
-    """(rows, in), (experts, in, out) to (rows, out): each row by the matrix of its expert."""
+    """(rows, in), (experts, in, out) to (rows, out): each row by the matrix of its expert.
+
+    The kernels want rows of whole 16 bytes.
+    """
     rows, matrices = op.x, op.tensor(1, "weight" if "weight" in op.kwargs else "mat2")
     if len(rows.axes) != 2 or len(matrices.axes) != 3:
         raise Unknown("multiplies something else than rows by several matrices")
     op.fix(matrices.axes[0], "has one for each expert")
     sum_over(op, (rows, 1), (matrices, 1))
-    return Shaped((rows.axes[0], matrices.axes[2]))
+    for axis in matrices.axes[1:]:
+        op.groups.bundle(axis, 16 // op.example.dtype.itemsize, op.reason("reads it in 16 bytes"))
+    return Shaped((rows.axes[0], op.groups.resolve(matrices.axes[2])))
 
 
 @entry("addmm baddbmm addmv", FRESH)
