@@ -22,7 +22,7 @@ from splitgrow.analysis.number_choices import best_of
 from splitgrow.analysis.ops import Op, Shaped, result_of
 from splitgrow.analysis.ops.op import Choice, constant_like
 from splitgrow.analysis.ops.registry import fix_arguments
-from splitgrow.analysis.shape_queries import shape_only, unused
+from splitgrow.analysis.shape_queries import asks_about_shape, shape_only, unused
 from splitgrow.analysis.sources import Sources
 from splitgrow.analysis.start_readers import Couplings, TracedRun
 from splitgrow.analysis.start_states import settle_starts
@@ -238,7 +238,7 @@ class _Analysis(Sources):
         def looked_up(leaf: Any) -> Any:
             if not isinstance(leaf, Ref):
                 return leaf
-            if leaf.step in self.tensors:
+            if leaf.step in self.tensors and not asks_about_shape(step):
                 self._note_direct_use(self.tensors[leaf.step], step)
             return at_path(values[leaf.step], leaf.path)
 

@@ -53,11 +53,12 @@ def shape_only(steps: Sequence[Step]) -> frozenset[int]:
     return frozenset(
         index
         for index, step in enumerate(steps)
-        if step.target in _PICKING and index in uses and all(map(_asks_for_shape, uses[index]))
+        if step.target in _PICKING and index in uses and all(map(asks_about_shape, uses[index]))
     )
 
 
-def _asks_for_shape(step: Step) -> bool:
+def asks_about_shape(step: Step) -> bool:
+    """Whether a step asks a tensor for its shape, or something else that is no value of it."""
     if isinstance(step.target, Source):
         return False
     named = step.target is getattr and len(step.args) == 2 and step.args[1] in _ABOUT_SHAPES

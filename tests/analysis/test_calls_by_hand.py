@@ -99,3 +99,25 @@ def test_control_other_uses_of_its_tensors_keep_its_width(
     layer = next(each for each in model.layers if each.name == "middle")
     assert not layer.growable
     assert f"forward uses its {word} directly" in layer.reason
+
+
+def asks(net: Any, h: Tensor) -> Tensor:
+    weight = net.middle.weight
+    if h.shape[0] > weight.shape[0] or weight.ndim != 2 or weight.size(0) < 1:
+        raise ValueError("too many rows")
+    return net.middle(h.to(weight.dtype).to(weight.device))
+
+
+def test_a_question_for_the_shape_of_its_tensors_is_no_use_of_them() -> None:
+    model = made(asks, bias=True)
+    before = outputs_of(model, X)
+    model.expand({"first": 2, "middle": 3})
+    assert_equal(outputs_of(model, X), before)
+
+
+def test_control_a_shape_that_is_written_down_by_them_keeps_the_width() -> None:
+    def written(net: Any, h: Tensor) -> Tensor:
+        return net.middle(h).view(3, net.middle.weight.shape[0])
+
+    model = made(written, bias=True)
+    assert not next(each for each in model.layers if each.name == "middle").growable
