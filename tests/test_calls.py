@@ -14,7 +14,7 @@ MOST = {
     "growable": (7_300, 4_100),
     "expand_layer": (2_000, 1_100),
     "expand_layer, check=False": (1_350, 700),
-    "insert_layer": (7_600, 3_500),
+    "insert_layer": (7_600, 3_600),
     "insert_layer, check=False": (7_100, 3_250),
     "fuse": (3_000, 1_400),
 }

@@ -98,6 +98,11 @@ class Copies:
         self.reached: set[str] = set()
         """The paths of the tensors that were used so."""
 
+    def add(self, tensor: Tensor, path: str) -> None:
+        """Learns another tensor of the model, by its path."""
+        self._owners[id(tensor)] = path
+        self._originals.add(id(tensor))
+
     def of(self, leaf: Any) -> Any:
         """The copy of one of the model's tensors; anything else as it is.
 

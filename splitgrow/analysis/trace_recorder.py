@@ -140,6 +140,7 @@ class TraceRecorder(TorchFunctionMode):
                 self._by_hand.layers[name] = module, forward
                 if self.standing_in:
                     stand_in = self.stand_ins[module] = shallow(module)
+                    self._by_hand.show_own_(name, stand_in, self.copies)
                     self._show(name, shown, stand_in, forward, ())
                     forward = self._strays_forward(name, forward)
                 self._show(name, shown, module, forward, (True,) if self.standing_in else ())
