@@ -124,9 +124,13 @@ class ChannelGraph:
 
     def fix_group(self, group: int, reason: str) -> dict[str, str]:
         """Fixes a group; returns the layers whose width could be asked for, with the reason."""
-        on_it = {n.name: reason for n in self.sized() if group in self.growing_groups(n.outs)}
+        on_it = dict.fromkeys(self.makers(group), reason)
         self.groups.fix((Run(group, 1),), reason)
         return on_it
+
+    def makers(self, group: int) -> frozenset[str]:
+        """The layers whose width can be asked for, and on whose outputs a growing group lies."""
+        return frozenset(n.name for n in self.sized() if group in self.growing_groups(n.outs))
 
     def output_shapes(self, growth: Mapping[int, int]) -> list[tuple[int, ...]]:
         """The shapes of the tensors that the model returns once groups have grown."""

@@ -73,7 +73,7 @@ def expand_input_(  # noqa: PLR0913
     edit = prepared.edit
     history.narrower = (*history.narrower, (edit.index, history.inputs))
     history.inputs = widened(model, history.inputs, edit.inputs)
-    history.graph = analyse_again(model, history.inputs, history.broken)
+    history.graph = analyse_again(model, history.inputs, history.broken, history.graph)
     history.modules = structure(model)
     hold_to(before, prepared, history, chosen)
     return edit

@@ -94,7 +94,11 @@ def fix_what_values_break(
 
 @temporarily
 def analyse_again(
-    undo: Undo, model: nn.Module, inputs: ExampleCall, broken: Mapping[str, str]
+    undo: Undo,
+    model: nn.Module,
+    inputs: ExampleCall,
+    broken: Mapping[str, str],
+    known: ChannelGraph,
 ) -> ChannelGraph:
     """The channel graph of a changed model, without the warnings, which came the first time.
 
@@ -103,12 +107,17 @@ def analyse_again(
         model: Any module. It is not changed.
         inputs: The example call.
         broken: The layers whose growth was found to change the model's function, and why.
+        known: Its graph before, with the steps that were found in values.
     """
     keep_modes_(undo)
     ignore_warnings_()
     graph = analyse(model, inputs)
     for name in broken.keys() & graph.nodes.keys():
         graph.groups.fix(graph.nodes[name].outs, broken[name])
+    for group, found in known.multiples.items():
+        names = known.makers(group)
+        also = (now for now in growing_groups_in(graph) if names & graph.makers(now))
+        graph.multiples.update(dict.fromkeys(also, found))
     return graph
 
 

@@ -656,3 +656,5 @@ def test_a_kernel_that_takes_multiples_only_leaves_these_to_grow() -> None:
         model.expand_layer("one", 5)
     assert model.expand_layer("one", 1, round_to=4).request["one"] == 4
     assert_equal(model(x), before)
+    model.insert_layer("head", "residual")  # the model is analysed anew
+    assert model.layers[0].step == 4

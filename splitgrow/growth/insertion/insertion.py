@@ -287,7 +287,7 @@ def _analysed(
     """
     asked, ran = note_questions_(undo), note_runs_(undo)
     try:
-        return analyse_again(model, history.inputs, history.broken), asked, ran
+        return analyse_again(model, history.inputs, history.broken, history.graph), asked, ran
     except (ValueError, TraceError) as error:
         raise InsertionError(
             f"with what is inserted at `{host}`, the model no longer runs: {error}"

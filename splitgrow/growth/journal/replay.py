@@ -244,7 +244,7 @@ def restore_(
     history.broken = {**journal.broken, **history.broken}
     history.modules = structure(model)
     if start < len(journal.edits) or not history.graph.nodes:
-        history.graph = analysed_(model, history.inputs, history.broken, undo)
+        history.graph = analysed_(model, history, undo)
 
 
 def _parent(name: str) -> str:
@@ -307,17 +307,16 @@ def _elements(model: nn.Module, inputs: ExampleCall) -> int:
 
 @temporarily
 def _analysed_within_bounds(
-    undo: Undo, model: nn.Module, inputs: ExampleCall, broken: Mapping[str, str]
+    undo: Undo, model: nn.Module, history: History
 ) -> tuple[ChannelGraph, set[int]]:
     """The graph, and the ids of wrappers that answer for attributes of their modules."""
     asked = note_questions_(undo)
+    inputs = history.inputs
     with Bounded(_elements(model, inputs)):
-        return analyse_again(model, inputs, broken), asked
+        return analyse_again(model, inputs, history.broken, history.graph), asked
 
 
-def analysed_(
-    model: nn.Module, inputs: ExampleCall, broken: Mapping[str, str], undo: Undo
-) -> ChannelGraph:
+def analysed_(model: nn.Module, history: History, undo: Undo) -> ChannelGraph:
     """The channel graph of a rebuilt model.
 
     Raises:
@@ -326,7 +325,7 @@ def analysed_(
     """
     keep_storage_(model.parameters(), undo)
     try:
-        graph, asked = _analysed_within_bounds(model, inputs, broken)
+        graph, asked = _analysed_within_bounds(model, history)
     except MemoryError:
         raise
     except (Exception, Unbounded) as error:
