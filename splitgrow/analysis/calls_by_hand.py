@@ -63,16 +63,16 @@ class ByHand:
             return None
         module, forward = self.layers[path]
         layer: Any = stock(module)
-        bias = given.get("bias")
-        if not _is_linear(layer) or not (self._is_shown(given["weight"]) and self._is_shown(bias)):
+        if not _is_linear(layer) or not self._is_shown(given["weight"]):
             return None
-        own = self._owners.get(id(bias)) if bias is not None else None
-        if own != (f"{path}.bias" if layer.bias is not None else None):
-            return None
-        return partial(forward, given["input"])
+        x, bias = given["input"], given.get("bias")
+        if layer.bias is None:
+            return partial(forward, x) if bias is None else lambda: forward(x) + bias
+        its_own = self._owners.get(id(bias)) == f"{path}.bias" and self._is_shown(bias)
+        return partial(forward, x) if its_own else None
 
     def _is_shown(self, tensor: Any) -> bool:
-        return tensor is None or not self._standing_in or id(tensor) in self._shown
+        return not self._standing_in or id(tensor) in self._shown
 
 
 def _is_linear(layer: nn.Module) -> bool:

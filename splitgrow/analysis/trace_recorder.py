@@ -249,7 +249,8 @@ class TraceRecorder(TorchFunctionMode):
             return func(*args, **kwargs)
         called = self._by_hand.called(args, kwargs) if func is F.linear else None
         if called is not None:
-            return called()
+            with self:
+                return called()
         args, kwargs = mapped(args, self.copies.of), mapped(kwargs, self.copies.of)
         name, target, seen = target_of(func, args)
         if name in HANDS_OUT_MEMORY and args and isinstance(args[0], FakeTensor):

@@ -23,6 +23,7 @@ class Three(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(4, 6), nn.Linear(5, 3)
         self.middle, self.other = nn.Linear(6, 5, bias=bias), nn.Linear(6, 5)
+        self.some, self.more = nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(3))
         self.call = call
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,6 +43,10 @@ CALLS: dict[str, tuple[Callable[[Any, Tensor], Tensor], bool]] = {
     "without a bias": (lambda net, h: F.linear(h, net.middle.weight), False),
     "with none": (lambda net, h: F.linear(h, net.middle.weight, net.middle.bias), False),
     "and by itself": (twice, True),
+    "with a bias of its own": (
+        lambda net, h: F.linear(h, net.middle.weight, torch.cat([net.some, net.more])),
+        False,
+    ),
 }
 
 OTHERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
