@@ -57,14 +57,14 @@ def _projected(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of all heads, side by side, of inputs (N, L, E)."""
     query = query.reshape(*query.shape[:2], module.embed_dim)
+    key = key.reshape(*key.shape[:2], module.kdim)
+    value = value.reshape(*value.shape[:2], module.vdim)
     weight, bias = module.in_proj_weight, module.in_proj_bias
     if weight is not None:
         q, k, v = (
             F.linear(x, weight, bias).chunk(3, -1)[n] for n, x in enumerate((query, key, value))
         )
         return q, k, v
-    key = key.reshape(*key.shape[:2], module.kdim)
-    value = value.reshape(*value.shape[:2], module.vdim)
     weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
     biases = (None,) * 3 if bias is None else bias.chunk(3)
     q, k, v = map(F.linear, (query, key, value), weights, biases)

@@ -89,6 +89,7 @@ def test_what_it_merges_to_is_torchs_own_and_trains_alike(name: str) -> None:
     for one, other in zip(attentions(merged), attentions(model), strict=True):
         assert type(one) is nn.MultiheadAttention
         assert (one.embed_dim, one.num_heads) == (other.embed_dim, other.num_heads)
+        assert one.in_proj_weight is None or one.kdim == one.vdim == one.embed_dim
     model(X).square().sum().backward()
     merged(X).square().sum().backward()
     for module, plain in zip(attentions(model), attentions(merged), strict=True):
