@@ -164,13 +164,15 @@ class ChannelGraph:
 
     def grows_by_copies(self, node: LayerNode) -> bool:
         """Whether the new units of a layer have to be copies of the old ones."""
-        return any(self._way(group) == "duplicate" for group in self.growing_groups(node.outs))
+        return any(self.way_of(group) == "duplicate" for group in self.growing_groups(node.outs))
 
     def makes_new_of_old(self, node: LayerNode) -> bool:
         """Whether new units of a layer are made of the values of the old ones."""
-        return any(self._way(group) not in {"", "zero"} for group in self.growing_groups(node.outs))
+        return any(
+            self.way_of(group) not in {"", "zero"} for group in self.growing_groups(node.outs)
+        )
 
-    def _way(self, group: int, asked: str | None = None) -> str:
+    def way_of(self, group: int, asked: str | None = None) -> str:
         """The way in which a group grows: the one that is asked for, or else the preferred one."""
         known = self.ways.get(group, ())
         return asked if asked in known else next(iter(known), "")
@@ -182,7 +184,7 @@ class ChannelGraph:
             group: The group.
             way: The way in which it grows; None for the preferred one.
         """
-        if self._way(group, way) == "duplicate":
+        if self.way_of(group, way) == "duplicate":
             return self.groups.width(group)
         return self.multiples.get(group, (1, ""))[0]
 

@@ -57,9 +57,7 @@ def why_in_steps(graph: ChannelGraph, node: LayerNode, way: str | None) -> str:
     groups = [g for g in graph.growing_groups(node.outs) if graph.unit_step(g, way) > 1]
     if not groups:
         return ""
-    if groups[0] in graph.multiples and graph.unit_step(groups[0], way) < graph.groups.width(
-        groups[0]
-    ):
+    if graph.way_of(groups[0], way) != "duplicate":
         return f" (at other widths forward fails: {graph.multiples[groups[0]][1]})"
     if way is not None:
         return f" (by {way!r})"

@@ -20,7 +20,7 @@ from splitgrow.utils.rollback import Undo, temporarily
 
 
 @dataclass(frozen=True)
-class AttentionCall:
+class _Call:
     """The arguments of one call of an attention, besides the tensors that it attends to.
 
     Attributes:
@@ -38,69 +38,6 @@ class AttentionCall:
     weights: bool
     averaged: bool
     causal: bool
-
-
-def attended(
-    module: Any, call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, head_width: int
-) -> tuple[Tensor, Tensor | None]:
-    """What the heads make of queries, keys and values, side by side; and the weights, or None.
-
-    Args:
-        module: The attention: with `num_heads`, `dropout`, `bias_k`, `bias_v` and `add_zero_attn`.
-        call: The other arguments of the call.
-        q: Queries of all heads, (N, L, H * E) for N examples, L queries, H heads of width E.
-        k: Keys, (N, S, H * E).
-        v: Values, (N, S, H * E).
-        head_width: The width of a head.
-    """
-    padding, mask = _additive(call.padding, q), _additive(call.mask, q)
-    if module.bias_k is not None:
-        k = torch.cat([k, module.bias_k.expand(k.shape[0], 1, -1)], 1)
-        v = torch.cat([v, module.bias_v.expand(v.shape[0], 1, -1)], 1)
-    if module.add_zero_attn:
-        k, v = (torch.cat([x, torch.zeros_like(x[:, :1])], 1) for x in (k, v))
-    more = (module.bias_k is not None) + module.add_zero_attn
-    if mask is not None:
-        each = mask.dim() == 3
-        mask = mask.view(q.shape[0], module.num_heads, *mask.shape[1:]) if each else mask
-        mask = F.pad(mask, (0, more))
-    if padding is not None:
-        padding = F.pad(padding if call.batched else padding[None], (0, more))[:, None, None]
-        mask = padding if mask is None else mask + padding
-    q, k, v = (
-        x.reshape(*x.shape[:2], module.num_heads, head_width).transpose(1, 2) for x in (q, k, v)
-    )
-    dropout = module.dropout if module.training else 0.0
-    if not call.weights:
-        causal = call.causal and padding is None
-        out = F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)
-        return out.transpose(1, 2), None
-    scores = (q * head_width**-0.5) @ k.transpose(-2, -1)
-    weights = (scores if mask is None else scores + mask).softmax(-1)
-    out = F.dropout(weights, dropout) @ v
-    weights = weights.mean(1) if call.averaged else weights
-    return out.transpose(1, 2), weights if call.batched else weights[0]
-
-
-def examples_first(module: Any, x: Tensor, *, batched: bool) -> Tensor:
-    """(N, L, E), from that, (L, N, E) or (L, E)."""
-    if not batched:
-        return x[None]
-    return x if module.batch_first else x.transpose(0, 1)
-
-
-def as_given(module: Any, x: Tensor, *, batched: bool) -> Tensor:
-    """The reverse of `examples_first`."""
-    if not batched:
-        return x[0]
-    return x if module.batch_first else x.transpose(0, 1)
-
-
-def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """A mask that is added to scores; one of bools is true where nothing is to be looked at."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
 
 
 class PlainAttention(nn.Module):
@@ -153,13 +90,85 @@ class PlainAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention.forward`."""
         batched = query.dim() == 3
-        call = AttentionCall(
+        call = _Call(
             batched, key_padding_mask, attn_mask, need_weights, average_attn_weights, is_causal
         )
-        q, k, v = (examples_first(self, x, batched=batched) for x in (query, key, value))
-        q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
-        heads, weights = attended(self, call, q, k, v, self.head_dim)
-        return as_given(self, self.out_proj(heads.flatten(2)), batched=batched), weights
+        given = {id(x): _examples_first(self, x, batched=batched) for x in (query, key, value)}
+        q, k, v = self.projected(*(given[id(x)] for x in (query, key, value)))
+        heads, weights = _attended(self, call, q, k, v)
+        return _as_given(self, self.joined(heads), batched=batched), weights
+
+    def projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all heads, side by side, of inputs (N, L, E)."""
+        return self.q_proj(query), self.k_proj(key), self.v_proj(value)
+
+    def joined(self, heads: Tensor) -> Tensor:
+        """The output (N, L, E) of heads (N, L, H, E / H)."""
+        made: Tensor = self.out_proj(heads.flatten(2))
+        return made
+
+
+def _attended(
+    module: Any, call: _Call, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """What the heads make of queries, keys and values, side by side; and the weights, or None.
+
+    Args:
+        module: The attention.
+        call: The other arguments of the call.
+        q: Queries of all heads, (N, L, H * E) for N examples, L queries, H heads of width E.
+        k: Keys, (N, S, H * E).
+        v: Values, (N, S, H * E).
+    """
+    padding, mask = _additive(call.padding, q), _additive(call.mask, q)
+    if module.bias_k is not None:
+        k = torch.cat([k, module.bias_k.expand(k.shape[0], 1, -1)], 1)
+        v = torch.cat([v, module.bias_v.expand(v.shape[0], 1, -1)], 1)
+    if module.add_zero_attn:
+        k, v = (torch.cat([x, torch.zeros_like(x[:, :1])], 1) for x in (k, v))
+    more = (module.bias_k is not None) + module.add_zero_attn
+    if mask is not None:
+        each = mask.dim() == 3
+        mask = mask.view(q.shape[0], module.num_heads, *mask.shape[1:]) if each else mask
+        mask = F.pad(mask, (0, more))
+    if padding is not None:
+        padding = F.pad(padding if call.batched else padding[None], (0, more))[:, None, None]
+        mask = padding if mask is None else mask + padding
+    q, k, v = (
+        x.reshape(*x.shape[:2], module.num_heads, module.head_dim).transpose(1, 2)
+        for x in (q, k, v)
+    )
+    dropout = module.dropout if module.training else 0.0
+    if not call.weights:
+        causal = call.causal and padding is None
+        out = F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)
+        return out.transpose(1, 2), None
+    scores = (q * module.head_dim**-0.5) @ k.transpose(-2, -1)
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    out = F.dropout(weights, dropout) @ v
+    weights = weights.mean(1) if call.averaged else weights
+    return out.transpose(1, 2), weights if call.batched else weights[0]
+
+
+def _examples_first(module: Any, x: Tensor, *, batched: bool) -> Tensor:
+    """(N, L, E), from that, (L, N, E) or (L, E)."""
+    if not batched:
+        return x[None]
+    return x if module.batch_first else x.transpose(0, 1)
+
+
+def _as_given(module: Any, x: Tensor, *, batched: bool) -> Tensor:
+    """The reverse of `_examples_first`."""
+    if not batched:
+        return x[0]
+    return x if module.batch_first else x.transpose(0, 1)
+
+
+def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """A mask that is added to scores; one of bools is true where nothing is to be looked at."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -160,9 +160,9 @@ def tensor_of(composition: Composition, name: str, whole: Tensor | None = None) 
     ):
         return None
     if not source.known or not _plainly(next(source.owners())):
-        if whole is not None or not listed:
-            return next(source.owners()) if whole is None else whole
-        return _shown(composition, name)
+        if whole is not None:
+            return whole
+        return _shown(composition, name) if listed else next(source.owners())
     return LiveTensor.of(source.start(whole), source, whole=True)
 
 
