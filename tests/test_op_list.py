@@ -17,7 +17,7 @@ except ImportError as error:  # torch keeps the list to itself and may move it
     pytest.skip(f"this torch comes without its list of ops: {error}", allow_module_level=True)
 
 PARTS = 16
-KNOWN = 10
+KNOWN = 20
 """How many cases of each part grow at least: one of which nothing grows shows nothing."""
 
 
