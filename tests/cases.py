@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from splitgrow import SharedKernelConv1d, SharedKernelConv2d
+from splitgrow.layers.own_weights import leave_computed_
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Case:
         vocabulary: If its inputs are whole numbers, how many there are; 0 if they are not.
         traceable: Whether torch.fx can trace it; `fuse` merges the others and warns.
         own_layers: Layer types of its own, which no stock layer can stand for.
+        computed: Whether parametrizations compute its weights, which are plain in a merged network.
     """
 
     name: str
@@ -53,10 +55,17 @@ class Case:
     vocabulary: int = 0
     traceable: bool = True
     own_layers: tuple[type[nn.Module], ...] = ()
+    computed: bool = False
 
     def model(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         return self.build().double().eval()
+
+    def plain(self) -> nn.Module:
+        """The model with weights that nothing computes, as a merged one has them."""
+        model = self.model()
+        leave_computed_(model)
+        return model
 
     def inputs(self, seed: int = 1) -> tuple[Tensor, ...]:
         generator = torch.manual_seed(seed)
@@ -367,6 +376,23 @@ def plain() -> nn.Module:
     )
 
 
+class WeightNormed(nn.Module):
+    """Layers whose weights others make at each call: over rows, over all, over taps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight_norm = nn.utils.parametrizations.weight_norm
+        self.stem = weight_norm(nn.Conv1d(2, 4, 3, padding=1))
+        self.position = weight_norm(nn.Conv1d(4, 4, 3, padding=1, groups=2), dim=2)
+        self.up = weight_norm(nn.ConvTranspose1d(4, 3, 2, stride=2, bias=False))
+        self.head = weight_norm(nn.Linear(3, 2), dim=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(self.stem(x), 0.1)
+        x = x + F.leaky_relu(self.position(x), 0.1)
+        return self.head(F.leaky_relu(self.up(x), 0.1).mean(-1))
+
+
 CASES = (
     Case("three bare convs", ThreeConvs, (2, 3, 4, 4)),
     Case("plain", plain, (3, 3, 8, 8)),
@@ -407,6 +433,7 @@ CASES = (
     Case("by hand", ByHand, (2, 3, 3), frozenset({"router"})),
     Case("silent stream", SilentStream, (2, 5, 3)),
     Case("causal", Causal, (3, 2, 9), own_layers=(CausalConv1d,)),
+    Case("weight norm", WeightNormed, (3, 2, 6), computed=True),
     Case("tagger", Tagger, (3, 3, 6)),
     Case("both directions", BothDirections, (3, 5), vocabulary=11),
     Case("projected", Projected, (3, 5, 3)),

@@ -372,13 +372,29 @@ def _(m: Any, x: Tensor, first: Grow, then: Grow) -> None:
 
 
 @habit(
-    "`weight_norm`, `spectral_norm` by torch's parametrizations",
-    Outcome("that layer and those tied to it do not grow: remove it first", "it is parametrized"),
+    "`weight_norm` and other parametrizations of torch without buffers",
+    Outcome("works: the original stays parametrized, new blocks and merged layers are plain"),
     Outcome("refused: `splitgrow.merge` first", "merge"),
 )
 def _(m: Any, x: Tensor, first: Grow, then: Grow) -> None:
     first(m)
     parametrizations.weight_norm(m.first)
+    m = splitgrow.growable(m, x)
+    before = m(x).detach()
+    m.expand_layer("first", 2)
+    close(m(x), before)
+    assert type(m.first[1]) is nn.Linear
+    close(plain(m)(x), before)
+
+
+@habit(
+    "`spectral_norm`, `orthogonal` by torch's parametrizations",
+    Outcome("that layer and those tied to it do not grow: remove it first", "parametrization of"),
+    Outcome("refused: `splitgrow.merge` first", "merge"),
+)
+def _(m: Any, x: Tensor, first: Grow, then: Grow) -> None:
+    first(m)
+    parametrizations.spectral_norm(m.first)
     splitgrow.growable(m, x)
     before = m(x).detach()
     splitgrow.handle(m).expand_layer("stem", 1, optimizer=None)

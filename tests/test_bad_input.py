@@ -540,18 +540,29 @@ def _old_weight_norm() -> nn.Module:
         return nn.utils.weight_norm(nn.Linear(4, 4))
 
 
+def _with_a_parametrized_tensor_of_its_own() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.own = nn.Parameter(torch.ones(2))
+    nn.utils.parametrize.register_parametrization(layer, "own", nn.Identity())
+    return layer
+
+
 ODD_LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "weight_norm": (
-        lambda: parametrizations.weight_norm(nn.Linear(4, 4)),
-        "parametrized; remove the parametrization",
-    ),
     "spectral_norm": (
         lambda: parametrizations.spectral_norm(nn.Linear(4, 4)),
-        "parametrized; remove the parametrization",
+        "the parametrization of its `weight` has values of its own",
     ),
-    "parametrized bias": (
-        lambda: parametrizations.weight_norm(nn.Linear(4, 4), "bias", dim=None),
-        "parametrized; remove the parametrization",
+    "orthogonal": (
+        lambda: parametrizations.orthogonal(nn.Linear(4, 4)),
+        "the parametrization of its `weight` has values of its own",
+    ),
+    "parametrized extra tensor": (
+        _with_a_parametrized_tensor_of_its_own,
+        "does not know the parametrized tensor `own`",
+    ),
+    "parametrized subclass": (
+        lambda: parametrizations.weight_norm(OwnLinear(4, 4)),
+        "OwnLinear is a subclass of Linear",
     ),
     "old weight_norm": (_old_weight_norm, "`weight` is computed from other tensors"),
     "old spectral_norm": (
@@ -606,7 +617,7 @@ def test_a_layer_with_a_pruned_bias_is_refused():
 def test_a_layer_grows_when_its_parametrization_has_been_removed():
     torch.manual_seed(0)
     x = torch.randn(3, 2)
-    model: Any = splitgrow.growable(triple(parametrizations.weight_norm(nn.Linear(4, 4))), x)
+    model: Any = splitgrow.growable(triple(parametrizations.spectral_norm(nn.Linear(4, 4))), x)
     nn.utils.parametrize.remove_parametrizations(model[3], "weight")
     model = splitgrow.growable(model, x)
     assert grows(model, "3", 2, x)

@@ -320,7 +320,7 @@ def test_4_merged_and_fused_networks_equal_the_model(grown: Grown) -> None:
     merged, fused = splitgrow.merge(model), fused_case(case, model)
     assert type(merged) is type(case.model())
     assert not list(split_layers(merged))
-    fresh = case.model()
+    fresh = case.plain()
     assert [name for name, _ in merged.named_modules()] == [n for n, _ in fresh.named_modules()]
     assert list(merged.state_dict()) == list(fresh.state_dict())
     for expected in in_both_modes(model, *inputs):
@@ -411,6 +411,8 @@ def test_merging_and_fusing_leave_the_model_untouched(case: Case) -> None:
 
 def test_8_gradients_equal_those_of_the_plain_network(grown: Grown) -> None:
     inputs, model = grown.inputs, copy.deepcopy(grown.model)
+    if grown.case.computed:
+        pytest.skip("the gradients are those of other tensors: test_parametrized_layers has them")
     model.unfreeze()
     merged = splitgrow.merge(model)
     given, expected = gradients(merged, inputs)

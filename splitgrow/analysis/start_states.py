@@ -281,7 +281,7 @@ class _Follower:
         self, step: Step, entry: LayerType, layer: Any, groups: list[int], read: States
     ) -> dict[int, StartState]:
         if not entry.diagonal(layer):
-            copies = not (entry.merging.computes_weight or entry.reads_back(layer))
+            copies = not (entry.merging.computes_new or entry.reads_back(layer))
             means = copies and entry.sections(layer) == 1
             able = {Start.ZERO: True, Start.MEAN: means, Start.COPY: copies}[self.start]
             lost = "" if able else f"`{step.module}` cannot make such units"

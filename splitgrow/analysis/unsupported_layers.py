@@ -6,7 +6,19 @@ from collections.abc import Container, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from splitgrow.layers.types import LayerType, Stock, layer_type_of, sized_layers
+from splitgrow.layers.types import (
+    LayerType,
+    Stock,
+    layer_type_of,
+    layer_type_of_class,
+    sized_layers,
+)
+from splitgrow.layers.types.parametrized_layers import (
+    PARAMETRIZATIONS,
+    computed_names,
+    is_parametrized,
+    unfit_parametrization,
+)
 from splitgrow.utils.module_slots import held_by
 
 
@@ -22,14 +34,19 @@ def subclass_refusal(module: nn.Module) -> str:
     packed = packing_refusal(module)
     if packed:
         return packed
-    if "Parametrized" in type(module).__name__:
-        return (
-            "it is parametrized; remove the parametrization "
-            "(torch.nn.utils.parametrize.remove_parametrizations), and apply it again to what "
-            "splitgrow.merge makes of the grown model"
-        )
+    kind = type(module)
+    if is_parametrized(kind):
+        kind = kind.__mro__[1]
+        entry = layer_type_of_class(kind)
+        if entry is not None:
+            why = unfit_parametrization(module, entry) or f"it is a parametrized {kind.__name__}"
+            return (
+                f"{why}; remove the parametrization "
+                f"(torch.nn.utils.parametrize.remove_parametrizations), and apply it again to what "
+                f"splitgrow.merge makes of the grown model"
+            )
     return (
-        f"{_name_beside(base, type(module))} is a subclass of {base.__name__} that splitgrow does "
+        f"{_name_beside(base, kind)} is a subclass of {base.__name__} that splitgrow does "
         f"not know; teach it with splitgrow.register_layer"
     )
 
@@ -78,9 +95,9 @@ def refusal_of(entry: LayerType, module: Stock) -> str:
         return packed
     held = (module._parameters, module._buffers)  # noqa: SLF001
     own = {name for tensors in held for name, tensor in tensors.items() if tensor is not None}
-    known = entry.tensors(module).keys()
+    known, computed = entry.tensors(module).keys(), computed_names(module)
     for name in known:
-        if name not in own and getattr(module, name, None) is not None:
+        if name not in own | computed and getattr(module, name, None) is not None:
             return (
                 f"its `{name}` is computed from other tensors before each call (weight norm, "
                 f"spectral norm or pruning); remove that first, and apply it again to what "
@@ -89,7 +106,8 @@ def refusal_of(entry: LayerType, module: Stock) -> str:
     extra = own - known - entry.kept(module)
     if extra:
         return f"it has tensors that its layer type does not know: {', '.join(sorted(extra))}"
-    if any(True for child in module.children() for _ in child.parameters()):
+    inside = (c for n, c in module.named_children() if not computed or n != PARAMETRIZATIONS)
+    if any(True for child in inside for _ in child.parameters()):
         return "it has layers with parameters inside"
     return entry.limits(module)
 

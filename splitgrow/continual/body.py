@@ -24,6 +24,7 @@ from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.planning import make_plan
 from splitgrow.handle import Handle, handle
+from splitgrow.layers.own_weights import leave_computed_
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.preserve import preserve_
@@ -65,6 +66,7 @@ class Body:
 
     def __init__(self, model: nn.Module, inputs: ExampleCall, head: str | None) -> None:
         model = merge(model) if HISTORY in vars(model) else copy.deepcopy(model)
+        leave_computed_(model)  # tasks own weights one by one
         self.head = _head_of(model, inputs, head)
         if self.head is not None:
             model.set_submodule(self.head, nn.Identity())

@@ -71,7 +71,8 @@ def _named(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     for path, module in model.named_modules():
         if isinstance(module, SplitLayer):
             for index, (block, what) in enumerate(zip(module, module.blocks, strict=True)):
-                blocks[block] = f"{path}:{index}", what.kind
+                for inner, part in block.named_modules():
+                    blocks[part] = f"{path}.{inner}".removesuffix(".") + f":{index}", what.kind
         elif module in blocks:
             yield module, *blocks[module]
         else:

@@ -23,6 +23,7 @@ from splitgrow.layers.module_state import State, put_
 from splitgrow.layers.plain_copy import plain_copy
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import make_plain_
+from splitgrow.layers.types.parametrized_layers import own_tensors
 from splitgrow.layers.unwrap import end_own_fades_
 from splitgrow.utils.rollback import Undo, all_or_nothing
 from splitgrow.utils.source_lines import levels_to_caller
@@ -179,8 +180,8 @@ def merged_at(
 
 def _set_training(split: SplitLayer, plain: nn.Module, frozen: set[int]) -> None:
     for name, parameter in plain.named_parameters():
-        parts = [getattr(block, name, None) for block in split]
-        trains = any(p is not None and (p.requires_grad or id(p) in frozen) for p in parts)
+        parts = [own for block in split for own in own_tensors(block, name)]
+        trains = any(own.requires_grad or id(own) in frozen for own in parts)
         parameter.requires_grad_(trains)
 
 

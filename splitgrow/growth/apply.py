@@ -33,6 +33,7 @@ from splitgrow.growth.prepared import PreparedEdit, PreparedLayer, prepare
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import freeze_, parameters_in, unfreeze_
 from splitgrow.layers.module_state import take_state
+from splitgrow.layers.types.parametrized_layers import own_tensors
 from splitgrow.utils.module_slots import holders_in
 from splitgrow.utils.rollback import Undo, temporarily
 
@@ -179,8 +180,7 @@ def _new_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParameter]
                 if parameter in seen:  # of a layer that shares it
                     continue
                 seen.add(parameter)
-                older = [getattr(known, name, None) for known in item.existing]
-                known = tuple(p for p in older if p is not None)
+                known = tuple(p for each in item.existing for p in own_tensors(each, name))
                 yield NewParameter(f"{item.change.path}.{index}.{name}", parameter, known)
 
 

@@ -105,11 +105,13 @@ def _uniform(split: SplitLayer, births: Collection[int]) -> bool:
     """Whether one block could replace several: all have the same settings, and none has hooks."""
     chosen = [m for m, block in zip(split, split.blocks, strict=True) if block.edit in births]
     settings = {repr(_settings(module)) for module in chosen}
-    if not split.layer_type.merging.side_by_side or len(settings) > 1:
+    merging = split.layer_type.merging
+    if not merging.joins_new or len(settings) > 1:
         return False
     if isinstance(split.original, TensorBlock) and not split.original.persistent:
         return False  # no state_dict has its values, which loading makes anew for each block
-    kind = split.layer_type.merging.block or type(split.original)
+    sizes = split.layer_type.sizes(split.original)
+    kind = merging.block or type(merging.new(split.original, sizes, device="meta"))
     if any(is_hooked(module) or type(module) is not kind for module in chosen):
         return False
     forms: dict[str, set[object]] = {}

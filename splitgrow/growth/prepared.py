@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.units import Place, Unit, along_tensors, layer_places
+from splitgrow.errors import UnsupportedLayerError
 from splitgrow.growth.edits import Edit, LayerChange
 from splitgrow.growth.planned_blocks import build_block, planned_blocks
 from splitgrow.layers.composition import Block, Composition
@@ -19,6 +20,7 @@ from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at, split_of
 from splitgrow.layers.ties import tie_blocks_
 from splitgrow.layers.types import UNCHANGED, Join, LayerType, Start, TensorAxes
+from splitgrow.layers.types.parametrized_layers import computed_names
 from splitgrow.utils.spans import regions
 
 
@@ -113,6 +115,9 @@ class PreparedLayer:
         Args:
             key: The tensor's name.
             whole: Its values, as `value` returns them.
+
+        Raises:
+            UnsupportedLayerError: If a parametrization computes it and cannot be inverted.
         """
         merging = self.layer_type.merging
         for index, block in enumerate(self.composition.modules):
@@ -123,10 +128,30 @@ class PreparedLayer:
             part = getattr(block, key) if merging.computes_weight else merging.value(block, key)
             assert part is not None, f"{type(block).__name__} has no {key}"
             back = self.composition.carry(index).inverse
+            computed = key in computed_names(block)
+            part = part.detach().clone() if computed else part.detach()
             for there, own in regions(self.composition.places(index, key), part.dim()):
                 value = whole[there]
                 value = value if back == UNCHANGED else merging.carried_over(key, value, back)
-                part.detach()[own] = value
+                part[own] = value
+            if computed:
+                _set_computed_(self.name, block, key, part)
+
+
+def _set_computed_(name: str, block: nn.Module, key: str, value: Tensor) -> None:
+    """Sets a tensor that is computed, by the values from which torch computes it.
+
+    Raises:
+        UnsupportedLayerError: If it finds none.
+    """
+    try:
+        setattr(block, key, value)
+    except Exception as error:  # what a parametrization's right_inverse raises
+        raise UnsupportedLayerError(
+            f"the parametrization of `{name}.{key}` takes no new values by its right_inverse "
+            f"({type(error).__name__}: {error}); choose an initializer that leaves existing values "
+            f"as they are"
+        ) from error
 
 
 @dataclass(frozen=True)

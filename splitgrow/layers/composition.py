@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property
@@ -229,7 +230,12 @@ class Composition:
         return tensor if carry == UNCHANGED else self.merging.carried_over(name, tensor, carry)
 
     def plain(self) -> nn.Module:
-        """A stock layer that computes the same, with tensors of its own."""
+        """A stock layer that computes the same, with tensors of its own.
+
+        Where it has not grown it is a copy of the original, with all that computes its tensors.
+        """
+        if len(self.modules) == 1 and self.merging.computes_weight:
+            return copy.deepcopy(self.original)
         plain = self.room()
         latest = self.modules[-1]
         for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):

@@ -42,8 +42,16 @@ def _hooks_in(module: nn.Module, stores: tuple[str, ...]) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for name in stores:
         hooks = vars(module).get(name) or {}
-        found.update((key, hook) for key, hook in hooks.items() if hook is not hold_statistics)
+        found.update((k, hook) for k, hook in hooks.items() if not _is_the_layers(name, hook))
     return found
+
+
+def _is_the_layers(store: str, hook: Any) -> bool:
+    """Whether a hook belongs to the layer itself, so that no other module could run it.
+
+    So do torch's own that let a layer under weight norm load its older names.
+    """
+    return hook is hold_statistics or (store in _OF_STATE and _is_torchs(hook))
 
 
 def has_run_hooks(module: nn.Module) -> bool:
@@ -76,7 +84,8 @@ def computing_hooks(module: nn.Module) -> Iterator[Any]:
 
 def _is_torchs(hook: Any) -> bool:
     hook = getattr(hook, "hook", hook)  # a hook that gets its module is wrapped
-    return type(hook).__module__.startswith("torch.nn.utils.")
+    made_in = getattr(hook, "__module__", None) or ""  # a function's, or that of an object's class
+    return str(made_in).startswith("torch.nn.utils.")
 
 
 def carry_hooks_(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None = None) -> None:
@@ -94,7 +103,7 @@ def carry_hooks_(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None = N
         more = {
             key: hook
             for key, hook in hooks.items()
-            if key not in there and hook is not hold_statistics
+            if key not in there and not _is_the_layers(name, hook)
         }
         if not more:
             continue
@@ -127,7 +136,7 @@ def hand_over_(old: nn.Module, new: nn.Module, undo: Undo) -> None:
     undo.keep(theirs, mine, *(theirs[name] for name in STORES))
     for name in STORES:
         hooks = theirs[name]
-        stay = OrderedDict((key, hook) for key, hook in hooks.items() if hook is hold_statistics)
+        stay = OrderedDict((k, hook) for k, hook in hooks.items() if _is_the_layers(name, hook))
         for key in stay:
             del hooks[key]
         for key, hook in hooks.items():

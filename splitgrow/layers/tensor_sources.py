@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from splitgrow.errors import UnsupportedLayerError
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.freezing import held
+from splitgrow.layers.types.parametrized_layers import own_tensors
 from splitgrow.layers.types.start_values import UNCHANGED
 from splitgrow.layers.weight_views import room_for
 from splitgrow.utils.spans import regions
@@ -59,13 +60,9 @@ class TensorSource:
         return f"the {what} of a {layer} ({ins} to {outs} channels) that splitgrow has grown"
 
     def owners(self) -> Iterator[Any]:
-        """The blocks' parameters or buffers."""
+        """The blocks' parameters or buffers; of a computed tensor those that it is made from."""
         for module in self.composition.modules:
-            own = vars(module)
-            found = own["_parameters"].get(self.name)
-            found = own["_buffers"].get(self.name) if found is None else found
-            if found is not None:
-                yield found
+            yield from own_tensors(module, self.name)
 
     @property
     def trains(self) -> bool:

@@ -54,7 +54,7 @@ def grown_case(case: Case, rounds: int = 3) -> tuple[Any, tuple[Tensor, ...]]:
 
 
 def joinable(model: nn.Module) -> list[Any]:
-    return [split for split in split_layers(model) if split.layer_type.merging.side_by_side]
+    return [split for split in split_layers(model) if split.layer_type.merging.joins_new]
 
 
 @case

@@ -350,8 +350,8 @@ OWN: dict[str, tuple[Callable[[nn.Linear], nn.Module], set[str]]] = {
     "IA3": (Scaled, {"a", "b.base"}),
     "bottleneck": (Bottleneck, {"a", "b.base", "b.down", "b.up"}),
     "gated": (Gated, {"a", "b.base"}),
-    "parametrized": (parametrized, set()),
-    "weight norm": (nn.utils.parametrizations.weight_norm, set()),
+    "parametrized": (parametrized, {"a", "b"}),
+    "weight norm": (nn.utils.parametrizations.weight_norm, {"a", "b"}),
     "spectral norm": (nn.utils.parametrizations.spectral_norm, set()),
 }
 """Wrappers of a Linear, and the layers beside the last that grow with them."""

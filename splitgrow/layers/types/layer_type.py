@@ -105,6 +105,7 @@ class Merging:
         correction: The number by which the number of channels is lowered in their mean.
         computes_weight: Whether the weight is made from the parameters at each call, so that
             `value` is not the parameter itself.
+        computes_new: Whether so is that of the blocks that growth adds.
     """
 
     build: Callable[..., nn.Module]
@@ -113,12 +114,18 @@ class Merging:
     couples: ClassVar[bool] = False
     correction: ClassVar[int] = 0
     computes_weight: ClassVar[bool] = False
+    computes_new: ClassVar[bool] = False
 
     @property
     def side_by_side(self) -> bool:
         """Whether the plain layer's tensors are those of the blocks, as they are."""
         own = type(self)
         return own.value is Merging.value and own.carried_over is Merging.carried_over
+
+    @property
+    def joins_new(self) -> bool:
+        """Whether the tensors of blocks that growth adds make those of one such block together."""
+        return self.side_by_side
 
     def helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         """A block that reads new inputs, without bias: the blocks that it adds to have one."""

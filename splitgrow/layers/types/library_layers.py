@@ -113,6 +113,7 @@ class _Standardising(Merging):
 
     plain: Callable[..., nn.Module]
     computes_weight = True
+    computes_new = True
 
     def helper(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         return self.merged(module, sizes, bias=False, **options)

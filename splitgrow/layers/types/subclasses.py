@@ -10,6 +10,7 @@ from torch import nn
 from splitgrow.errors import StructureChangedError, UnsupportedLayerError
 from splitgrow.layers.types.alike import Alike, Same
 from splitgrow.layers.types.layer_type import LayerType, Stock
+from splitgrow.layers.types.parametrized_layers import is_parametrized, parametrized_layer
 from splitgrow.layers.types.registry import (
     FOUND,
     LAYER_TYPES,
@@ -55,6 +56,8 @@ def _found(layer: type[nn.Module]) -> LayerType | None:
     exact = LAYER_TYPES.get(layer) or LAYER_TYPES.get(dotted_name(layer))
     if exact is not None:
         return exact
+    if is_parametrized(layer):
+        return parametrized_layer(layer_type_of_class(layer.__mro__[1]))
     for base in layer.__mro__[1:]:
         if base in LAYER_TYPES:
             plain = all(_computes_as(base, part) for part in _between(layer, base))
