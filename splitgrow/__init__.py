@@ -10,6 +10,7 @@ from splitgrow.deploy.merge import merge
 from splitgrow.errors import (
     CheckpointError,
     DistributedError,
+    ExportError,
     FixedWidthError,
     FusionError,
     GenerationError,
@@ -41,6 +42,7 @@ from splitgrow.layers.shared_kernel import (
     SharedKernelConv3d,
 )
 from splitgrow.layers.types import register_layer, unregister_layer
+from splitgrow.pretrained.saving import save_pretrained
 from splitgrow.progressive import (
     ProgressiveAutoencoder,
     ProgressiveDecoder,
@@ -56,6 +58,7 @@ __all__ = [
     "CheckpointError",
     "DistributedError",
     "Edit",
+    "ExportError",
     "FadeIn",
     "FadeSchedule",
     "FixedWidthError",
@@ -101,6 +104,7 @@ __all__ = [
     "register_layer",
     "register_op",
     "save",
+    "save_pretrained",
     "unregister_layer",
     "unregister_op",
 ]

@@ -54,6 +54,10 @@ class MergeError(SplitGrowError):
     """The merged model does not equal the model it was made from."""
 
 
+class ExportError(SplitGrowError):
+    """No settings of a library's class describe the model, so that its loader could not make it."""
+
+
 class FusionError(SplitGrowError):
     """The fused network does not equal the model it was made from."""
 

@@ -38,6 +38,8 @@ _BASE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.b
 _EXACT = 1e-12
 _TIMES = 32.0
 """The multiple of the effect of one unit in the last place that still is rounding."""
+_NEAR = 1e-3
+"""A difference above which a tensor may be another one."""
 _CHAOS = 0.3
 """Outputs that rounding alone moves by so much cannot be compared."""
 
@@ -203,6 +205,45 @@ def difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     if len(actual) != len(expected):
         return math.inf
     return max(map(_difference, actual, expected), default=0.0)
+
+
+def places_of(before: Sequence[Tensor], now: Sequence[Tensor]) -> list[int]:
+    """Where the tensors of an output are among those of a later one, which may have more.
+
+    The caches of inserted blocks lie behind those of the others of their kind, of which a model may
+    have several, as an encoder with a decoder has.
+    """
+    if len(now) <= len(before):
+        return list(range(len(now)))
+    found: list[int] = []
+    for old in before:
+        start = found[-1] + 1 if found else 0
+        rest = range(start, len(now))
+        near = (n for n in rest if difference(leading([now[n]], [old]), [old]) <= _NEAR)
+        place = next(near, None)
+        if place is None:
+            return list(range(len(before)))
+        found.append(place)
+    return found
+
+
+def in_order_of(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> list[Tensor]:
+    """The expected tensors, those that differ exchanged for others that fit better.
+
+    A plain model has the caches of inserted blocks between those of their neighbours, a growable
+    model has them at the end. The first tensor keeps its place.
+    """
+    found = list(expected)
+    if len(actual) != len(expected) or difference(actual, expected) <= _NEAR:
+        return found
+    left = [n for n in range(1, len(found)) if _difference(actual[n], found[n]) > _NEAR]
+    free = list(left)
+    for place in left:
+        gaps = {n: _difference(actual[place], expected[n]) for n in free}
+        best = min(gaps, key=lambda n: gaps[n])
+        found[place] = expected[best]
+        free.remove(best)
+    return found
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

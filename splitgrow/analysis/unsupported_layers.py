@@ -95,9 +95,13 @@ def refusal_of(entry: LayerType, module: Stock) -> str:
         return packed
     held = (module._parameters, module._buffers)  # noqa: SLF001
     own = {name for tensors in held for name, tensor in tensors.items() if tensor is not None}
-    known, computed = entry.tensors(module).keys(), computed_names(module)
+    known = entry.tensors(module).keys()
     for name in known:
-        if name not in own | computed and getattr(module, name, None) is not None:
+        if (
+            name not in own
+            and name not in computed_names(module)
+            and getattr(module, name, None) is not None
+        ):
             return (
                 f"its `{name}` is computed from other tensors before each call (weight norm, "
                 f"spectral norm or pruning); remove that first, and apply it again to what "
@@ -106,7 +110,7 @@ def refusal_of(entry: LayerType, module: Stock) -> str:
     extra = own - known - entry.kept(module)
     if extra:
         return f"it has tensors that its layer type does not know: {', '.join(sorted(extra))}"
-    inside = (c for n, c in module.named_children() if not computed or n != PARAMETRIZATIONS)
+    inside = (child for name, child in module.named_children() if name != PARAMETRIZATIONS)
     if any(True for child in inside for _ in child.parameters()):
         return "it has layers with parameters inside"
     return entry.limits(module)

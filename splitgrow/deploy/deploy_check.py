@@ -13,6 +13,7 @@ from splitgrow.analysis.output_comparison import (
     compared,
     fitting,
     has_values,
+    in_order_of,
     outputs_of,
 )
 from splitgrow.growth.history import History, view_
@@ -49,6 +50,8 @@ def held_against(
     generation: int | None,
     network: nn.Module,
     what: str,
+    *,
+    spread: bool = False,
 ) -> Verdict:
     """Compares a network with the model that it was made from, both in evaluation mode.
 
@@ -62,6 +65,7 @@ def held_against(
         generation: The generation that the network was made of.
         network: The network.
         what: How it was made, as a verb, for warnings and errors.
+        spread: Whether inserted blocks, and their caches, have their places among the others.
     """
     inputs = fitting(model, history.inputs_at(history.view_of(generation)))
     touched = history.graph.touched
@@ -84,6 +88,8 @@ def held_against(
         actual = outputs_of(network, inputs, touched=touched)
     except NotRunnableError as error:
         return Verdict(0.0, fault=f"does not run on the example inputs ({error})")
+    if spread:
+        expected = in_order_of(actual, expected)
     found = compared(
         actual, expected, lambda: outputs_of(network, inputs, noisy=True, touched=touched)
     )

@@ -12,7 +12,7 @@ from splitgrow.analysis.output_comparison import fitting, has_values
 from splitgrow.deploy.deploy_check import held_against
 from splitgrow.deploy.fx_edits import writes
 from splitgrow.deploy.fx_tracer import MADE, trace_plain
-from splitgrow.deploy.merge import checked_, merged
+from splitgrow.deploy.merge import merged
 from splitgrow.deploy.passes import PASSES
 from splitgrow.errors import FusionError, TraceError, UnsupportedModelError
 from splitgrow.growth.history import History
@@ -79,7 +79,7 @@ def _fused(
     undo: Undo, model: nn.Module, history: History, generation: int | None, *, check: bool
 ) -> Any:
     keep_modes_(undo)
-    plain = merged(model, history, generation, check=False).eval()
+    plain = merged(model, history, generation, check=False, spread=False).eval()
     if not has_values(plain, ExampleCall()):
         raise UnsupportedModelError(
             "tensors on the meta device have no values that could be folded; splitgrow.merge makes "
@@ -91,7 +91,7 @@ def _fused(
             fused = _simplified(plain, inputs)
     except TraceError as error:
         warnings.warn(f"the model is merged, not fused: {error}", stacklevel=levels_to_caller())
-        return checked_(plain, model, history, generation) if check else plain
+        return merged(model, history, generation, check=check).eval()
     if check:
         verdict = held_against(model, history, generation, fused, "fuse")
         if verdict.fault:
@@ -109,7 +109,7 @@ def _instead(model: nn.Module, history: History, generation: int | None, fault: 
     Raises:
         FusionError: If the trace is right, and the network made of it is not.
     """
-    plain = merged(model, history, generation, check=False).eval()
+    plain = merged(model, history, generation, check=False, spread=False).eval()
     inputs = fitting(model, history.inputs_at(history.view_of(generation)))
     traced = _traced(plain, inputs)
     if not held_against(model, history, generation, traced, "fuse").fault:

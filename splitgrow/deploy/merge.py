@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from splitgrow.growth.growable_class import original_class
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.module_numbers import numbers_at, set_number_
+from splitgrow.layers.containers import spread_blocks_
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import held, parameters_in, release_
 from splitgrow.layers.hooks import has_hooks, has_state_hooks, only_computing_hooks
@@ -84,20 +86,48 @@ def merge(model: nn.Module, generation: int | None = None, *, check: bool = True
         return merged(model, history, generation, check=check)
 
 
-def merged(model: nn.Module, history: History, generation: int | None, *, check: bool) -> nn.Module:
-    """Does the work of `merge`, in a thread that has the model to itself."""
+def merged(
+    model: nn.Module, history: History, generation: int | None, *, check: bool, spread: bool = True
+) -> nn.Module:
+    """Does the work of `merge`, in a thread that has the model to itself.
+
+    Args:
+        model: The model.
+        history: Its history.
+        generation: The generation; None for today.
+        check: Whether the two are compared.
+        spread: Whether inserted blocks become entries of the containers that hold their neighbours,
+            if the model then computes the same.
+
+    Raises:
+        MergeError: If the two compute something different.
+    """
     history.refuse_while_viewing("merge")
     view = history.view_of(generation)
     shares = history.shares.get(generation or 0, ()) if view is not None else ()
     states = history.states.get(generation or 0, ()) if view is not None else ()
+    spread = spread and any(isinstance(module, InsertionWrapper) for module in model.modules())
     with torch.inference_mode(mode=False):  # so that the merged model can be trained
-        plain = merged_at(model, history, view, dict(shares), states)
-    return checked_(plain, model, history, generation) if check else plain
+        plain = merged_at(model, history, view, dict(shares), states, spread=spread)
+    if not check:
+        return plain
+    try:
+        return checked_(plain, model, history, generation, spread=spread)
+    except MergeError:
+        if not spread:
+            raise
+    return merged(model, history, generation, check=check, spread=False)
 
 
 @all_or_nothing
 def checked_(
-    undo: Undo, plain: nn.Module, model: nn.Module, history: History, generation: int | None
+    undo: Undo,
+    plain: nn.Module,
+    model: nn.Module,
+    history: History,
+    generation: int | None,
+    *,
+    spread: bool = False,
 ) -> nn.Module:
     """A merged model that was compared with its source, and has no fades that are over.
 
@@ -106,10 +136,10 @@ def checked_(
     """
     # The model's own code may use more of a fade than its output, which only a run shows.
     ended = end_own_fades_(plain, undo)
-    verdict = held_against(model, history, generation, plain, "merge")
+    verdict = held_against(model, history, generation, plain, "merge", spread=spread)
     if ended and (verdict.fault or not verdict.compared):
         undo.take_back()
-        verdict = held_against(model, history, generation, plain, "merge")
+        verdict = held_against(model, history, generation, plain, "merge", spread=spread)
     if verdict.fault:
         raise MergeError(f"the merged model {verdict.fault}; {_WAY_OUT}")
     return plain
@@ -128,6 +158,8 @@ def merged_at(
     view: int | None,
     fades: Mapping[FadeIn, float],
     states: Iterable[State] = (),
+    *,
+    spread: bool = False,
 ) -> nn.Module:
     """A new, plain model that computes the same as a model after an edit.
 
@@ -137,6 +169,7 @@ def merged_at(
         view: The number of the edit; None for today.
         fades: How far each fade had come.
         states: The modules' state then, besides parameters; by default today's.
+        spread: Whether inserted blocks become entries of the containers that hold their neighbours.
 
     Raises:
         StructureChangedError: If the model was changed by hand since.
@@ -160,7 +193,8 @@ def merged_at(
     def finish(split: SplitLayer, layer: nn.Module) -> None:
         _set_training(split, layer, frozen)
 
-    plain = plain_copy(model, view, memo, finish, shares=fades, holders=True)
+    last = partial(spread_blocks_, view=view) if spread else _stay
+    plain = plain_copy(model, view, memo, finish, shares=fades, last=last)
     put_(states, memo)
     make_plain_(plain)
     for (name, attribute), number in numbers.items():
@@ -176,6 +210,10 @@ def merged_at(
         memo[key].requires_grad_(True)
     _tell_of_lost_hooks(model, view, plain, memo)
     return plain
+
+
+def _stay(_: nn.Module) -> None:
+    """Leaves wrappers in their places."""
 
 
 def _set_training(split: SplitLayer, plain: nn.Module, frozen: set[int]) -> None:

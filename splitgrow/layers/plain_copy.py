@@ -30,7 +30,7 @@ def plain_copy(
     stock_of: Callable[[SplitLayer, int | None], nn.Module] = SplitLayer.plain,
     shares: Mapping[FadeIn, float] | None = None,
     *,
-    holders: bool = False,
+    last: Callable[[nn.Module], None] = make_plain_,
 ) -> nn.Module:
     """A copy of a module in which every grown layer is plain.
 
@@ -45,7 +45,8 @@ def plain_copy(
         shares: The fades' alpha, where it is not the present one. Of inserted fades that are then
             over or have not begun, only the path that counts is left; None to leave all fades as
             they are.
-        holders: Whether modules whose tensors have grown stay what they are, until `make_plain_`.
+        last: The last step for the copy before its wrappers go: by default modules whose tensors
+            have grown become what they were.
 
     Raises:
         UnsupportedModelError: If an object in the module cannot be copied.
@@ -81,8 +82,7 @@ def plain_copy(
     for fade, alpha in (shares or {}).items():
         if id(fade) in memo:
             memo[id(fade)].alpha = alpha
-    if not holders:
-        make_plain_(copied)
+    last(copied)
     return unwrap_(copied, view, end_fades=shares is not None)
 
 

@@ -151,7 +151,7 @@ def _plain(wrapped: _Wrapped, *, end_fades: bool) -> nn.Module:
 def _joined(wrapped: _Wrapped, way: _Way) -> nn.Module | None:
     """A way as one plain module; None if no such module can be called as the wrapper is."""
     wrapper = wrapped.wrapper
-    arguments = _arguments(wrapper.wrapped)
+    arguments = arguments_of(wrapper.wrapped)
     if not wrapper.tensor_result or wrapper.answers or not arguments:
         return None
     if any(argument.kind in _OPEN for argument in arguments):
@@ -178,7 +178,7 @@ _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 """Arguments that take any number of values."""
 
 
-def _arguments(module: nn.Module) -> list[inspect.Parameter]:
+def arguments_of(module: nn.Module) -> list[inspect.Parameter]:
     """The arguments of a module; none if they are unknown, as for compiled code."""
     try:
         return list(inspect.signature(module.forward).parameters.values())
@@ -249,7 +249,7 @@ def _passed(
 
     A call never passed on an argument that it does not know: it would not have run.
     """
-    known = _arguments(module)
+    known = arguments_of(module)
     names = {argument.name for argument in known if argument.kind is not argument.POSITIONAL_ONLY}
     first, *others = arguments
     if any(argument.kind in _OPEN for argument in known):

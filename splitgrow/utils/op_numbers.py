@@ -56,7 +56,14 @@ class Scalars(TorchFunctionMode):
                 self._seen[name, place].update(numbers)
         return result
 
-    def unlike(self, other: Scalars, tolerance: float, noisy: Callable[[Scalars], object]) -> str:
+    def unlike(
+        self,
+        other: Scalars,
+        tolerance: float,
+        noisy: Callable[[Scalars], object],
+        *,
+        more: bool = False,
+    ) -> str:
         """Where two runs gave an op different numbers, as a sentence; empty if nowhere.
 
         It passes over lines that only one of them ran, and the number of times that either ran one.
@@ -66,23 +73,26 @@ class Scalars(TorchFunctionMode):
             tolerance: The largest difference that is rounding, relative to a number.
             noisy: Runs the model with rounding noise. It is called only where numbers differ:
                 those that noise alone changes are passed over.
+            more: Whether this run may have further ops, as with blocks that were inserted.
         """
         # Rounding that breaks ties moves outputs a long way, and tells nothing of the numbers.
         tolerance = min(tolerance, _COARSEST)
-        found = self._unlike(other, tolerance)
+        found = self._unlike(other, tolerance, more=more)
         if not found:
             return ""
         again = Scalars()
         noisy(again)
-        shaky = self._unlike(again, tolerance)
+        shaky = self._unlike(again, tolerance, more=False)
         return next((told for key, told in found.items() if key not in shaky), "")
 
-    def _unlike(self, other: Scalars, tolerance: float) -> dict[tuple[str, str], str]:
+    def _unlike(
+        self, other: Scalars, tolerance: float, *, more: bool
+    ) -> dict[tuple[str, str], str]:
         found = {}
         for key, numbers in self._seen.items():
             theirs = other._seen.get(key, numbers)
             now, then = _without(numbers, theirs, tolerance), _without(theirs, numbers, tolerance)
-            if now or then:
+            if then or (now and not more):
                 told = " instead of ".join(f"{number:.6g}" for number in (*now[:1], *then[:1]))
                 found[key] = f"`{key[0]}` at {key[1]} is given {told}"
         return found

@@ -236,8 +236,8 @@ BREAKS = (
     ),
     Break(
         "deploy/merge.py",
-        "(p.requires_grad or id(p) in frozen) for p in parts)",
-        "p.requires_grad for p in parts)",
+        "any(own.requires_grad or id(own) in frozen for own in parts)",
+        "any(own.requires_grad for own in parts)",
         "what growth froze is still frozen in the merged model",
         "deploy/test_merge.py::test_what_growth_froze_trains_in_the_merged_model_and_what_the_user_froze_does_not",
     ),

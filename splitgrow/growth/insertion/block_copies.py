@@ -7,17 +7,18 @@ A copy is a block of the same type and shape in which the last layer of each res
 from __future__ import annotations
 
 import copy
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from splitgrow.analysis.ops import Arithmetic, Values, facts_of
-from splitgrow.analysis.trace import Ref, Source, Step
+from splitgrow.analysis.trace import Ref, Source
 from splitgrow.errors import InsertionError
 from splitgrow.growth.insertion.builders import zeroed
 from splitgrow.growth.insertion.sites import Sites
+from splitgrow.layers.block_numbers import configs_in, counts_of, lists_of, place_numbers
+from splitgrow.layers.containers import CONTAINERS, in_place_of, stock_block
 from splitgrow.layers.freezing import held, release_
 from splitgrow.layers.insertion_wrapper import first_argument, first_of, with_first_argument
 from splitgrow.layers.plain_copy import plain_copy
@@ -56,6 +57,13 @@ def copied_block(
             f"name a block that keeps the shape"
         )
     names = _last_layers(sites, path, call.given)
+    behind = [] if names else _behind_sum(sites, path, call.given)
+    if behind:
+        raise InsertionError(
+            f"a copy of `{path}` would change what that made, even with the last layers of its "
+            f"branches at zero: `{behind[0]}` lies behind the sum, and would work twice; "
+            f"kind='residual' is exact there"
+        )
     if not names:
         raise InsertionError(
             f"`{path}` has no residual branch: nothing in it is added to what it reads; "
@@ -66,7 +74,7 @@ def copied_block(
     for name in names:
         zeroed(memo[id(sites.modules[name])])
     let_learn_(block)
-    announce_(block, model, undo)
+    announce_(block, model, sites.modules[path], undo)
     _check(model, (path, sites.modules[path]), block, inputs)
     parts = {id(part): part for part in sites.modules[path].modules()}
     return block, {id(memo[key]): part for key, part in parts.items() if key in memo}
@@ -83,83 +91,113 @@ def let_learn_(block: nn.Module) -> None:
 
 
 def _last_layers(sites: Sites, path: str, given: Ref) -> list[str]:
-    """The last layers of each residual branch of a block."""
-    stream, found = {given}, []
-    inside = _steps_of(sites, path)
+    """The last layers of each residual branch of a block; none if a branch has none.
+
+    The block's result is a sum: of what the block reads, maybe moved to other dimensions on the
+    way, and of branches. A branch may be a sum, too, as where attention and MLP read the same.
+    """
+    call = sites.call_of(path)
+    assert call.result is not None
+    inside = range(given.step + 1, call.result.step + 1)
+    carrying = _carrying(sites, given, inside)
+    branches: list[Ref] = []
+    pending = [call.result]
+    while pending and pending[-1] in carrying:
+        operands = carrying[pending.pop()]
+        pending += [ref for ref in operands if ref in carrying and ref != given]
+        branches += [ref for ref in operands if ref not in carrying]
+    layers = [_layers_before(sites, path, ref, inside) for ref in branches]
+    if not all(layers):
+        return []
+    return list(dict.fromkeys(name for found in layers for name in found))[::-1]
+
+
+def _behind_sum(sites: Sites, path: str, given: Ref) -> list[str]:
+    """The modules, or else the op, that reads the last sum of a block, as a norm behind it does."""
+    call = sites.call_of(path)
+    assert call.result is not None
+    inside = range(given.step + 1, call.result.step + 1)
+    *_, last = _carrying(sites, given, inside)
+    readers = (sites.steps[n] for n in inside if last in sites.steps[n].args)
+    return [step.module or step.name for step in readers] if last != given else []
+
+
+def _carrying(sites: Sites, given: Ref, inside: range) -> dict[Ref, list[Ref]]:
+    """The tensors in a block that have what it reads as a summand, with their own summands."""
+    found: dict[Ref, list[Ref]] = {given: []}
     for index in inside:
         step = sites.steps[index]
+        facts = facts_of(step.target)
         operands = [arg for arg in step.args if isinstance(arg, Ref)]
-        carried = [ref for ref in operands if ref in stream]
-        adds = facts_of(step.target).arithmetic is Arithmetic.ADDS
-        if adds and len(operands) == 2 and len(carried) == 1:
-            (branch,) = (ref for ref in operands if ref not in stream)
-            last = _last_layer(sites, path, branch, inside)
-            if last:
-                found.append(last)
-                stream.add(Ref(index))
-        elif carried and len(operands) == 1 and _passes_on(step):
-            stream.add(Ref(index))
+        carried = [ref for ref in operands if ref in found]
+        if facts.arithmetic is Arithmetic.ADDS and len(operands) == 2 and len(carried) == 1:
+            found[Ref(index)] = operands
+        elif carried == operands[:1] and (facts.values in _PASSING or facts.activation):
+            found[Ref(index)] = carried
     return found
 
 
-def _steps_of(sites: Sites, path: str) -> range:
-    """The steps from a block's input to its result."""
-    call = sites.call_of(path)
-    assert call.given is not None
-    assert call.result is not None
-    return range(call.given.step + 1, call.result.step + 1)
+_PASSING = (Values.KEPT, Values.MOVED)
 
 
-def _passes_on(step: Step) -> bool:
-    facts = facts_of(step.target)
-    return facts.values is Values.KEPT or facts.activation
-
-
-def _last_layer(sites: Sites, block: str, ref: Ref, inside: range) -> str:
-    """The last layer with parameters on the way to a tensor; empty if there is none."""
+def _layers_before(sites: Sites, block: str, ref: Ref, inside: range) -> list[str]:
+    """The last layers with parameters on the way to a tensor: each summand's, if it is a sum."""
     while ref.step in inside:
         step = sites.steps[ref.step]
         module = sites.modules.get(step.module or "")
         known = module is not None and layer_type_of(stock(module)) is not None
         if module is not None and known and any(True for _ in module.parameters()):
-            return str(step.module)
+            return [str(step.module)]
         operands = [arg for arg in step.args if isinstance(arg, Ref)]
         own = [sites.steps[r.step] for r in operands]
         # For a function that gets weights: attention's last weight is its output projection's.
         owners = [s.args[0].removesuffix(".weight") for s in own if s.target is Source.TENSOR]
         owners = [path for path in owners if path in sites.modules and path.startswith(block)]
         if owners:
-            return str(owners[-1])
+            return [str(owners[-1])]
         operands = [r for r in operands if sites.steps[r.step].target is not Source.TENSOR]
+        if facts_of(step.target).arithmetic is Arithmetic.ADDS and len(operands) > 1:
+            summands = [_layers_before(sites, block, each, inside) for each in operands]
+            return [name for found in summands for name in found] if all(summands) else []
         if not operands:
-            return ""
+            return []
         ref = operands[0]
-    return ""
+    return []
 
 
-def announce_(block: nn.Module, model: nn.Module, undo: Undo) -> None:
-    """Gives a copy its own place in the caches of transformers, which use a block's number.
+def announce_(block: nn.Module, model: nn.Module, host: nn.Module, undo: Undo) -> None:
+    """Gives a copy a place of its own in caches, which have one for each block of a container.
 
-    The caches have a place for each block that the model's ``config`` counts.
+    It is the last one, so that the others keep theirs. The model's configurations count the copy,
+    and their lists have for it what they have for the block that it is a copy of.
+
+    Args:
+        block: The copy.
+        model: The model, without the copy.
+        host: The block that it is a copy of.
+        undo: Takes the change of the configurations back.
     """
-    modules = [*model.modules()]
-    numbers = [vars(m)["layer_idx"] for m in modules if type(vars(m).get("layer_idx")) is int]
-    if not numbers:
-        return
-    count = max(numbers) + 1
-    for module in block.modules():
-        if type(vars(module).get("layer_idx")) is int:
-            module.__dict__["layer_idx"] = count
-    configs = {id(c): c for m in modules if (c := vars(m).get("config")) is not None}
-    for config in configs.values():
-        if getattr(config, "num_hidden_layers", None) != count:
+    modules = dict(model.named_modules())
+    for path, container in modules.items():
+        if type(container) not in CONTAINERS:
             continue
-        undo.on_failure(partial(setattr, config, "num_hidden_layers", count))
-        config.num_hidden_layers = count + 1
-        types = getattr(config, "layer_types", None)
-        if isinstance(types, list) and len(types) == count:
-            undo.on_failure(partial(setattr, config, "layer_types", types))
-            config.layer_types = [*types, types[-1]]
+        chains = [list(in_place_of(each)) for each in container]
+        place = next((n for n, chain in enumerate(chains) if host in chain), None)
+        if place is None:
+            continue
+        blocks = [each for chain in chains for each in chain]
+        for number in place_numbers([stock_block(each) for each in container]):
+            known = [held for each in blocks if (held := number.of(each)) is not None]
+            if number.of(block) is not None:
+                number.set_(block, max(known) + 1 - number.first)
+        for config in configs_in(modules.values()):
+            own = vars(config)
+            undo.keep(own)
+            counts = list(counts_of(config, len(blocks), path))
+            for name in list(lists_of(config, len(blocks))):
+                own[name] = type(own[name])((*own[name], own[name][place]))
+            own.update(dict.fromkeys(counts, len(blocks) + 1))
+        return
 
 
 @temporarily

@@ -52,7 +52,7 @@ def insert_again_(
         raise CheckpointError(f"`{insertion.name}` is of more parts than it has parameters")
     module = _made(modules, insertion, given)
     if insertion.kind == "block":
-        announce_(module, model, undo)
+        announce_(module, model, host, undo)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     if parameters != insertion.parameters:
         raise CheckpointError(

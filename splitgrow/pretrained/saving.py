@@ -1,0 +1,233 @@
+"""A grown model as a checkpoint that the usual loader of its library reads."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitgrow.deploy.deploy_check import held_against
+from splitgrow.deploy.merge import merged
+from splitgrow.errors import ExportError
+from splitgrow.growth.growable_class import original_class
+from splitgrow.growth.history import History
+from splitgrow.growth.history_lookup import history_of
+from splitgrow.pretrained.model_form import ModelForm
+from splitgrow.pretrained.settings_search import SearchResult, SettingsSearch
+from splitgrow.pretrained.transformers_models import (
+    is_pretrained,
+    made_from,
+    set_settings_,
+    settings_of,
+)
+
+_NAMED = 4
+"""Tensors and layers that a message names."""
+
+
+def save_pretrained(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    generation: int | None = None,
+    **options: Any,
+) -> Any:
+    """Saves a grown model of transformers so that ``from_pretrained`` reads it without splitgrow.
+
+    The model is merged. Its config gets the settings that make the merged model's class anew: the
+    widths, the numbers of heads and blocks, the size of the vocabulary, the eps of norms. They are
+    found by making the class from changed settings, on the meta device, and comparing shapes. The
+    checkpoint is written beside the directory first, read back by ``from_pretrained``, and its
+    outputs on the example inputs are compared with the model's. Only then it takes its place.
+
+    Args:
+        model: A growable model of transformers. It is not changed.
+        directory: Where to save. It is made; other files in it stay.
+        generation: A closed generation, to save the model as it was then; by default as it is.
+        options: For the model's own ``save_pretrained``, such as ``max_shard_size``.
+
+    Returns:
+        The config that was saved.
+
+    Raises:
+        ExportError: If no config of the class describes the model, as where one layer of many has
+            grown. The message names what differs, and what would fit. Nothing is written.
+        TypeError: If the model is none of transformers, or an option is not known.
+        GenerationError: As `splitgrow.merge`.
+        SplitGrowError: If the model was never made growable.
+
+    Example:
+        >>> import tempfile, torch, splitgrow
+        >>> from transformers import GPT2Config, GPT2LMHeadModel  # doctest: +SKIP
+        >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2))  # doctest: +SKIP
+        >>> model = splitgrow.growable(model, torch.zeros(1, 4, dtype=torch.long))  # doctest: +SKIP
+        >>> edit = model.insert_layer("transformer.h.0", "block")  # doctest: +SKIP
+        >>> splitgrow.save_pretrained(model, "grown").n_layer  # doctest: +SKIP
+        3
+    """
+    history = history_of(model)
+    kind = original_class(model)
+    if not is_pretrained(model):
+        raise TypeError(
+            f"save_pretrained saves models of transformers, which have a config and a "
+            f"from_pretrained; {kind.__name__} has not. splitgrow.merge makes a plain model of it, "
+            f"and splitgrow.save a checkpoint"
+        )
+    if options.pop("push_to_hub", False):
+        raise TypeError(
+            "push_to_hub: save to a directory first, and push the model that from_pretrained reads "
+            "there"
+        )
+    history.model_lock.refuse_if_shown("save_pretrained")
+    with history.model_lock.rlock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that are made from settings that do not fit
+        plain: Any = merged(model, history, generation, check=True)
+        _refuse_wrappers(plain)
+        set_settings_(plain.config, _settings_for(plain, kind))
+        _write(plain, model, history, (generation, Path(directory)), options)
+        return plain.config
+
+
+def _refuse_wrappers(plain: nn.Module) -> None:
+    """Makes sure that a merged model is of its library's classes only.
+
+    Raises:
+        ExportError: If something that was inserted has no place in the class.
+    """
+    left = [
+        name
+        for name, module in plain.named_modules()
+        if type(module).__module__.startswith(("splitgrow.", "torch.fx."))
+    ]
+    if left:
+        raise ExportError(
+            f"what was inserted at `{left[0]}` has no place in the model's class, of which "
+            f"from_pretrained makes the model: only copies of blocks have, in a list of blocks"
+        )
+
+
+def _settings_for(plain: Any, kind: type[nn.Module]) -> dict[str, Any]:
+    """The settings of a merged model's config that have to change.
+
+    Raises:
+        ExportError: If no settings make such a model.
+    """
+    target, config = ModelForm.of(plain), plain.config
+    search = SettingsSearch(settings_of(config), lambda changes: made_from(kind, config, changes))
+    found = search.find(target)
+    name = type(config).__name__
+    if found is None:
+        raise ExportError(f"{kind.__name__} cannot be made from its own {name}")
+    if found.left:
+        differing, way_out = _differing(found, target), _way_out(search, found, target)
+        raise ExportError(f"no {name} describes the model: {differing}; {way_out}")
+    if found.odd:
+        path, number = found.odd[0]
+        keeps = 'Norms keep theirs in a stream that grows by initializer="duplicate"; '
+        raise ExportError(
+            f"no {name} describes the model: `{path}.{number}` is {target.numbers[path, number]}, "
+            f"where it gives {found.form.numbers[path, number]} for all such modules. "
+            f"{keeps if 'eps' in number else ''}splitgrow.merge makes a plain model of it, for "
+            f"torch.save"
+        )
+    return dict(found.changes)
+
+
+def _differing(found: SearchResult, target: ModelForm) -> str:
+    """Names tensors that no settings give the shapes that they have."""
+    parts = []
+    for name in found.left[:_NAMED]:
+        here, there = target.shapes.get(name), found.form.shapes.get(name)
+        has = f"is {here}" if here is not None else "is missing"
+        parts.append(f"`{name}` {has}, where it gives {there if there is not None else 'none'}")
+    more = len(found.left) - len(parts)
+    return ", ".join(parts) + (f", and {more} more" if more > 0 else "")
+
+
+def _way_out(search: SettingsSearch, found: SearchResult, target: ModelForm) -> str:
+    """What else would have to grow, with a setting that would give some tensors their shapes."""
+    near = search.nearest(found, target)
+    if near is None:
+        return "splitgrow.merge makes a plain model of it, for torch.save"
+    (setting, value), names = near
+    layers = _listed(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    return f"with {setting}={value} it would fit if these had grown alike: {layers}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return ", ".join(f"`{name}`" for name in found[:_NAMED]) + more
+
+
+def _write(
+    plain: Any,
+    model: nn.Module,
+    history: History,
+    place: tuple[int | None, Path],
+    options: dict[str, Any],
+) -> None:
+    """Writes a checkpoint, once it is known to be read as the same model.
+
+    Raises:
+        ExportError: If it is not.
+    """
+    generation, directory = place
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as made_in:
+        _save(plain, made_in, options)
+        again = _read(type(plain), made_in, next(plain.parameters()))
+        verdict = held_against(model, history, generation, again, "save_pretrained", spread=True)
+        if verdict.fault:
+            raise ExportError(
+                f"a {type(plain).__name__} made of a {type(plain.config).__name__} with the grown "
+                f"shapes {verdict.fault}; a setting of each layer would be needed that the config "
+                f"has once{_odd_numbers(again, plain)}. Nothing was written; splitgrow.merge makes "
+                f"a plain model of it, for torch.save"
+            )
+        directory.mkdir(exist_ok=True)
+        for file in Path(made_in).iterdir():
+            shutil.move(file, directory / file.name)
+
+
+def _save(plain: Any, directory: str, options: dict[str, Any]) -> None:
+    """Saves a plain model by its own method.
+
+    Raises:
+        ExportError: If its config does not allow such settings.
+        TypeError: If an option is not known.
+        OSError: If it cannot be written.
+        MemoryError: If there is too little memory.
+    """
+    try:
+        plain.save_pretrained(directory, **options)
+    except (OSError, TypeError, MemoryError):
+        raise
+    except Exception as error:  # as a library checks its configs
+        told = " ".join(str(error).split())
+        raise ExportError(
+            f"{type(plain.config).__name__} does not allow the settings that the grown model has: "
+            f"{told}"
+        ) from error
+
+
+def _read(kind: Any, directory: str, like: torch.Tensor) -> nn.Module:
+    """What from_pretrained makes of a checkpoint, on the device and in the dtype of a tensor."""
+    again: nn.Module = kind.from_pretrained(directory, dtype=like.dtype, local_files_only=True)
+    return again.to(like.device)
+
+
+def _odd_numbers(again: nn.Module, plain: nn.Module) -> str:
+    """Names attributes that differ in the model that was read."""
+    target = ModelForm.of(plain)
+    odd = [
+        f"`{path}.{name}` is {target.numbers[path, name]} here"
+        for path, name in ModelForm.of(again).numbers_unlike(target)
+    ]
+    return f" ({', '.join(odd[:_NAMED])})" if odd else ""

@@ -1,0 +1,310 @@
+"""Which settings of a model's class make a model of a given form, found by making such models.
+
+The search knows no names. It changes one setting at a time and looks at what that does to a model
+without values: which dimensions grow, and by how much; which modules' numbers change. So it learns
+what each setting means for the class at hand, and solves for the values that the form needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from splitgrow.pretrained.model_form import ModelForm, Number
+
+Settings = Mapping[str, Any]
+ModelMaker = Callable[[Settings], nn.Module]
+"""Makes a model on the meta device with some settings changed; may raise anything."""
+
+_ROUNDS = 12
+"""Settings that are changed at most."""
+_TRIED = 8
+"""Candidates that are tried in each round, and in pairs."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The result of a search.
+
+    Attributes:
+        changes: The settings to change, with their new values.
+        form: The form of the model that is made then.
+        left: The names of the tensors that still have other shapes; empty if the form fits.
+        odd: Numbers with a fraction, such as a norm's eps, that settings set to another value.
+    """
+
+    changes: Settings
+    form: ModelForm
+    left: tuple[str, ...]
+    odd: tuple[Number, ...] = ()
+
+    def rank(self, target: ModelForm) -> tuple[int, int, int]:
+        """How far it is from the form: in tensors, in numbers with a fraction, in others."""
+        return len(self.left), len(self.odd), len(self.form.numbers_unlike(target))
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """What a setting does, as seen between two of its values.
+
+    Attributes:
+        values: The two values.
+        forms: The two forms.
+    """
+
+    values: tuple[float, float]
+    forms: tuple[ModelForm, ModelForm]
+
+    def dimensions(self) -> Iterator[tuple[str, int, float, float]]:
+        """Each dimension that it sets: the tensor, the dimension, the slope, the length at 0."""
+        one, two = self.forms
+        for name, shape in one.shapes.items():
+            other = two.shapes.get(name)
+            if other is None or len(other) != len(shape) or other == shape:
+                continue
+            for dim, (before, after) in enumerate(zip(shape, other, strict=True)):
+                if before != after:
+                    slope = (after - before) / (self.values[1] - self.values[0])
+                    yield name, dim, slope, before - slope * self.values[0]
+
+    def sets_numbers(self) -> Iterator[tuple[Number, float, float]]:
+        """Each attribute that it sets: its place, the slope, the value at 0."""
+        one, two = self.forms
+        for key in one.numbers_unlike(two):
+            before, after = one.numbers.get(key), two.numbers.get(key)
+            if isinstance(before, (int, float)) and isinstance(after, (int, float)):
+                slope = (after - before) / (self.values[1] - self.values[0])
+                yield key, slope, before - slope * self.values[0]
+
+
+class SettingsSearch:
+    """A search for the settings of a class.
+
+    Args:
+        settings: The present settings by name: those that may change.
+        made: Makes a model with some of them changed.
+    """
+
+    def __init__(self, settings: Settings, made: ModelMaker) -> None:
+        self._settings, self._made = settings, made
+        self._forms: dict[tuple[tuple[str, Any], ...], ModelForm | None] = {}
+        self._effects: dict[str, _Effect | None] = {}
+
+    def form(self, changes: Settings) -> ModelForm | None:
+        """The form of the model with some settings changed; None if there is no such model.
+
+        Raises:
+            MemoryError: If there is too little memory.
+        """
+        key = tuple(sorted(changes.items(), key=lambda item: item[0]))
+        if key not in self._forms:
+            try:
+                self._forms[key] = ModelForm.of(self._made(changes))
+            except MemoryError:
+                raise
+            except Exception:  # noqa: BLE001 - a class checks its settings as it likes
+                self._forms[key] = None
+        return self._forms[key]
+
+    def find(self, target: ModelForm) -> SearchResult | None:
+        """The settings for a form, as near as they come; None if the class cannot be made.
+
+        Where several settings give tensors the same shapes, as more heads and wider heads do, the
+        numbers that modules hold tell which is meant.
+
+        Args:
+            target: The form.
+        """
+        best = self._find(target, frozenset())
+        if best is None:
+            return None
+        for name in best.changes if best.odd else ():
+            other = self._find(target, frozenset((name,)))
+            if other is not None and other.rank(target) < best.rank(target):
+                best = other
+        return best
+
+    def _find(self, target: ModelForm, without: frozenset[str]) -> SearchResult | None:
+        changes: dict[str, Any] = {}
+        form = self.form(changes)
+        if form is None:
+            return None
+        for _ in range(_ROUNDS):
+            if not form.unlike(target):
+                break
+            better = self._nearer(changes, form, target, without)
+            if better is None:
+                break
+            changes, form = better
+        for _ in range(_ROUNDS):
+            better = None if form.unlike(target) else self._by_numbers(changes, form, target)
+            if better is None:
+                break
+            changes, form = better
+        changes = {name: v for name, v in changes.items() if v != self._settings[name]}
+        odd = [key for key in form.numbers_unlike(target) if type(target.numbers[key]) is float]
+        return SearchResult(changes, form, tuple(form.unlike(target)), tuple(odd))
+
+    def effect(self, name: str) -> _Effect | None:
+        """What a setting does, seen by changing it; None if nothing does not fail or change."""
+        if name not in self._effects:
+            self._effects[name] = self._seen(name)
+        return self._effects[name]
+
+    def _seen(self, name: str) -> _Effect | None:
+        value = self._settings[name]
+        base = self.form({})
+        if _is_number(value):
+            for other in _others(value):
+                form = self.form({name: other})
+                if form is not None and base is not None:
+                    return _Effect((value, other), (base, form))
+        elif value is None:
+            known = [(v, f) for v in _UNSET if (f := self.form({name: v})) is not None]
+            if len(known) > 1:
+                (one, first), (two, second) = known[:2]
+                return _Effect((one, two), (first, second))
+        return None
+
+    def nearest(
+        self, found: SearchResult, target: ModelForm
+    ) -> tuple[tuple[str, Any], list[str]] | None:
+        """A setting that gives most tensors their shapes, and the tensors that then differ.
+
+        Args:
+            found: The outcome of the search, where tensors are left.
+            target: The form that was searched for.
+        """
+        if found.changes:
+            left = set(found.left)
+            sets = {name: self._tensors_of(name) & left for name in found.changes}
+            name = max(sets, key=lambda name: len(sets[name]))
+            if sets[name]:
+                return (name, found.changes[name]), list(found.left)
+        votes = self._votes(found.changes, found.form, target)
+        for (name, value), _ in votes.most_common(_TRIED):
+            form = self.form({**found.changes, name: value})
+            if form is not None and form.shapes.keys() == target.shapes.keys():
+                return (name, value), form.unlike(target)
+        return None
+
+    def _tensors_of(self, name: str) -> set[str]:
+        """The tensors whose shapes a setting sets."""
+        effect = self.effect(name)
+        return set() if effect is None else {tensor for tensor, *_ in effect.dimensions()}
+
+    def _votes(
+        self, changes: Settings, form: ModelForm, target: ModelForm
+    ) -> Counter[tuple[str, Any]]:
+        """Values of settings, by the number of dimensions that would then be right."""
+        votes: Counter[tuple[str, Any]] = Counter()
+        wrong = set(form.unlike(target))
+        for name in self._settings:
+            effect = self.effect(name)
+            if effect is None:
+                continue
+            now = changes.get(name, self._settings[name])
+            for tensor, dim, slope, start in effect.dimensions():
+                wanted, has = target.shapes.get(tensor), form.shapes.get(tensor)
+                if tensor not in wrong or wanted is None or has is None or len(wanted) <= dim:
+                    continue
+                # From where it stands, since other settings may set it as well.
+                value = now + (wanted[dim] - has[dim]) / slope if now is not None else None
+                value = (wanted[dim] - start) / slope if value is None else value
+                if value > 0 and value == int(value) and value != now:
+                    votes[name, int(value)] += 1
+            if wrong - form.shapes.keys() or wrong - target.shapes.keys():
+                self._vote_for_counts(name, now, effect, votes)
+        return votes
+
+    def _nearer(
+        self, changes: Settings, form: ModelForm, target: ModelForm, without: frozenset[str]
+    ) -> tuple[dict[str, Any], ModelForm] | None:
+        """One or two changes after which fewer tensors have other shapes."""
+        votes = self._votes(changes, form, target)
+        allowed = [item for item, _ in votes.most_common() if item[0] not in without]
+        ranked = [{name: value} for name, value in allowed[:_TRIED]]
+        pairs = [{**one, **two} for n, one in enumerate(ranked) for two in ranked[:n]]
+        for tried in (ranked, pairs):
+            found = [
+                ({**changes, **change}, made)
+                for change in tried
+                if (made := self.form({**changes, **change})) is not None
+            ]
+            found.sort(
+                key=lambda item: (*_distance(item[1], target), len(item[1].numbers_unlike(target)))
+            )
+            if found and _distance(found[0][1], target) < _distance(form, target):
+                return found[0]
+        return None
+
+    @staticmethod
+    def _vote_for_counts(
+        name: str, now: Any, effect: _Effect, votes: Counter[tuple[str, Any]]
+    ) -> None:
+        """Proposes one more and one less of what a setting counts, such as blocks."""
+        one, two = effect.forms
+        if one.shapes.keys() != two.shapes.keys() and type(now) is int:
+            votes[name, now + 1] += 1
+            votes[name, now - 1] += now > 1
+
+    def _by_numbers(
+        self, changes: Settings, form: ModelForm, target: ModelForm
+    ) -> tuple[dict[str, Any], ModelForm] | None:
+        """One change after which fewer attributes of modules differ, and no tensor does."""
+        wrong = form.numbers_unlike(target)
+        votes: Counter[tuple[str, Any]] = Counter()
+        for name, setting in self._settings.items():
+            effect = self.effect(name) if wrong else None
+            now = changes.get(name, setting)
+            for key, slope, start in effect.sets_numbers() if effect is not None else ():
+                wanted, has = target.numbers.get(key), form.numbers.get(key)
+                if key in wrong and isinstance(wanted, (int, float)) and wanted:
+                    straight = wanted if (slope, start) == (1, 0) else (wanted - start) / slope
+                    # It may also be divided by the setting, as a width by a number of heads.
+                    quotient = straight if now is None else now * has / wanted
+                    fitting = {_like(setting, value) for value in (straight, quotient)}
+                    votes.update((name, value) for value in fitting - {None, now})
+        for (name, value), _ in votes.most_common(_TRIED):
+            made = self.form({**changes, name: value})
+            if made is None or made.unlike(target):
+                continue
+            if len(made.numbers_unlike(target)) < len(wrong):
+                return {**changes, name: value}, made
+        return None
+
+
+def _like(setting: Any, value: float) -> float | None:
+    """A value of a setting's type; None if it has none like it."""
+    if type(setting) is float:
+        return float(value)
+    return int(value) if value == int(value) else None
+
+
+_UNSET = (8, 16, 32, 24)
+"""Values to see what a setting does that is not set."""
+
+
+def _others(value: float) -> Iterator[float]:
+    if type(value) is int:
+        yield from (2 * value or 1, value + 1, 3 * value, value // 2)
+    else:
+        yield from (2 * value or 1e-3, value + 1.0)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def _distance(form: ModelForm, target: ModelForm) -> tuple[int, int]:
+    """How far a form is from another: the tensors with other shapes, and the other lengths."""
+    wrong = form.unlike(target)
+    lengths = 0
+    for name in wrong:
+        one, two = form.shapes.get(name, ()), target.shapes.get(name, ())
+        lengths += sum(a != b for a, b in zip(one, two, strict=False)) + abs(len(one) - len(two))
+    return len(wrong), lengths

@@ -1,0 +1,82 @@
+"""Models of transformers: the settings in a config, and a class made from other settings."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+_MAY_BE_SET = re.compile(r"dim|size|inner|head|width|rank|feature|unit|channel|ffn|kv|hidden|vocab")
+"""The names of settings that are not set and may be widths."""
+_PART = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+
+
+LABELS = "num_labels"
+"""The setting that a config keeps as names of the labels."""
+
+
+def is_pretrained(model: nn.Module) -> bool:
+    """Whether a model is one of transformers, by its methods."""
+    return all(hasattr(model, name) for name in ("config", "save_pretrained", "from_pretrained"))
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The numbers in a config, and what may become one: by name, as ``text_config.d_model``."""
+    found = dict(_settings("", vars(config)))
+    if isinstance(vars(config).get("id2label"), dict):
+        found[LABELS] = len(config.id2label)
+    return found
+
+
+def _settings(prefix: str, held: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in held.items():
+        path = f"{prefix}{name}"
+        if name.startswith("_") or name.endswith("_token_id"):
+            continue
+        if type(value) in (int, float) or (value is None and _MAY_BE_SET.search(name)):
+            yield path, value
+        elif type(value) in (list, tuple):
+            yield from ((f"{path}[{n}]", v) for n, v in enumerate(value) if type(v) is int)
+        elif hasattr(value, "to_dict") and hasattr(value, "__dict__"):
+            yield from _settings(f"{path}.", vars(value))
+
+
+def set_settings_(config: Any, changes: Mapping[str, Any]) -> None:
+    """Changes settings of a config, by the names that `settings_of` gives them."""
+    for path, value in changes.items():
+        if path == LABELS:
+            _set_labels_(config, value)
+            continue
+        *way, last = [name or int(index) for name, index in _PART.findall(path)]
+        holder = config
+        for part in way[:-1] if type(last) is int else way:
+            holder = holder[part] if type(part) is int else vars(holder)[part]
+        if type(last) is int:  # a list that other configs may share
+            name = way[-1]
+            items = list(vars(holder)[name])
+            items[last] = value
+            vars(holder)[name] = type(vars(holder)[name])(items)
+        else:
+            vars(holder)[last] = value
+
+
+def _set_labels_(config: Any, count: int) -> None:
+    """Gives a config so many labels; those that it has keep their names."""
+    names = dict(vars(config)["id2label"])
+    names = {n: names.get(n, f"LABEL_{n}") for n in range(count)}
+    vars(config).update(id2label=names, label2id={name: n for n, name in names.items()})
+
+
+def made_from(kind: type[nn.Module], config: Any, changes: Mapping[str, Any]) -> nn.Module:
+    """A model of a class without values, from a config with some settings changed.
+
+    Whatever the class raises for a config that it does not take is raised.
+    """
+    changed = copy.deepcopy(config)
+    set_settings_(changed, changes)
+    with torch.device("meta"):
+        return kind(changed)
