@@ -18,6 +18,7 @@ from splitgrow.analysis.channels.channel_axes import Axis, constant, scaled
 from splitgrow.analysis.channels.width_remainders import Remainders
 from splitgrow.analysis.layer_calls import follow_call
 from splitgrow.analysis.leaf_modules import is_leaf
+from splitgrow.analysis.named_numbers import named_numbers
 from splitgrow.analysis.number_choices import best_of
 from splitgrow.analysis.ops import Op, Shaped, result_of
 from splitgrow.analysis.ops.op import Choice, constant_like
@@ -225,7 +226,9 @@ class _Analysis(Sources):
 
     def finished(self, trials: tuple[Trial, ...], *, decides: bool) -> Followed:
         """The graph, with the numbers that follow it, and the runs."""
-        self.graph.numbers = tuple(self.held)
+        held = {(each.module, each.attribute): each for each in self.held}
+        named = {(n.module, n.attribute): n for n in named_numbers(self.graph, self.modules)}
+        self.graph.numbers = tuple({**named, **held}.values())
         return Followed(self.graph, trials, tuple(self.outputs), decides)
 
     def _follows_a_width(self, axis: Axis) -> bool:

@@ -15,11 +15,12 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from splitgrow.errors import SplitGrowError
+from splitgrow.errors import SplitGrowError, SplitGrowWarning
 from splitgrow.growth.follow_casts import all_follow
 from splitgrow.growth.growing import tell_
 from splitgrow.growth.history import History, structure
 from splitgrow.growth.history_lookup import HISTORY, HandleBase, history_of
+from splitgrow.growth.journal.guards import guarded
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
 from splitgrow.layers.module_state import moved
 from splitgrow.layers.split_layer import SplitLayer
@@ -176,6 +177,28 @@ def _loading(undo: Undo, history: History, load: Callable[[], Any]) -> Any:
     return load()
 
 
+def _save_pretrained(self: nn.Module, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+    """Saves as the model's class does; of a grown model, what only splitgrow loads again.
+
+    The state_dict has the history, so that a fresh growable model becomes this one by it. To
+    ``from_pretrained`` it would be another network, so its entries are made such that this raises.
+    """
+    cls: Any = _made_here(self)
+    save = super(cls, self).save_pretrained
+    if not history_of(self).edits:
+        return save(save_directory, *args, **kwargs)
+    warnings.warn(
+        f"this saves the blocks of a grown {cls.__name__}, with its history, for a growable "
+        f"{cls.__name__} to load; from_pretrained refuses them. "
+        f"splitgrow.save_pretrained(model, directory) saves what from_pretrained reads",
+        SplitGrowWarning,
+        stacklevel=levels_to_caller(),
+    )
+    state = kwargs.pop("state_dict", None)
+    state = guarded(self, self.state_dict() if state is None else state)
+    return save(save_directory, *args, state_dict=state, **kwargs)
+
+
 def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
     """Moves or converts the tensors, including those of closed generations and example inputs.
 
@@ -278,6 +301,8 @@ def _made_class(
     }
     if hasattr(original, "__deepcopy__"):
         members["__deepcopy__"] = _deepcopy
+    if hasattr(original, "save_pretrained"):
+        members["save_pretrained"] = _save_pretrained
     return type(
         original.__name__,
         (original,),

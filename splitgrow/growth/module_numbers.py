@@ -1,4 +1,8 @@
-"""Reading and setting numbers that modules hold in attributes, such as a number of heads."""
+"""Reading and setting numbers that modules hold in attributes, such as a number of heads.
+
+A number may lie in a configuration that a module holds. Then its name is that of the attribute with
+the configuration and its own: ``config.vocab_size``.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,15 @@ from typing import Any
 from torch import nn
 
 from splitgrow.growth.edits import Edit
+from splitgrow.layers.block_numbers import set_setting_
 from splitgrow.utils.rollback import Undo
 
 
 def held_number(module: nn.Module, attribute: str) -> Any:
     """The number, by the attribute's name: ``heads`` or ``splits[1]``; None if there is none."""
+    holder, _, name = attribute.rpartition(".")
+    if holder:
+        return getattr(vars(module).get(holder), name, None)
     name, _, index = attribute.rstrip("]").partition("[")
     value: Any = vars(module).get(name)
     if not index:
@@ -24,6 +32,10 @@ def held_number(module: nn.Module, attribute: str) -> Any:
 
 def set_number_(module: nn.Module, attribute: str, number: int) -> None:
     """Sets the number; it replaces a list or tuple, since other modules may share it."""
+    holder, _, name = attribute.rpartition(".")
+    if holder:
+        set_setting_(vars(module)[holder], name, number)
+        return
     name, _, index = attribute.rstrip("]").partition("[")
     if not index:
         vars(module)[name] = number

@@ -1,4 +1,4 @@
-"""Numbers that models hold of their blocks: the place of each block, and how many there are.
+"""Numbers that models hold of their blocks and in configurations.
 
 A block of a transformer knows its place (``layer_idx``), since caches have one for each block. The
 model's ``config`` has the number of blocks, and lists with an item for each.
@@ -65,6 +65,20 @@ def configs_in(modules: Iterable[nn.Module]) -> list[Any]:
     """The configurations that modules hold, each once: objects with attributes."""
     held = (vars(module).get(name) for module in modules for name in _CONFIGS)
     return list({id(one): one for one in held if hasattr(one, "__dict__")}.values())
+
+
+LABELS = "num_labels"
+"""The number of labels of a configuration, which may keep it as the labels' names."""
+
+
+def set_setting_(config: Any, name: str, value: Any) -> None:
+    """Sets a configuration's number; labels keep the names that they have."""
+    names = vars(config).get("id2label")
+    if name != LABELS or not isinstance(names, dict):
+        vars(config)[name] = value
+        return
+    names = {n: names.get(n, f"LABEL_{n}") for n in range(value)}
+    vars(config).update(id2label=names, label2id={label: n for n, label in names.items()})
 
 
 def counts_of(holder: object, count: int, path: str) -> Iterator[str]:

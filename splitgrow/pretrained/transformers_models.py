@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from splitgrow.layers.block_numbers import LABELS, set_setting_
+
 _MAY_BE_SET = re.compile(r"dim|size|inner|head|width|rank|feature|unit|channel|ffn|kv|hidden|vocab")
 """The names of settings that are not set and may be widths."""
 _PART = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
-
-
-LABELS = "num_labels"
-"""The setting that a config keeps as names of the labels."""
 
 
 def is_pretrained(model: nn.Module) -> bool:
@@ -49,7 +47,7 @@ def set_settings_(config: Any, changes: Mapping[str, Any]) -> None:
     """Changes settings of a config, by the names that `settings_of` gives them."""
     for path, value in changes.items():
         if path == LABELS:
-            _set_labels_(config, value)
+            set_setting_(config, path, value)
             continue
         *way, last = [name or int(index) for name, index in _PART.findall(path)]
         holder = config
@@ -62,13 +60,6 @@ def set_settings_(config: Any, changes: Mapping[str, Any]) -> None:
             vars(holder)[name] = type(vars(holder)[name])(items)
         else:
             vars(holder)[last] = value
-
-
-def _set_labels_(config: Any, count: int) -> None:
-    """Gives a config so many labels; those that it has keep their names."""
-    names = dict(vars(config)["id2label"])
-    names = {n: names.get(n, f"LABEL_{n}") for n in range(count)}
-    vars(config).update(id2label=names, label2id={name: n for n, name in names.items()})
 
 
 def made_from(kind: type[nn.Module], config: Any, changes: Mapping[str, Any]) -> nn.Module:

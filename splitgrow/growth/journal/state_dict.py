@@ -14,6 +14,7 @@ from splitgrow.errors import CheckpointError, SplitGrowWarning
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, keep_
 from splitgrow.growth.history_lookup import history_of
+from splitgrow.growth.journal.guards import without_guards_
 from splitgrow.growth.journal.holding import later_states, states_of
 from splitgrow.growth.journal.journal import Journal
 from splitgrow.growth.journal.materialize import materialise_
@@ -68,6 +69,7 @@ def take_journal(model: nn.Module, state: MutableMapping[str, Any], prefix: str)
     Raises:
         CheckpointError: If the entry is not a journal.
     """
+    without_guards_(state, prefix)
     key = prefix + KEY
     held = state.get(key)
     if isinstance(held, Mapping) and held.keys() == {_OURS, _THEIRS}:
