@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from splitgrow.errors import SplitGrowError, SplitGrowWarning
+from splitgrow.errors import ExportError, SplitGrowError
 from splitgrow.growth.follow_casts import all_follow
 from splitgrow.growth.growing import tell_
 from splitgrow.growth.history import History, structure
@@ -177,26 +177,29 @@ def _loading(undo: Undo, history: History, load: Callable[[], Any]) -> Any:
     return load()
 
 
-def _save_pretrained(self: nn.Module, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-    """Saves as the model's class does; of a grown model, what only splitgrow loads again.
+def _save_pretrained(
+    self: nn.Module, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any
+) -> Any:
+    """Saves as the model's class does, and refuses where others would read another network.
 
-    The state_dict has the history, so that a fresh growable model becomes this one by it. To
-    ``from_pretrained`` it would be another network, so its entries are made such that this raises.
+    Trainers pass the state_dict of a checkpoint. It has the history, so a fresh growable model
+    becomes this one by it. Its entries are made such that ``from_pretrained`` does not take it.
+
+    Raises:
+        ExportError: If the model has grown, and no state_dict is given.
     """
     cls: Any = _made_here(self)
     save = super(cls, self).save_pretrained
     if not history_of(self).edits:
-        return save(save_directory, *args, **kwargs)
-    warnings.warn(
-        f"this saves the blocks of a grown {cls.__name__}, with its history, for a growable "
-        f"{cls.__name__} to load; from_pretrained refuses them. "
-        f"splitgrow.save_pretrained(model, directory) saves what from_pretrained reads",
-        SplitGrowWarning,
-        stacklevel=levels_to_caller(),
-    )
-    state = kwargs.pop("state_dict", None)
-    state = guarded(self, self.state_dict() if state is None else state)
-    return save(save_directory, *args, state_dict=state, **kwargs)
+        given = {} if state_dict is None else {"state_dict": state_dict}
+        return save(save_directory, *args, **given, **kwargs)
+    if state_dict is None:
+        raise ExportError(
+            f"from_pretrained would make another network of what a grown {cls.__name__} saves by "
+            f"its own save_pretrained. Use splitgrow.save_pretrained(model, directory), which "
+            f"brings the config up to date, or splitgrow.save for a checkpoint to go on from"
+        )
+    return save(save_directory, *args, state_dict=guarded(self, state_dict), **kwargs)
 
 
 def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
