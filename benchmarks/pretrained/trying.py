@@ -138,7 +138,32 @@ def _tried(subject: Subject, ways: list[str], apart: Reader, initializer: str) -
             answer = apart.read(folder, subject.build.args[0].model, told)
         except RuntimeError as error:
             return {"result": "wrong", "reason": _tidy(error)}
-        return _compared(model, prepared.inputs, prepared.dtype, answer)
+        found = _compared(model, prepared.inputs, prepared.dtype, answer)
+        if (found["result"] == "wrong" and "text" not in found) or found.get("text"):
+            found |= _beside_plain(subject, prepared.dtype, apart, found)
+        return found
+
+
+def _beside_plain(
+    subject: Subject, dtype: torch.dtype, apart: Reader, found: dict[str, Any]
+) -> dict[str, Any]:
+    """Whether a model is read as well as the plain one that its library saves by itself.
+
+    Some make buffers anew in another dtype when they are read.
+    """
+    if found["result"] != "wrong":
+        return {}
+    prepared = prepare(subject, Findings(subject.library, subject.name))
+    plain: Any = prepared.model
+    randomise(plain)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        plain.save_pretrained(folder / "checkpoint")
+        told = {"inputs": prepared.inputs, "dtype": dtype, "generates": False}
+        answer = apart.read(folder, subject.build.args[0].model, told)
+        before = _compared(plain, prepared.inputs, dtype, answer)["difference"]
+    fine = found["difference"] <= 4 * before
+    return {"result": "equal" if fine else "wrong", "before growth": before}
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ what each setting means for the class at hand, and solves for the values that th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,13 +133,7 @@ class SettingsSearch:
         form = self.form(changes)
         if form is None:
             return None
-        for _ in range(_ROUNDS):
-            if not form.unlike(target):
-                break
-            better = self._nearer(changes, form, target, without)
-            if better is None:
-                break
-            changes, form = better
+        changes, form = self._approached(changes, form, target, without)
         for _ in range(_ROUNDS):
             better = None if form.unlike(target) else self._by_numbers(changes, form, target)
             if better is None:
@@ -148,6 +142,21 @@ class SettingsSearch:
         changes = {name: v for name, v in changes.items() if v != self._settings[name]}
         odd = [key for key in form.numbers_unlike(target) if type(target.numbers[key]) is float]
         return SearchResult(changes, form, tuple(form.unlike(target)), tuple(odd))
+
+    def _approached(
+        self,
+        changes: dict[str, Any],
+        form: ModelForm,
+        target: ModelForm,
+        without: frozenset[str],
+    ) -> tuple[dict[str, Any], ModelForm]:
+        """Changes settings until all tensors have their shapes, or none brings these nearer."""
+        for _ in range(_ROUNDS):
+            better = self._nearer(changes, form, target, without) if form.unlike(target) else None
+            if better is None:
+                break
+            changes, form = better
+        return changes, form
 
     def effect(self, name: str) -> _Effect | None:
         """What a setting does, seen by changing it; None if nothing does not fail or change."""
@@ -212,11 +221,12 @@ class SettingsSearch:
                 wanted, has = target.shapes.get(tensor), form.shapes.get(tensor)
                 if tensor not in wrong or wanted is None or has is None or len(wanted) <= dim:
                     continue
-                # From where it stands, since other settings may set it as well.
-                value = now + (wanted[dim] - has[dim]) / slope if now is not None else None
-                value = (wanted[dim] - start) / slope if value is None else value
-                if value > 0 and value == int(value) and value != now:
-                    votes[name, int(value)] += 1
+                found = {(wanted[dim] - start) / slope}
+                if now is not None:
+                    # From where it stands, since other settings may set it as well. Or it divides
+                    # another one, as the number of heads divides the width.
+                    found = {now + (wanted[dim] - has[dim]) / slope, now * has[dim] / wanted[dim]}
+                votes.update((name, int(v)) for v in found - {now} if v > 0 and v == int(v))
             if wrong - form.shapes.keys() or wrong - target.shapes.keys():
                 self._vote_for_counts(name, now, effect, votes)
         return votes
@@ -225,22 +235,47 @@ class SettingsSearch:
         self, changes: Settings, form: ModelForm, target: ModelForm, without: frozenset[str]
     ) -> tuple[dict[str, Any], ModelForm] | None:
         """One or two changes after which fewer tensors have other shapes."""
-        votes = self._votes(changes, form, target)
-        allowed = [item for item, _ in votes.most_common() if item[0] not in without]
-        ranked = [{name: value} for name, value in allowed[:_TRIED]]
-        pairs = [{**one, **two} for n, one in enumerate(ranked) for two in ranked[:n]]
-        for tried in (ranked, pairs):
-            found = [
-                ({**changes, **change}, made)
-                for change in tried
-                if (made := self.form({**changes, **change})) is not None
-            ]
-            found.sort(
-                key=lambda item: (*_distance(item[1], target), len(item[1].numbers_unlike(target)))
-            )
-            if found and _distance(found[0][1], target) < _distance(form, target):
-                return found[0]
-        return None
+        ranked = self._ranked(changes, form, target, without)
+        found = self._best(changes, ranked, form, target)
+        if found is None:
+            pairs = [{**one, **two} for n, one in enumerate(ranked) for two in ranked[:n]]
+            found = self._best(changes, pairs, form, target)
+        for change in () if found is not None else ranked:  # a second one that the first calls for
+            changed = {**changes, **change}
+            made = self.form(changed)
+            if made is not None:
+                after = self._ranked(changed, made, target, without | change.keys())
+                found = self._best(changed, after, form, target)
+            if found is not None:
+                break
+        return found
+
+    def _ranked(
+        self, changes: Settings, form: ModelForm, target: ModelForm, without: frozenset[str]
+    ) -> list[dict[str, Any]]:
+        """The changes of one setting with most votes."""
+        votes = self._votes(changes, form, target).most_common()
+        allowed = [item for item, _ in votes if item[0] not in without]
+        return [{name: value} for name, value in allowed[:_TRIED]]
+
+    def _best(
+        self,
+        changes: Settings,
+        tried: Sequence[Settings],
+        form: ModelForm,
+        target: ModelForm,
+    ) -> tuple[dict[str, Any], ModelForm] | None:
+        """Those of some further changes that bring a form nearest; None if none does."""
+        found = [
+            ({**changes, **change}, made)
+            for change in tried
+            if (made := self.form({**changes, **change})) is not None
+        ]
+        found.sort(
+            key=lambda item: (*_distance(item[1], target), len(item[1].numbers_unlike(target)))
+        )
+        nearer = bool(found) and _distance(found[0][1], target) < _distance(form, target)
+        return found[0] if nearer else None
 
     @staticmethod
     def _vote_for_counts(
@@ -255,7 +290,10 @@ class SettingsSearch:
     def _by_numbers(
         self, changes: Settings, form: ModelForm, target: ModelForm
     ) -> tuple[dict[str, Any], ModelForm] | None:
-        """One change after which fewer attributes of modules differ, and no tensor does."""
+        """One change after which fewer attributes of modules differ, and no tensor does.
+
+        Others may have to follow it, as the number of keys' heads follows that of all heads.
+        """
         wrong = form.numbers_unlike(target)
         votes: Counter[tuple[str, Any]] = Counter()
         for name, setting in self._settings.items():
@@ -270,11 +308,13 @@ class SettingsSearch:
                     fitting = {_like(setting, value) for value in (straight, quotient)}
                     votes.update((name, value) for value in fitting - {None, now})
         for (name, value), _ in votes.most_common(_TRIED):
-            made = self.form({**changes, name: value})
-            if made is None or made.unlike(target):
+            changed = {**changes, name: value}
+            made = self.form(changed)
+            if made is None:
                 continue
-            if len(made.numbers_unlike(target)) < len(wrong):
-                return {**changes, name: value}, made
+            changed, made = self._approached(changed, made, target, frozenset((name,)))
+            if not made.unlike(target) and len(made.numbers_unlike(target)) < len(wrong):
+                return changed, made
         return None
 
 
