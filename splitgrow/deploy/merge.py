@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -193,27 +192,31 @@ def merged_at(
     def finish(split: SplitLayer, layer: nn.Module) -> None:
         _set_training(split, layer, frozen)
 
-    last = partial(spread_blocks_, view=view) if spread else _stay
+    def last(copied: nn.Module) -> None:
+        put_(states, memo)
+        if spread:
+            spread_blocks_(copied, view)
+
     plain = plain_copy(model, view, memo, finish, shares=fades, last=last)
-    put_(states, memo)
     make_plain_(plain)
     for (name, attribute), number in numbers.items():
         holder = memo.get(id(history.modules[name]))
         if holder is not None:
             set_number_(holder, attribute, number)
-    for module in plain.modules():
-        if vars(module).pop(HISTORY, None) is not None or module is plain:
-            module.__class__ = original_class(module)
-        if held(module):
-            release_(module, training=plain.training)
+    _forget_(plain)
     for key in frozen & memo.keys():
         memo[key].requires_grad_(True)
     _tell_of_lost_hooks(model, view, plain, memo)
     return plain
 
 
-def _stay(_: nn.Module) -> None:
-    """Leaves wrappers in their places."""
+def _forget_(plain: nn.Module) -> None:
+    """Gives modules their users' classes again, and lets their statistics move."""
+    for module in plain.modules():
+        if vars(module).pop(HISTORY, None) is not None or module is plain:
+            module.__class__ = original_class(module)
+        if held(module):
+            release_(module, training=plain.training)
 
 
 def _set_training(split: SplitLayer, plain: nn.Module, frozen: set[int]) -> None:

@@ -20,7 +20,7 @@ from splitgrow.growth.follow_casts import all_follow
 from splitgrow.growth.growing import tell_
 from splitgrow.growth.history import History, structure
 from splitgrow.growth.history_lookup import HISTORY, HandleBase, history_of
-from splitgrow.growth.journal.guards import guarded
+from splitgrow.growth.journal.guards import with_guards
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
 from splitgrow.layers.module_state import moved
 from splitgrow.layers.split_layer import SplitLayer
@@ -199,7 +199,7 @@ def _save_pretrained(
             f"its own save_pretrained. Use splitgrow.save_pretrained(model, directory), which "
             f"brings the config up to date, or splitgrow.save for a checkpoint to go on from"
         )
-    return save(save_directory, *args, state_dict=guarded(self, state_dict), **kwargs)
+    return save(save_directory, *args, state_dict=with_guards(self, state_dict), **kwargs)
 
 
 def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:

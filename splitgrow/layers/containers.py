@@ -129,8 +129,8 @@ def _renumber_(
         path: The container's path.
         entries: Its entries.
         before: The number of entries that the growable model's container has, and that with all
-            that was inserted, for which its configurations have room: inserted blocks at the end,
-            in the order of their edits.
+            that was inserted. Its configurations have room for as many, or for those of the time
+            that is shown: inserted blocks at the end, in the order of their edits.
     """
     known, room = before
     there = sorted((e for e in entries if not e.edit), key=lambda entry: entry.place)
@@ -142,7 +142,8 @@ def _renumber_(
     inserted = sorted(entry.edit for entry in entries if entry.edit)
     places = [known + inserted.index(e.edit) if e.edit else e.place for e in entries]
     for config in configs_in(modules.values()):
-        _set_(config, path, room, places)
+        of_now = any(True for _ in counts_of(config, room, path))
+        _set_(config, path, room if of_now else len(entries), places)
     holders = [path.rsplit(".", n)[0] for n in range(1, path.count(".") + 1)]
     for holder in ("", *holders) if path else ():
         if holder in modules:

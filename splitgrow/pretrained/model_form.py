@@ -51,3 +51,13 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_plain, value))
     return value is None or type(value) in (bool, int, float, str)
+
+
+def distance(form: ModelForm, target: ModelForm) -> tuple[int, int]:
+    """How far a form is from another: the tensors with other shapes, and the other lengths."""
+    wrong = form.unlike(target)
+    lengths = 0
+    for name in wrong:
+        one, two = form.shapes.get(name, ()), target.shapes.get(name, ())
+        lengths += sum(a != b for a, b in zip(one, two, strict=False)) + abs(len(one) - len(two))
+    return len(wrong), lengths

@@ -8,13 +8,14 @@ what each setting means for the class at hand, and solves for the values that th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from splitgrow.pretrained.model_form import ModelForm, Number
+from splitgrow.pretrained.model_form import ModelForm, Number, distance
+from splitgrow.pretrained.setting_effects import UNSET, SettingEffect, other_values
 
 Settings = Mapping[str, Any]
 ModelMaker = Callable[[Settings], nn.Module]
@@ -47,40 +48,6 @@ class SearchResult:
         return len(self.left), len(self.odd), len(self.form.numbers_unlike(target))
 
 
-@dataclass(frozen=True)
-class _Effect:
-    """What a setting does, as seen between two of its values.
-
-    Attributes:
-        values: The two values.
-        forms: The two forms.
-    """
-
-    values: tuple[float, float]
-    forms: tuple[ModelForm, ModelForm]
-
-    def dimensions(self) -> Iterator[tuple[str, int, float, float]]:
-        """Each dimension that it sets: the tensor, the dimension, the slope, the length at 0."""
-        one, two = self.forms
-        for name, shape in one.shapes.items():
-            other = two.shapes.get(name)
-            if other is None or len(other) != len(shape) or other == shape:
-                continue
-            for dim, (before, after) in enumerate(zip(shape, other, strict=True)):
-                if before != after:
-                    slope = (after - before) / (self.values[1] - self.values[0])
-                    yield name, dim, slope, before - slope * self.values[0]
-
-    def sets_numbers(self) -> Iterator[tuple[Number, float, float]]:
-        """Each attribute that it sets: its place, the slope, the value at 0."""
-        one, two = self.forms
-        for key in one.numbers_unlike(two):
-            before, after = one.numbers.get(key), two.numbers.get(key)
-            if isinstance(before, (int, float)) and isinstance(after, (int, float)):
-                slope = (after - before) / (self.values[1] - self.values[0])
-                yield key, slope, before - slope * self.values[0]
-
-
 class SettingsSearch:
     """A search for the settings of a class.
 
@@ -91,8 +58,9 @@ class SettingsSearch:
 
     def __init__(self, settings: Settings, made: ModelMaker) -> None:
         self._settings, self._made = settings, made
+        self._start: dict[str, Any] = {}
         self._forms: dict[tuple[tuple[str, Any], ...], ModelForm | None] = {}
-        self._effects: dict[str, _Effect | None] = {}
+        self._effects: dict[str, SettingEffect | None] = {}
 
     def form(self, changes: Settings) -> ModelForm | None:
         """The form of the model with some settings changed; None if there is no such model.
@@ -119,17 +87,25 @@ class SettingsSearch:
         Args:
             target: The form.
         """
-        best = self._find(target, frozenset())
+        self._start = self._implied()
+        best = self._find(target, frozenset(), {})
         if best is None:
             return None
-        for name in best.changes if best.odd else ():
-            other = self._find(target, frozenset((name,)))
-            if other is not None and other.rank(target) < best.rank(target):
-                best = other
+        if best.left or best.odd:
+            told = self._told(target)
+            pinned = [{name: value} for name, value in told.items()]
+            excluded = [frozenset((name,)) for name in best.changes]
+            attempts = [(frozenset(pins), pins) for pins in (*pinned, told)]
+            for without, pins in (*attempts, *((each, {}) for each in excluded)):
+                other = self._find(target, without, pins)
+                if other is not None and other.rank(target) < best.rank(target):
+                    best = other
         return best
 
-    def _find(self, target: ModelForm, without: frozenset[str]) -> SearchResult | None:
-        changes: dict[str, Any] = {}
+    def _find(
+        self, target: ModelForm, without: frozenset[str], pins: Settings
+    ) -> SearchResult | None:
+        changes = {**self._start, **pins}
         form = self.form(changes)
         if form is None:
             return None
@@ -139,9 +115,56 @@ class SettingsSearch:
             if better is None:
                 break
             changes, form = better
-        changes = {name: v for name, v in changes.items() if v != self._settings[name]}
+        changes, form = self._needed(changes, form, target)
         odd = [key for key in form.numbers_unlike(target) if type(target.numbers[key]) is float]
         return SearchResult(changes, form, tuple(form.unlike(target)), tuple(odd))
+
+    def _told(self, target: ModelForm) -> dict[str, Any]:
+        """The values of settings that modules hold as they are, where these agree."""
+        found: dict[str, Any] = {}
+        for name, setting in self._settings.items():
+            effect = self.effect(name)
+            values = {
+                target.numbers.get(key)
+                for key, slope, start in (effect.sets_numbers() if effect is not None else ())
+                if (slope, start) == (1, 0)
+            }
+            if len(values) == 1 and (value := values.pop()) not in (None, setting):
+                found[name] = value
+        return found
+
+    def _implied(self) -> dict[str, Any]:
+        """The values that settings have which are not set, where a class makes them of others.
+
+        Once they are set, others can change without them.
+        """
+        base, found = self.form({}), dict[str, Any]()
+        if base is None:
+            return found
+        for name in (name for name, value in self._settings.items() if value is None):
+            effect = self.effect(name)
+            values = set()
+            for tensor, dim, slope, start in effect.dimensions() if effect is not None else ():
+                values.add((base.shapes[tensor][dim] - start) / slope)
+            if len(values) == 1 and (value := values.pop()) == int(value):
+                made = self.form({name: int(value)})
+                if made is not None and made == base:
+                    found[name] = int(value)
+        self._effects.clear()
+        return found
+
+    def _needed(
+        self, changes: dict[str, Any], form: ModelForm, target: ModelForm
+    ) -> tuple[dict[str, Any], ModelForm]:
+        """Takes back the changes without which the form is as near."""
+        for name in list(changes):
+            fewer = {key: value for key, value in changes.items() if key != name}
+            made = self.form(fewer)
+            if made is None or distance(made, target) > distance(form, target):
+                continue
+            if len(made.numbers_unlike(target)) <= len(form.numbers_unlike(target)):
+                changes, form = fewer, made
+        return changes, form
 
     def _approached(
         self,
@@ -158,25 +181,25 @@ class SettingsSearch:
             changes, form = better
         return changes, form
 
-    def effect(self, name: str) -> _Effect | None:
+    def effect(self, name: str) -> SettingEffect | None:
         """What a setting does, seen by changing it; None if nothing does not fail or change."""
         if name not in self._effects:
             self._effects[name] = self._seen(name)
         return self._effects[name]
 
-    def _seen(self, name: str) -> _Effect | None:
-        value = self._settings[name]
-        base = self.form({})
-        if _is_number(value):
-            for other in _others(value):
-                form = self.form({name: other})
+    def _seen(self, name: str) -> SettingEffect | None:
+        value = self._start.get(name, self._settings[name])
+        base = self.form(self._start)
+        if isinstance(value, (int, float)):
+            for other in other_values(value):
+                form = self.form({**self._start, name: other})
                 if form is not None and base is not None:
-                    return _Effect((value, other), (base, form))
+                    return SettingEffect((value, other), (base, form))
         elif value is None:
-            known = [(v, f) for v in _UNSET if (f := self.form({name: v})) is not None]
+            known = [(v, f) for v in UNSET if (f := self.form({name: v})) is not None]
             if len(known) > 1:
                 (one, first), (two, second) = known[:2]
-                return _Effect((one, two), (first, second))
+                return SettingEffect((one, two), (first, second))
         return None
 
     def nearest(
@@ -223,9 +246,9 @@ class SettingsSearch:
                     continue
                 found = {(wanted[dim] - start) / slope}
                 if now is not None:
-                    # From where it stands, since other settings may set it as well. Or it divides
-                    # another one, as the number of heads divides the width.
-                    found = {now + (wanted[dim] - has[dim]) / slope, now * has[dim] / wanted[dim]}
+                    # Straight on, as a factor of the length, or as what another is divided by.
+                    ratio = wanted[dim] / has[dim] if wanted[dim] and has[dim] else 1.0
+                    found = {now + (wanted[dim] - has[dim]) / slope, now * ratio, now / ratio}
                 votes.update((name, int(v)) for v in found - {now} if v > 0 and v == int(v))
             if wrong - form.shapes.keys() or wrong - target.shapes.keys():
                 self._vote_for_counts(name, now, effect, votes)
@@ -239,7 +262,10 @@ class SettingsSearch:
         found = self._best(changes, ranked, form, target)
         if found is None:
             pairs = [{**one, **two} for n, one in enumerate(ranked) for two in ranked[:n]]
-            found = self._best(changes, pairs, form, target)
+            together: dict[str, Any] = {}
+            for change in reversed(ranked):
+                together |= change
+            found = self._best(changes, [*pairs, together], form, target)
         for change in () if found is not None else ranked:  # a second one that the first calls for
             changed = {**changes, **change}
             made = self.form(changed)
@@ -272,14 +298,14 @@ class SettingsSearch:
             if (made := self.form({**changes, **change})) is not None
         ]
         found.sort(
-            key=lambda item: (*_distance(item[1], target), len(item[1].numbers_unlike(target)))
+            key=lambda item: (*distance(item[1], target), len(item[1].numbers_unlike(target)))
         )
-        nearer = bool(found) and _distance(found[0][1], target) < _distance(form, target)
+        nearer = bool(found) and distance(found[0][1], target) < distance(form, target)
         return found[0] if nearer else None
 
     @staticmethod
     def _vote_for_counts(
-        name: str, now: Any, effect: _Effect, votes: Counter[tuple[str, Any]]
+        name: str, now: Any, effect: SettingEffect, votes: Counter[tuple[str, Any]]
     ) -> None:
         """Proposes one more and one less of what a setting counts, such as blocks."""
         one, two = effect.forms
@@ -323,28 +349,3 @@ def _like(setting: Any, value: float) -> float | None:
     if type(setting) is float:
         return float(value)
     return int(value) if value == int(value) else None
-
-
-_UNSET = (8, 16, 32, 24)
-"""Values to see what a setting does that is not set."""
-
-
-def _others(value: float) -> Iterator[float]:
-    if type(value) is int:
-        yield from (2 * value or 1, value + 1, 3 * value, value // 2)
-    else:
-        yield from (2 * value or 1e-3, value + 1.0)
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float)
-
-
-def _distance(form: ModelForm, target: ModelForm) -> tuple[int, int]:
-    """How far a form is from another: the tensors with other shapes, and the other lengths."""
-    wrong = form.unlike(target)
-    lengths = 0
-    for name in wrong:
-        one, two = form.shapes.get(name, ()), target.shapes.get(name, ())
-        lengths += sum(a != b for a, b in zip(one, two, strict=False)) + abs(len(one) - len(two))
-    return len(wrong), lengths

@@ -30,7 +30,7 @@ from splitgrow.utils.rollback import Undo, temporarily
 
 
 def copied_block(
-    model: nn.Module, path: str, sites: Sites, inputs: ExampleCall, undo: Undo
+    model: nn.Module, path: str, sites: Sites, inputs: ExampleCall
 ) -> tuple[nn.Module, dict[int, nn.Module]]:
     """A plain copy of a block that returns its input unchanged if that is the block's output.
 
@@ -41,7 +41,6 @@ def copied_block(
         path: The path of the block.
         sites: The places of the model.
         inputs: Its example inputs.
-        undo: Takes back the change of the model's number of blocks.
 
     Raises:
         InsertionError: If the block is not called once with a tensor that it returns in the same
@@ -74,7 +73,6 @@ def copied_block(
     for name in names:
         zeroed(memo[id(sites.modules[name])])
     let_learn_(block)
-    announce_(block, model, sites.modules[path], undo)
     _check(model, (path, sites.modules[path]), block, inputs)
     parts = {id(part): part for part in sites.modules[path].modules()}
     return block, {id(memo[key]): part for key, part in parts.items() if key in memo}
@@ -223,6 +221,7 @@ def _check(
         )
     preserve_(model, undo)
     preserve_(block, undo)
+    announce_(block, model, original, undo)
     torch.set_grad_enabled(False)
     generator = torch.Generator(x.device).manual_seed(0)
     for scale in (0.0, 1.0, 10.0):

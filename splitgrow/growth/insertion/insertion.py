@@ -19,7 +19,7 @@ from splitgrow.growth.apply import close_generation_
 from splitgrow.growth.edit_check import before_edit
 from splitgrow.growth.edits import Edit, Insertion
 from splitgrow.growth.history import History, check_structure, keep_, structure
-from splitgrow.growth.insertion.block_copies import captured, copied_block
+from splitgrow.growth.insertion.block_copies import announce_, captured, copied_block
 from splitgrow.growth.insertion.builders import (
     Builder,
     keeps_shape,
@@ -55,8 +55,8 @@ def plan_insertion(
     undo: Undo, model: nn.Module, history: History, after: After, wanted: Wanted, *, freeze: bool
 ) -> Edit:
     """The edit for an insertion, not applied."""
-    edit = _plan(model, history, after, wanted, undo, freeze=freeze).edit
-    undo.take_back()
+    edit = _plan(model, history, after, wanted, freeze=freeze).edit
+    undo.take_back()  # random numbers that were drawn
     return edit
 
 
@@ -72,7 +72,7 @@ def insert_(  # noqa: PLR0913
     check: bool,
 ) -> Edit:
     """Inserts a module."""
-    planned = _plan(model, history, after, wanted, undo, freeze=freeze)
+    planned = _plan(model, history, after, wanted, freeze=freeze)
     edit = planned.edit
     before = before_edit(model, history, check=check)
     (insertion,) = edit.inserted
@@ -97,7 +97,7 @@ def insert_(  # noqa: PLR0913
 
 
 def _plan(
-    model: nn.Module, history: History, after: After, wanted: Wanted, undo: Undo, *, freeze: bool
+    model: nn.Module, history: History, after: After, wanted: Wanted, *, freeze: bool
 ) -> _Planned:
     check_structure(model, history)
     wanted.check()
@@ -108,10 +108,11 @@ def _plan(
         call = sites.call_of(path)
         host, before, unit = path, False, path
         module: nn.Module
-        module, originals = copied_block(model, path, sites, history.inputs, undo)
+        module, originals = copied_block(model, path, sites, history.inputs)
         width, tensor_result = sites.width_of(path), call.tuple_of is None
         recipe: dict[str, Any] = {"copy": path}
-        prepare: Callable[[Undo], None] = _nothing
+        # Once a generation is closed, of which this is no part.
+        prepare: Callable[[Undo], None] = partial(announce_, module, model, history.modules[path])
     elif wanted.kind == "replacement":
         host = unit = _module_path(history, after)
         before, prepare = False, _nothing

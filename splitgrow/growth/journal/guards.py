@@ -19,7 +19,7 @@ _KEPT = "grown_by_splitgrow.use_splitgrow_save_pretrained."
 """The prefix under which a tensor is kept whose name has an empty one; loaders show it."""
 
 
-def guarded(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+def with_guards(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """A grown model's state_dict that no other loader takes for a plain model's.
 
     Args:
@@ -47,7 +47,7 @@ def _empty(tensor: Tensor) -> Tensor:
 
 
 def without_guards_(state: MutableMapping[str, Any], prefix: str) -> None:
-    """Takes out what `guarded` has added.
+    """Takes out what `with_guards` has added.
 
     Args:
         state: The state_dict.
