@@ -190,16 +190,41 @@ def _save_pretrained(
     """
     cls: Any = _made_here(self)
     save = super(cls, self).save_pretrained
-    if not history_of(self).edits:
-        given = {} if state_dict is None else {"state_dict": state_dict}
-        return save(save_directory, *args, **given, **kwargs)
     if state_dict is None:
+        _refuse_grown(self, "save_pretrained")
+        return save(save_directory, *args, **kwargs)
+    if history_of(self).edits:
+        state_dict = with_guards(self, state_dict)
+    return save(save_directory, *args, state_dict=state_dict, **kwargs)
+
+
+def _push_to_hub(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Pushes as the model's class does, and refuses where others would read another network.
+
+    Raises:
+        ExportError: If the model has grown.
+    """
+    _refuse_grown(self, "push_to_hub")
+    cls: Any = _made_here(self)
+    return super(cls, self).push_to_hub(*args, **kwargs)
+
+
+def _refuse_grown(model: nn.Module, method: str) -> None:
+    """Makes sure that a model has not grown.
+
+    Raises:
+        ExportError: If it has.
+    """
+    if history_of(model).edits:
         raise ExportError(
-            f"from_pretrained would make another network of what a grown {cls.__name__} saves by "
-            f"its own save_pretrained. Use splitgrow.save_pretrained(model, directory), which "
+            f"from_pretrained would make another network of what a grown {type(model).__name__} "
+            f"saves by its own {method}. Use splitgrow.save_pretrained(model, directory), which "
             f"brings the config up to date, or splitgrow.save for a checkpoint to go on from"
         )
-    return save(save_directory, *args, state_dict=with_guards(self, state_dict), **kwargs)
+
+
+_SAVING = {"save_pretrained": _save_pretrained, "push_to_hub": _push_to_hub}
+"""Methods of models of transformers, of which only splitgrow's own know growth."""
 
 
 def _apply(self: nn.Module, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
@@ -304,8 +329,9 @@ def _made_class(
     }
     if hasattr(original, "__deepcopy__"):
         members["__deepcopy__"] = _deepcopy
-    if hasattr(original, "save_pretrained"):
-        members["save_pretrained"] = _save_pretrained
+    for name, own in _SAVING.items():
+        if hasattr(original, name):
+            members[name] = own
     return type(
         original.__name__,
         (original,),

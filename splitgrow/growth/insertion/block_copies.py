@@ -212,6 +212,9 @@ def _check(
         InsertionError: If it does not.
     """
     path, original = host
+    preserve_(model, undo)
+    preserve_(block, undo)
+    announce_(block, model, original, undo)  # caches that are among the arguments have room for it
     args, kwargs = captured(model, original, inputs)
     x = first_argument(original, args, kwargs)
     if x.is_meta:
@@ -219,9 +222,6 @@ def _check(
             f"a copy of `{path}` is tried out on values before it is believed, and the meta device "
             f"has none; insert it where the model has values"
         )
-    preserve_(model, undo)
-    preserve_(block, undo)
-    announce_(block, model, original, undo)
     torch.set_grad_enabled(False)
     generator = torch.Generator(x.device).manual_seed(0)
     for scale in (0.0, 1.0, 10.0):

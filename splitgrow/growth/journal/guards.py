@@ -22,11 +22,13 @@ _KEPT = "grown_by_splitgrow.use_splitgrow_save_pretrained."
 def with_guards(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """A grown model's state_dict that no other loader takes for a plain model's.
 
+    Of tied tensors it has one, as safetensors wants it.
+
     Args:
         model: The model.
         state: Its state_dict. It is not changed.
     """
-    found = dict(state)
+    found = _once(state)
     first = next((n for n, t in state.items() if isinstance(t, Tensor) and _is_plain(n, t)), None)
     if first is not None:
         found[f"{_KEPT}{first}"] = found[first]
@@ -35,6 +37,19 @@ def with_guards(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(module, SplitLayer):
             for key, tensor in module.original.state_dict(keep_vars=True).items():
                 found.setdefault(plain_name(module, path, key), _empty(tensor))
+    return found
+
+
+def _once(state: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    known: set[Any] = set()
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.numel() and not value.is_meta:
+            place = value.device, value.data_ptr(), value.shape, value.stride()
+            if place in known:
+                continue
+            known.add(place)
+        found[name] = value
     return found
 
 
