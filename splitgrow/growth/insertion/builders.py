@@ -187,9 +187,17 @@ class Builder:
 
 @torch.no_grad()
 def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer with all its parameters zero."""
+    """The layer with parameters that make zeros of anything: all zero, or a factor 1 + w of -1."""
     for parameter in layer.parameters(recurse=False):
         parameter.zero_()
+    weight = layer._parameters.get("weight")  # noqa: SLF001 - the layer's own
+    entry = layer_type_of(layer)
+    if weight is None or weight.dim() != 1 or weight.is_meta or entry is None:
+        return layer
+    if entry.diagonal(layer) and entry.channel_dim(layer) == -1:
+        like = torch.linspace(-1, 2, 2 * len(weight), device=weight.device, dtype=weight.dtype)
+        if layer(like.view(2, -1)).count_nonzero():
+            weight.fill_(-1)
     return layer
 
 

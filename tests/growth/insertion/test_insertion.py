@@ -701,3 +701,95 @@ def test_torch_compile_follows_what_was_inserted() -> None:
     disturb(model)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert_equal(outputs_of(compiled, x()), outputs_of(model, x()))
+
+
+def test_a_block_whose_branches_end_with_a_norm_of_one_plus_w_gets_a_factor_of_zero() -> None:
+    """As Gemma's blocks are written: x + norm(f(x)), with a norm that multiplies by 1 + w."""
+
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.eps, self.weight = 1e-6, nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+    class Branched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.norm = nn.Linear(4, 4), Norm()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.norm(self.lin(x).tanh())
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    net = nn.Sequential(Branched(), nn.Linear(4, 2)).double().eval()
+    model: Any = splitgrow.growable(net, x)
+    before = model(x)
+    model.insert_layer("0", "block")
+    assert_equal(model(x), before)
+    norm = model.get_submodule("0.inserted1.norm")
+    assert bool((norm.weight == -1).all())
+    model(x).square().sum().backward()
+    assert norm.weight.grad.abs().min() > 0
+
+
+def test_a_block_with_two_branches_beside_each_other_has_zeros_in_both() -> None:
+    """As GPT-J's blocks are written: x + attention(norm(x)) + mlp(norm(x))."""
+
+    class Parallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(4)
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            return self.one(y) + self.two(y.tanh()) + x
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    model: Any = splitgrow.growable(nn.Sequential(Parallel(), nn.Linear(4, 2)).double().eval(), x)
+    before = model(x)
+    model.insert_layer("0", "block")
+    assert_equal(model(x), before)
+    copy = model.get_submodule("0.inserted1")
+    assert not copy.one.weight.any()
+    assert not copy.two.weight.any()
+
+
+def test_a_block_that_reshapes_what_it_passes_on_can_be_copied() -> None:
+    """As OPT's blocks are written: the stream goes through a view within the block."""
+
+    class Reshaping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.one(x.tanh())
+            shape = x.shape
+            x = x.reshape(-1, x.size(-1))
+            return (x + self.two(x.relu())).view(shape)
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    model: Any = splitgrow.growable(nn.Sequential(Reshaping(), nn.Linear(4, 2)).double().eval(), x)
+    before = model(x)
+    model.insert_layer("0", "block")
+    assert_equal(model(x), before)
+
+
+def test_what_lies_behind_the_sum_of_a_block_is_named() -> None:
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x + self.lin(x))
+
+    model: Any = splitgrow.growable(nn.Sequential(Behind(), nn.Linear(4, 2)), torch.ones(1, 4))
+    with pytest.raises(splitgrow.InsertionError, match="`0.norm` lies behind the sum"):
+        model.insert_layer("0", "block")
