@@ -177,24 +177,28 @@ def _loading(undo: Undo, history: History, load: Callable[[], Any]) -> Any:
     return load()
 
 
+_NOT_GIVEN = object()
+
+
 def _save_pretrained(
-    self: nn.Module, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any
+    self: nn.Module, save_directory: Any, *args: Any, state_dict: Any = _NOT_GIVEN, **kwargs: Any
 ) -> Any:
     """Saves as the model's class does, and refuses where others would read another network.
 
-    Trainers pass the state_dict of a checkpoint. It has the history, so a fresh growable model
-    becomes this one by it. Its entries are made such that ``from_pretrained`` does not take it.
+    Trainers name a state_dict for a checkpoint, or None for the model's own. That has the history,
+    so a fresh growable model becomes this one by it. Its entries are made such that
+    ``from_pretrained`` does not take it.
 
     Raises:
-        ExportError: If the model has grown, and no state_dict is given.
+        ExportError: If the model has grown, and no state_dict is named.
     """
     cls: Any = _made_here(self)
     save = super(cls, self).save_pretrained
-    if state_dict is None:
+    if state_dict is _NOT_GIVEN:
         _refuse_grown(self, "save_pretrained")
         return save(save_directory, *args, **kwargs)
     if history_of(self).edits:
-        state_dict = with_guards(self, state_dict)
+        state_dict = with_guards(self, self.state_dict() if state_dict is None else state_dict)
     return save(save_directory, *args, state_dict=state_dict, **kwargs)
 
 

@@ -791,5 +791,5 @@ def test_what_lies_behind_the_sum_of_a_block_is_named() -> None:
             return self.norm(x + self.lin(x))
 
     model: Any = splitgrow.growable(nn.Sequential(Behind(), nn.Linear(4, 2)), torch.ones(1, 4))
-    with pytest.raises(splitgrow.InsertionError, match="`0.norm` lies behind the sum"):
+    with pytest.raises(splitgrow.InsertionError, match=r"`0\.norm` lies behind the sum"):
         model.insert_layer("0", "block")

@@ -1,0 +1,170 @@
+"""Growth in the Trainer of transformers: `pip install splitgrow[transformers]`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from torch import nn
+
+import splitgrow
+
+if TYPE_CHECKING:
+    _Trainer = Any
+else:
+    _Trainer = object
+
+Growth = Mapping[int | str, int] | Callable[[Any, Any], Any]
+"""New units by layer, as `expand` takes them; or a function of the growable model, to which it is
+`splitgrow.handle`, and of the optimizer."""
+
+
+class GrowthCallback(transformers.TrainerCallback):
+    """Grows the model of a Trainer in the middle of its training.
+
+    Growth comes at the end of a step, before the checkpoint of that step is written. New parameters
+    join the optimizer's groups, and existing ones keep their state. A run that is resumed does not
+    grow again: its model has what the checkpoint had.
+
+    Args:
+        growths: What to do at the end of which steps, by the number of optimizer steps so far.
+        options: Further arguments of `expand`, such as ``initializer`` and ``freeze``.
+
+    Raises:
+        TypeError: If a step is no int, or a growth is neither a mapping nor callable.
+        ValueError: If a step is not positive.
+
+    While it trains:
+        UnsupportedModelError: If no part of the model is growable, or DeepSpeed holds it.
+        SplitGrowError: As the growth itself; the model and its optimizer stay as they are.
+
+    Example:
+        >>> callback = GrowthCallback(
+        ...     {
+        ...         1000: {"model.layers.0.mlp.up_proj": 64},
+        ...         2000: lambda model, optimizer: model.insert_layer(
+        ...             "model.layers.0", "block", optimizer=optimizer
+        ...         ),
+        ...     },
+        ...     freeze=False,
+        ... )
+        >>> sorted(callback.growths)
+        [1000, 2000]
+    """
+
+    def __init__(self, growths: Mapping[int, Growth], **options: Any) -> None:
+        for step, growth in growths.items():
+            if not isinstance(step, int) or isinstance(step, bool):
+                raise TypeError(f"growths maps numbers of steps to growths, got the step {step!r}")
+            if step < 1:
+                raise ValueError(f"growth comes at the end of a step, counted from 1, got {step}")
+            if not isinstance(growth, Mapping) and not callable(growth):
+                raise TypeError(
+                    f"a growth is a mapping from layers to numbers of new units, or a function of "
+                    f"the model and the optimizer, got {growth!r} at step {step}"
+                )
+        self.growths, self.options = dict(growths), options
+        self._done: set[int] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes note of the growths that a resumed run has behind it.
+
+        Raises:
+            UnsupportedModelError: If no part of the model is growable, or DeepSpeed holds it.
+        """
+        del control
+        if getattr(args, "deepspeed", None):
+            raise splitgrow.UnsupportedModelError(
+                "DeepSpeed keeps flat copies of the parameters, which would miss new ones: train "
+                "by DistributedDataParallel or fully_shard, with splitgrow.distributed, or grow "
+                "between two runs"
+            )
+        growable_in(kwargs["model"])
+        self._done = {step for step in self.growths if step <= state.global_step}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Grows, where this step is one of those."""
+        del args, control
+        for step in sorted(self.growths.keys() - self._done):
+            if step > state.global_step:
+                break
+            growth, model = self.growths[step], growable_in(kwargs["model"])
+            if callable(growth):
+                growth(splitgrow.handle(model), kwargs["optimizer"])
+            else:
+                growing = splitgrow.handle(model)
+                growing.expand(growth, optimizer=kwargs["optimizer"], **self.options)
+            self._done.add(step)
+
+
+def growable_in(model: nn.Module) -> nn.Module:
+    """The growable model in what a trainer holds, which may have a loss or a wrapper around it.
+
+    Args:
+        model: The trainer's model.
+
+    Raises:
+        UnsupportedModelError: If there is none.
+
+    Example:
+        >>> import torch
+        >>> net = splitgrow.growable(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.ones(1, 2))
+        >>> growable_in(nn.ModuleDict({"net": net})) is net
+        True
+    """
+    for module in model.modules():
+        try:
+            splitgrow.handle(module)
+        except splitgrow.SplitGrowError:
+            continue
+        return module
+    raise splitgrow.UnsupportedModelError(
+        f"no part of the {type(model).__name__} is growable: pass the Trainer what "
+        f"splitgrow.growable(model, example_inputs) returns"
+    )
+
+
+class GrowingTrainerMixin(_Trainer):  # type: ignore[misc]
+    """What a Trainer needs so that a run that grows resumes to the bit.
+
+    The optimizer's checkpoints go by the parameters' names (`splitgrow.by_name`), since torch
+    matches them by position. `save_model` saves what ``from_pretrained`` reads
+    (`splitgrow.save_pretrained`); checkpoints of the run keep the blocks and their history.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> class GrowingTrainer(GrowingTrainerMixin, Trainer):
+        ...     pass
+        >>> issubclass(GrowingTrainer, Trainer)
+        True
+    """
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's optimizer, with checkpoints by name."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        self.optimizer = splitgrow.by_name(optimizer, self.model)
+        return self.optimizer
+
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> Any:  # noqa: FBT001, FBT002
+        """Saves a checkpoint of the run as it is, and else a model that ``from_pretrained`` reads.
+
+        Raises:
+            ExportError: As `splitgrow.save_pretrained`.
+        """
+        model = self.model
+        whole = hasattr(model, "save_pretrained") and getattr(model, "config", None) is not None
+        try:
+            grown = bool(splitgrow.handle(model).edits) if whole else False
+        except splitgrow.SplitGrowError:
+            grown = False
+        if _internal_call or not grown:
+            return super().save_model(output_dir, _internal_call)
+        directory = self.args.output_dir if output_dir is None else output_dir
+        if self.args.should_save:
+            splitgrow.save_pretrained(model, directory)
+            tokens = getattr(self, "processing_class", None)
+            if tokens is not None:
+                tokens.save_pretrained(directory)
+        return None
