@@ -13,6 +13,7 @@ from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.growable_class import class_for
 from splitgrow.growth.history import History, changed_modules, grown_elsewhere, structure
 from splitgrow.growth.history_lookup import HISTORY
+from splitgrow.growth.own_configs import own_configs_
 from splitgrow.growth.value_trials import fix_what_values_break
 from splitgrow.handle import Handle
 from splitgrow.utils.example_call import ExampleInputs, example_call
@@ -111,6 +112,7 @@ def growable(
         )
         if old is not None:
             _carry_on(history, old)
+        own_configs_(model, undo)
         adopt_(model, history, undo)
         return model
 

@@ -23,6 +23,7 @@ def test_the_public_names_are_these() -> None:
         "CheckpointError",
         "DistributedError",
         "Edit",
+        "ExportError",
         "FadeIn",
         "FadeSchedule",
         "FixedWidthError",
@@ -68,6 +69,7 @@ def test_the_public_names_are_these() -> None:
         "register_layer",
         "register_op",
         "save",
+        "save_pretrained",
         "unregister_layer",
         "unregister_op",
     ]

@@ -14,10 +14,10 @@ from torch import nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, HeldNumber
 from splitgrow.analysis.channels.channel_axes import Axis
+from splitgrow.layers.block_numbers import CONFIGS
 
 _CLASSES = frozenset(("num_labels", "num_classes", "n_classes", "nb_classes"))
 _WORDS = frozenset(("vocab_size", "n_vocab", "num_tokens"))
-_CONFIGS = ("config", "cfg")
 
 
 def named_numbers(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> Iterator[HeldNumber]:
@@ -41,7 +41,7 @@ def _held(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, int]]:
         for name in sorted((_CLASSES | _WORDS) & own.keys()):
             if type(own[name]) is int:
                 yield path, name, own[name]
-        for key in _CONFIGS:
+        for key in CONFIGS:
             config: Any = own.get(key)
             if not hasattr(config, "__dict__") or id(config) in seen:
                 continue

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
-Growth = Mapping[int | str, int] | Callable[[Any, Any], Any]
+_Growth = Mapping[int | str, int] | Callable[[Any, Any], Any]
 """New units by layer, as `expand` takes them; or a function of the growable model, to which it is
 `splitgrow.handle`, and of the optimizer."""
 
@@ -54,7 +54,7 @@ class GrowthCallback(transformers.TrainerCallback):
         [1000, 2000]
     """
 
-    def __init__(self, growths: Mapping[int, Growth], **options: Any) -> None:
+    def __init__(self, growths: Mapping[int, _Growth], **options: Any) -> None:
         for step, growth in growths.items():
             if not isinstance(step, int) or isinstance(step, bool):
                 raise TypeError(f"growths maps numbers of steps to growths, got the step {step!r}")
@@ -81,7 +81,7 @@ class GrowthCallback(transformers.TrainerCallback):
                 "by DistributedDataParallel or fully_shard, with splitgrow.distributed, or grow "
                 "between two runs"
             )
-        growable_in(kwargs["model"])
+        find_growable(kwargs["model"])
         self._done = {step for step in self.growths if step <= state.global_step}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -90,7 +90,7 @@ class GrowthCallback(transformers.TrainerCallback):
         for step in sorted(self.growths.keys() - self._done):
             if step > state.global_step:
                 break
-            growth, model = self.growths[step], growable_in(kwargs["model"])
+            growth, model = self.growths[step], find_growable(kwargs["model"])
             if callable(growth):
                 growth(splitgrow.handle(model), kwargs["optimizer"])
             else:
@@ -99,7 +99,7 @@ class GrowthCallback(transformers.TrainerCallback):
             self._done.add(step)
 
 
-def growable_in(model: nn.Module) -> nn.Module:
+def find_growable(model: nn.Module) -> nn.Module:
     """The growable model in what a trainer holds, which may have a loss or a wrapper around it.
 
     Args:
@@ -111,7 +111,7 @@ def growable_in(model: nn.Module) -> nn.Module:
     Example:
         >>> import torch
         >>> net = splitgrow.growable(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.ones(1, 2))
-        >>> growable_in(nn.ModuleDict({"net": net})) is net
+        >>> find_growable(nn.ModuleDict({"net": net})) is net
         True
     """
     for module in model.modules():

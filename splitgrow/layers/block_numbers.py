@@ -19,7 +19,8 @@ _OTHER = re.compile(
     r"^(max|min|first|last|every|skip|moe)_|shared|kv|group|(interval|freq|step)s?$"
 )
 _SIDES = ("encoder", "decoder")
-_CONFIGS = ("config", "cfg")
+CONFIGS = ("config", "cfg")
+"""The attributes in which modules hold their configurations."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def place_numbers(blocks: Sequence[nn.Module]) -> list[PlaceNumber]:
 
 def configs_in(modules: Iterable[nn.Module]) -> list[Any]:
     """The configurations that modules hold, each once: objects with attributes."""
-    held = (vars(module).get(name) for module in modules for name in _CONFIGS)
+    held = (vars(module).get(name) for module in modules for name in CONFIGS)
     return list({id(one): one for one in held if hasattr(one, "__dict__")}.values())
 
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.layers.fade import FadeIn
-from splitgrow.layers.hooks import HOOKS, carry_hooks_, computing_hooks
+from splitgrow.layers.hooks import HOOKS, STORES, carry_hooks_, computing_hooks
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import may_hold
 from splitgrow.layers.split_layer import SplitLayer
@@ -57,6 +57,8 @@ def plain_copy(
     for part in module.modules():
         if isinstance(part, SplitLayer):
             memo[id(part)] = layer = _stock_of_computed(part, view, stock_of)
+            # A handle that the model keeps removes the hook from the stock layer.
+            memo.update((id(vars(part)[name]), vars(layer)[name]) for name in STORES)
             grown.append((part.original, layer))
             theirs.append((layer, _users_own(part, layer)))
             if finish is not None:
@@ -134,7 +136,7 @@ def _copied(module: nn.Module, memo: dict[int, Any], more: Iterable[_Stores]) ->
         copied: nn.Module = copy.deepcopy(module, memo)
         grown = (part for part in module.modules() if isinstance(part, SplitLayer))
         for part in grown:  # not part of the module's copy
-            copy.deepcopy([vars(part)[name] for name in HOOKS], memo)
+            copy.deepcopy([dict(vars(part)[name]) for name in HOOKS], memo)
         copy.deepcopy(list(more), memo)
     except MemoryError:  # not the model's fault
         raise

@@ -74,6 +74,21 @@ def test_labels_keep_their_names() -> None:
     assert list(model.config.id2label.values()) == ["cat", "dog", "bird", "LABEL_3"]
 
 
+def test_a_model_made_from_the_same_configuration_keeps_its_own() -> None:
+    one, other = Classifier(), Classifier()
+    other.config = one.config
+    part = nn.ReLU()
+    part.config = one.config
+    one.part = part
+    model: Any = splitgrow.growable(one, IDS)
+    model.expand_layer("head", 2)
+    assert (model.config.num_labels, other.config.num_labels) == (5, 3)
+    assert model.part.config is model.config
+    alone = Classifier()
+    config = alone.config
+    assert splitgrow.growable(alone, IDS).config is config
+
+
 def test_a_number_of_another_length_stays() -> None:
     net = Classifier()
     net.num_classes = 7

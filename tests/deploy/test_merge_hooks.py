@@ -268,3 +268,19 @@ def test_what_the_user_has_put_on_a_grown_layer_comes_along(way, put, before):
 def test_nothing_of_ours_is_put_on_the_stock_layer():
     layer = splitgrow.merge(grown()).body[3]
     assert vars(layer).keys() == vars(nn.Linear(2, 2)).keys()
+
+
+def test_a_handle_that_the_model_keeps_removes_the_hook_of_the_merged_layer() -> None:
+    """As transformers keep one of the embedding, for gradient checkpointing."""
+    net: Any = Box().double().eval()
+    net.kept = [net.body[3].register_forward_hook(twice, always_call=True)]
+    model: Any = splitgrow.growable(net, X)
+    model.expand_layer("body.3", 2)
+    stir(model)
+    merged: Any = splitgrow.merge(model)
+    assert_equal(merged(X), model(X))
+    copied = copy.deepcopy(merged)
+    copied.kept[0].remove()
+    assert not copied.body[3]._forward_hooks
+    assert (copied(X) - merged(X)).abs().max() > 1e-3
+    assert_equal(merged(X), model(X))

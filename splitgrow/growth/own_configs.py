@@ -1,0 +1,45 @@
+"""A configuration of a model's own, where models share one that was passed to both.
+
+Growth brings a model's configuration up to date. Another model that was made from the same object
+has not grown.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Container
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from splitgrow.layers.block_numbers import CONFIGS, configs_in
+from splitgrow.utils.rollback import Undo
+
+
+def own_configs_(model: nn.Module, undo: Undo) -> None:
+    """Gives a model copies of the configurations that modules outside of it hold as well.
+
+    Args:
+        model: The model.
+        undo: Takes it back.
+    """
+    modules = list(model.modules())
+    ours = {id(module) for module in modules}
+    for config in configs_in(modules):
+        if not _held_elsewhere(config, ours):
+            continue
+        own = copy.deepcopy(config)
+        for module in modules:
+            for name in CONFIGS:
+                if vars(module).get(name) is config:
+                    undo.on_failure(partial(vars(module).__setitem__, name, config))
+                    vars(module)[name] = own
+
+
+def _held_elsewhere(config: Any, ours: Container[int]) -> bool:
+    """Whether a module that is none of ours holds a configuration in an attribute."""
+    holders = gc.get_referrers(config)
+    holders += [each for held in holders if type(held) is dict for each in gc.get_referrers(held)]
+    return any(isinstance(each, nn.Module) and id(each) not in ours for each in holders)
