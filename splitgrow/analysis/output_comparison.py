@@ -227,23 +227,26 @@ def places_of(before: Sequence[Tensor], now: Sequence[Tensor]) -> list[int]:
     return found
 
 
-def in_order_of(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> list[Tensor]:
-    """The expected tensors, those that differ exchanged for others that fit better.
+def order_of(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> list[int]:
+    """The expected tensors' places in the order of the actual ones, where that is another one.
 
     A plain model has the caches of inserted blocks between those of their neighbours, a growable
-    model has them at the end. The first tensor keeps its place.
+    model has them at the end. The first tensor keeps its place. Where no other order fits, they
+    keep theirs.
     """
-    found = list(expected)
+    same = list(range(len(expected)))
     if len(actual) != len(expected) or difference(actual, expected) <= _NEAR:
-        return found
-    left = [n for n in range(1, len(found)) if _difference(actual[n], found[n]) > _NEAR]
+        return same
+    found = list(same)
+    left = [n for n in same[1:] if _difference(actual[n], expected[n]) > _NEAR]
     free = list(left)
     for place in left:
         gaps = {n: _difference(actual[place], expected[n]) for n in free}
         best = min(gaps, key=lambda n: gaps[n])
-        found[place] = expected[best]
+        found[place] = best
         free.remove(best)
-    return found
+    fits = difference(actual, [expected[n] for n in found]) <= _NEAR
+    return found if fits else same
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

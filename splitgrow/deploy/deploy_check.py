@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from splitgrow.analysis.output_comparison import (
     Comparison,
@@ -13,7 +13,7 @@ from splitgrow.analysis.output_comparison import (
     compared,
     fitting,
     has_values,
-    in_order_of,
+    order_of,
     outputs_of,
 )
 from splitgrow.growth.history import History, view_
@@ -88,16 +88,18 @@ def held_against(
         actual = outputs_of(network, inputs, touched=touched)
     except NotRunnableError as error:
         return Verdict(0.0, fault=f"does not run on the example inputs ({error})")
-    if spread:
-        expected = in_order_of(actual, expected)
+    order = order_of(actual, expected) if spread else list(range(len(expected)))
+    expected = [expected[n] for n in order]
     found = compared(
         actual, expected, lambda: outputs_of(network, inputs, noisy=True, touched=touched)
     )
     if not found.same:
         # The model may round more coarsely, where a folded norm had subtracted much.
-        again = compared(
-            expected, actual, lambda: outputs_of(model, inputs, noisy=True, touched=touched)
-        )
+        def noisy() -> list[Tensor]:
+            moved = outputs_of(model, inputs, noisy=True, touched=touched)
+            return [moved[n] for n in order]
+
+        again = compared(expected, actual, noisy)
         found = again if again.same else found
     return Verdict(found.difference, fault=_fault(found))
 

@@ -183,13 +183,14 @@ def _write(
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as made_in:
         _save(plain, made_in, options)
         again = _read(type(plain), made_in, next(plain.parameters()))
+        _lend_buffers_(again, plain)
         verdict = held_against(model, history, generation, again, "save_pretrained", spread=True)
         if verdict.fault:
+            name, config = type(plain).__name__, type(plain.config).__name__
             raise ExportError(
-                f"a {type(plain).__name__} made of a {type(plain.config).__name__} with the grown "
-                f"shapes {verdict.fault}; a setting of each layer would be needed that the config "
-                f"has once{_odd_numbers(again, plain)}. Nothing was written; splitgrow.merge makes "
-                f"a plain model of it, for torch.save"
+                f"a {name} that is made of a {config} with the grown shapes {verdict.fault}"
+                f"{_cause(again, plain)}. Nothing was written; splitgrow.merge makes a plain model "
+                f"of it, for torch.save"
             )
         directory.mkdir(exist_ok=True)
         for file in Path(made_in).iterdir():
@@ -223,11 +224,31 @@ def _read(kind: Any, directory: str, like: torch.Tensor) -> nn.Module:
     return again.to(like.device)
 
 
-def _odd_numbers(again: nn.Module, plain: nn.Module) -> str:
-    """Names attributes that differ in the model that was read."""
+def _lend_buffers_(again: nn.Module, plain: nn.Module) -> None:
+    """Gives a model that was read buffers that its class makes anew, where these are as good.
+
+    A model that was cast has them from single precision, say. No checkpoint has them.
+    """
+    modules = dict(plain.named_modules())
+    for path, module in again.named_modules():
+        for name in module._non_persistent_buffers_set:  # noqa: SLF001 - torch has no other way
+            own = modules[path]._buffers.get(name) if path in modules else None  # noqa: SLF001
+            made = module._buffers.get(name)  # noqa: SLF001
+            if own is None or made is None or own.shape != made.shape or own.dtype != made.dtype:
+                continue
+            if torch.allclose(own, made, rtol=1e-5, atol=1e-7):
+                module._buffers[name] = own  # noqa: SLF001
+
+
+def _cause(again: nn.Module, plain: nn.Module) -> str:
+    """What differs in a model that was read: a tensor that its class makes anew, or a number."""
+    read = again.state_dict()
+    for name, tensor in plain.state_dict().items():
+        if name in read and not torch.equal(read[name], tensor):
+            return f", since its class makes `{name}` anew when it is read"
     target = ModelForm.of(plain)
-    odd = [
-        f"`{path}.{name}` is {target.numbers[path, name]} here"
-        for path, name in ModelForm.of(again).numbers_unlike(target)
-    ]
-    return f" ({', '.join(odd[:_NAMED])})" if odd else ""
+    for path, name in ModelForm.of(again).numbers_unlike(target):
+        if isinstance(target.numbers[path, name], (int, float)):
+            number = target.numbers[path, name]
+            return f", maybe since `{path}.{name}` is {number} in the grown model alone"
+    return ""

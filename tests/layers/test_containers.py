@@ -11,6 +11,7 @@ from helpers import assert_equal, assert_identical, randomise, randomise_new_blo
 from torch import Tensor, nn
 
 import splitgrow
+from splitgrow.analysis.output_comparison import order_of
 from splitgrow.layers.block_numbers import counts_of, lists_of, place_numbers
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 
@@ -206,6 +207,14 @@ def test_caches_of_inserted_blocks_lie_between_the_others_in_the_merged_model() 
     assert_equal(ours, theirs)
     assert len(cache) == len(known) == 4
     assert_identical(*(torch.stack(each).sort().values for each in (cache, known)))
+
+
+def test_control_another_order_makes_no_wrong_model_right() -> None:
+    one = [torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([3.0])]
+    assert order_of([one[0], one[2], one[1]], one) == [0, 2, 1]
+    assert order_of([one[1], one[0], one[2]], one) == [0, 1, 2]
+    assert order_of([one[0], one[2], one[2]], one) == [0, 1, 2]
+    assert order_of(one[:2], one) == [0, 1, 2]
 
 
 def test_hooks_on_a_wrapped_block_keep_the_wrapper() -> None:

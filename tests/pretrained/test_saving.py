@@ -72,7 +72,9 @@ def sliding() -> Any:
 
 def growable(make: Callable[[], Any]) -> Any:
     torch.manual_seed(0)
-    return splitgrow.growable(randomise(make()).double().eval(), IDS)
+    model = randomise(make()).double().eval()
+    inputs = (IDS, None, IDS) if model.config.is_encoder_decoder else (IDS,)
+    return splitgrow.growable(model, inputs)
 
 
 def grown(make: Callable[[], Any], grow: Callable[[Any], Any]) -> Any:
@@ -212,6 +214,26 @@ REFUSED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], str]] = {
         llama,
         lambda m: m.insert_layer("model.layers.0.mlp", "residual"),
         "`model.layers.0.mlp` has no place in the model's class",
+    ),
+    "positions that the class makes anew": (
+        lambda: hugging_face().MarianMTModel(
+            hugging_face().MarianConfig(
+                vocab_size=50,
+                d_model=16,
+                encoder_layers=1,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=24,
+                decoder_ffn_dim=24,
+                pad_token_id=0,
+                decoder_start_token_id=1,
+            )
+        ),
+        lambda m: m.expand(
+            {"model.shared": 16} | all_of(m, "k_proj", times=2), initializer="duplicate"
+        ),
+        r"makes `model\.encoder\.embed_positions\.weight` anew",
     ),
     "a head alone": (
         llama,
