@@ -234,9 +234,9 @@ def _lend_buffers_(again: nn.Module, plain: nn.Module) -> None:
         for name in module._non_persistent_buffers_set:  # noqa: SLF001 - torch has no other way
             own = modules[path]._buffers.get(name) if path in modules else None  # noqa: SLF001
             made = module._buffers.get(name)  # noqa: SLF001
-            if own is None or made is None or own.shape != made.shape or own.dtype != made.dtype:
+            if own is None or made is None or own.shape != made.shape or own.is_meta:
                 continue
-            if torch.allclose(own, made, rtol=1e-5, atol=1e-7):
+            if torch.allclose(own.double(), made.double(), rtol=1e-5, atol=1e-7):
                 module._buffers[name] = own  # noqa: SLF001
 
 
