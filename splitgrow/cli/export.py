@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import wraps
+from importlib.util import find_spec
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
@@ -20,34 +21,37 @@ import splitgrow
 from splitgrow.checkpoints.asides import write_aside
 from splitgrow.checkpoints.writing import write_plain
 from splitgrow.cli import consoles
-from splitgrow.cli.targets import load_model
+from splitgrow.cli.hugging_face import load_target
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.utils.example_call import ExampleCall
 
 
 def export(
-    module: str,
-    factory: str,
+    target: str,
     checkpoint: Path,
     out: Path,
     *,
+    kind: str | None,
     generation: int | None,
     force: bool,
 ) -> None:
-    """Writes the merged network of a checkpoint to a file.
+    """Writes the merged network of a checkpoint to a file, or to a directory of transformers.
 
     Raises:
         click.ClickException: If a file is there already, or the suffix is none that is known.
     """
-    write = _WRITERS.get(out.suffix)
-    if write is None:
+    kind = kind or _SUFFIXES.get(out.suffix)
+    if kind is None:
         raise click.ClickException(
-            f"{out} ends in {out.suffix or 'nothing'}; known are {', '.join(_WRITERS)}"
+            f"{out} ends in {out.suffix or 'nothing'}; known are {', '.join(_SUFFIXES)}, or choose "
+            f"by --format"
         )
     if out.exists() and not force:
         raise click.ClickException(f"{out} is there already; --force replaces it")
+    if kind == "onnx":
+        _need_onnx()
     with redirect_stdout(sys.stderr):  # prints of the user's code are no part of the result
-        model: Any = load_model(module, factory)
+        model: Any = load_target(target)
         before = _widths(model)
         splitgrow.load(model, checkpoint, training=False)
     try:
@@ -57,7 +61,10 @@ def export(
     plain.eval()
     widths = _widths(plain)
     history = history_of(model)
-    write(out, plain, history.inputs_at(history.view_of(generation)), widths)
+    if kind == "hf":
+        _save_pretrained(model, out, generation)
+    else:
+        _WRITERS[kind](out, plain, history.inputs_at(history.view_of(generation)), widths)
     console = consoles.results()
     for name, width in widths.items():
         if width != before.get(name):
@@ -138,9 +145,56 @@ def _own(value: Any) -> Any:
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 
+def _save_pretrained(model: nn.Module, out: Path, generation: int | None) -> None:
+    """Writes a directory for ``from_pretrained``.
+
+    Raises:
+        click.ClickException: If the model is none of transformers.
+    """
+    try:
+        splitgrow.save_pretrained(model, out, generation=generation)
+    except TypeError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _need_onnx() -> None:
+    """Makes sure that torch can write ONNX.
+
+    Raises:
+        click.ClickException: If it cannot.
+    """
+    if find_spec("onnxscript") is None:
+        raise click.ClickException("torch writes ONNX by onnxscript: pip install splitgrow[onnx]")
+
+
+def _onnx(path: Path, plain: nn.Module, inputs: ExampleCall, _: Widths) -> None:
+    """The network as an ONNX program.
+
+    Raises:
+        click.ClickException: If torch cannot write it.
+    """
+    _name_keywords_(plain, inputs)
+    try:
+        program: Any = torch.onnx.export(
+            plain, inputs.args, kwargs=dict(inputs.kwargs), dynamo=True
+        )
+    except Exception as error:  # its errors are of many types
+        reason = str(error).strip().partition("\n")[0]
+        raise click.ClickException(f"torch cannot write the network as ONNX: {reason}") from error
+    write_aside(path, program.save)
+
+
 _WRITERS: dict[str, _Writer] = {
-    ".safetensors": _safetensors,
-    ".pt": _state_dict,
-    ".pth": _state_dict,
-    ".pt2": _program,
+    "safetensors": _safetensors,
+    "pt": _state_dict,
+    "pt2": _program,
+    "onnx": _onnx,
 }
+_SUFFIXES = {
+    ".safetensors": "safetensors",
+    ".pt": "pt",
+    ".pth": "pt",
+    ".pt2": "pt2",
+    ".onnx": "onnx",
+}
+"""The format that the suffix of a file chooses."""

@@ -16,14 +16,23 @@ from torch import Tensor, nn
 
 import splitgrow
 from splitgrow.cli import consoles
+from splitgrow.cli.hugging_face import is_directory, load_target, usual_inputs
 from splitgrow.cli.shapes import Shape
-from splitgrow.cli.targets import attempt, load_model
+from splitgrow.cli.targets import attempt
 
 
-def inspect(module: str, factory: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
-    """Prints the layers of the model that `module:factory` names, as a table or as JSON."""
+def inspect(target: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
+    """Prints the layers of the model that a target names, as a table or as JSON.
+
+    Raises:
+        click.UsageError: If no inputs are given, and the model does not say what it reads.
+    """
     with redirect_stdout(sys.stderr):  # prints of the user's code are no part of the result
-        model = load_model(module, factory)
+        model = load_target(target)
+    if not inputs and is_directory(target):
+        inputs = usual_inputs(model)
+    if not inputs:
+        raise click.UsageError("give the shape of an example input, as --input 1,3,224,224")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     layers = splitgrow.handle(_growable(model, inputs)).layers
     console = consoles.results()

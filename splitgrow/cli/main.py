@@ -79,7 +79,8 @@ _INSPECT_HELP = """
 List the layers of a model: which can grow, by which step, and which grow along.
 
 MODULE is importable from here, or the path of a .py file; FACTORY is a function without
-arguments that makes the model, a class, or a model itself.
+arguments that makes the model, a class, or a model itself. DIRECTORY has the config.json of a
+model of transformers; its inputs are known where it reads words or pictures.
 
 \b
 Examples:
@@ -88,23 +89,28 @@ Examples:
   splitgrow inspect mytext:Encoder --input 1,16:int64
   splitgrow inspect mypair:Siamese --input 1,3,32,32 --input 1,3,32,32
   splitgrow inspect mytext:Encoder --input words=1,16:int64 --input mask=1,16
+  splitgrow inspect checkpoints/llama
 """
 
 _EXPORT_HELP = """
 Make a checkpoint plain, for those who do not have splitgrow.
 
-MODULE:FACTORY makes the model as it was before it grew (see `splitgrow inspect`), CHECKPOINT is
-a file by splitgrow.save, and the suffix of OUT chooses the format:
+MODULE:FACTORY makes the model as it was before it grew, or DIRECTORY has its config.json (see
+`splitgrow inspect`). CHECKPOINT is a file by splitgrow.save. The suffix of OUT chooses the
+format, or --format does:
 
 \b
   .safetensors  the merged network's tensors, under the model's own names
   .pt, .pth     the same as a state_dict of torch
   .pt2          the merged network itself, for torch.export.load: runs without its class
+  .onnx         the merged network for ONNX Runtime and others
+  --format hf   a directory for from_pretrained, with its config brought up to date
 
 \b
 Examples:
   splitgrow export mymodels.resnet:make run.safetensors plain.safetensors
   splitgrow export nets/unet.py:make run.safetensors unet.pt2 --generation 0
+  splitgrow export checkpoints/llama run.safetensors llama-grown --format hf
 """
 
 
@@ -240,13 +246,12 @@ def demo(
 
 
 @main.command(help=_INSPECT_HELP, short_help="List the layers of a model that can grow.")
-@click.argument("target", metavar="MODULE:FACTORY")
+@click.argument("target", metavar="MODULE:FACTORY|DIRECTORY")
 @click.option(
     "--input",
     "inputs",
     callback=_shapes,
     multiple=True,
-    required=True,
     metavar="SHAPE",
     help="Shape of an example input, with its dtype if it is not float32; once for each input. "
     "NAME=SHAPE gives it by keyword.",
@@ -254,26 +259,31 @@ def demo(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:
     """Loads the inspection, and runs it."""
-    load_module("splitgrow.cli.inspect").inspect(*_parts(target), inputs, as_json=as_json)
+    _check_target(target)
+    load_module("splitgrow.cli.inspect").inspect(target, inputs, as_json=as_json)
 
 
-def _parts(target: str) -> tuple[str, str]:
-    """The module and the factory that a target names.
+def _check_target(target: str) -> None:
+    """Makes sure that a target names a directory of transformers, or a module and a factory.
 
     Raises:
         click.BadParameter: if it has another form.
     """
     module, colon, factory = target.rpartition(":")
-    if not (colon and module and factory):
+    if (Path(target) / "config.json").is_file() or (colon and module and factory):
+        return
+    if Path(target).is_dir():
         raise click.BadParameter(
-            f"{target!r} has no MODULE:FACTORY form, such as mymodels.resnet:make",
-            param_hint="MODULE:FACTORY",
+            f"there is no config.json in {target}", param_hint="MODULE:FACTORY|DIRECTORY"
         )
-    return module, factory
+    raise click.BadParameter(
+        f"{target!r} has no MODULE:FACTORY form, such as mymodels.resnet:make",
+        param_hint="MODULE:FACTORY",
+    )
 
 
 @main.command(help=_EXPORT_HELP, short_help="Make a checkpoint plain.")
-@click.argument("target", metavar="MODULE:FACTORY")
+@click.argument("target", metavar="MODULE:FACTORY|DIRECTORY")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -282,13 +292,26 @@ def _parts(target: str) -> tuple[str, str]:
     metavar="N",
     help="The network as it was when this generation was closed.  [default: of today]",
 )
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["hf", "onnx", "pt2", "safetensors", "pt"]),
+    help="The format.  [default: by the suffix of OUT]",
+)
 @click.option("--force", "-f", is_flag=True, help="Replace OUT if it is there.")
 def export(
-    target: str, checkpoint: Path, out: Path, *, generation: int | None, force: bool
+    target: str,
+    checkpoint: Path,
+    out: Path,
+    *,
+    generation: int | None,
+    kind: str | None,
+    force: bool,
 ) -> None:
     """Loads the export, and runs it."""
+    _check_target(target)
     command = load_module("splitgrow.cli.export").export
-    command(*_parts(target), checkpoint, out, generation=generation, force=force)
+    command(target, checkpoint, out, kind=kind, generation=generation, force=force)
 
 
 main.add_command(continual)

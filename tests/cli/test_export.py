@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import splitgrow
+from benchmarks.vision import torchvision
 from splitgrow.cli.main import main
 
 CODE = """
@@ -41,6 +43,78 @@ def grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def export(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["export", "nets.py:make", "run.safetensors", *arguments])
+
+
+def test_the_format_may_be_chosen_whatever_the_suffix(grown: Any) -> None:
+    done = export("plain.bin", "--format", "safetensors")
+    assert done.exit_code == 0, done.output
+    assert load_file("plain.bin")["0.weight"].shape == (6, 3)
+    assert export("plain.x", "--format", "xyz").exit_code == 2
+
+
+@pytest.mark.skipif(find_spec("onnxscript") is not None, reason="torch can write ONNX here")
+def test_without_onnxscript_the_extra_is_named_and_nothing_is_written(grown: Any) -> None:
+    done = export("plain.onnx")
+    assert done.exit_code == 1
+    assert "pip install splitgrow[onnx]" in done.output
+    assert not Path("plain.onnx").exists()
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_of_transformers_is_exported_as_from_pretrained_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own directory, without any code: class and config are known from there."""
+    torchvision()
+    import transformers as hf  # noqa: PLC0415
+
+    hf.logging.set_verbosity_error()
+    monkeypatch.chdir(tmp_path)
+    config = hf.GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    hf.GPT2LMHeadModel(config).save_pretrained("before")
+    ids = torch.randint(3, 50, (2, 7), generator=torch.Generator().manual_seed(1))
+    model: Any = splitgrow.growable(hf.GPT2LMHeadModel.from_pretrained("before").eval(), ids)
+    model.insert_layer("transformer.h.0", "block")
+    splitgrow.save(model, "run.safetensors")
+    arguments = ["export", "before", "run.safetensors", "after", "--format", "hf"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    again = hf.GPT2LMHeadModel.from_pretrained("after").eval()
+    assert again.config.n_layer == 3
+    assert_equal(again(ids).logits, model(ids).logits)
+    assert CliRunner().invoke(main, arguments).exit_code == 1
+    seen = CliRunner().invoke(main, ["inspect", "before"])
+    assert seen.exit_code == 0, seen.output
+    assert "layers can grow" in seen.output
+    assert "transformer.h.1.mlp.c_fc" in seen.output
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ("{}", "names no class under `architectures`"),
+        ("[]", "names no class under `architectures`"),
+        ("{", "cannot read"),
+        ('{"architectures": ["Nothing"]}', "know no Nothing"),
+    ],
+)
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")
+def test_directories_that_are_no_models_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, error: str
+) -> None:
+    torchvision()
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    (Path("model") / "config.json").write_text(config)
+    done = CliRunner().invoke(main, ["inspect", "model"])
+    assert done.exit_code == 1
+    assert error in done.output
+    Path("empty").mkdir()
+    done = CliRunner().invoke(main, ["inspect", "empty"])
+    assert done.exit_code == 2
+    assert "there is no config.json in empty" in done.output
 
 
 X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
@@ -80,7 +154,8 @@ def test_an_earlier_generation_can_be_exported(grown: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (("plain.onnx",), "plain.onnx ends in .onnx; known are .safetensors, .pt, .pth, .pt2"),
+        (("plain.bin",), "plain.bin ends in .bin; known are .safetensors, .pt, .pth, .pt2, .onnx"),
+        (("plain.bin", "--format", "hf"), "models of transformers"),
         (("plain",), "plain ends in nothing"),
         (("plain.pt", "--generation", "7"), "no generation 7"),
         (("nowhere/plain.pt",), "cannot write"),

@@ -1,0 +1,86 @@
+"""Finds the model of a directory that transformers have written, and example inputs for it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from torch import nn
+
+from splitgrow.cli.shapes import Shape
+from splitgrow.cli.targets import attempt, load_model
+
+CONFIG = "config.json"
+
+
+def is_directory(target: str) -> bool:
+    """Whether a target is a directory with a config, rather than ``MODULE:FACTORY``."""
+    return (Path(target) / CONFIG).is_file()
+
+
+def load_target(target: str) -> nn.Module:
+    """The model of a directory of transformers, or of ``MODULE:FACTORY``.
+
+    Raises:
+        click.ClickException: As `load_directory` and `load_model`.
+    """
+    if is_directory(target):
+        return load_directory(target)
+    module, _, factory = target.rpartition(":")
+    return load_model(module, factory)
+
+
+def load_directory(target: str) -> nn.Module:
+    """The model whose config lies in a directory, with random weights, in evaluation mode.
+
+    Args:
+        target: The directory.
+
+    Raises:
+        click.ClickException: If transformers are missing, or know no such model.
+    """
+    path = Path(target) / CONFIG
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ImportError as error:
+        raise click.ClickException(
+            f"{path} is read by transformers: pip install splitgrow[transformers]"
+        ) from error
+    text = attempt(f"cannot read {path}", lambda: json.loads(path.read_text()))
+    names = text.get("architectures") if isinstance(text, dict) else None
+    if not names:
+        raise click.ClickException(f"{path} names no class under `architectures`")
+    kind = attempt(
+        f"transformers {transformers.__version__} know no {names[0]}",
+        lambda: getattr(transformers, str(names[0])),
+    )
+    config = attempt(f"cannot read {path}", lambda: kind.config_class.from_pretrained(target))
+    model: nn.Module = attempt(f"cannot make a {names[0]} of {path}", lambda: kind(config))
+    return model.eval()
+
+
+def usual_inputs(model: Any) -> Sequence[Shape]:
+    """The shapes of example inputs, by what the model says that its main input is.
+
+    Args:
+        model: A model of transformers.
+
+    Raises:
+        click.ClickException: If it is neither words nor pictures.
+    """
+    config, main = model.config, getattr(model, "main_input_name", "")
+    if main == "input_ids":
+        words = Shape((1, 8), "int64", "input_ids")
+        pair = getattr(config, "is_encoder_decoder", False)
+        return (words, Shape((1, 8), "int64", "decoder_input_ids")) if pair else (words,)
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    if main == "pixel_values" and size and channels:
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        return (Shape((1, channels, height, width), "float32", "pixel_values"),)
+    raise click.ClickException(
+        f"{type(model).__name__} reads `{main}`: give the shapes of its inputs by --input"
+    )
