@@ -94,6 +94,19 @@ class Unchanged:
             )
         _tell_of_rounding(history, found.difference, partial(_rounding, run, old))
 
+    def moved(self, model: nn.Module, history: History) -> float:
+        """How far the model's first output is from the one before, relative to the largest.
+
+        Raises:
+            InexactError: If the model no longer runs.
+        """
+        inputs = fitting(model, history.inputs)
+        try:
+            now = outputs_of(model, inputs, touched=history.graph.touched)
+        except NotRunnableError as error:
+            raise InexactError(f"the model no longer runs afterwards: {error}") from None
+        return difference(leading(now[:1], self.outputs[:1]), self.outputs[:1])
+
 
 _ROUGH = (torch.float16, torch.bfloat16)
 

@@ -108,12 +108,14 @@ class Insertion:
     Attributes:
         host: The path of the module next to it.
         before: Whether it works on the module's input, rather than on its output.
-        kind: "identity", "residual", "gate", "block", "fade" or "replacement".
+        kind: "identity", "residual", "gate", "block", "stack", "interpolate", "fade" or
+            "replacement".
         name: The path of the inserted module.
         type: The types of its layers.
         width: The number of channels of its input.
         parameters: The number of its parameters.
-        options: The options of the request, as far as they are plain data.
+        options: The options of the request, as far as they are plain data; "moved" is how far a
+            kind that is not exact has moved the outputs, relative to the largest.
         tensor_result: Whether the module next to it returns one tensor, rather than several.
         recipe: The data from which it can be made again: see `splitgrow.growth.insertion.recipes`.
     """
@@ -131,9 +133,12 @@ class Insertion:
 
     def __str__(self) -> str:
         side = "in front of" if self.before else "behind"
+        moved = self.options.get("moved")
+        change = "" if moved is None else f"; the outputs moved by {moved:.1%} of the largest"
         return (
             f"{'an' if self.kind == 'identity' else 'a'} {self.kind} {side} {self.host}, as "
             f"{self.name}: {self.type}, {self.width} channels, {self.parameters:,} parameters"
+            f"{change}"
         )
 
 

@@ -28,10 +28,80 @@ from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.preserve import preserve_
 from splitgrow.utils.rollback import Undo, temporarily
 
+Copied = tuple[nn.Module, dict[int, nn.Module]]
+"""A copy of a block, and the module that each part of it is a copy of, by the part's id."""
 
-def copied_block(
-    model: nn.Module, path: str, sites: Sites, inputs: ExampleCall
-) -> tuple[nn.Module, dict[int, nn.Module]]:
+
+def block_for(kind: str, model: nn.Module, path: str, sites: Sites, inputs: ExampleCall) -> Copied:
+    """The block to insert behind another one.
+
+    Args:
+        kind: "block": a copy that returns its input; "stack": a copy as it is; "interpolate": the
+            mean of the block and the next one.
+        model: The model.
+        path: The path of the block.
+        sites: The places of the model.
+        inputs: Its example inputs.
+
+    Raises:
+        InsertionError: If there is no such block for that place.
+    """
+    if kind == "block":
+        return copied_block(model, path, sites, inputs)
+    _check_shapes(sites, path)
+    memo: dict[int, Any] = {}
+    original = sites.modules[path]
+    block = plain_copy(original, None, memo)
+    if kind == "interpolate":
+        _average_(block, path, _next_block(model, path, original))
+    let_learn_(block)
+    return block, _originals(original, memo)
+
+
+def _originals(original: nn.Module, memo: dict[int, Any]) -> dict[int, nn.Module]:
+    parts = {id(part): part for part in original.modules()}
+    return {id(memo[key]): part for key, part in parts.items() if key in memo}
+
+
+def _next_block(model: nn.Module, path: str, block: nn.Module) -> nn.Module:
+    """The block behind another one in their container.
+
+    Raises:
+        InsertionError: If there is none.
+    """
+    for container in model.modules():
+        if isinstance(container, CONTAINERS):
+            chains = [list(in_place_of(each)) for each in container]
+            place = next((n for n, chain in enumerate(chains) if block in chain), None)
+            if place is not None and place + 1 < len(chains):
+                return chains[place + 1][0]
+    raise InsertionError(
+        f"`{path}` is not followed by a block in a list of blocks, so that there is nothing "
+        f"between the two; kind='stack' copies it"
+    )
+
+
+@torch.no_grad()
+def _average_(block: nn.Module, path: str, other: nn.Module) -> None:
+    """Gives a copy of a block the mean of its own and another block's tensors.
+
+    Raises:
+        InsertionError: If the two have other tensors.
+    """
+    theirs = plain_copy(other, None, {}).state_dict()
+    own = block.state_dict()
+    shapes = [{name: tensor.shape for name, tensor in each.items()} for each in (own, theirs)]
+    if shapes[0] != shapes[1]:
+        raise InsertionError(
+            f"`{path}` and the block behind it have tensors of other shapes, which have no mean; "
+            f"kind='stack' copies it"
+        )
+    for name, tensor in own.items():
+        if tensor.is_floating_point():
+            tensor.lerp_(theirs[name].to(tensor), 0.5)
+
+
+def copied_block(model: nn.Module, path: str, sites: Sites, inputs: ExampleCall) -> Copied:
     """A plain copy of a block that returns its input unchanged if that is the block's output.
 
     Also the module that each part of it is a copy of, by the part's id.
@@ -46,17 +116,9 @@ def copied_block(
         InsertionError: If the block is not called once with a tensor that it returns in the same
             shape, has no residual branches, or the copy changes the block's output.
     """
-    call = sites.call_of(path)
-    if call.given is None or call.result is None:
-        raise InsertionError(f"`{path}` does not read and pass on a tensor")
-    shapes = [tuple(sites.example_of(ref).shape) for ref in (call.given, call.result)]
-    if shapes[0] != shapes[1]:
-        raise InsertionError(
-            f"`{path}` makes {shapes[1]} of {shapes[0]}, so that a copy of it cannot follow it; "
-            f"name a block that keeps the shape"
-        )
-    names = _last_layers(sites, path, call.given)
-    behind = [] if names else _behind_sum(sites, path, call.given)
+    given = _check_shapes(sites, path)
+    names = _last_layers(sites, path, given)
+    behind = [] if names else _behind_sum(sites, path, given)
     if behind:
         raise InsertionError(
             f"a copy of `{path}` would change what that made, even with the last layers of its "
@@ -74,8 +136,25 @@ def copied_block(
         zeroed(memo[id(sites.modules[name])])
     let_learn_(block)
     _check(model, (path, sites.modules[path]), block, inputs)
-    parts = {id(part): part for part in sites.modules[path].modules()}
-    return block, {id(memo[key]): part for key, part in parts.items() if key in memo}
+    return block, _originals(sites.modules[path], memo)
+
+
+def _check_shapes(sites: Sites, path: str) -> Ref:
+    """The tensor that a block reads, once it is known to make one of the same shape.
+
+    Raises:
+        InsertionError: If it does not.
+    """
+    call = sites.call_of(path)
+    if call.given is None or call.result is None:
+        raise InsertionError(f"`{path}` does not read and pass on a tensor")
+    shapes = [tuple(sites.example_of(ref).shape) for ref in (call.given, call.result)]
+    if shapes[0] != shapes[1]:
+        raise InsertionError(
+            f"`{path}` makes {shapes[1]} of {shapes[0]}, so that a copy of it cannot follow it; "
+            f"name a block that keeps the shape"
+        )
+    return call.given
 
 
 def let_learn_(block: nn.Module) -> None:

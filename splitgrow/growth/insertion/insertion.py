@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -14,12 +15,12 @@ from torch.optim import Optimizer
 
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.unsupported_layers import stray_references
-from splitgrow.errors import InsertionError, TraceError
+from splitgrow.errors import InsertionError, SplitGrowWarning, TraceError
 from splitgrow.growth.apply import close_generation_
 from splitgrow.growth.edit_check import before_edit
 from splitgrow.growth.edits import Edit, Insertion
 from splitgrow.growth.history import History, check_structure, keep_, structure
-from splitgrow.growth.insertion.block_copies import announce_, captured, copied_block
+from splitgrow.growth.insertion.block_copies import announce_, block_for, captured
 from splitgrow.growth.insertion.builders import (
     Builder,
     keeps_shape,
@@ -31,7 +32,7 @@ from splitgrow.growth.insertion.builders import (
 from splitgrow.growth.insertion.joining import new_parameters
 from splitgrow.growth.insertion.placing import wrap_
 from splitgrow.growth.insertion.recipes import recipe_of
-from splitgrow.growth.insertion.request import After, Wanted
+from splitgrow.growth.insertion.request import COPIES, INEXACT, After, Wanted
 from splitgrow.growth.insertion.sites import Site, Sites
 from splitgrow.growth.optimizers import join_, plan_joining
 from splitgrow.growth.planning import find_node
@@ -40,6 +41,7 @@ from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.insertion_wrapper import InsertionWrapper, note_questions_, note_runs_
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.rollback import Undo, temporarily
+from splitgrow.utils.source_lines import levels_to_caller
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,26 @@ def insert_(  # noqa: PLR0913
     history.modules = structure(model)
     history.generation = edit.generation
     history.edits = [*history.edits, edit]
-    if before is not None:
+    if before is not None and insertion.kind in INEXACT:
+        edit = _measured(edit, before.moved(model, history))
+        history.edits = [*history.edits[:-1], edit]
+    elif before is not None:
         before.check(model, history)
     return edit
+
+
+def _measured(edit: Edit, moved: float) -> Edit:
+    """An edit that changes what the model computes, with how far, which a warning tells."""
+    (insertion,) = edit.inserted
+    warnings.warn(
+        f"kind={insertion.kind!r} changes what the model computes: with a copy of "
+        f"`{insertion.host}` its outputs on the example inputs moved by {moved:.1%} of the "
+        f'largest. kind="block" leaves them as they are',
+        SplitGrowWarning,
+        stacklevel=levels_to_caller(),
+    )
+    known = replace(insertion, options={**insertion.options, "moved": moved})
+    return replace(edit, inserted=(known,))
 
 
 def _plan(
@@ -103,12 +122,12 @@ def _plan(
     wanted.check()
     sites = Sites(model, history.inputs)
     originals: Mapping[int, nn.Module] = {}
-    if wanted.kind == "block":
+    if wanted.kind in COPIES:
         path = _module_path(history, after)
         call = sites.call_of(path)
         host, before, unit = path, False, path
         module: nn.Module
-        module, originals = copied_block(model, path, sites, history.inputs)
+        module, originals = block_for(wanted.kind, model, path, sites, history.inputs)
         width, tensor_result = sites.width_of(path), call.tuple_of is None
         recipe: dict[str, Any] = {"copy": path}
         # Once a generation is closed, of which this is no part.

@@ -28,7 +28,7 @@ class DepthMethods(GrowingBase):
         optimizer: object = None,
         check: bool = True,
     ) -> Edit:
-        """Inserts a layer, or several, that change nothing until they learn.
+        """Inserts a layer, or several, that change nothing until they learn, but for two kinds.
 
         It grows like any other layer, in width and in depth. In evaluation mode the outputs are as
         before. In training mode an identity with a batch norm is nearly exact, and all other
@@ -45,9 +45,13 @@ class DepthMethods(GrowingBase):
                 where the activation leaves its own results alone, as ReLU does. "residual": x +
                 f(x), the last layer of f zero. "gate": x * g(x), the weight of g zero and its bias
                 one. "block": a copy of the residual block `after`, with the last layer of each of
-                its branches zero. "fade": any `module` that keeps the shape, in a `FadeIn` with
-                alpha 0; a `FadeSchedule` of the model takes it to 1. "replacement": the same for a
-                `module` that takes the place of `after`.
+                its branches zero. Two kinds change the function, and a warning tells how far:
+                "stack": a copy of the block as it is (G_stack, Du et al. 2024,
+                https://arxiv.org/abs/2405.15319); "interpolate": the mean of the block and the next
+                one (as LESA, Yang et al. 2025, https://arxiv.org/abs/2502.13794, predicts blocks
+                from their neighbours). "fade": any `module` that keeps the shape, in a `FadeIn`
+                with alpha 0; a `FadeSchedule` of the model takes it to 1. "replacement": the same
+                for a `module` that takes the place of `after`.
             module: The branch f of a residual, whose last layer is set to zero; or the module to
                 fade in.
             form: The form of a branch that is made here. "plain": two layers of the width at that

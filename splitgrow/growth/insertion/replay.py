@@ -13,7 +13,7 @@ from splitgrow.growth.insertion.block_copies import announce_, let_learn_
 from splitgrow.growth.insertion.builders import replacement
 from splitgrow.growth.insertion.placing import wrap_
 from splitgrow.growth.insertion.recipes import made_of, parts_in
-from splitgrow.growth.insertion.request import INSERTION_KINDS
+from splitgrow.growth.insertion.request import COPIES, INSERTION_KINDS
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.utils.rollback import Undo
@@ -51,7 +51,7 @@ def insert_again_(
     if parts_in(insertion.recipe, modules) > _FEW + insertion.parameters:
         raise CheckpointError(f"`{insertion.name}` is of more parts than it has parameters")
     module = _made(modules, insertion, given)
-    if insertion.kind == "block":
+    if insertion.kind in COPIES:
         announce_(module, model, host, undo)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     if parameters != insertion.parameters:
@@ -82,7 +82,7 @@ def _made(
         return FadeIn(nn.Identity(), module)
     if insertion.kind == "replacement":
         return replacement(module)
-    if insertion.kind == "block":
+    if insertion.kind in COPIES:
         let_learn_(module)
         return module
     return module.train(modules[insertion.host].training)

@@ -14,10 +14,17 @@ INSERTION_KINDS: dict[str, Form] = {
     "residual": "residual",
     "gate": "gate",
     "block": "block",
+    "stack": "block",
+    "interpolate": "block",
     "fade": "chain",
     "replacement": "beside",
 }
 """The kinds of insertion, with the function of each."""
+
+COPIES = ("block", "stack", "interpolate")
+"""The kinds that copy a block."""
+INEXACT = ("stack", "interpolate")
+"""The kinds that change what the model computes."""
 
 _GIVEN = ("fade", "replacement")
 """The kinds that need a module."""
