@@ -32,7 +32,14 @@ Copied = tuple[nn.Module, dict[int, nn.Module]]
 """A copy of a block, and the module that each part of it is a copy of, by the part's id."""
 
 
-def block_for(kind: str, model: nn.Module, path: str, sites: Sites, inputs: ExampleCall) -> Copied:
+def block_for(
+    kind: str,
+    model: nn.Module,
+    path: str,
+    sites: Sites,
+    inputs: ExampleCall,
+    tried: set[Any],
+) -> Copied:
     """The block to insert behind another one.
 
     Args:
@@ -42,12 +49,13 @@ def block_for(kind: str, model: nn.Module, path: str, sites: Sites, inputs: Exam
         path: The path of the block.
         sites: The places of the model.
         inputs: Its example inputs.
+        tried: As of `copied_block`.
 
     Raises:
         InsertionError: If there is no such block for that place.
     """
     if kind == "block":
-        return copied_block(model, path, sites, inputs)
+        return copied_block(model, path, sites, inputs, tried)
     _check_shapes(sites, path)
     memo: dict[int, Any] = {}
     original = sites.modules[path]
@@ -101,7 +109,9 @@ def _average_(block: nn.Module, path: str, other: nn.Module) -> None:
             tensor.lerp_(theirs[name].to(tensor), 0.5)
 
 
-def copied_block(model: nn.Module, path: str, sites: Sites, inputs: ExampleCall) -> Copied:
+def copied_block(
+    model: nn.Module, path: str, sites: Sites, inputs: ExampleCall, tried: set[Any]
+) -> Copied:
     """A plain copy of a block that returns its input unchanged if that is the block's output.
 
     Also the module that each part of it is a copy of, by the part's id.
@@ -111,6 +121,8 @@ def copied_block(model: nn.Module, path: str, sites: Sites, inputs: ExampleCall)
         path: The path of the block.
         sites: The places of the model.
         inputs: Its example inputs.
+        tried: The kinds of blocks whose copies have been tried out in values: another one with
+            zeros at the same places is believed, and this one is added.
 
     Raises:
         InsertionError: If the block is not called once with a tensor that it returns in the same
@@ -135,7 +147,10 @@ def copied_block(model: nn.Module, path: str, sites: Sites, inputs: ExampleCall)
     for name in names:
         zeroed(memo[id(sites.modules[name])])
     let_learn_(block)
-    _check(model, (path, sites.modules[path]), block, inputs)
+    kind = type(sites.modules[path]), tuple(name.removeprefix(path) for name in names)
+    if kind not in tried:
+        _check(model, (path, sites.modules[path]), block, inputs)
+        tried.add(kind)
     return block, _originals(sites.modules[path], memo)
 
 

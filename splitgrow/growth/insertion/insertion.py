@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -32,9 +32,9 @@ from splitgrow.growth.insertion.builders import (
 from splitgrow.growth.insertion.joining import new_parameters
 from splitgrow.growth.insertion.placing import wrap_
 from splitgrow.growth.insertion.recipes import recipe_of
-from splitgrow.growth.insertion.request import COPIES, INEXACT, After, Wanted
+from splitgrow.growth.insertion.request import COPIES, INEXACT, After, Places, Wanted
 from splitgrow.growth.insertion.sites import Site, Sites
-from splitgrow.growth.optimizers import join_, plan_joining
+from splitgrow.growth.optimizers import NewParameter, join_, plan_joining
 from splitgrow.growth.planning import find_node
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
@@ -45,16 +45,32 @@ from splitgrow.utils.source_lines import levels_to_caller
 
 
 @dataclass(frozen=True)
-class _Planned:
-    edit: Edit
+class _Piece:
+    """One insertion of an edit, planned.
+
+    Attributes:
+        insertion: Its record.
+        host: The module next to it.
+        module: The module to insert.
+        prepare: The step before it is put in place.
+        originals: The module that a part of it is a copy of, by the part's id.
+    """
+
+    insertion: Insertion
     host: nn.Module
     module: nn.Module
     prepare: Callable[[Undo], None]
     originals: Mapping[int, nn.Module]
 
 
+@dataclass(frozen=True)
+class _Planned:
+    edit: Edit
+    pieces: tuple[_Piece, ...]
+
+
 def plan_insertion(
-    undo: Undo, model: nn.Module, history: History, after: After, wanted: Wanted, *, freeze: bool
+    undo: Undo, model: nn.Module, history: History, after: Places, wanted: Wanted, *, freeze: bool
 ) -> Edit:
     """The edit for an insertion, not applied."""
     edit = _plan(model, history, after, wanted, freeze=freeze).edit
@@ -66,34 +82,37 @@ def insert_(  # noqa: PLR0913
     undo: Undo,
     model: nn.Module,
     history: History,
-    after: After,
+    after: Places,
     wanted: Wanted,
     *,
     freeze: bool,
     optimizer: list[Optimizer],
     check: bool,
 ) -> Edit:
-    """Inserts a module."""
+    """Inserts a module, or one at each of several places."""
     planned = _plan(model, history, after, wanted, freeze=freeze)
     edit = planned.edit
     before = before_edit(model, history, check=check)
-    (insertion,) = edit.inserted
-    beside = (planned.host, history.modules[insertion.options["after"]])
-    new = new_parameters(model, planned.module, insertion, beside, planned.originals)
+    new = [each for piece in planned.pieces for each in _new_parameters(model, history, piece)]
     joining = plan_joining(optimizer, new, edit.generation)
     keep_(history, undo)
     if edit.closes is not None:
         close_generation_(model, history, undo)
-    planned.prepare(undo)
-    wrapper = wrap_(model, planned.host, planned.module, (edit.index, insertion), undo)
+    wrappers = {}
+    for piece in planned.pieces:
+        piece.prepare(undo)
+        insertion = piece.insertion
+        wrapper = wrap_(model, piece.host, piece.module, (edit.index, insertion), undo)
+        wrappers[insertion.host] = wrapper
     join_(joining, undo)
-    history.graph, asked, ran = _analysed(model, history, insertion.host)
-    _refuse_unseen(insertion.host, seen=id(wrapper) in ran)
+    history.graph, asked, ran = _analysed(model, history, ", ".join(wrappers))
+    for host, wrapper in wrappers.items():
+        _refuse_unseen(host, seen=id(wrapper) in ran)
     tell_wrappers_(model, asked, undo)
     history.modules = structure(model)
     history.generation = edit.generation
     history.edits = [*history.edits, edit]
-    if before is not None and insertion.kind in INEXACT:
+    if before is not None and wanted.kind in INEXACT:
         edit = _measured(edit, before.moved(model, history))
         history.edits = [*history.edits[:-1], edit]
     elif before is not None:
@@ -101,33 +120,75 @@ def insert_(  # noqa: PLR0913
     return edit
 
 
+def _new_parameters(model: nn.Module, history: History, piece: _Piece) -> Iterator[NewParameter]:
+    beside = (piece.host, history.modules[piece.insertion.options["after"]])
+    return new_parameters(model, piece.module, piece.insertion, beside, piece.originals)
+
+
 def _measured(edit: Edit, moved: float) -> Edit:
     """An edit that changes what the model computes, with how far, which a warning tells."""
-    (insertion,) = edit.inserted
+    first = edit.inserted[0]
+    hosts = ", ".join(f"`{insertion.host}`" for insertion in edit.inserted)
     warnings.warn(
-        f"kind={insertion.kind!r} changes what the model computes: with a copy of "
-        f"`{insertion.host}` its outputs on the example inputs moved by {moved:.1%} of the "
-        f'largest. kind="block" leaves them as they are',
+        f"kind={first.kind!r} changes what the model computes: with a copy of {hosts} its outputs "
+        f'on the example inputs moved by {moved:.1%} of the largest. kind="block" leaves them as '
+        f"they are",
         SplitGrowWarning,
         stacklevel=levels_to_caller(),
     )
-    known = replace(insertion, options={**insertion.options, "moved": moved})
-    return replace(edit, inserted=(known,))
+    known = (replace(i, options={**i.options, "moved": moved}) for i in edit.inserted)
+    return replace(edit, inserted=tuple(known))
 
 
 def _plan(
-    model: nn.Module, history: History, after: After, wanted: Wanted, *, freeze: bool
+    model: nn.Module, history: History, after: Places, wanted: Wanted, *, freeze: bool
 ) -> _Planned:
     check_structure(model, history)
     wanted.check()
+    places = after if isinstance(after, list) else [after]
+    if not places:
+        raise ValueError("`after` names no place")
+    if wanted.module is not None and len(places) > 1:
+        raise ValueError("one module cannot be inserted at several places: insert one at each")
     sites = Sites(model, history.inputs)
+    index, tried = len(history.edits) + 1, set[Any]()
+    pieces = [_piece(model, history, sites, (place, index), wanted, tried) for place in places]
+    hosts = [piece.insertion.host for piece in pieces]
+    twice = next((host for host in hosts if hosts.count(host) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two of the places are at `{twice}`: insert there one after the other")
+    generation, closes = history.next_edit(freeze=freeze)
+    inserted = tuple(piece.insertion for piece in pieces)
+    edit = Edit(index, generation, closes, {}, {}, (), inserted=inserted)
+    return _Planned(edit, tuple(pieces))
+
+
+def _piece(
+    model: nn.Module,
+    history: History,
+    sites: Sites,
+    place: tuple[After, int],
+    wanted: Wanted,
+    tried: set[Any],
+) -> _Piece:
+    """The insertion at one place.
+
+    Args:
+        model: The model.
+        history: Its history.
+        sites: Its places.
+        place: The place, and the number of the edit.
+        wanted: The request.
+        tried: The kinds of blocks whose copies have been tried out, and are not again.
+    """
+    after, index = place
     originals: Mapping[int, nn.Module] = {}
     if wanted.kind in COPIES:
         path = _module_path(history, after)
         call = sites.call_of(path)
         host, before, unit = path, False, path
         module: nn.Module
-        module, originals = block_for(wanted.kind, model, path, sites, history.inputs)
+        module, originals = block_for(wanted.kind, model, path, sites, history.inputs, tried)
         width, tensor_result = sites.width_of(path), call.tuple_of is None
         recipe: dict[str, Any] = {"copy": path}
         # Once a generation is closed, of which this is no part.
@@ -144,8 +205,6 @@ def _plan(
         host, before, unit, width = site.host, site.before, site.unit[0], site.width
         tensor_result = sites.call_of(host).tuple_of is None
     _refuse_stray(model, host, history.modules[host])
-    generation, closes = history.next_edit(freeze=freeze)
-    index = len(history.edits) + 1
     insertion = Insertion(
         host=host,
         before=before,
@@ -158,8 +217,7 @@ def _plan(
         tensor_result=tensor_result,
         recipe=recipe,
     )
-    edit = Edit(index, generation, closes, {}, {}, (), inserted=(insertion,))
-    return _Planned(edit, history.modules[host], module, prepare, originals)
+    return _Piece(insertion, history.modules[host], module, prepare, originals)
 
 
 def tell_wrappers_(model: nn.Module, asked: Container[int], undo: Undo) -> None:

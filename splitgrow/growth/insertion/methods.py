@@ -9,7 +9,7 @@ from torch import nn
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.growing import GrowingBase
 from splitgrow.growth.insertion.insertion import insert_, plan_insertion
-from splitgrow.growth.insertion.request import After, Wanted
+from splitgrow.growth.insertion.request import Places, Wanted
 
 
 class DepthMethods(GrowingBase):
@@ -17,7 +17,7 @@ class DepthMethods(GrowingBase):
 
     def insert_layer(  # noqa: PLR0913
         self,
-        after: After,
+        after: Places,
         kind: str = "residual",
         *,
         module: nn.Module | None = None,
@@ -39,7 +39,8 @@ class DepthMethods(GrowingBase):
                 that is a function whose result no module reads, for the place before it); the path
                 of another module, such as a whole block, for the place behind that; or an edge, as
                 (layer, module that reads it), for that reader alone, also with functions between
-                them.
+                them. A list of these is for one insertion at each, in one edit: the model is
+                analysed once.
             kind: "identity": a layer that returns its input, with a norm and an activation as in
                 front of it (a Linear has the identity matrix, a convolution the Dirac kernel); only
                 where the activation leaves its own results alone, as ReLU does. "residual": x +
@@ -104,7 +105,7 @@ class DepthMethods(GrowingBase):
 
     def plan_insertion(
         self,
-        after: After,
+        after: Places,
         kind: str = "residual",
         *,
         freeze: bool = True,

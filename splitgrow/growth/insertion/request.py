@@ -30,6 +30,8 @@ _GIVEN = ("fade", "replacement")
 """The kinds that need a module."""
 
 After = int | str | tuple[str, str]
+Places = After | list[After]
+"""One place for an insertion, or several."""
 
 
 @dataclass(frozen=True)
