@@ -63,18 +63,21 @@ def analyse_with_free_input(
     return analysis.graph, analysis.free_axes
 
 
-def analyse(model: nn.Module, inputs: ExampleCall) -> ChannelGraph:
+def analyse(
+    model: nn.Module, inputs: ExampleCall, known: ChannelGraph | None = None
+) -> ChannelGraph:
     """The channel graph of a model.
 
     Args:
         model: Any module. It is not changed.
         inputs: The example call.
+        known: Its graph before it changed, if it has one.
 
     Raises:
         TraceError: If the model's forward cannot be followed.
         ValueError: If the model does not run on the inputs.
     """
-    return analyse_runs(model, inputs).graph
+    return analyse_runs(model, inputs, known).graph
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ class Followed:
     decides: bool
 
 
-def analyse_runs(model: nn.Module, inputs: ExampleCall) -> Followed:
+def analyse_runs(
+    model: nn.Module, inputs: ExampleCall, known: ChannelGraph | None = None
+) -> Followed:
     """The channel graph of a model, and the runs that led to it; as `analyse`.
 
     Raises:
@@ -103,7 +108,7 @@ def analyse_runs(model: nn.Module, inputs: ExampleCall) -> Followed:
     """
     runs = [trace_model(model, inputs, training=False)]
     if runs[0].fake and not _may_ask_for_the_mode(model):
-        best = _best(model, runs)
+        best = _best(model, runs, known)
         trial = best.tried(runs)[0]
         if widens(model, inputs, trial, training=True):
             return best.finished((trial, replace(trial, training=True, strict=True)), decides=False)
@@ -115,7 +120,7 @@ def analyse_runs(model: nn.Module, inputs: ExampleCall) -> Followed:
             f"not grow along",
             stacklevel=levels_to_caller(),
         )
-    best = _best(model, runs)
+    best = _best(model, runs, known)
     if runs[0].fake:
         # On real values nothing tells how forward would decide at another width.
         fix_what_widening_breaks(model, inputs, best.tried(runs)[0])
@@ -134,7 +139,11 @@ def _may_ask_for_the_mode(model: nn.Module) -> bool:
     return may_ask_for_the_mode(m for name, m in modules if not (name and is_leaf(m)))
 
 
-def _best(model: nn.Module, runs: Sequence[Trace]) -> _Analysis:
+def _best(model: nn.Module, runs: Sequence[Trace], known: ChannelGraph | None) -> _Analysis:
+    if known is not None and known.choices:
+        again = _Analysis(model, preferred=known.chosen).run(runs)
+        if known.choices.issuperset(choice.place for choice in again.choices):
+            return again
     return best_of(lambda preferred: _Analysis(model, preferred=preferred).run(runs))
 
 
@@ -229,6 +238,8 @@ class _Analysis(Sources):
         held = {(each.module, each.attribute): each for each in self.held}
         named = {(n.module, n.attribute): n for n in named_numbers(self.graph, self.modules)}
         self.graph.numbers = tuple({**named, **held}.values())
+        self.graph.chosen = self.preferred
+        self.graph.choices = frozenset(choice.place for choice in self.choices)
         return Followed(self.graph, trials, tuple(self.outputs), decides)
 
     def _follows_a_width(self, axis: Axis) -> bool:

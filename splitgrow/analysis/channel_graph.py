@@ -98,6 +98,9 @@ class ChannelGraph:
         outputs: The axes of the tensors that the model returns.
         touched: The layers whose tensors forward uses outside of their calls.
         assigned: The paths at which forward itself puts modules, with the likeness of these.
+        chosen: Where several numbers could follow a width, the choice at each place that is not the
+            first one.
+        choices: The places where there was a choice.
     """
 
     groups: Groups = field(default_factory=Groups)
@@ -112,6 +115,8 @@ class ChannelGraph:
     outputs: tuple[tuple[Axis, ...], ...] = ()
     touched: set[str] = field(default_factory=set)
     assigned: tuple[tuple[str, str], ...] = ()
+    chosen: Mapping[str, int] = field(default_factory=dict)
+    choices: frozenset[str] = frozenset()
 
     def sized(self) -> list[LayerNode]:
         """The layers whose width can be asked for, in order of execution."""

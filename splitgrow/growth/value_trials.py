@@ -111,7 +111,7 @@ def analyse_again(
     """
     keep_modes_(undo)
     ignore_warnings_()
-    graph = analyse(model, inputs)
+    graph = analyse(model, inputs, known)
     for name in broken.keys() & graph.nodes.keys():
         graph.groups.fix(graph.nodes[name].outs, broken[name])
     for group, found in known.multiples.items():
