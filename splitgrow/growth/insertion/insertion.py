@@ -32,7 +32,7 @@ from splitgrow.growth.insertion.builders import (
 from splitgrow.growth.insertion.joining import new_parameters
 from splitgrow.growth.insertion.placing import wrap_
 from splitgrow.growth.insertion.recipes import recipe_of
-from splitgrow.growth.insertion.request import COPIES, INEXACT, After, Places, Wanted
+from splitgrow.growth.insertion.request import COPIES, INEXACT, After, AnyAfter, Wanted
 from splitgrow.growth.insertion.sites import Site, Sites
 from splitgrow.growth.optimizers import NewParameter, join_, plan_joining
 from splitgrow.growth.planning import find_node
@@ -70,7 +70,7 @@ class _Planned:
 
 
 def plan_insertion(
-    undo: Undo, model: nn.Module, history: History, after: Places, wanted: Wanted, *, freeze: bool
+    undo: Undo, model: nn.Module, history: History, after: AnyAfter, wanted: Wanted, *, freeze: bool
 ) -> Edit:
     """The edit for an insertion, not applied."""
     edit = _plan(model, history, after, wanted, freeze=freeze).edit
@@ -82,7 +82,7 @@ def insert_(  # noqa: PLR0913
     undo: Undo,
     model: nn.Module,
     history: History,
-    after: Places,
+    after: AnyAfter,
     wanted: Wanted,
     *,
     freeze: bool,
@@ -141,7 +141,7 @@ def _measured(edit: Edit, moved: float) -> Edit:
 
 
 def _plan(
-    model: nn.Module, history: History, after: Places, wanted: Wanted, *, freeze: bool
+    model: nn.Module, history: History, after: AnyAfter, wanted: Wanted, *, freeze: bool
 ) -> _Planned:
     check_structure(model, history)
     wanted.check()

@@ -9,7 +9,7 @@ from torch import nn
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.growing import GrowingBase
 from splitgrow.growth.insertion.insertion import insert_, plan_insertion
-from splitgrow.growth.insertion.request import Places, Wanted
+from splitgrow.growth.insertion.request import AnyAfter, Wanted
 
 
 class DepthMethods(GrowingBase):
@@ -17,7 +17,7 @@ class DepthMethods(GrowingBase):
 
     def insert_layer(  # noqa: PLR0913
         self,
-        after: Places,
+        after: AnyAfter,
         kind: str = "residual",
         *,
         module: nn.Module | None = None,
@@ -105,7 +105,7 @@ class DepthMethods(GrowingBase):
 
     def plan_insertion(
         self,
-        after: Places,
+        after: AnyAfter,
         kind: str = "residual",
         *,
         freeze: bool = True,

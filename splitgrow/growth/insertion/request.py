@@ -30,7 +30,7 @@ _GIVEN = ("fade", "replacement")
 """The kinds that need a module."""
 
 After = int | str | tuple[str, str]
-Places = After | list[After]
+AnyAfter = After | list[After]
 """One place for an insertion, or several."""
 
 
