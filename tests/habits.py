@@ -828,7 +828,7 @@ def _(m: Any, x: Tensor, first: Grow, then: Grow) -> None:
 @habit(
     "LoRA by PEFT",
     Outcome("growth is refused: merge the adapters first, and add them anew", "merge"),
-    Outcome("refused by PEFT: add adapters to what `splitgrow.merge` makes", "not supported"),
+    Outcome("refused by PEFT: `splitgrow.integrations.peft`, or `merge` first", "not supported"),
 )
 def _(m: Any, x: Tensor, first: Grow, then: Grow) -> None:
     torchvision()  # transformers imports it, and peft that
