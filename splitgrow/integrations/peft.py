@@ -37,13 +37,15 @@ def on_grown_layers(config: Any) -> Any:
 
     Example:
         >>> import torch, peft
-        >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> net = nn.Sequential()
+        >>> net.add_module("up", nn.Linear(4, 6))
+        >>> net.add_module("down", nn.Linear(6, 2))
         >>> net = splitgrow.growable(net, torch.ones(1, 4))
-        >>> edit = net.expand_layer("0", 2)
-        >>> config = on_grown_layers(peft.LoraConfig(target_modules=["0", "2"], r=2))
+        >>> edit = net.expand_layer("up", 2)
+        >>> config = on_grown_layers(peft.LoraConfig(target_modules=["up", "down"], r=2))
         >>> adapted = peft.get_peft_model(net, config)
         >>> plain = merge_adapters(adapted)
-        >>> plain[0]
+        >>> plain.up
         Linear(in_features=4, out_features=8, bias=True)
     """
     if not isinstance(config, peft.LoraConfig):
