@@ -20,7 +20,7 @@ from splitgrow.growth.follow_casts import all_follow
 from splitgrow.growth.growing import tell_
 from splitgrow.growth.history import History, structure
 from splitgrow.growth.history_lookup import HISTORY, HandleBase, history_of
-from splitgrow.growth.journal.guards import with_guards
+from splitgrow.growth.journal.guards import each_once, put_guards_
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
 from splitgrow.layers.module_state import moved
 from splitgrow.layers.split_layer import SplitLayer
@@ -123,14 +123,19 @@ def _state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The tensors, and the journal if it has grown or closed a generation, as its extra state.
 
     Parameters that lie inside of a larger tensor get storage of their own first, until the next
-    run: safetensors, among others, takes no tensor that is a part of another.
+    run: safetensors, among others, takes no tensor that is a part of another. Loaders of
+    transformers would pass over what they do not know; entries for them make them refuse.
     """
     cls: Any = _made_here(self)
     for module in self.modules():
         for block in module if isinstance(module, SplitLayer) else ():
             make_dense_(block)
     state = super(cls, self).state_dict(*args, **kwargs)
-    put_journal(self, state, kwargs.get("prefix", args[1] if len(args) > 1 else ""))
+    prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+    put_journal(self, state, prefix)
+    of_library = hasattr(cls, "from_pretrained") and not kwargs.get("keep_vars")
+    if of_library and history_of(self).edits:
+        put_guards_(self, state, prefix)
     return state
 
 
@@ -198,7 +203,9 @@ def _save_pretrained(
         _refuse_grown(self, "save_pretrained")
         return save(save_directory, *args, **kwargs)
     if history_of(self).edits:
-        state_dict = with_guards(self, self.state_dict() if state_dict is None else state_dict)
+        state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+        put_guards_(self, state_dict, "")
+        state_dict = each_once(state_dict)
     return save(save_directory, *args, state_dict=state_dict, **kwargs)
 
 

@@ -1,49 +1,54 @@
 """Entries of a state_dict that stop loaders which know nothing of growth.
 
-``from_pretrained`` passes over tensors that it misses or does not know, with a warning. So it would
-make another network of a grown model's tensors. But it takes no tensor of another shape. So the
-plain names of grown layers, and one more name, get empty tensors.
+Those of transformers pass over tensors that they miss or do not know, with a warning. So they would
+make another network of a grown model's tensors. But they take no tensor of another shape, and nor
+does torch, strict or not. So the plain names of grown layers, and one more name, get tensors of a
+shape that no layer has. Each has storage of its own: savers drop those that share it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import plain_name
 
 _KEPT = "grown_by_splitgrow.use_splitgrow_save_pretrained."
-"""The prefix under which a tensor is kept whose name has an empty one; loaders show it."""
+"""The prefix under which a tensor is kept whose name has a guard; loaders show it."""
 
 
-def with_guards(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """A grown model's state_dict that no other loader takes for a plain model's.
-
-    Of tied tensors it has one, as safetensors wants it.
+def put_guards_(model: nn.Module, state: MutableMapping[str, Any], prefix: str) -> None:
+    """Adds entries to a grown model's state_dict, so that no other loader takes it for a plain one.
 
     Args:
         model: The model.
-        state: Its state_dict. It is not changed.
+        state: Its state_dict, maybe among other entries.
+        prefix: The prefix of the model's keys.
     """
-    found = _once(state)
-    first = next((n for n, t in state.items() if isinstance(t, Tensor) and _is_plain(n, t)), None)
+    own = [name for name in state if name.startswith(prefix)]
+    if any(name.startswith(f"{prefix}{_KEPT}") for name in own):
+        return
+    first = next((n for n in own if _is_plain(n, state[n])), None)
     if first is not None:
-        found[f"{_KEPT}{first}"] = found[first]
-        found[first] = _empty(found[first])
+        state[f"{prefix}{_KEPT}{first.removeprefix(prefix)}"] = state[first]
+        state[first] = _guard(state[first])
     for path, module in model.named_modules():
         if isinstance(module, SplitLayer):
             for key, tensor in module.original.state_dict(keep_vars=True).items():
-                found.setdefault(plain_name(module, path, key), _empty(tensor))
-    return found
+                state.setdefault(prefix + plain_name(module, path, key), _guard(tensor))
 
 
-def _once(state: Mapping[str, Any]) -> dict[str, Any]:
+def each_once(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state_dict with one of several tied tensors, as safetensors wants it."""
     found: dict[str, Any] = {}
     known: set[Any] = set()
-    for name, value in state.items():
+    # The one that is kept under another name first, since its own name has a guard.
+    for name, value in sorted(state.items(), key=lambda item: _KEPT not in item[0]):
         if isinstance(value, Tensor) and value.numel() and not value.is_meta:
             place = value.device, value.data_ptr(), value.shape, value.stride()
             if place in known:
@@ -53,16 +58,24 @@ def _once(state: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _is_plain(name: str, tensor: Tensor) -> bool:
-    return bool(tensor.numel()) and tensor.is_floating_point() and "_extra_state" not in name
+def _is_plain(name: str, value: object) -> bool:
+    tensor = isinstance(value, Tensor) and value.numel() and value.is_floating_point()
+    return bool(tensor) and "_extra_state" not in name and ".inserted" not in name
 
 
-def _empty(tensor: Tensor) -> Tensor:
-    return tensor.detach().new_empty((0,) * max(1, tensor.dim()), device="cpu")
+def _guard(tensor: Tensor) -> Tensor:
+    """A tensor that is taken for no other: of two dimensions more, with no number in it."""
+    return torch.full((1,) * (tensor.dim() + 2), math.nan)
+
+
+def _is_guard(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.is_meta or value.dim() < 2 or value.numel() != 1:
+        return False
+    return value.is_floating_point() and bool(value.isnan())
 
 
 def without_guards_(state: MutableMapping[str, Any], prefix: str) -> None:
-    """Takes out what `with_guards` has added.
+    """Takes out what `put_guards_` has added.
 
     Args:
         state: The state_dict.
@@ -72,7 +85,7 @@ def without_guards_(state: MutableMapping[str, Any], prefix: str) -> None:
     if not kept:
         return
     for key, tensor in list(state.items()):
-        if isinstance(tensor, Tensor) and not tensor.numel() and key.startswith(prefix):
+        if key.startswith(prefix) and _is_guard(tensor):
             del state[key]
     for key in kept:
         state[prefix + key.removeprefix(f"{prefix}{_KEPT}")] = state.pop(key)
