@@ -16,7 +16,7 @@ from torch import nn
 from splitgrow.layers.block_numbers import configs_in, counts_of, lists_of, place_numbers
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.hooks import has_hooks
-from splitgrow.layers.insertion_wrapper import InsertionWrapper
+from splitgrow.layers.insertion_wrapper import Inserted, InsertionWrapper
 from splitgrow.layers.unwrap import arguments_of
 
 CONTAINERS = (nn.ModuleList, nn.Sequential)
@@ -31,11 +31,13 @@ class Entry:
         place: The place in the growable model's container of the module that it is, or beside
             which it was inserted.
         edit: The edit that inserted it; 0 for a module that was there.
+        copied: Whether it is a copy of a block, which configurations count.
     """
 
     module: nn.Module
     place: int
     edit: int = 0
+    copied: bool = False
 
 
 def spread_blocks_(root: nn.Module, view: int | None) -> None:
@@ -51,10 +53,7 @@ def spread_blocks_(root: nn.Module, view: int | None) -> None:
         if type(container) in CONTAINERS:
             known = list(container)
             if any(isinstance(each, InsertionWrapper) for each in known):
-                entries = [
-                    _entries(each, place, view, listed=type(container) is nn.ModuleList)
-                    for place, each in enumerate(known)
-                ]
+                entries = [_entries(each, place, view) for place, each in enumerate(known)]
                 if all(own is not None for own in entries):
                     found = [entry for own in entries for entry in own or ()]
                     room = sum(1 for each in known for _ in in_place_of(each))
@@ -68,28 +67,30 @@ def stock_block(module: nn.Module) -> nn.Module:
 
 
 def in_place_of(module: nn.Module) -> Iterator[nn.Module]:
-    """A module and all that was inserted beside it, seen or not."""
+    """A block and all its copies that were inserted beside it, seen or not."""
     if isinstance(module, InsertionWrapper):
-        for part in (module.wrapped, *(module.part(item.name) for item in module.inserted)):
+        copies = (module.part(i.name) for i in module.inserted if i.form == "block")
+        for part in (module.wrapped, *copies):
             yield from in_place_of(part)
     else:
         yield module
 
 
 def _entries(
-    module: nn.Module, place: int, view: int | None, *, listed: bool, edit: int = 0
+    module: nn.Module, place: int, view: int | None, item: Inserted | None = None
 ) -> list[Entry] | None:
     """The modules that run one after the other in the place of one; None if they do not."""
     if not isinstance(module, InsertionWrapper):
-        return [Entry(module, place, edit)]
+        edit, copied = (item.edit, item.form == "block") if item is not None else (0, False)
+        return [Entry(module, place, edit, copied)]
     before, behind = (module.seen(before=side, view=view) for side in (True, False))
     arguments = arguments_of(module.wrapped)
     forms = {"block", "chain"} if len(arguments) == 1 else {"block"}
     found: list[Entry] = []
-    for item in (*before, None, *behind):
-        part = module.wrapped if item is None else module.part(item.name)
-        fits = item is None or (item.form in forms and not isinstance(part, FadeIn))
-        own = _entries(part, place, view, listed=listed, edit=item.edit if item else edit)
+    for inner in (*before, None, *behind):
+        part = module.wrapped if inner is None else module.part(inner.name)
+        fits = inner is None or (inner.form in forms and not isinstance(part, FadeIn))
+        own = _entries(part, place, view, item if inner is None else inner)
         if not fits or own is None:
             return None
         found += own
@@ -139,11 +140,12 @@ def _renumber_(
             if number.of(entry.module) is not None:
                 number.set_(entry.module, place)
     modules = dict(root.named_modules())
-    inserted = sorted(entry.edit for entry in entries if entry.edit)
-    places = [known + inserted.index(e.edit) if e.edit else e.place for e in entries]
+    copies = sorted((n for n, e in enumerate(entries) if e.copied), key=lambda n: entries[n].edit)
+    ranks = {n: known + rank for rank, n in enumerate(copies)}
+    places = [ranks.get(n, entry.place) for n, entry in enumerate(entries)]
     for config in configs_in(modules.values()):
         of_now = any(True for _ in counts_of(config, room, path))
-        _set_(config, path, room if of_now else len(entries), places)
+        _set_(config, path, room if of_now else known + len(copies), places)
     holders = [path.rsplit(".", n)[0] for n in range(1, path.count(".") + 1)]
     for holder in ("", *holders) if path else ():
         if holder in modules:

@@ -104,6 +104,28 @@ def test_a_list_of_blocks_gets_an_entry_for_each_copy(after: list[str], kinds: l
     assert_equal(fresh(X), model(X))
 
 
+def test_copies_of_one_edit_have_the_kinds_of_their_blocks() -> None:
+    model = deepened()
+    model.insert_layer(["h.2", "h.1", "h.0"], "block")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "inserted" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    assert model.config.layer_types == ["near", "far", "near", "near", "far", "near"]
+    merged = splitgrow.merge(model)
+    assert merged.config.layer_types == ["near", "near", "far", "far", "near", "near"]
+    assert_equal(merged(X), model(X))
+
+
+def test_other_insertions_at_a_block_are_no_blocks() -> None:
+    model = deepened("h.0")
+    model.insert_layer("h.1", "residual")
+    assert model.config.num_hidden_layers == 4
+    model.insert_layer("h.2", "block")
+    assert model.config.num_hidden_layers == 5
+    assert_equal(splitgrow.merge(model)(X), model(X))
+
+
 def test_a_copy_is_counted_by_the_model_that_has_grown_too_and_has_its_own_kind() -> None:
     model = deepened("h.1", "h.0")
     assert model.config.num_hidden_layers == 5

@@ -153,6 +153,8 @@ def _plan(
     sites = Sites(model, history.inputs)
     index, tried = len(history.edits) + 1, set[Any]()
     pieces = [_piece(model, history, sites, (place, index), wanted, tried) for place in places]
+    order = list(history.modules)
+    pieces.sort(key=lambda piece: order.index(piece.insertion.host))
     hosts = [piece.insertion.host for piece in pieces]
     twice = next((host for host in hosts if hosts.count(host) > 1), None)
     if twice is not None:
