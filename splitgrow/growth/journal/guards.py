@@ -8,7 +8,6 @@ shape that no layer has. Each has storage of its own: savers drop those that sha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -20,6 +19,8 @@ from splitgrow.layers.tensor_holder import plain_name
 
 _KEPT = "grown_by_splitgrow.use_splitgrow_save_pretrained."
 """The prefix under which a tensor is kept whose name has a guard; loaders show it."""
+_NUMBER = 2.0**-14
+"""The number in a guard: the same in all floating dtypes, to which states may be cast."""
 
 
 def put_guards_(model: nn.Module, state: MutableMapping[str, Any], prefix: str) -> None:
@@ -64,14 +65,14 @@ def _is_plain(name: str, value: object) -> bool:
 
 
 def _guard(tensor: Tensor) -> Tensor:
-    """A tensor that is taken for no other: of two dimensions more, with no number in it."""
-    return torch.full((1,) * (tensor.dim() + 2), math.nan)
+    """A tensor that is taken for no other: of two dimensions more, with one known number."""
+    return torch.full((1,) * (tensor.dim() + 2), _NUMBER)
 
 
 def _is_guard(value: object) -> bool:
     if not isinstance(value, Tensor) or value.is_meta or value.dim() < 2 or value.numel() != 1:
         return False
-    return value.is_floating_point() and bool(value.isnan())
+    return value.is_floating_point() and value.item() == _NUMBER
 
 
 def without_guards_(state: MutableMapping[str, Any], prefix: str) -> None:
