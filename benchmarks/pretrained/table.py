@@ -16,8 +16,8 @@ def table(found: Found) -> str:
     lines = [
         f"{len(found)} families.",
         "",
-        "| grown | equal | largest difference | same text | refused | cannot grow | wrong |",
-        "|---|---|---|---|---|---|---|",
+        "| grown | equal | difference | same text | refused | cannot grow | plain differs | wrong |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for way in WAYS:
         own = [ways[way] for ways in found.values() if way in ways]
@@ -29,7 +29,7 @@ def table(found: Found) -> str:
             f"{counts['equal']}",
             f"{gap:.0e}",
             f"{sum(texts)} of {len(texts)}" if texts else "",
-            *(str(counts[result]) for result in ("refused", "no", "wrong")),
+            *(str(counts[result]) for result in ("refused", "no", "unread", "wrong")),
         )
         lines.append(f"| {way} | {' | '.join(cells)} |")
     reasons = Counter(_kind(one["reason"]) for one in _all(found) if one["result"] == "refused")
