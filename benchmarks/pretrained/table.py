@@ -16,7 +16,7 @@ def table(found: Found) -> str:
     lines = [
         f"{len(found)} families.",
         "",
-        "| grown | equal | difference | same text | refused | cannot grow | plain differs | wrong |",
+        "| grown | equal | gap | same text | refused | cannot grow | plain differs | wrong |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for way in WAYS:
