@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import splitgrow
 from benchmarks.coverage.catalogues import Subject
-from benchmarks.coverage.findings import Findings
+from benchmarks.coverage.findings import LONG, Findings, tidy
 from benchmarks.coverage.preparing import prepare
 from benchmarks.coverage.roles import grow, layers_by_role
 from benchmarks.coverage.values import ids_of, randomise
@@ -121,7 +121,7 @@ def _tried(subject: Subject, ways: list[str], apart: Reader, initializer: str) -
         try:
             there = _grow(model, way, layers, initializer)
         except (splitgrow.SplitGrowError, ValueError) as error:
-            return {"result": "no", "reason": _tidy(error)}
+            return {"result": "no", "reason": tidy(str(error), LONG)}
         if not there:
             return {"result": "none"}
     if not ways:
@@ -132,15 +132,15 @@ def _tried(subject: Subject, ways: list[str], apart: Reader, initializer: str) -
         try:
             splitgrow.save_pretrained(model, folder / "checkpoint")
         except splitgrow.ExportError as error:
-            return {"result": "refused", "reason": _tidy(error)}
+            return {"result": "refused", "reason": tidy(str(error), LONG)}
         except splitgrow.SplitGrowError as error:
-            return {"result": "wrong", "reason": _tidy(error)}
+            return {"result": "wrong", "reason": tidy(str(error), LONG)}
         generates = _generates(model)
         told = {"inputs": prepared.inputs, "dtype": prepared.dtype, "generates": generates}
         try:
             answer = apart.read(folder, subject.build.args[0].model, told)
         except RuntimeError as error:
-            return {"result": "wrong", "reason": _tidy(error)}
+            return {"result": "wrong", "reason": tidy(str(error), LONG)}
         found = _compared(model, prepared.inputs, prepared.dtype, answer)
         if (found["result"] == "wrong" and "text" not in found) or found.get("text"):
             found |= _beside_plain(subject, prepared.dtype, apart, found)
@@ -291,7 +291,3 @@ def _deepen(model: Any) -> bool:
     for path in outer:
         splitgrow.handle(model).insert_layer(f"{path}.0", "block", freeze=False)
     return bool(outer)
-
-
-def _tidy(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400]
