@@ -10,6 +10,7 @@ from torch import nn
 from splitgrow.growth.apply import expand_, plan
 from splitgrow.growth.consolidation import consolidate_
 from splitgrow.growth.edits import Edit
+from splitgrow.growth.experts.methods import ExpertMethods
 from splitgrow.growth.generation_methods import GenerationMethods
 from splitgrow.growth.history import structure
 from splitgrow.growth.initializers import Initializer
@@ -23,7 +24,7 @@ from splitgrow.utils.preserve import keep_modes_
 from splitgrow.utils.rollback import Undo, temporarily
 
 
-class Handle(DepthMethods, GenerationMethods):
+class Handle(DepthMethods, ExpertMethods, GenerationMethods):
     """All operations of splitgrow on one growable model.
 
     They are also methods of the model itself, except where the model uses the name itself.

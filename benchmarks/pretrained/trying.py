@@ -23,7 +23,10 @@ from benchmarks.coverage.preparing import prepare
 from benchmarks.coverage.roles import grow, layers_by_role
 from benchmarks.coverage.values import ids_of, randomise
 
-WAYS = ("MLP", "heads", "stream", "stream and heads", "vocabulary", "head", "depth", "all")
+WAYS = (
+    *("MLP", "heads", "stream", "stream and heads", "vocabulary", "head", "depth", "experts"),
+    "all",
+)
 """What grows. "stream and heads": both to twice their width, as classes without a head_dim need;
 "all": all of them that can be saved by themselves."""
 _READ = 1e-5
@@ -241,6 +244,11 @@ def _grow(model: Any, way: str, layers: _Layers, initializer: str) -> bool:
     growing = splitgrow.handle(model)
     if way == "depth":
         return _deepen(model)
+    if way == "experts":
+        counts = {mixture.count for mixture in growing.mixtures()}
+        for count in counts:
+            growing.expand_experts(count, freeze=False)
+        return bool(counts)
     if way == "vocabulary":
         if layers.by_role[way]:
             growing.expand_vocabulary(3, embedding=layers.by_role[way][0])

@@ -193,6 +193,7 @@ class _Analysis(Sources):
             self.values.append(values)
             for index in unused(trace.steps) if self.couplings[-1] else ():
                 self.couplings[-1].pop(index, None)
+        self.held_tensors.tie_sets()
         self.held_tensors.settle()
         self.layer_numbers.settle()
         self.remainders.settle()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,8 @@ from splitgrow.analysis.ops import Op, Shaped, facts_of
 from splitgrow.analysis.ops.facts import Arithmetic, Values
 from splitgrow.analysis.ops.op import Origin, shaped_in
 from splitgrow.analysis.trace import Step, mapped, refs_of
+from splitgrow.layers.expert_sets import ExpertSet
+from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.tensor_holder import SplitTensor, blocks_path, holder_class, made_here
 from splitgrow.layers.types import TensorBlock, TensorUse
 
@@ -125,6 +127,26 @@ class HeldTensors:
             self._scaling.update(paths)
         return result
 
+    def tie_sets(self) -> None:
+        """Ties the tensors of further experts to those of the first ones, which they join."""
+        for parent, module in self._modules.items():
+            for name, child in module.named_children():
+                path = f"{parent}.{name}".removeprefix(".")
+                for one, further in _further_experts(child):
+                    for key in one.tensors:
+                        self._tie(f"{path}.{key}", f"{path}.{further}.{key}")
+
+    def _tie(self, path: str, other: str) -> None:
+        ours, theirs = self._axes.get(path), self._axes.get(other)
+        if ours is None and theirs is None:
+            return
+        for one, two in zip(ours or theirs or (), theirs or ours or (), strict=True):
+            reason = f"`{other}` has further experts beside those of `{path}`"
+            if ours is None or theirs is None:
+                self._groups.fix(one, f"{reason}, and forward uses only one of them")
+            elif self._groups.length(one) == self._groups.length(two):
+                self._groups.tie(one, two, reason)
+
     # -- in the end -------------------------------------------------------------------------------
 
     def settle(self) -> None:
@@ -160,6 +182,8 @@ class HeldTensors:
         ins = summed[0] if only else None
         outs = self._chosen(path, axes, ins)
         role = "weighs" if only else "meets"
+        if only and outs is None and len(axes) == 2:
+            outs = 1 - summed[0]  # as a layer has its units, which may come to grow
         if not summed and self._scaling[path] == self._uses[path]:
             role = "scales"
         grown = self._modules.get(blocks_path(path))
@@ -196,6 +220,12 @@ class HeldTensors:
 
     def _fix(self, axis: Axis, path: str, why: str) -> None:
         self._groups.fix(axis, f"it is tied to the tensor `{path}`, {why}")
+
+
+def _further_experts(module: nn.Module) -> Iterator[tuple[ExpertSet, str]]:
+    for item in module.inserted if isinstance(module, InsertionWrapper) else ():
+        if item.experts is not None:
+            yield item.experts, item.name
 
 
 def _names_of_tensors(modules: Mapping[str, nn.Module]) -> dict[int, list[str]]:

@@ -138,7 +138,7 @@ def carry_out_(
     initialise_(initializer, prepared, undo)
     layers = prepared.layers.values()
     trained = {id(p) for each in optimizer for group in each.param_groups for p in group["params"]}
-    new = [p for p in _new_parameters(layers) if not _is_left_out(p, trained)]
+    new = [p for p in new_block_parameters(layers) if not _is_left_out(p, trained)]
     joining = plan_joining(optimizer, new, edit.generation)
     keep_(history, undo)
     if edit.closes is not None:
@@ -172,7 +172,8 @@ def _keep_fixed_(prepared: PreparedEdit, history: History) -> None:
                     block.requires_grad_(False)
 
 
-def _new_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParameter]:
+def new_block_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParameter]:
+    """The parameters of added blocks, each with those whose param group it joins."""
     seen: set[nn.Parameter] = set()
     for item in prepared:
         for index, block in enumerate(item.added.values(), len(item.existing)):

@@ -65,12 +65,12 @@ class NumberChange:
     Attributes:
         module: The module's path.
         attribute: The attribute's name, with an index in brackets if it is a list or tuple.
-        value: The number before and after.
+        value: The number before and after. A float is a factor that experts share.
     """
 
     module: str
     attribute: str
-    value: tuple[int, int]
+    value: tuple[int | float, int | float]
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class Insertion:
         host: The path of the module next to it.
         before: Whether it works on the module's input, rather than on its output.
         kind: "identity", "residual", "gate", "block", "stack", "interpolate", "fade" or
-            "replacement".
+            "replacement"; or "experts" for further experts of a mixture.
         name: The path of the inserted module.
         type: The types of its layers.
-        width: The number of channels of its input.
+        width: The number of channels of its input, or of the experts.
         parameters: The number of its parameters.
         options: The options of the request, as far as they are plain data; "moved" is how far a
             kind that is not exact has moved the outputs, relative to the largest.
@@ -132,6 +132,11 @@ class Insertion:
     recipe: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
+        if self.kind == "experts":
+            return (
+                f"{self.width} experts beside those of {self.host}, as {self.name}: {self.type}, "
+                f"{self.parameters:,} parameters"
+            )
         side = "in front of" if self.before else "behind"
         moved = self.options.get("moved")
         change = "" if moved is None else f"; the outputs moved by {moved:.1%} of the largest"
@@ -247,13 +252,15 @@ class Edit:
         if self.joined:
             edits = len({edit for layer in self.joined for edit in layer.edits})
             return f"{head}: joins what {edits} edits added to {len(self.joined)} layers"
-        if self.inserted:
+        if self.inserted and not self.changes:
             return "\n".join(f"{head}: inserts {item}" for item in self.inserted)
         asked = ", ".join(f"{name} +{units}" for name, units in self.request.items())
-        return "\n".join((f"{head}: {asked}", *self._lines()))
+        inserted = (f"  {item}" for item in self.inserted)
+        return "\n".join((f"{head}: {asked}", *self._lines(), *inserted))
 
     def _lines(self) -> list[str]:
-        lines = [f"adds {self.parameters:,} parameters to {len(self.changes)} layers"]
+        count = len(self.changes) + len(self.inserted)
+        lines = [f"adds {self.parameters:,} parameters to {count} layers"]
         table = [("layer", "type", "inputs", "units", "blocks", "parameters")]
         for change in self.changes:
             table.append(
@@ -285,7 +292,7 @@ _WAYS = {
 }
 
 
-def _arrow(sizes: tuple[int, int]) -> str:
+def _arrow(sizes: tuple[float, float]) -> str:
     return f"{sizes[0]} -> {sizes[1]}" if sizes[0] != sizes[1] else str(sizes[0])
 
 

@@ -30,7 +30,7 @@ def held_number(module: nn.Module, attribute: str) -> Any:
     return value[int(index)] if fits else None
 
 
-def set_number_(module: nn.Module, attribute: str, number: int) -> None:
+def set_number_(module: nn.Module, attribute: str, number: float) -> None:
     """Sets the number; it replaces a list or tuple, since other modules may share it."""
     holder, _, name = attribute.rpartition(".")
     if holder:
@@ -45,9 +45,9 @@ def set_number_(module: nn.Module, attribute: str, number: int) -> None:
     vars(module)[name] = type(vars(module)[name])(items)
 
 
-def numbers_at(edits: Iterable[Edit], view: int | None) -> dict[tuple[str, str], int]:
+def numbers_at(edits: Iterable[Edit], view: int | None) -> dict[tuple[str, str], float]:
     """All numbers that ever changed, as they were after the edit `view`; None: as they are now."""
-    numbers: dict[tuple[str, str], int] = {}
+    numbers: dict[tuple[str, str], float] = {}
     for edit in edits:
         for change in edit.numbers:
             key = (change.module, change.attribute)
@@ -57,7 +57,7 @@ def numbers_at(edits: Iterable[Edit], view: int | None) -> dict[tuple[str, str],
     return numbers
 
 
-def change_(module: nn.Module, attribute: str, number: int, undo: Undo) -> None:
+def change_(module: nn.Module, attribute: str, number: float, undo: Undo) -> None:
     """Sets the number, until it is taken back."""
     undo.on_failure(partial(set_number_, module, attribute, held_number(module, attribute)))
     set_number_(module, attribute, number)

@@ -226,17 +226,23 @@ def prepare(
     led = tie_blocks_({name: layer.composition for name, layer in layers.items()})
     layers = {
         name: replace(
-            layer, sources=_sources(grown, name, edit.growth), led=led.get(name, frozenset())
+            layer, sources=_sources(grown, layer, edit.growth), led=led.get(name, frozenset())
         )
         for name, layer in layers.items()
     }
     return PreparedEdit(model, edit, grown, layers)
 
 
-def _sources(grown: ChannelGraph, name: str, growth: Mapping[int, int]) -> tuple[int, ...]:
+def _sources(
+    grown: ChannelGraph, layer: PreparedLayer, growth: Mapping[int, int]
+) -> tuple[int, ...]:
     """For each output of a layer the old one that is before it, or in whose turn it comes."""
+    before, after = layer.change.width
+    node = grown.nodes.get(layer.name)
+    if node is None or grown.groups.length(node.outs) != after:
+        return tuple(n % before for n in range(after))  # scores of experts, which are no channels
     found: list[int] = []
-    for run in grown.groups.resolve(grown.nodes[name].outs):
+    for run in grown.groups.resolve(node.outs):
         start, length = len(found), grown.groups.length((run,))
         gained = growth.get(run.group, 0) * run.repeat if run.group is not None else 0
         old = length - gained

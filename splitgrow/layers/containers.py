@@ -83,6 +83,8 @@ def _entries(
     if not isinstance(module, InsertionWrapper):
         edit, copied = (item.edit, item.form == "block") if item is not None else (0, False)
         return [Entry(module, place, edit, copied)]
+    if module.sets(view):
+        return None
     before, behind = (module.seen(before=side, view=view) for side in (True, False))
     arguments = arguments_of(module.wrapped)
     forms = {"block", "chain"} if len(arguments) == 1 else {"block"}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import _symbolic_trace
 
 from splitgrow.errors import UnsupportedLayerError
+from splitgrow.layers.expert_sets import ExpertSet, all_listed, run_set
 from splitgrow.utils.rollback import Undo
 
 _fx_traces = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
@@ -44,7 +45,8 @@ def note_runs_(undo: Undo) -> set[int]:
     return _runs
 
 
-Form = Literal["chain", "residual", "gate", "block", "beside"]
+Form = Literal["chain", "residual", "gate", "block", "beside", "experts"]
+_OF_DICTS = frozenset(("keys", "values", "items"))
 ORIGINAL = "original"
 """The name of the wrapped module below the wrapper."""
 
@@ -58,12 +60,15 @@ class Inserted:
         before: Whether it works on the module's input, rather than on its output.
         form: Its function of a tensor x, with its own module f: "chain" f(x); "residual" x + f(x);
             "gate" x * f(x); "block" f(x) with the module's other arguments as well; "beside" f(x,
-            arguments), with all arguments of the module.
+            arguments), with all arguments of the module; "experts" further experts, see
+            `splitgrow.layers.expert_sets`.
+        experts: The experts that it has.
     """
 
     edit: int
     before: bool
     form: Form
+    experts: ExpertSet | None = None
 
     @property
     def name(self) -> str:
@@ -120,9 +125,19 @@ class InsertionWrapper(nn.Module):
         chosen = [
             item
             for item in self.inserted
-            if item.before == before and (view is None or item.edit <= view)
+            if item.before == before
+            and item.experts is None
+            and (view is None or item.edit <= view)
         ]
         return chosen[::-1] if before else chosen
+
+    def sets(self, view: int | None) -> list[tuple[ExpertSet, nn.Module]]:
+        """The further experts seen after an edit, each set with its module, in order."""
+        return [
+            (item.experts, self.part(item.name))
+            for item in self.inserted[::-1]
+            if item.experts is not None and (view is None or item.edit <= view)
+        ]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's result, with the insertions before and behind it."""
@@ -132,10 +147,21 @@ class InsertionWrapper(nn.Module):
             x = first_argument(self.wrapped, args, kwargs)
             result = self._made_by(item, x, args, kwargs)
             args, kwargs = with_first_argument(self.wrapped, args, kwargs, first_of(result))
-        result = self.wrapped(*args, **kwargs)
+        result = self._core(args, kwargs)
         for item in self.seen(before=False, view=self.view):
             made = self._made_by(item, first_of(result), args, kwargs)
             result = made if item.form == "block" else with_first(result, made)
+        return result
+
+    def _core(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of the module, and of further experts."""
+        sets = self.sets(self.view)
+        if not sets:
+            return self.wrapped(*args, **kwargs)
+        first = sets[0][0]
+        result = run_set(self.wrapped, (0, first.first), first, args, kwargs)
+        for one, module in sets:
+            result = result + run_set(module, (one.first, one.count), one, args, kwargs)
         return result
 
     def _made_by(self, item: Inserted, x: Tensor, args: Any, kwargs: Any) -> Any:
@@ -206,7 +232,12 @@ class InsertionWrapper(nn.Module):
         except AttributeError:
             if name.startswith("_") or ORIGINAL not in self.__dict__.get("_modules", {}):
                 raise
-        return getattr(self._asked(), name)
+        sets = [one for one, _ in self.sets(self.view)]
+        if name in _OF_DICTS and (listed := self._listed()) is not None:
+            return getattr(listed, name)
+        answer = getattr(self._asked(), name)
+        counts = sets and name in sets[0].numbers
+        return answer + sum(one.count for one in sets) if counts else answer
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:  # noqa: FBT001, FBT002
         """Adds a buffer of its own, even if all parts have one of that name.
@@ -234,17 +265,34 @@ class InsertionWrapper(nn.Module):
             _questions.add(id(self))
         return self.wrapped
 
+    def _listed(self) -> dict[str, nn.Module] | None:
+        """All experts by name, if the module is a list of experts to which some were added."""
+        sets = self.sets(self.view)
+        if not sets or not sets[0][0].listed:
+            return None
+        return all_listed([self._asked(), *(module for _, module in sets)])
+
     def __getitem__(self, index: Any) -> Any:
         """An item of the wrapped module, if that has items."""
-        return self._asked()[index]
+        listed = self._listed()
+        if listed is None:
+            return self._asked()[index]
+        if isinstance(index, str):
+            return listed[index]
+        found = [*listed.values()][index]
+        return nn.ModuleList(found) if isinstance(found, list) else found
 
     def __len__(self) -> int:
         """The number of items of the wrapped module, if that has items."""
-        return len(self._asked())
+        listed = self._listed()
+        return len(self._asked()) if listed is None else len(listed)
 
     def __iter__(self) -> Iterator[Any]:
         """The items of the wrapped module, if that has items."""
-        return iter(self._asked())
+        listed = self._listed()
+        if listed is None:
+            return iter(self._asked())
+        return iter(listed if isinstance(self.wrapped, nn.ModuleDict) else listed.values())
 
     def __bool__(self) -> bool:
         """As the wrapped module, which may be an empty container."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from splitgrow.layers.expert_sets import join_sets_
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.hooks import carry_hooks_, has_hooks
 from splitgrow.layers.insertion_wrapper import ORIGINAL, Inserted, InsertionWrapper
@@ -32,6 +33,7 @@ def unwrap_(root: nn.Module, view: int | None, *, end_fades: bool) -> nn.Module:
     """
     wrappers = [module for module in root.modules() if isinstance(module, InsertionWrapper)]
     for wrapper in reversed(wrappers):  # inner ones first
+        _join_experts_(wrapper, view)
         holders = list(_holders(root, wrapper))
         by_position = bool(holders) and all(type(module) is nn.Sequential for module, _ in holders)
         plain = _plain(_Wrapped(wrapper, view, by_position=by_position), end_fades=end_fades)
@@ -72,6 +74,16 @@ def _holders(root: nn.Module, held: nn.Module) -> Iterator[tuple[nn.Module, str]
         for name, child in module._modules.items():  # noqa: SLF001
             if child is held:
                 yield module, name
+
+
+def _join_experts_(wrapper: InsertionWrapper, view: int | None) -> None:
+    """Gives the module in a wrapper the further experts that are seen after an edit."""
+    sets = wrapper.sets(view)
+    if sets:
+        join_sets_(wrapper.wrapped, sets)
+    others = tuple(item for item in wrapper.inserted if item.experts is None)
+    if len(others) < len(wrapper.inserted):
+        wrapper.set_inserted({item.name: wrapper.part(item.name) for item in others}, others)
 
 
 def _put(holders: Sequence[tuple[nn.Module, str]], module: nn.Module) -> None:

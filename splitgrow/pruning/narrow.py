@@ -79,7 +79,7 @@ class Narrowing:
         return "\n".join(lines)
 
 
-def _arrow(pair: tuple[int, int]) -> str:
+def _arrow(pair: tuple[float, float]) -> str:
     return f"{pair[0]:,} -> {pair[1]:,}" if pair[0] != pair[1] else f"{pair[0]:,}"
 
 

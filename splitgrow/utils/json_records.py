@@ -72,10 +72,9 @@ def _read(kind: Any, data: Any, where: str) -> Any:
     if kind is object:
         return data
     if origin in {Union, UnionType}:
-        if data is None and NoneType in inside:
-            return None
-        (only,) = (one for one in inside if one is not NoneType)
-        return _read(only, data, where)
+        if type(data) in inside:  # None, or one of several kinds of numbers
+            return data
+        return _read(next(one for one in inside if one is not NoneType), data, where)
     if origin is tuple:
         return _tuple(inside, data, where)
     if origin is Mapping:

@@ -71,7 +71,7 @@ MEETS: dict[str, tuple[Forward, tuple[int, ...], TensorUse]] = {
     "linear": (lambda m, h: F.linear(h, m.own), (4, 4), TensorUse(0, 1, "weighs")),
     "transposed": (lambda m, h: h @ m.own.t(), (4, 4), TensorUse(0, 1, "weighs")),
     "matmul": (lambda m, h: torch.matmul(h, m.own), (4, 4), TensorUse(1, 0, "weighs")),
-    "reads only": (lambda m, h: h + F.linear(h, m.own), (1, 4), TensorUse(None, 1, "weighs")),
+    "reads only": (lambda m, h: h + F.linear(h, m.own), (1, 4), TensorUse(0, 1, "weighs")),
     "einsum": (
         lambda m, h: torch.einsum("ni,oi->no", h, m.own),
         (4, 4),

@@ -105,7 +105,7 @@ def insert_(  # noqa: PLR0913
         wrapper = wrap_(model, piece.host, piece.module, (edit.index, insertion), undo)
         wrappers[insertion.host] = wrapper
     join_(joining, undo)
-    history.graph, asked, ran = _analysed(model, history, ", ".join(wrappers))
+    history.graph, asked, ran = analysed_anew(model, history, ", ".join(wrappers))
     for host, wrapper in wrappers.items():
         _refuse_unseen(host, seen=id(wrapper) in ran)
     tell_wrappers_(model, asked, undo)
@@ -355,10 +355,16 @@ def _described(module: nn.Module) -> str:
 
 
 @temporarily
-def _analysed(
+def analysed_anew(
     undo: Undo, model: nn.Module, history: History, host: str
 ) -> tuple[ChannelGraph, set[int], set[int]]:
     """The channel graph of a model with a new insertion.
+
+    Args:
+        undo: Takes back that wrappers are watched.
+        model: The model.
+        history: Its history.
+        host: The module at which something was inserted.
 
     Also the ids of wrappers: those that answer for attributes of their modules, and those that run.
 

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from splitgrow.growth.edits import Insertion
-from splitgrow.growth.insertion.request import INSERTION_KINDS
+from splitgrow.growth.insertion.request import EXPERTS, FORMS
+from splitgrow.layers.expert_sets import ExpertSet, let_skip_
 from splitgrow.layers.insertion_wrapper import Inserted, InsertionWrapper
 from splitgrow.utils.module_slots import holders_in, put_in_place_
 from splitgrow.utils.rollback import Undo
@@ -32,7 +33,12 @@ def wrap_(
         undo: Takes it back.
     """
     edit, insertion = inserted
-    item = Inserted(edit, insertion.before, INSERTION_KINDS[insertion.kind])
+    experts = ExpertSet.read(insertion.recipe[EXPERTS]) if insertion.kind == EXPERTS else None
+    item = Inserted(edit, insertion.before, FORMS[insertion.kind], experts)
+    if experts is not None:
+        for part in host.modules():
+            undo.keep(vars(part))
+        let_skip_(host)
     wrapper = next(
         (m for m in model.modules() if isinstance(m, InsertionWrapper) and m.wrapped is host), None
     )

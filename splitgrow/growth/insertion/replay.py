@@ -8,18 +8,22 @@ from torch import nn
 
 from splitgrow.errors import CheckpointError
 from splitgrow.growth.edits import Insertion
+from splitgrow.growth.experts.copies import further_experts
 from splitgrow.growth.history import structure
 from splitgrow.growth.insertion.block_copies import announce_, let_learn_
 from splitgrow.growth.insertion.builders import replacement
 from splitgrow.growth.insertion.placing import wrap_
 from splitgrow.growth.insertion.recipes import made_of, parts_in
-from splitgrow.growth.insertion.request import COPIES, INSERTION_KINDS
+from splitgrow.growth.insertion.request import COPIES, EXPERTS, FORMS
+from splitgrow.layers.expert_sets import ExpertSet
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.utils.rollback import Undo
 
 _FEW = 100
 """The number of parts that may be without parameters."""
+_MOST_COPIES = 4096
+"""More copies of each expert than any edit makes."""
 
 
 def insert_again_(
@@ -46,11 +50,17 @@ def insert_again_(
     if host is None or not insertion.host or isinstance(host, InsertionWrapper):
         raise CheckpointError(f"the model has no module `{insertion.host}`")
     named = insertion.name == f"{insertion.host}.inserted{edit}"
-    if insertion.kind not in INSERTION_KINDS or not named or insertion.name in modules:
+    if insertion.kind not in FORMS or not named or insertion.name in modules:
         raise CheckpointError(f"it inserts a {insertion.kind!r} as `{insertion.name}`")
-    if parts_in(insertion.recipe, modules) > _FEW + insertion.parameters:
+    parts = parts_in(insertion.recipe, modules)
+    if insertion.kind == EXPERTS:
+        parts *= _times_of(insertion)
+    if parts > _FEW + insertion.parameters:
         raise CheckpointError(f"`{insertion.name}` is of more parts than it has parameters")
-    module = _made(modules, insertion, given)
+    if insertion.kind == EXPERTS:
+        module, _ = further_experts(model, host, insertion.recipe, empty=True)
+    else:
+        module = _made(modules, insertion, given)
     if insertion.kind in COPIES:
         announce_(module, model, host, undo)
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -60,6 +70,22 @@ def insert_again_(
             f"here {parameters:,}"
         )
     wrap_(model, host, module, (edit, insertion), undo)
+
+
+def _times_of(insertion: Insertion) -> int:
+    """How many times an insertion has the experts that were there before.
+
+    Raises:
+        CheckpointError: If it has no valid set of experts.
+    """
+    try:
+        experts = ExpertSet.read(insertion.recipe.get(EXPERTS))
+    except ValueError as error:
+        raise CheckpointError(f"`{insertion.name}`: {error}") from None
+    times = experts.count // experts.first
+    if insertion.recipe.get("copy") != insertion.host or times > _MOST_COPIES:
+        raise CheckpointError(f"`{insertion.name}` are no further experts of `{insertion.host}`")
+    return times
 
 
 def _made(

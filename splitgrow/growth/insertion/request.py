@@ -21,6 +21,11 @@ INSERTION_KINDS: dict[str, Form] = {
 }
 """The kinds of insertion, with the function of each."""
 
+EXPERTS = "experts"
+"""The kind of insertion by which a mixture of experts grows, which is no request for a layer."""
+FORMS: dict[str, Form] = {**INSERTION_KINDS, EXPERTS: "experts"}
+"""The function of each kind of insertion, those of other operations as well."""
+
 COPIES = ("block", "stack", "interpolate")
 """The kinds that copy a block."""
 INEXACT = ("stack", "interpolate")

@@ -6,6 +6,7 @@ and its blocks lie on the meta device, where they take no memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -189,7 +190,9 @@ def _check_number(modules: Mapping[str, nn.Module], number: NumberChange) -> Non
     module = modules.get(number.module)
     found = held_number(module, number.attribute) if module is not None else None
     before, after = number.value
-    if type(found) is not int or found != before or not before < after <= LARGEST_WIDTH:
+    counts = type(found) is int and type(after) is int and before < after <= LARGEST_WIDTH
+    scales = type(found) is float and type(after) is float and 0 < after < before < math.inf
+    if found != before or not (counts or scales):
         name = f"{number.module}.{number.attribute}".removeprefix(".")
         raise CheckpointError(f"`{name}` is {number.value[0]} there, in this model {found!r}")
 

@@ -88,7 +88,7 @@ def test_the_model_is_analysed_once_and_blocks_of_one_kind_are_tried_once(
 
         return run
 
-    monkeypatch.setattr(insertion, "_analysed", counted("analysed", insertion._analysed))
+    monkeypatch.setattr(insertion, "analysed_anew", counted("analysed", insertion.analysed_anew))
     monkeypatch.setattr(block_copies, "_check", counted("tried", block_copies._check))
     growable().insert_layer(PLACES, "block")
     assert counts == {"analysed": 1, "tried": 1}

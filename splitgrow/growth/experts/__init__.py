@@ -1,0 +1,1 @@
+"""Mixtures of experts: finding them in a model, and giving them further experts."""
