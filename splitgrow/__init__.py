@@ -36,12 +36,14 @@ from splitgrow.layers.attention import PlainAttention, plain_attention
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.execution import execution
 from splitgrow.layers.fade import FadeIn, FadeSchedule
+from splitgrow.layers.mixture_of_experts import MixtureOfExperts
 from splitgrow.layers.shared_kernel import (
     SharedKernelConv1d,
     SharedKernelConv2d,
     SharedKernelConv3d,
 )
 from splitgrow.layers.types import register_layer, unregister_layer
+from splitgrow.pretrained.dense_to_mixture import to_mixture
 from splitgrow.pretrained.saving import save_pretrained
 from splitgrow.progressive import (
     ProgressiveAutoencoder,
@@ -74,6 +76,7 @@ __all__ = [
     "LayerChange",
     "LayerRun",
     "MergeError",
+    "MixtureOfExperts",
     "NumberChange",
     "OptimizerError",
     "PlainAttention",
@@ -105,6 +108,7 @@ __all__ = [
     "register_op",
     "save",
     "save_pretrained",
+    "to_mixture",
     "unregister_layer",
     "unregister_op",
 ]

@@ -4,6 +4,7 @@ from splitgrow.distributed.loading import load
 from splitgrow.distributed.methods import (
     consolidate,
     expand,
+    expand_experts,
     expand_input,
     expand_layer,
     expand_vocabulary,
@@ -19,6 +20,7 @@ __all__ = [
     "DistributedError",
     "consolidate",
     "expand",
+    "expand_experts",
     "expand_input",
     "expand_layer",
     "expand_vocabulary",

@@ -220,6 +220,38 @@ def insert_layer(  # noqa: PLR0913
     )
 
 
+def expand_experts(  # noqa: PLR0913
+    wrapped: nn.Module,
+    n: int,
+    mixture: str | None = None,
+    *,
+    noise: float = 0.01,
+    freeze: bool = True,
+    optimizer: object = None,
+    check: bool = True,
+    timeout: float = TIMEOUT,
+) -> Edit:
+    """Adds experts to mixtures, as `model.expand_experts`; otherwise as `expand_layer`.
+
+    Of a sharded model every process holds all of it for as long as that takes, since the model is
+    run on its example inputs, and further experts are copies.
+    """
+    options: dict[str, Any] = {
+        "mixture": mixture,
+        "noise": noise,
+        "freeze": freeze,
+        "check": check,
+    }
+    return carry_out(
+        wrapped,
+        _in_words("expand_experts", n, **options),
+        lambda model: model.expand_experts(n, **options, optimizer=optimizer),
+        optimizer=optimizer,
+        timeout=timeout,
+        values=True,
+    )
+
+
 def next_generation(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> int:
     """Closes the open generation in all processes, as `model.next_generation`.
 

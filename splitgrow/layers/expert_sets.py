@@ -172,11 +172,11 @@ def join_sets_(module: nn.Module, sets: Sequence[tuple[ExpertSet, nn.Module]]) -
         module._modules.update(joined)  # noqa: SLF001
         return
     for name in sets[0][0].tensors:
-        tensors = [tensor_at(each, name) for each in (module, *parts)]
+        tensors = [entry_tensor(each, name) for each in (module, *parts)]
         with torch.no_grad():
             value: Tensor = torch.cat(tensors)
         trains = any(tensor.requires_grad for tensor in tensors)
-        set_tensor_(module, name, value, trains=trains)
+        set_entry_tensor_(module, name, value, trains=trains)
     for name in sets[0][0].numbers:
         path, _, key = name.rpartition(".")
         vars(module.get_submodule(path))[key] += sum(one.count for one, _ in sets)
@@ -197,10 +197,10 @@ def repeat_experts_(
         times: How many times.
     """
     for name in tensors:
-        tensor = tensor_at(module, name)
+        tensor = entry_tensor(module, name)
         with torch.no_grad():
             value = torch.cat([tensor.detach()] * times)
-        set_tensor_(module, name, value, trains=tensor.requires_grad)
+        set_entry_tensor_(module, name, value, trains=tensor.requires_grad)
     for name in numbers:
         path, _, key = name.rpartition(".")
         vars(module.get_submodule(path))[key] *= times
@@ -218,14 +218,14 @@ def add_listed_(experts: nn.Module, times: int) -> None:
         experts.add_module(name, copy.deepcopy(module))
 
 
-def tensor_at(module: nn.Module, name: str) -> Tensor:
+def entry_tensor(module: nn.Module, name: str) -> Tensor:
     """A module's parameter or buffer, by its name."""
     path, _, key = name.rpartition(".")
     tensor: Tensor = getattr(module.get_submodule(path), key)
     return tensor
 
 
-def set_tensor_(module: nn.Module, name: str, value: Tensor, *, trains: bool) -> None:
+def set_entry_tensor_(module: nn.Module, name: str, value: Tensor, *, trains: bool) -> None:
     """Gives a plain module another tensor in the place of one of its own."""
     path, _, key = name.rpartition(".")
     holder = module.get_submodule(path)

@@ -24,9 +24,9 @@ from splitgrow.growth.insertion.request import EXPERTS
 from splitgrow.layers.expert_sets import (
     ExpertSet,
     add_listed_,
+    entry_tensor,
     let_skip_,
     repeat_experts_,
-    tensor_at,
 )
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.plain_copy import plain_copy
@@ -121,7 +121,7 @@ def tell_apart_(
     names = _linear_in(new, experts.tensors, call)
     start = 0
     for module in old:
-        count = len(tensor_at(module, experts.tensors[0]))
+        count = len(entry_tensor(module, experts.tensors[0]))
         rows = [slice(start + n * first, start + n * first + count) for n in range(times)]
         for name in names:
             own = [_Slot(each, name) for each in _that_train(module)]
@@ -142,7 +142,7 @@ class _Slot(NamedTuple):
 
     def tensor(self) -> Tensor:
         """The entries."""
-        whole = tensor_at(self.module, self.name)
+        whole = entry_tensor(self.module, self.name)
         return whole if self.rows is None else whole[self.rows]
 
     @torch.no_grad()
@@ -156,7 +156,9 @@ def _set_apart_(twins: Sequence[_Slot], noise: float, undo: Undo) -> None:
     if len(twins) < 2:
         return
     values = [slot.tensor().detach().clone() for slot in twins]
-    drawn = [torch.randn_like(value) for value in values]
+    # The same in every process that trains the model, of which each has the old experts.
+    generator = torch.Generator(values[0].device).manual_seed(values[0].numel())
+    drawn = [torch.empty_like(v).normal_(generator=generator) for v in values]
     mean = torch.stack(drawn).mean(0)
     size = noise * values[0].float().std().item()
     for slot, value, change in zip(twins, values, drawn, strict=True):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from splitgrow.growth.edits import Edit
-from splitgrow.growth.experts.expansion import expand_experts_, mixtures_in
+from splitgrow.growth.experts.expansion import expand_experts_
+from splitgrow.growth.experts.expert_plans import mixtures_in, planned_experts
 from splitgrow.growth.experts.mixtures import Mixture
 from splitgrow.growth.growing import GrowingBase
 from splitgrow.growth.history import History, check_structure
@@ -121,3 +122,23 @@ class ExpertMethods(GrowingBase):
             optimizer=optimizer,
             check=check,
         )
+
+    def plan_experts(self, n: int, mixture: str | None = None, *, freeze: bool = True) -> Edit:
+        """The edit that `expand_experts` would apply, not applied; print it to see it.
+
+        Args:
+            n: As of `expand_experts`.
+            mixture: As of `expand_experts`.
+            freeze: As of `expand_experts`.
+
+        Raises:
+            ValueError: If there is no such mixture, or n is no multiple of the number of experts.
+            UnsupportedLayerError: If there is no mixture, or one cannot have its experts twice.
+        """
+
+        def plan(undo: Undo, model: nn.Module, history: History) -> Edit:
+            edit, _ = planned_experts(model, history, n, mixture, freeze=freeze)
+            undo.take_back()
+            return edit
+
+        return self._operation("plan further experts", plan)

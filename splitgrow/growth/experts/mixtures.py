@@ -22,6 +22,7 @@ from splitgrow.analysis.output_comparison import fitting, outputs_of
 from splitgrow.growth.history import structure
 from splitgrow.layers.expert_sets import Argument
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
+from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.example_call import ExampleCall
 
 _CHOOSERS = frozenset(("topk", "argmax", "max", "sort", "argsort"))
@@ -195,7 +196,12 @@ def find_mixtures(model: nn.Module, inputs: ExampleCall) -> list[Mixture]:
     watch = _Watch(model)
     outputs_of(model, fitting(model, inputs), watch=watch)
     modules = structure(model)
-    holders = {path: _in_place(model, module) for path, module in modules.items()}
+    further = _further_parts(modules)
+    holders = {
+        path: _in_place(model, module)
+        for path, module in modules.items()
+        if not any(_is_inside(path, part) for part in further)
+    }
     found = [each for choice in watch.choices for each in _around(choice, watch, holders)]
     # A router chooses among groups of experts, too, of which there may be as many as of something
     # else further out.
@@ -207,6 +213,17 @@ def find_mixtures(model: nn.Module, inputs: ExampleCall) -> list[Mixture]:
             own.setdefault(each.experts, each)
     order = [path for choice in watch.choices for path in choice.modules]
     return sorted(own.values(), key=lambda mixture: order.index(mixture.path))
+
+
+def _further_parts(modules: Mapping[str, nn.Module]) -> list[str]:
+    """The paths of experts that were added, which are found with those that were there first."""
+    return [
+        f"{parent}.{name}.{item.name}".removeprefix(".")
+        for parent, module in modules.items()
+        for name, child in module.named_children()
+        for item in (child.inserted if isinstance(child, InsertionWrapper) else ())
+        if item.experts is not None
+    ]
 
 
 def _in_place(model: nn.Module, module: nn.Module) -> nn.Module:
@@ -271,7 +288,9 @@ def _counts(module: nn.Module, count: int, *, called: bool) -> bool:
     own = experts_of(module)
     if called:
         return any(t.dim() > 1 and t.shape[0] == first for t in own.parameters())
-    if not isinstance(own, _LISTS) or len(own) != first or count < 2:
+    if not isinstance(own, _LISTS) or isinstance(own, SplitLayer):
+        return False
+    if len(own) != first or count < 2:
         return False
     kinds = {type(each) for each in own.children()}
     return len(kinds) == 1 and any(True for _ in own.parameters())

@@ -22,9 +22,9 @@ from splitgrow.growth.experts.mixtures import Mixture, ModuleCall
 from splitgrow.layers.expert_sets import (
     add_listed_,
     counts_of_experts,
+    entry_tensor,
     repeat_experts_,
-    set_tensor_,
-    tensor_at,
+    set_entry_tensor_,
     tensors_of_experts,
 )
 from splitgrow.layers.plain_copy import plain_copy
@@ -35,7 +35,7 @@ from splitgrow.utils.rollback import Undo, temporarily
 
 _LARGE = 10**8
 """A number of elements above which a mixture is tried in its own dtype, to save memory."""
-_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
+_TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4}  # routers may compute in single precision
 _ROUGH = 5e-2
 _MORE = 2
 """The largest number of further numbers that are tried together."""
@@ -166,7 +166,7 @@ def _stir_(plain: nn.Module, scores: Sequence[Score], moves: Callable[[Tensor], 
     """Moves a copy's values, so that no experts are alike, no scores equal and no results zero."""
     generator = torch.Generator().manual_seed(0)
     moved: list[Tensor] = [p for p in plain.parameters() if p.is_floating_point()]
-    moved += [tensor_at(plain, name) for name, _ in scores]
+    moved += [entry_tensor(plain, name) for name, _ in scores]
     for tensor in {id(each): each for each in moved}.values():
         if tensor.is_floating_point() and tensor.numel() > 0 and moves(tensor):
             size = tensor.detach().float().std().item() if tensor.numel() > 1 else 0.0
@@ -240,8 +240,8 @@ def _grow_(larger: nn.Module, parts: _Parts, scores: Sequence[Score], times: int
     else:
         add_listed_(experts, times - 1)
     for name, dim in scores:
-        tensor = tensor_at(larger, name)
-        set_tensor_(larger, name, torch.cat([tensor.detach()] * times, dim), trains=False)
+        tensor = entry_tensor(larger, name)
+        set_entry_tensor_(larger, name, torch.cat([tensor.detach()] * times, dim), trains=False)
     for path in {name.rpartition(".")[0] for name, _ in scores}:
         layer: Any = larger.get_submodule(path)
         if isinstance(layer, nn.Linear):
