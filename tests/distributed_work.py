@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import kernels
+import pytest
 import torch
 import torch.distributed as dist
+from mixture_models import X as MIXED
+from mixture_models import plain as mixture_network
 from snapshots import unchanged
 from tied_models import Tied
 from torch import Tensor, nn
@@ -69,7 +72,7 @@ def wrapped(model: Any, how: str) -> Any:
         if how == "hybrid":
             mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
         if isinstance(model, nn.Sequential):
-            fully_shard(model[6], mesh=mesh)
+            fully_shard(model[6 if len(model) > 6 else 1], mesh=mesh)
         return fully_shard(model, mesh=mesh)
     return model
 
@@ -931,6 +934,46 @@ def tied_story(how: str, rank: int = 0, world: int = 1) -> tuple[Tensors, bool]:
         tied = plain.embed[1].weight is plain.head[1].weight
         tied = tied and plain.embed[2].weight is plain.head[2].weight
     return whole, tied
+
+
+def experts_story(how: str, rank: int = 0, world: int = 1, shared: str = "") -> Tensors:
+    """A network with mixtures of experts that grow, frozen and not; its tensors in the end."""
+    net: Any = splitgrow.growable(mixture_network("Everything"), MIXED)
+    model: Any = wrapped(net, how)
+    optimizer = momentum(model)
+    calls = splitgrow.handle(net) if how == "alone" else distributed
+    more = {} if how == "alone" else {"timeout": TIMEOUT}
+    given = () if how == "alone" else (model,)
+    x = (
+        torch.linspace(-1, 1, 4 * MIXED.shape[1] * MIXED.shape[2])
+        .double()
+        .view(4, *MIXED.shape[1:])
+    )
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(x[rank * 4 // world : (rank + 1) * 4 // world]).square().mean().backward()
+        optimizer.step()
+
+    step()
+    if how == "fsdp":
+        with pytest.raises(ValueError, match="lost where FSDP holds them in pieces"):
+            calls.expand_experts(*given, 4, freeze=False, optimizer=optimizer, **more)
+    noise = 0.0 if how == "fsdp" or shared == "fsdp" else 0.01
+    calls.expand_experts(*given, 4, freeze=False, noise=noise, optimizer=optimizer, **more)
+    step()
+    calls.expand_experts(*given, 16, noise=noise, optimizer=optimizer, **more)
+    step()
+    step()
+    if how == "alone":
+        return {name: p.detach().clone() for name, p in net.named_parameters()}
+    with distributed.gathered(model, timeout=TIMEOUT) as plain:
+        return {name: p.detach().clone() for name, p in plain.named_parameters()}
+
+
+def experts_together(rank: int, how: str) -> Tensors:
+    """The same in several processes."""
+    return experts_story(how, rank, dist.get_world_size())
 
 
 def tied_together(rank: int, how: str) -> tuple[Tensors, bool]:

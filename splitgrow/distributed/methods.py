@@ -14,6 +14,7 @@ from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.insertion.request import After
 from splitgrow.growth.planning import reads_values
+from splitgrow.utils.wrappers import is_sharded
 
 
 def expand_layer(  # noqa: PLR0913
@@ -234,7 +235,8 @@ def expand_experts(  # noqa: PLR0913
     """Adds experts to mixtures, as `model.expand_experts`; otherwise as `expand_layer`.
 
     Of a sharded model every process holds all of it for as long as that takes, since the model is
-    run on its example inputs, and further experts are copies.
+    run on its example inputs, and further experts are copies. There `noise` cannot move experts
+    that exist and train: it must be 0, unless this edit freezes them.
     """
     options: dict[str, Any] = {
         "mixture": mixture,
@@ -242,10 +244,20 @@ def expand_experts(  # noqa: PLR0913
         "freeze": freeze,
         "check": check,
     }
+    sharded = is_sharded(wrapped)
+
+    def grow(model: Any) -> Edit:
+        if sharded and noise and not (freeze and model.generation == 0):
+            raise ValueError(
+                f"noise (={noise}) moves experts that exist and train apart from their copies, "
+                f"which is lost where FSDP holds them in pieces: give noise=0"
+            )
+        return model.expand_experts(n, **options, optimizer=optimizer)  # type: ignore[no-any-return]
+
     return carry_out(
         wrapped,
         _in_words("expand_experts", n, **options),
-        lambda model: model.expand_experts(n, **options, optimizer=optimizer),
+        grow,
         optimizer=optimizer,
         timeout=timeout,
         values=True,

@@ -67,7 +67,7 @@ class MixtureOfExperts(Unscriptable, nn.Module):
                 result = made.new_zeros(tokens.shape[0], made.shape[-1])
             result = result.index_add(0, token, made)
         assert result is not None
-        return result.reshape(*x.shape[:-1], -1)
+        return result.reshape(*x.shape[:-1], result.shape[-1])
 
     def extra_repr(self) -> str:
         """How many experts are chosen."""

@@ -57,7 +57,14 @@ _SAME = {torch.float64: 1e-5, torch.float32: 1e-5}
 """The largest difference of equal models, of which routers compute shares in single precision."""
 _ROUGH = 3e-2
 _ALIKE = {torch.float64: 1e-5, torch.float32: 1e-4}
-"""The largest difference of a mixture's output from that of its MLP."""
+
+
+def tolerance_of(output: Tensor) -> float:
+    """The largest difference of a mixture's output from that of its MLP, relative to the largest.
+
+    Routers compute shares in single precision, which then add up to one with such an error.
+    """
+    return _ALIKE.get(output.dtype, _ROUGH)
 
 
 def as_mixture_class(
@@ -287,7 +294,7 @@ def _fill_(
             entry_tensor(experts, name).copy_(_JOINS[way](*(tensors[part] for part in parts)))
         made = tensors_in(block(x))[0]
         gap = (made - target).abs().max() if made.shape == target.shape else torch.inf
-        if gap <= _ALIKE.get(like.dtype, _ROUGH) * target.abs().max():
+        if gap <= tolerance_of(target) * target.abs().max():
             known[:] = [filling]
             return True
     return False

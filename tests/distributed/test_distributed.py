@@ -99,6 +99,15 @@ def test_streams_and_vocabularies_of_tied_models_grow_as_in_one_process(how: str
             torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("how", HOWS)
+def test_experts_grow_as_in_one_process(how: str) -> None:
+    expected = work.experts_story("alone", shared=how)
+    for found in in_processes(2, work.experts_together, how).values():
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-10)
+
+
 def test_a_model_inside_what_is_wrapped_grows_and_one_that_is_not_wrapped() -> None:
     found = in_processes(2, work.inner_and_plain)
     assert found[0] == found[1]

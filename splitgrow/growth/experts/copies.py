@@ -97,7 +97,7 @@ def tell_apart_(
     noise: float,
     call: ModuleCall,
     undo: Undo,
-) -> None:
+) -> bool:
     """Has twins that train start apart, so that the mixture computes the same.
 
     Args:
@@ -107,8 +107,13 @@ def tell_apart_(
         noise: The size of the differences, relative to the deviation of a tensor's values.
         call: A call of the experts, or of one of a list.
         undo: Restores the values of old experts.
+
+    Returns:
+        Whether there was a tensor for that, or it was not needed.
     """
     first, times = experts.first, experts.count // experts.first
+    if times == 1 and not any(map(_that_train, old)):
+        return True
     if experts.listed:
         copies = list(new.children())
         names = _linear_in(copies[0], [name for name, _ in copies[0].named_parameters()], call)
@@ -117,7 +122,7 @@ def tell_apart_(
             twins = [*_that_train(original), *copies[n::first]]
             for name in names:
                 _set_apart_([_Slot(each, name) for each in twins], noise, undo)
-        return
+        return bool(names)
     names = _linear_in(new, experts.tensors, call)
     start = 0
     for module in old:
@@ -127,6 +132,7 @@ def tell_apart_(
             own = [_Slot(each, name) for each in _that_train(module)]
             _set_apart_([*own, *(_Slot(new, name, each) for each in rows)], noise, undo)
         start += count
+    return bool(names)
 
 
 def _that_train(module: nn.Module) -> list[nn.Module]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 from torch.optim import Optimizer
 
+from splitgrow.errors import SplitGrowWarning
 from splitgrow.growth.apply import close_generation_, new_block_parameters, widen_
 from splitgrow.growth.edit_check import before_edit
 from splitgrow.growth.edits import Edit, Insertion
@@ -30,6 +32,7 @@ from splitgrow.layers.expert_sets import ExpertSet
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import SplitTensor, blocks_path
 from splitgrow.utils.rollback import Undo
+from splitgrow.utils.source_lines import levels_to_caller
 
 _Made = tuple[Insertion, nn.Module, nn.Module]
 """An insertion, the module with the experts that were there first, and that of the new ones."""
@@ -97,20 +100,27 @@ def _tell_apart_(
     undo: Undo,
 ) -> None:
     """Has twins that train start apart; those of closed generations are frozen by now."""
-    paths = [_called(growth.mixture, model) for growth in growths]
-    calls = capture(model, history.inputs, paths)
-    for path, (insertion, host, module) in zip(paths, made, strict=True):
-        if path in calls:
-            experts = ExpertSet.read(insertion.recipe[EXPERTS])
-            tell_apart_(module, sets_around(model, host)[1], experts, noise, calls[path], undo)
+    known = [_callable(growth.mixture, history) for growth in growths]
+    calls = capture(model, history.inputs, [path for paths in known for path in paths])
+    for paths, (insertion, host, module) in zip(known, made, strict=True):
+        call = next((calls[path] for path in paths if path in calls), None)
+        experts = ExpertSet.read(insertion.recipe[EXPERTS])
+        old = sets_around(model, host)[1]
+        if call is None or not tell_apart_(module, old, experts, noise, call, undo):
+            warnings.warn(
+                f"experts of `{insertion.host}` and their copies get the same gradients, since no "
+                f"tensor was found in which an expert's output is linear, to make them differ",
+                SplitGrowWarning,
+                stacklevel=levels_to_caller(),
+            )
 
 
-def _called(mixture: Mixture, model: nn.Module) -> str:
-    """The path of the experts' module, or of the first one of a list."""
+def _callable(mixture: Mixture, history: History) -> list[str]:
+    """The path of the experts' module, or those of the ones of a list."""
     if mixture.index is not None:
-        return mixture.experts
-    first = next(iter(dict(model.get_submodule(mixture.experts).named_children())))
-    return f"{mixture.experts}.{first}"
+        return [mixture.experts]
+    listed = history.modules[mixture.experts]
+    return [f"{mixture.experts}.{name}" for name, _ in listed.named_children()]
 
 
 def _new_parameters(
