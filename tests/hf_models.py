@@ -62,6 +62,26 @@ def sliding() -> Any:
     return hf.Qwen2ForCausalLM(config)
 
 
+def mixtral() -> Any:
+    hf = hugging_face()
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    return _eager(hf.MixtralForCausalLM, hf.MixtralConfig(**SMALL, **sizes))
+
+
+def deepseek() -> Any:
+    hf = hugging_face()
+    heads = {"kv_lora_rank": 4, "q_lora_rank": 4, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 1, "n_group": 2, "topk_group": 1}
+    sizes = {**SMALL, **heads, **experts, "v_head_dim": 4, "num_key_value_heads": 4}
+    more = {"moe_intermediate_size": 6, "first_k_dense_replace": 1}
+    return _eager(hf.DeepseekV3ForCausalLM, hf.DeepseekV3Config(**sizes, **more))
+
+
+def _eager(kind: Any, config: Any) -> Any:
+    """A model whose experts run in any precision."""
+    return kind._from_config(config, experts_implementation="eager")
+
+
 def growable(make: Callable[[], Any]) -> Any:
     torch.manual_seed(0)
     model = randomise(make()).double().eval()

@@ -242,13 +242,8 @@ def _grow(model: Any, way: str, layers: _Layers, initializer: str) -> bool:
         initializer: That of the stream's new channels.
     """
     growing = splitgrow.handle(model)
-    if way == "depth":
-        return _deepen(model)
-    if way == "experts":
-        counts = {mixture.count for mixture in growing.mixtures()}
-        for count in counts:
-            growing.expand_experts(count, freeze=False)
-        return bool(counts)
+    if way in ("depth", "experts"):
+        return _deepen(model) if way == "depth" else _more_experts(growing)
     if way == "vocabulary":
         if layers.by_role[way]:
             growing.expand_vocabulary(3, embedding=layers.by_role[way][0])
@@ -299,3 +294,13 @@ def _deepen(model: Any) -> bool:
     for path in outer:
         splitgrow.handle(model).insert_layer(f"{path}.0", "block", freeze=False)
     return bool(outer)
+
+
+def _more_experts(growing: Any) -> bool:
+    """Doubles the experts of each mixture."""
+    counts = {mixture.path: mixture.count for mixture in growing.mixtures()}
+    for count in set(counts.values()):
+        same = [path for path, own in counts.items() if own == count]
+        for path in [None] if len(same) == len(counts) else same:
+            growing.expand_experts(count, path, freeze=False)
+    return bool(counts)

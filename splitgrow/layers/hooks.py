@@ -124,17 +124,19 @@ _BOUND: Any = getattr(torch_module, "_WrappedHook", ())
 """Torch's wrapper for a hook that gets its module."""
 
 
-def hand_over_(old: nn.Module, new: nn.Module, undo: Undo) -> None:
+def hand_over_(old: nn.Module, new: nn.Module, undo: Undo, *, state: bool = True) -> None:
     """Gives a module's hooks to the one that takes its place, but not `hold_statistics`.
 
     Args:
         old: The module.
         new: The module in its place; it has no hooks yet.
         undo: Takes it back.
+        state: Whether also those on its state_dict.
     """
     theirs, mine = vars(old), vars(new)
-    undo.keep(theirs, mine, *(theirs[name] for name in STORES))
-    for name in STORES:
+    stores = [name for name in STORES if state or name not in _OF_STATE]
+    undo.keep(theirs, mine, *(theirs[name] for name in stores))
+    for name in stores:
         hooks = theirs[name]
         stay = OrderedDict((k, hook) for k, hook in hooks.items() if _is_the_layers(name, hook))
         for key in stay:

@@ -239,6 +239,18 @@ class InsertionWrapper(nn.Module):
         counts = sets and name in sets[0].numbers
         return answer + sum(one.count for one in sets) if counts else answer
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; a parameter or buffer of the wrapped module there.
+
+        torch.func.functional_call and torch.export set these by their paths.
+        """
+        wrapped = vars(self).get("_modules", {}).get(ORIGINAL)
+        for store in ("_parameters", "_buffers") if isinstance(value, Tensor) else ():
+            if name not in vars(self)[store] and name in vars(wrapped or self)[store]:
+                vars(wrapped)[store][name] = value
+                return
+        super().__setattr__(name, value)
+
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:  # noqa: FBT001, FBT002
         """Adds a buffer of its own, even if all parts have one of that name.
 

@@ -182,7 +182,7 @@ def _write(
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as made_in:
         _save(plain, made_in, options)
-        again = _read(type(plain), made_in, next(plain.parameters()))
+        again = _read(plain, made_in)
         _lend_buffers_(again, plain)
         verdict = held_against(model, history, generation, again, "save_pretrained", spread=True)
         if verdict.fault:
@@ -218,9 +218,18 @@ def _save(plain: Any, directory: str, options: dict[str, Any]) -> None:
         ) from error
 
 
-def _read(kind: Any, directory: str, like: torch.Tensor) -> nn.Module:
-    """What from_pretrained makes of a checkpoint, on the device and in the dtype of a tensor."""
-    again: nn.Module = kind.from_pretrained(directory, dtype=like.dtype, local_files_only=True)
+_RUNS = ("attn_implementation", "experts_implementation")
+"""Options of from_pretrained that tell how modules run, and that configs keep as private ones."""
+
+
+def _read(plain: Any, directory: str) -> nn.Module:
+    """What from_pretrained makes of a checkpoint, to run as a model does."""
+    like = next(plain.parameters())
+    held = {name: getattr(plain.config, f"_{name}", None) for name in _RUNS}
+    options = {name: value for name, value in held.items() if isinstance(value, str)}
+    again: nn.Module = type(plain).from_pretrained(
+        directory, dtype=like.dtype, local_files_only=True, **options
+    )
     return again.to(like.device)
 
 

@@ -28,6 +28,7 @@ from splitgrow.layers.expert_sets import (
     let_skip_,
     repeat_experts_,
 )
+from splitgrow.layers.hooks import STORES
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.plain_copy import plain_copy
 from splitgrow.utils.rollback import Undo
@@ -64,6 +65,8 @@ def further_experts(
     experts = ExpertSet.read(recipe[EXPERTS])
     around, modules = sets_around(model, host)
     made = copied_without_values(around) if empty else plain_copy(around, None, {})
+    for store in STORES:
+        vars(made)[store].clear()  # they go on seeing all experts
     times, rest = divmod(experts.count, experts.first)
     if rest or not times:
         raise CheckpointError(f"{experts.count} experts are no copies of {experts.first}")

@@ -11,6 +11,7 @@ from torch import nn
 from splitgrow.growth.edits import Insertion
 from splitgrow.growth.insertion.request import EXPERTS, FORMS
 from splitgrow.layers.expert_sets import ExpertSet, let_skip_
+from splitgrow.layers.hooks import hand_over_
 from splitgrow.layers.insertion_wrapper import Inserted, InsertionWrapper
 from splitgrow.utils.module_slots import holders_in, put_in_place_
 from splitgrow.utils.rollback import Undo
@@ -46,6 +47,8 @@ def wrap_(
         wrapper = InsertionWrapper(host)
         wrapper.training, wrapper.tensor_result = host.training, insertion.tensor_result
         wrapper.set_inserted({item.name: module}, (item,))
+        if experts is not None:
+            hand_over_(host, wrapper, undo, state=False)  # they saw the results of all experts
         put_in_place_(holders_in(model), host, wrapper, undo)
         return wrapper
     modules: Mapping[str, Any] = {i.name: wrapper.part(i.name) for i in wrapper.inserted}

@@ -264,3 +264,38 @@ def test_averages_follow(name: str) -> None:
     stirred(model, model.expand_experts(EXPERTS))
     average.update_parameters(model)
     assert_equal(average(X), model(X))
+
+
+def test_hooks_on_the_experts_see_the_results_of_all(name: str) -> None:
+    model = growable(name)
+    if name not in ("Stacked", "Grouped"):
+        pytest.skip("a list is never called")
+    seen: list[Tensor] = []
+    handle = model[1].moe.experts.register_forward_hook(lambda _, __, y: seen.append(y.detach()))
+    model(X)
+    model.expand_experts(EXPERTS)
+    seen[1:] = []
+    model(X)
+    assert len(seen) == 2
+    assert_equal(seen[1], seen[0])
+    merged: Any = splitgrow.merge(model)
+    merged(X)
+    assert len(seen) > 2
+    assert_equal(seen[-1], seen[0])
+    handle.remove()
+    count = len(seen)
+    model(X)
+    assert len(seen) == count
+
+
+def test_parameters_are_set_by_their_paths(name: str) -> None:
+    model = growable(name)
+    stirred(model, model.expand_experts(EXPERTS))
+    values = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert_equal(torch.func.functional_call(model, values, (X,)), model(X))
+    half = {n: p / 2 for n, p in values.items()}
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    assert_equal(torch.func.functional_call(model, half, (X,)), other(X))
