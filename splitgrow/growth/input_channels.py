@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 from splitgrow.analysis.analyzer import analyse_with_free_input
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
+from splitgrow.analysis.named_numbers import numbers_of_input
 from splitgrow.errors import FixedWidthError
 from splitgrow.growth.apply import carry_out_, hold_to
 from splitgrow.growth.edit_check import before_edit
-from splitgrow.growth.edits import Edit, InputChange
+from splitgrow.growth.edits import Edit, InputChange, NumberChange
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.planning import plan_changes, plan_numbers
@@ -66,7 +67,7 @@ def expand_input_(  # noqa: PLR0913
         growth=growth,
         changes=plan_changes(graph, history.modules, growth, ways),
         ways=ways,
-        numbers=plan_numbers(graph, growth),
+        numbers=_numbers(graph, growth, model, _change(graph, axes[dim], name, dim, n)),
         inputs=(_change(graph, axes[dim], name, dim, n),),
     )
     prepared = carry_out_(model, history, edit, undo, initializer=chosen, optimizer=optimizer)
@@ -133,6 +134,16 @@ def _growth(graph: ChannelGraph, axis: Axis, name: str, n: int) -> dict[int, int
 def _change(graph: ChannelGraph, axis: Axis, name: str, dim: int, n: int) -> InputChange:
     width = graph.groups.length(axis)
     return InputChange(name, dim, (width, width + n))
+
+
+def _numbers(
+    graph: ChannelGraph, growth: Mapping[int, int], model: nn.Module, change: InputChange
+) -> tuple[NumberChange, ...]:
+    """The changes of numbers that modules hold, those that others ask the model for as well."""
+    known = plan_numbers(graph, growth)
+    there = {(number.module, number.attribute) for number in known}
+    asked = [one for one in numbers_of_input({"": model}, change.width[0]) if one not in there]
+    return (*known, *(NumberChange(path, attribute, change.width) for path, attribute in asked))
 
 
 def widened(model: nn.Module, inputs: ExampleCall, changes: Iterable[InputChange]) -> ExampleCall:

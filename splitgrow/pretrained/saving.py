@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,12 @@ from splitgrow.errors import ExportError
 from splitgrow.growth.growable_class import original_class
 from splitgrow.growth.history import History
 from splitgrow.growth.history_lookup import history_of
+from splitgrow.pretrained.library_model import LibraryModel
 from splitgrow.pretrained.model_form import ModelForm
 from splitgrow.pretrained.settings_search import SearchResult, SettingsSearch
-from splitgrow.pretrained.transformers_models import (
-    is_pretrained,
-    made_from,
-    set_settings_,
-    settings_of,
-)
+from splitgrow.pretrained.timm_models import TimmModel, is_of_timm
+from splitgrow.pretrained.torchvision_models import TorchvisionModel, is_of_torchvision
+from splitgrow.pretrained.transformers_models import TransformersModel, is_pretrained
 
 _NAMED = 4
 """Tensors and layers that a message names."""
@@ -38,27 +36,32 @@ def save_pretrained(
     generation: int | None = None,
     **options: Any,
 ) -> Any:
-    """Saves a grown model of transformers so that ``from_pretrained`` reads it without splitgrow.
+    """Saves a grown model so that its library reads it without splitgrow.
 
-    The model is merged. Its config gets the settings that make the merged model's class anew: the
-    widths, the numbers of heads and blocks, the size of the vocabulary, the eps of norms. They are
-    found by making the class from changed settings, on the meta device, and comparing shapes. The
-    checkpoint is written beside the directory first, read back by ``from_pretrained``, and its
-    outputs on the example inputs are compared with the model's. Only then it takes its place.
+    ``from_pretrained`` of transformers does, ``timm.create_model("local-dir:...")``, and
+    ``torchvision.models.get_model`` with the name and arguments that lie beside the tensors.
+
+    The model is merged. Its config, or the arguments in its place, get the settings that make the
+    merged model anew: the widths, the numbers of heads and blocks, the size of the vocabulary, the
+    eps of norms. They are found by making the class from changed settings, on the meta device, and
+    comparing shapes. The checkpoint is written beside the directory first, read back by the
+    library, and its outputs on the example inputs are compared with the model's. Only then it takes
+    its place.
 
     Args:
-        model: A growable model of transformers. It is not changed.
+        model: A growable model of transformers, timm or torchvision. It is not changed.
         directory: Where to save. It is made; other files in it stay.
         generation: A closed generation, to save the model as it was then; by default as it is.
-        options: For the model's own ``save_pretrained``, such as ``max_shard_size``.
+        options: For the model's own ``save_pretrained``, such as ``max_shard_size``; for timm's
+            ``save_for_hf``.
 
     Returns:
-        The config that was saved.
+        The config that was saved; the arguments for create_model or get_model.
 
     Raises:
         ExportError: If no config of the class describes the model, as where one layer of many has
             grown. The message names what differs, and what would fit. Nothing is written.
-        TypeError: If the model is none of transformers, or an option is not known.
+        TypeError: If the model is of none of these libraries, or an option is not known.
         GenerationError: As `splitgrow.merge`.
         SplitGrowError: If the model was never made growable.
 
@@ -73,25 +76,29 @@ def save_pretrained(
     """
     history = history_of(model)
     kind = original_class(model)
-    if not is_pretrained(model):
+    if not any(is_of(model) for is_of in _LIBRARIES):
         raise TypeError(
-            f"save_pretrained saves models of transformers, which have a config and a "
-            f"from_pretrained; {kind.__name__} has not. splitgrow.merge makes a plain model of it, "
-            f"and splitgrow.save a checkpoint"
-        )
-    if options.pop("push_to_hub", False):
-        raise TypeError(
-            "push_to_hub: save to a directory first, and push the model that from_pretrained reads "
-            "there"
+            f"save_pretrained saves models of transformers, timm and torchvision, whose loaders "
+            f"make them from settings; {kind.__name__} is none of these. splitgrow.merge makes a "
+            f"plain model of it, and splitgrow.save a checkpoint"
         )
     history.model_lock.refuse_if_shown("save_pretrained")
     with history.model_lock.rlock, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes that are made from settings that do not fit
         plain: Any = merged(model, history, generation, check=True)
         _refuse_wrappers(plain)
-        set_settings_(plain.config, _settings_for(plain, kind))
-        _write(plain, model, history, (generation, Path(directory)), options)
-        return plain.config
+        library = next(make for is_of, make in _LIBRARIES.items() if is_of(model))(plain, kind)
+        library.set_(_settings_for(library, kind))
+        _write(library, model, history, (generation, Path(directory)), options)
+        return library.saved_settings
+
+
+_LIBRARIES: dict[Callable[[nn.Module], bool], Callable[[Any, Any], LibraryModel]] = {
+    is_pretrained: TransformersModel,
+    is_of_timm: TimmModel,
+    is_of_torchvision: TorchvisionModel,
+}
+"""The libraries, each by a test for its models."""
 
 
 def _refuse_wrappers(plain: nn.Module) -> None:
@@ -112,16 +119,16 @@ def _refuse_wrappers(plain: nn.Module) -> None:
         )
 
 
-def _settings_for(plain: Any, kind: type[nn.Module]) -> dict[str, Any]:
-    """The settings of a merged model's config that have to change.
+def _settings_for(library: LibraryModel, kind: type[nn.Module]) -> dict[str, Any]:
+    """The settings of a merged model that have to change.
 
     Raises:
         ExportError: If no settings make such a model.
     """
-    target, config = ModelForm.of(plain), plain.config
-    search = SettingsSearch(settings_of(config), lambda changes: made_from(kind, config, changes))
+    target = ModelForm.of(library.plain)
+    search = SettingsSearch(library.settings(), library.made)
     found = search.find(target)
-    name = type(config).__name__
+    name = library.settings_name
     if found is None:
         raise ExportError(f"{kind.__name__} cannot be made from its own {name}")
     if found.left:
@@ -166,8 +173,11 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in found[:_NAMED]) + more
 
 
+_NOTHING = "Nothing was written; splitgrow.merge makes a plain model of it, for torch.save"
+
+
 def _write(
-    plain: Any,
+    library: LibraryModel,
     model: nn.Module,
     history: History,
     place: tuple[int | None, Path],
@@ -178,59 +188,47 @@ def _write(
     Raises:
         ExportError: If it is not.
     """
-    generation, directory = place
+    (generation, directory), plain = place, library.plain
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as made_in:
-        _save(plain, made_in, options)
-        again = _read(plain, made_in)
+        _save(library, Path(made_in), options)
+        try:
+            again = library.read(Path(made_in))
+        except Exception as error:  # as a library maps the names of older checkpoints, say
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ExportError(
+                f"{library.loader} does not read what is saved of the model ({told}). {_NOTHING}"
+            ) from error
         _lend_buffers_(again, plain)
         verdict = held_against(model, history, generation, again, "save_pretrained", spread=True)
         if verdict.fault:
-            name, config = type(plain).__name__, type(plain.config).__name__
             raise ExportError(
-                f"a {name} that is made of a {config} with the grown shapes {verdict.fault}"
-                f"{_cause(again, plain)}. Nothing was written; splitgrow.merge makes a plain model "
-                f"of it, for torch.save"
+                f"a {type(plain).__name__} that {library.loader} makes with the grown shapes "
+                f"{verdict.fault}{_cause(again, plain)}. {_NOTHING}"
             )
         directory.mkdir(exist_ok=True)
         for file in Path(made_in).iterdir():
             shutil.move(file, directory / file.name)
 
 
-def _save(plain: Any, directory: str, options: dict[str, Any]) -> None:
-    """Saves a plain model by its own method.
+def _save(library: LibraryModel, directory: Path, options: dict[str, Any]) -> None:
+    """Saves a plain model by its library.
 
     Raises:
-        ExportError: If its config does not allow such settings.
+        ExportError: If that does not allow such settings.
         TypeError: If an option is not known.
         OSError: If it cannot be written.
         MemoryError: If there is too little memory.
     """
     try:
-        plain.save_pretrained(directory, **options)
+        library.save(directory, options)
     except (OSError, TypeError, MemoryError):
         raise
-    except Exception as error:  # as a library checks its configs
+    except Exception as error:  # as a library checks its settings
         told = " ".join(str(error).split())
         raise ExportError(
-            f"{type(plain.config).__name__} does not allow the settings that the grown model has: "
-            f"{told}"
+            f"{library.settings_name} does not allow the settings that the grown model has: {told}"
         ) from error
-
-
-_RUNS = ("attn_implementation", "experts_implementation")
-"""Options of from_pretrained that tell how modules run, and that configs keep as private ones."""
-
-
-def _read(plain: Any, directory: str) -> nn.Module:
-    """What from_pretrained makes of a checkpoint, to run as a model does."""
-    like = next(plain.parameters())
-    held = {name: getattr(plain.config, f"_{name}", None) for name in _RUNS}
-    options = {name: value for name, value in held.items() if isinstance(value, str)}
-    again: nn.Module = type(plain).from_pretrained(
-        directory, dtype=like.dtype, local_files_only=True, **options
-    )
-    return again.to(like.device)
 
 
 def _lend_buffers_(again: nn.Module, plain: nn.Module) -> None:

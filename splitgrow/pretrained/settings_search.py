@@ -145,7 +145,8 @@ class SettingsSearch:
             effect = self.effect(name)
             values = set()
             for tensor, dim, slope, start in effect.dimensions() if effect is not None else ():
-                values.add((base.shapes[tensor][dim] - start) / slope)
+                if tensor in base.shapes:  # it may be there only once the setting is set
+                    values.add((base.shapes[tensor][dim] - start) / slope)
             if len(values) == 1 and (value := values.pop()) == int(value):
                 made = self.form({name: int(value)})
                 if made is not None and made == base:

@@ -139,7 +139,7 @@ def tell_apart_(
 
 
 def _that_train(module: nn.Module) -> list[nn.Module]:
-    return [module] if any(p.requires_grad for p in module.parameters()) else []
+    return [module] if all(p.requires_grad for p in module.parameters()) else []
 
 
 class _Slot(NamedTuple):
