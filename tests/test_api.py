@@ -39,6 +39,7 @@ def test_the_public_names_are_these() -> None:
         "LayerChange",
         "LayerRun",
         "MergeError",
+    "MixtureOfExperts",
         "NumberChange",
         "OptimizerError",
         "PlainAttention",
@@ -70,6 +71,7 @@ def test_the_public_names_are_these() -> None:
         "register_op",
         "save",
         "save_pretrained",
+    "to_mixture",
         "unregister_layer",
         "unregister_op",
     ]

@@ -16,8 +16,8 @@ from splitgrow.pretrained.library_model import LibraryModel, arguments_noted
 from splitgrow.pretrained.model_form import ModelForm, distance
 from splitgrow.pretrained.transformers_models import plain_settings
 
-CONFIG = "config.json"
-TENSORS = "model.safetensors"
+_CONFIG = "config.json"
+_TENSORS = "model.safetensors"
 
 
 def is_of_torchvision(model: nn.Module) -> bool:
@@ -99,8 +99,8 @@ class TorchvisionModel(LibraryModel):
         from safetensors.torch import save_file  # noqa: PLC0415 - not always installed
 
         tensors = {n: t.contiguous() for n, t in self.plain.state_dict().items()}
-        save_file(tensors, directory / TENSORS)
-        (directory / CONFIG).write_text(json.dumps(self.saved_settings, indent=2) + "\n")
+        save_file(tensors, directory / _TENSORS)
+        (directory / _CONFIG).write_text(json.dumps(self.saved_settings, indent=2) + "\n")
 
     def read(self, directory: Path) -> nn.Module:
         """As of `LibraryModel`."""
@@ -108,8 +108,8 @@ class TorchvisionModel(LibraryModel):
         from torchvision.models import get_model  # noqa: PLC0415
 
         like = next(self.plain.parameters())
-        again: nn.Module = get_model(**json.loads((directory / CONFIG).read_text()))
-        again.to(like.device, like.dtype).load_state_dict(load_file(directory / TENSORS))
+        again: nn.Module = get_model(**json.loads((directory / _CONFIG).read_text()))
+        again.to(like.device, like.dtype).load_state_dict(load_file(directory / _TENSORS))
         return again.eval()
 
 
