@@ -218,7 +218,7 @@ class ChannelGraph:
 
     def _by_group(self, side: str, groups: Iterable[int]) -> list[str]:
         """The layers on whose inputs or outputs one of the groups lies, in order of execution."""
-        order = {node.name: index for index, node in enumerate(self.sized())}
+        order = {name: index for index, name in enumerate(self.nodes)}
         found = {name for group in groups for name in self._index[side].get(group, ())}
         return sorted(found, key=order.__getitem__)
 
@@ -226,10 +226,11 @@ class ChannelGraph:
     def _index(self) -> dict[str, dict[int, list[str]]]:
         """For each group the layers that read it, and those that grow with it."""
         index: dict[str, dict[int, list[str]]] = {"ins": {}, "outs": {}}
-        for node in self.sized():
-            for group in groups_of(self.groups.resolve(node.ins)):
+        for node in self.nodes.values():
+            sums = node.use is not None and node.use.ins is not None
+            for group in groups_of(self.groups.resolve(node.ins)) if node.sized or sums else ():
                 index["ins"].setdefault(group, []).append(node.name)
-            for group in self.growing_groups(node.outs):
+            for group in self.growing_groups(node.outs) if node.sized else ():
                 index["outs"].setdefault(group, []).append(node.name)
         return index
 

@@ -52,6 +52,8 @@ class HeldTensors:
         self._given: set[int] = set()
         """The steps whose values depend on the inputs of this trace."""
         self._reasons: dict[str, str] = {}
+        self._met: dict[str, int] = {}
+        """The number of layers that were met before each tensor."""
 
     def begin(self, reasons: Mapping[str, str], inputs: Iterable[int]) -> None:
         """Turns to another trace.
@@ -74,6 +76,7 @@ class HeldTensors:
             )
         axes = tuple(self._groups.resolve(axis) for axis in self._axes[path])
         self._of_step[index] = path
+        self._met.setdefault(path, len(self._graph.nodes))
         return Shaped(axes, Origin(path, tuple(range(len(axes)))))
 
     def _tensor(self, path: str) -> Tensor | None:
@@ -160,6 +163,7 @@ class HeldTensors:
                     self._groups.fix(axis, f"it is tied to the tensor `{path}`, {reason}")
                 continue
             self._add(path, axes)
+        self._in_order()
 
     def _refusal(self, path: str) -> str:
         """Why a tensor cannot grow in any dimension; empty if it can."""
@@ -195,7 +199,30 @@ class HeldTensors:
         assert found is not None
         kind = "Parameter" if isinstance(found, nn.Parameter) else "Buffer"
         along = [() if dim is None else axes[dim] for dim in (use.ins, use.outs)]
-        self._graph.nodes[path] = LayerNode(path, kind, False, along[0], along[1], use=use)
+        sized = use.role == "weighs" and self._makes_units(along[1])
+        self._graph.nodes[path] = LayerNode(path, kind, sized, along[0], along[1], use=use)
+
+    def _makes_units(self, outs: Axis) -> bool:
+        """Whether no layer makes the units along a matrix, so that it is asked for their number."""
+        growing = self._graph.growing_groups(outs)
+        made = {g for n in self._graph.sized() for g in self._graph.growing_groups(n.outs)}
+        return bool(growing) and made.isdisjoint(growing)
+
+    def _in_order(self) -> None:
+        """Puts tensors that are asked for their width among the layers, in order of execution."""
+        nodes, at = self._graph.nodes, dict[int, list[str]]()
+        for path in [path for path in self._met if path in nodes and nodes[path].sized]:
+            at.setdefault(self._met[path], []).append(path)
+        tensors = {path for paths in at.values() for path in paths}
+        ordered: dict[str, LayerNode] = {}
+        layers = [name for name in nodes if name not in tensors]
+        for place, name in enumerate((*layers, "")):
+            ordered.update((path, nodes[path]) for path in at.get(place, ()))
+            if name:
+                ordered[name] = nodes[name]
+        if tensors:
+            nodes.clear()
+            nodes.update(ordered)
 
     def _chosen(self, path: str, axes: tuple[Axis, ...], ins: int | None) -> int | None:
         """The dimension along which a tensor may grow besides the one that products sum over."""

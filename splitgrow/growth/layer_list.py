@@ -19,8 +19,9 @@ class Layer:
 
     Attributes:
         index: Its place in the order of execution.
-        name: Its module path.
-        kind: The name of its stock layer type, such as ``Conv2d``.
+        name: Its module path; of a matrix that a module holds and multiplies by itself the
+            parameter's name.
+        kind: The name of its stock layer type, such as ``Conv2d``; ``Parameter`` for a matrix.
         width: Its number of units.
         step: The smallest number of units by which it can grow; 0 if it cannot grow.
         group: The other layers that grow with it.
@@ -51,7 +52,7 @@ def layers_of(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> tuple[La
             index=index,
             name=node.name,
             kind=node.kind,
-            width=_width(graph, node, modules[node.name]),
+            width=_width(graph, node, modules.get(node.name)),
             step=graph.step(node),
             group=tuple(graph.tied(node)),
             readers=tuple(graph.readers(node)),
@@ -61,8 +62,8 @@ def layers_of(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> tuple[La
     )
 
 
-def _width(graph: ChannelGraph, node: LayerNode, module: nn.Module) -> int:
-    if node.followed:
+def _width(graph: ChannelGraph, node: LayerNode, module: nn.Module | None) -> int:
+    if node.followed or module is None:
         return graph.groups.length(node.outs)
     layer: Any = stock(module)
     entry = layer_type_of(layer)

@@ -37,7 +37,7 @@ def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
         if not 0 <= layer < len(sized):
             raise ValueError(f"no layer {layer}: the model has layers 0 to {len(sized) - 1}")
         return sized[layer]
-    name = graph.aliases.get(layer)
+    name = layer if layer in graph.nodes else graph.aliases.get(layer)
     if name in graph.nodes and graph.nodes[name].sized:
         return graph.nodes[name]
     if name is not None:
