@@ -39,7 +39,7 @@ def test_the_public_names_are_these() -> None:
         "LayerChange",
         "LayerRun",
         "MergeError",
-    "MixtureOfExperts",
+        "MixtureOfExperts",
         "NumberChange",
         "OptimizerError",
         "PlainAttention",
@@ -71,7 +71,7 @@ def test_the_public_names_are_these() -> None:
         "register_op",
         "save",
         "save_pretrained",
-    "to_mixture",
+        "to_mixture",
         "unregister_layer",
         "unregister_op",
     ]

@@ -88,7 +88,7 @@ def roles_of(subject: Subject, prepared: Prepared, tolerance: float) -> dict[str
         if role == "vocabulary":
             found[role] = trial.of_vocabulary(model, members)
         else:
-            found[role] = trial.of(model, members, _experts(model) if role == "MLP" else [])
+            found[role] = trial.of(model, members, _experts(model, called) if role == "MLP" else [])
     return {role: asdict(found[role]) for role in ROLES}
 
 
@@ -263,14 +263,15 @@ def layers_by_role(model: Any, called: Sequence[str]) -> dict[str, list[str]]:
         called: The layers that it calls, in that order.
     """
     modules = dict(model.named_modules())
-    dense = {name: modules[name] for name in called if _sizes(modules[name]) is not None}
+    layers = [name for name in called if name in modules]
+    dense = {name: modules[name] for name in layers if _sizes(modules[name]) is not None}
     attentions = _attentions(modules)
     inside = {name for owner in attentions for name in dense if name.startswith(f"{owner}.")}
     final = _final(model, modules, dense)
     outside = {n: module for n, module in dense.items() if n not in inside and n not in final}
     tables = [name for name, module in modules.items() if _rows(module) == _vocabulary(model)]
     return {
-        "MLP": _hidden(outside),
+        "MLP": [*_hidden(outside), *(name for name in called if _owner(modules, name) is not None)],
         "heads": _projections(dense, attentions) if _counts_heads(model) else [],
         "stream": tables[:1] or _patches(model, dense),
         "vocabulary": tables[:1],
@@ -332,11 +333,20 @@ def _hidden(dense: Named) -> list[str]:
     return found
 
 
-def _experts(model: nn.Module) -> list[str]:
-    """For each mixture of experts in Parameters of their own why it cannot grow."""
-    owners = (module for module in model.modules() if list(module.parameters(recurse=False)))
+def _owner(modules: Named, name: str) -> nn.Module | None:
+    """The module of experts that holds a matrix of this name; None for others."""
+    owner = None if name in modules else modules.get(name.rpartition(".")[0])
+    return owner if owner is not None and "Experts" in type(owner).__name__ else None
+
+
+def _experts(model: nn.Module, called: Sequence[str]) -> list[str]:
+    """For each mixture of experts in Parameters of their own that cannot grow, why."""
+    modules = dict(model.named_modules())
+    able = {id(_owner(modules, name)) for name in called}
+    owners = (module for module in modules.values() if list(module.parameters(recurse=False)))
     mixtures = [owner for owner in owners if "Experts" in type(owner).__name__]
-    return ["its experts are plain Parameters"] * len(mixtures)
+    fixed = [owner for owner in mixtures if id(owner) not in able]
+    return ["its experts are plain Parameters"] * len(fixed)
 
 
 def _are_near(one: str, other: str) -> bool:

@@ -21,7 +21,7 @@ from splitgrow.analysis.channels.channel_axes import Axis, Size, constant
 from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.ops import Op, Shaped, facts_of
 from splitgrow.analysis.ops.facts import Arithmetic, Values
-from splitgrow.analysis.ops.op import Origin, shaped_in
+from splitgrow.analysis.ops.op import NO_DIM, Origin, shaped_in
 from splitgrow.analysis.trace import Step, mapped, refs_of
 from splitgrow.layers.expert_sets import ExpertSet
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
@@ -99,7 +99,7 @@ class HeldTensors:
         """Notes that a product sums over a dimension of a matrix; whether that may grow."""
         path = origin.path
         found = self._tensor(path)
-        if not isinstance(found, nn.Parameter):
+        if not isinstance(found, nn.Parameter) or origin.dims[dim] == NO_DIM:
             return False
         self._summed[path, origin.dims[dim]] += 1
         return True
@@ -119,6 +119,9 @@ class HeldTensors:
         paths = [self._of_step[ref.step] for ref in refs if ref.step in self._of_step]
         results = list(shaped_in(result))
         if not paths or not results:  # a question for a size is no use
+            return result
+        if isinstance(result, Shaped) and result.origin is not None:  # a part of one
+            self._of_step[index] = result.origin.path
             return result
         facts = facts_of(op.target)
         moves = facts.values in (Values.KEPT, Values.MOVED) or _turned(op) is not None

@@ -43,8 +43,8 @@ def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
     if name is not None:
         raise UnsupportedLayerError(
             f"`{layer}` has no width that could be asked for: only convolutions, Linear layers, "
-            f"embeddings and recurrent layers have; norms and activations follow the layer that "
-            f"they read"
+            f"embeddings, recurrent layers and matrices with units of their own have; norms and "
+            f"activations follow the layer that they read"
         )
     close = difflib.get_close_matches(layer, [node.name for node in sized], n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see `model.layers`"

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_equal, largest_difference, randomise_new_blocks
+from helpers import assert_equal, assert_identical, largest_difference, randomise_new_blocks
 from tensor_cases import SilentStream
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 import splitgrow
+from splitgrow.errors import UnsupportedLayerError
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.layers.types import TensorUse
 
@@ -81,6 +82,12 @@ MEETS: dict[str, tuple[Forward, tuple[int, ...], TensorUse]] = {
         lambda m, h: F.conv1d(h[:, :, None], m.own)[:, :, 0],
         (4, 4, 1),
         TensorUse(0, 1, "weighs"),
+    ),
+    "one of several": (lambda m, h: F.linear(h, m.own[1]), (3, 4, 4), TensorUse(1, 2, "weighs")),
+    "one for each row": (
+        lambda m, h: (m.own[torch.arange(len(h)) % 3] @ h.unsqueeze(-1)).squeeze(-1),
+        (3, 4, 4),
+        TensorUse(1, 2, "weighs"),
     ),
     "slopes": (lambda m, h: F.prelu(h, m.own), (4,), TensorUse(0)),
 }
@@ -271,3 +278,52 @@ def test_a_silent_stream_has_zeros_in_what_is_added_and_not_in_what_multiplies()
         optimizer.step()
     learned = [p.grad for p in model.generation_parameters() if p.grad is not None]
     assert all(gradient.any() for gradient in learned)
+
+
+class _Hidden(nn.Module):
+    """An MLP of two matrices that it multiplies by itself, between layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.up = nn.Parameter(torch.randn(5, 4))
+        self.down = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = h + F.linear(h, self.up).relu() @ self.down
+        return self.last(h)
+
+
+def test_a_matrix_whose_units_no_layer_makes_is_listed_in_order_and_grows() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, dtype=torch.float64)
+    model: Any = splitgrow.growable(_Hidden().double().eval(), x)
+    assert [layer.name for layer in model.layers] == ["first", "up", "last"]
+    one = model.layers[1]
+    assert (one.kind, one.width, one.step, one.growable) == ("Parameter", 5, 1, True)
+    assert one.readers == ("down",)
+    before = model(x)
+    edit = model.expand_layer(1, 3)
+    assert [change.name for change in edit.changes] == ["up", "down"]
+    assert model.layers[1].width == 8
+    assert_equal(model(x), before)
+    with torch.no_grad():
+        for parameter in model.parameters_of(edit):
+            parameter.normal_()
+    merged: Any = splitgrow.merge(model)
+    assert merged.up.shape == (8, 4)
+    assert_equal(merged(x), model(x))
+    assert (model(x) - before).abs().max() > 1e-2
+    with model.at(0):
+        assert_identical(model(x), before)
+    with pytest.raises(ValueError, match="no layer 'upp'; did you mean 'up'"):
+        model.expand_layer("upp", 1)
+
+
+def test_a_matrix_whose_units_a_layer_makes_too_follows_that_layer() -> None:
+    model: Any = splitgrow.growable(_Hidden(), torch.randn(6, 3))
+    assert "down" not in [layer.name for layer in model.layers]
+    with pytest.raises(UnsupportedLayerError, match="`down` has no width that could be asked for"):
+        model.expand_layer("down", 1)
+    assert "down" in [change.name for change in model.plan({"first": 2}).changes]

@@ -64,6 +64,16 @@ WAYS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], dict[str, Any]]] 
         lambda m: m.expand_experts(8),
         {"num_local_experts": 12, "num_experts_per_tok": 6},
     ),
+    "hidden units of experts": (
+        mixtral,
+        lambda m: m.expand({each.name: 16 for each in m.layers if "experts" in each.name}),
+        {"intermediate_size": 32, "num_local_experts": 4},
+    ),
+    "stream with experts": (
+        mixtral,
+        lambda m: m.expand({"model.embed_tokens": 8}),
+        {"hidden_size": 24, "head_dim": 4},
+    ),
     "experts in groups": (
         deepseek,
         lambda m: m.expand_experts(4),
@@ -312,3 +322,22 @@ def test_control_the_values_count(tmp_path: Path) -> None:
     with torch.no_grad():
         next(iter(again.model.layers)).mlp.up_proj.weight[-1] += 0.1
     assert (again(IDS).logits - model(IDS).logits).abs().max() > 1e-6
+
+
+def test_hidden_units_of_experts_grow_and_are_saved(tmp_path: Path) -> None:
+    """In the library's own way to run experts, which knows no double precision."""
+    hf = hugging_face()
+    torch.manual_seed(0)
+    config = hf.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)
+    model = splitgrow.growable(hf.MixtralForCausalLM(config).eval(), (IDS,))
+    before = model(IDS).logits
+    model.expand({each.name: 16 for each in model.layers if "experts" in each.name})
+    assert (model(IDS).logits - before).abs().max() <= 1e-5 * before.abs().max()
+    model.expand_experts(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter)) if parameter.requires_grad else None
+    now = model(IDS).logits
+    assert splitgrow.save_pretrained(model, tmp_path / "grown").intermediate_size == 32
+    again = hf.MixtralForCausalLM.from_pretrained(tmp_path / "grown").eval()
+    assert (again(IDS).logits - now).abs().max() <= 1e-5 * now.abs().max()

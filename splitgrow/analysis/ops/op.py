@@ -20,11 +20,15 @@ class Origin:
 
     Attributes:
         path: The tensor's name in the state_dict.
-        dims: For each dimension of the value that of the tensor.
+        dims: For each dimension of the value that of the tensor, or `NO_DIM`.
     """
 
     path: str
     dims: tuple[int, ...]
+
+
+NO_DIM = -1
+"""Stands for a dimension along which entries of a tensor were picked."""
 
 
 @dataclass(frozen=True)

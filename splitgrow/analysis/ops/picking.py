@@ -14,7 +14,7 @@ from splitgrow.analysis.channels.channel_axes import Axis, Size, constant
 from splitgrow.analysis.ops.elementwise import broadcast
 from splitgrow.analysis.ops.facts import FRESH, MOVED
 from splitgrow.analysis.ops.joins import dimension, fix_position, stretch, with_axis
-from splitgrow.analysis.ops.op import Op, Shaped, Unknown, as_size
+from splitgrow.analysis.ops.op import NO_DIM, Op, Origin, Shaped, Unknown, as_size
 from splitgrow.analysis.ops.registry import entry
 
 _PICKED = FRESH.but(zero=True)
@@ -36,7 +36,21 @@ def getitem(op: Op) -> Any:
     region = _region(op, op.x, items, ways[0])
     shape = op.example.shape
     picked = (constant(int(size)) for size in shape)
-    return Shaped(tuple(axis or own for axis, own in zip(region, picked, strict=True)))
+    axes = tuple(axis or own for axis, own in zip(region, picked, strict=True))
+    origin = _origin_of_first(op.x, items, len(axes))
+    if origin is not None:
+        op.fix(op.x.axes[0], _BY_NUMBER)
+    return Shaped(axes, origin)
+
+
+def _origin_of_first(source: Shaped, items: Sequence[Any], dims: int) -> Origin | None:
+    """The dimensions of a module's tensor in what is picked along its first one, as its experts."""
+    known, item = source.origin, items[0] if len(items) == 1 else slice(None)
+    numbers = isinstance(item, Shaped) or (type(item) is int and item >= 0)
+    if known is None or not numbers:
+        return None
+    rest = known.dims[1:]
+    return Origin(known.path, (*(NO_DIM,) * (dims - len(rest)), *rest))
 
 
 @entry("operator.setitem", follows_sizes=True)
