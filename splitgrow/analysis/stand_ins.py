@@ -7,6 +7,7 @@ itself reaches it in a way that growth would miss.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -24,8 +25,12 @@ Modules = Sequence[tuple[str, nn.Module]]
 
 def clone(tensor: Tensor) -> Tensor:
     """A copy of a tensor with its values; a parameter's is one."""
-    copy = tensor.detach().clone()
-    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+    if isinstance(tensor, nn.Parameter) and type(tensor) is not nn.Parameter:
+        return copy.deepcopy(tensor)  # quantized weights keep their scales in attributes
+    cloned = tensor.detach().clone()
+    return (
+        nn.Parameter(cloned, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cloned
+    )
 
 
 def set_mode_(module: nn.Module, *, training: bool) -> None:

@@ -51,8 +51,13 @@ def subclass_refusal(module: nn.Module) -> str:
     )
 
 
-def packing_refusal(module: nn.Module) -> str:
-    """Why a layer whose weight is quantized cannot grow; empty if it is not."""
+def packing_refusal(module: nn.Module, what: str = "new units could not join it") -> str:
+    """Why a layer whose weight is quantized cannot grow; empty if it is not.
+
+    Args:
+        module: The layer.
+        what: What follows from that.
+    """
     weight = module._parameters.get("weight")  # noqa: SLF001
     if weight is None:
         return ""
@@ -61,8 +66,8 @@ def packing_refusal(module: nn.Module) -> str:
         return ""
     return (
         f"its `weight` is quantized ({type(weight).__name__} of {weight.dtype}, shape "
-        f"{tuple(weight.shape)}), so that new units could not join it; grow the model before it is "
-        f"quantized, and quantize what splitgrow.merge makes of it"
+        f"{tuple(weight.shape)}), so that {what}; grow the model before it is quantized, and "
+        f"quantize what splitgrow.merge makes of it"
     )
 
 

@@ -449,3 +449,54 @@ def test_a_packed_layer_is_refused_as_a_form_of_a_plain_one() -> None:
             splitgrow.growable(model, inputs())
     finally:
         splitgrow.unregister_layer(Linear4bit)
+
+
+class Scaled(nn.Parameter):
+    """A stand-in for bitsandbytes' parameters, which keep their scale in an attribute."""
+
+    scale: Tensor
+
+    def __new__(cls, data: Tensor, scale: Tensor) -> Scaled:
+        made = Tensor._make_subclass(cls, data, False)
+        made.scale = scale
+        return made
+
+    def __deepcopy__(self, memo: Any) -> Scaled:
+        return Scaled(self.data, self.scale)  # it shares the bytes, as some packages do
+
+
+class Packed(nn.Linear):
+    """A layer with such a weight."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(8, 8)
+        scale = base.weight.detach().abs().max()
+        packed = (base.weight.detach() / scale * 127).round().to(torch.int8)
+        self.weight = Scaled(packed, scale)
+        self.bias = nn.Parameter(base.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Any = self.weight
+        return F.linear(x, weight.to(x.dtype) / 127 * weight.scale, self.bias)
+
+
+class PackedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Packed(nn.Linear(8, 8).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x).tanh()
+
+
+def test_weights_with_attributes_are_run_as_they_are_and_no_block_of_them_is_copied() -> None:
+    torch.manual_seed(0)
+    blocks = nn.ModuleList([PackedBlock(), PackedBlock()])
+    head = nn.Linear(8, 2).double()
+    model: Any = splitgrow.growable(nn.Sequential(*blocks, head).eval(), torch.ones(2, 8).double())
+    before = model(torch.ones(2, 8).double())
+    for kind in ("block", "interpolate"):
+        with pytest.raises(splitgrow.InsertionError, match=r"`0.layer`: its `weight` is quantized"):
+            model.insert_layer("0", kind)
+    model.expand_layer("2", 3)
+    assert_equal(model(torch.ones(2, 8).double())[:, :2], before)

@@ -14,6 +14,7 @@ from torch import nn
 
 from splitgrow.analysis.ops import Arithmetic, Values, facts_of
 from splitgrow.analysis.trace import Ref, Source
+from splitgrow.analysis.unsupported_layers import packing_refusal
 from splitgrow.errors import InsertionError
 from splitgrow.growth.insertion.builders import zeroed
 from splitgrow.growth.insertion.sites import Sites
@@ -61,9 +62,22 @@ def block_for(
     original = sites.modules[path]
     block = plain_copy(original, None, memo)
     if kind == "interpolate":
+        _refuse_packed(sites, path, "it has no mean with another one")
         _average_(block, path, _next_block(model, path, original))
     let_learn_(block)
     return block, _originals(original, memo)
+
+
+def _refuse_packed(sites: Sites, path: str, what: str) -> None:
+    """Makes sure that no layer of a block is quantized.
+
+    Raises:
+        InsertionError: If one is.
+    """
+    for name, module in sites.modules[path].named_modules():
+        packed = packing_refusal(module, what)
+        if packed:
+            raise InsertionError(f"`{path}.{name}`: {packed}")
 
 
 def _originals(original: nn.Module, memo: dict[int, Any]) -> dict[int, nn.Module]:
@@ -129,6 +143,7 @@ def copied_block(
             shape, has no residual branches, or the copy changes the block's output.
     """
     given = _check_shapes(sites, path)
+    _refuse_packed(sites, path, "no copy of it can start at zero")
     names = _last_layers(sites, path, given)
     behind = [] if names else _behind_sum(sites, path, given)
     if behind:
