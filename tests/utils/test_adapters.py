@@ -344,7 +344,7 @@ def parametrized(base: nn.Linear) -> nn.Module:
 
 OWN: dict[str, tuple[Callable[[nn.Linear], nn.Module], set[str]]] = {
     "low rank": (LowRank, {"a", "b.base", "b.down", "b.up"}),
-    "raw": (Raw, {"a", "b.base"}),
+    "raw": (Raw, {"a", "b.base", "b.down"}),
     "folded": (Folded, set()),
     "DoRA": (Dora, set()),
     "IA3": (Scaled, {"a", "b.base"}),
