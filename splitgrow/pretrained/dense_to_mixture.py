@@ -119,7 +119,7 @@ def _paths(model: nn.Module, mlp: object) -> Iterator[str]:
     inner = [name for name in found if any(name.startswith(f"{other}.") for other in found)]
     if inner:
         raise ValueError(f"`{inner[0]}` is part of another module that becomes a mixture")
-    yield from found
+    yield from (name for name in known if name in found)
 
 
 def _matches(name: str, pattern: str) -> bool:

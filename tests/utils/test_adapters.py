@@ -451,18 +451,18 @@ def test_a_packed_layer_is_refused_as_a_form_of_a_plain_one() -> None:
         splitgrow.unregister_layer(Linear4bit)
 
 
-class Scaled(nn.Parameter):
+class Attributed(nn.Parameter):
     """A stand-in for bitsandbytes' parameters, which keep their scale in an attribute."""
 
     scale: Tensor
 
-    def __new__(cls, data: Tensor, scale: Tensor) -> Scaled:
+    def __new__(cls, data: Tensor, scale: Tensor) -> Attributed:
         made = Tensor._make_subclass(cls, data, False)
         made.scale = scale
         return made
 
-    def __deepcopy__(self, memo: Any) -> Scaled:
-        return Scaled(self.data, self.scale)  # it shares the bytes, as some packages do
+    def __deepcopy__(self, memo: Any) -> Attributed:
+        return Attributed(self.data, self.scale)  # it shares the bytes, as some packages do
 
 
 class Packed(nn.Linear):
@@ -472,7 +472,7 @@ class Packed(nn.Linear):
         super().__init__(8, 8)
         scale = base.weight.detach().abs().max()
         packed = (base.weight.detach() / scale * 127).round().to(torch.int8)
-        self.weight = Scaled(packed, scale)
+        self.weight = Attributed(packed, scale)
         self.bias = nn.Parameter(base.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
