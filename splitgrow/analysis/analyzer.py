@@ -107,8 +107,10 @@ def analyse_runs(
         ValueError: If the model does not run on the inputs.
     """
     runs = [trace_model(model, inputs, training=False)]
-    if runs[0].fake and not _may_ask_for_the_mode(model):
+    alike = known is not None and known.modes_alike
+    if runs[0].fake and (alike or not _may_ask_for_the_mode(model)):
         best = _best(model, runs, known)
+        best.graph.modes_alike = alike
         trial = best.tried(runs)[0]
         if widens(model, inputs, trial, training=True):
             return best.finished((trial, replace(trial, training=True, strict=True)), decides=False)
@@ -121,6 +123,8 @@ def analyse_runs(
             stacklevel=levels_to_caller(),
         )
     best = _best(model, runs, known)
+    ops = [[(step.name, step.place, step.module) for step in run.steps] for run in runs]
+    best.graph.modes_alike = len(ops) == 2 and ops[0] == ops[1]
     if runs[0].fake:
         # On real values nothing tells how forward would decide at another width.
         fix_what_widening_breaks(model, inputs, best.tried(runs)[0])

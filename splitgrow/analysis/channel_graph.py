@@ -101,6 +101,7 @@ class ChannelGraph:
         chosen: Where several numbers could follow a width, the choice at each place that is not the
             first one.
         choices: The places where there was a choice.
+        modes_alike: Whether forward ran the same ops in evaluation and in training.
     """
 
     groups: Groups = field(default_factory=Groups)
@@ -117,6 +118,7 @@ class ChannelGraph:
     assigned: tuple[tuple[str, str], ...] = ()
     chosen: Mapping[str, int] = field(default_factory=dict)
     choices: frozenset[str] = frozenset()
+    modes_alike: bool = False
 
     def sized(self) -> list[LayerNode]:
         """The layers whose width can be asked for, in order of execution."""

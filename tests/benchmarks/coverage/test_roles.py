@@ -108,8 +108,26 @@ def test_each_role_is_grown_by_itself() -> None:
     assert found.roles["heads"]["laws"]["merge"] <= found.tolerance
 
 
-def test_experts_in_a_parameter_count_as_a_part_that_cannot_grow() -> None:
+class FixedExperts(SmallExperts):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.up[0].softmax(-1)
+
+
+class MixtureOfFixed(MixtureForLabels):
+    """Experts by a matrix whose entries depend on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = FixedExperts()
+
+
+def test_experts_in_a_parameter_grow_as_a_part_of_the_role() -> None:
     found = checking.check(subject(MixtureForLabels)).roles["MLP"]
+    assert (found["result"], found["can"], found["there"]) == ("yes", 2, 2)
+
+
+def test_experts_in_a_parameter_that_cannot_grow_count_as_a_part() -> None:
+    found = checking.check(subject(MixtureOfFixed)).roles["MLP"]
     assert (found["result"], found["can"], found["there"]) == ("part", 1, 2)
     assert "plain Parameters" in found["reason"]
 
