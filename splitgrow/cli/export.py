@@ -176,7 +176,7 @@ def _onnx(path: Path, plain: nn.Module, inputs: ExampleCall, _: Widths) -> None:
     _name_keywords_(plain, inputs)
     try:
         program: Any = torch.onnx.export(
-            plain, inputs.args, kwargs=dict(inputs.kwargs), dynamo=True
+            plain, inputs.args, kwargs=dict(inputs.kwargs), dynamo=True, verbose=False
         )
     except Exception as error:  # its errors are of many types
         reason = str(error).strip().partition("\n")[0]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,32 @@ def test_the_format_may_be_chosen_whatever_the_suffix(grown: Any) -> None:
     assert export("plain.x", "--format", "xyz").exit_code == 2
 
 
-@pytest.mark.skipif(find_spec("onnxscript") is not None, reason="torch can write ONNX here")
-def test_without_onnxscript_the_extra_is_named_and_nothing_is_written(grown: Any) -> None:
+def test_without_onnxscript_the_extra_is_named_and_nothing_is_written(
+    grown: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitgrow.cli.export.find_spec", lambda _: None)
     done = export("plain.onnx")
     assert done.exit_code == 1
     assert "pip install splitgrow[onnx]" in done.output
     assert not Path("plain.onnx").exists()
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("arguments", [("plain.onnx",), ("plain.bin", "--format", "onnx")])
+def test_onnx_runtime_computes_what_the_grown_model_does(
+    grown: Any, arguments: tuple[str, ...]
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    done = export(*arguments)
+    assert done.exit_code == 0, done.output
+    assert "0: 4 x 3 -> 6 x 3" in done.output
+    assert "torch.onnx" not in done.output
+    session = runtime.InferenceSession(arguments[0])
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    (made,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert (torch.from_numpy(made) - grown(x)).abs().max() < 1e-5
 
 
 @pytest.mark.zoo
