@@ -246,7 +246,8 @@ class InsertionWrapper(nn.Module):
         """
         wrapped = vars(self).get("_modules", {}).get(ORIGINAL)
         for store in ("_parameters", "_buffers") if isinstance(value, Tensor) else ():
-            if name not in vars(self)[store] and name in vars(wrapped or self)[store]:
+            theirs = vars(wrapped or self)[store].keys()  # `in` the store raises for a grown layer
+            if name not in vars(self)[store] and name in theirs:
                 vars(wrapped)[store][name] = value
                 return
         super().__setattr__(name, value)

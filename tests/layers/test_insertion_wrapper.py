@@ -61,3 +61,15 @@ def test_a_parameter_that_is_set_is_the_wrapped_modules() -> None:
     assert "own" in vars(model[1])["_parameters"]
     with pytest.raises(AttributeError):
         _ = model[1].nothing
+
+
+def test_a_tensor_that_is_set_on_a_grown_layer_goes_to_the_wrapper_or_is_refused() -> None:
+    torch.manual_seed(0)
+    model: Any = splitgrow.growable(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)).double(), X)
+    model.expand_layer("0", 2)
+    model.insert_layer("0", "residual")
+    model[0].own = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    assert "own" in vars(model[0])["_parameters"]
+    with pytest.raises((splitgrow.SplitGrowError, KeyError)):
+        model[0].weight = nn.Parameter(torch.ones(5, 2))
+    assert_equal(splitgrow.merge(model)(X), model(X))
