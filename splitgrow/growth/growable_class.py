@@ -6,6 +6,7 @@ It stands for the user's class in pickles, copies and state_dicts.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -206,6 +207,8 @@ def _save_pretrained(
         state_dict = dict(self.state_dict() if state_dict is None else state_dict)
         put_guards_(self, state_dict, "")
         state_dict = each_once(state_dict)
+        if "save_original_format" in inspect.signature(save).parameters:
+            kwargs["save_original_format"] = False  # it would split experts by their names
     return save(save_directory, *args, state_dict=state_dict, **kwargs)
 
 

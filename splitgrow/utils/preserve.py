@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import sys
 import warnings
 from collections import OrderedDict, defaultdict, deque
@@ -19,6 +20,9 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from splitgrow.utils.rollback import Undo
+
+_INSTALLED = re.compile(r"hooks?_installed$")
+"""The names of attributes by which a module notes that its hooks are there."""
 
 
 def preserve_(model: nn.Module, undo: Undo) -> None:
@@ -198,7 +202,13 @@ def objects_of(module: nn.Module) -> dict[str, Any]:
 
 
 def remove_hooks_(modules: Sequence[nn.Module]) -> None:
-    """Removes the user's hooks, until the attributes are restored."""
+    """Removes the user's hooks, until the attributes are restored.
+
+    A model of transformers notes that it has put hooks on its modules, by which it collects further
+    outputs, at its first call. A run without hooks has to put them there again.
+    """
     for module in modules:
         for name in ("_forward_hooks", "_forward_pre_hooks"):
             module.__dict__[name] = OrderedDict()
+        for name in [name for name in module.__dict__ if _INSTALLED.search(name)]:
+            del module.__dict__[name]

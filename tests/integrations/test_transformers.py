@@ -185,3 +185,75 @@ def test_its_examples_run() -> None:
     module = integration()
     assert doctest.testmod(sys.modules[module.__name__]).failed == 0
     assert doctest.testmod(sys.modules[module.__name__]).attempted > 5
+
+
+def mixtral(seed: int = 0) -> Any:
+    """A mixture whose router's scores, collected by hooks of the library, are in the loss."""
+    integration()
+    import transformers as hf  # noqa: PLC0415
+
+    hf.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    config = hf.MixtralConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        output_router_logits=True,
+        pad_token_id=0,
+    )
+    model = hf.MixtralForCausalLM(config)
+    torch.manual_seed(seed)
+    return splitgrow.growable(model, Words()[0]["input_ids"][None])
+
+
+def more_experts(model: Any, optimizer: Any) -> None:
+    model.expand_experts(4, freeze=False, optimizer=optimizer)
+
+
+def wider_experts(model: Any, optimizer: Any) -> None:
+    request = {layer.name: 16 for layer in model.layers if "experts" in layer.name}
+    model.expand(request, freeze=False, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_mixture_grows_in_a_run_and_a_resumed_one_ends_in_the_same_bits(
+    tmp_path: Path, checkpointing: bool
+) -> None:
+    import transformers as hf  # noqa: PLC0415
+
+    growths = {2: more_experts, 3: wider_experts}
+    options = {"gradient_checkpointing": checkpointing}
+    whole, resumed = mixtral(), mixtral(seed=9)
+    trainer(whole, tmp_path / "run", growths, **options).train()
+    run = trainer(resumed, tmp_path / "run", growths, **options)
+    run.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    assert len(splitgrow.handle(resumed).edits) == 2
+    for name, tensor in whole.state_dict().items():
+        if isinstance(tensor, Tensor):
+            assert torch.equal(tensor, resumed.state_dict()[name]), name
+    run.save_model(str(tmp_path / "final"))
+    again = hf.MixtralForCausalLM.from_pretrained(tmp_path / "final").eval()
+    config = again.config
+    assert (config.num_local_experts, config.num_experts_per_tok) == (8, 4)
+    assert config.intermediate_size == 32
+    ids = Words()[1]["input_ids"][None]
+    assert (again(ids).logits - resumed.eval()(ids).logits).abs().max() < 1e-5
+
+
+def test_a_balancing_loss_counts_the_experts_of_today_and_of_earlier_generations() -> None:
+    model = mixtral().eval()
+    ids = Words()[1]["input_ids"][None]
+    before = model(ids, labels=ids)
+    model.expand_experts(4)
+    now = model(ids, labels=ids)
+    assert (now.logits - before.logits).abs().max() < 1e-5
+    # Of E experts with shares p and rates f the loss is E * sum(f * p): twice as large for twins.
+    assert float(now.aux_loss) == pytest.approx(2 * float(before.aux_loss), rel=1e-4)
+    with model.at(0):
+        assert torch.equal(model(ids, labels=ids).aux_loss, before.aux_loss)
+    assert torch.isfinite(now.loss)

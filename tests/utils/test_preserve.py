@@ -56,3 +56,34 @@ def test_what_is_compiled_grows_and_goes_on_running_compiled(compile_it, ran):
     if compile_it is in_place:
         assert model._compiled_call_impl is not None
     torch._dynamo.reset()
+
+
+class _Collecting(nn.Module):
+    """Collects further results by hooks that it puts on its parts at its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.seen = nn.Linear(2, 3), nn.Linear(3, 2), []
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not getattr(self, "_output_hooks_installed", False):
+            self.first.register_forward_hook(lambda _, __, y: self.seen.append(y))
+            self._output_hooks_installed = True
+        self.seen.clear()
+        y = self.last(self.first(x))
+        return y, self.seen[0]
+
+
+def test_a_run_without_hooks_lets_a_model_put_its_own_there_again() -> None:
+    import splitgrow  # noqa: PLC0415
+
+    model: Any = _Collecting()
+    x = torch.randn(4, 2)
+    model(x)
+    hooks = dict(model.first._forward_hooks)
+    grown: Any = splitgrow.growable(model, x)
+    assert dict(model.first._forward_hooks) == hooks
+    assert model._output_hooks_installed
+    edit = grown.expand_layer("first", 2)
+    assert grown(x)[1].shape == (4, 5)
+    assert edit.parameters

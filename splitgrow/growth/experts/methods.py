@@ -74,7 +74,8 @@ class ExpertMethods(GrowingBase):
             freeze: Whether the first edit closes generation 0, as in `expand_layer`.
             optimizer: One or several optimizers. New parameters join the param groups of those that
                 they are copies of.
-            check: Whether to compare the outputs before and after, as in `expand_layer`.
+            check: Whether to compare the outputs before and after, as in `expand_layer`, except
+                single numbers among them: a loss that balances experts depends on their number.
 
         Returns:
             The edit; ``edit.inserted`` names the modules of the further experts.
