@@ -13,7 +13,7 @@ from splitgrow.analysis.output_comparison import NotRunnableError, has_values
 from splitgrow.errors import UnsupportedLayerError
 from splitgrow.growth.edits import Edit, Insertion, LayerChange, NumberChange
 from splitgrow.growth.experts.copies import further_experts
-from splitgrow.growth.experts.mixtures import Mixture, capture, find_mixtures
+from splitgrow.growth.experts.mixtures import Mixture, capture, find_mixtures, is_inside
 from splitgrow.growth.experts.rehearsal import Count, Rehearsed, rehearsed
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.insertion.request import EXPERTS
@@ -274,7 +274,7 @@ def _holders(
     """
     seen = set[int]()
     for path, module in modules.items():
-        if not any(path == each or path.startswith(f"{each}.") for each in mixtures):
+        if not any(is_inside(path, each) for each in mixtures):
             yield path, "", module
         for key in CONFIGS:
             config = vars(module).get(key)

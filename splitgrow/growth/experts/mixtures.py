@@ -200,7 +200,7 @@ def find_mixtures(model: nn.Module, inputs: ExampleCall) -> list[Mixture]:
     holders = {
         path: _in_place(model, module)
         for path, module in modules.items()
-        if not any(_is_inside(path, part) for part in further)
+        if not any(is_inside(path, part) for part in further)
     }
     found = [each for choice in watch.choices for each in _around(choice, watch, holders)]
     # A router chooses among groups of experts, too, of which there may be as many as of something
@@ -243,7 +243,7 @@ def _around(choice: _Choice, watch: _Watch, holders: Mapping[str, nn.Module]) ->
     """The mixtures for which a choice may have been made: the smallest around it."""
     routed = {each.path: each for each in watch.routed}
     for path in dict.fromkeys(choice.modules[::-1]):
-        inside = [each for each in holders if _is_inside(each, path) and each != path]
+        inside = [each for each in holders if is_inside(each, path) and each != path]
         experts = [
             each
             for each in inside
@@ -259,7 +259,7 @@ def _around(choice: _Choice, watch: _Watch, holders: Mapping[str, nn.Module]) ->
                 tuple(
                     one
                     for one in inside
-                    if watch.scorers.get(one) == choice.scores and not _is_inside(one, each)
+                    if watch.scorers.get(one) == choice.scores and not is_inside(one, each)
                 ),
                 each,
                 choice.scores,
@@ -271,7 +271,8 @@ def _around(choice: _Choice, watch: _Watch, holders: Mapping[str, nn.Module]) ->
             return
 
 
-def _is_inside(path: str, outer: str) -> bool:
+def is_inside(path: str, outer: str) -> bool:
+    """Whether a path is that of a module, or of one in it."""
     return not outer or path == outer or path.startswith(f"{outer}.")
 
 

@@ -299,3 +299,37 @@ def test_parameters_are_set_by_their_paths(name: str) -> None:
         for parameter in other.parameters():
             parameter.mul_(0.5)
     assert_equal(torch.func.functional_call(model, half, (X,)), other(X))
+
+
+def test_a_model_that_is_a_mixture_itself_grows_and_is_loaded(name: str) -> None:
+    def made() -> Any:
+        torch.manual_seed(0)
+        return splitgrow.growable(MIXTURES[name]().double().eval(), X)
+
+    model = made()
+    before = model(X)
+    edit = model.expand_experts(EXPERTS)
+    assert_equal(model(X), before)
+    numbers = [(number.module, number.attribute) for number in edit.numbers]
+    assert len(numbers) == len({*numbers})
+    stirred(model, edit)
+    fresh = made()
+    fresh.load_state_dict(model.state_dict())
+    assert_identical(fresh(X), model(X))
+    with fresh.at(0):
+        assert_identical(fresh(X), before)
+
+
+def test_a_mixture_that_is_called_twice_grows_once(name: str) -> None:
+    def made() -> Any:
+        torch.manual_seed(0)
+        mixture = MIXTURES[name]()
+        return splitgrow.growable(nn.Sequential(mixture, nn.Tanh(), mixture).double().eval(), X)
+
+    model = made()
+    before = model(X)
+    model.expand_experts(EXPERTS)
+    assert_equal(model(X), before)
+    merged: Any = splitgrow.merge(model)
+    assert merged[0] is merged[2]
+    assert_equal(merged(X), before)
