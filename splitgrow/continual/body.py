@@ -19,9 +19,10 @@ from splitgrow.errors import UnsupportedModelError
 from splitgrow.growable import growable
 from splitgrow.growth.apply import apply_
 from splitgrow.growth.edits import Edit
+from splitgrow.growth.growth_options import GrowthOptions
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.history_lookup import HISTORY, history_of
-from splitgrow.growth.initializers import Initializer
+from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.planning import make_plan
 from splitgrow.handle import Handle, handle
 from splitgrow.layers.own_weights import leave_computed_
@@ -206,9 +207,8 @@ class Body:
             check_structure(self.model, history)
             opened = history.next_edit(freeze=False)
             edit = make_plan(history.graph, history.modules, growth, history.edits, opened)
-            return apply_(
-                undo, self.model, history, edit, initializer=initializer, optimizer=[], check=True
-            )
+            options = GrowthOptions(chosen_initializer(initializer))
+            return apply_(undo, self.model, history, edit, options, [])
 
         edit = change_alone(self.model, history.model_lock, "grow", grow)
         self.renew()

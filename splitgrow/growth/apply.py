@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from splitgrow.growth.edit_check import Unchanged, before_edit
 from splitgrow.growth.edits import Edit
+from splitgrow.growth.growth_options import GrowthOptions
 from splitgrow.growth.history import (
     History,
     check_structure,
@@ -19,12 +20,7 @@ from splitgrow.growth.history import (
     note_grown_tensors_,
     structure,
 )
-from splitgrow.growth.initializers import (
-    Initializer,
-    chosen_initializer,
-    initialise_,
-    quiet_added_,
-)
+from splitgrow.growth.initializers import Initializer, initialise_, quiet_added_
 from splitgrow.growth.module_numbers import change_
 from splitgrow.growth.optimizers import NewParameter, group_name, join_, plan_joining
 from splitgrow.growth.placing import place_
@@ -45,13 +41,12 @@ def plan(
     *,
     freeze: bool,
     round_to: int = 1,
-    initializer: str | Initializer = "zero",
+    initializer: Initializer,
 ) -> Edit:
     """The edit for a request, not applied."""
-    chosen = chosen_initializer(initializer)
     check_structure(model, history)
     opened = history.next_edit(freeze=freeze)
-    graph, way = history.graph, chosen.way
+    graph, way = history.graph, initializer.way
     checked = check_request(graph, request)
     checked = rounded_up(graph, checked, round_to, way)
     growth = find_growth(graph, checked, way)
@@ -68,15 +63,13 @@ def expand_(  # noqa: PLR0913
     *,
     freeze: bool,
     round_to: int,
-    initializer: str | Initializer,
+    options: GrowthOptions,
     optimizer: list[Optimizer],
-    check: bool,
 ) -> Edit:
     """Adds units to layers: plans the edit, then applies it."""
-    edit = plan(model, history, request, freeze=freeze, round_to=round_to, initializer=initializer)
-    return apply_(
-        undo, model, history, edit, initializer=initializer, optimizer=optimizer, check=check
-    )
+    chosen = options.initializer
+    edit = plan(model, history, request, initializer=chosen, freeze=freeze, round_to=round_to)
+    return apply_(undo, model, history, edit, options, optimizer)
 
 
 def apply_(
@@ -84,20 +77,17 @@ def apply_(
     model: nn.Module,
     history: History,
     edit: Edit,
-    *,
-    initializer: str | Initializer,
+    options: GrowthOptions,
     optimizer: list[Optimizer],
-    check: bool,
 ) -> Edit:
     """Applies a planned edit to its model.
 
     All steps that can fail because of the request or of too little memory come before the first
     change; with `check` it fails if the model then computes a different function.
     """
-    chosen = chosen_initializer(initializer)
-    before = before_edit(model, history, check=check)
-    prepared = carry_out_(model, history, edit, undo, initializer=chosen, optimizer=optimizer)
-    hold_to(before, prepared, history, chosen)
+    before = before_edit(model, history, check=options.check)
+    prepared = carry_out_(undo, model, history, edit, options, optimizer)
+    hold_to(before, prepared, history, options.initializer)
     return prepared.edit
 
 
@@ -123,23 +113,22 @@ def _check_quiet(undo: Undo, before: Unchanged, prepared: PreparedEdit, history:
 
 
 def carry_out_(
+    undo: Undo,
     model: nn.Module,
     history: History,
     edit: Edit,
-    undo: Undo,
-    *,
-    initializer: Initializer,
+    options: GrowthOptions,
     optimizer: list[Optimizer],
 ) -> PreparedEdit:
     """Applies a planned edit, as the first part of an operation that may still fail."""
-    edit = replace(edit, initializer=initializer.name)
-    prepared = prepare(model, history.modules, edit, history.graph)
+    edit = replace(edit, initializer=options.initializer.name)
+    prepared = replace(prepare(model, history.modules, edit, history.graph), loss=options.loss)
     _keep_fixed_(prepared, history)
-    initialise_(initializer, prepared, undo)
+    initialise_(options.initializer, prepared, undo)
     layers = prepared.layers.values()
     trained = {id(p) for each in optimizer for group in each.param_groups for p in group["params"]}
     new = [p for p in new_block_parameters(layers) if not _is_left_out(p, trained)]
-    joining = plan_joining(optimizer, new, edit.generation)
+    joining = plan_joining(optimizer, new, edit.generation, options.rates)
     keep_(history, undo)
     if edit.closes is not None:
         close_generation_(model, history, undo)

@@ -17,8 +17,8 @@ from splitgrow.errors import FixedWidthError
 from splitgrow.growth.apply import carry_out_, hold_to
 from splitgrow.growth.edit_check import before_edit
 from splitgrow.growth.edits import Edit, InputChange, NumberChange
+from splitgrow.growth.growth_options import GrowthOptions
 from splitgrow.growth.history import History, check_structure, keep_, structure
-from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.planning import plan_changes, plan_numbers
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.growth.ways import find_ways
@@ -34,9 +34,8 @@ def expand_input_(  # noqa: PLR0913
     *,
     name: str | None,
     freeze: bool,
-    initializer: str | Initializer,
+    options: GrowthOptions,
     optimizer: list[Optimizer],
-    check: bool,
 ) -> Edit:
     """Adds channels to an input.
 
@@ -49,13 +48,12 @@ def expand_input_(  # noqa: PLR0913
     if n < 1:
         raise ValueError(f"n (={n}) must be at least 1: inputs only grow")
     check_structure(model, history)
-    chosen = chosen_initializer(initializer)
-    before = before_edit(model, history, check=check)
+    before = before_edit(model, history, check=options.check)
     name = _named(history.inputs.tensors(model), name)
     graph, axes = analyse_with_free_input(model, history.inputs, name)
     dim = _channel_dim(graph, axes, name)
     growth = _growth(graph, axes[dim], name, n)
-    ways = find_ways(graph, growth, chosen.way)
+    ways = find_ways(graph, growth, options.initializer.way)
     keep_(history, undo)
     history.graph = graph
     generation, closes = history.next_edit(freeze=freeze)
@@ -70,13 +68,13 @@ def expand_input_(  # noqa: PLR0913
         numbers=_numbers(graph, growth, model, _change(graph, axes[dim], name, dim, n)),
         inputs=(_change(graph, axes[dim], name, dim, n),),
     )
-    prepared = carry_out_(model, history, edit, undo, initializer=chosen, optimizer=optimizer)
+    prepared = carry_out_(undo, model, history, edit, options, optimizer)
     edit = prepared.edit
     history.narrower = (*history.narrower, (edit.index, history.inputs))
     history.inputs = widened(model, history.inputs, edit.inputs)
     history.graph = analyse_again(model, history.inputs, history.broken, history.graph)
     history.modules = structure(model)
-    hold_to(before, prepared, history, chosen)
+    hold_to(before, prepared, history, options.initializer)
     return edit
 
 

@@ -14,6 +14,7 @@ from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 
 from splitgrow.errors import OptimizerError
 from splitgrow.growth.optimizer_fitting import named_by_all_paths
+from splitgrow.growth.rates import AS_THE_GROUP, Rates
 from splitgrow.utils.rollback import Undo
 
 
@@ -132,7 +133,10 @@ def group_name(generation: int) -> str:
 
 
 def plan_joining(
-    optimizers: list[Optimizer], new: Iterable[NewParameter], generation: int | None = None
+    optimizers: list[Optimizer],
+    new: Iterable[NewParameter],
+    generation: int | None = None,
+    rates: Rates = AS_THE_GROUP,
 ) -> list[Joining]:
     """The group of each new parameter: that of the original weight (or bias) of its layer.
 

@@ -13,8 +13,8 @@ from splitgrow.analysis.channels.channel_axes import groups_of
 from splitgrow.errors import FixedWidthError
 from splitgrow.growth.apply import apply_
 from splitgrow.growth.edits import Edit
+from splitgrow.growth.growth_options import GrowthOptions
 from splitgrow.growth.history import History, check_structure
-from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.planning import find_node, make_plan
 from splitgrow.utils.rollback import Undo
 
@@ -29,9 +29,8 @@ def expand_vocabulary_(  # noqa: PLR0913
     head: int | str | None,
     round_to: int,
     freeze: bool,
-    initializer: str | Initializer,
+    options: GrowthOptions,
     optimizer: list[Optimizer],
-    check: bool,
 ) -> Edit:
     """Adds rows to an embedding: plans the edit, then applies it.
 
@@ -64,9 +63,7 @@ def expand_vocabulary_(  # noqa: PLR0913
         opened,
         request=dict.fromkeys(names, n),
     )
-    return apply_(
-        undo, model, history, edit, initializer=initializer, optimizer=optimizer, check=check
-    )
+    return apply_(undo, model, history, edit, options, optimizer)
 
 
 def _groups(graph: ChannelGraph, node: LayerNode, side: str) -> set[int]:

@@ -28,6 +28,7 @@ from splitgrow.growth.insertion.placing import wrap_
 from splitgrow.growth.insertion.request import EXPERTS
 from splitgrow.growth.optimizers import NewParameter, join_, plan_joining
 from splitgrow.growth.prepared import prepare
+from splitgrow.growth.rates import Rates
 from splitgrow.layers.expert_sets import ExpertSet
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import SplitTensor, blocks_path
@@ -48,6 +49,7 @@ def expand_experts_(  # noqa: PLR0913
     noise: float,
     freeze: bool,
     optimizer: list[Optimizer],
+    rates: Rates,
     check: bool,
 ) -> Edit:
     """Adds experts to mixtures: plans the edit, then applies it.
@@ -69,7 +71,7 @@ def expand_experts_(  # noqa: PLR0913
         module, originals = further_experts(model, host, insertion.recipe)
         made.append((insertion, host, module))
         new += _new_parameters(insertion, module, originals)
-    joining = plan_joining(optimizer, new, edit.generation)
+    joining = plan_joining(optimizer, new, edit.generation, rates)
     keep_(history, undo)
     if edit.closes is not None:
         close_generation_(model, history, undo)

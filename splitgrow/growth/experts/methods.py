@@ -10,6 +10,7 @@ from splitgrow.growth.experts.expert_plans import mixtures_in, planned_experts
 from splitgrow.growth.experts.mixtures import Mixture
 from splitgrow.growth.growing import GrowingBase
 from splitgrow.growth.history import History, check_structure
+from splitgrow.growth.rates import Rates
 from splitgrow.utils.rollback import Undo
 
 
@@ -38,7 +39,7 @@ class ExpertMethods(GrowingBase):
 
         return self._operation("look for mixtures", found)
 
-    def expand_experts(
+    def expand_experts(  # noqa: PLR0913
         self,
         n: int,
         mixture: str | None = None,
@@ -46,6 +47,9 @@ class ExpertMethods(GrowingBase):
         noise: float = 0.01,
         freeze: bool = True,
         optimizer: object = None,
+        lr_scale: float = 1.0,
+        warmup: int = 0,
+        scheduler: object = None,
         check: bool = True,
     ) -> Edit:
         """Adds n experts to each mixture of experts, or to one, as copies of those that it has.
@@ -74,6 +78,9 @@ class ExpertMethods(GrowingBase):
             freeze: Whether the first edit closes generation 0, as in `expand_layer`.
             optimizer: One or several optimizers. New parameters join the param groups of those that
                 they are copies of.
+            lr_scale: As in `expand_layer`, like `warmup` and `scheduler`.
+            warmup: The steps over which the rates of new parameters rise.
+            scheduler: The schedulers of the optimizer.
             check: Whether to compare the outputs before and after, as in `expand_layer`, except
                 single numbers among them: a loss that balances experts depends on their number.
 
@@ -121,6 +128,7 @@ class ExpertMethods(GrowingBase):
             noise=noise,
             freeze=freeze,
             optimizer=optimizer,
+            rates=Rates.of(lr_scale, warmup, scheduler),
             check=check,
         )
 

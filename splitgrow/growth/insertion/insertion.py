@@ -36,6 +36,7 @@ from splitgrow.growth.insertion.request import COPIES, INEXACT, After, AnyAfter,
 from splitgrow.growth.insertion.sites import Site, Sites
 from splitgrow.growth.optimizers import NewParameter, join_, plan_joining
 from splitgrow.growth.planning import find_node
+from splitgrow.growth.rates import Rates
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.insertion_wrapper import InsertionWrapper, note_questions_, note_runs_
@@ -87,6 +88,7 @@ def insert_(  # noqa: PLR0913
     *,
     freeze: bool,
     optimizer: list[Optimizer],
+    rates: Rates,
     check: bool,
 ) -> Edit:
     """Inserts a module, or one at each of several places."""
@@ -94,7 +96,7 @@ def insert_(  # noqa: PLR0913
     edit = planned.edit
     before = before_edit(model, history, check=check)
     new = [each for piece in planned.pieces for each in _new_parameters(model, history, piece)]
-    joining = plan_joining(optimizer, new, edit.generation)
+    joining = plan_joining(optimizer, new, edit.generation, rates)
     keep_(history, undo)
     if edit.closes is not None:
         close_generation_(model, history, undo)

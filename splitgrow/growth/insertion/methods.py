@@ -10,6 +10,7 @@ from splitgrow.growth.edits import Edit
 from splitgrow.growth.growing import GrowingBase
 from splitgrow.growth.insertion.insertion import insert_, plan_insertion
 from splitgrow.growth.insertion.request import AnyAfter, Wanted
+from splitgrow.growth.rates import Rates
 
 
 class DepthMethods(GrowingBase):
@@ -26,6 +27,9 @@ class DepthMethods(GrowingBase):
         activation: nn.Module | None = None,
         freeze: bool = True,
         optimizer: object = None,
+        lr_scale: float = 1.0,
+        warmup: int = 0,
+        scheduler: object = None,
         check: bool = True,
     ) -> Edit:
         """Inserts a layer, or several, that change nothing until they learn, but for two kinds.
@@ -63,6 +67,9 @@ class DepthMethods(GrowingBase):
             freeze: Whether the first edit closes generation 0, as in `expand_layer`.
             optimizer: One or several optimizers. New parameters join the param group of the module
                 next to them.
+            lr_scale: As in `expand_layer`, like `warmup` and `scheduler`.
+            warmup: The steps over which the rates of new parameters rise.
+            scheduler: The schedulers of the optimizer.
             check: Whether to compare the outputs before and after, as in `expand_layer`.
 
         Returns:
@@ -100,6 +107,7 @@ class DepthMethods(GrowingBase):
             wanted,
             freeze=freeze,
             optimizer=optimizer,
+            rates=Rates.of(lr_scale, warmup, scheduler),
             check=check,
         )
 

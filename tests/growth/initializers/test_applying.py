@@ -21,10 +21,10 @@ from ways import PAIR, Net2Net
 
 import splitgrow
 from splitgrow.errors import InexactError
-from splitgrow.growth import initializers
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.growth.initializers import Initializer
+from splitgrow.growth.initializers import Initializer, registry
+from splitgrow.growth.initializers.silent_helpers import Zero
 from splitgrow.growth.prepared import PreparedEdit
 from splitgrow.layers.types import Start
 
@@ -118,7 +118,7 @@ def step(model: Any, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
 def registered() -> Iterator[None]:
     splitgrow.register_initializer(Net2Net())
     yield
-    del initializers._INITIALIZERS["net2net"]
+    del registry._INITIALIZERS["net2net"]
 
 
 # -- ways of the literature -----------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_pairs_cancel_each_other_out_until_they_learn(freeze: bool) -> None:
     assert largest_difference(model(x), wanted) > 1e-6
 
 
-EXACT = [each for each in initializers._INITIALIZERS.values() if each.exact]
+EXACT = [each for each in registry._INITIALIZERS.values() if each.exact]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -318,7 +318,7 @@ def test_a_name_is_registered_once(registered: None) -> None:
     with pytest.raises(ValueError, match="there is an initializer 'net2net' already"):
         splitgrow.register_initializer(Net2Net())
     with pytest.raises(ValueError, match="there is an initializer 'zero' already"):
-        splitgrow.register_initializer(initializers.Zero())
+        splitgrow.register_initializer(Zero())
 
 
 class Nameless(Liar):
@@ -339,10 +339,10 @@ class Halved(Liar):
     ],
 )
 def test_what_is_no_initializer_is_a_type_error(given: Any, reason: str) -> None:
-    known = dict(initializers._INITIALIZERS)
+    known = dict(registry._INITIALIZERS)
     with pytest.raises(TypeError, match=reason):
         splitgrow.register_initializer(given)
-    assert known == initializers._INITIALIZERS
+    assert known == registry._INITIALIZERS
 
 
 def test_a_checkpoint_needs_no_initializer(tmp_path: Path) -> None:
