@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from splitgrow.errors import SplitGrowError, UnsupportedModelError
 from splitgrow.growth.averages import begin_averages_
 from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.optimizers import listed
+from splitgrow.growth.probe import averaged
 from splitgrow.handle import Handle, handle
 from splitgrow.utils.rollback import Undo, all_or_nothing
 from splitgrow.utils.wrappers import is_sharded, refuse_other_holders, wrapper_told
@@ -227,7 +229,7 @@ def carry_out(
         def grow() -> tuple[_Made, Mapping[str, str]]:
             held.open(values=values(held.model) if callable(values) else values)
             known.update(map(id, _tensors(held.whole)))
-            with undo.gathers(), wrapper_told():
+            with undo.gathers(), wrapper_told(), averaged(partial(_mean, agreement)):
                 made = change(handle(held.model))
             return made, picture_of(held, optimizers)
 
@@ -274,6 +276,17 @@ def opened(wrapped: nn.Module, request: str, timeout: float) -> Iterator[nn.Modu
 def _tensors(module: nn.Module) -> list[Tensor]:
     """All parameters and buffers, each once, in an order that is the same in every process."""
     return [*module.parameters(), *module.buffers()]
+
+
+@torch.no_grad()
+def _mean(agreement: Agreement, tensor: Tensor) -> Tensor:
+    """The mean of a tensor over the processes."""
+    backend = str(dist.get_backend(agreement.group))
+    value = tensor.detach().contiguous().clone()
+    if "nccl" in backend and "gloo" not in backend:
+        value = value.cuda()
+    dist.all_reduce(value, group=agreement.group)
+    return (value / dist.get_world_size(agreement.group)).to(tensor.device)
 
 
 @torch.no_grad()

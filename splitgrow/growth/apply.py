@@ -21,16 +21,14 @@ from splitgrow.growth.history import (
     structure,
 )
 from splitgrow.growth.initializers import Initializer, initialise_, quiet_added_
-from splitgrow.growth.module_numbers import change_
 from splitgrow.growth.optimizers import NewParameter, group_name, join_, plan_joining
-from splitgrow.growth.placing import place_
+from splitgrow.growth.placing import widen_
 from splitgrow.growth.planning import check_request, find_growth, make_plan, rounded_up
 from splitgrow.growth.prepared import PreparedEdit, PreparedLayer, prepare
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import freeze_, parameters_in, unfreeze_
 from splitgrow.layers.module_state import take_state
 from splitgrow.layers.types.parametrized_layers import own_tensors
-from splitgrow.utils.module_slots import holders_in
 from splitgrow.utils.rollback import Undo, temporarily
 
 
@@ -140,15 +138,6 @@ def carry_out_(
     history.generation = edit.generation
     history.edits = [*history.edits, edit]
     return prepared
-
-
-def widen_(prepared: PreparedEdit, modules: Mapping[str, nn.Module], undo: Undo) -> None:
-    """Puts prepared blocks in place, and sets the numbers that follow."""
-    holders = holders_in(prepared.model)
-    for item in prepared.layers.values():
-        place_(modules, item, holders, undo)
-    for number in prepared.edit.numbers:
-        change_(modules[number.module], number.attribute, number.value[1], undo)
 
 
 def _keep_fixed_(prepared: PreparedEdit, history: History) -> None:

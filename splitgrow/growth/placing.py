@@ -9,15 +9,25 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from splitgrow.growth.prepared import PreparedLayer
+from splitgrow.growth.module_numbers import change_
+from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
 from splitgrow.layers.channel_layout import Layout
 from splitgrow.layers.composition import Block
 from splitgrow.layers.hooks import hand_over_
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at, put_tensor_
 from splitgrow.layers.types import TensorBlock
-from splitgrow.utils.module_slots import Holders, put_in_place_
+from splitgrow.utils.module_slots import Holders, holders_in, put_in_place_
 from splitgrow.utils.rollback import Undo
+
+
+def widen_(prepared: PreparedEdit, modules: Mapping[str, nn.Module], undo: Undo) -> None:
+    """Puts prepared blocks in place, and sets the numbers that follow."""
+    holders = holders_in(prepared.model)
+    for item in prepared.layers.values():
+        place_(modules, item, holders, undo)
+    for number in prepared.edit.numbers:
+        change_(modules[number.module], number.attribute, number.value[1], undo)
 
 
 def place_(

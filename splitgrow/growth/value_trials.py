@@ -32,10 +32,10 @@ from splitgrow.analysis.output_comparison import (
     outputs_of,
 )
 from splitgrow.analysis.trial_runs import culprits_in, growing_groups_in
-from splitgrow.growth.apply import widen_
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import structure
 from splitgrow.growth.initializers import Stirred, initialise_
+from splitgrow.growth.placing import widen_
 from splitgrow.growth.planning import plan_changes, plan_numbers
 from splitgrow.growth.prepared import prepare
 from splitgrow.growth.ways import find_ways

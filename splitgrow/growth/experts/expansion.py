@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from splitgrow.errors import SplitGrowWarning
-from splitgrow.growth.apply import close_generation_, new_block_parameters, widen_
+from splitgrow.growth.apply import close_generation_, new_block_parameters
 from splitgrow.growth.edit_check import before_edit
 from splitgrow.growth.edits import Edit, Insertion
 from splitgrow.growth.experts.copies import further_experts, sets_around, tell_apart_
@@ -27,6 +27,7 @@ from splitgrow.growth.insertion.insertion import analysed_anew, tell_wrappers_
 from splitgrow.growth.insertion.placing import wrap_
 from splitgrow.growth.insertion.request import EXPERTS
 from splitgrow.growth.optimizers import NewParameter, join_, plan_joining
+from splitgrow.growth.placing import widen_
 from splitgrow.growth.prepared import prepare
 from splitgrow.growth.rates import Rates
 from splitgrow.layers.expert_sets import ExpertSet
