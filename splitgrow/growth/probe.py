@@ -20,7 +20,7 @@ from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
 from splitgrow.layers.execution import keep_nothing_
 from splitgrow.layers.types import Start
 from splitgrow.utils.assigned_modules import paths_in
-from splitgrow.utils.preserve import keep_random_states_, keep_surroundings_
+from splitgrow.utils.preserve import copy_buffers_, keep_random_states_, keep_surroundings_
 from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.spans import take
 
@@ -113,6 +113,31 @@ def unit_weights(prepared: PreparedEdit, role: str) -> list[UnitWeights]:
     return found
 
 
+def homes_of_inputs(prepared: PreparedEdit, helper: UnitWeights) -> list[int | str]:
+    """The groups of the units that a helper reads, for each position of its reading dimension."""
+    layer = helper.layer
+    dim = layer.reading_dim(helper.key)
+    assert dim is not None
+    roles = list(layer.added)
+    index = len(layer.existing) + roles.index("helper")
+    units = prepared.places(layer.name)[helper.key][dim]
+    spans = layer.composition.places(index, helper.key)[dim]
+    return [units[n][0].home for start, count in spans for n in range(start, start + count)]
+
+
+def part_from_new_inputs_(weights: UnitWeights) -> None:
+    """Sets to zero all weights of new units for inputs that are new as well."""
+    layer = weights.layer
+    dim = layer.reading_dim(weights.key)
+    if dim is None or "new" not in layer.added:
+        return
+    edit = layer.composition.blocks[-1].edit
+    along = layer.tensors[weights.key][dim]
+    with torch.no_grad():
+        for start, count in layer.composition.layout(along).spans(edit.__eq__):
+            weights.tensor.narrow(dim, start, count).zero_()
+
+
 def _size(layer: PreparedLayer, key: str) -> float:
     """The mean norm of the rows of a tensor as it was before the edit."""
     composition = layer.composition
@@ -148,6 +173,8 @@ class Probe:
         prepared: The edit.
         new: The weights of new units that may have any values.
         helpers: The weights with which old units read these.
+        forwards: The runs of the loss so far.
+        backwards: The runs with gradients.
 
     Args:
         prepared: The edit, whose `loss` is given.
@@ -155,6 +182,7 @@ class Probe:
 
     def __init__(self, prepared: PreparedEdit) -> None:
         self.prepared = prepared
+        self.forwards = self.backwards = 0
         self.new = unit_weights(prepared, "new")
         self.helpers = unit_weights(prepared, "helper")
         for each in self.new:  # each process has drawn its own
@@ -167,6 +195,7 @@ class Probe:
             TypeError: If it returns no number.
             ValueError: If it is not finite, in any process.
         """
+        self.forwards += 1
         found = self._run()
         if not isinstance(found, Tensor) or found.numel() != 1:
             raise TypeError(f"loss must return a tensor of one number, got {found!r:.80}")
@@ -223,8 +252,7 @@ class Probe:
             found = self.differentiated(loss if term is None else loss + term, weights)
         return [mean_of(gradient) for gradient in found]
 
-    @staticmethod
-    def differentiated(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def differentiated(self, loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of a loss by tensors; zeros by those on which it does not depend.
 
         Raises:
@@ -235,6 +263,7 @@ class Probe:
                 "loss has no gradient: it must run the model itself, not a copy, and not within "
                 "torch.no_grad()"
             )
+        self.backwards += 1
         try:
             found = torch.autograd.grad(loss, tensors, allow_unused=True)
         except RuntimeError as error:
@@ -266,10 +295,5 @@ def probing(prepared: PreparedEdit) -> Iterator[Probe]:
             undo.on_failure(partial(setattr, parameter, "grad", parameter.grad))
             parameter.grad = None
         widen_(prepared, paths_in(model), undo)
-        for module in model.modules():
-            buffers = module._buffers  # noqa: SLF001
-            if any(buffer is not None for buffer in buffers.values()):
-                undo.keep(buffers)
-                for name, buffer in [*buffers.items()]:
-                    buffers[name] = None if buffer is None else buffer.detach().clone()
+        copy_buffers_(model.modules(), undo)
         yield Probe(prepared)

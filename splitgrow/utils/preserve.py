@@ -78,6 +78,16 @@ def keep_modes_(undo: Undo) -> None:
         undo.on_failure(partial(_leave_modes, modes, modes()))
 
 
+def copy_buffers_(modules: Iterable[nn.Module], undo: Undo) -> None:
+    """Has modules write into copies of their buffers, until `undo` restores the buffers."""
+    for module in modules:
+        buffers = module._buffers  # noqa: SLF001
+        if any(buffer is not None for buffer in buffers.values()):
+            undo.keep(buffers)
+            for name, buffer in [*buffers.items()]:
+                buffers[name] = None if buffer is None else buffer.detach().clone()
+
+
 def ignore_logging_(logger: str, undo: Undo) -> None:
     """Ignores what a logger is told until `undo` restores it."""
     found = logging.getLogger(logger)

@@ -52,16 +52,28 @@ class Expansion:
     Attributes:
         helper: The helper's weights.
         step: Their step, in the shape of the weights.
-        gain: The decrease of the loss that the step promises, to first order less the size of the
-            change of the layer's outputs.
+        gradient: Their gradient, without the part that is left to the old weights.
         left: For each of the helper's calls, the part of the gradient by its output that is left to
             the old weights, negative; empty if none is.
     """
 
     helper: UnitWeights
     step: Tensor
-    gain: float
+    gradient: Tensor
     left: Sequence[Tensor] = ()
+
+    @property
+    def gains(self) -> Tensor:
+        """The decrease of the loss that each weight's step promises.
+
+        That is to first order, less the size of the change of the layer's outputs.
+        """
+        return -0.5 * self.step.double() * self.gradient.double()
+
+
+def is_linear(block: nn.Module) -> bool:
+    """Whether a block's output is linear in its weights, and made by its call."""
+    return isinstance(block, _LINEAR)
 
 
 def best_steps(
@@ -95,8 +107,7 @@ def best_steps(
         step = -_solved(helper, own, gradient) * batch
         if fisher:
             step = _preconditioned(helper, step, back)
-        gain = -0.5 * float((step.double() * gradient.double()).sum())
-        steps.append(Expansion(helper, step, gain, left))
+        steps.append(Expansion(helper, step, gradient, left))
     return steps, calls
 
 
@@ -107,10 +118,10 @@ def _seen(calls: dict[nn.Module, list[BlockCall]], weights: UnitWeights) -> list
         ValueError: If there are none, or it is no layer whose output is linear in its weights.
     """
     found = calls[weights.block]
-    if isinstance(weights.block, _LINEAR) and found:
+    if is_linear(weights.block) and found:
         return found
     kind = weights.layer.change.kind
-    runs = isinstance(weights.block, _LINEAR)
+    runs = is_linear(weights.block)
     raise ValueError(
         f"`{weights.layer.name}` is not a Linear or a convolution that the loss runs "
         f"({'the loss does not run it' if runs else f'it is {kind}'}), so its best step is not "
@@ -119,7 +130,7 @@ def _seen(calls: dict[nn.Module, list[BlockCall]], weights: UnitWeights) -> list
 
 
 def _trains(probe: Probe, layer: PreparedLayer) -> bool:
-    return layer.name not in probe.prepared.frozen and isinstance(layer.original, _LINEAR)
+    return layer.name not in probe.prepared.frozen and is_linear(layer.original)
 
 
 def _made(weights: UnitWeights, call: BlockCall, tensor: Tensor) -> Tensor:
@@ -302,7 +313,7 @@ class Tiny(Initializer):
 
 
 def _gain(steps: Sequence[Expansion]) -> float:
-    return sum(step.gain for step in steps)
+    return sum(float(step.gains.sum()) for step in steps)
 
 
 def _turn_(
@@ -310,7 +321,7 @@ def _turn_(
 ) -> None:
     """Turns new units to where the gain of their helpers grows: a round of the power method."""
     length = sum(_inner(each.step, each.step) for each in steps) ** 0.5
-    if not length:
+    if not length or not probe.new:
         return
     size = max(each.helper.size for each in steps) or 1.0
     small = torch.finfo(steps[0].step.dtype).eps ** 0.5 * size / length
