@@ -26,6 +26,18 @@ from splitgrow.errors import (
     UnsupportedModelError,
 )
 from splitgrow.growable import growable
+from splitgrow.grower import (
+    All,
+    Budget,
+    ComputeShares,
+    Every,
+    Factor,
+    Gap,
+    Grower,
+    Plateau,
+    Score,
+    ToWidths,
+)
 from splitgrow.growth.edits import Edit, InputChange, Insertion, LayerChange, NumberChange
 from splitgrow.growth.following import follow
 from splitgrow.growth.initializers import Initializer, register_initializer
@@ -57,15 +69,22 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 __all__ = [
+    "All",
+    "Budget",
     "CheckpointError",
+    "ComputeShares",
     "DistributedError",
     "Edit",
+    "Every",
     "ExportError",
+    "Factor",
     "FadeIn",
     "FadeSchedule",
     "FixedWidthError",
     "FusionError",
+    "Gap",
     "GenerationError",
+    "Grower",
     "Handle",
     "InexactError",
     "Initializer",
@@ -80,17 +99,20 @@ __all__ = [
     "NumberChange",
     "OptimizerError",
     "PlainAttention",
+    "Plateau",
     "ProgressiveAutoencoder",
     "ProgressiveDecoder",
     "ProgressiveDiscriminator",
     "ProgressiveEncoder",
     "ProgressiveGenerator",
+    "Score",
     "SharedKernelConv1d",
     "SharedKernelConv2d",
     "SharedKernelConv3d",
     "SplitGrowError",
     "SplitGrowWarning",
     "StructureChangedError",
+    "ToWidths",
     "TraceError",
     "UnsupportedLayerError",
     "UnsupportedModelError",

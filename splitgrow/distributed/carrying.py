@@ -253,8 +253,10 @@ def carry_out(
 
 
 @contextmanager
-def opened(wrapped: nn.Module, request: str, timeout: float) -> Iterator[nn.Module]:
-    """The growable model, plain and with all of its values, inside a ``with`` block."""
+def opened(
+    wrapped: nn.Module, request: str, timeout: float, *, values: bool = True
+) -> Iterator[nn.Module]:
+    """The growable model, plain, with all of its values or none, inside a ``with`` block."""
     if isinstance(wrapped, nn.Module) and not is_sharded(plain_of(wrapped)):
         with nullcontext(growable_in(plain_of(wrapped))) as model:
             yield model
@@ -267,7 +269,7 @@ def opened(wrapped: nn.Module, request: str, timeout: float) -> Iterator[nn.Modu
 
     held = agreement.attempt("asking for the same", begin)
     try:
-        held.open(values=True)
+        held.open(values=values)
         yield held.model
     finally:
         held.restore()

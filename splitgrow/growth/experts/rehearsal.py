@@ -41,7 +41,7 @@ _MORE = 2
 """The largest number of further numbers that are tried together."""
 
 
-class Score(NamedTuple):
+class RouterScore(NamedTuple):
     """A tensor with an entry for each expert that is none of the experts' own.
 
     Attributes:
@@ -84,7 +84,7 @@ class Rehearsed:
 
     tensors: tuple[str, ...]
     numbers: tuple[str, ...]
-    scores: tuple[Score, ...]
+    scores: tuple[RouterScore, ...]
     counts: tuple[Count, ...]
 
 
@@ -138,7 +138,7 @@ def _varies(tensor: Tensor) -> bool:
 def _counts_that_fit(
     plain: nn.Module,
     calls: Sequence[ModuleCall],
-    known: tuple[Mixture, _Parts, tuple[Score, ...]],
+    known: tuple[Mixture, _Parts, tuple[RouterScore, ...]],
     times: int,
 ) -> tuple[Count, ...] | None:
     """The numbers with which a larger copy of a mixture computes the same; None if none do."""
@@ -162,7 +162,9 @@ def _counts_that_fit(
     return None
 
 
-def _stir_(plain: nn.Module, scores: Sequence[Score], moves: Callable[[Tensor], bool]) -> None:
+def _stir_(
+    plain: nn.Module, scores: Sequence[RouterScore], moves: Callable[[Tensor], bool]
+) -> None:
     """Moves a copy's values, so that no experts are alike, no scores equal and no results zero."""
     generator = torch.Generator().manual_seed(0)
     moved: list[Tensor] = [p for p in plain.parameters() if p.is_floating_point()]
@@ -202,7 +204,7 @@ def within(path: str, outer: str) -> str:
     return path[len(outer) + 1 :] if outer else path
 
 
-def _scores(plain: nn.Module, mixture: Mixture, parts: _Parts) -> tuple[Score, ...]:
+def _scores(plain: nn.Module, mixture: Mixture, parts: _Parts) -> tuple[RouterScore, ...]:
     """The tensors of the router and its scorers that have an entry for each expert."""
     router = within(mixture.router, mixture.path)
     steps = router.split(".") if router else []
@@ -214,7 +216,7 @@ def _scores(plain: nn.Module, mixture: Mixture, parts: _Parts) -> tuple[Score, .
     for path in mixture.scorers:
         if within(path, mixture.path) in known:  # no block of a grown layer
             own.update(_modules_below(plain, within(path, mixture.path)))
-    found: dict[str, Score] = {}
+    found: dict[str, RouterScore] = {}
     for path, module in own.items():
         if path == parts.path or path.startswith(f"{parts.path}."):
             continue
@@ -224,7 +226,7 @@ def _scores(plain: nn.Module, mixture: Mixture, parts: _Parts) -> tuple[Score, .
             dims = [dim for dim, size in enumerate(shape) if size == mixture.count]
             if dims:
                 name = f"{path}.{key}".removeprefix(".")
-                found[name] = Score(name, dims[0])
+                found[name] = RouterScore(name, dims[0])
     return tuple(found.values())
 
 
@@ -233,7 +235,7 @@ def _modules_below(plain: nn.Module, path: str) -> Iterator[tuple[str, nn.Module
         yield ".".join(part for part in (path, name) if part), module
 
 
-def _grow_(larger: nn.Module, parts: _Parts, scores: Sequence[Score], times: int) -> None:
+def _grow_(larger: nn.Module, parts: _Parts, scores: Sequence[RouterScore], times: int) -> None:
     experts = larger.get_submodule(parts.path)
     if parts.tensors:
         repeat_experts_(experts, parts.tensors, parts.numbers, times)

@@ -1,0 +1,29 @@
+"""Policies: where, when and how much a model grows while it trains."""
+
+from splitgrow.grower.grower import Grower
+from splitgrow.grower.room import Room
+from splitgrow.grower.schedule import PlannedGrowth, Schedule
+from splitgrow.grower.to import Budget, Factor, To, ToWidths
+from splitgrow.grower.when import ComputeShares, Every, Gap, Moment, Plateau, Progress, When
+from splitgrow.grower.where import All, Score, Where
+
+__all__ = [
+    "All",
+    "Budget",
+    "ComputeShares",
+    "Every",
+    "Factor",
+    "Gap",
+    "Grower",
+    "Moment",
+    "PlannedGrowth",
+    "Plateau",
+    "Progress",
+    "Room",
+    "Schedule",
+    "Score",
+    "To",
+    "ToWidths",
+    "When",
+    "Where",
+]

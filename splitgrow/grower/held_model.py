@@ -1,0 +1,144 @@
+"""The model that a policy grows: alone, compiled, or in a wrapper for several processes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from splitgrow.errors import UnsupportedModelError
+from splitgrow.grower.measure import Measure
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.history import History
+from splitgrow.growth.history_lookup import history_of
+from splitgrow.handle import Handle, handle
+from splitgrow.utils.rollback import Undo, all_or_nothing
+from splitgrow.utils.wrappers import is_sharded
+
+_Value = TypeVar("_Value")
+
+
+class HeldModel:
+    """A growable model with all that is around it.
+
+    Args:
+        given: The model; or what torch.compile returned for it; or a wrapper for several processes.
+
+    Attributes:
+        model: The growable model.
+        several: Whether several processes train it, in a wrapper that splitgrow.distributed knows.
+
+    Raises:
+        TypeError: If it is no module.
+        SplitGrowError: If there is no growable model.
+        UnsupportedModelError: If it is in a wrapper that growth cannot follow.
+    """
+
+    def __init__(self, given: nn.Module) -> None:
+        self._wrapped = uncompiled(given)
+        self.several = isinstance(self._wrapped, nn.Module) and (
+            isinstance(self._wrapped, DistributedDataParallel) or is_sharded(self._wrapped)
+        )
+        if self.several:
+            carrying = importlib.import_module("splitgrow.distributed.carrying")
+            whole = carrying.plain_of(self._wrapped)
+            self.model: nn.Module = carrying.growable_in(whole)
+            self._group: Any = carrying.group_of(self._wrapped)
+        elif isinstance(self._wrapped, nn.DataParallel):
+            raise UnsupportedModelError(
+                "DataParallel is one process; give the model inside it, which grows there"
+            )
+        else:
+            self.model = self._wrapped
+        handle(self.model)
+
+    @property
+    def handle(self) -> Handle:
+        """The operations on the model, with the history that it has now: loading changes that."""
+        return handle(self.model)
+
+    @property
+    def history(self) -> History:
+        """All that splitgrow knows of the model."""
+        return history_of(self.model)
+
+    @property
+    def processes(self) -> int:
+        """The number of processes that train it."""
+        return dist.get_world_size(self._group) if self.several else 1
+
+    def measure(self) -> Measure:
+        """The model's multiply-adds; of a sharded one in all processes together."""
+        if not (self.several and is_sharded(self._wrapped)):
+            return Measure(self.model)
+        carrying = importlib.import_module("splitgrow.distributed.carrying")
+        with carrying.opened(self._wrapped, "measure", carrying.TIMEOUT, values=False) as model:
+            return Measure(model)
+
+    def agreed(self, value: _Value) -> _Value:
+        """The first process's value, of plain data; every process has to come."""
+        if not self.several:
+            return value
+        ranks = dist.get_process_group_ranks(self._group or dist.group.WORLD)
+        box = [value]
+        dist.broadcast_object_list(box, src=ranks[0], group=self._group)
+        return box[0]
+
+    def refused(self, options: Mapping[str, Any]) -> list[str]:
+        """The options of `expand` that several processes do not have yet."""
+        if not self.several:
+            return []
+        known = inspect.signature(_of_several("expand")).parameters
+        return [name for name in options if name not in known]
+
+    def expand(
+        self, request: Mapping[str, int], options: Mapping[str, Any], *, absorb: bool
+    ) -> Edit:
+        """Grows the model, and makes it plain again if that is wanted: all or nothing.
+
+        Args:
+            request: The units that layers gain.
+            options: Further arguments of `expand`.
+            absorb: Whether to absorb what was added.
+        """
+        if self.several:
+            edit: Edit = _of_several("expand")(self._wrapped, dict(request), **options)
+            if absorb:
+                self.absorb(options["optimizer"])
+            return edit
+
+        asked: dict[int | str, int] = dict(request.items())
+
+        @all_or_nothing
+        def grow(undo: Undo) -> Edit:
+            with undo.gathers():
+                made = self.handle.expand(asked, **options)
+                if absorb:
+                    self.absorb(options["optimizer"])
+            return made
+
+        return grow()
+
+    def absorb(self, optimizer: object) -> None:
+        """Makes everything one plain layer again."""
+        if self.several:
+            _of_several("absorb")(self._wrapped, optimizer=optimizer)
+        else:
+            whole: Any = self.handle
+            whole.absorb(optimizer=optimizer)
+
+
+def uncompiled(given: nn.Module) -> nn.Module:
+    """The module that torch.compile was given, or the module itself."""
+    while isinstance(given, nn.Module) and "_orig_mod" in given._modules:  # noqa: SLF001
+        given = given._modules["_orig_mod"]  # type: ignore[assignment]  # noqa: SLF001
+    return given
+
+
+def _of_several(name: str) -> Any:
+    return getattr(importlib.import_module("splitgrow.distributed.methods"), name)

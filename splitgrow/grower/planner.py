@@ -1,0 +1,102 @@
+"""From planned growths to the whole plan: moments, widths, parameters, multiply-adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.grower.held_model import HeldModel
+from splitgrow.grower.ladder import parts_of
+from splitgrow.grower.measure import Measure
+from splitgrow.grower.room import Climb
+from splitgrow.grower.schedule import PlannedGrowth, Schedule
+from splitgrow.grower.settings import PASSES, Settings
+from splitgrow.grower.when import Moment, When
+from splitgrow.grower.where import Where
+
+
+def make_schedule(
+    held: HeldModel,
+    climb: Climb,
+    settings: Settings,
+    measure: Measure,
+    rules: tuple[When, Where],
+) -> Schedule:
+    """The whole plan of a policy.
+
+    Args:
+        held: The model.
+        climb: Its growths, planned.
+        settings: The settings of the policy.
+        measure: Measures the model's multiply-adds.
+        rules: When and where it grows.
+    """
+    when, where = rules
+    graph = held.history.graph
+    parts = {name: parts_of(graph, graph.nodes[name]) for name in climb.goals}
+    factors = {round((climb.goals[n] - still) / own, 9) for n, (still, own) in parts.items()}
+    counts = [
+        measure.macs,
+        *measure.after((e.request for e in climb.edits), settings.fit.initializer.way),
+    ]
+    parameters = sum(parameter.numel() for parameter in held.model.parameters())
+    a_step = PASSES * measure.samples * held.processes
+    moments = [
+        Moment("before training", step=0, macs=0),
+        *(when.moment(n + 1) for n in range(len(climb.edits))),
+    ]
+    spent = _spent(moments, [a_step * count for count in counts])
+    now = {layer.name: layer.width for layer in held.handle.layers}
+    stages = [PlannedGrowth(0, moments[0].words, 0, {}, {}, now, parameters, counts[0], 0)]
+    for index, edit in enumerate(climb.edits, 1):
+        graph = replace(graph, groups=graph.groups.grown(edit.growth))
+        parameters += edit.parameters
+        widths = _widths(graph, now)
+        stages.append(
+            PlannedGrowth(
+                index=index,
+                moment=moments[index].words,
+                step=moments[index].step,
+                request=dict(edit.request),
+                targets={name: widths[name] for name in climb.goals},
+                widths=widths,
+                parameters=parameters,
+                macs=counts[index],
+                macs_spent=next(spent),
+            )
+        )
+    return Schedule(
+        start=stages[0],
+        growths=tuple(stages[1:]),
+        factor=factors.pop() if len(factors) == 1 else None,
+        at_most=where.chooses,
+        left=dict(climb.candidates.left),
+    )
+
+
+def _widths(graph: ChannelGraph, now: dict[str, int]) -> dict[str, int]:
+    """The widths of the layers; of those that the graph does not follow, which stay, today's."""
+    nodes = {node.name: node for node in graph.sized()}
+    return {
+        name: graph.groups.length(nodes[name].outs) if nodes[name].followed else width
+        for name, width in now.items()
+    }
+
+
+def _spent(moments: list[Moment], costs: list[int]) -> Iterator[int | None]:
+    """The multiply-adds of the training at each growth, where that is known.
+
+    Args:
+        moments: The start, and the moment of each growth.
+        costs: The multiply-adds of a training step at the start and after each growth.
+    """
+    total: int | None = 0
+    for before, moment, cost in zip(moments, moments[1:], costs, strict=False):
+        if moment.macs is not None:
+            total = moment.macs
+        elif total is None or before.step is None or moment.step is None:
+            total = None
+        else:
+            total += cost * (moment.step - before.step)
+        yield total
