@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import transformers
 from torch import nn
+from transformers.trainer_callback import ExportableState
 
 import splitgrow
 
@@ -75,12 +76,7 @@ class GrowthCallback(transformers.TrainerCallback):
             UnsupportedModelError: If no part of the model is growable, or DeepSpeed holds it.
         """
         del control
-        if getattr(args, "deepspeed", None):
-            raise splitgrow.UnsupportedModelError(
-                "DeepSpeed keeps flat copies of the parameters, which would miss new ones: train "
-                "by DistributedDataParallel or fully_shard, with splitgrow.distributed, or grow "
-                "between two runs"
-            )
+        _refuse_deepspeed(args)
         find_growable(kwargs["model"])
         self._done = {step for step in self.growths if step <= state.global_step}
 
@@ -97,6 +93,119 @@ class GrowthCallback(transformers.TrainerCallback):
                 growing = splitgrow.handle(model)
                 growing.expand(growth, optimizer=kwargs["optimizer"], **self.options)
             self._done.add(step)
+
+
+class GrowerCallback(transformers.TrainerCallback, ExportableState):
+    """Grows the model of a Trainer by a policy: where, when and how much.
+
+    It makes a `splitgrow.Grower` when training begins, and calls its `step` at the end of each
+    optimizer step. Metrics of the logs and of evaluations reach it by their names, such as "loss"
+    and "eval_loss", at the end of the next step. Its state is in the Trainer's checkpoints, so a
+    run that is resumed grows on as if it had not been stopped.
+
+    Args:
+        when: When the model grows: see `splitgrow.Grower`.
+        options: Further arguments of `splitgrow.Grower`, such as ``to`` and ``steps``.
+
+    Attributes:
+        grower: The grower, once training has begun.
+
+    While it trains:
+        UnsupportedModelError: If no part of the model is growable, or DeepSpeed holds it.
+        SplitGrowError: As `splitgrow.Grower`; the model and its optimizer stay as they are.
+
+    Example:
+        >>> callback = GrowerCallback(
+        ...     when=splitgrow.Plateau("eval_loss", patience=3), to=splitgrow.Factor(1.5), steps=2
+        ... )
+        >>> callback.state()["attributes"]
+        {'saved': None}
+    """
+
+    def __init__(self, when: Any, **options: Any) -> None:
+        self.when, self.options = when, options
+        self.grower: splitgrow.Grower | None = None
+        self._seen: dict[str, float] = {}
+
+    def state(self) -> dict[str, Any]:
+        """The grower's state, for a checkpoint of the Trainer."""
+        if self.grower is None:
+            return {"args": {}, "attributes": {"saved": None}}
+        saved = {"grower": self.grower.state_dict(), "seen": dict(self._seen)}
+        return {"args": {}, "attributes": {"saved": saved}}
+
+    @classmethod
+    def from_state(cls, state: Any) -> Any:
+        """Refuses to be made of a state alone.
+
+        Raises:
+            ValueError: Always.
+        """
+        del state
+        raise ValueError(
+            "a policy is not in a checkpoint, only its progress, which it reads by itself: leave "
+            "restore_callback_states_from_checkpoint off"
+        )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Makes the grower, and takes up the state of a resumed run.
+
+        Raises:
+            UnsupportedModelError: If no part of the model is growable, or DeepSpeed holds it.
+        """
+        del control
+        _refuse_deepspeed(args)
+        model = find_growable(kwargs["model"])
+        self.grower = splitgrow.Grower(
+            model, kwargs["optimizer"], kwargs.get("lr_scheduler"), when=self.when, **self.options
+        )
+        known = (getattr(state, "stateful_callbacks", None) or {}).get(type(self).__name__, {})
+        saved = known.get("attributes", {}).get("saved") if state.global_step else None
+        if saved:
+            self.grower.load_state_dict(saved["grower"])
+            self._seen = dict(saved["seen"])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Takes note of logged metrics."""
+        del args, state, control, kwargs
+        self._note(logs)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        """Takes note of the metrics of an evaluation."""
+        del args, state, control, kwargs
+        self._note(metrics)
+
+    def _note(self, metrics: Any) -> None:
+        wanted = getattr(self.when, "metrics", ())
+        self._seen.update((name, metrics[name]) for name in wanted if name in (metrics or {}))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tells the grower of the step."""
+        del state, control, kwargs
+        if self.grower is None:
+            return
+        wanted = getattr(self.when, "metrics", ())
+        complete = bool(wanted) and all(name in self._seen for name in wanted)
+        samples = args.train_batch_size * args.gradient_accumulation_steps
+        self.grower.step(self._seen if complete else None, samples=samples)
+        if complete:
+            self._seen = {}
+
+
+def _refuse_deepspeed(args: Any) -> None:
+    """Makes sure that DeepSpeed does not hold the model.
+
+    Raises:
+        UnsupportedModelError: If it does.
+    """
+    if getattr(args, "deepspeed", None):
+        raise splitgrow.UnsupportedModelError(
+            "DeepSpeed keeps flat copies of the parameters, which would miss new ones: train "
+            "by DistributedDataParallel or fully_shard, with splitgrow.distributed, or grow "
+            "between two runs"
+        )
 
 
 def find_growable(model: nn.Module) -> nn.Module:
