@@ -1,8 +1,8 @@
 """Policies: where, when and how much a model grows while it trains."""
 
 from splitgrow.grower.grower import Grower
-from splitgrow.grower.room import Room
 from splitgrow.grower.schedule import PlannedGrowth, Schedule
+from splitgrow.grower.scope import Scope
 from splitgrow.grower.to import Budget, Factor, To, ToWidths
 from splitgrow.grower.when import ComputeShares, Every, Gap, Moment, Plateau, Progress, When
 from splitgrow.grower.where import All, Score, Where
@@ -19,8 +19,8 @@ __all__ = [
     "PlannedGrowth",
     "Plateau",
     "Progress",
-    "Room",
     "Schedule",
+    "Scope",
     "Score",
     "To",
     "ToWidths",

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from splitgrow.errors import SplitGrowWarning
 from splitgrow.grower.held_model import HeldModel
-from splitgrow.grower.measure import Measure
+from splitgrow.grower.measure import MacsCounter
 from splitgrow.grower.planner import make_schedule
-from splitgrow.grower.room import plan_growths
 from splitgrow.grower.schedule import Schedule
+from splitgrow.grower.scope import plan_growths
 from splitgrow.grower.settings import (
-    PASSES,
-    Settings,
+    PASSES_OF_STEP,
+    GrowerSettings,
     check_policy,
     number_of_growths,
     plain_metrics,
@@ -161,7 +161,7 @@ class Grower:
         if not all(map(callable, self._callbacks)):
             raise TypeError(f"callbacks are functions of an edit, got {self._callbacks!r}")
         self._held = HeldModel(model)
-        self._settings = Settings(
+        self._settings = GrowerSettings(
             init, optimizer, lr_scale, warmup, scheduler, round_to, freeze, absorb, loss
         )
         self._settings.check(self._held)
@@ -260,7 +260,7 @@ class Grower:
         state = self._state
         self._count_again()
         state.step += 1
-        state.macs_spent += PASSES * state.macs * samples * self._held.processes
+        state.macs_spent += PASSES_OF_STEP * state.macs * samples * self._held.processes
         if state.absorb_at is not None and state.step >= state.absorb_at:
             self._held.absorb(self._settings.optimizer)
             state.absorb_at, state.edits = None, len(self._held.handle.edits)
@@ -311,7 +311,7 @@ class Grower:
         if len(self._held.handle.edits) != self._state.edits:
             self._measured(self._held.measure())
 
-    def _measured(self, measure: Measure) -> None:
+    def _measured(self, measure: MacsCounter) -> None:
         self._state.macs, self._state.samples = measure.macs, measure.samples
         self._state.edits = len(self._held.handle.edits)
 

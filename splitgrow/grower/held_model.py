@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.grower.measure import Measure
+from splitgrow.grower.measure import MacsCounter
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History
 from splitgrow.growth.history_lookup import history_of
@@ -72,13 +72,13 @@ class HeldModel:
         """The number of processes that train it."""
         return dist.get_world_size(self._group) if self.several else 1
 
-    def measure(self) -> Measure:
+    def measure(self) -> MacsCounter:
         """The model's multiply-adds; of a sharded one in all processes together."""
         if not (self.several and is_sharded(self._wrapped)):
-            return Measure(self.model)
+            return MacsCounter(self.model)
         carrying = importlib.import_module("splitgrow.distributed.carrying")
         with carrying.opened(self._wrapped, "measure", carrying.TIMEOUT, values=False) as model:
-            return Measure(model)
+            return MacsCounter(model)
 
     def agreed(self, value: _Value) -> _Value:
         """The first process's value, of plain data; every process has to come."""

@@ -15,7 +15,7 @@ from splitgrow.growth.planning import find_growth, make_plan, rounded_up
 
 
 @dataclass(frozen=True)
-class Fit:
+class WidthRule:
     """The widths that fit.
 
     Attributes:
@@ -34,7 +34,7 @@ def climb(
     modules: Mapping[str, nn.Module],
     goals: Mapping[str, float],
     steps: int,
-    fit: Fit,
+    fit: WidthRule,
 ) -> list[Edit]:
     """The growths that lead to goals in equal factors; none of them is applied.
 
@@ -49,7 +49,7 @@ def climb(
         ValueError: If the last widths do not fit; all of them are named, with those that do.
         FixedWidthError: If a layer cannot grow.
     """
-    starts = {name: parts_of(graph, graph.nodes[name]) for name in goals}
+    starts = {name: growing_part(graph, graph.nodes[name]) for name in goals}
     edits: list[Edit] = []
     for step in range(1, steps + 1):
         ideal = {
@@ -66,7 +66,7 @@ def climb(
     return edits
 
 
-def parts_of(graph: ChannelGraph, node: LayerNode) -> tuple[int, int]:
+def growing_part(graph: ChannelGraph, node: LayerNode) -> tuple[int, int]:
     """The number of a layer's units that cannot grow, and of those that can."""
     growing = sum(
         graph.multiplicity(node.outs, group) * graph.groups.width(group)
@@ -75,14 +75,14 @@ def parts_of(graph: ChannelGraph, node: LayerNode) -> tuple[int, int]:
     return graph.groups.length(node.outs) - growing, growing
 
 
-def _to_the_goal(graph: ChannelGraph, goals: Mapping[str, float], fit: Fit) -> dict[str, int]:
+def _to_the_goal(graph: ChannelGraph, goals: Mapping[str, float], fit: WidthRule) -> dict[str, int]:
     widths = {name: graph.groups.length(graph.nodes[name].outs) for name in goals}
     missing = {name: round(goal) - widths[name] for name, goal in goals.items()}
     request = {name: units for name, units in missing.items() if units > 0}
     return rounded_up(graph, request, fit.round_to, fit.initializer.way)
 
 
-def _near(graph: ChannelGraph, ideal: Mapping[str, float], fit: Fit) -> dict[str, int]:
+def _near(graph: ChannelGraph, ideal: Mapping[str, float], fit: WidthRule) -> dict[str, int]:
     """The units that take layers as near as possible to some widths."""
     request: dict[str, int] = {}
     grown: set[int] = set()
@@ -98,7 +98,7 @@ def _near(graph: ChannelGraph, ideal: Mapping[str, float], fit: Fit) -> dict[str
     return request
 
 
-def _nearest(graph: ChannelGraph, node: LayerNode, wanted: float, fit: Fit) -> int:
+def _nearest(graph: ChannelGraph, node: LayerNode, wanted: float, fit: WidthRule) -> int:
     """The number of units that takes a layer nearest to a width; of two the larger."""
     group, step = next(iter(graph.steps(node, fit.initializer.way).items()))
     step = math.lcm(step, graph.multiplicity(node.outs, group) * fit.initializer.divides)
@@ -117,7 +117,10 @@ def _nearest(graph: ChannelGraph, node: LayerNode, wanted: float, fit: Fit) -> i
 
 
 def _edit(
-    graph: ChannelGraph, modules: Mapping[str, nn.Module], request: Mapping[str, int], fit: Fit
+    graph: ChannelGraph,
+    modules: Mapping[str, nn.Module],
+    request: Mapping[str, int],
+    fit: WidthRule,
 ) -> Edit:
     way, divides = fit.initializer.way, fit.initializer.divides
     growth = find_growth(graph, request, way) if request else {}

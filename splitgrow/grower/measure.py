@@ -42,7 +42,7 @@ class _ShapesOnly(Initializer):
         del prepared
 
 
-class Measure:
+class MacsCounter:
     """The multiply-adds of a forward pass for one sample, at widths of today and of tomorrow.
 
     Args:
@@ -62,7 +62,7 @@ class Measure:
         self.samples = next((len(tensor) for tensor in tensors), 1)
         self._model = model
         try:
-            self._model = copied(model, device="meta")
+            self._model = untold_copy(model, device="meta")
             self.macs = self._counted(self._model)
         except Exception:  # noqa: BLE001 - whatever forward, or a module's copy, raises there
             self._model = model
@@ -75,7 +75,7 @@ class Measure:
             requests: The units that layers gain in each; empty for a growth of none.
             way: The way in which streams grow; None for the preferred one.
         """
-        grown = copied(self._model)
+        grown = untold_copy(self._model)
         macs = self.macs
         for request in requests:
             if request:
@@ -112,7 +112,7 @@ def _on_meta(tensor: Tensor) -> Tensor:
     return tensor.to("meta")
 
 
-def copied(model: nn.Module, device: str | None = None) -> nn.Module:
+def untold_copy(model: nn.Module, device: str | None = None) -> nn.Module:
     """A deep copy that the model does not know of.
 
     Args:

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.grower.held_model import HeldModel
-from splitgrow.grower.ladder import parts_of
-from splitgrow.grower.measure import Measure
-from splitgrow.grower.room import Climb
+from splitgrow.grower.ladder import growing_part
+from splitgrow.grower.measure import MacsCounter
 from splitgrow.grower.schedule import PlannedGrowth, Schedule
-from splitgrow.grower.settings import PASSES, Settings
+from splitgrow.grower.scope import Climb
+from splitgrow.grower.settings import PASSES_OF_STEP, GrowerSettings
 from splitgrow.grower.when import Moment, When
 from splitgrow.grower.where import Where
 
@@ -19,8 +19,8 @@ from splitgrow.grower.where import Where
 def make_schedule(
     held: HeldModel,
     climb: Climb,
-    settings: Settings,
-    measure: Measure,
+    settings: GrowerSettings,
+    measure: MacsCounter,
     rules: tuple[When, Where],
 ) -> Schedule:
     """The whole plan of a policy.
@@ -34,14 +34,14 @@ def make_schedule(
     """
     when, where = rules
     graph = held.history.graph
-    parts = {name: parts_of(graph, graph.nodes[name]) for name in climb.goals}
+    parts = {name: growing_part(graph, graph.nodes[name]) for name in climb.goals}
     factors = {round((climb.goals[n] - still) / own, 9) for n, (still, own) in parts.items()}
     counts = [
         measure.macs,
         *measure.after((e.request for e in climb.edits), settings.fit.initializer.way),
     ]
     parameters = sum(parameter.numel() for parameter in held.model.parameters())
-    a_step = PASSES * measure.samples * held.processes
+    a_step = PASSES_OF_STEP * measure.samples * held.processes
     moments = [
         Moment("before training", step=0, macs=0),
         *(when.moment(n + 1) for n in range(len(climb.edits))),

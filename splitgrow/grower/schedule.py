@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,12 +115,13 @@ class Schedule:
             ImportError: If matplotlib is not there, which ``pip install splitgrow[demo]`` installs.
         """
         try:
-            from splitgrow.grower.drawing import draw_schedule  # noqa: PLC0415 - an extra
+            drawing = importlib.import_module("splitgrow.grower.drawing")  # needs an extra
         except ImportError as error:
             raise ImportError(
                 "a plan is drawn by matplotlib: pip install 'splitgrow[demo]'"
             ) from error
-        return draw_schedule(self.stages, Path(path), at_most=self.at_most)
+        drawn: Path = drawing.draw_schedule(self.stages, Path(path), at_most=self.at_most)
+        return drawn
 
     def __str__(self) -> str:
         return "\n".join((*self._summary(), "", *self._widths(), *self._left_alone()))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from splitgrow.errors import OptimizerError
 from splitgrow.grower.held_model import HeldModel
-from splitgrow.grower.ladder import Fit, checked_rounding
+from splitgrow.grower.ladder import WidthRule, checked_rounding
 from splitgrow.grower.to import To
 from splitgrow.grower.when import When
 from splitgrow.grower.where import Where
@@ -20,14 +20,14 @@ from splitgrow.growth.optimizers import listed
 from splitgrow.growth.rates import Rates
 from splitgrow.layers.tensor_holder import layer_at
 
-PASSES = 3
+PASSES_OF_STEP = 3
 """The forward passes that a training step costs: one, and a backward pass of two."""
 STEPS = 3
 """The number of growths, if nothing else sets it."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class GrowerSettings:
     """How a policy grows a model, beside where and when.
 
     Attributes:
@@ -53,9 +53,9 @@ class Settings:
     loss: Callable[[], Tensor] | None
 
     @property
-    def fit(self) -> Fit:
+    def fit(self) -> WidthRule:
         """The widths that fit."""
-        return Fit(chosen_initializer(self.init), self.round_to)
+        return WidthRule(chosen_initializer(self.init), self.round_to)
 
     @property
     def options(self) -> dict[str, Any]:

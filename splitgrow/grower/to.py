@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from splitgrow.grower.candidates import layer_named
-from splitgrow.grower.ladder import Fit, checked_rounding
-from splitgrow.grower.room import Room, plan_growths
+from splitgrow.grower.ladder import WidthRule, checked_rounding
+from splitgrow.grower.scope import Scope, plan_growths
 from splitgrow.grower.where import All, Where
 from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.layer_list import Layer
@@ -35,11 +35,11 @@ class To(ABC):
         return frozenset()
 
     @abstractmethod
-    def goals(self, room: Room) -> Mapping[str, float]:
+    def goals(self, scope: Scope) -> Mapping[str, float]:
         """The width in the end of layers by name; layers that it leaves out stay as they are.
 
         Args:
-            room: The layers that may grow, and the sizes that come of goals.
+            scope: The layers that may grow, and the sizes that come of goals.
         """
 
     def request(
@@ -72,7 +72,7 @@ class To(ABC):
             >>> net[0].out_features, net(torch.ones(1, 2)).shape
             (10, torch.Size([1, 1]))
         """
-        fit = Fit(chosen_initializer(initializer), checked_rounding(round_to))
+        fit = WidthRule(chosen_initializer(initializer), checked_rounding(round_to))
         where = All() if where is None else where
         (edit,) = plan_growths(model, self, where, 1, fit).edits
         return dict(edit.request)
@@ -101,9 +101,9 @@ class Factor(To):
             raise ValueError(f"factor must be above 1 and finite, got {factor!r}")
         self.factor = float(factor)
 
-    def goals(self, room: Room) -> Mapping[str, float]:
+    def goals(self, scope: Scope) -> Mapping[str, float]:
         """The multiples of the widths."""
-        return room.scaled(self.factor)
+        return scope.scaled(self.factor)
 
     def __repr__(self) -> str:
         return f"Factor({self.factor:g})"
@@ -147,14 +147,14 @@ class ToWidths(To):
         """The layers that have a width to grow to."""
         return frozenset(self._wanted(layers))
 
-    def goals(self, room: Room) -> Mapping[str, float]:
+    def goals(self, scope: Scope) -> Mapping[str, float]:
         """The given widths.
 
         Raises:
             ValueError: If a layer is wider already.
         """
-        wanted = self._wanted(room.every)
-        known = {layer.name: layer for layer in room.every}
+        wanted = self._wanted(scope.every)
+        known = {layer.name: layer for layer in scope.every}
         wider = [f"`{n}` has {known[n].width}" for n, w in wanted.items() if w < known[n].width]
         if wider:
             raise ValueError(f"layers only grow, and {', '.join(wider)} units already")
@@ -225,35 +225,35 @@ class Budget(To):
                 raise ValueError(f"{name} must be positive, got {value!r}")
         self.macs, self.params = macs, params
 
-    def goals(self, room: Room) -> Mapping[str, float]:
+    def goals(self, scope: Scope) -> Mapping[str, float]:
         """The widths times the largest factor that fits.
 
         Raises:
             ValueError: If the model exceeds the budget already, or no factor would.
         """
-        if self._share(room, room.scaled(1.0)) > 1:
-            raise ValueError(f"the model is larger than {self!r} already: {self._sizes(room)}")
+        if self._share(scope, scope.scaled(1.0)) > 1:
+            raise ValueError(f"the model is larger than {self!r} already: {self._sizes(scope)}")
         low, high = 1.0, 2.0
-        while self._share(room, room.scaled(high)) <= 1:
+        while self._share(scope, scope.scaled(high)) <= 1:
             low, high = high, 2 * high
             if high > _LARGEST:
                 raise ValueError(f"{self!r} would let the layers grow more than {low:,.0f} times")
         # A width of w units tells factors apart that differ by 1 / w.
-        finest = 0.25 / max(layer.width for layer in room.layers)
-        best = _last_that_fits(lambda f: self._share(room, room.scaled(f)), low, high, finest)
-        return room.scaled(best)
+        finest = 0.25 / max(layer.width for layer in scope.layers)
+        best = _last_that_fits(lambda f: self._share(scope, scope.scaled(f)), low, high, finest)
+        return scope.scaled(best)
 
-    def _share(self, room: Room, goals: Mapping[str, float]) -> float:
+    def _share(self, scope: Scope, goals: Mapping[str, float]) -> float:
         """The share of the budget that a model with some goals takes, of what it is shortest of."""
-        parameters = 0.0 if self.params is None else room.parameters(goals) / self.params
+        parameters = 0.0 if self.params is None else scope.parameters(goals) / self.params
         if parameters > 1 or self.macs is None:
             return parameters  # nothing need be measured
-        return max(parameters, room.macs(goals) / self.macs)
+        return max(parameters, scope.macs(goals) / self.macs)
 
-    def _sizes(self, room: Room) -> str:
-        goals = room.scaled(1.0)
-        told = [] if self.params is None else [f"{room.parameters(goals):,} parameters"]
-        return ", ".join([*told, *([] if self.macs is None else [f"{room.macs(goals):,} macs"])])
+    def _sizes(self, scope: Scope) -> str:
+        goals = scope.scaled(1.0)
+        told = [] if self.params is None else [f"{scope.parameters(goals):,} parameters"]
+        return ", ".join([*told, *([] if self.macs is None else [f"{scope.macs(goals):,} macs"])])
 
     def __repr__(self) -> str:
         given = (("macs", self.macs), ("params", self.params))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Mode = Literal["min", "max"]
+MetricMode = Literal["min", "max"]
 
 
 @dataclass
@@ -180,7 +180,7 @@ class Plateau(When):
     """
 
     def __init__(
-        self, metric: str, patience: int = 3, min_delta: float = 0.0, mode: Mode = "min"
+        self, metric: str, patience: int = 3, min_delta: float = 0.0, mode: MetricMode = "min"
     ) -> None:
         self.metric = _name("metric", metric)
         self.metrics = (self.metric,)
@@ -263,7 +263,7 @@ class Gap(Plateau):
         threshold: float,
         patience: int = 3,
         min_delta: float = 0.0,
-        mode: Mode = "min",
+        mode: MetricMode = "min",
     ) -> None:
         super().__init__(train_metric, patience, min_delta, mode)
         self.validation_metric = _name("validation_metric", validation_metric)

@@ -36,7 +36,7 @@ from splitgrow import (
     ToWidths,
 )
 from splitgrow.grower import When
-from splitgrow.grower.measure import Measure
+from splitgrow.grower.measure import MacsCounter
 from splitgrow.handle import Handle
 
 CHECKED = [
@@ -49,7 +49,7 @@ CHECKED = [
 
 def sizes(model: Any) -> tuple[dict[str, int], int, int]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return widths(model), parameters, Measure(model).macs
+    return widths(model), parameters, MacsCounter(model).macs
 
 
 # -- what is planned happens -----------------------------------------------------------------------

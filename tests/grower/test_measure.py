@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 import splitgrow
 from splitgrow import Factor, SplitGrowError
-from splitgrow.grower.measure import Measure, copied, multiply_adds
+from splitgrow.grower.measure import MacsCounter, multiply_adds, untold_copy
 from splitgrow.growth.history_lookup import history_of
 
 
 def test_the_multiply_adds_are_those_of_a_formula() -> None:
     model = convolutional()
-    measure = Measure(model)
+    measure = MacsCounter(model)
     assert measure.samples == 5
     assert measure.macs == multiply_adds_of(8, 12, 10)
     later = [*measure.after([{"0": 4}, {}, {"3": 3, "6": 5}], None)]
@@ -28,7 +28,7 @@ def test_measuring_leaves_the_model_and_the_random_numbers_as_they_were() -> Non
     model = convolutional()
     before = {name: value.clone() for name, value in model.state_dict().items() if name}
     state = torch.get_rng_state()
-    [*Measure(model).after([{"0": 4}], None)]
+    [*MacsCounter(model).after([{"0": 4}], None)]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     assert not history_of(model).edits
@@ -42,9 +42,9 @@ CHECKED = [c for c in CASES if c.name in {"u-net", "grouped queries", "deciding"
 def test_the_multiply_adds_of_tomorrow_are_those_after_the_growth(case) -> None:
     model = splitgrow.growable(case.model(), case.inputs())
     request = Factor(1.5).request(model)
-    (later,) = Measure(model).after([request], None)
+    (later,) = MacsCounter(model).after([request], None)
     splitgrow.handle(model).expand(request)
-    assert Measure(model).macs == later
+    assert MacsCounter(model).macs == later
 
 
 class Reads(nn.Module):
@@ -61,6 +61,6 @@ class Reads(nn.Module):
 def test_a_model_that_does_not_run_on_the_meta_device_runs_for_real() -> None:
     model = splitgrow.growable(Reads(), torch.ones(3, 4))
     with pytest.raises(SplitGrowError, match="cannot be counted"):
-        multiply_adds(copied(model, device="meta"))
-    assert Measure(model).macs == 4 * 6 + 6 * 2
-    assert [*Measure(model).after([{"hidden": 2}], None)] == [4 * 8 + 8 * 2]
+        multiply_adds(untold_copy(model, device="meta"))
+    assert MacsCounter(model).macs == 4 * 6 + 6 * 2
+    assert [*MacsCounter(model).after([{"hidden": 2}], None)] == [4 * 8 + 8 * 2]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
-from typing import Any
+import sys
 
 import pytest
 import torch
@@ -89,15 +88,11 @@ def test_a_plan_is_drawn(rule, suffix, tmp_path) -> None:
 
 
 def test_without_matplotlib_drawing_says_how_to_get_it(monkeypatch, tmp_path) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith(("matplotlib", "splitgrow.grower.drawing")):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
     plan = policy(convolutional()).plan()
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.delitem(sys.modules, "splitgrow.grower.drawing", raising=False)
+    for name in [name for name in sys.modules if name.startswith("matplotlib")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"splitgrow\[demo\]"):
         plan.draw(tmp_path / "plan.png")
 

@@ -124,15 +124,15 @@ def test_settings_that_mean_nothing_are_refused(make, error) -> None:
 class Square(To):
     """A rule of one's own: the first layer grows most."""
 
-    def goals(self, room):
-        return {layer.name: layer.width * (3 if layer.index == 0 else 2) for layer in room.layers}
+    def goals(self, scope):
+        return {layer.name: layer.width * (3 if layer.index == 0 else 2) for layer in scope.layers}
 
 
 def test_a_rule_of_ones_own_says_how_much() -> None:
     assert last(Square()) == (24, 24, 20)
 
     class Narrower(To):
-        def goals(self, room):
+        def goals(self, scope):
             return {"0": 3}
 
     with pytest.raises(ValueError, match="has 8 units, and the goal 3"):

@@ -1,4 +1,4 @@
-"""The room that a model has to grow in: the layers that may, and the growths that lead to goals."""
+"""The scope of a policy: the layers that may grow, and the growths that lead to goals."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Protocol
 from torch import nn
 
 from splitgrow.grower.candidates import Candidates, find_candidates
-from splitgrow.grower.ladder import Fit, climb, parts_of
-from splitgrow.grower.measure import Measure
+from splitgrow.grower.ladder import WidthRule, climb, growing_part
+from splitgrow.grower.measure import MacsCounter
 from splitgrow.grower.where import Where
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
@@ -20,7 +20,7 @@ from splitgrow.growth.layer_list import Layer
 from splitgrow.handle import handle
 
 
-class Room:
+class Scope:
     """The layers that may grow, and the size that the model would have with some goals.
 
     Args:
@@ -40,8 +40,8 @@ class Room:
         model: nn.Module,
         candidates: Candidates,
         steps: int,
-        fit: Fit,
-        measure: Callable[[], Measure],
+        fit: WidthRule,
+        measure: Callable[[], MacsCounter],
     ) -> None:
         self.every = handle(model).layers
         self.layers = tuple(layer for layer in self.every if layer.name in candidates.groups)
@@ -56,11 +56,11 @@ class Room:
             factor: The multiple.
         """
         graph = history_of(self._model).graph
-        parts = {layer.name: parts_of(graph, graph.nodes[layer.name]) for layer in self.layers}
+        parts = {layer.name: growing_part(graph, graph.nodes[layer.name]) for layer in self.layers}
         return {name: still + factor * growing for name, (still, growing) in parts.items()}
 
     @cached_property
-    def _measure(self) -> Measure:
+    def _measure(self) -> MacsCounter:
         return self._measure_it()
 
     def parameters(self, goals: Mapping[str, float]) -> int:
@@ -131,7 +131,7 @@ class HowMuch(Protocol):
         """The layers that are asked for by name."""
         ...
 
-    def goals(self, room: Room) -> Mapping[str, float]:
+    def goals(self, scope: Scope) -> Mapping[str, float]:
         """The width in the end by layer."""
         ...
 
@@ -156,8 +156,8 @@ def plan_growths(
     to: HowMuch,
     where: Where,
     steps: int,
-    fit: Fit,
-    measure: Callable[[], Measure] | None = None,
+    fit: WidthRule,
+    measure: Callable[[], MacsCounter] | None = None,
 ) -> Climb:
     """The growths of a policy, from the widths that the model has now.
 
@@ -184,6 +184,6 @@ def plan_growths(
     )
     candidates = find_candidates(graph, selection)
     fit = replace(fit, exact=to.exact)
-    room = Room(model, candidates, steps, fit, measure or (lambda: Measure(model)))
-    goals = dict(to.goals(room))
-    return Climb(candidates, goals, tuple(room.growths(goals)))
+    scope = Scope(model, candidates, steps, fit, measure or (lambda: MacsCounter(model)))
+    goals = dict(to.goals(scope))
+    return Climb(candidates, goals, tuple(scope.growths(goals)))
