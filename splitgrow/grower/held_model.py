@@ -89,12 +89,13 @@ class HeldModel:
         dist.broadcast_object_list(box, src=ranks[0], group=self._group)
         return box[0]
 
-    def refused(self, options: Mapping[str, Any]) -> list[str]:
-        """The options of `expand` that several processes do not have yet."""
+    def refused(self, options: Mapping[str, Any], *, absorb: bool) -> list[str]:
+        """The options of a growth that splitgrow.distributed does not have."""
         if not self.several:
             return []
         known = inspect.signature(_of_several("expand")).parameters
-        return [name for name in options if name not in known]
+        missing = [name for name in options if name not in known]
+        return missing + (["absorb"] if absorb and _of_several("absorb") is None else [])
 
     def expand(
         self, request: Mapping[str, int], options: Mapping[str, Any], *, absorb: bool
@@ -141,4 +142,4 @@ def uncompiled(given: nn.Module) -> nn.Module:
 
 
 def _of_several(name: str) -> Any:
-    return getattr(importlib.import_module("splitgrow.distributed.methods"), name)
+    return getattr(importlib.import_module("splitgrow.distributed.methods"), name, None)

@@ -104,10 +104,11 @@ class GrowerSettings:
                 "absorb=True would give up the closed generations of this model; pass "
                 "absorb=False, and new parameters keep blocks of their own"
             )
-        unknown = held.refused(self.options)
+        unknown = held.refused(self.options, absorb=self.absorb)
         if unknown:
             raise ValueError(
-                f"{', '.join(unknown)}: growth in several processes has no such argument yet"
+                f"growth in several processes has no {', '.join(unknown)} yet; leave that out, or "
+                f"pass absorb=False"
             )
 
     def check_trained(self, held: HeldModel, edits: Iterable[Edit]) -> None:

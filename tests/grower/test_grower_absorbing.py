@@ -12,13 +12,13 @@ from helpers import assert_equal, outputs_of, split_layers
 from splitgrow import Every
 
 
-def trained(steps: int, **changes: Any) -> tuple[Any, Any, list[int]]:
+def trained(until: int, **changes: Any) -> tuple[Any, Any, list[int]]:
     """A run, and the number of split layers after each step."""
     model = convolutional()
     optimizer = sgd(model)
     grower = policy(model, optimizer, when=Every(3), absorb=True, **changes)
     split = []
-    for step in range(1, steps + 1):
+    for step in range(1, until + 1):
         train_step(model, optimizer, step)
         before = outputs_of(model.eval(), images(5))
         grower.step()
