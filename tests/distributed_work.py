@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,7 +28,6 @@ from torch.distributed.fsdp import FullyShardedDataParallel as Fsdp1
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
-from ways import PAIR, Net2Net
 
 import splitgrow
 import splitgrow.growth.apply
@@ -150,7 +150,7 @@ def story(
         go(60, 70),
         grow(("consolidate",), ("insert_layer", "6", "identity")),
         go(70, 80),
-        grow(("unfreeze",)),
+        grow(("absorb",)),
         go(80, 90),
         grow(("expand_layer", "0", 2)),
         go(90, 100),
@@ -221,8 +221,10 @@ def one_layer(rank: int, how: str) -> None:
     train(model, optimizer, range(2))
     before = dict(sharded_parameters(model))
     states = {id(p): state for p, state in optimizer.state.items()}
-    edit = distributed.expand_layer(model, "0", 2, optimizer=optimizer, timeout=TIMEOUT)
+    options = {"optimizer": optimizer, "lr_scale": 0.5, "warmup": 2, "loss": lambda: 0.0}
+    edit = distributed.expand_layer(model, "0", 2, **options, timeout=TIMEOUT)
     after = dict(sharded_parameters(model))
+    assert sum(map(bool, optimizer.param_groups[0]["splitgrow_rates"])) == len(after) - len(before)
     old = [p for p in after.values() if any(p is q for q in before.values())]
     assert len(old) == len(before) < len(after)
     assert all(optimizer.state[p] is states[id(p)] for p in old)
@@ -346,6 +348,7 @@ def forgotten(rank: int) -> list[str]:
         model.next_generation,
         model.unfreeze,
         model.consolidate,
+        model.absorb,
     ]
     for inner in (model, nn.Sequential(model)):
         wrapper = DistributedDataParallel(inner)
@@ -431,6 +434,7 @@ CHANGES: dict[str, Callable[[Any, str], Any]] = {
     "next_generation": lambda net, _: distributed.next_generation(net, timeout=TIMEOUT),
     "unfreeze": lambda net, _: distributed.unfreeze(net, timeout=TIMEOUT),
     "consolidate": lambda net, _: distributed.consolidate(net, timeout=TIMEOUT),
+    "absorb": lambda net, _: distributed.absorb(net, timeout=TIMEOUT),
     "load": lambda net, place: distributed.load(net, place, timeout=TIMEOUT),
 }
 
@@ -700,21 +704,41 @@ def inner_and_plain(rank: int) -> tuple[str, str]:
     return fingerprint(inner), fingerprint(plain)
 
 
-def initialised(rank: int, how: str) -> tuple[str, str, float]:
-    """Growth by initializers of the user's: the tensors, an error, and how far outputs move."""
+def initialised(rank: int, how: str) -> tuple[list[str], list[float], list[str]]:
+    """Growth by initializers that read all values, and that change some, after one that fails.
+
+    Returns:
+        The tensors after each growth, how far its outputs and its edit say that these have moved,
+        and the error of the failed one.
+    """
     model = wrapped(network(), how)
     optimizer = adam(model)
     train(model, optimizer, range(2))
-    before = model(batch(0)[0])
     torch.manual_seed(rank)
     options = {"optimizer": optimizer, "freeze": False, "timeout": TIMEOUT}
-    distributed.expand_layer(model, "6", 4, initializer=PAIR, **options)
-    moved = float((model(batch(0)[0]) - before).detach().abs().max())
-    try:
-        distributed.expand_layer(model, "6", 4, initializer=Net2Net(), **options)
-    except ValueError as error:
-        return fingerprint(model), str(error), moved
-    return fingerprint(model), "", moved
+    inner, errors = model.module if how == "ddp" else model, []
+    sharded_parameters(model)
+    with (
+        unchanged(inner, optimizer),
+        unchanged(model, but=RENEWED),
+        broken(rank, carrying.Wrapped, "settle"),
+    ):
+        try:
+            distributed.expand_layer(model, "6", 4, initializer="net2net", **options)
+        except Exception as error:  # noqa: BLE001
+            errors.append(f"{type(error).__name__}: {error}")
+        sharded_parameters(model)
+    tensors, moved = [], []
+    for name in ("pair", "net2net", "variance_transfer"):
+        before = model(batch(0)[0]).detach()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", splitgrow.SplitGrowWarning)
+            edit = distributed.expand_layer(model, "6", 4, initializer=name, **options)
+        moved.append(float((model(batch(0)[0]).detach() - before).abs().max()))
+        moved.append(edit.moved or 0.0)
+        tensors.append(fingerprint(model))
+        train(model, optimizer, range(1))
+    return tensors, moved, errors
 
 
 def grown_before(steps: int = 4) -> Any:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from splitgrow.checkpoints.fitting import check_groups, check_scheduler, inner
-from splitgrow.errors import CheckpointError
+from splitgrow.errors import CheckpointError, OptimizerError
 from splitgrow.growth.optimizer_fitting import NAMED
+from splitgrow.growth.rates import rates_in
 from splitgrow.utils.json_trees import Writer, read_tree
 from splitgrow.utils.rollback import Undo
 
@@ -178,9 +179,18 @@ def restore_optimizer_(
         parameter = _at(groups, item.place)
         state[parameter] = _state(item, read, parameter)
     check_groups(optimizer, groups, state)
+    _check_rates(groups)
     undo.on_failure(partial(vars(optimizer).update, param_groups=optimizer.param_groups))
     undo.on_failure(partial(vars(optimizer).update, state=optimizer.state))
     optimizer.param_groups, optimizer.state = groups, state  # type: ignore[assignment]
+
+
+def _check_rates(groups: Iterable[Mapping[str, Any]]) -> None:
+    for group in groups:
+        try:
+            rates_in(group)
+        except OptimizerError as error:
+            raise CheckpointError(f"of the saved optimizer {error}") from error
 
 
 def _parameter(

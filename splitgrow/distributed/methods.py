@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from splitgrow.distributed.calls import in_words, rewrites
 from splitgrow.distributed.carrying import TIMEOUT, carry_out, opened
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.growth.initializers import Initializer, chosen_initializer
+from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.insertion.request import After
 from splitgrow.growth.planning import reads_values
 from splitgrow.utils.wrappers import is_sharded
@@ -26,6 +27,9 @@ def expand_layer(  # noqa: PLR0913
     initializer: str | Initializer = "zero",
     freeze: bool = True,
     optimizer: object = None,
+    lr_scale: float = 1.0,
+    warmup: int = 0,
+    loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
@@ -43,12 +47,17 @@ def expand_layer(  # noqa: PLR0913
         layer: Its index or name in `layers`.
         n: The number of units that it gains.
         round_to: As in `model.expand_layer`, like `initializer` and `freeze`.
-        initializer: How new blocks get their values.
+        initializer: How new blocks get their values. What one of them changes of existing values is
+            the first rank's, too.
         freeze: Whether the first growth closes generation 0.
         optimizer: One or several optimizers of this process.
+        lr_scale: As in `model.expand_layer`, like `warmup` and `loss`.
+        warmup: The steps over which the rates of new parameters rise.
+        loss: A closure that returns a loss, of this process.
         check: As in `model.expand_layer`, in every process; a sharded model is compared only where
             all of it is held for the edit (`expand_input`, `expand_vocabulary`, `insert_layer`,
-            `consolidate`, another initializer than "zero", new units that are made of old ones).
+            `consolidate`, `absorb`, another initializer than "zero", new units that are made of old
+            ones).
         timeout: Seconds to wait for the other processes, at each step.
 
     Returns:
@@ -81,6 +90,9 @@ def expand_layer(  # noqa: PLR0913
         initializer=initializer,
         freeze=freeze,
         optimizer=optimizer,
+        lr_scale=lr_scale,
+        warmup=warmup,
+        loss=loss,
         check=check,
         timeout=timeout,
     )
@@ -94,6 +106,9 @@ def expand(  # noqa: PLR0913
     initializer: str | Initializer = "zero",
     freeze: bool = True,
     optimizer: object = None,
+    lr_scale: float = 1.0,
+    warmup: int = 0,
+    loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
@@ -102,15 +117,19 @@ def expand(  # noqa: PLR0913
         "round_to": round_to,
         "initializer": initializer,
         "freeze": freeze,
+        "lr_scale": lr_scale,
+        "warmup": warmup,
+        "loss": loss,
         "check": check,
     }
     asked = dict(request) if isinstance(request, Mapping) else request
     return carry_out(
         wrapped,
-        _in_words("expand", asked, **options),
-        lambda model: model.expand(request, **_for_all(options), optimizer=optimizer),
+        in_words("expand", asked, **options),
+        lambda model: model.expand(request, **options, optimizer=optimizer),
         optimizer=optimizer,
         timeout=timeout,
+        rewrites=rewrites(initializer),
         values=lambda model: initializer != "zero" or reads_values(history_of(model).graph, asked),
     )
 
@@ -125,6 +144,9 @@ def expand_vocabulary(  # noqa: PLR0913
     initializer: str | Initializer = "average",
     freeze: bool = True,
     optimizer: object = None,
+    lr_scale: float = 1.0,
+    warmup: int = 0,
+    loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
@@ -139,14 +161,18 @@ def expand_vocabulary(  # noqa: PLR0913
         "round_to": round_to,
         "initializer": initializer,
         "freeze": freeze,
+        "lr_scale": lr_scale,
+        "warmup": warmup,
+        "loss": loss,
         "check": check,
     }
     return carry_out(
         wrapped,
-        _in_words("expand_vocabulary", n, **options),
-        lambda model: model.expand_vocabulary(n, **_for_all(options), optimizer=optimizer),
+        in_words("expand_vocabulary", n, **options),
+        lambda model: model.expand_vocabulary(n, **options, optimizer=optimizer),
         optimizer=optimizer,
         timeout=timeout,
+        rewrites=rewrites(initializer),
         values=True,
     )
 
@@ -159,6 +185,9 @@ def expand_input(  # noqa: PLR0913
     initializer: str | Initializer = "zero",
     freeze: bool = True,
     optimizer: object = None,
+    lr_scale: float = 1.0,
+    warmup: int = 0,
+    loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
@@ -171,14 +200,18 @@ def expand_input(  # noqa: PLR0913
         "name": name,
         "initializer": initializer,
         "freeze": freeze,
+        "lr_scale": lr_scale,
+        "warmup": warmup,
+        "loss": loss,
         "check": check,
     }
     return carry_out(
         wrapped,
-        _in_words("expand_input", n, **options),
-        lambda model: model.expand_input(n, **_for_all(options), optimizer=optimizer),
+        in_words("expand_input", n, **options),
+        lambda model: model.expand_input(n, **options, optimizer=optimizer),
         optimizer=optimizer,
         timeout=timeout,
+        rewrites=rewrites(initializer),
         values=True,
     )
 
@@ -194,6 +227,8 @@ def insert_layer(  # noqa: PLR0913
     activation: nn.Module | None = None,
     freeze: bool = True,
     optimizer: object = None,
+    lr_scale: float = 1.0,
+    warmup: int = 0,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
@@ -209,11 +244,13 @@ def insert_layer(  # noqa: PLR0913
         "kernel_size": kernel_size,
         "activation": activation,
         "freeze": freeze,
+        "lr_scale": lr_scale,
+        "warmup": warmup,
         "check": check,
     }
     return carry_out(
         wrapped,
-        _in_words("insert_layer", after, kind, **options),
+        in_words("insert_layer", after, kind, **options),
         lambda model: model.insert_layer(after, kind, **options, optimizer=optimizer),
         optimizer=optimizer,
         timeout=timeout,
@@ -229,6 +266,8 @@ def expand_experts(  # noqa: PLR0913
     noise: float = 0.01,
     freeze: bool = True,
     optimizer: object = None,
+    lr_scale: float = 1.0,
+    warmup: int = 0,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
@@ -242,6 +281,8 @@ def expand_experts(  # noqa: PLR0913
         "mixture": mixture,
         "noise": noise,
         "freeze": freeze,
+        "lr_scale": lr_scale,
+        "warmup": warmup,
         "check": check,
     }
     sharded = is_sharded(wrapped)
@@ -256,79 +297,12 @@ def expand_experts(  # noqa: PLR0913
 
     return carry_out(
         wrapped,
-        _in_words("expand_experts", n, **options),
+        in_words("expand_experts", n, **options),
         grow,
         optimizer=optimizer,
         timeout=timeout,
         values=True,
     )
-
-
-def next_generation(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> int:
-    """Closes the open generation in all processes, as `model.next_generation`.
-
-    While nothing trains, which is so until the next growth, DistributedDataParallel has nothing to
-    reduce and does not communicate.
-
-    Args:
-        wrapped: As in `expand_layer`.
-        timeout: Seconds to wait for the other processes, at each step.
-
-    Returns:
-        The number of the generation that is open now.
-
-    Raises:
-        DistributedError: As in `expand_layer`.
-    """
-    return carry_out(
-        wrapped,
-        _in_words("next_generation"),
-        lambda model: model.next_generation(),
-        timeout=timeout,
-    )
-
-
-def consolidate(
-    wrapped: nn.Module, *, optimizer: object = None, check: bool = True, timeout: float = TIMEOUT
-) -> Edit | None:
-    """Joins the blocks of several growths into one block each, as `model.consolidate`.
-
-    Of a sharded model every process holds all of it for as long as that takes.
-
-    Args:
-        wrapped: As in `expand_layer`.
-        optimizer: One or several optimizers of this process.
-        check: As in `model.consolidate`.
-        timeout: Seconds to wait for the other processes, at each step.
-
-    Returns:
-        The record of what was done; None if there was nothing to join.
-
-    Raises:
-        DistributedError: As in `expand_layer`.
-    """
-    return carry_out(
-        wrapped,
-        _in_words("consolidate", check=check),
-        lambda model: model.consolidate(optimizer=optimizer, check=check),
-        optimizer=optimizer,
-        timeout=timeout,
-        values=True,
-        shared=False,
-    )
-
-
-def unfreeze(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> None:
-    """Lets everything train again, as `model.unfreeze`.
-
-    Args:
-        wrapped: As in `expand_layer`.
-        timeout: Seconds to wait for the other processes, at each step.
-
-    Raises:
-        DistributedError: As in `expand_layer`.
-    """
-    carry_out(wrapped, _in_words("unfreeze"), lambda model: model.unfreeze(), timeout=timeout)
 
 
 def gathered(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> AbstractContextManager[nn.Module]:
@@ -350,25 +324,4 @@ def gathered(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> AbstractContext
         ...     with splitgrow.distributed.gathered(sharded) as model:
         ...         return splitgrow.merge(model)
     """
-    return opened(wrapped, _in_words("gathered"), timeout)
-
-
-def _for_all(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a growth, if it is the same in every process.
-
-    Raises:
-        ValueError: If the initializer changes values that exist: only those of new tensors are
-            given by the first process to all.
-    """
-    initializer = chosen_initializer(options["initializer"])
-    if initializer.needs_unfrozen:
-        raise ValueError(
-            f"initializer {initializer.name!r} changes values that exist, by itself in each "
-            f"process: grow in one process, before the others are given the model"
-        )
-    return options
-
-
-def _in_words(call: str, *args: object, **options: object) -> str:
-    named = [f"{name}={value!r}" for name, value in options.items()]
-    return f"{call}({', '.join([*map(repr, args), *named])})"
+    return opened(wrapped, in_words("gathered"), timeout)

@@ -23,6 +23,7 @@ from splitgrow.growth.history import History, structure
 from splitgrow.growth.history_lookup import HISTORY, HandleBase, history_of
 from splitgrow.growth.journal.guards import each_once, put_guards_
 from splitgrow.growth.journal.state_dict import check_fit, follow_, put_journal, take_journal
+from splitgrow.growth.rate_groups import follow_rates_
 from splitgrow.layers.module_state import moved
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.weight_views import make_dense_
@@ -97,6 +98,7 @@ def _new_growable(
     rebuild: Any,
     args: tuple[Any, ...],
 ) -> Any:
+    follow_rates_()
     return rebuild(_growable_class(original, handle, taken), *args)
 
 

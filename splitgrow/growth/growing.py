@@ -12,6 +12,7 @@ from splitgrow.growth.averages import follow_growth_, warn_of_copies_behind
 from splitgrow.growth.history import History, added_since
 from splitgrow.growth.history_lookup import HandleBase
 from splitgrow.growth.optimizers import ParameterPaths, arrange_, listed
+from splitgrow.growth.rate_groups import follow_rates_
 from splitgrow.growth.untrained import watch_new_
 from splitgrow.utils.rollback import T, Undo
 
@@ -72,6 +73,7 @@ def tell_(
         loaded: Whether a state_dict or a file brought them. Averages may be loaded after that, so
             these are looked at when an optimizer steps.
     """
+    follow_rates_()
     watch_new_(model, what, added_since(model, since), optimizers, undo, loaded=loaded)
     follow_growth_(model, undo)
     if not loaded:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from splitgrow.errors import OptimizerError
+from splitgrow.growth.group_members import Member, members_of, set_members_
 from splitgrow.utils.rollback import Undo
 
 
@@ -59,11 +59,14 @@ def plan_replacing(
     replacing, problems = [], []
     for optimizer in optimizers:
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        rates = {id(m.parameter): m.rates for g in optimizer.param_groups for m in members_of(g)}
         for joint in joints:
             homes = [groups.get(id(parameter)) for parameter in joint.older]
             home = homes[0]
             if any(other is not home for other in homes):
                 problems.append(f"the parts of {joint.name} are in different param groups")
+            elif len({rates[id(part)] for part in joint.older if home is not None}) > 1:
+                problems.append(f"the parts of {joint.name} have different learning rates")
             elif home is not None:
                 states = [optimizer.state.get(parameter) or {} for parameter in joint.older]
                 if any(_lies_otherwise(*pair) for pair in zip(states, joint.older, strict=True)):
@@ -120,15 +123,11 @@ def replace_(replacing: Iterable[Replacing], undo: Undo) -> None:
 def _replace_in_group(
     group: dict[str, Any], joints: dict[int, list[JointParameter]], undo: Undo
 ) -> None:
-    entered: dict[int, tuple[nn.Parameter, str]] = {}
-    names = group.get("param_names", [""] * len(group["params"]))
-    for parameter, name in zip(group["params"], names, strict=True):
-        places = joints.get(id(parameter))
+    entered: dict[int, Member] = {}
+    for member in members_of(group):
+        places = joints.get(id(member.parameter))
         if places is None:
-            entered[id(parameter)] = (parameter, name)
+            entered[id(member.parameter)] = member
         for joint in places or ():
-            entered[id(joint.parameter)] = (joint.parameter, joint.name)
-    for key, place in (("params", 0), ("param_names", 1)):
-        if key in group:
-            undo.on_failure(partial(group[key].__setitem__, slice(None), list(group[key])))
-            group[key][:] = [entry[place] for entry in entered.values()]
+            entered[id(joint.parameter)] = Member(joint.parameter, joint.name, member.rates)
+    set_members_(group, entered.values(), undo)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +12,10 @@ from torch import nn
 from torch.optim import LBFGS, SGD, Adagrad, Optimizer
 
 from splitgrow.errors import OptimizerError
+from splitgrow.growth.group_members import Member, members_of, set_members_
 from splitgrow.growth.optimizer_fitting import named_by_all_paths
-from splitgrow.growth.rates import AS_THE_GROUP, Rates
+from splitgrow.growth.rate_groups import whole_
+from splitgrow.growth.rates import AS_THE_GROUP, WITHOUT_OPTIMIZER, Rates, check_rated
 from splitgrow.utils.rollback import Undo
 
 
@@ -41,11 +42,12 @@ class NewParameter:
 
 @dataclass(frozen=True)
 class Joining:
-    """A new parameter and the param group that it joins."""
+    """A new parameter, the param group that it joins, and its learning rate there."""
 
     optimizer: Optimizer
     group: dict[str, Any]
     new: NewParameter
+    rates: Rates = AS_THE_GROUP
 
 
 def optimizers_of(optimizer: object) -> list[Optimizer]:
@@ -83,6 +85,7 @@ def listed(optimizer: object) -> list[Optimizer]:
     """
     optimizers = optimizers_of(optimizer)
     for item in optimizers:
+        whole_(item)
         if isinstance(item, LBFGS):
             raise OptimizerError(
                 "LBFGS keeps one flat history of all parameters, which cannot take in new ones; "
@@ -145,9 +148,13 @@ def plan_joining(
     weight; then it is the group of the oldest block that it trains.
 
     Raises:
-        OptimizerError: If none of a layer's blocks is in a group; all such layers are named.
+        ValueError: If there are rates, and no optimizer that could keep to them.
+        OptimizerError: If none of a layer's blocks is in a group; all such layers are named. Or if
+            parameters of a group cannot have rates of their own.
     """
     if not optimizers:
+        if rates.own:
+            raise ValueError(WITHOUT_OPTIMIZER)
         return []
     places: dict[int, list[tuple[Optimizer, dict[str, Any]]]] = {}
     for optimizer in optimizers:
@@ -162,14 +169,15 @@ def plan_joining(
             alike = (places[id(p)] for p in item.alike if id(p) in places)
             own = (g for place in alike for o, g in place if o is optimizer)
             home = _of_generation(optimizer, next(own, group), generation)
-            joining.append(Joining(optimizer, home, item))
+            check_rated(rates, optimizer, home)
+            joining.append(Joining(optimizer, home, item, rates))
         if not found:
             homeless.append(item.name)
     if homeless:
         raise OptimizerError(
             f"the optimizer does not train the layers that would get {', '.join(homeless)}; pass "
-            f"the one that does, or grow without `optimizer=` and add "
-            f"`model.parameters_of(edit)` to a param group of their own"
+            f"the one that does, or grow without `optimizer=` and give "
+            f"`model.parameters_of(edit)` an optimizer of their own"
         )
     return joining
 
@@ -187,18 +195,13 @@ def _of_generation(
 
 def join_(joining: Iterable[Joining], undo: Undo) -> None:
     """Adds new parameters to the ends of their groups, and keeps existing state."""
-    for item in joining:
-        parameters = item.group["params"]
-        _append(parameters, item.new.parameter, undo)
-        if "param_names" in item.group:
-            _append(item.group["param_names"], item.new.name, undo)
+    items = list(joining)
+    groups = {id(item.group): item.group for item in items}
+    for key, group in groups.items():
+        new = [Member(i.new.parameter, i.new.name, i.rates) for i in items if id(i.group) == key]
+        set_members_(group, [*members_of(group), *new], undo)
+    for item in items:
         _give_state(item, undo)
-
-
-def _append(items: list[Any], item: Any, undo: Undo) -> None:
-    length = len(items)
-    undo.on_failure(lambda: items.__delitem__(slice(length, None)))
-    items.append(item)
 
 
 def _give_state(item: Joining, undo: Undo) -> None:
@@ -280,56 +283,50 @@ def arrange_(
     order = {key: index for index, key in enumerate(now.of)}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            params, names = group["params"], group.get("param_names")
-            entries = list(zip(params, names or [""] * len(params), strict=True))
-            if names is not None:
-                entries = _renamed(entries, before, now)
-            entries = _in_order(entries, before, order)
-            for items, place in ((params, 0), (names, 1)):
-                if items is not None:
-                    undo.on_failure(partial(items.__setitem__, slice(None), list(items)))
-                    items[:] = [entry[place] for entry in entries]
-
-
-_Entry = tuple[nn.Parameter, str]
+            members = members_of(group)
+            if "param_names" in group:
+                members = _renamed(members, before, now)
+            set_members_(group, _in_order(members, before, order), undo)
 
 
 def _renamed(
-    entries: Iterable[_Entry], before: ParameterPaths, now: ParameterPaths
-) -> list[_Entry]:
+    members: Iterable[Member], before: ParameterPaths, now: ParameterPaths
+) -> list[Member]:
     """Parameters with their present paths, behind the prefix of a module around the model."""
     prefixes = {}
-    for parameter, name in entries:
-        for path in before.known.get(id(parameter), ()):
-            if f".{name}".endswith(f".{path}"):
-                prefixes[id(parameter)] = name.removesuffix(path)
+    for member in members:
+        for path in before.known.get(id(member.parameter), ()):
+            if f".{member.name}".endswith(f".{path}"):
+                prefixes[id(member.parameter)] = member.name.removesuffix(path)
                 break
     usual = next(iter(prefixes.values()), "")
     found = []
-    for parameter, name in entries:
-        key = id(parameter)
+    for member in members:
+        key = id(member.parameter)
         known = key in now.of and (key in prefixes or key not in before.of)
-        found.append((parameter, prefixes.get(key, usual) + now.of[key] if known else name))
+        name = prefixes.get(key, usual) + now.of[key] if known else member.name
+        found.append(replace(member, name=name))
     return found
 
 
 def _in_order(
-    entries: Iterable[_Entry], before: ParameterPaths, order: Mapping[int, int]
-) -> list[_Entry]:
+    members: Iterable[Member], before: ParameterPaths, order: Mapping[int, int]
+) -> list[Member]:
     """Parameters with each new one behind those of its group that precede it in the model."""
-    new = [entry for entry in entries if id(entry[0]) in order and id(entry[0]) not in before.of]
-    arrived = {id(parameter) for parameter, _ in new}
-    found = [entry for entry in entries if id(entry[0]) not in arrived]
-    for entry in sorted(new, key=lambda entry: order[id(entry[0])]):
-        own = order[id(entry[0])]
-        places = [(order[id(p)], index) for index, (p, _) in enumerate(found) if id(p) in order]
+    keyed = [(id(member.parameter), member) for member in members]
+    new = [entry for entry in keyed if entry[0] in order and entry[0] not in before.of]
+    arrived = {key for key, _ in new}
+    found = [entry for entry in keyed if entry[0] not in arrived]
+    for entry in sorted(new, key=lambda entry: order[entry[0]]):
+        own = order[entry[0]]
+        places = [(order[key], index) for index, (key, _) in enumerate(found) if key in order]
         earlier = max((place for place in places if place[0] < own), default=None)
         later = min((place for place in places if place[0] > own), default=None)
         if earlier is not None:
             found.insert(earlier[1] + 1, entry)
         else:
             found.insert(later[1] if later is not None else len(found), entry)
-    return found
+    return [member for _, member in found]
 
 
 def leave_(optimizers: Iterable[Optimizer], gone: Iterable[nn.Parameter], undo: Undo) -> None:
@@ -338,12 +335,7 @@ def leave_(optimizers: Iterable[Optimizer], gone: Iterable[nn.Parameter], undo: 
     for optimizer in optimizers:
         undo.keep(optimizer.state)
         for group in optimizer.param_groups:
-            stays = [id(parameter) not in leaving for parameter in group["params"]]
-            for key in ("params", "param_names"):
-                if key in group:
-                    undo.on_failure(partial(group[key].__setitem__, slice(None), list(group[key])))
-                    group[key][:] = [
-                        item for item, kept in zip(group[key], stays, strict=True) if kept
-                    ]
+            stays = [m for m in members_of(group) if id(m.parameter) not in leaving]
+            set_members_(group, stays, undo)
         for parameter in leaving.values():
             optimizer.state.pop(parameter, None)

@@ -132,8 +132,8 @@ def _look(model: nn.Module, watch: _Watch, optimizer: Optimizer) -> None:
         more = f" and {len(homeless) - 3} more" if len(homeless) > 3 else ""
         warnings.warn(
             f"no optimizer trains {names}{more}, new in this {type(model).__name__} since the last "
-            f"step ({watch.what}); pass `optimizer=` when it grows, add "
-            f"`model.parameters_of(edit)` to a param group, or make a new optimizer",
+            f"step ({watch.what}); pass `optimizer=` when it grows, or give "
+            f"`model.parameters_of(edit)` an optimizer of their own",
             SplitGrowWarning,
             stacklevel=levels_to_caller(),
         )

@@ -33,7 +33,6 @@ class WidthMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:
@@ -58,12 +57,12 @@ class WidthMethods(GrowingBase):
                 running statistic that exists.
             optimizer: One or several optimizers. New parameters join the param group of the
                 original weight (or bias) of their layer; existing state is kept.
-            lr_scale: The learning rate of the new parameters, relative to that of the group that
-                they would join. Unless it is 1 and there is no `warmup`, they get a group of their
-                own, whose rate follows that group's at every step of the optimizer.
-            warmup: The number of optimizer steps over which their rate rises to that, linearly.
-            scheduler: One or several learning rate schedulers of the optimizer, which get to know
-                the new group; needed only if there is one.
+            lr_scale: The learning rate of the new parameters at every step of the optimizer,
+                relative to that of their group, whichever scheduler sets that. All other options
+                are the group's. Schedulers and checkpoints find no further group: the parameters
+                are apart only during a step.
+            warmup: The number of optimizer steps over which their rate rises to that, linearly,
+                the first at 1/`warmup` of it.
             loss: A closure that runs the model on data and returns a loss, for initializers that
                 need it. Gradients, buffers and random numbers stay as they are.
             check: Whether to run the model on its example inputs before and after, in evaluation
@@ -95,7 +94,6 @@ class WidthMethods(GrowingBase):
             optimizer=optimizer,
             lr_scale=lr_scale,
             warmup=warmup,
-            scheduler=scheduler,
             loss=loss,
             check=check,
         )
@@ -110,7 +108,6 @@ class WidthMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:
@@ -124,9 +121,8 @@ class WidthMethods(GrowingBase):
             initializer: As of `expand_layer`.
             freeze: As of `expand_layer`.
             optimizer: As of `expand_layer`.
-            lr_scale: As of `expand_layer`, like `warmup`, `scheduler` and `loss`.
+            lr_scale: As of `expand_layer`, like `warmup` and `loss`.
             warmup: The steps over which the rates of new parameters rise.
-            scheduler: The schedulers of the optimizer.
             loss: A closure that returns a loss.
             check: As of `expand_layer`.
 
@@ -139,7 +135,7 @@ class WidthMethods(GrowingBase):
             InexactError: If outputs would change. Also the errors of `expand_layer`.
         """
         options = GrowthOptions(
-            chosen_initializer(initializer), loss, Rates.of(lr_scale, warmup, scheduler), check
+            chosen_initializer(initializer), loss, Rates.of(lr_scale, warmup), check
         )
         return self._growth(
             "grow",
@@ -161,7 +157,6 @@ class WidthMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:
@@ -178,9 +173,8 @@ class WidthMethods(GrowingBase):
             initializer: As in `expand_layer`, like `freeze` and `optimizer`.
             freeze: Whether the first edit closes generation 0.
             optimizer: One or several optimizers.
-            lr_scale: As in `expand_layer`, like `warmup`, `scheduler` and `loss`.
+            lr_scale: As in `expand_layer`, like `warmup` and `loss`.
             warmup: The steps over which the rates of new parameters rise.
-            scheduler: The schedulers of the optimizer.
             loss: A closure that returns a loss.
             check: As in `expand_layer`.
 
@@ -202,7 +196,7 @@ class WidthMethods(GrowingBase):
             torch.Size([1, 4, 6, 6])
         """
         options = GrowthOptions(
-            chosen_initializer(initializer), loss, Rates.of(lr_scale, warmup, scheduler), check
+            chosen_initializer(initializer), loss, Rates.of(lr_scale, warmup), check
         )
         return self._growth(
             "grow",
@@ -226,7 +220,6 @@ class WidthMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:
@@ -249,9 +242,8 @@ class WidthMethods(GrowingBase):
                 these the rows of an embedding that is tied to it.
             freeze: As of `expand_layer`.
             optimizer: As of `expand_layer`.
-            lr_scale: As of `expand_layer`, like `warmup`, `scheduler` and `loss`.
+            lr_scale: As of `expand_layer`, like `warmup` and `loss`.
             warmup: The steps over which the rates of new parameters rise.
-            scheduler: The schedulers of the optimizer.
             loss: A closure that returns a loss.
             check: As of `expand_layer`.
 
@@ -274,7 +266,7 @@ class WidthMethods(GrowingBase):
             torch.Size([2, 9])
         """
         options = GrowthOptions(
-            chosen_initializer(initializer), loss, Rates.of(lr_scale, warmup, scheduler), check
+            chosen_initializer(initializer), loss, Rates.of(lr_scale, warmup), check
         )
         return self._growth(
             "grow",

@@ -49,7 +49,6 @@ class ExpertMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
         check: bool = True,
     ) -> Edit:
         """Adds n experts to each mixture of experts, or to one, as copies of those that it has.
@@ -78,9 +77,8 @@ class ExpertMethods(GrowingBase):
             freeze: Whether the first edit closes generation 0, as in `expand_layer`.
             optimizer: One or several optimizers. New parameters join the param groups of those that
                 they are copies of.
-            lr_scale: As in `expand_layer`, like `warmup` and `scheduler`.
+            lr_scale: As in `expand_layer`, like `warmup`.
             warmup: The steps over which the rates of new parameters rise.
-            scheduler: The schedulers of the optimizer.
             check: Whether to compare the outputs before and after, as in `expand_layer`, except
                 single numbers among them: a loss that balances experts depends on their number.
 
@@ -128,7 +126,7 @@ class ExpertMethods(GrowingBase):
             noise=noise,
             freeze=freeze,
             optimizer=optimizer,
-            rates=Rates.of(lr_scale, warmup, scheduler),
+            rates=Rates.of(lr_scale, warmup),
             check=check,
         )
 

@@ -29,7 +29,6 @@ class DepthMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
         check: bool = True,
     ) -> Edit:
         """Inserts a layer, or several, that change nothing until they learn, but for two kinds.
@@ -67,9 +66,8 @@ class DepthMethods(GrowingBase):
             freeze: Whether the first edit closes generation 0, as in `expand_layer`.
             optimizer: One or several optimizers. New parameters join the param group of the module
                 next to them.
-            lr_scale: As in `expand_layer`, like `warmup` and `scheduler`.
+            lr_scale: As in `expand_layer`, like `warmup`.
             warmup: The steps over which the rates of new parameters rise.
-            scheduler: The schedulers of the optimizer.
             check: Whether to compare the outputs before and after, as in `expand_layer`.
 
         Returns:
@@ -107,7 +105,7 @@ class DepthMethods(GrowingBase):
             wanted,
             freeze=freeze,
             optimizer=optimizer,
-            rates=Rates.of(lr_scale, warmup, scheduler),
+            rates=Rates.of(lr_scale, warmup),
             check=check,
         )
 

@@ -1,0 +1,32 @@
+"""The calls of a growth in several processes: compared by their words, and refused if unlike."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from splitgrow.growth.initializers import Initializer, initializers
+
+
+def in_words(call: str, *args: object, **options: object) -> str:
+    """A call with its arguments in words, which are the same in every process."""
+    named = [f"{name}={_word(value)}" for name, value in options.items()]
+    return f"{call}({', '.join([*map(_word, args), *named])})"
+
+
+def _word(value: object) -> str:
+    """An argument in words; an address in memory would differ between processes."""
+    if isinstance(value, Initializer):
+        return repr(value.name)
+    if callable(value) and not isinstance(value, nn.Module):
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
+    return repr(value)
+
+
+def rewrites(initializer: object) -> bool:
+    """Whether an initializer gives existing tensors other values, which all must then get.
+
+    One that is none is refused later, by the growth itself.
+    """
+    if isinstance(initializer, str):
+        initializer = initializers().get(initializer)
+    return isinstance(initializer, Initializer) and initializer.needs_unfrozen
