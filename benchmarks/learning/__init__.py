@@ -1,0 +1,1 @@
+"""Claim: to grow towards a size while training, against that size from the start, at equal cost."""
