@@ -40,7 +40,7 @@ from splitgrow.grower import (
 )
 from splitgrow.growth.edits import Edit, InputChange, Insertion, LayerChange, NumberChange
 from splitgrow.growth.following import follow
-from splitgrow.growth.initializers import Initializer, register_initializer
+from splitgrow.growth.initializers import Initializer, initializers, register_initializer
 from splitgrow.growth.layer_list import Layer
 from splitgrow.growth.optimizer_names import by_name
 from splitgrow.handle import Handle, handle
@@ -122,6 +122,7 @@ __all__ = [
     "fuse",
     "growable",
     "handle",
+    "initializers",
     "load",
     "merge",
     "plain_attention",
@@ -137,11 +138,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> "ModuleType":
-    """`splitgrow.continual` and `splitgrow.distributed`, once somebody asks for them.
+    """`splitgrow.continual`, `splitgrow.distributed` and `splitgrow.scores`, once asked for.
 
     Raises:
         AttributeError: If that is not what is asked for.
     """
-    if name in {"continual", "distributed"}:
+    if name in {"continual", "distributed", "scores"}:
         return importlib.import_module(f"splitgrow.{name}")
     raise AttributeError(f"module 'splitgrow' has no attribute {name!r}")

@@ -36,7 +36,8 @@ def growable(
     `edits`, `runs`, `generation`), to plan (`plan`, `plan_insertion`, `plan_experts`), to grow
     (`expand_layer`, `expand`, `expand_input`, `expand_vocabulary`, `expand_experts`,
     `insert_layer`), to handle generations (`next_generation`, `at`, `unfreeze`), and to train
-    (`generation_parameters`, `parameters_of`, `param_groups`, `consolidate`). A name that the model
+    (`generation_parameters`, `parameters_of`, `param_groups`, `consolidate`,
+    `absorb`). A name that the model
     uses itself stays the model's, with a warning; `splitgrow.handle(model)` then has the method.
     No type of Python's is both the model's class and a growable model, so the result is `Any` for
     type checkers; what `splitgrow.handle` returns has the methods with their types.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from splitgrow.growth.absorption import absorb_
 from splitgrow.growth.consolidation import consolidate_
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.experts.methods import ExpertMethods
@@ -98,6 +99,64 @@ class Handle(WidthMethods, DepthMethods, ExpertMethods, GenerationMethods):
             (2, 2)
         """
         return self._growth("consolidate", consolidate_, optimizer=optimizer, check=check)
+
+    def absorb(self, *, optimizer: object = None, check: bool = True) -> Edit | None:
+        """Makes every grown layer plain, in place: the network then trains as one made so wide.
+
+        That is for a network that grew to learn and need not go back. Each grown layer becomes the
+        stock layer again that it was before it grew, with one Parameter for each tensor, at its own
+        path; a tensor of a module that has grown is its plain tensor again. The model computes the
+        same, up to rounding, in both modes. All parameters train, as after `unfreeze`, and closed
+        generations can no longer be shown. Inserted layers and further experts stay where they are;
+        those of their layers that have grown become plain. Growth can go on as ever. The names in
+        the state_dict are those of a network that never grew, beside the journal.
+
+        Grown layers whose weight is computed at each call (weight norm, standardised convolutions)
+        keep their blocks, as do those with blocks that one plain layer cannot stand for (Parameters
+        with hooks or of different dtypes); a warning names them. Hooks of a grown layer move to the
+        plain one.
+
+        The optimizer's state is laid side by side like the values. So SGD, also with momentum, goes
+        on as it would have with blocks. Adam and its like count steps for each parameter, and the
+        plain one has the largest count of its blocks: they go on the same where all blocks were
+        born before the first step, and otherwise correct the moments of younger blocks less. A norm
+        over all channels, whose weight was rescaled by c when zeros or means joined, has first
+        moments over c and second ones over its square, for the optimizers of torch; its steps are
+        then those of a plain layer.
+
+        Args:
+            optimizer: One or several optimizers. The new parameters take the places of the old, in
+                the order of a plain model's. Leave it out if you make a new optimizer afterwards.
+            check: As in `expand_layer`.
+
+        Returns:
+            The edit, of the open generation, to which all parameters that it made belong; None if
+            there was nothing to make plain.
+
+        Raises:
+            TypeError: If `optimizer` is of another type.
+            OptimizerError: If parts of one new parameter are in different param groups, or have
+                state of other shapes than theirs (Adafactor's rows and columns).
+            UnsupportedModelError: If some blocks of one tensor were fixed by hand and others train,
+                or a single block has hooks of its own.
+            InexactError: If the model would compute something different.
+            StructureChangedError: If the model was changed by hand since it was analysed.
+
+        In all these cases model and optimizer are as before.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> optimizer = torch.optim.AdamW(net.parameters())
+            >>> for _ in range(3):
+            ...     edit = net.expand_layer("0", 2, freeze=False, optimizer=optimizer)
+            >>> print(net.absorb(optimizer=optimizer))
+            Edit 4 (generation 0): makes 2 layers plain
+            >>> net[0], list(net.state_dict())[:2]
+            (Linear(in_features=2, out_features=9, bias=True), ['0.weight', '0.bias'])
+        """
+        return self._growth("absorb", absorb_, optimizer=optimizer, check=check)
 
 
 def handle(model: nn.Module) -> Handle:

@@ -14,7 +14,7 @@ from splitgrow.growth.insertion.request import INSERTION_KINDS
 
 CALLS = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 FUNCTIONS = ["by_name", "execution", "follow", "fuse", "growable"]
-FUNCTIONS += ["handle", "load", "merge", "plain_attention", "save"]
+FUNCTIONS += ["handle", "initializers", "load", "merge", "plain_attention", "save"]
 METHODS = [name for name in dir(splitgrow.Handle) if not name.startswith("_")]
 
 
@@ -73,6 +73,7 @@ def test_the_public_names_are_these() -> None:
         "fuse",
         "growable",
         "handle",
+        "initializers",
         "load",
         "merge",
         "plain_attention",

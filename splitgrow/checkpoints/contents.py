@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from splitgrow.checkpoints.training import SavedOptimizer, SavedScheduler
 from splitgrow.errors import CheckpointError
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History
 from splitgrow.growth.journal import Journal
 from splitgrow.growth.journal.materialize import empty_slots_of
@@ -127,7 +128,7 @@ def stored_tensors_of(model: nn.Module) -> Tensors:
 
 def file_parts_of(model: nn.Module, history: History | None) -> tuple[FilePart, ...]:
     """The modules of a model as it was written, without later growth."""
-    numbered = {n.module for edit in history.edits for n in edit.numbers} if history else set()
+    numbered = other_numbers(history.edits) if history else frozenset()
     return tuple(
         # Without the class that fully_shard gives a module.
         FilePart(
@@ -135,6 +136,13 @@ def file_parts_of(model: nn.Module, history: History | None) -> tuple[FilePart, 
         )
         for path, module in _as_written(model, "", set())
     )
+
+
+def other_numbers(edits: Iterable[Edit]) -> frozenset[str]:
+    """The paths of modules that have other numbers than they were written with."""
+    edits = list(edits)
+    changed = (number.module for edit in edits for number in edit.numbers)
+    return frozenset((*changed, *(name for edit in edits for name in edit.absorbed)))
 
 
 def _as_written(
@@ -233,7 +241,7 @@ def check_written(
     Raises:
         CheckpointError: If it was not; the first difference is named.
     """
-    numbered = frozenset(number.module for edit in journal.edits for number in edit.numbers)
+    numbered = other_numbers(journal.edits)
     # Other versions may print a layer's numbers otherwise.
     same = torch.__version__.split(".")[:2] == saved[1].split(".")[:2]
     check_parts(saved[0], file_parts_of(model, history), settings=same, fixed=numbered)

@@ -13,7 +13,7 @@ from splitgrow.checkpoints.archives import Archive
 from splitgrow.checkpoints.contents import MODEL, Contents, Tensors, stored_tensors_of
 from splitgrow.errors import CheckpointError
 from splitgrow.growth.history import structure
-from splitgrow.growth.journal.materialize import fill_meta_
+from splitgrow.growth.journal.materialize import Devices, fill_meta_
 from splitgrow.growth.journal.state_dict import has_extra_state
 from splitgrow.layers.weight_views import CHANNELS_LAST
 from splitgrow.progressive.halves import ProgressiveHalf
@@ -43,16 +43,30 @@ def reach_levels_(model: nn.Module, archive: Archive, undo: Undo) -> None:
 
 
 def fill_(
-    model: nn.Module, archive: Archive, contents: Contents, undo: Undo, *, device: torch.device
+    model: nn.Module,
+    archive: Archive,
+    contents: Contents,
+    undo: Undo,
+    *,
+    device: torch.device,
+    places: Devices,
 ) -> None:
     """Gives the model's tensors the values of the file's.
+
+    Args:
+        model: The model.
+        archive: The file.
+        contents: Its content besides tensors.
+        undo: Takes it back.
+        device: The device of a model that has no values anywhere.
+        places: The devices of modules that had values before the edits.
 
     Raises:
         CheckpointError: If one is missing, or is of another shape or dtype, or there is one more.
     """
     found = stored_tensors_of(model)
     _check_ties(found.ties, contents.ties)
-    filled = [*_filled(found, archive, contents.own)]
+    filled = [*_filled(found, archive, contents.own, places)]
     names = {id(tensor): name for name, tensor in found.tensors.items()}
     last = frozenset(contents.last)
 
@@ -62,20 +76,23 @@ def fill_(
             return value
         return value.contiguous(memory_format=CHANNELS_LAST[tensor.dim()])
 
-    fill_meta_(model, made, undo, None if filled else device)
+    fill_meta_(model, made, undo, None if filled or places else device, places)
     with torch.no_grad():
         for tensor in filled:
             undo.on_failure(partial(_put_back, tensor, tensor.detach().clone()))
             tensor.copy_(archive.tensor(MODEL + names[id(tensor)]))
 
 
-def _filled(found: Tensors, archive: Archive, passed_over: Container[str]) -> Iterator[Tensor]:
+def _filled(
+    found: Tensors, archive: Archive, passed_over: Container[str], places: Devices
+) -> Iterator[Tensor]:
     """The tensors with values that get those of the file; all are checked.
 
     Args:
         found: The model's tensors. Buffers that it makes itself are of whichever shape it wants.
         archive: The file.
         passed_over: The names of those that the saved model made itself, and this one need not.
+        places: The modules that had values before the edits, whose dtypes count.
 
     Raises:
         CheckpointError: If one is missing, or is of another shape or dtype, or there is one more.
@@ -93,14 +110,16 @@ def _filled(found: Tensors, archive: Archive, passed_over: Container[str]) -> It
             raise CheckpointError(
                 f"`{name}` is {shape} in the file, {tuple(tensor.shape)} in this model"
             )
-        if tensor.is_meta and _counts(stored.dtype) == _counts(tensor.dtype):
+        new = tensor.is_meta and name.rpartition(".")[0] not in places
+        if new and _counts(stored.dtype) == _counts(tensor.dtype):
             continue
         if stored.dtype != tensor.dtype:
             raise CheckpointError(
                 f"`{name}` is {stored.dtype} in the file, {tensor.dtype} in this model; convert "
                 f"the model first, with model.to({stored.dtype})"
             )
-        yield tensor
+        if not tensor.is_meta:
+            yield tensor
 
 
 def _counts(dtype: torch.dtype) -> bool:

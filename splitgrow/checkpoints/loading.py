@@ -184,8 +184,8 @@ class _Loading:
         start = self._start
         if journal.edits[start:]:
             refuse_wrapped(model, "load a model that has grown further")
-        rebuild_(model, journal.edits[start:], given, undo)
-        fill_(model, self._archive, contents, undo, device=device)
+        places = rebuild_(model, journal.edits[start:], given, undo)
+        fill_(model, self._archive, contents, undo, device=device, places=places)
         set_extra_states_(model, contents, self._archive, undo)
         history = _new_history(model, self._old, contents, self._archive, inputs)
         history.model_lock = model_lock
@@ -206,7 +206,8 @@ class _Loading:
         if training:
             set_execution_mode_(_mode(contents), undo)
             set_random_states_(read_tree(contents.random, read), undo)
-        tell_(self._model, "load", self._start, optimizers, undo, loaded=True)
+        before = self._before
+        tell_(self._model, "load", self._start, optimizers, undo, before=before, loaded=True)
 
 
 def _checked_modules(modules: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:

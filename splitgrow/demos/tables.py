@@ -57,6 +57,8 @@ def what(edit: Edit) -> str:
         )
     if edit.joined:
         return f"blocks of {len(edit.joined)} layers joined"
+    if edit.absorbed:
+        return f"{len(edit.absorbed)} layers made plain"
     count = sum(edit.request.values())
     units = f"{count} unit{'s' if count != 1 else ''}"
     return f"{units} more in {next(iter(edit.request))}" if len(edit.request) == 1 else units
@@ -78,6 +80,7 @@ def edit_rows(edit: Edit) -> list[tuple[str, str, str, str, str]]:
         for item in edit.inserted
     ]
     rows += [(item.name, f"joins {_edits_of(item.edits)}", "", "", "0") for item in edit.joined]
+    rows += [(name, "made plain", "", "", "0") for name in edit.absorbed]
     rows += [
         (
             change.name,

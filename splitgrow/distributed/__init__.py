@@ -1,8 +1,8 @@
 """Growing a model that several processes train, on torch.distributed as it is."""
 
+from splitgrow.distributed.joint_methods import absorb, consolidate, next_generation, unfreeze
 from splitgrow.distributed.loading import load
 from splitgrow.distributed.methods import (
-    consolidate,
     expand,
     expand_experts,
     expand_input,
@@ -10,14 +10,13 @@ from splitgrow.distributed.methods import (
     expand_vocabulary,
     gathered,
     insert_layer,
-    next_generation,
-    unfreeze,
 )
 from splitgrow.distributed.saving import save
 from splitgrow.errors import DistributedError
 
 __all__ = [
     "DistributedError",
+    "absorb",
     "consolidate",
     "expand",
     "expand_experts",

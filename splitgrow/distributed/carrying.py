@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from splitgrow.distributed.shards import Shards
 from splitgrow.distributed.units import is_unit
 from splitgrow.errors import SplitGrowError, UnsupportedModelError
 from splitgrow.growth.averages import begin_averages_
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import HISTORY, history_of
 from splitgrow.growth.optimizers import listed
 from splitgrow.growth.probe import averaged
@@ -104,10 +106,14 @@ class Wrapped:
         if self.shards is not None:
             self.shards.open(values=values)
 
-    def settle(self) -> None:
-        """Makes the wrapper know the model as it is now."""
+    def settle(self, rewritten: Sequence[Tensor] = ()) -> None:
+        """Makes the wrapper know the model as it is now.
+
+        Args:
+            rewritten: The tensors that existed and have other values.
+        """
         if self.shards is not None:
-            self.shards.settle()
+            self.shards.settle(rewritten)
         if self.replica is not None:
             self.replica.renew()
 
@@ -176,7 +182,7 @@ def group_of(wrapped: nn.Module) -> Any:
     return None
 
 
-def carry_out(
+def carry_out(  # noqa: PLR0913
     wrapped: nn.Module,
     request: str,
     change: Callable[[Handle], _Made],
@@ -185,6 +191,7 @@ def carry_out(
     timeout: float = TIMEOUT,
     values: bool | Callable[[nn.Module], bool] = False,
     shared: bool = True,
+    rewrites: bool = False,
 ) -> _Made:
     """Carries out a change in all processes, or in none.
 
@@ -200,6 +207,8 @@ def carry_out(
         timeout: Seconds to wait for the others at each step.
         values: Whether the change runs the model or reads its values, or how the model shows that.
         shared: Whether the first process's values of new tensors are to count.
+        rewrites: Whether it gives existing tensors other values. Those of the first process then
+            count for these, too.
 
     Returns:
         The result of the change.
@@ -223,30 +232,45 @@ def carry_out(
     @all_or_nothing
     def carry_out(undo: Undo) -> _Made:
         undo.on_failure(held.restore)
-        known: set[int] = set()
+        known: dict[int, int] = {}
         since = len(history_of(held.model).edits)
 
         def grow() -> tuple[_Made, Mapping[str, str]]:
             held.open(values=values(held.model) if callable(values) else values)
-            known.update(map(id, _tensors(held.whole)))
+            known.update((id(tensor), _version(tensor)) for tensor in _tensors(held.whole))
             with undo.gathers(), wrapper_told(), averaged(partial(_mean, agreement)):
                 made = change(handle(held.model))
-            return made, picture_of(held, optimizers)
+            return made, {
+                **picture_of(held, optimizers),
+                "changed": ", ".join(str(n) for n, _ in rewritten()),
+            }
+
+        def rewritten() -> list[tuple[int, Tensor]]:
+            tensors = enumerate(_tensors(held.whole)) if rewrites else ()
+            return [(n, t) for n, t in tensors if known.get(id(t), _version(t)) != _version(t)]
 
         def settle() -> tuple[None, Mapping[str, str]]:
+            other = [tensor for _, tensor in rewritten()]
             if shared:
                 new = [tensor for tensor in _tensors(held.whole) if id(tensor) not in known]
-                _share(new, agreement)
+                _share([*new, *other], agreement)
                 history = history_of(held.model)
+                history.edits = [
+                    *history.edits[:since],
+                    *_moved_alike(history.edits[since:], agreement),
+                ]
                 joined = any(edit.joined for edit in history.edits[since:])  # of averages
                 for copied, _ in () if joined else history.kin.following():
                     begin_averages_(copied, held.model, since)
-            held.settle()
+            held.settle(other)
             return None, picture_of(held, optimizers)
 
         made = agreement.attempt("planning and growing", grow)
         held.shared = True
         agreement.attempt("sharing what is new", settle)
+        edits = {edit.index: edit for edit in history_of(held.model).edits[since:]}
+        if isinstance(made, Edit):
+            return edits.get(made.index, made)  # type: ignore[return-value]
         return made
 
     return carry_out()
@@ -291,6 +315,23 @@ def _mean(agreement: Agreement, tensor: Tensor) -> Tensor:
     return (value / dist.get_world_size(agreement.group)).to(tensor.device)
 
 
+def _version(tensor: Tensor) -> int:
+    """A number that grows whenever a tensor is written to; a tensor of inference mode has none."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
+
+
+def _moved_alike(edits: Sequence[Edit], agreement: Agreement) -> list[Edit]:
+    """The edits, with how far the first process's outputs have moved, whose values count."""
+    found = []
+    for edit in edits:
+        if edit.moved is not None:
+            moved = torch.tensor(edit.moved, dtype=torch.float64)
+            _share([moved], agreement)
+            edit = replace(edit, moved=float(moved))
+        found.append(edit)
+    return found
+
+
 @torch.no_grad()
 def _share(tensors: list[Tensor], agreement: Agreement) -> None:
     """Gives every process the first one's values."""
@@ -321,7 +362,7 @@ def picture_of(held: Wrapped, optimizers: list[Optimizer]) -> dict[str, str]:
         for optimizer in optimizers
     ]
     return {
-        "history": "\n".join((past, *(edit.to_json() for edit in edits))),
+        "history": "\n".join((past, *(replace(edit, moved=None).to_json() for edit in edits))),
         "model": "\n".join((f"{len(lines)} tensors", *lines)),
         "optimizer": f"{len(optimizers)} optimizers {json.dumps(layout)}",
     }

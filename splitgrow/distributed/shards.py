@@ -9,7 +9,7 @@ parameters join the unit around them: the module that `fully_shard` was called o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class _Slot:
         self.sharded: Any = record.sharded_param
         self.trains, self.gradient = self.sharded.requires_grad, self.sharded.grad
         self.standing: nn.Parameter = self.sharded
+        self._former: Tensor | None = None
 
     def lift(self, *, values: bool) -> None:
         """Puts a plain parameter in its place."""
@@ -71,6 +72,15 @@ class _Slot:
         split = None if more else split_in(module, name)
         return None if split is None else split.original
 
+    @torch.no_grad()
+    def rewrite(self) -> None:
+        """Gives the sharded one the values of its stand-in."""
+        sharded: Any = self.sharded.detach()
+        local = sharded.to_local()
+        self._former = local.clone()
+        spread: Any = spread_like(self.standing.detach(), self.sharded)
+        local.copy_(spread.to_local())
+
     def lower(self) -> None:
         """Puts the sharded one back where nothing else has taken the place since."""
         for module, name in self.places:
@@ -88,6 +98,8 @@ class _Slot:
             module._parameters[name] = self.sharded  # noqa: SLF001
         self.sharded.requires_grad_(self.trains)
         self.sharded.grad = self.gradient
+        if self._former is not None:
+            self.sharded.detach().to_local().copy_(self._former)
 
 
 class Shards:
@@ -141,8 +153,8 @@ class Shards:
             self._make_states_whole()
 
     def _make_states_whole(self) -> None:
-        """Gives the optimizers' states of stand-ins that train whole tensors, to be joined."""
-        standing = {id(slot.standing) for slot in self._slots if slot.trains}
+        """Gives the optimizers' states of stand-ins whole tensors, to be joined."""
+        standing = {id(slot.standing) for slot in self._slots}
         for state, _ in self._states:
             for parameter, own in list(state.items()):
                 if id(parameter) in standing:
@@ -165,20 +177,32 @@ class Shards:
             state.clear()
             state.update(before_it)
 
-    def settle(self) -> None:
-        """Puts the sharded parameters back and shards the new ones, each in the unit around it."""
-        guarded(self._settle)
+    def settle(self, rewritten: Sequence[Tensor] = ()) -> None:
+        """Puts the sharded parameters back and shards the new ones, each in the unit around it.
 
-    def _settle(self) -> None:
+        Args:
+            rewritten: The stand-ins with values that are to stay.
+        """
+        guarded(lambda: self._settle({id(tensor) for tensor in rewritten}))
+
+    def _settle(self, rewritten: Collection[int]) -> None:
         for module, dress in self._dresses.items():
             dress.put_on(module)
         self._move_tensors()
         for slot in self._slots:
+            if id(slot.standing) in rewritten:
+                slot.rewrite()
             slot.lower()
         present = {id(module) for module in self._model.modules()}
+        replaced = {
+            (id(module), name)
+            for slot in self._slots
+            for module, name in slot.places
+            if module._parameters.get(name) is not slot.sharded  # noqa: SLF001
+        }
         for unit in self._units:
-            unit.forget(lambda module: id(module) not in present)
-        self._move_units()
+            unit.forget(lambda m, name: id(m) not in present or (id(m), name) in replaced)
+        self._move_units(present)
         joined = self._adopt()
         self._exchange({slot.standing: slot.sharded for slot in self._slots} | joined)
         self._spread_states(joined)
@@ -192,13 +216,20 @@ class Shards:
                 slot.places = [(block, "value")]
                 slot.unit.move_tensor(slot.record, block)
 
-    def _move_units(self) -> None:
-        """A layer that became the original block of a grown one is a unit no more; that one is."""
+    def _move_units(self, present: set[int]) -> None:
+        """A layer that became the original block of a grown one is a unit no more; that one is.
+
+        A grown layer that became plain is a unit no more, either; the plain one is.
+        """
+        for unit in self._units:
+            for module in unit.modules:
+                if isinstance(module, SplitLayer) and id(module) not in present:
+                    unit.move(module, module.original, self._dresses[module])
         units = {id(module): unit for unit in self._units for module in unit.modules}
         for split in [m for m in self._model.modules() if isinstance(m, SplitLayer)]:
-            unit = units.get(id(split.original))
-            if unit is not None and not is_unit(split):
-                unit.move(split.original, split, self._dresses[split.original])
+            own = units.get(id(split.original))
+            if own is not None and not is_unit(split):
+                own.move(split.original, split, self._dresses[split.original])
 
     def _adopt(self) -> dict[Tensor, Tensor]:
         """Shards the new parameters.

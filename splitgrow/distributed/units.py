@@ -234,10 +234,11 @@ class ShardUnit:
             if record in group.fsdp_params:
                 self._follow_state_dict(group, block)
 
-    def forget(self, gone: Callable[[nn.Module], bool]) -> None:
-        """Lets go of the parameters of modules that are no longer there."""
+    def forget(self, gone: Callable[[nn.Module, str], bool]) -> None:
+        """Lets go of parameters that are no longer there, by their modules and names."""
         for group in self.groups:
-            kept = [r for r in group.fsdp_params if not gone(r._module_info.module)]
+            places = [(r, r._module_info) for r in group.fsdp_params]
+            kept = [r for r, place in places if not gone(place.module, place.param_name)]
             group.fsdp_params = kept
 
 

@@ -78,11 +78,7 @@ class GrowerSettings:
             OptimizerError: If the optimizer cannot take new parameters.
         """
         listed(self.optimizer)
-        several = isinstance(self.scheduler, Iterable) and not hasattr(self.scheduler, "step")
-        for one in self.scheduler if several else (self.scheduler,):
-            if one is not None and not callable(getattr(one, "step", None)):
-                raise TypeError(f"scheduler must be a learning rate scheduler, got {one!r}")
-        Rates.of(self.lr_scale, self.warmup)
+        Rates.of(self.lr_scale, self.warmup, self.scheduler)
         checked_rounding(self.round_to)
         initializer = chosen_initializer(self.init)
         if self.loss is not None and not callable(self.loss):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from splitgrow.errors import InexactError
 from splitgrow.growth.edit_check import Unchanged, before_edit
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.growth_options import GrowthOptions
@@ -20,7 +22,7 @@ from splitgrow.growth.history import (
     note_grown_tensors_,
     structure,
 )
-from splitgrow.growth.initializers import Initializer, initialise_, quiet_added_
+from splitgrow.growth.initializers import Initializer, initialise_, quiet_added_, refuse_unfit
 from splitgrow.growth.optimizers import NewParameter, group_name, join_, plan_joining
 from splitgrow.growth.placing import widen_
 from splitgrow.growth.planning import check_request, find_growth, make_plan, rounded_up
@@ -28,6 +30,7 @@ from splitgrow.growth.prepared import PreparedEdit, PreparedLayer, prepare
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import freeze_, parameters_in, unfreeze_
 from splitgrow.layers.module_state import take_state
+from splitgrow.layers.tensor_holder import layer_at, split_of
 from splitgrow.layers.types.parametrized_layers import own_tensors
 from splitgrow.utils.rollback import Undo, temporarily
 
@@ -48,9 +51,13 @@ def plan(
     checked = check_request(graph, request)
     checked = rounded_up(graph, checked, round_to, way)
     growth = find_growth(graph, checked, way)
-    return make_plan(
+    edit = make_plan(
         graph, history.modules, growth, history.edits, opened, request=checked, way=way
     )
+    found = {c.name: layer_at(history.modules, c.name, c.use) for c in edit.changes}
+    layers = {name: split_of(module) for name, module in found.items()}
+    refuse_unfit(initializer, edit, graph, layers)
+    return replace(edit, initializer=initializer.name)
 
 
 def expand_(  # noqa: PLR0913
@@ -85,28 +92,40 @@ def apply_(
     """
     before = before_edit(model, history, check=options.check)
     prepared = carry_out_(undo, model, history, edit, options, optimizer)
-    hold_to(before, prepared, history, options.initializer)
-    return prepared.edit
+    return held_to(before, prepared, history, options.initializer)
 
 
-def hold_to(
+def held_to(
     before: Unchanged | None, prepared: PreparedEdit, history: History, initializer: Initializer
-) -> None:
-    """Makes sure that an applied edit has changed no output.
+) -> Edit:
+    """Makes sure that an applied edit has changed no output; returns its record.
 
-    If its initializer is not exact, the added blocks are silent for the comparison.
+    If its initializer is not exact, the added blocks are silent for the comparison, and the record
+    says how far the outputs have moved.
+
+    Raises:
+        InexactError: If it has changed one, or made it infinite.
     """
     if before is None:
-        return
+        return prepared.edit
     if initializer.exact:
         before.check(prepared.model, history)
-    else:
-        _check_quiet(before, prepared, history)
+        return prepared.edit
+    _check_quiet(before, prepared, history)
+    moved = before.moved(prepared.model, history)
+    if not math.isfinite(moved):
+        raise InexactError(
+            f"initializer {initializer.name!r} would make outputs infinite or no numbers; it was "
+            f"taken back"
+        )
+    edit = replace(prepared.edit, moved=moved)
+    history.edits = [*history.edits[:-1], edit]
+    return edit
 
 
 @temporarily
 def _check_quiet(undo: Undo, before: Unchanged, prepared: PreparedEdit, history: History) -> None:
-    quiet_added_(prepared.layers, undo)
+    quiet_added_(prepared, undo)
     before.check(prepared.model, history)
 
 
@@ -122,7 +141,7 @@ def carry_out_(
     edit = replace(edit, initializer=options.initializer.name)
     prepared = replace(prepare(model, history.modules, edit, history.graph), loss=options.loss)
     _keep_fixed_(prepared, history)
-    initialise_(options.initializer, prepared, undo)
+    prepared = initialise_(options.initializer, prepared, undo)
     layers = prepared.layers.values()
     trained = {id(p) for each in optimizer for group in each.param_groups for p in group["params"]}
     new = [p for p in new_block_parameters(layers) if not _is_left_out(p, trained)]
@@ -196,9 +215,8 @@ def unfreeze_all_(undo: Undo, model: nn.Module, history: History) -> None:
 def parameters_of(model: nn.Module, history: History, generation: int) -> list[nn.Parameter]:
     """The parameters that were born in a generation, in the model's order."""
     check_structure(model, history)
-    later = {
-        key: history.edits[edit - 1].generation for key, edit in edits_of_tensors(model).items()
-    }
+    born = edits_of_tensors(model, history.edits)
+    later = {key: history.edits[edit - 1].generation for key, edit in born.items()}
     return [p for p in model.parameters() if later.get(id(p), 0) == generation]
 
 
@@ -207,7 +225,7 @@ def added_by(model: nn.Module, history: History, edit: Edit | int) -> list[nn.Pa
 
     Raises:
         TypeError: If `edit` is neither an edit nor a number.
-        ValueError: If the model has no such edit.
+        ValueError: If the model has no such edit, or its parameters are parts of plain layers now.
     """
     check_structure(model, history)
     if isinstance(edit, bool) or not isinstance(edit, (Edit, int)):
@@ -216,8 +234,15 @@ def added_by(model: nn.Module, history: History, edit: Edit | int) -> list[nn.Pa
     known = history.edits[number - 1] if 1 <= number <= len(history.edits) else None
     if known is None or (isinstance(edit, Edit) and edit != known):
         raise ValueError(f"this model has no such edit {number}; it has {len(history.edits)}")
-    born = edits_of_tensors(model)
-    return [p for p in model.parameters() if born.get(id(p)) == number]
+    born = edits_of_tensors(model, history.edits)
+    found = [p for p in model.parameters() if born.get(id(p)) == number]
+    since = [later.index for later in history.edits[number:] if later.absorbed]
+    if not found and since:
+        raise ValueError(
+            f"what edit {number} added is a part of plain layers since edit {since[-1]} "
+            f"(`absorb`), which has their parameters"
+        )
+    return found
 
 
 def param_groups_of(

@@ -26,6 +26,8 @@ from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
 
+_MARK = 0.7390851
+
 
 def follow_growth_(model: nn.Module, undo: Undo) -> None:
     """Has the averages that follow a model grow as it has.
@@ -85,8 +87,9 @@ def catch_up_(copied: nn.Module, average: object, model: nn.Module, undo: Undo) 
     taken = take_state(copied, states.get(own.generation - 1, ())) if closed else []
 
     def repeat(part: Undo) -> None:
-        follow_(copied, journal, state, "", part, given)
-        own.states = {**own.states, **states, **dict.fromkeys(closed, taken)}
+        follow_(copied, journal, state, "", part, given, trusted=True)
+        kept = {**own.states, **states, **dict.fromkeys(closed, taken)}
+        own.states = {g: each for g, each in kept.items() if g >= history.exact_from}
 
     with undo.gathers():
         change_alone(copied, own.model_lock, "follow the growth of its model", repeat)
@@ -127,29 +130,34 @@ def begin_averages_(
         since: The number of the last edit before them.
         kept: The places of tensors that later edits have joined of earlier ones, by name.
     """
-    values, born = dict(_named_tensors(model)), edits_of_tensors(copied)
+    values, born = dict(_named_tensors(model)), _born(copied)
     for name, tensor in _named_tensors(copied):
         if born.get(id(tensor), 0) > since:
             value = values[name].to(tensor.device, tensor.dtype)
             tensor.copy_(torch.where(kept[name], tensor, value) if name in kept else value)
 
 
+def _born(copied: nn.Module) -> dict[int, int]:
+    return edits_of_tensors(copied, history_of(copied).edits)
+
+
 def _kept_in_joints(copied: nn.Module, model: nn.Module, since: int) -> dict[str, Tensor]:
     """Where the tensors of a copy will have values of today, if later edits join tensors.
 
     A joint holds averages, and maybe values of edits that the copy has yet to repeat. A copy full
-    of ones shows which: what is added has zeros.
+    of one number shows which: what is added has zeros. The number is none that the factors of a
+    norm could turn into zero.
     """
     edits = history_of(model).edits[since:]
-    if not any(edit.joined for edit in edits):
+    if not any(edit.joined or edit.absorbed for edit in edits):
         return {}
 
     def repeat(undo: Undo) -> dict[str, Tensor]:
         marks = copy.deepcopy(copied)
         with torch.no_grad():
             for tensor in dict(_named_tensors(marks)).values():
-                tensor.fill_(1)
-        rebuild_(marks, edits, _given_modules(model, since), undo)
+                tensor.fill_(_MARK if tensor.is_floating_point() or tensor.is_complex() else 1)
+        rebuild_(marks, edits, _given_modules(model, since), undo, trusted=True)
         materialise_(marks, _by_every_name(model), undo)
         return {name: tensor.detach() != 0 for name, tensor in _named_tensors(marks)}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from splitgrow.growth.placing import set_blocks_
 from splitgrow.growth.planned_blocks import build_block, planned_blocks
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.dispatch import is_hooked
+from splitgrow.layers.plain_again import has_holders
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.types import TensorBlock
 from splitgrow.layers.weight_views import room_for
@@ -117,7 +117,7 @@ def _uniform(split: SplitLayer, births: Collection[int]) -> bool:
     forms: dict[str, set[object]] = {}
     for module in chosen:
         for name, tensor in module.named_parameters():
-            if _is_watched(tensor):
+            if has_holders(tensor):
                 return False
             form = tensor.requires_grad, tensor.dtype, tensor.device
             forms.setdefault(name, set()).add(form)
@@ -131,13 +131,6 @@ def _settings(module: nn.Module) -> tuple[object, ...]:
     # The number of batches counts only where the statistics are plain averages.
     cumulative = counter is not None and getattr(module, "momentum", 0.0) is None
     return held, int(counter) if counter is not None and cumulative else None
-
-
-def _is_watched(parameter: Any) -> bool:
-    """Whether another holder of a parameter would lose it if a new one took its place."""
-    hooks = parameter._backward_hooks or parameter._post_accumulate_grad_hooks  # noqa: SLF001
-    shared = parameter.device.type == "cpu" and parameter.is_shared()
-    return bool(hooks or shared) or type(parameter) is not nn.Parameter
 
 
 def consolidated(path: str, split: SplitLayer, births: tuple[int, ...], index: int) -> Consolidated:

@@ -165,6 +165,9 @@ class Edit:
         initializer: The initializer of the new blocks, by name.
         ways: For groups that a norm over all channels reads, the way in which they grow: "zero",
             "average" or "duplicate".
+        moved: How far an initializer that is not exact has moved the outputs on the example inputs,
+            relative to the largest; None if it is exact, or outputs were not compared.
+        absorbed: The paths of the layers and tensors that it makes plain.
     """
 
     index: int
@@ -179,6 +182,8 @@ class Edit:
     inputs: tuple[InputChange, ...] = ()
     initializer: str = "zero"
     ways: Mapping[int, str] = field(default_factory=dict, hash=False)
+    moved: float | None = None
+    absorbed: tuple[str, ...] = ()
     version: int = field(default=EDIT_VERSION)
 
     def __post_init__(self) -> None:
@@ -211,6 +216,7 @@ class Edit:
     def _other_layers(self) -> Iterator[str]:
         yield from (item.name for item in self.joined)
         yield from (item.host for item in self.inserted)
+        yield from self.absorbed
 
     def to_json(self) -> str:
         """The edit as JSON."""
@@ -252,6 +258,9 @@ class Edit:
         if self.joined:
             edits = len({edit for layer in self.joined for edit in layer.edits})
             return f"{head}: joins what {edits} edits added to {len(self.joined)} layers"
+        if self.absorbed:
+            count = len(self.absorbed)
+            return f"{head}: makes {count} layer{'s' if count > 1 else ''} plain"
         if self.inserted and not self.changes:
             return "\n".join(f"{head}: inserts {item}" for item in self.inserted)
         asked = ", ".join(f"{name} +{units}" for name, units in self.request.items())
@@ -282,6 +291,11 @@ class Edit:
         for number in self.numbers:
             path = f"{number.module}.{number.attribute}".removeprefix(".")
             lines.append(f"  {path}: {_arrow(number.value)}")
+        if self.moved is not None:
+            lines.append(
+                f"  initializer {self.initializer!r} moved the outputs by {self.moved:.1%} of the "
+                f"largest"
+            )
         return lines
 
 

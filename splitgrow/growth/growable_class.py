@@ -163,9 +163,9 @@ def _load_state_dict(
 
     def load(undo: Undo) -> Any:
         journal = take_journal(self, state, "")
-        since = len(history_of(self).edits)
+        since, before = len(history_of(self).edits), list(self.parameters())
         follow_(self, journal, state, "", undo)
-        tell_(self, "load_state_dict", since, (), undo, loaded=True)
+        tell_(self, "load_state_dict", since, (), undo, before=before, loaded=True)
         if journal is not None and journal.edits and strict:
             check_fit(self, state)
         load_tensors = super(cls, self).load_state_dict
@@ -266,9 +266,9 @@ def _load_from_state_dict(self: nn.Module, state_dict: Any, prefix: str, *args: 
 
     def follow(undo: Undo) -> None:
         if not history_of(self).loading:
-            since = len(history_of(self).edits)
+            since, before = len(history_of(self).edits), list(self.parameters())
             follow_(self, take_journal(self, state_dict, prefix), state_dict, prefix, undo)
-            tell_(self, "load_state_dict", since, (), undo, loaded=True)
+            tell_(self, "load_state_dict", since, (), undo, before=before, loaded=True)
             history_of(self).kin.sample = ()  # the parts are still to be loaded
 
     cls: Any = _made_here(self)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from splitgrow.growth.averages import follow_growth_, warn_of_copies_behind
 from splitgrow.growth.history import History, added_since
-from splitgrow.growth.history_lookup import HandleBase
+from splitgrow.growth.history_lookup import HandleBase, history_of
 from splitgrow.growth.optimizers import ParameterPaths, arrange_, listed
 from splitgrow.growth.rate_groups import follow_rates_
 from splitgrow.growth.untrained import watch_new_
@@ -47,7 +47,7 @@ class GrowingBase(HandleBase):
             before, since = ParameterPaths.now(model), len(history.edits)
             made = work(undo, model, history, *args, optimizer=optimizers, **kwargs)
             arrange_(optimizers, before, model, undo)
-            tell_(model, what, since, optimizers, undo)
+            tell_(model, what, since, optimizers, undo, before=before.kept)
             return made
 
         return self._operation(what, grow)
@@ -60,6 +60,7 @@ def tell_(
     optimizers: Iterable[Optimizer],
     undo: Undo,
     *,
+    before: Iterable[nn.Parameter],
     loaded: bool = False,
 ) -> None:
     """Has averages grow along with a model, and warns, now or later, of those left behind.
@@ -70,11 +71,13 @@ def tell_(
         since: The number of the last edit before it.
         optimizers: The optimizers that were told of them.
         undo: Takes it back.
+        before: The parameters that it had before.
         loaded: Whether a state_dict or a file brought them. Averages may be loaded after that, so
             these are looked at when an optimizer steps.
     """
     follow_rates_()
-    watch_new_(model, what, added_since(model, since), optimizers, undo, loaded=loaded)
+    new = added_since(model, history_of(model), since)
+    watch_new_(model, what, new, optimizers, undo, before=before, loaded=loaded)
     follow_growth_(model, undo)
     if not loaded:
         warn_of_copies_behind(model)

@@ -100,9 +100,14 @@ class History:
         if not 0 <= generation <= self.generation:
             raise ValueError(f"no generation {generation}: the open one is {self.generation}")
         if generation < self.exact_from:
+            absorbed = [e.index for e in self.edits if e.absorbed and e.generation > generation]
+            reason = (
+                f"edit {absorbed[-1]} (`absorb`) has made its blocks parts of plain layers"
+                if absorbed
+                else "`unfreeze` or a change by hand has set its parameters free"
+            )
             raise GenerationError(
-                f"generation {generation} is no longer exact: `unfreeze` or a change by hand has "
-                f"set its parameters free since it was closed"
+                f"generation {generation} is no longer exact: {reason} since it was closed"
             )
         return None if generation == self.generation else self.last_edit(generation)
 
@@ -169,8 +174,13 @@ def _module_now(now: Mapping[str, nn.Module], node: LayerNode) -> nn.Module | No
         return None
 
 
-def edits_of_tensors(model: nn.Module) -> dict[int, int]:
-    """For each parameter and buffer that an edit added, by its id, the number of the edit."""
+def edits_of_tensors(model: nn.Module, edits: Iterable[Edit]) -> dict[int, int]:
+    """For each parameter and buffer that an edit made, by its id, the number of the edit.
+
+    Args:
+        model: The model.
+        edits: Its edits.
+    """
     found: dict[int, int] = {}
     for module in model.modules():  # a layer within an insertion comes after it, with its blocks
         if isinstance(module, InsertionWrapper):
@@ -180,16 +190,32 @@ def edits_of_tensors(model: nn.Module) -> dict[int, int]:
             for block, purpose in zip(module, module.blocks, strict=True):
                 if purpose.edit:
                     found.update((id(t), purpose.edit) for t in _tensors(block))
+    absorbed = {name: edit.index for edit in edits for name in edit.absorbed}
+    modules = structure(model) if absorbed else {}
+    for name, index in absorbed.items():
+        found.update((id(tensor), index) for tensor in _plain_tensors(modules, name))
     return found
+
+
+def _plain_tensors(modules: Mapping[str, nn.Module], name: str) -> Iterator[Tensor]:
+    """The tensors of a layer or of a module's tensor, without those of blocks added since."""
+    module = modules.get(name, modules.get(blocks_path(name)))
+    if module is not None:
+        yield from _tensors(stock(module))
+        return
+    parent, _, key = name.rpartition(".")
+    tensor = getattr(modules.get(parent), key, None)
+    if isinstance(tensor, Tensor):
+        yield tensor
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())
 
 
-def added_since(model: nn.Module, edit: int) -> list[nn.Parameter]:
-    """The parameters that the edits after one have added, in the model's order."""
-    added = edits_of_tensors(model)
+def added_since(model: nn.Module, history: History, edit: int) -> list[nn.Parameter]:
+    """The parameters that the edits after one have made, in the model's order."""
+    added = edits_of_tensors(model, history.edits)
     return [p for p in model.parameters() if added.get(id(p), 0) > edit]
 
 

@@ -14,7 +14,7 @@ from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.named_numbers import numbers_of_input
 from splitgrow.errors import FixedWidthError
-from splitgrow.growth.apply import carry_out_, hold_to
+from splitgrow.growth.apply import carry_out_, held_to
 from splitgrow.growth.edit_check import before_edit
 from splitgrow.growth.edits import Edit, InputChange, NumberChange
 from splitgrow.growth.growth_options import GrowthOptions
@@ -74,8 +74,7 @@ def expand_input_(  # noqa: PLR0913
     history.inputs = widened(model, history.inputs, edit.inputs)
     history.graph = analyse_again(model, history.inputs, history.broken, history.graph)
     history.modules = structure(model)
-    hold_to(before, prepared, history, options.initializer)
-    return edit
+    return held_to(before, prepared, history, options.initializer)
 
 
 def _named(tensors: Mapping[str, Tensor], name: str | None) -> str:

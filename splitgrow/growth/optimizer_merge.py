@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from splitgrow.errors import OptimizerError
 from splitgrow.growth.group_members import Member, members_of, set_members_
+from splitgrow.growth.state_scales import scaled_state
 from splitgrow.utils.rollback import Undo
 
 
@@ -25,12 +26,14 @@ class JointParameter:
         older: The parameters that it replaces.
         fill: Assembles tensors of the older parameters' shapes to one of its shape; takes None for
             zeros.
+        gains: The factors of the older ones' values in the new one's; none where they are all 1.
     """
 
     name: str
     parameter: nn.Parameter
     older: tuple[nn.Parameter, ...]
     fill: Callable[[Sequence[Tensor | None]], Tensor]
+    gains: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,21 @@ def plan_replacing(
             if any(other is not home for other in homes):
                 problems.append(f"the parts of {joint.name} are in different param groups")
             elif len({rates[id(part)] for part in joint.older if home is not None}) > 1:
-                problems.append(f"the parts of {joint.name} have different learning rates")
+                problems.append(
+                    f"the parts of {joint.name} have different learning rates "
+                    f"(`group['splitgrow_rates']`, which ends them if you delete it)"
+                )
             elif home is not None:
                 states = [optimizer.state.get(parameter) or {} for parameter in joint.older]
                 if any(_lies_otherwise(*pair) for pair in zip(states, joint.older, strict=True)):
                     problems.append(f"the state of {joint.name} does not lie as its values do")
                 else:
-                    replacing.append(Replacing(optimizer, home, joint, _joined(joint, states)))
+                    replacing.append(
+                        Replacing(optimizer, home, joint, _joined(optimizer, joint, states))
+                    )
     if problems:
         raise OptimizerError(
-            f"{'; '.join(problems)}; join without `optimizer=` and make a new optimizer"
+            f"{'; '.join(problems)}; call this without `optimizer=` and make a new optimizer"
         )
     return replacing
 
@@ -85,18 +93,27 @@ def _lies_otherwise(state: dict[str, Any], parameter: nn.Parameter) -> bool:
     return any(tensor.dim() and tensor.shape != parameter.shape for tensor in tensors)
 
 
-def _joined(joint: JointParameter, states: list[dict[str, Any]]) -> dict[str, Any]:
+def _joined(
+    optimizer: Optimizer, joint: JointParameter, states: list[dict[str, Any]]
+) -> dict[str, Any]:
     begun = [state for state in states if state]
     if not begun:
         return {}
     longest = max(begun, key=lambda state: float(state.get("step", 0)))
     found = {}
-    for name, value in longest.items():
-        if isinstance(value, Tensor) and value.shape == joint.older[states.index(longest)].shape:
-            found[name] = joint.fill([state.get(name) for state in states])
-        else:
+    for name in dict.fromkeys(name for state in (longest, *begun) for name in state):
+        values = [state.get(name) for state in states]
+        if any(_lies_as(*pair) for pair in zip(values, joint.older, strict=True)):
+            parts = scaled_state(optimizer, name, values, joint.gains) if joint.gains else values
+            found[name] = joint.fill(parts)
+        elif name in longest:
+            value = longest[name]
             found[name] = value.clone() if isinstance(value, Tensor) else copy.copy(value)
     return found
+
+
+def _lies_as(value: object, parameter: nn.Parameter) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
 def replace_(replacing: Iterable[Replacing], undo: Undo) -> None:

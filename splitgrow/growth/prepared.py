@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.units import Place, Unit, along_tensors, layer_places
 from splitgrow.errors import UnsupportedLayerError
 from splitgrow.growth.edits import Edit, LayerChange
+from splitgrow.growth.hidden_units import hidden_groups
 from splitgrow.growth.planned_blocks import build_block, planned_blocks
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.freezing import held
@@ -166,6 +169,8 @@ class PreparedEdit:
         generator: The generator to draw random numbers with; None for torch's own generators, which
             a failed edit restores.
         loss: A closure that returns a loss; None if there is none.
+        former: The existing tensors that an initializer may have changed, with their values from
+            before.
     """
 
     model: nn.Module
@@ -174,6 +179,7 @@ class PreparedEdit:
     layers: Mapping[str, PreparedLayer]
     generator: torch.Generator | None = None
     loss: Callable[[], Tensor] | None = None
+    former: tuple[tuple[Tensor, Tensor], ...] = ()
 
     def places(self, layer: str) -> dict[str, dict[int, tuple[Place, ...]]]:
         """The units along the dimensions of a layer's tensors, after the edit, by tensors' names.
@@ -188,9 +194,34 @@ class PreparedEdit:
     @property
     def frozen(self) -> frozenset[str]:
         """The layers whose existing values are frozen, or will be when the edit is placed."""
-        if self.edit.closes is not None:
-            return frozenset(self.layers)
-        return frozenset(name for name, layer in self.layers.items() if _is_frozen(layer))
+        return frozen_layers(self.edit, {name: each.split for name, each in self.layers.items()})
+
+    @cached_property
+    def hidden(self) -> dict[int, tuple[Unit, ...]]:
+        """Those of the units that may have any values, and that a layer makes and another reads."""
+        originals = {name: layer.original for name, layer in self.layers.items()}
+        groups = hidden_groups(self.edit, self.graph, originals)
+        return {group: units for group, units in self.units.items() if group in groups}
+
+    def hidden_on(self, layer: str) -> dict[str, list[bool]]:
+        """Of the channels that the edit adds on each side of a layer, those that are hidden units.
+
+        They are in the order of `PreparedLayer.starts_on`.
+        """
+        node, hidden, growth = self.graph.nodes.get(layer), self.hidden, self.edit.growth
+        sides: dict[Literal["in", "out"], Axis] = {"in": (), "out": ()}
+        if node is not None:
+            sides = {"in": node.ins, "out": node.outs}
+        return {
+            side: [
+                run.group in hidden
+                for run in self.graph.groups.resolve(axis)
+                for _ in range(
+                    run.repeat * growth.get(run.group, 0) if run.group is not None else 0
+                )
+            ]
+            for side, axis in sides.items()
+        }
 
     @property
     def units(self) -> dict[int, tuple[Unit, ...]]:
@@ -202,10 +233,21 @@ class PreparedEdit:
         }
 
 
-def _is_frozen(layer: PreparedLayer) -> bool:
-    blocks = (layer.split, *layer.existing)
-    return any(map(held, blocks)) or not all(
-        parameter.requires_grad for block in layer.existing for parameter in block.parameters()
+def frozen_layers(edit: Edit, layers: Mapping[str, SplitLayer]) -> frozenset[str]:
+    """The layers whose existing values are frozen, or will be when an edit is placed.
+
+    Args:
+        edit: The edit.
+        layers: The layers that it changes, without its blocks, by name.
+    """
+    if edit.closes is not None:
+        return frozenset(layers)
+    return frozenset(name for name, split in layers.items() if _is_frozen(split))
+
+
+def _is_frozen(split: SplitLayer) -> bool:
+    return any(map(held, (split, *split))) or not all(
+        parameter.requires_grad for block in split for parameter in block.parameters()
     )
 
 

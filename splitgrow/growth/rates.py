@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -44,12 +44,14 @@ class Rates:
         return replace(self, steps=self.steps + 1) if self.steps < self.warmup else self
 
     @classmethod
-    def of(cls, lr_scale: object, warmup: object) -> Rates:
+    def of(cls, lr_scale: object, warmup: object, scheduler: object = None) -> Rates:
         """The rates for the arguments of a call.
 
         Args:
             lr_scale: A positive number.
             warmup: A number of steps.
+            scheduler: A scheduler, several, or None. It is only made sure that they are some: the
+                rates follow that of the group, whoever sets it.
 
         Raises:
             TypeError: If one is of another type.
@@ -63,6 +65,10 @@ class Rates:
             raise TypeError(f"warmup must be a number of steps, got {warmup!r}")
         if warmup < 0:
             raise ValueError(f"warmup must be at least 0 steps, got {warmup!r}")
+        several = isinstance(scheduler, Iterable) and not hasattr(scheduler, "step")
+        for one in scheduler if several else (scheduler,):  # type: ignore[attr-defined]
+            if one is not None and not callable(getattr(one, "step", None)):
+                raise TypeError(f"scheduler must be a learning rate scheduler, got {one!r}")
         return cls(float(lr_scale), warmup)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,11 @@ from splitgrow.layers.types import Along, Start, known_layer_type, layer_type_of
 from splitgrow.utils.spans import Spans, take
 
 
-def set_start_values_(layer: PreparedLayer, free: Start = Start.FREE) -> None:
+def set_start_values_(
+    layer: PreparedLayer,
+    free: Start = Start.FREE,
+    cancelled: Mapping[str, Sequence[bool]] = MappingProxyType({}),
+) -> None:
     """Gives a layer's added blocks values that change no old output.
 
     Helpers are zero, but those for new inputs that are zero themselves keep what they have. New
@@ -21,20 +26,28 @@ def set_start_values_(layer: PreparedLayer, free: Start = Start.FREE) -> None:
     Args:
         layer: The layer.
         free: The values of new units that may have any; by default those that they have.
+        cancelled: By side, "in" or "out", the channels that the edit adds there and whose effects
+            on the old outputs cancel each other out, so that helpers keep what they have for them.
     """
     with torch.no_grad():
         for purpose, block in layer.added.items():
             if purpose != "helper":
-                _zero_(layer, block, helper=False)
+                _zero_(layer, block, helper=False, cancelled={})
                 starts = layer.starts(purpose)
                 _lead_back_(layer, [free if s is Start.FREE else s for s in starts])
             elif layer.layer_type.looks_up:
                 _average_rows_(layer, block)
             else:
-                _zero_(layer, block, helper=True)
+                _zero_(layer, block, helper=True, cancelled=cancelled)
 
 
-def _zero_(layer: PreparedLayer, block: nn.Module, *, helper: bool) -> None:
+def _zero_(
+    layer: PreparedLayer,
+    block: nn.Module,
+    *,
+    helper: bool,
+    cancelled: Mapping[str, Sequence[bool]],
+) -> None:
     """Sets a block's values for some channels to zero.
 
     Of a layer that reads each channel by itself only those that are added, since it makes zeros of
@@ -44,6 +57,9 @@ def _zero_(layer: PreparedLayer, block: nn.Module, *, helper: bool) -> None:
         side: [(start is Start.ZERO) != helper for start in layer.starts_on(side)]
         for side in ("in", "out")
     }
+    for side, kept in cancelled.items():
+        pairs = zip(chosen[side], kept, strict=True)
+        chosen[side] = [zeroed and not own for zeroed, own in pairs]
     diagonal = not helper and layer.layer_type.diagonal(layer.original)
     # The type of a block may not cover one of so few channels, such as a PReLU of one.
     entry = layer_type_of_class(type(block)) or known_layer_type(block)

@@ -36,6 +36,7 @@ class _Watch:
     Attributes:
         what: The operation that added the last of them.
         new: The parameters.
+        gone: The parameters that the model had before, and no longer has.
         loaded: Whether a state_dict or a file brought them, so that averages may have been
             loaded since, too.
         others: The optimizers that do not train the model.
@@ -43,6 +44,7 @@ class _Watch:
 
     what: str
     new: tuple[ref[nn.Parameter], ...]
+    gone: tuple[ref[nn.Parameter], ...] = ()
     loaded: bool = False
     others: WeakSet[Optimizer] = field(default_factory=WeakSet)
 
@@ -59,6 +61,7 @@ def watch_new_(
     optimizers: Iterable[Optimizer],
     undo: Undo,
     *,
+    before: Iterable[nn.Parameter] = (),
     loaded: bool = False,
 ) -> None:
     """Watches whether the parameters that a model has gained will be trained.
@@ -69,6 +72,7 @@ def watch_new_(
         new: The parameters.
         optimizers: The optimizers that were told of them.
         undo: Ends the watch.
+        before: The parameters that it had before.
         loaded: Whether a state_dict or a file brought them.
     """
     trained = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
@@ -78,9 +82,10 @@ def watch_new_(
         return
     watch = _watched.get(model)
     undo.on_failure(partial(_set, model, watch))
-    before = watch or _Watch(what, ())
-    refs = (*before.new, *(ref(p) for p in missing))
-    _set(model, _Watch(what, refs, loaded or before.loaded))
+    last, there = watch or _Watch(what, ()), {id(p) for p in model.parameters()}
+    refs = (*last.new, *(ref(p) for p in missing))
+    gone = (*last.gone, *(ref(p) for p in before if id(p) not in there))
+    _set(model, _Watch(what, refs, gone, loaded or last.loaded))
 
 
 def _set(model: nn.Module, watch: _Watch | None) -> None:
@@ -115,7 +120,8 @@ def _look(model: nn.Module, watch: _Watch, optimizer: Optimizer) -> None:
     own = {id(parameter) for parameter in parameters_of(optimizer)}
     named = dict(model.named_parameters())
     paths = {id(p): name for name, p in named.items()}
-    if not own & paths.keys():
+    gone = {id(p) for item in watch.gone if (p := item()) is not None}
+    if own.isdisjoint(paths) and own.isdisjoint(gone):
         watch.others.add(optimizer)
         return
     check_shapes(optimizer, {id(p): state for p, state in optimizer.state.items()}, named)

@@ -33,6 +33,7 @@ class WidthMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
+        scheduler: object = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:
@@ -63,6 +64,8 @@ class WidthMethods(GrowingBase):
                 are apart only during a step.
             warmup: The number of optimizer steps over which their rate rises to that, linearly,
                 the first at 1/`warmup` of it.
+            scheduler: One or several learning rate schedulers of the optimizer. They go on without
+                being told, since new parameters join groups that exist; so this may be left out.
             loss: A closure that runs the model on data and returns a loss, for initializers that
                 need it. Gradients, buffers and random numbers stay as they are.
             check: Whether to run the model on its example inputs before and after, in evaluation
@@ -94,6 +97,7 @@ class WidthMethods(GrowingBase):
             optimizer=optimizer,
             lr_scale=lr_scale,
             warmup=warmup,
+            scheduler=scheduler,
             loss=loss,
             check=check,
         )
@@ -108,6 +112,7 @@ class WidthMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
+        scheduler: object = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:
@@ -123,6 +128,7 @@ class WidthMethods(GrowingBase):
             optimizer: As of `expand_layer`.
             lr_scale: As of `expand_layer`, like `warmup` and `loss`.
             warmup: The steps over which the rates of new parameters rise.
+            scheduler: As of `expand_layer`.
             loss: A closure that returns a loss.
             check: As of `expand_layer`.
 
@@ -134,9 +140,8 @@ class WidthMethods(GrowingBase):
             ValueError: If numbers do not fit each other; all of them are named, with those that do.
             InexactError: If outputs would change. Also the errors of `expand_layer`.
         """
-        options = GrowthOptions(
-            chosen_initializer(initializer), loss, Rates.of(lr_scale, warmup), check
-        )
+        rates = Rates.of(lr_scale, warmup, scheduler)
+        options = GrowthOptions(chosen_initializer(initializer), loss, rates, check)
         return self._growth(
             "grow",
             expand_,
@@ -157,6 +162,7 @@ class WidthMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
+        scheduler: object = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:
@@ -175,6 +181,7 @@ class WidthMethods(GrowingBase):
             optimizer: One or several optimizers.
             lr_scale: As in `expand_layer`, like `warmup` and `loss`.
             warmup: The steps over which the rates of new parameters rise.
+            scheduler: As of `expand_layer`.
             loss: A closure that returns a loss.
             check: As in `expand_layer`.
 
@@ -195,9 +202,8 @@ class WidthMethods(GrowingBase):
             >>> net(torch.ones(1, 3, 8, 8)).shape
             torch.Size([1, 4, 6, 6])
         """
-        options = GrowthOptions(
-            chosen_initializer(initializer), loss, Rates.of(lr_scale, warmup), check
-        )
+        rates = Rates.of(lr_scale, warmup, scheduler)
+        options = GrowthOptions(chosen_initializer(initializer), loss, rates, check)
         return self._growth(
             "grow",
             expand_input_,
@@ -220,6 +226,7 @@ class WidthMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
+        scheduler: object = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:
@@ -244,6 +251,7 @@ class WidthMethods(GrowingBase):
             optimizer: As of `expand_layer`.
             lr_scale: As of `expand_layer`, like `warmup` and `loss`.
             warmup: The steps over which the rates of new parameters rise.
+            scheduler: As of `expand_layer`.
             loss: A closure that returns a loss.
             check: As of `expand_layer`.
 
@@ -265,9 +273,8 @@ class WidthMethods(GrowingBase):
             >>> net(torch.tensor([0, 8])).shape
             torch.Size([2, 9])
         """
-        options = GrowthOptions(
-            chosen_initializer(initializer), loss, Rates.of(lr_scale, warmup), check
-        )
+        rates = Rates.of(lr_scale, warmup, scheduler)
+        options = GrowthOptions(chosen_initializer(initializer), loss, rates, check)
         return self._growth(
             "grow",
             expand_vocabulary_,

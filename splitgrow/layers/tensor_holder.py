@@ -133,6 +133,19 @@ def put_tensor_(
     return holder
 
 
+def give_plain_(holder: nn.Module, key: str, tensor: Tensor, undo: Undo) -> None:
+    """Gives a module a plain tensor in the place of its grown one: takes `put_tensor_` back."""
+    own = vars(holder)
+    store = own["_parameters" if isinstance(tensor, nn.Parameter) else "_buffers"]
+    undo.keep(store, own["_modules"])
+    del own["_modules"][blocks_path(key)]
+    store[key] = tensor
+    cls = open_class_of(holder)
+    if HOLDER_BASE in vars(cls):  # otherwise its properties answer with the plain tensor
+        left, base = getattr(cls, _NAMES) - {key}, vars(cls)[HOLDER_BASE]
+        set_class_(holder, holder_class(base, *left) if left else base, undo)
+
+
 def replace_tensor_(modules: Mapping[str, nn.Module], name: str, tensor: Tensor) -> None:
     """Gives a module another plain tensor in the place of its own."""
     _, store, key = _held(modules, name)

@@ -130,7 +130,7 @@ def rank(
     The model stays as it is: weights, buffers, gradients, optimizer, random numbers. For "gain",
     "natural" and "gradient" all layers get new units for a moment, with helpers at zero, so that no
     output changes; the cost does not depend on the number of layers. Whether a score predicts the
-    gain that training then brings is an open question: see the benchmark in benchmarks/LEARNING.md.
+    gain that training then brings has not been shown: ``benchmarks.learning.where`` measures it.
 
     Args:
         model: A growable model. Its mode, training or evaluation, stays.

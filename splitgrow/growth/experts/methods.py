@@ -49,6 +49,7 @@ class ExpertMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
+        scheduler: object = None,
         check: bool = True,
     ) -> Edit:
         """Adds n experts to each mixture of experts, or to one, as copies of those that it has.
@@ -79,6 +80,7 @@ class ExpertMethods(GrowingBase):
                 they are copies of.
             lr_scale: As in `expand_layer`, like `warmup`.
             warmup: The steps over which the rates of new parameters rise.
+            scheduler: As of `expand_layer`.
             check: Whether to compare the outputs before and after, as in `expand_layer`, except
                 single numbers among them: a loss that balances experts depends on their number.
 
@@ -126,7 +128,7 @@ class ExpertMethods(GrowingBase):
             noise=noise,
             freeze=freeze,
             optimizer=optimizer,
-            rates=Rates.of(lr_scale, warmup),
+            rates=Rates.of(lr_scale, warmup, scheduler),
             check=check,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -10,13 +10,18 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.hidden_units import hidden_groups
 from splitgrow.growth.initializers.initializer import Initializer
-from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
+from splitgrow.growth.initializers.norms_behind import batch_norms_behind
+from splitgrow.growth.prepared import PreparedEdit, frozen_layers
 from splitgrow.growth.starting import set_start_values_
+from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.rollback import Undo
 
 
-def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) -> None:
+def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) -> PreparedEdit:
     """Gives the blocks that an edit adds their values.
 
     Args:
@@ -24,17 +29,27 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
         prepared: The edit, with its blocks made.
         undo: Restores existing values.
 
+    Returns:
+        The edit, with the values that existing tensors had.
+
     Raises:
         ValueError: If the initializer cannot do this edit, or has written to existing values
             without `needs_unfrozen`.
     """
-    _refuse(initializer, prepared)
+    if initializer.needs_data and prepared.loss is None:
+        raise ValueError(
+            f"initializer {initializer.name!r} needs data, and is given no loss: pass "
+            f"loss=closure, which runs the model and returns its loss"
+        )
+    splits = {name: layer.split for name, layer in prepared.layers.items()}
+    refuse_unfit(initializer, prepared.edit, prepared.graph, splits)
     layers = prepared.layers
     versions: dict[str, int] = {}
     if initializer.needs_unfrozen:
-        for _, tensor in _existing(prepared):
-            undo.on_failure(partial(_put_back, tensor, tensor.detach().clone()))
+        former = tuple((t, t.detach().clone()) for t in _changeable(prepared))
+        undo.on_failure(partial(put_values_, former))
         layers = {name: replace(layer, writable=True) for name, layer in layers.items()}
+        prepared = replace(prepared, former=former)
     else:
         versions = _versions(prepared)
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -46,31 +61,42 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
             f"initializer {initializer.name!r} has written into {', '.join(written[:5])}, which "
             f"existed and cannot be put back: it must say that it needs_unfrozen"
         )
+    return prepared
 
 
-def _refuse(initializer: Initializer, prepared: PreparedEdit) -> None:
+def refuse_unfit(
+    initializer: Initializer, edit: Edit, graph: ChannelGraph, layers: Mapping[str, SplitLayer]
+) -> None:
     """Makes sure that an initializer can do an edit.
+
+    Args:
+        initializer: The initializer.
+        edit: The edit, planned.
+        graph: The channel graph.
+        layers: The layers that it changes, without its blocks, by name.
 
     Raises:
         ValueError: If it cannot.
     """
-    if initializer.needs_data and prepared.loss is None:
-        raise ValueError(f"initializer {initializer.name!r} needs data, and is given no loss")
-    frozen = sorted(prepared.frozen) if initializer.needs_unfrozen else []
+    frozen = sorted(frozen_layers(edit, layers)) if initializer.needs_unfrozen else []
     if frozen:
         raise ValueError(
             f"initializer {initializer.name!r} changes values that exist, and those of "
             f"{', '.join(map(repr, frozen[:5]))} are frozen or would be: grow with freeze=False, "
             f"after model.unfreeze() where generations are closed"
         )
-    for group, units in prepared.edit.growth.items():
+    if initializer.divides == 1:
+        return
+    hidden = hidden_groups(edit, graph, {name: split.original for name, split in layers.items()})
+    for group in sorted(hidden):
+        units = edit.growth[group]
         if units % initializer.divides:
-            nodes = prepared.graph.sized()
-            names = [n.name for n in nodes if prepared.graph.multiplicity(n.outs, group)]
+            nodes = graph.sized()
+            names = [n.name for n in nodes if graph.multiplicity(n.outs, group)]
             raise ValueError(
                 f"initializer {initializer.name!r} adds units by multiples of "
-                f"{initializer.divides}, and {' and '.join(map(repr, names[:5])) or 'the input'} "
-                f"would gain {units}"
+                f"{initializer.divides}, and {' and '.join(map(repr, names[:5]))} would gain "
+                f"{units}"
             )
 
 
@@ -82,6 +108,13 @@ def _existing(prepared: PreparedEdit) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{index}.{name}", tensor
 
 
+def _changeable(prepared: PreparedEdit) -> Iterator[Tensor]:
+    """The tensors that an initializer may change: those, and the statistics of norms behind."""
+    norms = (norm for name in prepared.layers for norm in batch_norms_behind(prepared, name))
+    tensors = chain((t for _, t in _existing(prepared)), *(norm.buffers() for norm in norms))
+    yield from {id(tensor): tensor for tensor in tensors}.values()
+
+
 def _versions(prepared: PreparedEdit) -> dict[str, int]:
     """The version counters of existing tensors; tensors of inference mode have none."""
     return {
@@ -90,15 +123,23 @@ def _versions(prepared: PreparedEdit) -> dict[str, int]:
     }
 
 
-@torch.no_grad()
-def _put_back(tensor: Tensor, value: Tensor) -> None:
-    tensor.copy_(value)
-
-
-def quiet_added_(layers: Mapping[str, PreparedLayer], undo: Undo) -> None:
-    """Makes added blocks change nothing: gives them the same values as `Zero`."""
-    for layer in layers.values():
-        for block in layer.added.values():
-            for parameter in block.parameters():
-                undo.on_failure(partial(_put_back, parameter, parameter.detach().clone()))
+def quiet_added_(prepared: PreparedEdit, undo: Undo) -> None:
+    """Makes an edit change nothing: added blocks as `Zero` has them, old values as before."""
+    new = [
+        parameter
+        for layer in prepared.layers.values()
+        for block in layer.added.values()
+        for parameter in block.parameters()
+    ]
+    now = [*new, *(tensor for tensor, _ in prepared.former)]
+    undo.on_failure(partial(put_values_, [(tensor, tensor.detach().clone()) for tensor in now]))
+    put_values_(prepared.former)
+    for layer in prepared.layers.values():
         set_start_values_(layer)
+
+
+@torch.no_grad()
+def put_values_(values: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Gives tensors values of their shapes."""
+    for tensor, value in values:
+        tensor.copy_(value)

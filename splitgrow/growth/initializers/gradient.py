@@ -12,12 +12,12 @@ from splitgrow.growth.prepared import PreparedEdit
 from splitgrow.growth.probe import Probe, UnitWeights, probing
 from splitgrow.growth.starting import set_start_values_
 
-PASSES = 6
+SEARCH_ROUNDS = 6
 """The rounds of the search for directions: each takes two runs of the loss, with gradients."""
 
 
 def ascended_(
-    probe: Probe, moved: list[UnitWeights], silent: list[UnitWeights], passes: int = PASSES
+    probe: Probe, moved: list[UnitWeights], silent: list[UnitWeights], passes: int = SEARCH_ROUNDS
 ) -> float:
     """Turns some weights so that others, which are zero, get the largest gradient.
 
@@ -95,8 +95,9 @@ class Gradient(Initializer):
 
     name = "gradient"
     needs_data = True
+    keeps_variance = True
 
-    def __init__(self, passes: int = PASSES) -> None:
+    def __init__(self, passes: int = SEARCH_ROUNDS) -> None:
         self.passes = checked_passes(passes)
 
     def apply(self, prepared: PreparedEdit) -> None:
@@ -126,8 +127,10 @@ class GradMax(Initializer):
 
     name = "gradmax"
     needs_data = True
+    first_gradients = frozenset(("new",))
+    differ_from = "step"
 
-    def __init__(self, passes: int = PASSES) -> None:
+    def __init__(self, passes: int = SEARCH_ROUNDS) -> None:
         self.passes = checked_passes(passes)
 
     def apply(self, prepared: PreparedEdit) -> None:

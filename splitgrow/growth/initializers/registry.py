@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from splitgrow.growth.initializers.initializer import Initializer
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from splitgrow.growth.initializers.drawn_units import CopyStatistics, Kaiming, Orthogonal
+from splitgrow.growth.initializers.gradient import Gradient, GradMax
+from splitgrow.growth.initializers.initializer import BLOCKS, DIFFER_FROM, Initializer
+from splitgrow.growth.initializers.natural import Fisher, Tiny
+from splitgrow.growth.initializers.net2net import Net2Net
+from splitgrow.growth.initializers.pairs import Pair
 from splitgrow.growth.initializers.silent_helpers import Average, Duplicate, Zero
+from splitgrow.growth.initializers.variance_transfer import VarianceTransfer
+from splitgrow.layers.types import WAYS
 
 _INITIALIZERS: dict[str, Initializer] = {
-    each.name: each for each in (Zero(), Average(), Duplicate())
+    each.name: each
+    for each in (
+        Zero(),
+        Kaiming(),
+        Orthogonal(),
+        CopyStatistics(),
+        Pair(),
+        Net2Net(),
+        Average(),
+        Duplicate(),
+        VarianceTransfer(),
+        Gradient(),
+        GradMax(),
+        Tiny(),
+        Fisher(),
+    )
 }
 
 
@@ -22,25 +47,41 @@ def register_initializer(initializer: Initializer) -> None:
 
     Example:
         >>> import torch, splitgrow
-        >>> class Orthogonal(splitgrow.Initializer):
-        ...     name = "orthogonal"
+        >>> class Sparse(splitgrow.Initializer):
+        ...     name = "sparse"
         ...     def apply(self, prepared):
         ...         for layer in prepared.layers.values():
         ...             for purpose, block in layer.added.items():
         ...                 if purpose == "helper":
         ...                     torch.nn.init.zeros_(block.weight)
-        ...                 elif block.weight.dim() > 1:
-        ...                     torch.nn.init.orthogonal_(block.weight)
-        >>> splitgrow.register_initializer(Orthogonal())
+        ...                 elif block.weight.dim() == 2:
+        ...                     torch.nn.init.sparse_(block.weight, sparsity=0.5)
+        >>> splitgrow.register_initializer(Sparse())
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
         >>> net = splitgrow.growable(net, torch.ones(1, 2))
-        >>> net.expand_layer("0", 2, initializer="orthogonal").initializer
-        'orthogonal'
+        >>> net.expand_layer("0", 2, initializer="sparse").initializer
+        'sparse'
     """
     _check(initializer)
     if initializer.name in _INITIALIZERS:
         raise ValueError(f"there is an initializer {initializer.name!r} already")
     _INITIALIZERS[initializer.name] = initializer
+
+
+def initializers() -> Mapping[str, Initializer]:
+    """The initializers that growth accepts by name, each with its contract.
+
+    Returns:
+        A mapping of names to initializers, that cannot be written to.
+
+    Example:
+        >>> import splitgrow
+        >>> [name for name, each in splitgrow.initializers().items() if each.needs_unfrozen]
+        ['net2net', 'variance_transfer']
+        >>> splitgrow.initializers()["pair"].contract["units"]
+        'multiples of 2'
+    """
+    return MappingProxyType(_INITIALIZERS)
 
 
 def chosen_initializer(given: object) -> Initializer:
@@ -74,8 +115,35 @@ def _check(given: object) -> None:
             f"an initializer is an instance of splitgrow.Initializer or the name of one "
             f"({_known()}), got {given!r}"
         )
-    name, divides = getattr(given, "name", None), given.divides
+    name = getattr(given, "name", None)
     if not isinstance(name, str) or not name:
         raise TypeError(f"{type(given).__name__}.name must be a text, got {name!r}")
-    if isinstance(divides, bool) or not isinstance(divides, int) or divides < 1:
-        raise TypeError(f"{name}.divides must be an int of at least 1, got {divides!r}")
+    for attribute, (wanted, fits) in _CLAIMS.items():
+        value = getattr(given, attribute)
+        if not fits(value):
+            raise TypeError(f"{name}.{attribute} must be {wanted}, got {value!r}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_blocks(value: object) -> bool:
+    return isinstance(value, frozenset) and value <= BLOCKS
+
+
+_BOOL: tuple[str, Callable[[object], bool]] = "a bool", lambda value: isinstance(value, bool)
+_CLAIMS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
+    "exact": _BOOL,
+    "needs_data": _BOOL,
+    "needs_unfrozen": _BOOL,
+    "keeps_variance": _BOOL,
+    "divides": ("an int of at least 1", _is_whole),
+    "way": (f"{', '.join(map(repr, WAYS))} or None", lambda value: value is None or value in WAYS),
+    "first_gradients": ("a frozenset of 'new' and 'helper'", _are_blocks),
+    "differ_from": (
+        f"one of {', '.join(map(repr, DIFFER_FROM))}",
+        lambda value: value in DIFFER_FROM,
+    ),
+}
+"""For each claim the values that it may have, in words and as a test."""

@@ -34,6 +34,7 @@ class Average(Initializer):
 
     name = "average"
     way = "average"
+    differ_from = ""
 
     def apply(self, prepared: PreparedEdit) -> None:
         """Sets the helpers to zero, and new units to the mean of the old ones."""
@@ -50,6 +51,8 @@ class Duplicate(Initializer):
 
     name = "duplicate"
     way = "duplicate"
+    differ_from = ""
+    keeps_variance = True
 
     def apply(self, prepared: PreparedEdit) -> None:
         """Sets the helpers to zero, and new units to copies of the old ones."""

@@ -29,6 +29,7 @@ class DepthMethods(GrowingBase):
         optimizer: object = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
+        scheduler: object = None,
         check: bool = True,
     ) -> Edit:
         """Inserts a layer, or several, that change nothing until they learn, but for two kinds.
@@ -68,6 +69,7 @@ class DepthMethods(GrowingBase):
                 next to them.
             lr_scale: As in `expand_layer`, like `warmup`.
             warmup: The steps over which the rates of new parameters rise.
+            scheduler: As of `expand_layer`.
             check: Whether to compare the outputs before and after, as in `expand_layer`.
 
         Returns:
@@ -105,7 +107,7 @@ class DepthMethods(GrowingBase):
             wanted,
             freeze=freeze,
             optimizer=optimizer,
-            rates=Rates.of(lr_scale, warmup),
+            rates=Rates.of(lr_scale, warmup, scheduler),
             check=check,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from splitgrow.errors import CheckpointError
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.tensor_holder import SplitTensor
-from splitgrow.layers.types import TensorBlock
+from splitgrow.layers.types import TensorBlock, layer_type_of
 from splitgrow.layers.types.tensor_layers import first_values
 from splitgrow.utils.rollback import Undo
+
+Devices = Mapping[str, torch.device]
+"""The devices of modules by path."""
 
 EmptySlot = tuple[nn.Module, str]
 """The owner of a tensor: the module, and the tensor's name there."""
@@ -30,7 +34,26 @@ def empty_slots_of(model: nn.Module) -> Iterator[tuple[str, EmptySlot, Tensor]]:
                     yield f"{path}.{name}" if path else name, (module, name), tensor
 
 
-def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
+def devices_of(model: nn.Module) -> dict[str, torch.device]:
+    """The device of each module that has values: that of its first tensor."""
+    found = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        first = next(chain(module.parameters(), module.buffers()), None)
+        if first is not None and not first.is_meta:
+            found[path] = first.device
+    return found
+
+
+def _place(places: Devices, path: str) -> torch.device | None:
+    """The device of a module, or of the innermost one around it that is known."""
+    while path and path not in places:
+        path = path.rpartition(".")[0]
+    return places.get(path)
+
+
+def materialise_(
+    model: nn.Module, like: Mapping[str, Any], undo: Undo, places: Devices | None = None
+) -> None:
     """Gives memory to tensors on the meta device, if tensors of the same shapes will be loaded.
 
     Each goes to the device of the tensor before it, which is the original block's. A block keeps
@@ -41,6 +64,7 @@ def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
         model: The model.
         like: The tensors to load, by name.
         undo: Takes it back.
+        places: The devices of modules that had values before.
 
     Raises:
         CheckpointError: If one is missing, or of another shape.
@@ -65,7 +89,7 @@ def materialise_(model: nn.Module, like: Mapping[str, Any], undo: Undo) -> None:
             return unsaved[name].to(device)
         return torch.zeros_like(found, dtype=dtypes.get(name, tensor.dtype), device=device)
 
-    fill_meta_(model, empty, undo)
+    fill_meta_(model, empty, undo, places=places)
 
 
 def _unsaved(model: nn.Module) -> dict[str, Tensor]:
@@ -107,6 +131,7 @@ def fill_meta_(
     value: Callable[[str, Tensor, torch.device], Tensor],
     undo: Undo,
     device: torch.device | None = None,
+    places: Devices | None = None,
 ) -> None:
     """Replaces tensors on the meta device by tensors with values.
 
@@ -115,21 +140,30 @@ def fill_meta_(
         value: Makes one, given its name, the tensor without values, and the device.
         undo: Takes it back.
         device: Their device; None for the device of the tensor before it.
+        places: The devices of modules that had values before, whose tensors go there again.
     """
     made: dict[int, Tensor] = {}
+    changed: dict[nn.Module, None] = {}
     here = device or torch.device("cpu")
     for name, (module, own), tensor in [*empty_slots_of(model)]:
         if not tensor.is_meta:
             here = device or tensor.device
             continue
         if id(tensor) not in made:
-            filled = value(name, tensor, here)
+            there = _place(places or {}, name.rpartition(".")[0])
+            filled = value(name, tensor, there or here)
             if isinstance(tensor, nn.Parameter):
                 filled = _parameter(name, filled, trains=tensor.requires_grad)
             made[id(tensor)] = filled
         store: Any = module._parameters if own in module._parameters else module._buffers  # noqa: SLF001
         undo.on_failure(partial(store.__setitem__, own, tensor))
         store[own] = made[id(tensor)]
+        changed[module] = None
+    for module in changed:
+        entry = layer_type_of(module)
+        if entry is not None:  # torch's recurrent layers have lists of their weights, too
+            undo.keep(vars(module))
+            entry.merging.given(module)
 
 
 def _parameter(name: str, tensor: Tensor, *, trains: bool) -> nn.Parameter:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.errors import CheckpointError
+from splitgrow.growth.absorption import absorb_again_
 from splitgrow.growth.consolidation import consolidated, put_joined_
 from splitgrow.growth.edits import Edit, JoinedBlocks, LayerChange, NumberChange
 from splitgrow.growth.history import History, structure
@@ -25,6 +26,7 @@ from splitgrow.growth.insertion.insertion import tell_wrappers_
 from splitgrow.growth.insertion.replay import insert_again_
 from splitgrow.growth.journal.holding import states_of
 from splitgrow.growth.journal.journal import Journal
+from splitgrow.growth.journal.materialize import Devices, devices_of
 from splitgrow.growth.journal.size_guard import TIMES, Bounded, Unbounded
 from splitgrow.growth.module_numbers import change_, held_number
 from splitgrow.growth.placing import place_
@@ -49,32 +51,48 @@ LARGEST_WIDTH = 2**40
 
 
 def rebuild_(
-    model: nn.Module, edits: Sequence[Edit], given: Mapping[str, nn.Module], undo: Undo
-) -> None:
+    model: nn.Module,
+    edits: Sequence[Edit],
+    given: Mapping[str, nn.Module],
+    undo: Undo,
+    *,
+    trusted: bool = False,
+) -> Devices:
     """Applies edits to a model without planning them; the added blocks have no values yet.
+
+    Nor have layers that become plain with such blocks.
 
     Args:
         model: A model with all edits before these.
         edits: The edits.
         given: Modules that the user passes again, by the paths of their insertions.
         undo: Takes it back.
+        trusted: Whether the edits are a model's own. Layers that become plain then have values,
+            with zeros for blocks that have none yet.
+
+    Returns:
+        The devices of the modules that had values before, if some of them become plain.
 
     Raises:
         CheckpointError: If an edit does not fit the model.
         MemoryError: If there is too little memory, which says nothing of the file.
     """
+    places = devices_of(model) if any(edit.absorbed for edit in edits) else {}
     for edit in edits:
         try:
-            _carry_out_(model, edit, given, undo)
+            _carry_out_(model, edit, given, undo, trusted=trusted)
         except CheckpointError as error:
             raise CheckpointError(f"edit {edit.index}: {error}") from error
         except MemoryError:
             raise
         except Exception as error:
             raise CheckpointError(f"edit {edit.index} cannot be carried out: {error}") from error
+    return places
 
 
-def _carry_out_(model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], undo: Undo) -> None:
+def _carry_out_(
+    model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], undo: Undo, *, trusted: bool
+) -> None:
     modules = structure(model)
     for change in edit.changes:
         _check_change(modules, change)
@@ -95,6 +113,8 @@ def _carry_out_(model: nn.Module, edit: Edit, given: Mapping[str, nn.Module], un
         put_joined_(consolidated(joined.name, split, births, edit.index), undo)
     for insertion in edit.inserted:
         insert_again_(model, edit.index, insertion, given, undo)
+    if edit.absorbed:
+        absorb_again_(model, edit.absorbed, undo, trusted=trusted)
 
 
 def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None:

@@ -98,6 +98,8 @@ def follow_(
     prefix: str,
     undo: Undo,
     given: Mapping[str, nn.Module] | None = None,
+    *,
+    trusted: bool = False,
 ) -> None:
     """Makes a model's structure that of a journal, ready for the tensors of a state_dict.
 
@@ -111,6 +113,7 @@ def follow_(
         prefix: The prefix of the model's keys.
         undo: Takes it back.
         given: Modules that the user passes again, by the paths of their insertions.
+        trusted: As of `rebuild_`.
 
     Raises:
         CheckpointError: If neither list of edits, the model's or the journal's, is the beginning of
@@ -140,8 +143,8 @@ def follow_(
         history.states = states_of(model, journal, tensors)
         return
     refuse_wrapped(model, "grow to what a state_dict needs")
-    rebuild_(model, journal.edits[start:], given or {}, undo)
-    materialise_(model, tensors, undo)
+    places = rebuild_(model, journal.edits[start:], given or {}, undo, trusted=trusted)
+    materialise_(model, tensors, undo, places)
     widen_inputs_(model, history, journal.edits[start:])
     restore_(model, history, journal, start, undo, tensors)
 
@@ -187,7 +190,7 @@ def common_edits(own: list[Edit], other: tuple[Edit, ...]) -> int:
 def _done(edit: Edit) -> tuple[Any, ...]:
     """The changes of an edit, without its request."""
     inserted = tuple((i.name, i.kind, i.before, i.recipe) for i in edit.inserted)
-    return edit.changes, edit.numbers, edit.joined, inserted, edit.inputs
+    return edit.changes, edit.numbers, edit.joined, inserted, edit.inputs, edit.absorbed
 
 
 def complete(model: nn.Module, state: MutableMapping[str, Any], prefix: str, edits: int) -> None:
@@ -200,7 +203,7 @@ def complete(model: nn.Module, state: MutableMapping[str, Any], prefix: str, edi
         edits: The number of edits at that time.
 
     Raises:
-        CheckpointError: If blocks of that time were joined with later ones since.
+        CheckpointError: If blocks of that time were joined with others since.
     """
     history = history_of(model)
     _refuse_joined(history, edits)
@@ -230,6 +233,11 @@ def _complete_layer(
 
 def _refuse_joined(history: History, edits: int) -> None:
     for edit in history.edits[edits:]:
+        if edit.absorbed:
+            raise CheckpointError(
+                f"the state_dict is from before edit {edit.index}, which made "
+                f"`{edit.absorbed[0]}` plain: load it into a fresh model"
+            )
         for joined in edit.joined:
             if any(born <= edits for born in joined.edits):
                 raise CheckpointError(

@@ -1,30 +1,25 @@
-"""Initializers see the whole edit, and a check holds them to their own claims.
-
-Two ways of the literature stand for all of them: see tests/ways.py.
-"""
+"""Initializers see the whole edit, and a check holds them to their own claims."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case
-from helpers import assert_equal, largest_difference
+from helpers import largest_difference
 from snapshots import unchanged
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-from ways import PAIR, Net2Net
 
 import splitgrow
 from splitgrow.errors import InexactError
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.growth.initializers import Initializer, registry
-from splitgrow.growth.initializers.silent_helpers import Zero
+from splitgrow.growth.initializers import Initializer
+from splitgrow.growth.initializers.net2net import Net2Net
+from splitgrow.growth.initializers.pairs import Pair
 from splitgrow.growth.prepared import PreparedEdit
 from splitgrow.layers.types import Start
 
@@ -114,74 +109,6 @@ def step(model: Any, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
     optimizer.step()
 
 
-@pytest.fixture
-def registered() -> Iterator[None]:
-    splitgrow.register_initializer(Net2Net())
-    yield
-    del registry._INITIALIZERS["net2net"]
-
-
-# -- ways of the literature -----------------------------------------------------------------------
-
-
-def test_units_are_copied_and_what_reads_the_old_ones_is_shared_out(registered: None) -> None:
-    model, optimizer, x = trained()
-    wanted, old = model(x), copy.deepcopy(model)
-    edit = model.expand_layer("0", 4, initializer="net2net", freeze=False, optimizer=optimizer)
-    assert edit.initializer == "net2net"
-    assert_equal(model(x), wanted)
-    plain = splitgrow.merge(model)
-    rows = plain[0].weight
-    assert all((rows[:5] == row).all(1).any() for row in rows[5:])
-    assert not torch.equal(plain[2].weight[:, :5], old[2].weight)
-    # No two copies are alike to what reads them, so that they part as they learn.
-    step(model, optimizer, x)
-    rows = splitgrow.merge(model)[0].weight
-    assert len(torch.unique(rows, dim=0)) == 9
-
-
-@pytest.mark.parametrize("freeze", [False, True])
-def test_pairs_cancel_each_other_out_until_they_learn(freeze: bool) -> None:
-    model, optimizer, x = trained()
-    wanted = model(x)
-    model.expand_layer("0", 4, initializer=PAIR, freeze=freeze, optimizer=optimizer)
-    assert_equal(model(x), wanted)
-    weight = splitgrow.merge(model)[2].weight
-    assert (weight[:, 5:] != 0).all()
-    born = model.generation_parameters()
-    step(model, optimizer, x)
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in born)
-    assert largest_difference(model(x), wanted) > 1e-6
-
-
-EXACT = [each for each in registry._INITIALIZERS.values() if each.exact]
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("initializer", [*EXACT, Net2Net(), PAIR], ids=repr)
-def test_what_is_exact_keeps_what_any_network_computes(
-    case: Case, initializer: Initializer
-) -> None:
-    """Every layer grows once and the first once more, by which time it has several blocks."""
-    torch.manual_seed(0)
-    model: Any = splitgrow.growable(case.model().eval(), case.inputs())
-    x, graph = case.inputs(3), history_of(model).graph
-    wanted, grown = tree_leaves(model(*x)), 0
-    names = [layer.name for layer in model.layers if layer.growable]
-    for name in (*names, *names[:1]):
-        graph = history_of(model).graph
-        node, way = graph.nodes[name], initializer.way
-        watched = {g: graph.ways[g] for g in graph.growing_groups(node.outs) if g in graph.ways}
-        if any(way not in ways for ways in watched.values()) and initializer.name != "zero":
-            continue  # a norm over all channels would read other values than it can take in
-        units = min(graph.steps(node, way).values()) * max(2, initializer.divides)
-        model.expand_layer(name, units, initializer=initializer, freeze=False)
-        grown += 1
-    for now, before in zip(tree_leaves(model(*x)), wanted, strict=True):
-        assert_equal(now[tuple(slice(length) for length in before.shape)], before)
-    assert grown or not names or initializer.name != "zero"
-
-
 # -- what it is shown -----------------------------------------------------------------------------
 
 
@@ -192,7 +119,7 @@ def test_it_sees_all_blocks_of_all_layers_and_where_their_units_lie() -> None:
     edit = model.expand({"0": 3, "2": 1}, initializer=shown)
     seen = shown.seen
     assert seen.model is model
-    assert seen.edit == edit
+    assert seen.edit == replace(edit, moved=None)
     assert [*seen.layers] == ["0", "2"]
     first, last = seen.layers.values()
     assert [tuple(b.weight.shape) for b in first.existing] == [(5, 3), (2, 3)]
@@ -266,10 +193,15 @@ def test_one_that_is_not_exact_may_change_outputs_and_nothing_else() -> None:
     edit = model.expand_layer("0", 2, initializer=Honest(), optimizer=optimizer)
     assert largest_difference(model(x), wanted) > 1e-3
     assert (model[2][1].weight != 0).all()
-    assert Edit.from_json(edit.to_json()).initializer == "honest"
+    known = Edit.from_json(edit.to_json())
+    assert (known.initializer, known.moved) == ("honest", edit.moved)
+    assert edit.moved == pytest.approx(largest_difference(model(x), wanted))
+    assert edit in splitgrow.handle(model).edits
+    assert f"initializer 'honest' moved the outputs by {edit.moved:.1%} of" in str(edit)
     # The check leaves what was drawn; a hook that mixes channels is still found.
     torch.manual_seed(1)
-    drawn.expand_layer("0", 2, initializer=Honest(), check=False)
+    unseen = drawn.expand_layer("0", 2, initializer=Honest(), check=False)
+    assert (unseen.moved, "moved" in str(unseen)) == (None, False)
     assert torch.equal(model[2][1].weight, drawn[2][1].weight)
     model[1].register_forward_hook(lambda module, args, y: y - y.mean(-1, keepdim=True))
     with unchanged(model, optimizer), pytest.raises(InexactError, match="may be wrong"):
@@ -291,8 +223,8 @@ class NeedsData(Liar):
     ("initializer", "options", "reason"),
     [
         (Net2Net(), {}, r"'net2net' changes values that exist, and those of '0', '2' are frozen"),
-        (PAIR, {"n": 3}, r"'pair' adds units by multiples of 2, and '0' would gain 3"),
-        (NeedsData(), {}, r"'needs data' needs data, and is given no loss"),
+        (Pair(), {"n": 3}, r"'pair' adds units by multiples of 2, and '0' would gain 3"),
+        (NeedsData(), {}, r"'needs data' needs data, and is given no loss: pass loss=closure"),
     ],
     ids=repr,
 )
@@ -311,43 +243,63 @@ def test_what_somebody_froze_by_hand_is_frozen() -> None:
         model.expand_layer("0", 2, initializer=Net2Net(), freeze=False, optimizer=optimizer)
 
 
-# -- the registry ---------------------------------------------------------------------------------
+def test_what_a_plan_cannot_keep_is_refused_with_the_plan() -> None:
+    model, _, _ = trained()
+    with pytest.raises(ValueError, match="'pair' adds units by multiples of 2, and '0' would gain"):
+        model.plan({"0": 3}, initializer="pair")
+    with pytest.raises(ValueError, match="are frozen or would be: grow with freeze=False, after"):
+        model.plan({"0": 3}, initializer="net2net")
+    assert model.plan({"0": 3}, initializer="net2net", freeze=False).initializer == "net2net"
+    assert model.plan({"2": 3}, initializer="pair").growth  # nothing reads these
 
 
-def test_a_name_is_registered_once(registered: None) -> None:
-    with pytest.raises(ValueError, match="there is an initializer 'net2net' already"):
-        splitgrow.register_initializer(Net2Net())
-    with pytest.raises(ValueError, match="there is an initializer 'zero' already"):
-        splitgrow.register_initializer(Zero())
+class Endless(Liar):
+    name = "endless"
+    exact = False
+
+    def apply(self, prepared: PreparedEdit) -> None:
+        for block in prepared.layers["2"].added.values():
+            block.weight.fill_(torch.inf)
 
 
-class Nameless(Liar):
-    name = ""
+def test_one_that_makes_outputs_infinite_is_refused() -> None:
+    model, optimizer, _ = trained()
+    with unchanged(model, optimizer), pytest.raises(InexactError, match="'endless' would make"):
+        model.expand_layer("0", 2, initializer=Endless(), optimizer=optimizer)
 
 
-class Halved(Liar):
-    divides = 0
+class Halving(Initializer):
+    """Changes existing values, and says so and that it is not exact."""
+
+    name = "halving"
+    exact = False
+    needs_unfrozen = True
+
+    def apply(self, prepared: PreparedEdit) -> None:
+        for layer in prepared.layers.values():
+            for key in layer.tensors:
+                value = layer.value(key)
+                assert value is not None
+                layer.fill_(key, 0.5 * value)
 
 
-@pytest.mark.parametrize(
-    ("given", "reason"),
-    [
-        (Liar, r"an initializer is an instance of .* \(.*zero.*\), got <class"),
-        ("zero", r"got 'zero'"),
-        (Nameless(), r"Nameless\.name must be a text, got ''"),
-        (Halved(), r"liar\.divides must be an int of at least 1, got 0"),
-    ],
-)
-def test_what_is_no_initializer_is_a_type_error(given: Any, reason: str) -> None:
-    known = dict(registry._INITIALIZERS)
-    with pytest.raises(TypeError, match=reason):
-        splitgrow.register_initializer(given)
-    assert known == registry._INITIALIZERS
+def test_one_that_changes_old_values_and_outputs_is_compared_with_these_as_they_were() -> None:
+    model, optimizer, x = trained()
+    wanted, weight = model(x), model[2].bias.detach().clone()
+    edit = model.expand_layer("0", 2, initializer=Halving(), freeze=False, optimizer=optimizer)
+    assert edit.moved == pytest.approx(largest_difference(model(x), wanted))
+    assert torch.equal(model[2][0].bias, 0.5 * weight)
+    model[1].register_forward_hook(lambda module, args, y: y - y.mean(-1, keepdim=True))
+    with unchanged(model, optimizer), pytest.raises(InexactError, match="'halving' may be wrong"):
+        model.expand_layer("0", 2, initializer=Halving(), freeze=False, optimizer=optimizer)
+
+
+# -- afterwards -----------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_needs_no_initializer(tmp_path: Path) -> None:
     model, _, x = trained()
-    model.expand_layer("0", 2, initializer=PAIR)
+    model.expand_layer("0", 2, initializer="pair")
     splitgrow.save(model, tmp_path / "grown.pt")
     fresh: Any = splitgrow.growable(mlp(), x)
     splitgrow.load(fresh, tmp_path / "grown.pt")

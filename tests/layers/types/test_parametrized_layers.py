@@ -18,7 +18,6 @@ from helpers import (
 )
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
-from ways import Net2Net
 
 import splitgrow
 from splitgrow.layers.types import layer_type_of
@@ -183,7 +182,7 @@ def test_net2net_writes_to_what_the_weight_is_computed_from() -> None:
     model, x = around(weight_norm(nn.Linear(4, 4)))
     before = model(x)
     model = splitgrow.growable(model, x)
-    model.expand_layer("0", 3, initializer=Net2Net(), freeze=False)
+    model.expand_layer("0", 3, initializer="net2net", freeze=False)
     assert_equal(model(x), before)
     assert model[2][1].weight.abs().max() > 0
 
@@ -193,7 +192,7 @@ def test_where_torch_cannot_invert_it_net2net_says_so_and_nothing_changes() -> N
     before = model(x)
     model = splitgrow.growable(model, x)
     with pytest.raises(splitgrow.SplitGrowError, match="right_inverse"):
-        model.expand_layer("0", 3, initializer=Net2Net(), freeze=False)
+        model.expand_layer("0", 3, initializer="net2net", freeze=False)
     assert_identical(model(x), before)
     assert not list(split_layers(model))
 
