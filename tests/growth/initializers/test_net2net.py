@@ -41,7 +41,7 @@ def test_units_are_copied_and_what_reads_the_old_ones_is_shared_out() -> None:
     copies = [int((row == old[0].weight).all(1).nonzero()) for row in plain[0].weight[5:]]
     for tensor in (plain[0].bias, plain[1].running_mean, plain[1].running_var, plain[1].weight):
         assert torch.equal(tensor[5:], tensor[copies])
-    shares = plain[3].weight / old[3].weight[:, [*range(5), *copies]]
+    shares = plain[3].weight / old[3].weight.detach()[:, [*range(5), *copies]]
     assert torch.equal(shares[0].round(decimals=9), shares[1].round(decimals=9))
     for unit in set(copies):
         alike = [unit, *(5 + n for n, of in enumerate(copies) if of == unit)]
