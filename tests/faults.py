@@ -297,6 +297,7 @@ OPERATIONS: dict[str, Callable[[], Stage]] = {
     "plan": lambda: small(lambda m, _: m.plan({"stem": 2})),
     "plan_insertion": lambda: small(lambda m, _: m.plan_insertion("block", "block")),
     "consolidate": lambda: small(lambda m, o: m.consolidate(optimizer=o), grown=2),
+    "absorb": lambda: small(lambda m, o: m.absorb(optimizer=o), grown=2),
     "next_generation": lambda: small(lambda m, _: m.next_generation(), grown=1),
     "unfreeze": lambda: small(lambda m, _: m.unfreeze(), grown=1),
     "at": lambda: evaluating(small(_shown, grown=2)),

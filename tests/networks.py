@@ -287,6 +287,6 @@ def growths(draw: Draw) -> list[tuple[int, int, bool]]:
 
 def histories() -> st.SearchStrategy[list[tuple[int, str, bool]]]:
     """Edits of several kinds: which layer, what is done to it, whether a generation ends before."""
-    kinds = ("width", "width", "identity", "residual", "gate", "fade", "consolidate")
+    kinds = ("width", "width", "identity", "residual", "gate", "fade", "consolidate", "absorb")
     edit = st.tuples(st.integers(0, 40), st.sampled_from(kinds), st.booleans())
     return st.lists(edit, min_size=1, max_size=5)

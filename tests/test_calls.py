@@ -37,6 +37,7 @@ def test_an_operation_takes_no_more_calls_than_it_did(operation: str) -> None:
 CHANGES: dict[str, Callable[[Any], object]] = {
     "expand": lambda model: model.expand({"3": 2, "0": 1}, check=False),
     "consolidate": lambda model: model.consolidate(check=False),
+    "absorb": lambda model: model.absorb(check=False),
     "next_generation": lambda model: model.next_generation(),
     "unfreeze": lambda model: model.unfreeze(),
 }

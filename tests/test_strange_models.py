@@ -82,6 +82,7 @@ def operations(model: Any, directory: Path) -> Iterator[tuple[str, Callable[[], 
             )
     yield "consolidate", handle.consolidate
     yield "next generation", handle.next_generation
+    yield "absorb", handle.absorb
     yield "merge", lambda: splitgrow.merge(model)
     yield "save", lambda: splitgrow.save(model, directory / "model.safetensors")
 
@@ -203,6 +204,8 @@ def test_insertion_on_the_meta_device_is_done_or_refused_in_words(kind: str, opt
     model.expand_layer("a", 2)
     model.expand_input(1)
     model.consolidate()
+    model.absorb()
+    model.expand_layer("a", 1)
     copy.deepcopy(model)
     assert splitgrow.merge(model)(torch.randn(5, 4, device="meta").double()).shape == (5, 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.speed.claims import (
+    absorbed_training,
     against_masks,
     analysis_time,
     beside_training,
@@ -26,6 +27,7 @@ CLAIMS = (
     grown_inference.CLAIM,
     *training_frozen.CLAIMS,
     training_free.CLAIM,
+    absorbed_training.CLAIM,
     *training_recurrent.CLAIMS,
     against_masks.CLAIM,
     many_growths.CLAIM,

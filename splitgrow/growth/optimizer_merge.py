@@ -59,33 +59,42 @@ def plan_replacing(
         OptimizerError: If parameters to join are in different groups, or only some are in a group,
             or their state has other shapes than they have; all of them are named.
     """
-    replacing, problems = [], []
+    replacing = []
+    problems: dict[str, list[str]] = {}
     for optimizer in optimizers:
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         rates = {id(m.parameter): m.rates for g in optimizer.param_groups for m in members_of(g)}
         for joint in joints:
             homes = [groups.get(id(parameter)) for parameter in joint.older]
-            home = homes[0]
+            home, states = homes[0], [optimizer.state.get(p) or {} for p in joint.older]
             if any(other is not home for other in homes):
-                problems.append(f"the parts of {joint.name} are in different param groups")
-            elif len({rates[id(part)] for part in joint.older if home is not None}) > 1:
-                problems.append(
-                    f"the parts of {joint.name} have different learning rates "
-                    f"(`group['splitgrow_rates']`, which ends them if you delete it)"
-                )
-            elif home is not None:
-                states = [optimizer.state.get(parameter) or {} for parameter in joint.older]
-                if any(_lies_otherwise(*pair) for pair in zip(states, joint.older, strict=True)):
-                    problems.append(f"the state of {joint.name} does not lie as its values do")
-                else:
-                    replacing.append(
-                        Replacing(optimizer, home, joint, _joined(optimizer, joint, states))
-                    )
+                problems.setdefault("has parts in different param groups", []).append(joint.name)
+            elif home is None:
+                continue
+            elif len({rates[id(part)] for part in joint.older}) > 1:
+                problems.setdefault(_OTHER_RATES, []).append(joint.name)
+            elif any(_lies_otherwise(*pair) for pair in zip(states, joint.older, strict=True)):
+                problems.setdefault("has state of other shapes than its own", []).append(joint.name)
+            else:
+                state = _joined(optimizer, joint, states)
+                replacing.append(Replacing(optimizer, home, joint, state))
     if problems:
+        found = "; ".join(f"{_some(names)} {why}" for why, names in problems.items())
         raise OptimizerError(
-            f"{'; '.join(problems)}; call this without `optimizer=` and make a new optimizer"
+            f"{found}. Call this without `optimizer=`, and make a new optimizer afterwards"
         )
     return replacing
+
+
+_OTHER_RATES = (
+    "has parts of different learning rates, which end with their warm-ups, or with the item "
+    "'splitgrow_rates' of the param group if you delete that"
+)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" (and {len(names) - 5} more)" if len(names) > 5 else ""
+    return f"each of {', '.join(names[:5])}{more}" if len(names) > 1 else names[0]
 
 
 def _lies_otherwise(state: dict[str, Any], parameter: nn.Parameter) -> bool:

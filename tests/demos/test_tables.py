@@ -50,3 +50,9 @@ def test_tables_and_pages_show_every_kind_of_edit() -> None:
     for shown in (console.file.getvalue(), pages.edits(growths)):
         assert "gate: Conv2d" in shown
         assert "joins 4 edits from 1 to 4" in shown
+
+
+def test_an_edit_that_makes_layers_plain_is_shown() -> None:
+    edit = Edit(3, 1, None, {}, {}, (), absorbed=("stem", "head"))
+    assert tables.what(edit) == "2 layers made plain"
+    assert tables.edit_rows(edit)[1] == ("head", "made plain", "", "", "0")

@@ -128,6 +128,7 @@ def test_adapters_on_layers_that_did_not_grow_merge_and_keep_the_model_from_chan
         lambda: model.insert_layer("a"),
         model.next_generation,
         model.consolidate,
+        model.absorb,
     ):
         with pytest.raises(UnsupportedModelError, match=WAY_OUT):
             change()

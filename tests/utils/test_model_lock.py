@@ -68,6 +68,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "expand_input": lambda m: m.expand_input(1),
     "insert_layer": lambda m: m.insert_layer("3", "residual"),
     "consolidate": lambda m: m.consolidate(),
+    "absorb": lambda m: m.absorb(),
     "next_generation": lambda m: m.next_generation(),
     "unfreeze": lambda m: m.unfreeze(),
     "growable": lambda m: splitgrow.growable(m, X),
