@@ -266,7 +266,10 @@ def test_state_that_does_not_lie_as_the_parameter_is_refused() -> None:
     optimizer = torch.optim.Adafactor([p for p in model.parameters() if p.requires_grad])
     model(x()).square().mean().backward()
     optimizer.step()
-    with unchanged(model, optimizer), pytest.raises(splitgrow.OptimizerError, match="has state of other shapes"):
+    with (
+        unchanged(model, optimizer),
+        pytest.raises(splitgrow.OptimizerError, match="has state of other shapes"),
+    ):
         model.consolidate(optimizer=optimizer)
 
 
