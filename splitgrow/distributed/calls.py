@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from splitgrow.growth.initializers import Initializer, initializers
+from splitgrow.growth.initializers import Initializer
 
 
 def in_words(call: str, *args: object, **options: object) -> str:
@@ -20,13 +20,3 @@ def _word(value: object) -> str:
     if callable(value) and not isinstance(value, nn.Module):
         return str(getattr(value, "__qualname__", type(value).__qualname__))
     return repr(value)
-
-
-def rewrites(initializer: object) -> bool:
-    """Whether an initializer gives existing tensors other values, which all must then get.
-
-    One that is none is refused later, by the growth itself.
-    """
-    if isinstance(initializer, str):
-        initializer = initializers().get(initializer)
-    return isinstance(initializer, Initializer) and initializer.needs_unfrozen

@@ -182,7 +182,7 @@ def group_of(wrapped: nn.Module) -> Any:
     return None
 
 
-def carry_out(  # noqa: PLR0913
+def carry_out(
     wrapped: nn.Module,
     request: str,
     change: Callable[[Handle], _Made],
@@ -191,7 +191,6 @@ def carry_out(  # noqa: PLR0913
     timeout: float = TIMEOUT,
     values: bool | Callable[[nn.Module], bool] = False,
     shared: bool = True,
-    rewrites: bool = False,
 ) -> _Made:
     """Carries out a change in all processes, or in none.
 
@@ -206,9 +205,7 @@ def carry_out(  # noqa: PLR0913
         optimizer: One or several optimizers of the model.
         timeout: Seconds to wait for the others at each step.
         values: Whether the change runs the model or reads its values, or how the model shows that.
-        shared: Whether the first process's values of new tensors are to count.
-        rewrites: Whether it gives existing tensors other values. Those of the first process then
-            count for these, too.
+        shared: Whether the first process's values of new and of changed tensors are to count.
 
     Returns:
         The result of the change.
@@ -232,25 +229,24 @@ def carry_out(  # noqa: PLR0913
     @all_or_nothing
     def carry_out(undo: Undo) -> _Made:
         undo.on_failure(held.restore)
-        known: dict[int, int] = {}
+        known: set[int] = set()
         since = len(history_of(held.model).edits)
 
         def grow() -> tuple[_Made, Mapping[str, str]]:
             held.open(values=values(held.model) if callable(values) else values)
-            known.update((id(tensor), _version(tensor)) for tensor in _tensors(held.whole))
+            known.update(map(id, _tensors(held.whole)))
             with undo.gathers(), wrapper_told(), averaged(partial(_mean, agreement)):
                 made = change(handle(held.model))
-            return made, {
-                **picture_of(held, optimizers),
-                "changed": ", ".join(str(n) for n, _ in rewritten()),
-            }
+            return made, picture_of(held, optimizers)
 
-        def rewritten() -> list[tuple[int, Tensor]]:
-            tensors = enumerate(_tensors(held.whole)) if rewrites else ()
-            return [(n, t) for n, t in tensors if known.get(id(t), _version(t)) != _version(t)]
+        def rewritten() -> list[Tensor]:
+            own = held.model
+            named = {**dict(own.named_parameters()), **dict(own.named_buffers())}
+            edits = history_of(own).edits[since:]
+            return [named[name] for edit in edits for name in edit.rewritten]
 
         def settle() -> tuple[None, Mapping[str, str]]:
-            other = [tensor for _, tensor in rewritten()]
+            other = rewritten()
             if shared:
                 new = [tensor for tensor in _tensors(held.whole) if id(tensor) not in known]
                 _share([*new, *other], agreement)
@@ -313,11 +309,6 @@ def _mean(agreement: Agreement, tensor: Tensor) -> Tensor:
         value = value.cuda()
     dist.all_reduce(value, group=agreement.group)
     return (value / dist.get_world_size(agreement.group)).to(tensor.device)
-
-
-def _version(tensor: Tensor) -> int:
-    """A number that grows whenever a tensor is written to; a tensor of inference mode has none."""
-    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
 
 
 def _moved_alike(edits: Sequence[Edit], agreement: Agreement) -> list[Edit]:

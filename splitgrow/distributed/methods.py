@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from splitgrow.distributed.calls import in_words, rewrites
+from splitgrow.distributed.calls import in_words
 from splitgrow.distributed.carrying import TIMEOUT, carry_out, opened
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
@@ -129,7 +129,6 @@ def expand(  # noqa: PLR0913
         lambda model: model.expand(request, **options, optimizer=optimizer),
         optimizer=optimizer,
         timeout=timeout,
-        rewrites=rewrites(initializer),
         values=lambda model: initializer != "zero" or reads_values(history_of(model).graph, asked),
     )
 
@@ -172,7 +171,6 @@ def expand_vocabulary(  # noqa: PLR0913
         lambda model: model.expand_vocabulary(n, **options, optimizer=optimizer),
         optimizer=optimizer,
         timeout=timeout,
-        rewrites=rewrites(initializer),
         values=True,
     )
 
@@ -211,7 +209,6 @@ def expand_input(  # noqa: PLR0913
         lambda model: model.expand_input(n, **options, optimizer=optimizer),
         optimizer=optimizer,
         timeout=timeout,
-        rewrites=rewrites(initializer),
         values=True,
     )
 

@@ -54,9 +54,10 @@ def plan(
     edit = make_plan(
         graph, history.modules, growth, history.edits, opened, request=checked, way=way
     )
-    found = {c.name: layer_at(history.modules, c.name, c.use) for c in edit.changes}
-    layers = {name: split_of(module) for name, module in found.items()}
-    refuse_unfit(initializer, edit, graph, layers)
+    if initializer.needs_unfrozen or initializer.divides > 1:
+        found = {c.name: layer_at(history.modules, c.name, c.use) for c in edit.changes}
+        layers = {name: split_of(module) for name, module in found.items()}
+        refuse_unfit(initializer, edit, graph, layers)
     return replace(edit, initializer=initializer.name)
 
 
@@ -150,13 +151,16 @@ def carry_out_(
     if edit.closes is not None:
         close_generation_(model, history, undo)
     widen_(prepared, history.modules, undo)
+    former = {id(tensor) for tensor, _ in prepared.former}
+    named = (*model.named_parameters(), *model.named_buffers())
+    edit = replace(edit, rewritten=tuple(name for name, t in named if id(t) in former))
     note_grown_tensors_(history, edit)
     join_(joining, undo)
     history.graph = prepared.graph
     history.modules = structure(model)
     history.generation = edit.generation
     history.edits = [*history.edits, edit]
-    return prepared
+    return replace(prepared, edit=edit)
 
 
 def _keep_fixed_(prepared: PreparedEdit, history: History) -> None:

@@ -122,7 +122,7 @@ def begin_averages_(
     since: int,
     kept: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
-    """Gives the tensors of a copy that later edits have added the model's present values.
+    """Gives the tensors of a copy that later edits have added or changed the model's values.
 
     Args:
         copied: The copy.
@@ -131,8 +131,9 @@ def begin_averages_(
         kept: The places of tensors that later edits have joined of earlier ones, by name.
     """
     values, born = dict(_named_tensors(model)), _born(copied)
+    rewritten = {name for edit in history_of(model).edits[since:] for name in edit.rewritten}
     for name, tensor in _named_tensors(copied):
-        if born.get(id(tensor), 0) > since:
+        if born.get(id(tensor), 0) > since or name in rewritten:
             value = values[name].to(tensor.device, tensor.dtype)
             tensor.copy_(torch.where(kept[name], tensor, value) if name in kept else value)
 

@@ -167,6 +167,7 @@ class Edit:
             "average" or "duplicate".
         moved: How far an initializer that is not exact has moved the outputs on the example inputs,
             relative to the largest; None if it is exact, or outputs were not compared.
+        rewritten: The names of existing tensors to which its initializer gave other values.
         absorbed: The paths of the layers and tensors that it makes plain.
     """
 
@@ -183,6 +184,7 @@ class Edit:
     initializer: str = "zero"
     ways: Mapping[int, str] = field(default_factory=dict, hash=False)
     moved: float | None = None
+    rewritten: tuple[str, ...] = ()
     absorbed: tuple[str, ...] = ()
     version: int = field(default=EDIT_VERSION)
 

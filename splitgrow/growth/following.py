@@ -29,7 +29,8 @@ def follow(average: Average, model: nn.Module) -> Average:
 
     It makes up for growth that has happened already, and takes part in growth to come. The
     average stays the same object, as do its parameters and their values; the parameters that are
-    new begin their averages with the model's present values. So an average that is told before a
+    new begin their averages with the model's present values, and so do those that an initializer
+    has changed, such as "net2net". So an average that is told before a
     growth computes the same after it, as the model does.
 
     It is for any object that holds a deep copy of the model: torch's ``AveragedModel``, the

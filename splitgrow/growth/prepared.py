@@ -169,8 +169,7 @@ class PreparedEdit:
         generator: The generator to draw random numbers with; None for torch's own generators, which
             a failed edit restores.
         loss: A closure that returns a loss; None if there is none.
-        former: The existing tensors that an initializer may have changed, with their values from
-            before.
+        former: The existing tensors that an initializer has changed, with their values from before.
     """
 
     model: nn.Module

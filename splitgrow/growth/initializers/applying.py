@@ -30,7 +30,7 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
         undo: Restores existing values.
 
     Returns:
-        The edit, with the values that existing tensors had.
+        The edit, with the existing tensors that have other values now, and those from before.
 
     Raises:
         ValueError: If the initializer cannot do this edit, or has written to existing values
@@ -44,18 +44,18 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
     splits = {name: layer.split for name, layer in prepared.layers.items()}
     refuse_unfit(initializer, prepared.edit, prepared.graph, splits)
     layers = prepared.layers
-    versions: dict[str, int] = {}
     if initializer.needs_unfrozen:
         former = tuple((t, t.detach().clone()) for t in _changeable(prepared))
         undo.on_failure(partial(put_values_, former))
         layers = {name: replace(layer, writable=True) for name, layer in layers.items()}
-        prepared = replace(prepared, former=former)
-    else:
-        versions = _versions(prepared)
+        versions = [_version(tensor) for tensor, _ in former]
+    before = {name: _version(tensor) for name, tensor in _existing(prepared)}
     with torch.inference_mode(mode=False), torch.no_grad():
         initializer.apply(replace(prepared, layers=layers))
-    now = _versions(prepared) if versions else {}
-    written = [name for name, version in versions.items() if now[name] != version]
+    if initializer.needs_unfrozen:
+        pairs = zip(former, versions, strict=True)
+        return replace(prepared, former=tuple(f for f, v in pairs if _version(f[0]) != v))
+    written = [name for name, tensor in _existing(prepared) if _version(tensor) != before[name]]
     if written:
         raise ValueError(
             f"initializer {initializer.name!r} has written into {', '.join(written[:5])}, which "
@@ -115,12 +115,9 @@ def _changeable(prepared: PreparedEdit) -> Iterator[Tensor]:
     yield from {id(tensor): tensor for tensor in tensors}.values()
 
 
-def _versions(prepared: PreparedEdit) -> dict[str, int]:
-    """The version counters of existing tensors; tensors of inference mode have none."""
-    return {
-        name: 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
-        for name, tensor in _existing(prepared)
-    }
+def _version(tensor: Tensor) -> int:
+    """A number that grows whenever a tensor is written to; a tensor of inference mode has none."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
 
 
 def quiet_added_(prepared: PreparedEdit, undo: Undo) -> None:

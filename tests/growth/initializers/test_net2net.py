@@ -10,6 +10,7 @@ import torch
 from helpers import assert_equal
 from snapshots import unchanged
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import splitgrow
 from splitgrow.growth.initializers import net2net
@@ -86,3 +87,17 @@ def test_a_frozen_past_is_refused_with_the_way_out() -> None:
         model.plan({"0": 2}, initializer="net2net", freeze=False)
     model.unfreeze()
     model.expand_layer("0", 2, initializer="net2net", freeze=False, optimizer=optimizer)
+
+
+def test_averages_of_changed_values_begin_anew_with_the_new_ones() -> None:
+    """Shares of an average and of the model's weights would not add up to one."""
+    model, optimizer, x = trained()
+    average = splitgrow.follow(AveragedModel(model), model)
+    for _ in range(2):
+        step(model, optimizer, x)
+    edit = model.expand_layer("0", 4, initializer="net2net", freeze=False, optimizer=optimizer)
+    assert edit.rewritten == ("3.0.weight",)
+    named, kept = dict(model.named_parameters()), dict(average.module.named_parameters())
+    assert torch.equal(kept["3.0.weight"], named["3.0.weight"])
+    assert not torch.equal(kept["0.0.weight"], named["0.0.weight"])
+    average.update_parameters(model)

@@ -13,6 +13,7 @@ from torch import nn
 
 import splitgrow
 from splitgrow.errors import InexactError, SplitGrowWarning
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.initializers.variance_transfer import VarianceTransfer
 
 X = torch.randn(9, 2, 6, dtype=torch.float64)
@@ -38,6 +39,8 @@ def test_old_weights_and_statistics_are_scaled_and_the_outputs_stay() -> None:
     wanted, old = model(X), copy.deepcopy(model)
     edit = model.expand_layer("0", 4, initializer="variance_transfer", freeze=False)
     assert edit.moved == largest_difference(model(X), wanted) < 1e-9
+    assert edit.rewritten == ("2.0.weight", "2.0.bias", "3.running_mean", "3.running_var")
+    assert Edit.from_json(edit.to_json()) == edit
     plain, factor = splitgrow.merge(model), 0.5**0.5
     for now, before, by in (
         (plain[2].weight[:, :4], old[2].weight, factor),
