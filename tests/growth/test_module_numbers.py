@@ -161,7 +161,7 @@ def test_a_model_analysed_again_remembers_the_numbers_of_its_past() -> None:
 
 FAULTS = {
     "setting a number": (attributes, "set_number_"),
-    "joining a group": (optimizers, "_append"),
+    "joining a group": (optimizers, "set_members_"),
     "growing the groups": (Groups, "grow"),
     "reading the structure": (growth, "structure"),
 }
