@@ -963,7 +963,7 @@ def test_a_part_with_as_many_growths_of_its_own_is_told_from_the_whole():
 
 FAULTS = {
     "placing a layer": "splitgrow.layers.split_layer.SplitLayer.set_blocks",
-    "joining a group": "splitgrow.growth.optimizers._append",
+    "joining a group": "splitgrow.growth.optimizers.set_members_",
     "giving state": "splitgrow.growth.optimizers._give_state",
     "freezing the parameters": "splitgrow.layers.freezing.parameters_in",
     "holding statistics": "torch.nn.Module.register_forward_pre_hook",
