@@ -62,7 +62,7 @@ def _grown(
     """A network grown from a quarter to its whole widths, a step of training after each growth."""
     model = splitgrow.growable(make(1).to(x.device), x[:2])
     optimizer = torch.optim.AdamW(model.parameters())
-    units = {layer.name: layer.width for layer in model.layers if layer.growable}
+    units = {layer.name: layer.width for layer in model.layers[:-1]}  # all but the head
     for _ in range(_STEPS):
         model.expand(units, freeze=False, optimizer=optimizer)
         _step(model, optimizer, x)()
