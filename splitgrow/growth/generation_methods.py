@@ -67,11 +67,13 @@ class GenerationMethods(HandleBase):
         """The parameters that an edit added, whatever is frozen, such as for a group of their own.
 
         Args:
-            edit: The edit, or its number, from 1. A consolidation has those that it made.
+            edit: The edit, or its number, from 1. `consolidate` and `absorb` have those that they
+                made, and edits before them no longer have the parts of these.
 
         Raises:
             TypeError: If it is neither.
-            ValueError: If the model has no such edit.
+            ValueError: If the model has no such edit, or `absorb` has made all that it added parts of
+                plain layers.
             StructureChangedError: If the model was changed by hand since it was analysed.
 
         Example:
@@ -138,7 +140,7 @@ class GenerationMethods(HandleBase):
         Raises:
             TypeError: If `generation` is not an int.
             ValueError: If there is no such generation.
-            GenerationError: If it is no longer exact because of `unfreeze`.
+            GenerationError: If it is no longer exact because of `unfreeze` or `absorb`.
             StructureChangedError: If the model was changed by hand since it was closed.
             SplitGrowError: If another thread shows a generation, or keeps running the model.
         """
