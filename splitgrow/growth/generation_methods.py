@@ -72,8 +72,8 @@ class GenerationMethods(HandleBase):
 
         Raises:
             TypeError: If it is neither.
-            ValueError: If the model has no such edit, or `absorb` has made all that it added parts of
-                plain layers.
+            ValueError: If the model has no such edit, or `absorb` has made all that it added parts
+                of plain layers.
             StructureChangedError: If the model was changed by hand since it was analysed.
 
         Example:
