@@ -6,6 +6,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import splitgrow
+from benchmarks.learning.networks import Gpt
 
 WAYS = ("large", "grown", "small")
+HEAD = 32
+"""The units of a head."""
+GPT = partial(Gpt, size=HEAD)
+"""The network, given its sizes and the context."""
 
 
 @dataclass(frozen=True)
@@ -84,50 +90,6 @@ def text() -> tuple[Tensor, Tensor]:
     return train.long(), test.long()
 
 
-class Block(nn.Module):
-    """Attention and an MLP, each behind a norm."""
-
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.heads, self.size = heads, 32
-        inner = heads * self.size
-        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key = nn.Linear(width, inner), nn.Linear(width, inner)
-        self.value, self.out = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, places, width) to the same."""
-        y = self.before(x)
-        b, t, _ = y.shape
-        q, k, v = (
-            part(y).view(b, t, self.heads, self.size).transpose(1, 2)
-            for part in (self.query, self.key, self.value)
-        )
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).reshape(b, t, self.heads * self.size))
-        return x + self.down(F.gelu(self.up(self.between(x))))
-
-
-class GPT(nn.Module):
-    """A language model over bytes whose head has the weight of its embedding."""
-
-    def __init__(self, sizes: tuple[int, int, int, int], context: int) -> None:
-        super().__init__()
-        width, heads, hidden, depth = sizes
-        self.embed = nn.Embedding(256, width)
-        self.places = nn.Parameter(torch.zeros(context, width))
-        self.blocks = nn.Sequential(*(Block(width, heads, hidden) for _ in range(depth)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256, bias=False)
-        self.head.weight = self.embed.weight
-        nn.init.normal_(self.embed.weight, std=0.02)
-        nn.init.normal_(self.places, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, places) bytes to (batch, places, 256) scores of the next."""
-        return self.head(self.norm(self.blocks(self.embed(x) + self.places[: x.shape[1]])))
-
-
 def multiply_adds(model: nn.Module, x: Tensor) -> float:
     """The multiply-adds of one training step, in billions, counted by torch."""
     with FlopCounterMode(display=False) as counter:
@@ -141,7 +103,7 @@ def grow_widths(model: Any, settings: Settings, optimizer: Any) -> None:
     request = {"embed": settings.large[0] - settings.small[0]}
     for index in range(len(model.blocks)):
         name = f"blocks.{index}"
-        request[f"{name}.value"] = 32 * (settings.large[1] - settings.small[1])
+        request[f"{name}.value"] = HEAD * (settings.large[1] - settings.small[1])
         request[f"{name}.up"] = settings.large[2] - settings.small[2]
     model.expand(request, freeze=False, optimizer=optimizer)
 

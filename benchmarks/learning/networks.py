@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from splitgrow.demos.backbones import BasicBlock
+
 
 class Vgg(nn.Module):
     """Convolutions with batch norms, a pooling layer behind each pair, and a linear head.
@@ -32,26 +34,6 @@ class Vgg(nn.Module):
         """(N, 3, H, W) to (N, classes)."""
         logits: Tensor = self.head(self.features(x).mean((2, 3)))
         return logits
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norms, added to the input or its projection."""
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, width, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.short = nn.Sequential()
-        if stride > 1 or before != width:
-            conv = nn.Conv2d(before, width, 1, stride, bias=False)
-            self.short = nn.Sequential(conv, nn.BatchNorm2d(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, before, H, W) to (N, width, H / stride, W / stride)."""
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(y + self.short(x))
 
 
 class ResNet(nn.Module):
@@ -84,18 +66,21 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention over heads of 16 and an MLP, each behind a norm.
+    """Attention and an MLP, each behind a norm.
 
     Args:
         width: The width of the stream.
         heads: The number of heads.
         hidden: The hidden units of the MLP.
+        size: The units of a head.
         causal: Whether a place sees only those before it.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, *, causal: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, *, size: int = 16, causal: bool
+    ) -> None:
         super().__init__()
-        self.heads, self.size, self.causal = heads, 16, causal
+        self.heads, self.size, self.causal = heads, size, causal
         inner = heads * self.size
         self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key = nn.Linear(width, inner), nn.Linear(width, inner)
@@ -141,19 +126,20 @@ class Vit(nn.Module):
 
 
 class Gpt(nn.Module):
-    """A language model over bytes.
+    """A language model over bytes whose head has the weight of its embedding.
 
     Args:
         sizes: The stream's width, the heads, the hidden units of an MLP, the blocks.
         context: The largest number of bytes that it sees.
+        size: The units of a head.
     """
 
-    def __init__(self, sizes: tuple[int, int, int, int], context: int) -> None:
+    def __init__(self, sizes: tuple[int, int, int, int], context: int, *, size: int = 16) -> None:
         super().__init__()
         width, heads, hidden, depth = sizes
         self.embed = nn.Embedding(256, width)
         self.places = nn.Parameter(torch.zeros(context, width))
-        blocks = (Block(width, heads, hidden, causal=True) for _ in range(depth))
+        blocks = (Block(width, heads, hidden, size=size, causal=True) for _ in range(depth))
         self.blocks = nn.Sequential(*blocks)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256, bias=False)
         self.head.weight = self.embed.weight

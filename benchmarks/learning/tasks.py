@@ -47,10 +47,10 @@ class Data:
             order = torch.randperm(len(x), generator=draw)
             for part in order.split(size):
                 if len(part) == size:
-                    yield _flipped(x[part], draw), y[part]
+                    yield _moved(x[part], draw), y[part]
 
 
-def _flipped(x: Tensor, draw: torch.Generator) -> Tensor:
+def _moved(x: Tensor, draw: torch.Generator) -> Tensor:
     """Pictures moved by up to two pixels."""
     dx, dy = torch.randint(-2, 3, (2,), generator=draw).tolist()
     return torch.roll(x, (dy, dx), (2, 3))

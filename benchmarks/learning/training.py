@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -230,8 +230,3 @@ ARMS: dict[str, Arm] = {
         Arm("frozen", "small", 1.0, (0.2, 0.35, 0.5), freeze=True),
     )
 }
-
-
-def initializer_arms(names: Sequence[str]) -> list[Arm]:
-    """An arm that grows by each initializer."""
-    return [Arm(f"grown by {name}", "small", 0.5, (0.2, 0.35, 0.5), name) for name in names]
