@@ -110,7 +110,7 @@ FORGOTTEN = (
     "_thaw",
     "dict.__setitem__",
     "set_number_",
-    "_append.<locals>.<lambda>",
+    "list.__setitem__",
 )
 
 
