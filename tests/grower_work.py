@@ -32,7 +32,7 @@ def grows(rank: int, how: str, rule: str) -> dict[str, torch.Tensor]:
         when=RULES[rule],
         where=where if rule == "metric" else None,
         steps=2,
-        absorb=False,
+        absorb=rule == "steps",
     )
     grown, spent = [], 0
     for step in range(1, 9):

@@ -1,7 +1,8 @@
 """Policies: where, when and how much a model grows while it trains."""
 
 from splitgrow.grower.grower import Grower
-from splitgrow.grower.schedule import PlannedGrowth, Schedule
+from splitgrow.grower.planned_growth import PlannedGrowth
+from splitgrow.grower.schedule import Schedule
 from splitgrow.grower.scope import Scope
 from splitgrow.grower.to import Budget, Factor, To, ToWidths
 from splitgrow.grower.when import ComputeShares, Every, Gap, Moment, Plateau, Progress, When

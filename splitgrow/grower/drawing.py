@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from splitgrow.grower.schedule import PlannedGrowth, shortened
+from splitgrow.grower.planned_growth import PlannedGrowth, shortened
 
 _START = (0.16, 0.28, 0.45)
 _END = (0.96, 0.70, 0.35)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -45,9 +43,9 @@ class HeldModel:
             isinstance(self._wrapped, DistributedDataParallel) or is_sharded(self._wrapped)
         )
         if self.several:
-            carrying = importlib.import_module("splitgrow.distributed.carrying")
-            whole = carrying.plain_of(self._wrapped)
-            self.model: nn.Module = carrying.growable_in(whole)
+            from splitgrow.distributed import carrying  # noqa: PLC0415 - loaded only where needed
+
+            self.model = carrying.growable_in(carrying.plain_of(self._wrapped))
             self._group: Any = carrying.group_of(self._wrapped)
         elif isinstance(self._wrapped, nn.DataParallel):
             raise UnsupportedModelError(
@@ -76,7 +74,8 @@ class HeldModel:
         """The model's multiply-adds; of a sharded one in all processes together."""
         if not (self.several and is_sharded(self._wrapped)):
             return MacsCounter(self.model)
-        carrying = importlib.import_module("splitgrow.distributed.carrying")
+        from splitgrow.distributed import carrying  # noqa: PLC0415 - loaded only where needed
+
         with carrying.opened(self._wrapped, "measure", carrying.TIMEOUT, values=False) as model:
             return MacsCounter(model)
 
@@ -89,14 +88,6 @@ class HeldModel:
         dist.broadcast_object_list(box, src=ranks[0], group=self._group)
         return box[0]
 
-    def refused(self, options: Mapping[str, Any], *, absorb: bool) -> list[str]:
-        """The options of a growth that splitgrow.distributed does not have."""
-        if not self.several:
-            return []
-        known = inspect.signature(_of_several("expand")).parameters
-        missing = [name for name in options if name not in known]
-        return missing + (["absorb"] if absorb and _of_several("absorb") is None else [])
-
     def expand(
         self, request: Mapping[str, int], options: Mapping[str, Any], *, absorb: bool
     ) -> Edit:
@@ -107,13 +98,14 @@ class HeldModel:
             options: Further arguments of `expand`.
             absorb: Whether to absorb what was added.
         """
+        asked: dict[int | str, int] = dict(request.items())
         if self.several:
-            edit: Edit = _of_several("expand")(self._wrapped, dict(request), **options)
+            from splitgrow import distributed  # noqa: PLC0415 - loaded only where needed
+
+            edit = distributed.expand(self._wrapped, asked, **options)
             if absorb:
                 self.absorb(options["optimizer"])
             return edit
-
-        asked: dict[int | str, int] = dict(request.items())
 
         @all_or_nothing
         def grow(undo: Undo) -> Edit:
@@ -128,10 +120,11 @@ class HeldModel:
     def absorb(self, optimizer: object) -> None:
         """Makes everything one plain layer again."""
         if self.several:
-            _of_several("absorb")(self._wrapped, optimizer=optimizer)
+            from splitgrow import distributed  # noqa: PLC0415 - loaded only where needed
+
+            distributed.absorb(self._wrapped, optimizer=optimizer)
         else:
-            whole: Any = self.handle
-            whole.absorb(optimizer=optimizer)
+            self.handle.absorb(optimizer=optimizer)
 
 
 def uncompiled(given: nn.Module) -> nn.Module:
@@ -139,7 +132,3 @@ def uncompiled(given: nn.Module) -> nn.Module:
     while isinstance(given, nn.Module) and "_orig_mod" in given._modules:  # noqa: SLF001
         given = given._modules["_orig_mod"]  # type: ignore[assignment]  # noqa: SLF001
     return given
-
-
-def _of_several(name: str) -> Any:
-    return getattr(importlib.import_module("splitgrow.distributed.methods"), name, None)

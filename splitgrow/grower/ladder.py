@@ -132,17 +132,3 @@ def _edit(
             f"{' and '.join(map(repr, names[:3]))} would gain {growth[odd[0]]}"
         )
     return make_plan(graph, modules, growth, (), (0, None), request=request, way=way)
-
-
-def checked_rounding(round_to: object) -> int:
-    """The number of which widths are multiples.
-
-    Raises:
-        TypeError: If it is no int.
-        ValueError: If it is not positive.
-    """
-    if isinstance(round_to, bool) or not isinstance(round_to, int):
-        raise TypeError(f"round_to must be an int, got {round_to!r}")
-    if round_to < 1:
-        raise ValueError(f"round_to (={round_to}) must be at least 1")
-    return round_to

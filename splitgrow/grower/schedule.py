@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from splitgrow.grower.planned_growth import PlannedGrowth, shortened
 from splitgrow.utils.json_records import read_record, written
+from splitgrow.utils.text_tables import aligned
 
 _COLUMNS = 100
 """The number of columns that the printed plan fits."""
-
-
-@dataclass(frozen=True)
-class PlannedGrowth:
-    """One growth of a plan, and the model after it; or the model as it is at the start.
-
-    Attributes:
-        index: The number of the growth, from 1; 0 for the start.
-        moment: The moment in words.
-        step: The optimizer step after which it comes; None if that is not known.
-        request: The units that layers gain, by name.
-        targets: The widths that the layers which are asked for have after it, by name.
-        widths: The width of each layer after it, by name.
-        parameters: The number of parameters of the model after it.
-        macs: The multiply-adds of a forward pass for one sample after it.
-        macs_spent: The multiply-adds of the training by then; None if these are not known.
-    """
-
-    index: int
-    moment: str
-    step: int | None
-    request: Mapping[str, int] = field(hash=False)
-    targets: Mapping[str, int] = field(hash=False)
-    widths: Mapping[str, int] = field(hash=False)
-    parameters: int
-    macs: int
-    macs_spent: int | None
 
 
 @dataclass(frozen=True)
@@ -115,13 +89,12 @@ class Schedule:
             ImportError: If matplotlib is not there, which ``pip install splitgrow[demo]`` installs.
         """
         try:
-            drawing = importlib.import_module("splitgrow.grower.drawing")  # needs an extra
+            from splitgrow.grower.drawing import draw_schedule  # noqa: PLC0415 - needs an extra
         except ImportError as error:
             raise ImportError(
                 "a plan is drawn by matplotlib: pip install 'splitgrow[demo]'"
             ) from error
-        drawn: Path = drawing.draw_schedule(self.stages, Path(path), at_most=self.at_most)
-        return drawn
+        return draw_schedule(self.stages, Path(path), at_most=self.at_most)
 
     def __str__(self) -> str:
         return "\n".join((*self._summary(), "", *self._widths(), *self._left_alone()))
@@ -136,7 +109,7 @@ class Schedule:
             spent = "" if stage.macs_spent is None else shortened(stage.macs_spent)
             size = (f"{stage.parameters:,}", shortened(stage.macs), spent)
             table.append((str(stage.index or "start"), _clipped(stage.moment, 38), *size))
-        yield from _aligned(table, left=2)
+        yield from aligned(table, left=2)
 
     def _widths(self) -> Iterator[str]:
         heads = [str(stage.index or "start") for stage in self.stages]
@@ -153,7 +126,7 @@ class Schedule:
             - sum(2 + max(len(row[column]) for row in table) for column in range(1, len(heads) + 1))
         )
         table = [(_clipped(row[0], max(room, 16)), *row[1:]) for row in table]
-        yield from _aligned(table, left=1)
+        yield from aligned(table, left=1)
 
     def _left_alone(self) -> Iterator[str]:
         reasons: dict[str, list[str]] = {}
@@ -176,36 +149,9 @@ def _alike(stages: Sequence[PlannedGrowth]) -> list[tuple[str, tuple[int, ...]]]
     ]
 
 
-def _aligned(table: Sequence[tuple[str, ...]], left: int) -> Iterator[str]:
-    """A table's lines; the first columns are aligned to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for row in table:
-        cells = (
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield ("  " + "  ".join(cells)).rstrip()
-
-
 def _clipped(text: str, room: int) -> str:
     """A text without its middle, if it is too long."""
     if len(text) <= room:
         return text
     end = (room - 3) // 2
     return f"{text[: room - 3 - end]}...{text[len(text) - end :]}"
-
-
-def shortened(count: float) -> str:
-    """A large number in four digits with a unit: k, M, G, T, P, E.
-
-    Example:
-        >>> shortened(12_345_678), shortened(999)
-        ('12.35 M', '999')
-    """
-    units: Iterable[str] = ("", "k", "M", "G", "T", "P", "E")
-    unit = ""
-    for unit in units:
-        if count < 1000 or unit == "E":
-            break
-        count /= 1000
-    return f"{count:.4g} {unit}".strip()

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from splitgrow.errors import OptimizerError
 from splitgrow.grower.held_model import HeldModel
-from splitgrow.grower.ladder import WidthRule, checked_rounding
+from splitgrow.grower.ladder import WidthRule
 from splitgrow.grower.to import To
 from splitgrow.grower.when import When
 from splitgrow.grower.where import Where
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.optimizers import listed
+from splitgrow.growth.planning import checked_rounding
 from splitgrow.growth.rates import Rates
 from splitgrow.layers.tensor_holder import layer_at
 
@@ -73,8 +74,7 @@ class GrowerSettings:
 
         Raises:
             TypeError: If one is of another type.
-            ValueError: If they do not fit each other, the initializer needs a loss, or several
-                processes do not have one of them.
+            ValueError: If they do not fit each other, or the initializer needs a loss.
             OptimizerError: If the optimizer cannot take new parameters.
         """
         listed(self.optimizer)
@@ -99,12 +99,6 @@ class GrowerSettings:
             raise ValueError(
                 "absorb=True would give up the closed generations of this model; pass "
                 "absorb=False, and new parameters keep blocks of their own"
-            )
-        unknown = held.refused(self.options, absorb=self.absorb)
-        if unknown:
-            raise ValueError(
-                f"growth in several processes has no {', '.join(unknown)} yet; leave that out, or "
-                f"pass absorb=False"
             )
 
     def check_trained(self, held: HeldModel, edits: Iterable[Edit]) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import nn
 
 from splitgrow.grower.candidates import layer_named
-from splitgrow.grower.ladder import WidthRule, checked_rounding
+from splitgrow.grower.ladder import WidthRule
 from splitgrow.grower.scope import Scope, plan_growths
 from splitgrow.grower.where import All, Where
 from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.layer_list import Layer
+from splitgrow.growth.planning import checked_rounding
 
 _LARGEST = 2.0**20
 """The factor above which a budget is taken for a mistake."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -189,7 +188,10 @@ class Score(All):
     def _scores(self, model: nn.Module) -> dict[str, float]:
         if callable(self.score):
             return {str(name): float(value) for name, value in self.score(model).items()}
-        rank = importlib.import_module("splitgrow.scores").rank
+        from splitgrow.scores import rank  # noqa: PLC0415 - loaded only if it is wanted
+
+        assert self.loss is not None
+        assert self.batches is not None
         ranking = rank(model, self.loss, self.batches, score=self.score)
         # Of some scores the lowest is the best; the order of the ranking holds for all.
         return {row.layer: -float(place) for place, row in enumerate(ranking)}

@@ -135,6 +135,20 @@ def _shares(steps: Mapping[int, int], total: int) -> dict[int, int] | None:
     return shares or None
 
 
+def checked_rounding(round_to: object) -> int:
+    """The number of which widths are multiples.
+
+    Raises:
+        TypeError: If it is no int.
+        ValueError: If it is not positive.
+    """
+    if isinstance(round_to, bool) or not isinstance(round_to, int):
+        raise TypeError(f"round_to must be an int, got {round_to!r}")
+    if round_to < 1:
+        raise ValueError(f"round_to (={round_to}) must be at least 1")
+    return round_to
+
+
 def rounded_up(
     graph: ChannelGraph, request: Mapping[str, int], round_to: int, way: str | None
 ) -> dict[str, int]:
@@ -146,10 +160,7 @@ def rounded_up(
         TypeError: If `round_to` is not an int.
         ValueError: If it is not positive, or a layer has no such width.
     """
-    if isinstance(round_to, bool) or not isinstance(round_to, int):
-        raise TypeError(f"round_to must be an int, got {round_to!r}")
-    if round_to < 1:
-        raise ValueError(f"round_to (={round_to}) must be at least 1")
+    checked_rounding(round_to)
     return {
         name: n if round_to == 1 else _rounded_up(graph, graph.nodes[name], n, round_to, way)
         for name, n in request.items()

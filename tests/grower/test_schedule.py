@@ -14,7 +14,7 @@ from torch import nn
 import splitgrow
 from splitgrow import ComputeShares, Every, Plateau
 from splitgrow.grower import Schedule
-from splitgrow.grower.schedule import shortened
+from splitgrow.grower.planned_growth import shortened
 
 
 def test_the_printed_plan_has_the_moments_the_widths_and_the_sizes() -> None:
