@@ -300,13 +300,17 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
+def _sendable(tensor: Tensor, agreement: Agreement) -> Tensor:
+    """A tensor's values where the processes' backend can send them; maybe the tensor's own."""
+    backend = str(dist.get_backend(agreement.group))
+    value = tensor.detach().contiguous()
+    return value.cuda() if "nccl" in backend and "gloo" not in backend else value
+
+
 @torch.no_grad()
 def _mean(agreement: Agreement, tensor: Tensor) -> Tensor:
     """The mean of a tensor over the processes."""
-    backend = str(dist.get_backend(agreement.group))
-    value = tensor.detach().contiguous().clone()
-    if "nccl" in backend and "gloo" not in backend:
-        value = value.cuda()
+    value = _sendable(tensor, agreement).clone()
     dist.all_reduce(value, group=agreement.group)
     return (value / dist.get_world_size(agreement.group)).to(tensor.device)
 
@@ -326,11 +330,8 @@ def _moved_alike(edits: Sequence[Edit], agreement: Agreement) -> list[Edit]:
 @torch.no_grad()
 def _share(tensors: list[Tensor], agreement: Agreement) -> None:
     """Gives every process the first one's values."""
-    backend = str(dist.get_backend(agreement.group))
     for tensor in tensors:
-        value = tensor.detach().contiguous()
-        if "nccl" in backend and "gloo" not in backend:
-            value = value.cuda()
+        value = _sendable(tensor, agreement)
         dist.broadcast(value, src=agreement.source, group=agreement.group)
         if value.data_ptr() != tensor.data_ptr():
             tensor.copy_(value)

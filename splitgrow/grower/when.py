@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from splitgrow.utils.arguments import positive_int
+
 MetricMode = Literal["min", "max"]
 
 
@@ -97,7 +99,7 @@ class Every(When):
     observes = False
 
     def __init__(self, steps: int) -> None:
-        self.steps = _whole("steps", steps)
+        self.steps = positive_int("steps", steps)
 
     def due(self, now: Progress) -> bool:
         """Whether the next multiple of k is reached."""
@@ -184,7 +186,7 @@ class Plateau(When):
     ) -> None:
         self.metric = _name("metric", metric)
         self.metrics = (self.metric,)
-        self.patience = _whole("patience", patience)
+        self.patience = positive_int("patience", patience)
         self.min_delta = _number("min_delta", min_delta)
         if not self.min_delta >= 0:
             raise ValueError(f"min_delta must be at least 0, got {min_delta!r}")
@@ -314,14 +316,6 @@ def observed(metrics: Mapping[str, float], name: str) -> float:
     value = metrics[name]
     if not math.isfinite(value):
         raise ValueError(f"the metric {name!r} is {value}: growth cannot be decided by it")
-    return value
-
-
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
     return value
 
 

@@ -151,9 +151,10 @@ def carry_out_(
     if edit.closes is not None:
         close_generation_(model, history, undo)
     widen_(prepared, history.modules, undo)
-    former = {id(tensor) for tensor, _ in prepared.former}
-    named = (*model.named_parameters(), *model.named_buffers())
-    edit = replace(edit, rewritten=tuple(name for name, t in named if id(t) in former))
+    if prepared.former:
+        former = {id(tensor) for tensor, _ in prepared.former}
+        named = (*model.named_parameters(), *model.named_buffers())
+        edit = replace(edit, rewritten=tuple(name for name, t in named if id(t) in former))
     note_grown_tensors_(history, edit)
     join_(joining, undo)
     history.graph = prepared.graph

@@ -11,6 +11,7 @@ from typing import Any
 from splitgrow.layers.tensor_holder import blocks_path
 from splitgrow.layers.types import TensorUse
 from splitgrow.utils.json_records import read_record, written
+from splitgrow.utils.text_tables import aligned
 
 EDIT_VERSION = 2
 
@@ -284,10 +285,7 @@ class Edit:
                     f"+{change.parameters:,}",
                 )
             )
-        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-        for row in table:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            lines.append("  " + "  ".join(cells).rstrip())
+        lines += aligned(table)
         for way in sorted(set(self.ways.values())):
             lines.append(f"  {_WAYS[way]}")
         for number in self.numbers:

@@ -26,3 +26,23 @@ class GrowthOptions:
     loss: Callable[[], Tensor] | None = None
     rates: Rates = AS_THE_GROUP
     check: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        initializer: str | Initializer,
+        loss: Callable[[], Tensor] | None,
+        lr_scale: object,
+        warmup: object,
+        scheduler: object,
+        *,
+        check: bool,
+    ) -> GrowthOptions:
+        """The options for the arguments of a call.
+
+        Raises:
+            TypeError: If one is of another type.
+            ValueError: If one is out of range.
+        """
+        rates = Rates.of(lr_scale, warmup, scheduler)
+        return cls(chosen_initializer(initializer), loss, rates, check)

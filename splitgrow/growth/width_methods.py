@@ -13,7 +13,6 @@ from splitgrow.growth.growing import GrowingBase
 from splitgrow.growth.growth_options import GrowthOptions
 from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.input_channels import expand_input_
-from splitgrow.growth.rates import Rates
 from splitgrow.growth.vocabulary import expand_vocabulary_
 from splitgrow.utils.preserve import keep_modes_
 from splitgrow.utils.rollback import Undo, temporarily
@@ -140,8 +139,8 @@ class WidthMethods(GrowingBase):
             ValueError: If numbers do not fit each other; all of them are named, with those that do.
             InexactError: If outputs would change. Also the errors of `expand_layer`.
         """
-        rates = Rates.of(lr_scale, warmup, scheduler)
-        options = GrowthOptions(chosen_initializer(initializer), loss, rates, check)
+        rates = (lr_scale, warmup, scheduler)
+        options = GrowthOptions.of(initializer, loss, *rates, check=check)
         return self._growth(
             "grow",
             expand_,
@@ -202,8 +201,8 @@ class WidthMethods(GrowingBase):
             >>> net(torch.ones(1, 3, 8, 8)).shape
             torch.Size([1, 4, 6, 6])
         """
-        rates = Rates.of(lr_scale, warmup, scheduler)
-        options = GrowthOptions(chosen_initializer(initializer), loss, rates, check)
+        rates = (lr_scale, warmup, scheduler)
+        options = GrowthOptions.of(initializer, loss, *rates, check=check)
         return self._growth(
             "grow",
             expand_input_,
@@ -273,8 +272,8 @@ class WidthMethods(GrowingBase):
             >>> net(torch.tensor([0, 8])).shape
             torch.Size([2, 9])
         """
-        rates = Rates.of(lr_scale, warmup, scheduler)
-        options = GrowthOptions(chosen_initializer(initializer), loss, rates, check)
+        rates = (lr_scale, warmup, scheduler)
+        options = GrowthOptions.of(initializer, loss, *rates, check=check)
         return self._growth(
             "grow",
             expand_vocabulary_,

@@ -20,6 +20,7 @@ from splitgrow.growth.edits import NumberChange
 from splitgrow.growth.module_numbers import set_number_
 from splitgrow.layers.tensor_holder import layer_at, replace_tensor_
 from splitgrow.layers.types import LayerType, Stock, TensorBlock, layer_type_of
+from splitgrow.utils.text_tables import aligned
 
 UnitsByGroup = Mapping[int, Collection[int]]
 """Some units of each group, counted from 0."""
@@ -69,10 +70,7 @@ class Narrowing:
         for layer in self.layers:
             pairs = (layer.in_width, layer.width, layer.parameters)
             table.append((layer.name, layer.kind, *map(_arrow, pairs)))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for row in table:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            lines.append("  " + "  ".join(cells).rstrip())
+        lines += aligned(table)
         for number in self.numbers:
             path = f"{number.module}.{number.attribute}".removeprefix(".")
             lines.append(f"  {path}: {_arrow(number.value)}")

@@ -21,6 +21,7 @@ from splitgrow.scores.measures import MEASURES, Measured
 from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.preserve import copy_buffers_
 from splitgrow.utils.rollback import Undo
+from splitgrow.utils.text_tables import aligned
 
 _Batch = TypeVar("_Batch")
 
@@ -91,10 +92,7 @@ class Ranking(Sequence[LayerScore]):
         for row in self.rows:
             others = ", ".join(row.group[:3]) + (", ..." if len(row.group) > 3 else "")
             table.append((row.layer, f"{row.width}", f"{row.score:.3g}", others))
-        sizes = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-        for line in table:
-            cells = (cell.ljust(size) for cell, size in zip(line, sizes, strict=True))
-            lines.append("  " + "  ".join(cells).rstrip())
+        lines += aligned(table)
         lines += [f"  {name} has no score: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 

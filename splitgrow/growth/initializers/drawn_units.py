@@ -10,6 +10,7 @@ from torch import Tensor
 
 from splitgrow.analysis.units import Unit, values_like
 from splitgrow.growth.initializers.initializer import Initializer
+from splitgrow.growth.initializers.orthonormal import orthonormal_rows
 from splitgrow.growth.initializers.unit_tensors import UnitTensor, unit_tensors
 from splitgrow.growth.prepared import PreparedEdit
 from splitgrow.growth.starting import set_start_values_
@@ -148,9 +149,7 @@ class Orthogonal(DrawnUnits):
         """Orthogonal rows, from the QR decomposition of normal numbers."""
         drawn = random_rows(count, length, old.double(), generator)
         drawn = drawn if count <= length else drawn.T
-        basis, triangle = torch.linalg.qr(drawn.T)
-        signs = triangle.diagonal().sign()
-        rows = (basis * torch.where(signs == 0, 1.0, signs)).T
+        rows = orthonormal_rows(drawn)
         # More rows than columns are shorter than one each.
         rows = rows if count <= length else rows.T * math.sqrt(count / length)
         size = old.double().square().sum(1).mean().sqrt()

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from splitgrow.growth.initializers.initializer import Initializer
+from splitgrow.growth.initializers.orthonormal import orthonormal_rows
 from splitgrow.growth.prepared import PreparedEdit
 from splitgrow.growth.probe import Probe, UnitWeights, probing
 from splitgrow.growth.starting import set_start_values_
+from splitgrow.utils.arguments import positive_int
 
 SEARCH_ROUNDS = 6
 """The rounds of the search for directions: each takes two runs of the loss, with gradients."""
@@ -72,10 +74,8 @@ def _orthonormal(rows: Tensor, weights: UnitWeights) -> Tensor:
     known = rows.double() / norms.clamp_min(torch.finfo(torch.float64).tiny)
     known = torch.where(norms > 0, known, own)
     count = min(known.shape)
-    basis, triangle = torch.linalg.qr(known[:count].T)
     found = own.clone()
-    signs = triangle.diagonal().sign()
-    found[:count] = (basis * torch.where(signs == 0, 1.0, signs)).T
+    found[:count] = orthonormal_rows(known[:count])
     return (found * (weights.size or 1.0)).to(rows.dtype)
 
 
@@ -98,7 +98,7 @@ class Gradient(Initializer):
     keeps_variance = True
 
     def __init__(self, passes: int = SEARCH_ROUNDS) -> None:
-        self.passes = checked_passes(passes)
+        self.passes = positive_int("passes", passes)
 
     def apply(self, prepared: PreparedEdit) -> None:
         """Sets the helpers to zero, and chooses the rows of new units.
@@ -131,7 +131,7 @@ class GradMax(Initializer):
     differ_from = "step"
 
     def __init__(self, passes: int = SEARCH_ROUNDS) -> None:
-        self.passes = checked_passes(passes)
+        self.passes = positive_int("passes", passes)
 
     def apply(self, prepared: PreparedEdit) -> None:
         """Sets new units to zero, and chooses the helpers.
@@ -182,20 +182,6 @@ def without_bias_(new: list[UnitWeights]) -> None:
         bias = getattr(each.block, "bias", None)
         if isinstance(bias, Tensor):
             torch.nn.init.zeros_(bias)
-
-
-def checked_passes(passes: int) -> int:
-    """The number of rounds of a search.
-
-    Raises:
-        TypeError: If it is no int.
-        ValueError: If it is not positive.
-    """
-    if isinstance(passes, bool) or not isinstance(passes, int):
-        raise TypeError(f"passes must be an int, got {passes!r}")
-    if passes < 1:
-        raise ValueError(f"passes must be at least 1, got {passes!r}")
-    return passes
 
 
 def refuse_unread(name: str, probe: Probe) -> None:

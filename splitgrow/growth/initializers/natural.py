@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from splitgrow.growth.initializers.gradient import (
-    checked_passes,
     refuse_unread,
     without_bias_,
 )
@@ -26,6 +25,7 @@ from splitgrow.growth.initializers.initializer import Initializer
 from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
 from splitgrow.growth.probe import BlockCall, Probe, UnitWeights, mean_of, probing
 from splitgrow.growth.starting import set_start_values_
+from splitgrow.utils.arguments import positive_int
 from splitgrow.utils.spans import part_of
 
 _LINEAR = (
@@ -280,7 +280,7 @@ class Tiny(Initializer):
     fisher = False
 
     def __init__(self, passes: int = 4, *, project: bool = True) -> None:
-        self.passes, self.project = checked_passes(passes), project
+        self.passes, self.project = positive_int("passes", passes), project
 
     def apply(self, prepared: PreparedEdit) -> None:
         """Chooses the rows of new units, and the helpers.
