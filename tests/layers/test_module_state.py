@@ -527,7 +527,7 @@ def test_unfreezing_lets_go_of_what_was_taken_down() -> None:
 
 def test_a_failed_growth_takes_nothing_down(monkeypatch: Any) -> None:
     model = made("average")
-    monkeypatch.setattr("splitgrow.growth.apply.place_", lambda *_: 1 / 0)
+    monkeypatch.setattr("splitgrow.growth.placing.place_", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.expand_layer("mid", 2)
     assert history_of(model).states == {}
