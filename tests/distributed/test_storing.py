@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,18 +20,24 @@ SPECIAL: dict[str, Callable[[Path], object]] = {
 }
 
 
+def _apart_from_reading(path: Path) -> tuple[float, ...]:
+    """All that is known of a file itself, but when it was last read."""
+    found = tuple(path.lstat())
+    return found[: stat.ST_ATIME] + found[stat.ST_ATIME + 1 :]
+
+
 @pytest.mark.parametrize("kind", ["a pipe", "a directory", "a loop"])
 @pytest.mark.parametrize("name", ["latest", "latest.part"])
 def test_the_file_that_names_the_checkpoint_is_a_file(tmp_path: Path, name: str, kind: str) -> None:
     SPECIAL[kind](tmp_path / name)
-    before = (tmp_path / name).lstat()
+    before = _apart_from_reading(tmp_path / name)
     with pytest.raises(CheckpointError, match=r"latest|symbolic"):
         prepared(tmp_path)
     if name == "latest":
         with pytest.raises(CheckpointError, match="latest"):
             latest(tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == [name]
-    assert (tmp_path / name).lstat() == before
+    assert _apart_from_reading(tmp_path / name) == before
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "a file", "a loop"])
