@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.learning.plan import read
 from benchmarks.learning.results import chosen_runs, lines, table
-from benchmarks.learning.tasks import TASKS, Task
+from benchmarks.learning.tasks import BUDGETS, TASKS, Task
 from benchmarks.learning.training import ARMS, Run
 from benchmarks.learning.where import read_trials, trials_table
 
@@ -19,7 +19,6 @@ mpl.use("Agg")
 PAGE = Path(__file__).parent.parent / "LEARNING.md"
 PICTURES = Path(__file__).parent.parent / "results"
 SHOWN = ("large", "large, half", "small", "grown", "grown, half")
-BUDGETS = ("short", "long")
 _INTRODUCTION = """\
 # Growing to learn: the measurements
 

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.learning.tasks import Task
-from benchmarks.learning.training import ARMS, Job, Run
+from benchmarks.learning.training import ARMS, INITIALIZED, Job, Run
 
 TUNED = {"large": "large", "large, half": "large", "small": "small", "small, half": "small"}
 """The arm whose best batch and rate another one has; "grown, half" for all that are not here."""
@@ -55,6 +55,17 @@ def missing(task: Task, budget: float, runs: Sequence[Run], seeds: int) -> Itera
     for arm, seed in product(ARMS, range(seeds)):
         chosen = best_settings(task, budget, runs, TUNED.get(arm, BY))
         job = Job(task.name, arm, budget, *chosen, seed)
+        if job not in done:
+            yield job
+
+
+def missing_initializers(
+    task: Task, budget: float, runs: Sequence[Run], seeds: int
+) -> Iterator[Job]:
+    """The runs of the initializers that are still to be made, with the settings of `BY`."""
+    done = {run.job for run in runs}
+    for seed, arm in product(range(seeds), INITIALIZED):
+        job = Job(task.name, arm, budget, *best_settings(task, budget, runs, BY), seed)
         if job not in done:
             yield job
 

@@ -17,6 +17,7 @@ from splitgrow.demos.datasets import load_dataset
 
 Batch = tuple[Tensor, Tensor]
 CONTEXT = 64
+BUDGETS = ("short", "long")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Task:
         batches: The sizes of batches that are tried.
         rates: The rates that are tried.
         error: Whether the score is a loss, rather than an accuracy.
+        copied: The blocks of the small network behind which a copy comes at the first growth.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Task:
     batches: tuple[int, int, int]
     rates: tuple[float, float, float]
     error: bool = False
+    copied: tuple[str, ...] = ()
 
     def better(self, one: float, other: float) -> bool:
         """Whether a score is better than, or as good as, another."""

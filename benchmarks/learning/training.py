@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -77,6 +78,7 @@ class Run:
         curve: Multiply-adds so far in billions, seconds so far, and the score on the validation
             data.
         jumps: The score on the validation data before and after each growth.
+        refused: Why it could not grow; empty if it could.
     """
 
     job: Job
@@ -86,6 +88,7 @@ class Run:
     test: float
     curve: tuple[tuple[float, float, float], ...]
     jumps: tuple[tuple[float, float], ...] = ()
+    refused: str = ""
 
     @property
     def validation(self) -> float:
@@ -101,10 +104,10 @@ def multiply_adds(model: nn.Module, batch: Batch) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def widths_of(model: nn.Module, example: Any) -> dict[str, int]:
-    """The widths of the layers of a network that can grow, but for its outputs."""
+def widths_of(model: nn.Module, example: Any) -> list[int]:
+    """The widths of the layers of a network that can grow, in the order in which they run."""
     grown: Any = splitgrow.growable(model, example)
-    return {layer.name: layer.width for layer in grown.layers if layer.growable}
+    return [layer.width for layer in grown.layers if layer.growable]
 
 
 @dataclass
@@ -126,37 +129,36 @@ class Training:
     watch: Callable[[float], None] = field(default=lambda _: None)
 
     def run(self) -> Run:
-        """Trains until the budget is used up."""
+        """Trains until the budget is used up, or a growth is refused."""
         job, data = self.job, self.task.data(self.folder)
         torch.manual_seed(job.seed)
         model: Any = self.task.small() if self.arm.start == "small" else self.task.large()
         probe = next(data.batches(job.batch, 0))
         budget = job.budget * self.arm.share
         optimizer = torch.optim.AdamW(model.parameters(), lr=job.rate, weight_decay=0.01)
-        pending: list[tuple[float, dict[str, int]]] = []
-        if self.arm.grown_at:
-            wanted = widths_of(self.task.large(), probe[0][:2])
+        pending = [*self.arm.grown_at]
+        if pending:
+            large = widths_of(self.task.large(), probe[0][:2])
             model = splitgrow.growable(model, probe[0][:2])
-            pending = list(zip(self.arm.grown_at, self._stages(model, wanted), strict=True))
         each = multiply_adds(model, probe)
         used = seconds = growing = 0.0
         steps, marks = 0, [budget * n / POINTS for n in range(1, POINTS + 1)]
         curve: list[tuple[float, float, float]] = []
         jumps: list[tuple[float, float]] = []
         for batch in data.batches(job.batch, job.seed):
-            if pending and used >= pending[0][0] * budget:
+            if pending and used >= pending[0] * budget:
                 before = score_of(model, self.task, data.validation)
                 started = time.process_time()
-                self._grow(model, optimizer, pending.pop(0)[1], batch)
+                try:
+                    self._grow(model, optimizer, len(pending), large, batch)
+                except splitgrow.SplitGrowError as error:
+                    return Run(job, steps, 0.0, 0.0, math.nan, (), refused=str(error))
+                pending.pop(0)
                 growing += time.process_time() - started
                 jumps.append((before, score_of(model, self.task, data.validation)))
                 each = multiply_adds(model, probe)
             started = time.process_time()
-            for group in optimizer.param_groups:
-                group["lr"] = job.rate * scheduled(used / budget)
-            optimizer.zero_grad()
-            loss_of(model, batch).backward()
-            optimizer.step()
+            _step(model, optimizer, batch, job.rate * scheduled(used / budget))
             seconds += time.process_time() - started
             used, steps = used + each, steps + 1
             self.watch(used / budget)
@@ -169,46 +171,50 @@ class Training:
         test = score_of(model, self.task, data.test)
         return Run(job, steps, seconds + growing, growing, test, tuple(curve), tuple(jumps))
 
-    def _stages(self, model: Any, wanted: dict[str, int]) -> list[dict[str, int]]:
-        """The widths after each growth, in geometric steps."""
-        count = len(self.arm.grown_at)
-        start = {layer.name: layer.width for layer in model.layers}
-        wanted = {name: width for name, width in wanted.items() if width > start[name]}
-        return [
-            {
-                name: _fitting(start[name], width, number / count, _step(model, name))
-                for name, width in wanted.items()
-            }
-            for number in range(1, count + 1)
-        ]
-
     def _grow(
-        self, model: Any, optimizer: torch.optim.Optimizer, widths: dict[str, int], batch: Batch
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        left: int,
+        large: list[int],
+        batch: Batch,
     ) -> None:
-        now = {layer.name: layer.width for layer in model.layers}
-        request = {name: width - now[name] for name, width in widths.items() if width > now[name]}
-        if not request:
-            return
-        model.expand(
-            request,
-            freeze=self.arm.freeze,
-            optimizer=optimizer,
-            initializer=self.arm.initializer,
-            loss=lambda: loss_of(model, batch),
-            check=False,
-        )
+        """Grows by the first of the growths that are left, in geometric steps to a width each."""
+        options: dict[str, Any] = {"freeze": self.arm.freeze, "optimizer": optimizer}
+        if self.task.copied and left == len(self.arm.grown_at):
+            model.insert_layer([*self.task.copied], "block", check=False, **options)
+        layers = [layer for layer in model.layers if layer.growable]
+        request = {
+            layer.name: _fitting(layer, width, 1 / left) - layer.width
+            for layer, width in zip(layers, large, strict=True)
+            if width > layer.width
+        }
+        if request:
+            model.expand(
+                request,
+                initializer=self.arm.initializer,
+                loss=lambda: loss_of(model, batch),
+                check=False,
+                **options,
+            )
         if not self.arm.freeze:
             model.absorb(optimizer=optimizer, check=False)
 
 
-def _step(model: Any, name: str) -> int:
-    return next(layer.step for layer in model.layers if layer.name == name)
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    loss_of(model, batch).backward()
+    optimizer.step()
 
 
-def _fitting(start: int, end: int, share: float, step: int) -> int:
-    """A width between two in geometric proportion, by whole steps."""
-    wanted = start * (end / start) ** share
-    return min(end, start + math.ceil((wanted - start) / step - 1e-9) * step)
+def _fitting(layer: splitgrow.Layer, end: int, share: float) -> int:
+    """A width between a layer's and another, in geometric proportion, by even numbers of units."""
+    step = math.lcm(layer.step, 2)
+    wanted = layer.width * (end / layer.width) ** share
+    steps = math.ceil((wanted - layer.width) / step - 1e-9)
+    return min(end, layer.width + steps * step)
 
 
 def scheduled(share: float) -> float:
@@ -229,4 +235,8 @@ ARMS: dict[str, Arm] = {
         Arm("grown, half", "small", 0.5, (0.2, 0.35, 0.5)),
         Arm("frozen", "small", 1.0, (0.2, 0.35, 0.5), freeze=True),
     )
+}
+INITIALIZED: dict[str, Arm] = {
+    f"grown, half, {name}": dataclasses.replace(ARMS["grown, half"], initializer=name)
+    for name in splitgrow.initializers()
 }

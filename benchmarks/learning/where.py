@@ -23,6 +23,9 @@ import splitgrow
 from benchmarks.learning.tasks import Batch, Data, Task, loss_of
 from splitgrow.scores import MEASURES, rank
 
+STEPS = (400, 800)
+"""The training steps before growth, and after it."""
+
 
 @dataclass(frozen=True)
 class Trial:
