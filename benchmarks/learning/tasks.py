@@ -127,13 +127,13 @@ def prepare(path: Path, kept: Path) -> None:
 @cache
 def glyphs(folder: Path) -> Data:
     """Glyph-100: characters in typefaces, 32x32."""
-    return _pictures(folder / "glyph100.pt", validation=3000)
+    return _pictures(folder / "glyph100.pt", validation=1500)
 
 
 @cache
 def photos(folder: Path) -> Data:
     """CIFAR-10, 32x32."""
-    return _pictures(folder / "cifar10.pt", validation=3000)
+    return _pictures(folder / "cifar10.pt", validation=1500)
 
 
 def _pictures(path: Path, validation: int) -> Data:
@@ -155,7 +155,7 @@ def sources(_: Path) -> Data:
         place = {0: 1, 1: 2}.get(index % 20, 0)
         parts[place].append(path.read_bytes())
     whole = [torch.frombuffer(bytearray(b"\n".join(p)), dtype=torch.uint8).long() for p in parts]
-    held = [_stretches(bytes_, 1000) for bytes_ in whole[1:]]
+    held = [_stretches(bytes_, 500) for bytes_ in whole[1:]]
     return Data((whole[0], whole[0]), held[0], held[1], text=True)
 
 
