@@ -87,20 +87,57 @@ def chosen_runs(task: Task, budget: float, runs: Sequence[Run], arm: str) -> lis
 def table(task: Task, found: Sequence[Line]) -> str:
     """The arms as a table in Markdown."""
     unit = "loss, nats" if task.error else "accuracy, %"
-    digits = 3 if task.error else 1
     rows = [
         f"| arm | batch, rate | test {unit} | multiply-adds | seconds | to the large one's score: "
         f"multiply-adds, seconds |",
         "|---|---|---|---|---|---|",
     ]
     for line in found:
-        spread = "" if math.isnan(line.spread) else f" ± {line.spread:.{digits}f}"
         reached = ", ".join(
             "never" if math.isinf(u) else f"{u:.2f}, {s:.2f}" for u, s in line.reached
         )
         rows.append(
             f"| {line.arm} | {line.settings[0]}, {line.settings[1]:g} | "
-            f"{line.mean:.{digits}f}{spread} | {line.spent:g} | "
+            f"{spoken(task, line)} | {line.spent:g} | "
             f"{statistics.mean(line.seconds):.2f} | {reached} |"
         )
     return "\n".join(rows)
+
+
+def spoken(task: Task, line: Line) -> str:
+    """A line's score with its spread."""
+    digits = 3 if task.error else 1
+    spread = "" if math.isnan(line.spread) else f" ± {line.spread:.{digits}f}"
+    return f"{line.mean:.{digits}f}{spread}"
+
+
+def apart(task: Task, one: Line, other: Line) -> bool:
+    """Whether the worst score of one arm is better than the best of another."""
+    worst, best = (max, min) if task.error else (min, max)
+    mine, theirs = worst(one.scores), best(other.scores)
+    return task.better(mine, theirs) and mine != theirs
+
+
+def verdict(task: Task, found: Sequence[Line]) -> str:
+    """Whether growing pays: against the large network, and against staying small."""
+    arms = {line.arm: line for line in found}
+    large, grown, small = (arms.get(name) for name in ("large", BY, "small, half"))
+    if large is None or grown is None or small is None:
+        return ""
+    seconds = statistics.mean(grown.seconds)
+    told = (
+        f"At half the multiply-adds and {seconds:.2f} of the seconds the grown network has "
+        f"{spoken(task, grown)}, the large one at all of them {spoken(task, large)}: "
+    )
+    if apart(task, grown, large):
+        told += "the grown one is better, for each pair of seeds. "
+    elif apart(task, large, grown):
+        told += "growing does not reach it. "
+    else:
+        told += "the spreads overlap. "
+    told += f"A network that stays small has {spoken(task, small)} at the same half: "
+    if apart(task, grown, small):
+        return told + "growing is better than to stay small."
+    if apart(task, small, grown):
+        return told + "at this budget it is better to stay small than to grow."
+    return told + "growing and staying small do not differ by more than the seeds do."

@@ -239,4 +239,5 @@ ARMS: dict[str, Arm] = {
 INITIALIZED: dict[str, Arm] = {
     f"grown, half, {name}": dataclasses.replace(ARMS["grown, half"], initializer=name)
     for name in splitgrow.initializers()
+    if name != ARMS["grown, half"].initializer
 }

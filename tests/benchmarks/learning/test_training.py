@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.learning.networks import Vgg
-from benchmarks.learning.plan import best_settings, missing, read, write
-from benchmarks.learning.results import lines, table
+from benchmarks.learning.initializers import initializers_table
+from benchmarks.learning.networks import Gpt, Vgg
+from benchmarks.learning.plan import best_settings, missing, missing_initializers, read, write
+from benchmarks.learning.results import lines, table, verdict
 from benchmarks.learning.tasks import Data, Task
-from benchmarks.learning.training import ARMS, Job, Run, Training
+from benchmarks.learning.training import ARMS, INITIALIZED, Job, Run, Training
 from benchmarks.learning.where import Trial, spearman, tried
 
 
@@ -91,3 +92,61 @@ def test_each_layer_is_grown_alone_from_the_same_state() -> None:
     trial = tried(TASK, data(Path()), 0, (2, 2))
     assert [*trial.gains] == [*trial.scores["gain"]]
     assert len(trial.gains) == 2
+
+
+def test_a_network_of_more_blocks_is_reached_by_copies() -> None:
+    draw = torch.Generator().manual_seed(0)
+    text = torch.randint(0, 256, (400,), generator=draw)
+    held = text[:160].view(10, 16), text[1:161].view(10, 16)
+    task = dataclasses.replace(
+        TASK,
+        small=lambda: Gpt((16, 1, 16, 1), 64),
+        large=lambda: Gpt((32, 2, 64, 2), 64),
+        data=lambda _: Data((text, text), held, held, text=True),
+        copied=("blocks.0",),
+        error=True,
+    )
+    arm = ARMS["grown, half"]
+    grown = Training(Job("tiny", arm.name, 1.0, 2, 1e-3, 0), task, arm, Path()).run()
+    large = Training(Job("tiny", "large", 1.0, 2, 1e-3, 0), task, ARMS["large"], Path()).run()
+    assert len(grown.jumps) == 3
+    for before, after in grown.jumps:
+        assert after == pytest.approx(before, rel=1e-5)
+    assert grown.steps > large.steps / 2, "its first steps are those of a small network"
+
+
+def test_each_initializer_is_run_with_the_chosen_settings_and_refusals_are_told() -> None:
+    made = [
+        Run(job, 1, 1.0, 0.0, 50.0, ((0.02, 1.0, job.rate * job.batch),), ((1.0, 1.0),))
+        for job in missing(TASK, 0.02, [], 1)
+    ]
+    assert initializers_table(TASK, 0.02, made) == ""
+    jobs = [*missing_initializers(TASK, 0.02, made, 2)]
+    assert [job.arm for job in jobs] == [*INITIALIZED] * 2
+    refused = Run(jobs[0], 1, 0.0, 0.0, float("nan"), (), refused="no helper there")
+    run = Run(jobs[1], 1, 2.0, 0.5, 60.0, ((0.02, 1.0, 1.6),), ((50.0, 49.0), (51.0, 51.0)))
+    names = [INITIALIZED[job.arm].initializer for job in jobs]
+    text = initializers_table(TASK, 0.02, [*made, refused, run])
+    assert f"| {names[0]} | refused: no helper there | |" in text
+    assert f"| {names[1]} | 60.0 | -1.0, +0.0 | 25.0% |" in text
+
+
+@pytest.mark.parametrize(
+    ("grown", "small", "says"),
+    [
+        ((90.0, 91.0), (70.0, 71.0), ("the grown one is better", "growing is better")),
+        ((60.0, 61.0), (70.0, 71.0), ("does not reach it", "better to stay small")),
+        ((79.0, 81.0), (80.0, 82.0), ("spreads overlap", "do not differ by more")),
+    ],
+)
+def test_the_verdict_compares_with_the_large_and_the_small_network(
+    grown: tuple[float, ...], small: tuple[float, ...], says: tuple[str, str]
+) -> None:
+    scores = {"large": (80.0, 80.5), "grown, half": grown, "small, half": small, "small": small}
+    runs = [
+        Run(Job("tiny", arm, 0.02, 4, 1e-3, seed), 1, 1.0, 0.0, score, ((0.02, 1.0, score),))
+        for arm, own in scores.items()
+        for seed, score in enumerate(own)
+    ]
+    told = verdict(TASK, lines(TASK, 0.02, runs))
+    assert all(part in told for part in says), told
