@@ -11,9 +11,10 @@ from pathlib import Path
 from benchmarks.learning.tasks import Task
 from benchmarks.learning.training import ARMS, INITIALIZED, Job, Run
 
-TUNED = {"large": "large", "large, half": "large", "small": "small", "small, half": "small"}
-"""The arm whose best batch and rate another one has; "grown, half" for all that are not here."""
 BY = "grown, half"
+SMALL = "small, half"
+TUNED = {"large": "large", "large, half": "large", "small": SMALL, SMALL: SMALL}
+"""The arm whose best batch and rate another one has; `BY` for all that are not here."""
 
 
 def read(path: Path) -> list[Run]:
@@ -46,7 +47,7 @@ def missing(task: Task, budget: float, runs: Sequence[Run], seeds: int) -> Itera
     done = {run.job for run in runs}
     tuning = [
         Job(task.name, arm, budget, batch, rate, 0)
-        for arm, batch, rate in product(("large", BY, "small"), task.batches, task.rates)
+        for arm, batch, rate in product(("large", BY, SMALL), task.batches, task.rates)
     ]
     left = [job for job in tuning if job not in done]
     if left:

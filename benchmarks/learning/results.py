@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.learning.plan import BY, TUNED, best_settings
+from benchmarks.learning.plan import BY, SMALL, TUNED, best_settings
 from benchmarks.learning.tasks import Task
 from benchmarks.learning.training import ARMS, Run
 
@@ -121,7 +121,7 @@ def apart(task: Task, one: Line, other: Line) -> bool:
 def verdict(task: Task, found: Sequence[Line]) -> str:
     """Whether growing pays: against the large network, and against staying small."""
     arms = {line.arm: line for line in found}
-    large, grown, small = (arms.get(name) for name in ("large", BY, "small, half"))
+    large, grown, small = (arms.get(name) for name in ("large", BY, SMALL))
     if large is None or grown is None or small is None:
         return ""
     seconds = statistics.mean(grown.seconds)

@@ -71,13 +71,13 @@ def test_the_table_tells_when_an_arm_first_is_as_good_as_the_large_one() -> None
     runs = [
         Run(Job("tiny", "large", 0.02, 4, 1e-3, 0), 2, 2.0, 0.0, 79.0, curve),
         Run(Job("tiny", "grown, half", 0.02, 4, 1e-3, 0), 1, 1.0, 0.0, 81.0, ((0.01, 1.0, 80.0),)),
-        Run(Job("tiny", "small", 0.02, 4, 1e-3, 0), 1, 3.0, 0.0, 50.0, ((0.02, 3.0, 51.0),)),
+        Run(Job("tiny", "small, half", 0.02, 4, 1e-3, 0), 1, 3.0, 0.0, 50.0, ((0.01, 3.0, 51.0),)),
     ]
     found = {line.arm: line for line in lines(TASK, 0.02, runs)}
     assert found["grown, half"].reached == ((0.5, 0.5),)
     text = table(TASK, [*found.values()])
     assert "| grown, half | 4, 0.001 | 81.0 | 0.5 | 0.50 | 0.50, 0.50 |" in text
-    assert "| small | 4, 0.001 | 50.0 | 1 | 1.50 | never |" in text
+    assert "| small, half | 4, 0.001 | 50.0 | 0.5 | 1.50 | never |" in text
 
 
 def test_ranks_are_correlated_as_spearman_does() -> None:
