@@ -127,23 +127,23 @@ def prepare(path: Path, kept: Path) -> None:
 @cache
 def glyphs(folder: Path) -> Data:
     """Glyph-100: characters in typefaces, 32x32."""
-    return _pictures(folder / "glyph100.pt", validation=1500)
+    return _pictures(folder / "glyph100.pt", validation=1500, test=5000)
 
 
 @cache
 def photos(folder: Path) -> Data:
     """CIFAR-10, 32x32."""
-    return _pictures(folder / "cifar10.pt", validation=1500)
+    return _pictures(folder / "cifar10.pt", validation=1000, test=3000)
 
 
-def _pictures(path: Path, validation: int) -> Data:
+def _pictures(path: Path, *, validation: int, test: int) -> Data:
     x, y, x_test, y_test = torch.load(path, weights_only=True)
     if x.shape[1] == 1:
         x, x_test = x.expand(-1, 3, -1, -1), x_test.expand(-1, 3, -1, -1)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     held, rest = order[:validation], order[validation:]
-    test = torch.randperm(len(x_test), generator=torch.Generator().manual_seed(0))[:5000]
-    return Data((x[rest], y[rest]), (x[held], y[held]), (x_test[test], y_test[test]))
+    last = torch.randperm(len(x_test), generator=torch.Generator().manual_seed(0))[:test]
+    return Data((x[rest], y[rest]), (x[held], y[held]), (x_test[last], y_test[last]))
 
 
 @cache
@@ -155,7 +155,7 @@ def sources(_: Path) -> Data:
         place = {0: 1, 1: 2}.get(index % 20, 0)
         parts[place].append(path.read_bytes())
     whole = [torch.frombuffer(bytearray(b"\n".join(p)), dtype=torch.uint8).long() for p in parts]
-    held = [_stretches(bytes_, 500) for bytes_ in whole[1:]]
+    held = [_stretches(bytes_, 400) for bytes_ in whole[1:]]
     return Data((whole[0], whole[0]), held[0], held[1], text=True)
 
 
