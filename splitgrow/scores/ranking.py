@@ -18,6 +18,7 @@ from splitgrow.growth.planning import find_node, make_plan
 from splitgrow.growth.prepared import prepare
 from splitgrow.scores.activations import covariances, dead_share, rank_share
 from splitgrow.scores.measures import MEASURES, Measured
+from splitgrow.scores.picture import draw_bars
 from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.preserve import copy_buffers_
 from splitgrow.utils.rollback import Undo
@@ -106,12 +107,10 @@ class Ranking(Sequence[LayerScore]):
             The path.
 
         Raises:
-            ModuleNotFoundError: If matplotlib is missing, which the extra ``demo`` installs.
+            ModuleNotFoundError: If matplotlib is missing; the message says how to get it.
         """
-        from splitgrow.scores.picture import draw_bars  # noqa: PLC0415 - matplotlib is an extra
-
         title = f"{self.name}: {MEASURES[self.name].says}"
-        return draw_bars([(row.layer, row.score) for row in self.rows], title, Path(path))
+        return draw_bars([(row.layer, row.score) for row in self.rows], title, path)
 
 
 def rank(
