@@ -222,6 +222,9 @@ def one_layer(rank: int, how: str) -> None:
     before = dict(sharded_parameters(model))
     states = {id(p): state for p, state in optimizer.state.items()}
     options = {"optimizer": optimizer, "lr_scale": 0.5, "warmup": 2, "loss": lambda: 0.0}
+    with pytest.raises(TypeError, match="scheduler must be a learning rate scheduler, got 3"):
+        distributed.expand_layer(model, "0", 2, **options, scheduler=3, timeout=TIMEOUT)
+    options["scheduler"] = schedule
     edit = distributed.expand_layer(model, "0", 2, **options, timeout=TIMEOUT)
     after = dict(sharded_parameters(model))
     assert sum(map(bool, optimizer.param_groups[0]["splitgrow_rates"])) == len(after) - len(before)
