@@ -171,15 +171,16 @@ TASKS: dict[str, Task] = {
     for task in (
         Task(
             "gpt",
-            "a GPT over bytes (stream 48 to 96, heads of 16 from 3 to 6, MLPs 96 to 384, 3 blocks) "
-            "on the sources of Python's standard library",
-            lambda: Gpt((48, 3, 96, 3), CONTEXT),
-            lambda: Gpt((96, 6, 384, 3), CONTEXT),
+            "a GPT over bytes (stream 48 to 96, heads of 16 from 3 to 6, MLPs 96 to 384, 2 to 4 "
+            "blocks) on the sources of Python's standard library",
+            lambda: Gpt((48, 3, 96, 2), CONTEXT),
+            lambda: Gpt((96, 6, 384, 4), CONTEXT),
             sources,
-            (800.0, 6400.0),
+            (1200.0, 6400.0),
             (4, 8, 16),
             (1e-3, 2e-3, 4e-3),
             error=True,
+            copied=("blocks.0", "blocks.1"),
         ),
         Task(
             "vgg-glyph100",
