@@ -88,10 +88,10 @@ def _draw(axes: Axes, result: GrowResult, shown: tuple[str, str], theme: Theme) 
 def _number_growths(axes: Axes, result: GrowResult, unit: str, theme: Theme) -> None:
     """Numbers above the lines of growths, but for those too near to the one before."""
     ends = [float(getattr(point, unit)) for point in result.evaluations]
-    last = -1.0
+    last = -max(ends)
     for number, growth in enumerate(result.growths, 1):
         at = _place(growth, unit)
-        if at - last < max(ends) / 40:
+        if at - last < max(ends) / 30:
             continue
         last = at
         axes.annotate(

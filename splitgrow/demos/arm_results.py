@@ -24,6 +24,13 @@ class ArmPhase:
 
 
 @dataclass(frozen=True)
+class ArmEnd:
+    """An arm has trained."""
+
+    arm: str
+
+
+@dataclass(frozen=True)
 class ArmPoint:
     """An arm after `step` training steps.
 

@@ -116,7 +116,7 @@ def verdict(result: GrowResult) -> str:
         f"{_lead(lead)} the {lead.other} one ({result.arm(lead.other).accuracy:.2%})"
         for lead in result.leads
     ]
-    unsure = [lead.other for lead in result.leads if abs(lead.points) < 2 * lead.standard_error]
+    unsure = [lead.other for lead in result.leads if 0 < abs(lead.points) < 2 * lead.standard_error]
     told = [
         f"At equal multiply-adds the grown network ({result.arm(GROWN).accuracy:.2%} of"
         f" {result.images[1]:,} test images) ends {' and '.join(words)}.",

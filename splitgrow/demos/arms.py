@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from splitgrow.cli.grow_settings import GrowSettings
-from splitgrow.demos.arm_results import ArmEvaluation, ArmGrowth, ArmOutcome, ArmPhase, ArmStep
+from splitgrow.demos.arm_results import (
+    ArmEnd,
+    ArmEvaluation,
+    ArmGrowth,
+    ArmOutcome,
+    ArmPhase,
+    ArmStep,
+)
 from splitgrow.demos.datasets import Dataset
 from splitgrow.demos.training import Classifier, Watch, evaluated, one_cycle, size_of
 from splitgrow.grower import Grower
@@ -99,6 +106,7 @@ class Arm(Classifier[GrowSettings]):
                     self._evaluate()
                 if self.finished:
                     break
+        self.tell(ArmEnd(self.name))
 
     def batches(self) -> Sequence[Tensor]:
         """The batches of an epoch, but no last one of a single image, which norms cannot take."""

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from splitgrow.demos import arm_tables, tables
-from splitgrow.demos.arm_results import ArmEvaluation, ArmGrowth, ArmPhase, ArmStep
+from splitgrow.demos.arm_results import ArmEnd, ArmEvaluation, ArmGrowth, ArmPhase, ArmStep
 from splitgrow.demos.results import (
     DemoEvent,
     Evaluation,
@@ -142,23 +142,23 @@ class ArmBars:
         )
         self._task = TaskID(0)
         self._means = RunningMeans()
-        self._done = 0
 
     def show(self, event: DemoEvent) -> None:
         """Updates the bars after an event."""
         if isinstance(event, ArmPhase):
-            self._done, self._means = 0, RunningMeans()
+            self._means = RunningMeans()
             self._task = self.progress.add_task(
                 "", total=event.macs, arm=event.arm, epoch=1, loss=0.0, train=0.0, test=0.0
             )
         elif isinstance(event, ArmStep):
             loss, train = self._means.after(event.loss, event.accuracy)
-            advance, self._done = event.macs - self._done, event.macs
             self.progress.update(
-                self._task, advance=advance, epoch=event.epoch, loss=loss, train=train
+                self._task, completed=event.macs, epoch=event.epoch, loss=loss, train=train
             )
         elif isinstance(event, ArmEvaluation):
             self.progress.update(self._task, test=event.accuracy)
+        elif isinstance(event, ArmEnd):  # the nearest step may lie a little before the end
+            self.progress.update(self._task, completed=self.progress.tasks[-1].total)
         elif isinstance(event, ArmGrowth):
             self.progress.console.print(arm_tables.growth(event))
 

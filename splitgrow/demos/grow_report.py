@@ -48,7 +48,8 @@ growths, with new units by <code>{escape(settings.init)}</code>; seed {settings.
 <h2>Over arithmetic and over time</h2>
 <figure>{images["curves"]}
 <figcaption>Left, the networks train for the same multiply-adds; right, the same curves over the
-time that this took here. Dashed lines mark the growths. A small network takes more steps for the
+time that this took here. Dashed lines mark the growths. Low accuracies of the
+beginning lie below the picture. A small network takes more steps for the
 same arithmetic, and a step has costs that do not shrink with the widths.</figcaption></figure>
 
 <h2>The plan, and the growths</h2>

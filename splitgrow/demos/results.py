@@ -13,7 +13,14 @@ from typing import Any, TypeAlias
 
 from splitgrow.checkpoints.asides import write_bytes
 from splitgrow.cli.settings import DemoSettings
-from splitgrow.demos.arm_results import ArmEvaluation, ArmGrowth, ArmPhase, ArmStep, GrowResult
+from splitgrow.demos.arm_results import (
+    ArmEnd,
+    ArmEvaluation,
+    ArmGrowth,
+    ArmPhase,
+    ArmStep,
+    GrowResult,
+)
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.reporting import BlockArea
 
@@ -137,6 +144,7 @@ DemoEvent: TypeAlias = (
     | LevelEvaluation
     | LevelGrowth
     | ArmPhase
+    | ArmEnd
     | ArmStep
     | ArmEvaluation
     | ArmGrowth

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from splitgrow.cli.grow_settings import GrowSettings
-from splitgrow.demos.arm_results import ArmEvaluation, ArmPhase, ArmStep
+from splitgrow.demos.arm_results import ArmEnd, ArmEvaluation, ArmPhase, ArmStep
 from splitgrow.demos.arms import Arm, ArmCourse
 from splitgrow.demos.datasets import Dataset
 
@@ -74,6 +74,7 @@ def test_an_arm_looks_at_the_test_images_at_its_end_and_on_the_way() -> None:
     arm = _arm(macs=40_000)
     arm.train()
     assert isinstance(arm.events[0], ArmPhase)
+    assert isinstance(arm.events[-1], ArmEnd)
     looks = arm.of_kind(ArmEvaluation)
     assert looks[-1].step == arm.step
     assert 12 < len(looks) <= 24

@@ -148,6 +148,12 @@ def test_a_plateau_is_decided_on_training_images_that_nobody_trains_on(
     assert any("held out" in remark for remark in arm_tables.remarks(result))
 
 
+def test_images_that_are_too_few_to_hold_some_out_are_refused() -> None:
+    few = datasets.load_dataset(None, limit=10)
+    with pytest.raises(click.UsageError, match="holds out an image of each class, and leaves none"):
+        run(MLP, few, replace(SETTINGS, shares=(), plateau=1), _quiet)
+
+
 def test_growths_that_do_not_come_are_told(dataset: datasets.Dataset) -> None:
     result = run(MLP, dataset, replace(SETTINGS, shares=(), plateau=1000), _quiet)
     assert result.growths == ()
