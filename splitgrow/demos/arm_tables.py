@@ -182,6 +182,11 @@ def remarks(result: GrowResult) -> list[str]:
             "A score chose the layers. The large network has the widths that the grown one ended "
             "with; the arithmetic is that of the largest network that the plan allows."
         )
+    if result.settings.freeze:
+        told.append(
+            "A step of the grown network counts as three forward passes also where frozen layers "
+            "need less."
+        )
     if result.held_out:
         told.append(
             f"{result.held_out:,} training images are held out to decide when to grow. Looking at "

@@ -7,12 +7,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import click
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import splitgrow
 from splitgrow.cli.grow_settings import GrowSettings
@@ -28,22 +26,18 @@ from splitgrow.demos.arm_results import (
     GrowResult,
     Lead,
 )
-from splitgrow.demos.arms import VALIDATION_LOSS, Arm, ArmCourse
+from splitgrow.demos.arms import Arm, ArmCourse
 from splitgrow.demos.chosen_network import MakeNetwork, check_classifier
+from splitgrow.demos.chosen_policy import chosen_when, policy_of, probe_loss
 from splitgrow.demos.datasets import Dataset, sample
 from splitgrow.demos.fresh_start import Moments, moments_of, restart_
-from splitgrow.demos.training import Watch, logits_of
+from splitgrow.demos.training import Watch
 from splitgrow.errors import SplitGrowError
-from splitgrow.grower import All, Budget, ComputeShares, Every, Factor, Grower, Plateau, Schedule
+from splitgrow.grower import Every, Schedule
 from splitgrow.grower.measure import MacsCounter
 from splitgrow.grower.settings import PASSES_OF_STEP
-from splitgrow.grower.to import To
-from splitgrow.grower.when import When
-from splitgrow.grower.where import Score, Where
-from splitgrow.growth.initializers import chosen_initializer
 
 _HELD_OUT = 10  # one of so many training images
-_PROBE = 256  # images that initializers and scores look at
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ def prepare_arms(
         course, final = _course(start, learned, held_out, settings)
         grown = copy.deepcopy(start)
         arm = Arm(GROWN, grown, course, final.start.macs, watch)
-        arm.grower = _grower(grown, course, arm.optimizer, _when(settings, course.macs))
+        arm.grower = policy_of(grown, course, arm.optimizer, chosen_when(settings, course.macs))
     except SplitGrowError as error:
         raise click.ClickException(str(error)) from error
     except (TypeError, ValueError) as error:
@@ -184,7 +178,7 @@ def _course(
         ValueError: If the network would not grow, or has no arithmetic that torch counts.
     """
     free = ArmCourse(learned, held_out, settings, macs=1)
-    plan = _grower(copy.deepcopy(start), free, None, Every(1)).plan()
+    plan = policy_of(copy.deepcopy(start), free, None, Every(1)).plan()
     if not any(growth.request for growth in plan.growths):
         raise ValueError("nothing would grow: no larger widths fit")
     images = settings.epochs * len(learned.x_train)
@@ -192,59 +186,6 @@ def _course(
     if not macs:
         raise ValueError("torch counts no multiply-adds in this network")
     return replace(free, macs=macs), plan
-
-
-def _grower(model: nn.Module, course: ArmCourse, optimizer: Any, when: When) -> Grower:
-    settings = course.settings
-    probe = (course.dataset.x_train[:_PROBE], course.dataset.y_train[:_PROBE])
-    needs_data = chosen_initializer(settings.init).needs_data
-    return Grower(
-        model,
-        optimizer,
-        to=_how_much(settings),
-        when=when,
-        where=_where(settings, probe),
-        steps=settings.steps,
-        init=settings.init,
-        lr_scale=settings.lr_scale,
-        warmup=settings.warmup,
-        round_to=settings.round_to,
-        freeze=settings.freeze,
-        absorb=not settings.freeze,
-        loss=(lambda: _loss(model, probe)) if needs_data else None,
-    )
-
-
-def _how_much(settings: GrowSettings) -> To:
-    if settings.factor is not None:
-        return Factor(settings.factor)
-    return Budget(macs=settings.macs, params=settings.params)
-
-
-def _when(settings: GrowSettings, macs: int) -> When:
-    if settings.plateau is not None:
-        return Plateau(VALIDATION_LOSS, patience=settings.plateau)
-    if settings.every is not None:
-        return Every(settings.every)
-    return ComputeShares(settings.shares, macs=macs)
-
-
-def _where(settings: GrowSettings, probe: tuple[Tensor, Tensor]) -> Where:
-    only = settings.only or None
-    if not settings.score:
-        return All(only, except_=settings.except_)
-    return Score(
-        settings.score,
-        loss=_loss,
-        batches=[probe],
-        share=settings.share,
-        only=only,
-        except_=settings.except_,
-    )
-
-
-def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return functional.cross_entropy(logits_of(model(batch[0])), batch[1])
 
 
 def _train(arm: Arm) -> None:
@@ -266,14 +207,12 @@ def _requests(study: ArmStudy) -> list[Mapping[str, int]]:
 def _grown(study: ArmStudy) -> nn.Module:
     """The network of the start with the large network's widths, and values of no meaning."""
     model = copy.deepcopy(study.start)
-    probe = (study.course.dataset.x_train[:_PROBE], study.course.dataset.y_train[:_PROBE])
-    needs_data = chosen_initializer(study.course.settings.init).needs_data
     for request in _requests(study):
         splitgrow.handle(model).expand(
             dict(request.items()),
             initializer=study.course.settings.init,  # its way to grow streams sets the widths
             freeze=False,
-            loss=(lambda: _loss(model, probe)) if needs_data else None,
+            loss=probe_loss(model, study.course),
         )
     return model
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from splitgrow.cli.ways import KEEPING, LEARNING
 from splitgrow.demos import arms
 from splitgrow.demos.arm_results import ArmEvaluation
 from splitgrow.demos.views import VIEWS
-from splitgrow.growth.initializers import initializers
+from splitgrow.growth.initializers import initializers, registry
 from splitgrow.scores import MEASURES
 
 OPTIONS = ["--limit", "64", "--epochs", "1", "--batch-size", "16", "--threads", "1"]
@@ -112,7 +113,11 @@ def test_options_make_the_policy(tmp_path: Path, options: list[str], texts: list
         assert text in printed
 
 
-def test_a_module_and_its_initializer_are_taken(tmp_path: Path) -> None:
+def test_a_module_and_its_initializer_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_INITIALIZERS", dict(initializers()))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     path = tmp_path / "own_growing.py"
     path.write_text(
         "import splitgrow\n"
@@ -120,8 +125,7 @@ def test_a_module_and_its_initializer_are_taken(tmp_path: Path) -> None:
         "from splitgrow.growth.initializers import Zero\n"
         "class Own(Zero):\n"
         "    name = 'of my own'\n"
-        "if 'of my own' not in splitgrow.initializers():\n"
-        "    splitgrow.register_initializer(Own())\n"
+        "splitgrow.register_initializer(Own())\n"
         "def make():\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))\n"
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,8 +269,9 @@ def test_events_of_an_arm_are_told_as_they_happen(
 
 
 def test_a_network_of_ones_own_is_made_once_with_the_seed(
-    tmp_path: Path, dataset: datasets.Dataset
+    tmp_path: Path, dataset: datasets.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
     path = tmp_path / "own_network.py"
     path.write_text("from torch import nn\ndef make():\n    return nn.Linear(3, 2)\n")
     state = torch.get_rng_state()
