@@ -62,13 +62,6 @@ class GrowerCallback(_Callback):  # type: ignore[misc]
         self._seen: dict[str, float] = {}
         self._steps = self._count = 0
 
-    @property
-    def state_key(self) -> str:
-        """The name of its state in checkpoints, which differs between policies."""
-        return (
-            f"{type(self).__qualname__}{{'when': {self.when!r}, 'to': {self.options.get('to')!r}}}"
-        )
-
     def state_dict(self) -> dict[str, Any]:
         """The grower's state, for a checkpoint of the Trainer."""
         if self.grower is None:
@@ -92,7 +85,11 @@ class GrowerCallback(_Callback):  # type: ignore[misc]
             splitgrow.by_name(optimizer, pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Makes the grower, and takes up the state of a run that is resumed."""
+        """Makes the grower, and takes up the state of a run that is resumed.
+
+        Raises:
+            ValueError: If the state is that of another policy.
+        """
         several = trainer.world_size > 1
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self.grower = splitgrow.Grower(

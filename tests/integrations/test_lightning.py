@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import logging
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import splitgrow
 from benchmarks.vision import torchvision
+from splitgrow.integrations import growable_part
 
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
 X = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
@@ -180,5 +183,13 @@ def test_what_it_cannot_grow_is_refused() -> None:
 def test_a_checkpoint_of_another_policy_is_refused(tmp_path: Path) -> None:
     fit(network(), tmp_path / "one", when=splitgrow.Every(2), steps=4)
     path = at(tmp_path / "one", 3)
-    _, other = fit(network(), tmp_path / "two", when=splitgrow.Every(3), resume=path, steps=6)
-    assert other.grower is not None
+    with pytest.raises(ValueError, match="the state is that of another policy"):
+        fit(network(), tmp_path / "two", when=splitgrow.Every(3), resume=path, steps=6)
+
+
+def test_its_examples_run() -> None:
+    module = integration()
+    found = doctest.testmod(sys.modules[module.__name__])
+    assert found.failed == 0
+    assert found.attempted > 1
+    assert doctest.testmod(growable_part).failed == 0
