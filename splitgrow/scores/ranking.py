@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.channels.channel_axes import groups_of
+from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.planning import find_node, make_plan
@@ -23,6 +24,7 @@ from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.preserve import copy_buffers_
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.text_tables import aligned
+from splitgrow.utils.wrappers import is_sharded
 
 _Batch = TypeVar("_Batch")
 
@@ -152,6 +154,7 @@ def rank(
         TypeError: If an argument is of another type.
         ValueError: If there is no such score or layer, or no batch, or the loss is not finite or
             does not depend on the model.
+        UnsupportedModelError: If FSDP has sharded the model, and the score needs all of it.
         SplitGrowError: If the model is not growable, or has changed since it was analysed.
 
     Example:
@@ -174,6 +177,11 @@ def rank(
         raise TypeError(f"units must be an int, got {units!r}")
     if units is not None and units < 1:
         raise ValueError(f"units must be at least 1, got {units}")
+    if MEASURES[score].of is not None and is_sharded(model):
+        raise UnsupportedModelError(
+            f"FSDP has sharded the model, of which no process has all; measure {score!r} inside "
+            f"`with splitgrow.distributed.gathered(model) as whole`, as `splitgrow.Score` does"
+        )
     if not callable(loss):
         raise TypeError(f"loss must be a function of the model and a batch, got {loss!r}")
     given = list(batches)
