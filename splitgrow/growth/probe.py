@@ -27,6 +27,7 @@ from splitgrow.utils.preserve import (
     copy_buffers_,
     keep_random_states_,
     keep_surroundings_,
+    run_eagerly_,
     states_of_generators,
 )
 from splitgrow.utils.rollback import Undo, temporarily
@@ -184,7 +185,7 @@ class Probe:
             seen = [call.inputs.movedim(1, 0).flatten(1) for call in calls[norm]]
             if not seen:
                 continue
-            rows = torch.cat(seen, 1)
+            rows = torch.cat(seen, 1).to(next(norm.buffers()).dtype)  # another one under autocast
             mean = mean_of(rows.mean(1))
             variance = mean_of((rows - mean[:, None]).square().mean(1))
             self.settled[norm] = mean, variance
@@ -260,6 +261,7 @@ def probing(prepared: PreparedEdit) -> Iterator[Probe]:
     model = prepared.model
     with Undo() as undo, undo:
         keep_surroundings_(model, undo)
+        _see_calls_(model, undo)
         keep_nothing_(undo)
         for parameter in model.parameters():
             undo.on_failure(partial(setattr, parameter, "grad", parameter.grad))
@@ -272,6 +274,13 @@ def probing(prepared: PreparedEdit) -> Iterator[Probe]:
         yield probe
     for norm, statistics in probe.settled.items():
         _put_statistics_(norm, *statistics)
+
+
+def _see_calls_(model: nn.Module, undo: Undo) -> None:
+    """Runs compiled modules eagerly: compiled code would not call the hooks that watch blocks."""
+    compiled = [m for m in model.modules() if vars(m).get("_compiled_call_impl") is not None]
+    undo.keep(*map(vars, compiled))
+    run_eagerly_(compiled, undo)
 
 
 def _close_(model: nn.Module, undo: Undo) -> None:

@@ -85,7 +85,8 @@ def best_steps(
     steps = []
     for helper in probe.helpers:
         own = calls[helper.block]
-        back = [by_output[id(call.output)].detach() for call in own]
+        dtype = helper.tensor.dtype  # outputs have another one under autocast
+        back = [by_output[id(call.output)].detach().to(dtype) for call in own]
         left: list[Tensor] = []
         if helper.layer.split in readers:
             whole, back = back, _projected(helper.layer, calls[helper.layer.split], back)
@@ -134,7 +135,9 @@ def _made(weights: UnitWeights, call: BlockCall, tensor: Tensor) -> Tensor:
     held = {weights.key: tensor}
     if isinstance(bias, Tensor):
         held["bias"] = torch.zeros_like(bias)
-    made: Tensor = functional_call(weights.block, held, (call.inputs, *call.others))
+    made: Tensor = functional_call(
+        weights.block, held, (call.inputs.to(tensor.dtype), *call.others)
+    )
     return made
 
 
@@ -181,7 +184,7 @@ def _projected(
     sizes = [shape.numel() for shape in shapes.values()]
     dim = layer.layer_type.channel_dim(layer.original)
     spans = layer.composition.ins.spans(edit.__gt__)
-    reads = [part_of(call.inputs, dim, spans) for call in calls]
+    reads = [part_of(call.inputs, dim, spans).to(back[0].dtype) for call in calls]
 
     def made(flat: Tensor) -> list[Tensor]:
         parts = zip(shapes.items(), torch.split(flat, sizes), strict=True)

@@ -99,6 +99,32 @@ def test_the_loss_falls_at_once(initializer: Any) -> None:
     assert float(loss().detach()) < before - 1e-3
 
 
+@pytest.mark.parametrize("way", ["autocast", "compiled", "compiled in place"])
+def test_the_loss_falls_as_it_is_run(way: str) -> None:
+    """Under autocast, where outputs are of another type, and compiled, where hooks are not called.
+
+    It then runs compiled as before.
+    """
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 3, 12, 12), torch.randn(32, 4)
+    model: Any = splitgrow.growable(Images(), x)
+    run = torch.compile(model, backend="eager") if way == "compiled" else model
+    if way == "compiled in place":
+        model.compile(backend="eager")
+    compiled = vars(model).get("_compiled_call_impl")
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+            return (run(x).float() - y).square().mean()
+
+    before = float(loss().detach())
+    for initializer in (Tiny(), Fisher(2)):
+        edit = model.expand_layer("a", 3, initializer=initializer, loss=loss, freeze=False)
+        assert edit.loss[1] <= edit.loss[0]
+    assert float(loss().detach()) < before - 1e-3
+    assert vars(model).get("_compiled_call_impl") is compiled
+
+
 def test_helpers_stay_zero_where_no_size_lowers_the_loss() -> None:
     """At a minimum: the gradient is zero."""
     model, x, _ = linear()
