@@ -27,7 +27,7 @@ from splitgrow.grower.settings import PASSES_OF_STEP
 VALIDATION_LOSS = "validation loss"
 """The metric that a policy may wait for."""
 
-_LOOKS = 24  # at the test images
+_LOOKS = (6, 24)  # at the test images: at least, and at most
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
@@ -45,6 +45,13 @@ class ArmCourse:
     held_out: tuple[Tensor, Tensor] | None
     settings: GrowSettings
     macs: int
+
+    @property
+    def looks(self) -> int:
+        """How often each arm looks at the test images: seldom where these outweigh the training."""
+        fewest, most = _LOOKS
+        training = PASSES_OF_STEP * self.settings.epochs * len(self.dataset.x_train)
+        return min(most, max(fewest, training // len(self.dataset.x_test)))
 
 
 class Arm(Classifier[GrowSettings]):
@@ -101,8 +108,8 @@ class Arm(Classifier[GrowSettings]):
                 loss, accuracy = self.update(indices)
                 self.stepped(epoch, loss, accuracy)
                 self._grow(len(indices), ends_epoch=index == len(batches))
-                if self.finished or self.macs * _LOOKS >= (looks + 1) * self.course.macs:
-                    looks = self.macs * _LOOKS // self.course.macs
+                if self.finished or self.macs * self.course.looks >= (looks + 1) * self.course.macs:
+                    looks = self.macs * self.course.looks // self.course.macs
                     self._evaluate()
                 if self.finished:
                     break

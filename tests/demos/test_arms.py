@@ -77,8 +77,13 @@ def test_an_arm_looks_at_the_test_images_at_its_end_and_on_the_way() -> None:
     assert isinstance(arm.events[-1], ArmEnd)
     looks = arm.of_kind(ArmEvaluation)
     assert looks[-1].step == arm.step
-    assert 12 < len(looks) <= 24
+    assert len(looks) in (arm.course.looks, arm.course.looks + 1)
     assert [look.seconds for look in looks] == sorted(look.seconds for look in looks)
+
+
+@pytest.mark.parametrize(("count", "looks"), [(2, 6), (21, 15), (100, 24)])
+def test_looks_do_not_outweigh_a_short_training(count: int, looks: int) -> None:
+    assert _arm(count).course.looks == looks
 
 
 def test_training_that_diverges_ends_with_the_reason() -> None:
