@@ -117,7 +117,7 @@ def _growing(one: nn.Module, other: nn.Module) -> list[str]:
 
 def picture(ground: Ground) -> tuple[int, int, int]:
     """The shape of a picture."""
-    return (1 if ground.name == "mlp" else 3, 32, 32)
+    return (1, 32, 32) if ground.name == "mlp" else (3, 16, 16)
 
 
 @cache

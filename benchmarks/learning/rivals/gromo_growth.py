@@ -79,6 +79,10 @@ WAYS = {
     "TINY, match_extending_layer": Way(updates=_TINY, normalised="match_extending_layer"),
     "Fisher": Way(updates={**_TINY, "use_fisher": True}),
     "Fisher, shrinkage": Way(updates={**_TINY, "use_fisher": True, "fisher_shrinkage": 0.1}),
+    "Fisher, shrinkage, equalize_extensions": Way(
+        updates={**_TINY, "use_fisher": True, "fisher_shrinkage": 0.1},
+        normalised="equalize_extensions",
+    ),
     "GradMax": Way(updates=_GRADMAX, normalised="gradmax_normalization", slope=True),
     "GradMax, full": Way(
         updates=_GRADMAX, normalised="gradmax_normalization", convolution="full", slope=True

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks.learning.tasks import Data, glyphs, photos
 
@@ -125,6 +126,15 @@ class Ground:
 
 
 @cache
+def _halved(read: Callable[[Path], Data], folder: Path) -> Data:
+    data = read(folder)
+    train, validation, test = (
+        (F.avg_pool2d(x, 2), y) for x, y in (data.train, data.validation, data.test)
+    )
+    return Data(train, validation, test)
+
+
+@cache
 def _grey(folder: Path) -> Data:
     data = glyphs(folder)
     train, validation, test = ((x[:, :1], y) for x, y in (data.train, data.validation, data.test))
@@ -148,11 +158,11 @@ GROUNDS = {
         Ground(
             "vgg",
             "a VGG of three stages (24-24, 48-48, 96-96; the first convolution of each from half "
-            "of it, since gromo's container grows no other) on Glyph-100",
+            "of it, since gromo's container grows no other) on Glyph-100, halved to 16x16",
             lambda hidden: PairedVgg(hidden, (24, 48, 96), 100),
             (12, 24, 48),
             (24, 48, 96),
-            glyphs,
+            lambda folder: _halved(glyphs, folder),
             200.0,
             (16, 32, 64),
             (1e-3, 3e-3, 1e-2),
@@ -160,11 +170,11 @@ GROUNDS = {
         Ground(
             "resnet",
             "a ResNet of preactivation blocks (stream 16-32-64, 2 blocks a stage, hidden widths "
-            "from half of the stream's to as many) on CIFAR-10",
+            "from half of the stream's to as many) on CIFAR-10, halved to 16x16",
             lambda hidden: PreactivationResNet(hidden, (16, 32, 64), 10),
             (8, 8, 16, 16, 32, 32),
             (16, 16, 32, 32, 64, 64),
-            photos,
+            lambda folder: _halved(photos, folder),
             200.0,
             (16, 32, 64),
             (1e-3, 3e-3, 1e-2),

@@ -19,7 +19,7 @@ from benchmarks.learning.training import multiply_adds, scheduled
 
 GROWN_AT = (0.2, 0.35, 0.5)
 """The shares of the budget at which networks grow."""
-SAMPLES = {"mlp": 2048, "vgg": 128, "resnet": 128}
+SAMPLES = {"mlp": 2048, "vgg": 256, "resnet": 256}
 """The samples for the statistics of gromo; splitgrow's initializers see the batch of the step."""
 
 
