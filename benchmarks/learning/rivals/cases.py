@@ -93,7 +93,7 @@ Grown = Callable[[Sequence[Batch]], None]
 
 
 def _ours(case: Case, way: str) -> tuple[nn.Module, Grown]:
-    model: Any = splitgrow.growable(case.plain(), torch.zeros(2, 1, 16, 16))
+    model: Any = splitgrow.growable(case.plain(), torch.randn(2, 1, 16, 16))
 
     def grown(samples: Sequence[Batch]) -> None:
         model.expand(

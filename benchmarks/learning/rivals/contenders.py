@@ -34,7 +34,7 @@ class Splitgrow:
         self.way, self.state, self.measured = way, state, way in MEASURED
         plain = ground.make(hidden)
         self.names = _growing(plain, ground.make([width + 2 for width in hidden]))
-        example = torch.zeros(2, *picture(ground))
+        example = torch.randn(2, *picture(ground), generator=torch.Generator().manual_seed(0))
         self.model: Any = splitgrow.growable(plain, example)
 
     def grow(
