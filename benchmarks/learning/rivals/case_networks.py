@@ -26,6 +26,7 @@ class Case:
         grows: The layers of it that grow, by splitgrow's names.
         gromo: Makes it of gromo's modules, given the class of its ReLUs; None if it has none.
         units: The units that each layer grows by.
+        theirs: Those by which gromo's grows, where the rank of its statistics allows no more.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Case:
     grows: tuple[str, ...]
     gromo: Callable[[Relu], Any] | None
     units: int = 4
+    theirs: int = 0
 
 
 class Beside(nn.Module):
@@ -161,9 +163,9 @@ def _g_two(relu: Relu, after: Callable[[], list[nn.Module]], width: int = 8, **s
     return _g_ends(first, _g_conv(8, width, relu(), first, **second), width=width)
 
 
-def _g_bare(relu: Relu, after: Callable[[], list[nn.Module]]) -> Any:
+def _g_bare(relu: Relu, after: Callable[[], list[nn.Module]], width: int = 8) -> Any:
     first = _g_conv(1, 8, nn.Sequential(*after(), relu()), use_bias=False)
-    return _g_ends(first, _g_conv(8, 8, relu(), first, use_bias=False))
+    return _g_ends(first, _g_conv(8, width, relu(), first, use_bias=False), width=width)
 
 
 def _g_three(relu: Relu) -> Any:
@@ -310,10 +312,13 @@ CASES = (
     ),
     Case(
         "with a group norm of one group between them",
-        lambda: _ends(*_normed(_bare(1, 8), norm=_group_norm), _bare(8, 8), nn.ReLU()),
+        lambda: _ends(
+            *(*_normed(_bare(1, 8), norm=_group_norm), _bare(8, 16), nn.ReLU()), width=16
+        ),
         ("0",),
-        lambda relu: _g_bare(relu, lambda: [_g_norm("GroupNorm", 1, 8)]),
+        lambda relu: _g_bare(relu, lambda: [_g_norm("GroupNorm", 1, 8)], 16),
         units=16,
+        theirs=8,
     ),
     Case(
         "the second one with stride 2",

@@ -116,10 +116,12 @@ def _theirs(case: Case, name: str) -> tuple[nn.Module, Grown]:
     relu = of_gromo("utils.utils").ReLUDerivativeOneAtZero if way.slope else nn.ReLU
     model = case.gromo(relu)
 
+    units = case.theirs or case.units
+
     def grown(samples: Sequence[Batch]) -> None:
         layers = growing_layers(model)
         widths = [
-            (la.hidden_neurons if hasattr(la, "hidden_neurons") else la.in_neurons) + case.units
+            (la.hidden_neurons if hasattr(la, "hidden_neurons") else la.in_neurons) + units
             for la in layers
         ]
         grow(model, widths, way, samples)

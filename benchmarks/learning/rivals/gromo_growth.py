@@ -112,7 +112,8 @@ def grow(model: Any, hidden: Sequence[int], way: Way, samples: Sequence[Batch]) 
         model._growing_layers = [layer for layer, _ in chosen]  # noqa: SLF001 - any subset of them
         if way.created is not None:
             for layer, units in chosen:
-                layer.create_layer_extensions(units, **way.created)
+                inputs = units * _places(layer)
+                layer.create_layer_extensions(units, units, inputs, **way.created)
             model.set_scaling_factor(1.0)
         else:
             _compute(model, chosen, way, samples)
@@ -121,6 +122,15 @@ def grow(model: Any, hidden: Sequence[int], way: Way, samples: Sequence[Batch]) 
             layer.delete_update()
     model.train()
     model.zero_grad(set_to_none=True)
+
+
+def _places(layer: Any) -> int:
+    """The inputs of a linear layer for each channel of a convolution in front of it."""
+    before: Any = getattr(layer, "previous_module", None)
+    if not hasattr(before, "out_channels") or hasattr(layer, "out_channels"):
+        return 1
+    places: int = layer.in_features // before.out_channels
+    return places
 
 
 def _width(layer: Any) -> int:

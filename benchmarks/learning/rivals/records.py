@@ -116,6 +116,8 @@ class Records:
 
 COMPACT = "learning-rivals.jsonl"
 """The file that has all rows of the others."""
+_DEFAULTS = {"error": "", "counted": True, "share": 1.0, "jumps": ()}
+"""What a compact row leaves out."""
 _PARTS = {"runs": ("mlp", "vgg", "resnet"), "times": ("times",), "cases": ("cases",)}
 
 
@@ -156,12 +158,13 @@ def _short(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, dict):
-        return {key: _short(part) for key, part in value.items()}
+        kept = {k: v for k, v in value.items() if _DEFAULTS.get(k, ...) != v}
+        return {key: _short(part) for key, part in kept.items()}
     return [_short(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _run(fields: dict[str, Any]) -> Run:
-    jumps = tuple((before, after) for before, after in fields["jumps"])
+    jumps = tuple((before, after) for before, after in fields.get("jumps", ()))
     return Run(**{**fields, "job": Job(**fields["job"]), "jumps": jumps})
 
 
