@@ -169,7 +169,7 @@ class Edit:
         moved: How far an initializer that is not exact has moved the outputs on the example inputs,
             relative to the largest; None if it is exact, or outputs were not compared.
         loss: The loss before and after, if the initializer is not exact and was given one; of a
-            random loss the mean of a few runs.
+            random loss the mean of a few runs. It is the held-out loss if the initializer has one.
         rewritten: The names of existing tensors to which its initializer gave other values.
         absorbed: The paths of the layers and tensors that it makes plain.
     """

@@ -169,6 +169,7 @@ class PreparedEdit:
         generator: The generator to draw random numbers with; None for torch's own generators, which
             a failed edit restores.
         loss: A closure that returns a loss; None if there is none.
+        held_out: The initializer's own, on data that `loss` does not see; None if it has none.
         former: The existing tensors that an initializer has changed, with their values from before.
         losses: The loss before and after, if an initializer that is not exact was given one.
     """
@@ -179,6 +180,7 @@ class PreparedEdit:
     layers: Mapping[str, PreparedLayer]
     generator: torch.Generator | None = None
     loss: Callable[[], Tensor] | None = None
+    held_out: Callable[[], Tensor] | None = None
     former: tuple[tuple[Tensor, Tensor], ...] = ()
     losses: tuple[float, float] | None = None
 

@@ -121,27 +121,36 @@ class Probe:
         """The loss as a number that does not depend on one run's random numbers, as of dropout.
 
         It is the mean over some that `loss` does not see, the same each time. A step that fits
-        those of one run alone does not lower it.
+        those of one run alone does not lower it. The held-out loss counts, where there is one.
         """
         try:
             if self._further is None:
-                first = float(mean_of(self.loss().detach()))
-                self._further = 1 if self._over_further(1) == first else DRAWS
+                first, other = self._over_further(1, ()), self._over_further(1)
+                self._further = 1 if other == first else DRAWS
+                if self._further == 1:
+                    return other
             return self._over_further(self._further)
         except ValueError:
             return math.inf
 
-    def _over_further(self, count: int) -> float:
+    def _over_further(
+        self, count: int, start: Iterable[Callable[[], object]] | None = None
+    ) -> float:
+        start = self._behind if start is None else start
         with torch.no_grad():
-            losses = torch.stack([each.detach() for each in self._runs(count, self._behind)])
+            found = self._runs(count, start, held_out=self.prepared.held_out is not None)
+            losses = torch.stack([each.detach() for each in found])
         return float(mean_of(losses.mean()))
 
-    def _runs(self, count: int, start: Iterable[Callable[[], object]] = ()) -> list[Tensor]:
+    def _runs(
+        self, count: int, start: Iterable[Callable[[], object]] = (), *, held_out: bool = False
+    ) -> list[Tensor]:
         """Runs of the loss, each with the random numbers that come after those of the one before.
 
         Args:
             count: Their number.
             start: The steps that set the random number generators for the first.
+            held_out: Whether it is the loss on data that the search does not see.
         """
         modules = [*self.prepared.model.modules()]
 
@@ -150,21 +159,23 @@ class Probe:
             keep_random_states_(modules, undo)
             for step in start:
                 step()
-            found = [self._run() for _ in range(count)]
+            found = [self._run(held_out=held_out) for _ in range(count)]
             self._behind = self._behind or states_of_generators(modules)
             return found
 
         return run()
 
-    def _run(self) -> Tensor:
+    def _run(self, *, held_out: bool) -> Tensor:
         self.forwards += 1
-        assert self.prepared.loss is not None
-        found: object = self.prepared.loss()
+        name = "held_out" if held_out else "loss"
+        closure = self.prepared.held_out if held_out else self.prepared.loss
+        assert closure is not None
+        found: object = closure()
         if not isinstance(found, Tensor) or found.numel() != 1:
-            raise TypeError(f"loss must return a tensor of one number, got {found!r:.80}")
+            raise TypeError(f"{name} must return a tensor of one number, got {found!r:.80}")
         mean = mean_of(found.detach().reshape(()))
         if not bool(torch.isfinite(mean)):
-            raise ValueError(f"loss must be finite, got {mean.item()}")
+            raise ValueError(f"{name} must be finite, got {mean.item()}")
         self.last = float(mean)
         return found.reshape(())
 

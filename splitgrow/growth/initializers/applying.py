@@ -44,6 +44,7 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
             f"initializer {initializer.name!r} needs data, and is given no loss: pass "
             f"loss=closure, which runs the model and returns its loss"
         )
+    prepared = replace(prepared, held_out=initializer.held_out)
     splits = {name: layer.split for name, layer in prepared.layers.items()}
     refuse_unfit(initializer, prepared.edit, prepared.graph, splits)
     layers = prepared.layers

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from splitgrow.growth.initializers.conjugate_gradients import conjugate_gradients
+from splitgrow.growth.initializers.conjugate_gradients import DAMPING, conjugate_gradients
 from splitgrow.growth.prepared import PreparedLayer
 from splitgrow.growth.probe import BlockCall, Probe, mean_of
 from splitgrow.growth.unit_tensors import UnitWeights
@@ -31,6 +31,10 @@ _LINEAR = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+_RIDGE = 0.1
+"""The damping, relative to the moments along the gradient, of a step that as many samples tell as
+it has numbers for each output."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def is_linear(block: nn.Module) -> bool:
 
 
 def best_steps(
-    probe: Probe, *, fisher: bool, project: bool
+    probe: Probe, *, fisher: bool, project: bool, ridge: bool = False
 ) -> tuple[list[Expansion], dict[nn.Module, list[BlockCall]]]:
     """The best first step of each helper, and the calls of the blocks that make and read new units.
 
@@ -73,6 +77,7 @@ def best_steps(
         probe: The model with the blocks in place, helpers zero.
         fisher: Whether outputs count by the second moments of their gradients as well.
         project: Whether to leave out all that the layers could do with the inputs that they had.
+        ridge: Whether to shorten steps in the directions that a small batch tells little about.
     """
     blocks = [each.block for each in (*probe.new, *probe.helpers)]
     readers = [each.layer.split for each in probe.helpers if project and _trains(probe, each.layer)]
@@ -93,7 +98,7 @@ def best_steps(
             left = [own - all_ for own, all_ in zip(back, whole, strict=True)]
         gradient = _pulled_back(helper, own, back)
         batch = len(own[0].inputs)
-        step = -solved(helper, own, gradient) * batch
+        step = -solved(helper, own, gradient, _ridge(helper, own) if ridge else DAMPING) * batch
         if fisher:
             step = _preconditioned(helper, step, back)
         steps.append(Expansion(helper, step, gradient, left))
@@ -169,9 +174,21 @@ def moments_by(weights: UnitWeights, calls: Sequence[BlockCall]) -> Callable[[Te
     return product
 
 
-def solved(weights: UnitWeights, calls: Sequence[BlockCall], right: Tensor) -> Tensor:
+def solved(
+    weights: UnitWeights, calls: Sequence[BlockCall], right: Tensor, damping: float = DAMPING
+) -> Tensor:
     """The weights of which a block's second moments make the right side."""
-    return conjugate_gradients(moments_by(weights, calls), right)
+    return conjugate_gradients(moments_by(weights, calls), right, damping=damping)
+
+
+def _ridge(helper: UnitWeights, calls: Sequence[BlockCall]) -> float:
+    """The damping for a helper's step: it vanishes as samples come to outnumber its columns.
+
+    A position of a picture counts as a sample.
+    """
+    outputs, columns = helper.rows.shape
+    samples = sum(call.output.numel() for call in calls) / outputs
+    return max(_RIDGE * min(1.0, columns / samples), DAMPING)
 
 
 def _projected(

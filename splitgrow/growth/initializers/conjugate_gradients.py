@@ -9,12 +9,16 @@ from torch import Tensor
 
 _SOLVING = 20
 """The most steps of conjugate gradients."""
-_DAMPING = 1e-4
+DAMPING = 1e-4
 """Added to the matrix, relative to its size along the right side."""
 
 
 def conjugate_gradients(
-    product: Callable[[Tensor], Tensor], right: Tensor, steps: int = _SOLVING
+    product: Callable[[Tensor], Tensor],
+    right: Tensor,
+    steps: int = _SOLVING,
+    *,
+    damping: float = DAMPING,
 ) -> Tensor:
     """The solution of a symmetric, positive system, by its products.
 
@@ -22,14 +26,15 @@ def conjugate_gradients(
         product: The product with the matrix, linear, for tensors of any shape.
         right: The right side.
         steps: The most steps.
+        damping: Added to the matrix, relative to its size along the right side.
     """
     squares = inner_product(right, right)
     if squares == 0.0:
         return torch.zeros_like(right)
-    damping = _DAMPING * inner_product(right, product(right)) / squares
+    added = damping * inner_product(right, product(right)) / squares
     found, rest, way, left = torch.zeros_like(right), right.clone(), right.clone(), squares
     for _ in range(steps):
-        moved = product(way) + damping * way
+        moved = product(way) + added * way
         curved = inner_product(way, moved)
         if curved <= 0.0:
             break

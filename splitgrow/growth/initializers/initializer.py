@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
 
 from splitgrow.growth.prepared import PreparedEdit
 
@@ -31,6 +33,8 @@ class Initializer(ABC):
             at zero, and old values as they were, the model must compute the same as before; and the
             edit records how far the outputs have moved.
         needs_data: Whether it needs `PreparedEdit.loss`.
+        held_out: A closure that returns a loss on data which `PreparedEdit.loss` does not see;
+            None if it has none. `Edit.loss` is then of it.
         needs_unfrozen: Whether it changes existing values. It is refused where these are frozen,
             and they are restored if the edit fails.
         divides: The number of new units that belong together: each group of hidden units must gain
@@ -49,6 +53,7 @@ class Initializer(ABC):
     name: str
     exact: bool = True
     needs_data: bool = False
+    held_out: Callable[[], Tensor] | None = None
     needs_unfrozen: bool = False
     divides: int = 1
     way: str | None = None

@@ -138,6 +138,7 @@ _CLAIMS: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     "needs_data": _BOOL,
     "needs_unfrozen": _BOOL,
     "keeps_variance": _BOOL,
+    "held_out": ("a function or None", lambda value: value is None or callable(value)),
     "divides": ("an int of at least 1", _is_whole),
     "way": (f"{', '.join(map(repr, WAYS))} or None", lambda value: value is None or value in WAYS),
     "first_gradients": ("a frozenset of 'new' and 'helper'", _are_blocks),
