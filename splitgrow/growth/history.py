@@ -99,6 +99,12 @@ class History:
             raise TypeError(f"generation must be an int, got {generation!r}")
         if not 0 <= generation <= self.generation:
             raise ValueError(f"no generation {generation}: the open one is {self.generation}")
+        given_up = next((e.index for e in self.edits if generation in e.gives_up), None)
+        if given_up is not None:
+            raise GenerationError(
+                f"generation {generation} is no longer exact: edit {given_up} has taken units of "
+                f"it out"
+            )
         if generation < self.exact_from:
             absorbed = [e.index for e in self.edits if e.absorbed and e.generation > generation]
             reason = (
