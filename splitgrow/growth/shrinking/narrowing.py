@@ -45,6 +45,23 @@ class NarrowedTensor:
         assert whole is not None
         return part_at(whole, self.kept)
 
+    def other_state(self, name: str, value: Tensor) -> Tensor | None:
+        """The part that stays of an optimizer's tensor that sums over some dimensions.
+
+        Adafactor (Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235, section 3) has the
+        means over rows and columns. None for a tensor that lies in a way that is not known.
+        """
+        shape, dims = list(self.tensor.shape), range(self.tensor.dim())
+        if value.dim() == len(shape):
+            kept = {dim: at for dim, at in self.kept.items() if value.shape[dim] == shape[dim]}
+            fits = all(value.shape[dim] in (1, shape[dim]) for dim in dims)
+            return part_at(value, kept) if fits else None
+        missing = {"row": len(shape) - 1, "col": len(shape) - 2}.get(name.rpartition("_")[2], -1)
+        left = [dim for dim in dims if dim != missing]
+        if missing < 0 or list(value.shape) != [shape[dim] for dim in left]:
+            return None
+        return part_at(value, {left.index(d): at for d, at in self.kept.items() if d in left})
+
 
 @dataclass(frozen=True)
 class NarrowedBlock:
@@ -73,6 +90,8 @@ class NarrowedLayer:
         blocks: The blocks that stay.
         layouts: Where the inputs and outputs that stay came from.
         placed: Whether the model has the split layer itself.
+        emptied: Whether its original block would lose all of its channels. Then it has to become
+            one plain layer first, and no blocks are planned.
     """
 
     removal: Removal
@@ -80,6 +99,7 @@ class NarrowedLayer:
     blocks: tuple[NarrowedBlock, ...]
     layouts: tuple[Layout, Layout]
     placed: bool
+    emptied: bool = False
 
 
 def part_at(tensor: Tensor, kept: Kept) -> Tensor:
@@ -113,12 +133,10 @@ def narrowed(modules: Mapping[str, nn.Module], removal: Removal) -> NarrowedLaye
     for index, role in enumerate(split.blocks):
         sizes = _block_sizes(composition, role, layouts)
         reads = sizes.ins or sizes.back or not split.ins.length
-        if not reads or not sizes.outs:
+        makes = sizes.outs or not split.outs.length
+        if not reads or not makes:
             if role.kind == "original":
-                raise UnsupportedLayerError(
-                    f"`{removal.name}` would lose all channels that it had before it grew, on "
-                    f"which its blocks build; call `absorb` first, which makes it one plain layer"
-                )
+                return NarrowedLayer(removal, split, (), layouts, split is layer, emptied=True)
             continue
         kept = _kept_of(composition, index, (~gone[0], ~gone[1]))
         blocks.append(_narrowed_block(composition, index, kept, sizes, removal.name))
@@ -289,7 +307,9 @@ def smaller_parameters(layers: Iterable[NarrowedLayer]) -> list[JointParameter]:
                     made.grad = part_at(older.grad, item.kept)
                 path = layer.removal.path
                 path = f"{path}.{index}.{item.name}" if layer.placed else f"{path}.{item.name}"
-                found[id(older)] = JointParameter(path, made, (older,), item)
+                found[id(older)] = JointParameter(
+                    path, made, (older,), item, other_state=item.other_state
+                )
     return [*found.values()]
 
 

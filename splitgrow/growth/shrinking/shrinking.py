@@ -17,7 +17,8 @@ from splitgrow.analysis.output_comparison import (
     fitting,
     outputs_of,
 )
-from splitgrow.errors import GenerationError, InexactError
+from splitgrow.errors import GenerationError, InexactError, UnsupportedLayerError
+from splitgrow.growth.absorption import absorb_these_, absorbable, plain_path
 from splitgrow.growth.edit_check import Unchanged, before_edit
 from splitgrow.growth.edits import Edit, NumberChange, Removal
 from splitgrow.growth.history import History, check_structure, keep_, structure
@@ -109,6 +110,10 @@ def _is_asked(graph: ChannelGraph, removal: Removal) -> bool:
 def _lost(layer: NarrowedLayer) -> int:
     """The number of parameters that a layer loses."""
     before = sum(p.numel() for p in layer.split.parameters())
+    if layer.emptied:
+        sizes = layer.layouts[0].length, layer.layouts[1].length
+        plain = layer.split.layer_type.build(layer.split.original, sizes, device="meta")
+        return before - sum(p.numel() for p in plain.parameters())
     after = 0
     for block in layer.blocks:
         smaller = {item.name: item for item in block.tensors}
@@ -149,6 +154,10 @@ def shrink_(
     units = units_of(history.graph, request)
     edit, layers = _planned(history, units, give_up=give_up)
     before = before_edit(model, history, check=check)
+    emptied = [layer.removal.path for layer in layers if layer.emptied]
+    if emptied:
+        _make_plain_(undo, model, history, emptied, optimizer)
+        edit, layers = _planned(history, units, give_up=give_up)
     stays = _staying(history.graph, units)
     silent = _without(model, history, units) if before is not None else None
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -167,6 +176,31 @@ def shrink_(
         edit = _held_to(edit, model, history, before, silent, stays)
         history.edits = [*history.edits[:-1], edit]
     return edit
+
+
+def _make_plain_(
+    undo: Undo,
+    model: nn.Module,
+    history: History,
+    paths: Sequence[str],
+    optimizer: list[Optimizer],
+) -> None:
+    """Makes grown layers plain whose original blocks would lose all channels, on which others build.
+
+    Raises:
+        UnsupportedLayerError: If one cannot become plain, or generations are closed, which that
+            would set free.
+    """
+    grown, stay = absorbable(model, paths)
+    missing = [path for path in paths if path not in grown]
+    if missing or history.generation > 0:
+        reason = stay.get(plain_path(missing[0], history.modules[missing[0]])) if missing else None
+        raise UnsupportedLayerError(
+            f"`{(missing or paths)[0]}` would lose all channels that it had before it grew, on "
+            f"which its blocks build, and cannot become one plain layer: "
+            f"{reason or 'generations are closed, and `absorb` would set them free'}"
+        )
+    absorb_these_(undo, model, history, grown, optimizer, check=False)
 
 
 # -- the check -------------------------------------------------------------------------------------
