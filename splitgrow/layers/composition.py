@@ -32,15 +32,12 @@ class Block:
         join: How its outputs joined in the statistic that all share, if there is one.
         corner: Whether it has what its edit's new outputs read of its new inputs: a new block reads
             both old and new inputs, unless the edit's helper adds onto both old and new outputs.
-        counted: The numbers of outputs in that statistic before and after they joined, if some have
-            been taken out since; None if the layouts still tell.
     """
 
     kind: BlockKind
     edit: int
     join: Join = Join.APART
     corner: bool = True
-    counted: tuple[int, int] | None = None
 
     def reads(self, birth: int) -> bool:
         """Whether it reads the inputs that were born in an edit, if it mixes inputs."""
@@ -120,17 +117,19 @@ class Composition:
     def _carries(self) -> tuple[Carry, ...]:
         """The factors for each block."""
         joined = [
-            (index, Joined(block.join, *self.counted(block)))
+            (
+                index,
+                Joined(
+                    block.join,
+                    self.outs.until(block.edit - 1).length,
+                    self.outs.until(block.edit).length,
+                ),
+            )
             for index, block in enumerate(self.blocks)
             if block.join is not Join.APART
         ]
         later = ([one for at, one in joined if at > index] for index in range(len(self.blocks)))
         return tuple(self.merging.carry(each) if each else UNCHANGED for each in later)
-
-    def counted(self, block: Block) -> tuple[int, int]:
-        """The numbers of outputs in the statistic that all share, before and after a block's."""
-        now = self.outs.until(block.edit - 1).length, self.outs.until(block.edit).length
-        return block.counted or now
 
     @cached_property
     def _kept(self) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from splitgrow.layers.module_state import is_plain
 from splitgrow.layers.plain_again import has_holders
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at, replace_tensor_, split_of
-from splitgrow.layers.types import Join, TensorBlock, known_layer_type, layer_type_of
+from splitgrow.layers.types import TensorBlock, known_layer_type, layer_type_of
 from splitgrow.layers.types.parametrized_layers import computed_names
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.spans import Spans
@@ -154,7 +154,8 @@ def _check_kind(
     first = _block_sizes(composition, composition.blocks[0], layouts)
     original, entry = composition.original, composition.layer_type
     for sizes in ((layouts[0].length, layouts[1].length), first[:2]):
-        if 0 not in sizes[1:] and not _are_of_one_kind(
+        emptied = any(n and not m for n, m in zip(entry.sizes(original), sizes, strict=True))
+        if not emptied and not _are_of_one_kind(
             entry.build(original, entry.sizes(original), device="meta"),
             entry.build(original, sizes, device="meta"),
         ):
@@ -215,12 +216,22 @@ def _kept_of(
         }
     reads = role.makes if entry.diagonal(original) else role.reads
     ins = _at(stays[0], composition.ins.spans(reads))
-    return along_tensors(_like(original, module), ins, _at(stays[1], composition.outs.spans(role.makes)))
+    return along_tensors(_like(composition, module), ins, _at(stays[1], composition.outs.spans(role.makes)))
 
 
-def _like(original: nn.Module, block: nn.Module) -> nn.Module:
-    """The layer whose entry says how a block's tensors lie along its channels."""
-    return original if type(block) is type(original) else block
+def _like(composition: Composition, block: nn.Module) -> nn.Module:
+    """The layer whose entry says how a block's tensors lie along its channels.
+
+    That is the original, unless the plain layer has the block's tensors in another way.
+    """
+    original = composition.original
+    if type(block) is type(original):
+        return original
+    for name in composition.layer_type.tensors(original):
+        own = getattr(block, name, None)
+        if own is not None and composition.merging.value(block, name) is not own:
+            return block
+    return original
 
 
 def _at(marks: Tensor, spans: Spans) -> Tensor:
@@ -257,8 +268,6 @@ def _narrowed_block(
     now = _block_sizes(composition, role, (composition.ins, composition.outs))
     before, after = (_built(composition, index, each) for each in (now, sizes))
     numbers = _numbers_of(before, after)
-    if role.join is not Join.APART and role.counted is None:
-        role = replace(role, counted=composition.counted(role))
     return NarrowedBlock(module, role, tuple(tensors), numbers)
 
 
@@ -371,7 +380,7 @@ def read_nothing_(layer: nn.Module, gone: tuple[Tensor, Tensor], undo: Undo) -> 
     if entry.diagonal(original) or entry.looks_up:
         return
     for index, module in enumerate(composition.modules):
-        like = original if entry.reads_back(original) else _like(original, module)
+        like = original if entry.reads_back(original) else _like(composition, module)
         axes = known_layer_type(like).tensors(like)
         for key, along in _kept_of(composition, index, gone).items():
             tensor = getattr(module, key, None)

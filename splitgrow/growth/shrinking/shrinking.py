@@ -37,6 +37,7 @@ from splitgrow.utils.rollback import Undo, temporarily
 
 
 def plan_shrinking(
+    _undo: Undo,
     model: nn.Module,
     history: History,
     request: Mapping[int | str, Sequence[int]],
@@ -46,6 +47,7 @@ def plan_shrinking(
     """The edit that takes channels out of layers, not applied.
 
     Args:
+        _undo: Not needed.
         model: The model.
         history: Its history.
         request: By layers the output channels that go.
