@@ -145,7 +145,7 @@ def test_every_tensor_keeps_the_values_of_the_channels_that_stay(case: Case, rou
         torch.manual_seed(0)
         sum(output.square().sum() for output in tensors_of(one(*inputs))).backward()
         gradients.append(sum(p.grad.square().sum() for p in one.parameters() if p.grad is not None))
-    if not case.computed:
+    if not case.computed and not joint_norms(model):  # which scale the blocks' gradients
         assert_equal(*gradients)
     assert done or case.name in NOTHING_GOES
 
