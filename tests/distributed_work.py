@@ -222,6 +222,9 @@ def one_layer(rank: int, how: str) -> None:
     before = dict(sharded_parameters(model))
     states = {id(p): state for p, state in optimizer.state.items()}
     options = {"optimizer": optimizer, "lr_scale": 0.5, "warmup": 2, "loss": lambda: 0.0}
+    with pytest.raises(TypeError, match="scheduler must be a learning rate scheduler, got 3"):
+        distributed.expand_layer(model, "0", 2, **options, scheduler=3, timeout=TIMEOUT)
+    options["scheduler"] = schedule
     edit = distributed.expand_layer(model, "0", 2, **options, timeout=TIMEOUT)
     after = dict(sharded_parameters(model))
     assert sum(map(bool, optimizer.param_groups[0]["splitgrow_rates"])) == len(after) - len(before)
@@ -704,12 +707,15 @@ def inner_and_plain(rank: int) -> tuple[str, str]:
     return fingerprint(inner), fingerprint(plain)
 
 
-def initialised(rank: int, how: str) -> tuple[list[str], list[float], list[str]]:
+def initialised(
+    rank: int, how: str
+) -> tuple[list[str], list[float], list[str], list[tuple[float, float]]]:
     """Growth by initializers that read all values, and that change some, after one that fails.
 
     Returns:
         The tensors after each growth, how far its outputs and its edit say that these have moved,
-        and the error of the failed one.
+        the error of the failed one, and the loss before and after one from data: by the model in
+        both processes, and by its edit.
     """
     model = wrapped(network(), how)
     optimizer = adam(model)
@@ -738,7 +744,24 @@ def initialised(rank: int, how: str) -> tuple[list[str], list[float], list[str]]
         moved.append(edit.moved or 0.0)
         tensors.append(fingerprint(model))
         train(model, optimizer, range(1))
-    return tensors, moved, errors
+    x, y = batch(3, rank, 2)
+
+    def loss() -> Tensor:
+        return (inner(x) - y).square().mean()
+
+    measured = [_in_all(model(x), y)]
+    edit = distributed.expand_layer(model, "0", 4, initializer="tiny", loss=loss, **options)
+    measured.append(_in_all(model(x), y))
+    tensors.append(fingerprint(model))
+    assert edit.loss is not None
+    return tensors, moved, errors, [(measured[0], measured[1]), edit.loss]
+
+
+def _in_all(output: Tensor, y: Tensor) -> float:
+    """The mean square error over the batches of all processes."""
+    found = (output.detach() - y).square().mean()
+    dist.all_reduce(found)
+    return float(found) / dist.get_world_size()
 
 
 def grown_before(steps: int = 4) -> Any:

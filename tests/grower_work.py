@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import distributed_work as work
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -52,6 +53,29 @@ def grows(rank: int, how: str, rule: str) -> dict[str, torch.Tensor]:
     }
 
 
+MEASURED = ("gain", "gradient", "rank")
+
+
+def chosen(rank: int, how: str, score: str) -> torch.Tensor:
+    """The widths after a growth where a measured score says; only the first process's counts."""
+    model = work.network()
+    wrapped = work.wrapped(model, how)
+    optimizer = work.adam(wrapped)
+    work.train(wrapped, optimizer, range(2))
+
+    def loss(net: Any, batch: Any) -> torch.Tensor:
+        return (net(batch[0]) - batch[1]).square().mean()
+
+    if how == "fsdp" and score != "rank":
+        with pytest.raises(splitgrow.UnsupportedModelError, match="gathered"):
+            splitgrow.scores.rank(model, loss, [work.batch(9)], score=score)
+    where = Score(score, loss=loss, batches=[work.batch(9 + rank)])
+    grower = Grower(wrapped, optimizer, to=Factor(1.5), when=Every(1), where=where, steps=1)
+    grower.step(samples=4)
+    work.train(wrapped, optimizer, range(2, 4))
+    return torch.tensor([layer.width for layer in splitgrow.handle(model).layers])
+
+
 def all_rules(rank: int) -> dict[str, Any]:
     """Each rule, replicated and sharded, and one for a model that each process has for itself."""
     found = {}
@@ -59,5 +83,7 @@ def all_rules(rank: int) -> dict[str, Any]:
         for rule in RULES:
             found[f"{how} {rule}"] = grows(rank, how, rule)
             dist.barrier()
+        found |= {f"{how} {score}": chosen(rank, how, score) for score in MEASURED}
+        dist.barrier()
     found["alone"] = grows(rank, "alone", "metric")
     return found

@@ -1,4 +1,4 @@
-"""Layers of every type that can grow, each between two others, and grown at both ends."""
+"""Models that have grown: those of the table, and layers of every type between two others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from cases import Case
 from helpers import randomise, randomise_new_blocks
 from torch import Tensor, nn
 
@@ -121,3 +122,16 @@ def input_of(layer: Layer, split: Any, shape: tuple[int, ...]) -> Tensor:
     inputs = split.sizes()[0]
     shape = tuple(inputs if size == 6 else size for size in shape)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def grown_case(case: Case, rounds: int = 3, **options: Any) -> tuple[Any, tuple[Tensor, ...]]:
+    """A model each of whose layers has grown several times."""
+    model = randomise(case.model()).double()
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in case.inputs())
+    model = splitgrow.growable(model, inputs)
+    for _ in range(rounds):
+        for layer in model.layers:
+            if layer.growable:
+                model.expand_layer(layer.name, layer.step, **options)
+    randomise_new_blocks(model)
+    return model, inputs

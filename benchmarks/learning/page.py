@@ -30,8 +30,8 @@ backward, counted by torch. The grown network grows three times, at 20, 35 and 5
 by the initializer "zero"; everything trains on, and `absorb` makes it plain again. "Frozen" is the
 same with `freeze=True`, which is for learning without forgetting.
 
-"Large", "small, half" and "grown, half" are each tried with three sizes of batches and three rates on
-one seed. The settings with the best validation score are run with all seeds; the other arms take
+"Large", "small, half" and "grown, half" are each tried with three sizes of batches and three rates
+on one seed. The settings with the best validation score are run with all seeds; the other arms take
 those of the one that they resemble. Scores in the tables are on test data, with the standard
 deviation over seeds. Seconds are those of the processor, one thread, with all that growth takes,
 relative to the large network. The last column tells at which share of the large network's

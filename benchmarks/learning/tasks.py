@@ -127,23 +127,23 @@ def prepare(path: Path, kept: Path) -> None:
 @cache
 def glyphs(folder: Path) -> Data:
     """Glyph-100: characters in typefaces, 32x32."""
-    return _pictures(folder / "glyph100.pt", validation=1500)
+    return _pictures(folder / "glyph100.pt", validation=1500, test=5000)
 
 
 @cache
 def photos(folder: Path) -> Data:
     """CIFAR-10, 32x32."""
-    return _pictures(folder / "cifar10.pt", validation=1500)
+    return _pictures(folder / "cifar10.pt", validation=1000, test=3000)
 
 
-def _pictures(path: Path, validation: int) -> Data:
+def _pictures(path: Path, *, validation: int, test: int) -> Data:
     x, y, x_test, y_test = torch.load(path, weights_only=True)
     if x.shape[1] == 1:
         x, x_test = x.expand(-1, 3, -1, -1), x_test.expand(-1, 3, -1, -1)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     held, rest = order[:validation], order[validation:]
-    test = torch.randperm(len(x_test), generator=torch.Generator().manual_seed(0))[:5000]
-    return Data((x[rest], y[rest]), (x[held], y[held]), (x_test[test], y_test[test]))
+    last = torch.randperm(len(x_test), generator=torch.Generator().manual_seed(0))[:test]
+    return Data((x[rest], y[rest]), (x[held], y[held]), (x_test[last], y_test[last]))
 
 
 @cache
@@ -155,7 +155,7 @@ def sources(_: Path) -> Data:
         place = {0: 1, 1: 2}.get(index % 20, 0)
         parts[place].append(path.read_bytes())
     whole = [torch.frombuffer(bytearray(b"\n".join(p)), dtype=torch.uint8).long() for p in parts]
-    held = [_stretches(bytes_, 500) for bytes_ in whole[1:]]
+    held = [_stretches(bytes_, 400) for bytes_ in whole[1:]]
     return Data((whole[0], whole[0]), held[0], held[1], text=True)
 
 
@@ -171,15 +171,16 @@ TASKS: dict[str, Task] = {
     for task in (
         Task(
             "gpt",
-            "a GPT over bytes (stream 48 to 96, heads of 16 from 3 to 6, MLPs 96 to 384, 3 blocks) "
-            "on the sources of Python's standard library",
-            lambda: Gpt((48, 3, 96, 3), CONTEXT),
-            lambda: Gpt((96, 6, 384, 3), CONTEXT),
+            "a GPT over bytes (stream 48 to 96, heads of 16 from 3 to 6, MLPs 96 to 384, 2 to 4 "
+            "blocks) on the sources of Python's standard library",
+            lambda: Gpt((48, 3, 96, 2), CONTEXT),
+            lambda: Gpt((96, 6, 384, 4), CONTEXT),
             sources,
-            (800.0, 6400.0),
-            (8, 16, 32),
+            (1200.0, 6400.0),
+            (4, 8, 16),
             (1e-3, 2e-3, 4e-3),
             error=True,
+            copied=("blocks.0", "blocks.1"),
         ),
         Task(
             "vgg-glyph100",
@@ -188,7 +189,7 @@ TASKS: dict[str, Task] = {
             lambda: Vgg((24, 24, 48, 48, 96, 96), 100),
             glyphs,
             (700.0, 4000.0),
-            (32, 64, 128),
+            (16, 32, 64),
             (1e-3, 3e-3, 1e-2),
         ),
         Task(
@@ -198,7 +199,7 @@ TASKS: dict[str, Task] = {
             lambda: Vgg((24, 24, 48, 48, 96, 96), 10),
             photos,
             (700.0, 4000.0),
-            (32, 64, 128),
+            (16, 32, 64),
             (1e-3, 3e-3, 1e-2),
         ),
         Task(
@@ -208,7 +209,7 @@ TASKS: dict[str, Task] = {
             lambda: ResNet((16, 32, 64), 2, 10),
             photos,
             (900.0, 5000.0),
-            (32, 64, 128),
+            (16, 32, 64),
             (1e-3, 3e-3, 1e-2),
         ),
         Task(
@@ -219,7 +220,7 @@ TASKS: dict[str, Task] = {
             lambda: Vit((96, 6, 384, 4), 32, 10),
             photos,
             (1500.0, 8000.0),
-            (32, 64, 128),
+            (16, 32, 64),
             (5e-4, 1e-3, 2e-3),
         ),
     )

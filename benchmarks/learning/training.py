@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import splitgrow
 from benchmarks.learning.tasks import Batch, Task, loss_of, score_of
 
-POINTS = 16
+POINTS = 10
 """The number of times at which a run is scored."""
 WARMUP = 0.03
 """The share of the budget over which the rate rises; then it falls by a cosine to zero."""

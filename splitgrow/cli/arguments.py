@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from pathlib import Path
 from typing import Any
 
 import click
@@ -34,6 +35,16 @@ class PositiveFloat(click.FloatRange):
         return number
 
 
+data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="An .npz file, a folder or .zip of pictures, a folder of idx files, or CIFAR.  "
+    "[default: the digits of scikit-learn]",
+)
+limit_option = click.option(
+    "--limit", type=POSITIVE, metavar="N", help="Keep only so many training images, for a trial."
+)
 size_option = click.option(
     "--size", type=POSITIVE, metavar="N", help="Resize picture files to N x N pixels."
 )
@@ -45,6 +56,34 @@ max_gb_option = click.option(
     metavar="X",
     help="Memory that the data may take as their files hold them.",
 )
+threads_option = click.option(
+    "--threads",
+    type=SMALL,
+    metavar="N",
+    help="CPU threads.  [default: 1 for small images, else all cores]",
+)
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print only the final results.")
+
+
+def check_target(target: str, *, names: tuple[str, ...] = ()) -> None:
+    """Makes sure that a target is a known name, a directory of transformers, or MODULE:FACTORY.
+
+    Raises:
+        click.BadParameter: if it has another form.
+    """
+    module, colon, factory = target.rpartition(":")
+    known = target in names or (Path(target) / "config.json").is_file()
+    if known or (colon and module and factory):
+        return
+    form = "MODULE:FACTORY"
+    if Path(target).is_dir():
+        raise click.BadParameter(
+            f"there is no config.json in {target}", param_hint=f"{form}|DIRECTORY"
+        )
+    instead = f", and is none of {', '.join(names)}" if names else ""
+    raise click.BadParameter(
+        f"{target!r} has no {form} form, such as mymodels.resnet:make{instead}", param_hint=form
+    )
 
 
 def load_module(name: str) -> Any:

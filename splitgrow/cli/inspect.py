@@ -19,6 +19,7 @@ from splitgrow.cli import consoles
 from splitgrow.cli.hugging_face import is_directory, load_target, usual_inputs
 from splitgrow.cli.shapes import Shape
 from splitgrow.cli.targets import attempt
+from splitgrow.cli.ways import KEEPING, LEARNING
 
 
 def inspect(target: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
@@ -49,6 +50,8 @@ def inspect(target: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
     console.print(_table(type(model).__name__, layers))
     able = sum(layer.growable for layer in layers)
     console.print(f"{able} of {len(layers)} layers can grow; {parameters:,} parameters.")
+    console.print(f"\n{LEARNING} `splitgrow grow` shows it.", soft_wrap=True)
+    console.print(f"{KEEPING} `splitgrow demo` shows it.", soft_wrap=True)
 
 
 def _growable(model: nn.Module, inputs: Sequence[Shape]) -> nn.Module:

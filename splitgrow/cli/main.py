@@ -18,14 +18,27 @@ from splitgrow.cli.arguments import (
     SEED,
     SMALL,
     PositiveFloat,
+    check_target,
+    data_option,
+    limit_option,
     load_module,
     max_gb_option,
+    quiet_option,
     size_option,
+    threads_option,
 )
 from splitgrow.cli.continual_commands import compare, continual
+from splitgrow.cli.grow_commands import grow
 from splitgrow.cli.settings import DemoSettings
 from splitgrow.cli.shapes import Shape, parse_shape
+from splitgrow.cli.ways import KEEPING, LEARNING
 from splitgrow.errors import SplitGrowError
+
+_NOT_BY = {
+    "progressive": "--progressive leaves as they are",
+    "grow": "--grow doubles: `splitgrow grow --factor` takes another factor",
+}
+"""Why some demos do not take --by."""
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -33,8 +46,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 # In a help text, \b keeps the lines of the paragraph that follows as they are.
-_HELP = """
+_HELP = f"""
 Grow PyTorch models while they train, and make them plain again to deploy.
+
+{LEARNING} See `splitgrow grow`.
+
+{KEEPING} See `splitgrow demo` and `splitgrow continual`.
 
 \b
 Examples:
@@ -42,21 +59,28 @@ Examples:
   splitgrow demo --deeper
   splitgrow demo --progressive --data cifar10.zip --epochs 3
   splitgrow inspect mymodels.resnet:make --input 1,3,224,224
+  splitgrow grow mymodels.resnet:make --data cifar10.zip --factor 2
   splitgrow export mymodels.resnet:make run.safetensors plain.pt2
   splitgrow continual --method cpg --tasks 5 --out runs/cpg
   splitgrow compare runs/cpg runs/packnet
 """
 
-_DEMO_HELP = """
+_DEMO_HELP = f"""
 Train a small residual CNN, grow it twice while it trains, and fuse it.
 
 Shows that the old networks are still inside, bit for bit, and writes a report with pictures.
 Each growth is followed by a phase of training in which only the new blocks learn.
 
+{KEEPING} So do this demo and --deeper.
+
+{LEARNING} So do --grow and --progressive.
+
 \b
-Two more demos, with the same options and a report of their own:
+Three more demos, with the same options and a report of their own:
   --deeper       insert layers, a gate and a copy of a block while it trains
   --progressive  train an autoencoder from 4x4 pixels up, each level faded in
+  --grow         double all widths in three growths, and compare with the large
+                 network from the start at equal arithmetic
 
 \b
 PATH is one of:
@@ -69,8 +93,9 @@ PATH is one of:
 Examples:
   splitgrow demo
   splitgrow demo --deeper
+  splitgrow demo --grow
   splitgrow demo --progressive --data fashion-mnist --epochs 1
-  splitgrow demo --seed 7 --grow 0.25 --out runs/quarter
+  splitgrow demo --seed 7 --by 0.25 --out runs/quarter
   splitgrow demo --data fashion-mnist --width 8 --epochs 1
   splitgrow demo --data cifar10.zip --limit 5000
 """
@@ -183,24 +208,22 @@ def main() -> None:
     "--progressive", is_flag=True, help="Grow in resolution: an autoencoder of 4x4 pixels and up."
 )
 @click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="An .npz file, a folder or .zip of pictures, a folder of idx files, or CIFAR.  "
-    "[default: the digits of scikit-learn]",
+    "--grow", is_flag=True, help="Grow to learn, against the large network from the start."
 )
+@data_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="Where the report, its pictures and results.json go.  [default: splitgrow-demo,"
-    " splitgrow-demo-deeper or splitgrow-demo-progressive]",
+    " splitgrow-demo-deeper, -progressive or -grow]",
 )
 @click.option(
     "--epochs",
     type=POSITIVE,
     metavar="N",
-    help="Epochs in each phase.  [default: by the number of images; for digits 14, 7 if --deeper]",
+    help="Epochs in each phase; with --grow those of the large network.  [default: by the number"
+    " of images; for digits 14, 7 if --deeper]",
 )
 @_setting("--batch-size", type=POSITIVE, metavar="N", help="Images in a training step.")
 @click.option(
@@ -210,37 +233,34 @@ def main() -> None:
     help="Channels of the first stage (--progressive: half of those at full resolution)."
     "  [default: by the images' size, 4 for digits]",
 )
-@_setting("--grow", type=PositiveFloat(100), metavar="FRACTION", help="Growth of every width.")
+@_setting(
+    "--by",
+    type=PositiveFloat(100),
+    metavar="FRACTION",
+    help="How much wider layers become: all of them, or one if --deeper.",
+)
 @_setting(
     "--learning-rate", type=PositiveFloat(10), metavar="X", help="Peak of the one-cycle schedule."
 )
 @_setting("--seed", type=SEED, metavar="N", help="For data, weights and order.")
-@click.option(
-    "--limit", type=POSITIVE, metavar="N", help="Keep only so many training images, for a trial."
-)
+@limit_option
 @size_option
 @max_gb_option
-@click.option(
-    "--threads",
-    type=SMALL,
-    metavar="N",
-    help="CPU threads.  [default: 1 for small images, else all cores]",
-)
-@click.option("--quiet", "-q", is_flag=True, help="Print only the final results.")
+@threads_option
+@quiet_option
 @click.pass_context
-def demo(
-    ctx: click.Context, /, *, deeper: bool, progressive: bool, out: Path | None, **options: Any
-) -> None:
+def demo(ctx: click.Context, /, *, out: Path | None, **options: Any) -> None:
     """Loads the demo, and runs it.
 
     Raises:
         click.UsageError: if the options do not go together.
     """
-    if deeper and progressive:
-        raise click.UsageError("--deeper and --progressive are two demos: choose one of them")
-    if progressive and ctx.get_parameter_source("grow") is ParameterSource.COMMANDLINE:
-        raise click.UsageError("--grow is for widths, which --progressive leaves as they are")
-    kind = "deeper" if deeper else "progressive" if progressive else "wider"
+    chosen = [kind for kind in ("deeper", "progressive", "grow") if options.pop(kind)]
+    if len(chosen) > 1:
+        raise click.UsageError(f"--{chosen[0]} and --{chosen[1]} are two demos: choose one of them")
+    kind = chosen[0] if chosen else "wider"
+    if kind in _NOT_BY and ctx.get_parameter_source("by") is ParameterSource.COMMANDLINE:
+        raise click.UsageError(f"--by is for widths, which {_NOT_BY[kind]}")
     folder = Path("splitgrow-demo" if kind == "wider" else f"splitgrow-demo-{kind}")
     load_module("splitgrow.demos.presentation").run_demo(kind=kind, out=out or folder, **options)
 
@@ -259,27 +279,8 @@ def demo(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:
     """Loads the inspection, and runs it."""
-    _check_target(target)
+    check_target(target)
     load_module("splitgrow.cli.inspect").inspect(target, inputs, as_json=as_json)
-
-
-def _check_target(target: str) -> None:
-    """Makes sure that a target names a directory of transformers, or a module and a factory.
-
-    Raises:
-        click.BadParameter: if it has another form.
-    """
-    module, colon, factory = target.rpartition(":")
-    if (Path(target) / "config.json").is_file() or (colon and module and factory):
-        return
-    if Path(target).is_dir():
-        raise click.BadParameter(
-            f"there is no config.json in {target}", param_hint="MODULE:FACTORY|DIRECTORY"
-        )
-    raise click.BadParameter(
-        f"{target!r} has no MODULE:FACTORY form, such as mymodels.resnet:make",
-        param_hint="MODULE:FACTORY",
-    )
 
 
 @main.command(help=_EXPORT_HELP, short_help="Make a checkpoint plain.")
@@ -309,10 +310,11 @@ def export(
     force: bool,
 ) -> None:
     """Loads the export, and runs it."""
-    _check_target(target)
+    check_target(target)
     command = load_module("splitgrow.cli.export").export
     command(target, checkpoint, out, kind=kind, generation=generation, force=force)
 
 
+main.add_command(grow)
 main.add_command(continual)
 main.add_command(compare)

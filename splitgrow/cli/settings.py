@@ -21,7 +21,7 @@ class DemoSettings:
     epochs: int  # in each phase of training
     width: int
     batch_size: int = 64
-    grow: float = 0.5
+    by: float = 0.5  # the fraction by which widths grow
     learning_rate: float = 0.01
     seed: int = 0
 
@@ -29,7 +29,7 @@ class DemoSettings:
         for name in ("epochs", "batch_size", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("grow", "learning_rate"):
+        for name in ("by", "learning_rate"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, not {value}")
@@ -50,10 +50,24 @@ class DemoSettings:
         """Settings with which some number of images of side x side pixels take minutes at most.
 
         >>> DemoSettings.suited_to(1437, 8, epochs=None, width=None)
-        DemoSettings(epochs=14, width=4, batch_size=64, grow=0.5, learning_rate=0.01, seed=0)
+        DemoSettings(epochs=14, width=4, batch_size=64, by=0.5, learning_rate=0.01, seed=0)
         """
         return cls(
-            epochs=epochs or min(20, max(1, round(_IMAGES / phases / images))),
-            width=width or (4 if side < TINY else 8),
+            epochs=epochs or suited_epochs(images, phases),
+            width=width or suited_width(side),
             **chosen,
         )
+
+
+def suited_width(side: int) -> int:
+    """The channels of the first stage that suit images of side x side pixels."""
+    return 4 if side < TINY else 8
+
+
+def suited_epochs(images: int, phases: int) -> int:
+    """The epochs in each of some phases of training with which a whole run takes minutes at most.
+
+    >>> suited_epochs(1437, 3), suited_epochs(60_000, 3)
+    (14, 1)
+    """
+    return min(20, max(1, round(_IMAGES / phases / images)))

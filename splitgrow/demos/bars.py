@@ -7,7 +7,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from splitgrow.demos import tables
+from splitgrow.demos import arm_tables, tables
+from splitgrow.demos.arm_results import ArmEnd, ArmEvaluation, ArmGrowth, ArmPhase, ArmStep
 from splitgrow.demos.results import (
     DemoEvent,
     Evaluation,
@@ -21,6 +22,27 @@ from splitgrow.demos.results import (
 )
 
 _SMOOTHING = 0.1  # of loss and accuracy, over the steps
+_EPOCHS = "epoch {task.fields[epoch]}/{task.fields[epochs]}"
+_CLASSIFIED = (
+    "loss {task.fields[loss]:.3f}",
+    "train {task.fields[train]:.1%}",
+    "test {task.fields[test]:.1%}",
+)
+
+
+class RunningMeans:
+    """Numbers of the last steps, later ones counting more; the first step counts alone."""
+
+    def __init__(self) -> None:
+        self._means: tuple[float, ...] = ()
+
+    def after(self, *values: float) -> tuple[float, ...]:
+        """The means after a further step with these values."""
+        before = self._means or values
+        self._means = tuple(
+            mean + _SMOOTHING * (value - mean) for mean, value in zip(before, values, strict=True)
+        )
+        return self._means
 
 
 class Bars(Protocol):
@@ -37,14 +59,11 @@ class ClassifierBars:
 
     def __init__(self, console: Console, epochs: int) -> None:
         self.progress = _progress(
-            console,
-            "generation {task.fields[generation]}",
-            "loss {task.fields[loss]:.3f}",
-            "train {task.fields[train]:.1%}",
-            "test {task.fields[test]:.1%}",
+            console, "generation {task.fields[generation]}", _EPOCHS, *_CLASSIFIED
         )
         self._epochs = epochs
         self._task = TaskID(0)
+        self._means = RunningMeans()
         self._loss = self._train = self._test = 0.0
 
     def show(self, event: DemoEvent) -> None:
@@ -61,9 +80,7 @@ class ClassifierBars:
                 test=self._test,
             )
         elif isinstance(event, TrainingStep):
-            share = 1.0 if event.step == 1 else _SMOOTHING
-            self._loss += share * (event.loss - self._loss)
-            self._train += share * (event.accuracy - self._train)
+            self._loss, self._train = self._means.after(event.loss, event.accuracy)
             self.progress.update(
                 self._task, advance=1, epoch=event.epoch, loss=self._loss, train=self._train
             )
@@ -81,12 +98,14 @@ class LevelBars:
         self.progress = _progress(
             console,
             "{task.fields[side]}x{task.fields[side]}",
+            _EPOCHS,
             "alpha {task.fields[alpha]:.2f}",
             "error: train {task.fields[train]:.3f}",
             "test {task.fields[test]:.3f}",
         )
         self._epochs = epochs
         self._task = TaskID(0)
+        self._means = RunningMeans()
         self._train = self._test = 0.0
 
     def show(self, event: DemoEvent) -> None:
@@ -103,8 +122,7 @@ class LevelBars:
                 test=self._test,
             )
         elif isinstance(event, LevelStep):
-            share = 1.0 if event.step == 1 else _SMOOTHING
-            self._train += share * (event.loss - self._train)
+            (self._train,) = self._means.after(event.loss)
             self.progress.update(
                 self._task, advance=1, epoch=event.epoch, alpha=event.alpha, train=self._train
             )
@@ -115,10 +133,40 @@ class LevelBars:
             self.progress.console.print(tables.level_growth(event))
 
 
-def _progress(console: Console, first: str, *numbers: str) -> Progress:
+class ArmBars:
+    """The arm, its epoch, loss, and accuracy in training and test; a bar is the arithmetic."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = _progress(
+            console, "{task.fields[arm]:5}", "epoch {task.fields[epoch]}", *_CLASSIFIED
+        )
+        self._task = TaskID(0)
+        self._means = RunningMeans()
+
+    def show(self, event: DemoEvent) -> None:
+        """Updates the bars after an event."""
+        if isinstance(event, ArmPhase):
+            self._means = RunningMeans()
+            self._task = self.progress.add_task(
+                "", total=event.macs, arm=event.arm, epoch=1, loss=0.0, train=0.0, test=0.0
+            )
+        elif isinstance(event, ArmStep):
+            loss, train = self._means.after(event.loss, event.accuracy)
+            self.progress.update(
+                self._task, completed=event.macs, epoch=event.epoch, loss=loss, train=train
+            )
+        elif isinstance(event, ArmEvaluation):
+            self.progress.update(self._task, test=event.accuracy)
+        elif isinstance(event, ArmEnd):  # the nearest step may lie a little before the end
+            self.progress.update(self._task, completed=self.progress.tasks[-1].total)
+        elif isinstance(event, ArmGrowth):
+            self.progress.console.print(arm_tables.growth(event))
+
+
+def _progress(console: Console, first: str, second: str, *numbers: str) -> Progress:
     return Progress(
         TextColumn(first),
-        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+        TextColumn(second),
         BarColumn(bar_width=12),  # all fits into 80 characters
         *(TextColumn(number) for number in numbers),
         TimeRemainingColumn(),

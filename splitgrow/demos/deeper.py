@@ -107,7 +107,7 @@ def _widen_the_residual(trainer: Trainer) -> Edit:
     inserted = (item for edit in trainer.handle.edits for item in edit.inserted)
     branch = next(item.name for item in inserted if item.kind == "residual")
     layer = next(layer for layer in trainer.handle.layers if layer.name.startswith(f"{branch}."))
-    units = layer.step * max(1, round(trainer.settings.grow * layer.width / layer.step))
+    units = layer.step * max(1, round(trainer.settings.by * layer.width / layer.step))
     return trainer.handle.expand_layer(layer.name, units, optimizer=trainer.optimizer)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+from splitgrow.cli.ways import KEEPING
 from splitgrow.demos import chains, figures, pages, tables
 from splitgrow.demos.results import DeeperResult
 
@@ -41,6 +42,7 @@ def _body(result: DeeperResult, images: dict[str, str]) -> str:
 A residual CNN of width {settings.width}, {growths[0].depth[0]} layers deep at first and
 {growths[-1].depth[1]} in the end; {settings.epochs} epochs before and after each edit, seed
 {settings.seed}; {result.seconds:.0f} seconds in all.</p>
+{pages.two_ways(KEEPING)}
 
 <h2>Before growth, deeper and fused</h2>
 {pages.measurements(result.measurements, settings.batch_size)}

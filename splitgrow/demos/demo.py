@@ -82,7 +82,7 @@ def _grow(trainer: Trainer, old: Tensor, *, opens_generation: bool) -> None:
     """
     if opens_generation:
         trainer.handle.next_generation()
-    request = growth_request(trainer.handle.layers, trainer.settings.grow)
+    request = growth_request(trainer.handle.layers, trainer.settings.by)
     edit = trainer.handle.expand(request, optimizer=trainer.optimizer)
     disturbance = largest(trainer.logits(trainer.model) - old)
     trainer.tell(Growth(trainer.step, edit, disturbance))

@@ -41,7 +41,7 @@ def learning(result: Outcome, theme: Theme) -> bytes:
         for growth in result.growths:
             axes.axvline(growth.step, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    _zoom(accuracy, [evaluation.accuracy for evaluation in result.evaluations])
+    zoom(accuracy, [evaluation.accuracy for evaluation in result.evaluations])
     loss.set_ylim(bottom=0, top=1.1 * max(evaluation.loss for evaluation in result.evaluations))
     loss.set_xlabel("training step", color=theme.ink)
     accuracy.legend(loc="lower right", facecolor=theme.paper, labelcolor=theme.ink, framealpha=0.9)
@@ -57,7 +57,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     ]
 
 
-def _zoom(axes: Axes, accuracies: Sequence[float]) -> None:
+def zoom(axes: Axes, accuracies: Sequence[float]) -> None:
     """Shows the upper part of the scale if all tests lie there, so that they can be told apart."""
     worst = min(accuracies)
     axes.set_ylim(max(0.0, worst - 1.5 * (1.0 - worst) - 0.01), 1.01)

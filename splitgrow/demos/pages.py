@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from splitgrow.checkpoints.asides import write_bytes
+from splitgrow.cli.ways import KEEPING, LEARNING
 from splitgrow.demos.results import Growth, Measurement, Recovery
 from splitgrow.demos.tables import edit_rows
 from splitgrow.demos.themes import DARK, LIGHT, Theme
@@ -93,6 +94,15 @@ def _page(title: str, body: str) -> str:
 </body>
 </html>
 """
+
+
+def two_ways(shown: str) -> str:
+    """The two ways to grow, with that one first which the page shows."""
+    other = KEEPING if shown == LEARNING else LEARNING
+    return (
+        f'<p class="soft">This page shows one of two ways to grow. {escape(shown)} The other way: '
+        f"{escape(other[0].lower() + other[1:])}</p>"
+    )
 
 
 def yes_or_no(text: str, *, good: bool) -> str:

@@ -1,4 +1,4 @@
-"""`splitgrow demo`: progress bars while it runs, then tables and the report."""
+"""`splitgrow demo` and `splitgrow grow`: progress bars, then tables and the report."""
 
 from __future__ import annotations
 
@@ -13,15 +13,55 @@ from rich.console import Console
 from rich.progress import track
 
 from splitgrow.cli import consoles
-from splitgrow.cli.settings import TINY, DemoSettings
-from splitgrow.demos import datasets, tables
+from splitgrow.cli.grow_settings import GrowSettings
+from splitgrow.cli.settings import TINY
+from splitgrow.demos import arm_tables, datasets, growing, tables
+from splitgrow.demos.chosen_network import MakeNetwork, network_maker
 from splitgrow.demos.results import DemoEvent, is_measured, write_json
-from splitgrow.demos.views import VIEWS, DemoView
+from splitgrow.demos.views import VIEWS, DemoView, grow_view
+from splitgrow.grower.planned_growth import shortened
+from splitgrow.growth.initializers import chosen_initializer
 
 
-def run_demo(  # noqa: PLR0913
+def run_demo(*, kind: str, **options: Any) -> None:
+    """Runs a demo; see `show`."""
+    show(VIEWS[kind], **options)
+
+
+def run_grow(*, network: str, plan: bool, init: str, **options: Any) -> None:
+    """Trains the network of a target that grows, and those that it is compared with; see `show`.
+
+    With `plan` it prints the plan of the growths instead.
+
+    Raises:
+        click.BadParameter: if there is no such initializer.
+        click.ClickException: if there is no such network.
+    """
+    make = network_maker(network, options["seed"])  # before the data; it may add an initializer
+    try:
+        chosen_initializer(init)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--init") from error
+    view = grow_view(make)
+    preview = (lambda *given: _print_plan(make, *given)) if plan else None
+    show(view, preview=preview, network=network, init=init, **options)
+
+
+def _print_plan(make: MakeNetwork, dataset: datasets.Dataset, settings: GrowSettings) -> None:
+    with torch.random.fork_rng(devices=[]):
+        study = growing.prepare_arms(make, dataset, settings, lambda _: None)
+    console = consoles.results()
+    console.print(str(study.plan), soft_wrap=True)
+    console.print(
+        f"\nThe training takes {shortened(study.course.macs)} multiply-adds, as"
+        f" {arm_tables.epochs(settings)}; each of the networks has as many.",
+        soft_wrap=True,
+    )
+
+
+def show(  # noqa: PLR0913
+    view: DemoView,
     *,
-    kind: str,
     data: Path | None,
     out: Path,
     limit: int | None,
@@ -29,9 +69,12 @@ def run_demo(  # noqa: PLR0913
     max_gb: float,
     threads: int | None,
     quiet: bool,
+    preview: Callable[[datasets.Dataset, Any], None] | None = None,
     **settings: Any,
 ) -> None:
     """Runs a demo on the data at `data`, prints the results and writes the report to `out`.
+
+    With a `preview`, that is called with the data and the settings instead, and nothing is written.
 
     Raises:
         click.UsageError: if the options do not go together.
@@ -41,11 +84,11 @@ def run_demo(  # noqa: PLR0913
     """
     if data is None and size is not None:
         raise click.UsageError("--size is for picture files: it needs --data")
-    view = VIEWS[kind]
     live = consoles.progress(quiet=quiet)
     events: list[DemoEvent] = []
     try:
-        out.mkdir(parents=True, exist_ok=True)  # before the work, so that none is done in vain
+        if preview is None:
+            out.mkdir(parents=True, exist_ok=True)  # before the work, so that none is done in vain
         dataset = datasets.load_dataset(
             data,
             seed=settings["seed"],
@@ -54,9 +97,11 @@ def run_demo(  # noqa: PLR0913
             track=_track(live),
             max_gb=max_gb,
         )
-        images, side = len(dataset.x_train), max(dataset.size)
-        chosen = DemoSettings.suited_to(images, side, phases=view.phases(dataset), **settings)
+        chosen = view.settings(dataset, settings)
         live.print(tables.summary(dataset))
+        if preview is not None:
+            preview(dataset, chosen)
+            return
         with _threads(threads or _threads_for(dataset)):
             result = _run(view, dataset, chosen, live, events)
         write_json(out / "results.json", result)
@@ -108,19 +153,19 @@ def _track(console: Console) -> Callable[[Sequence[str], str], Iterable[str]]:
 def _run(
     view: DemoView,
     dataset: datasets.Dataset,
-    settings: DemoSettings,
+    settings: Any,
     console: Console,
     events: list[DemoEvent],
 ) -> Any:
     """The finished run; `events` receives every event as it happens."""
-    bars = view.bars(console, settings.epochs)
+    bars = view.bars(console, settings)
 
     def watch(event: DemoEvent) -> None:
         events.append(event)
         bars.show(event)
 
     with bars.progress:
-        return view.module.run(dataset, settings, watch)
+        return view.run(dataset, settings, watch)
 
 
 def _print(view: DemoView, result: Any, report: Path, *, quiet: bool) -> None:

@@ -107,7 +107,7 @@ def enlarged(images: Tensor, side: int) -> Tensor:
     return functional.interpolate(images, (side, side), mode="nearest")
 
 
-class _Trainer(Loop):
+class _Trainer(Loop[DemoSettings]):
     """The autoencoder, and the images at every resolution."""
 
     model: splitgrow.ProgressiveAutoencoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+from splitgrow.cli.ways import LEARNING
 from splitgrow.demos import galleries, pages, tables
 from splitgrow.demos.results import ProgressiveResult
 
@@ -40,6 +41,7 @@ def _body(result: ProgressiveResult, images: dict[str, str]) -> str:
 {settings.epochs} epochs at the first level, then for each growth as many in which the new level
 fades in and as many on it alone; seed {settings.seed}; {result.seconds:.0f} seconds in all. An
 image passes through {bottleneck:,} numbers; in the end it has {pixels:,}.</p>
+{pages.two_ways(LEARNING)}
 
 <h2>Originals and reconstructions</h2>
 <figure>{images["gallery"]}

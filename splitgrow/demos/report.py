@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+from splitgrow.cli.ways import KEEPING
 from splitgrow.demos import figures, pages
 from splitgrow.demos.results import Result
 
@@ -35,8 +36,9 @@ def _body(result: Result, images: dict[str, str]) -> str:
     return f"""<h1>A network that grew while it trained</h1>
 <p class="soft">{escape(result.dataset)}: {train:,} training and {test:,} test images.
 A residual CNN of width {settings.width}, grown {len(result.growths)} times by
-{settings.grow:.0%}; {settings.epochs} epochs before and after each growth, seed
+{settings.by:.0%}; {settings.epochs} epochs before and after each growth, seed
 {settings.seed}; {result.seconds:.0f} seconds in all.</p>
+{pages.two_ways(KEEPING)}
 
 <h2>Before growth, grown and fused</h2>
 {pages.measurements(result.measurements, settings.batch_size)}

@@ -6,13 +6,21 @@ Those that `EVENTS` lists, and phases, are also the events that a run reports as
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from splitgrow.checkpoints.asides import write_bytes
 from splitgrow.cli.settings import DemoSettings
+from splitgrow.demos.arm_results import (
+    ArmEnd,
+    ArmEvaluation,
+    ArmGrowth,
+    ArmPhase,
+    ArmStep,
+    GrowResult,
+)
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.reporting import BlockArea
 
@@ -135,11 +143,16 @@ DemoEvent: TypeAlias = (
     | LevelStep
     | LevelEvaluation
     | LevelGrowth
+    | ArmPhase
+    | ArmEnd
+    | ArmStep
+    | ArmEvaluation
+    | ArmGrowth
 )
 EVENTS: dict[str, tuple[type[DemoEvent], ...]] = {
-    "steps": (TrainingStep, LevelStep),
-    "evaluations": (Evaluation, LevelEvaluation),
-    "growths": (Growth, LevelGrowth),
+    "steps": (TrainingStep, LevelStep, ArmStep),
+    "evaluations": (Evaluation, LevelEvaluation, ArmEvaluation),
+    "growths": (Growth, LevelGrowth, ArmGrowth),
 }
 """The kinds of events that are kept, by the name of their list."""
 
@@ -286,15 +299,19 @@ def is_measured(events: Iterable[DemoEvent]) -> bool:
     return any(isinstance(event, EVENTS["steps"]) for event in events)
 
 
-def write_json(path: Path, record: Outcome | ProgressiveResult | Sequence[DemoEvent]) -> None:
+AnyResult: TypeAlias = Outcome | ProgressiveResult | GrowResult
+"""Everything that a finished run has to say."""
+
+
+def write_json(path: Path, record: AnyResult | Sequence[DemoEvent]) -> None:
     """Writes a result, or the events of a run that did not finish, to `path`.
 
     Raises:
         CheckpointError: If something else than a file is there, or it cannot be written.
     """
-    finished = isinstance(record, (Outcome, ProgressiveResult))
+    finished = isinstance(record, AnyResult)
     document: dict[str, Any] = {"version": 1, "finished": finished}
-    if isinstance(record, (Outcome, ProgressiveResult)):
+    if isinstance(record, AnyResult):
         document |= {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
     else:
         for name, kinds in EVENTS.items():
@@ -308,6 +325,8 @@ def _plain(value: object) -> object:
         return json.loads(value.to_json())
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     return value

@@ -107,7 +107,7 @@ def _edits_of(numbers: Sequence[int]) -> str:
 
 def edits(growths: Sequence[Growth]) -> Table:
     """The effect of each edit on each layer."""
-    table = _table("The edits")
+    table = new_table("The edits")
     for name in ("edit", "generation", "layer", "type"):
         table.add_column(name, justify="left" if name in ("layer", "type") else "right")
     for name in ("units", "inputs", "parameters added"):
@@ -140,7 +140,7 @@ def arrow(sizes: tuple[int, int]) -> str:
 
 def recoveries(rows: Sequence[Recovery]) -> Table:
     """Whether the old networks are still there."""
-    table = _table("The old networks, run again at the end")
+    table = new_table("The old networks, run again at the end")
     table.add_column("generation", justify="right")
     table.add_column("test accuracy", justify="right")
     table.add_column("logits, compared with those when it was closed")
@@ -158,7 +158,7 @@ def recoveries(rows: Sequence[Recovery]) -> Table:
 def measurements(result: Outcome) -> Table:
     """The networks before growth, grown and fused."""
     names = [row.network for row in result.measurements]
-    table = _table(f"{result.dataset}: {', '.join(names[:-1])} and {names[-1]}")
+    table = new_table(f"{result.dataset}: {', '.join(names[:-1])} and {names[-1]}")
     table.add_column("network")
     for name in ("test accuracy", "parameters", f"ms per batch of {result.settings.batch_size}"):
         table.add_column(name, justify="right")
@@ -179,7 +179,7 @@ def fusion(result: Outcome) -> str:
 
 def deepenings(growths: Sequence[Deepening]) -> Table:
     """The network right before and right after each edit."""
-    table = _table("The effect of each edit on the network, before any training")
+    table = new_table("The effect of each edit on the network, before any training")
     table.add_column("edit", justify="right")
     table.add_column("change")
     for name in DEEPENING_HEAD:
@@ -224,7 +224,7 @@ def removed_identities(rows: Sequence[RemovedIdentity]) -> str:
 
 def level_growths(growths: Sequence[LevelGrowth]) -> Table:
     """The effect of growth in resolution, by itself, on the reconstructions."""
-    table = _table("The growths, before any training")
+    table = new_table("The growths, before any training")
     for name in ("step", "resolution", "parameters added"):
         table.add_column(name, justify="right")
     table.add_column("reconstructions, compared with the enlarged ones before")
@@ -259,7 +259,7 @@ def level_rows(result: ProgressiveResult) -> list[tuple[str, ...]]:
 
 def levels(result: ProgressiveResult) -> Table:
     """The network at the end of each level."""
-    table = _table(f"{result.dataset}: the autoencoder at the end of each level")
+    table = new_table(f"{result.dataset}: the autoencoder at the end of each level")
     for name in LEVEL_HEAD:
         table.add_column(name, justify="right")
     for row in level_rows(result):
@@ -279,5 +279,6 @@ def fade_fusion(result: ProgressiveResult) -> str:
     )
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """An empty table in the style of all of them."""
     return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")

@@ -6,8 +6,8 @@ import math
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +43,32 @@ def one_cycle(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
 
 
-class Loop(ABC):
+class TrainingSettings(Protocol):
+    """How a network trains, by the step."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes through the data, in a phase."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a training step."""
+
+    @property
+    def learning_rate(self) -> float:
+        """At the peak of the schedule."""
+
+
+_Settings = TypeVar("_Settings", bound=TrainingSettings)
+
+
+class Loop(ABC, Generic[_Settings]):
     """A model, its optimizer and schedule, and the events so far."""
 
     largest_gradient: float | None = None  # the norm to which those of a step are clipped
+    order: torch.Generator | None = None  # draws the order of the images; None for torch's own
 
-    def __init__(self, model: nn.Module, images: int, settings: DemoSettings, watch: Watch) -> None:
+    def __init__(self, model: nn.Module, images: int, settings: _Settings, watch: Watch) -> None:
         self.model, self.settings = model, settings
         self.events: list[DemoEvent] = []
         self.step = 0
@@ -58,9 +78,7 @@ class Loop(ABC):
         # One schedule for the whole run, which goes on through every growth. It rises anew in each
         # phase: Adam's first steps on new parameters are as long as the rate, for any
         # gradients, so a growth at the full rate would make the loss jump.
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: one_cycle(step % self.steps, self.steps)
-        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
 
     @abstractmethod
     def loss(self, indices: Tensor) -> tuple[Tensor, Any]:
@@ -70,6 +88,10 @@ class Loop(ABC):
     def stepped(self, epoch: int, loss: float, seen: Any) -> None:
         """Tells of the step that was taken."""
 
+    def rate(self, step: int) -> float:
+        """The share of the peak learning rate at a step."""
+        return one_cycle(step % self.steps, self.steps)
+
     def epochs(self) -> Iterator[int]:
         """Trains for the epochs of one phase; yields at the end of each.
 
@@ -78,19 +100,31 @@ class Loop(ABC):
         """
         for epoch in range(1, self.settings.epochs + 1):
             self.model.train()
-            order = torch.randperm(self._images)
-            for indices in torch.split(order, self.settings.batch_size):
-                loss, seen = self.loss(indices)
-                self.check_finite(loss)
-                self.optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]  # so in torch's stubs
-                if self.largest_gradient is not None:
-                    nn.utils.clip_grad_norm_(self.model.parameters(), self.largest_gradient)
-                self.optimizer.step()
-                self._schedule.step()
-                self.step += 1
-                self.stepped(epoch, loss.item(), seen)
+            for indices in self.batches():
+                self.stepped(epoch, *self.update(indices))
             yield epoch
+
+    def batches(self) -> Sequence[Tensor]:
+        """The images of an epoch, as the indices of each batch, in an order that is drawn."""
+        order = torch.randperm(self._images, generator=self.order)
+        return torch.split(order, self.settings.batch_size)
+
+    def update(self, indices: Tensor) -> tuple[float, Any]:
+        """Takes a training step on a batch; returns its loss, and the value for `stepped`.
+
+        Raises:
+            FloatingPointError: if the training diverges.
+        """
+        loss, seen = self.loss(indices)
+        self.check_finite(loss)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # so in torch's stubs
+        if self.largest_gradient is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.largest_gradient)
+        self.optimizer.step()
+        self._schedule.step()
+        self.step += 1
+        return loss.item(), seen
 
     def check_finite(self, loss: Tensor) -> None:
         """Makes sure that the training has not diverged.
@@ -114,14 +148,48 @@ class Loop(ABC):
         return tuple(event for event in self.events if isinstance(event, kind))
 
 
-class Trainer(Loop):
+class Classifier(Loop[_Settings]):
+    """Trains a classifier on labelled images, and judges it by those of the test."""
+
+    def __init__(
+        self, model: nn.Module, dataset: Dataset, settings: _Settings, watch: Watch
+    ) -> None:
+        super().__init__(model, len(dataset.x_train), settings, watch)
+        self.dataset = dataset
+
+    def loss(self, indices: Tensor) -> tuple[Tensor, float]:
+        """The cross entropy, and the accuracy of the batch."""
+        labels = self.dataset.y_train[indices]
+        logits = logits_of(self.model(self.dataset.x_train[indices]))
+        accuracy = (logits.argmax(1) == labels).float().mean().item()
+        return functional.cross_entropy(logits, labels), accuracy
+
+    def judge(self, logits: Tensor) -> tuple[float, float]:
+        """Loss and accuracy of test logits `(N, classes)`.
+
+        Raises:
+            FloatingPointError: if the training has diverged.
+        """
+        loss = functional.cross_entropy(logits, self.dataset.y_test)
+        self.check_finite(loss)
+        return loss.item(), self.accuracy(logits)
+
+    def logits(self, network: nn.Module) -> Tensor:
+        """The logits of all test images, in eval mode."""
+        return evaluated(network, self.dataset.x_test)
+
+    def accuracy(self, logits: Tensor) -> float:
+        """The share of test images that logits `(N, classes)` get right."""
+        return (logits.argmax(1) == self.dataset.y_test).float().mean().item()
+
+
+class Trainer(Classifier[DemoSettings]):
     """Trains a growable classifier; `handle` has the model's own new methods, known to mypy."""
 
     def __init__(
         self, net: nn.Module, dataset: Dataset, settings: DemoSettings, watch: Watch
     ) -> None:
-        super().__init__(net, len(dataset.x_train), settings, watch)
-        self.dataset = dataset
+        super().__init__(net, dataset, settings, watch)
         self.model = splitgrow.growable(net, dataset.x_test[:2])
         self.handle = splitgrow.handle(self.model)
 
@@ -134,26 +202,9 @@ class Trainer(Loop):
             self.tell(Evaluation(self.step, self.handle.generation, loss, accuracy))
         return logits
 
-    def loss(self, indices: Tensor) -> tuple[Tensor, float]:
-        """The cross entropy, and the accuracy of the batch."""
-        labels = self.dataset.y_train[indices]
-        logits = self.model(self.dataset.x_train[indices])
-        accuracy = (logits.argmax(1) == labels).float().mean().item()
-        return functional.cross_entropy(logits, labels), accuracy
-
     def stepped(self, epoch: int, loss: float, seen: float) -> None:
         """Tells of the step with its loss and accuracy."""
         self.tell(TrainingStep(self.step, self.handle.generation, epoch, loss, seen))
-
-    def judge(self, logits: Tensor) -> tuple[float, float]:
-        """Loss and accuracy of test logits `(N, classes)`.
-
-        Raises:
-            FloatingPointError: if the training has diverged.
-        """
-        loss = functional.cross_entropy(logits, self.dataset.y_test)
-        self.check_finite(loss)
-        return loss.item(), self.accuracy(logits)
 
     def recover(self, generation: int, recorded: Tensor) -> Recovery:
         """Compares a closed generation's test logits with those `recorded` when it was closed."""
@@ -182,20 +233,18 @@ class Trainer(Loop):
             for name, network in networks.items()
         )
 
-    def logits(self, network: nn.Module) -> Tensor:
-        """The logits of all test images, in eval mode."""
-        return evaluated(network, self.dataset.x_test)
 
-    def accuracy(self, logits: Tensor) -> float:
-        """The share of test images that logits `(N, classes)` get right."""
-        return (logits.argmax(1) == self.dataset.y_test).float().mean().item()
+def logits_of(output: Any) -> Tensor:
+    """The logits in the output of a classifier: the output itself, or as `logits` in it."""
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits
 
 
 def evaluated(network: nn.Module, images: Tensor) -> Tensor:
     """The outputs of a network for all images, in eval mode."""
     network.eval()
     with torch.no_grad():
-        return torch.cat([network(x) for x in torch.split(images, _EVALUATION_BATCH)])
+        return torch.cat([logits_of(network(x)) for x in torch.split(images, _EVALUATION_BATCH)])
 
 
 def largest(values: Tensor) -> float:

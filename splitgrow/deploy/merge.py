@@ -18,7 +18,7 @@ from splitgrow.growth.module_numbers import numbers_at, set_number_
 from splitgrow.layers.containers import spread_blocks_
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import held, parameters_in, release_
-from splitgrow.layers.hooks import has_hooks, has_state_hooks, only_computing_hooks
+from splitgrow.layers.hooks import has_hooks, has_state_hooks, named_paths, refuse_own_hooks
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
 from splitgrow.layers.module_state import State, put_
 from splitgrow.layers.plain_copy import plain_copy
@@ -232,21 +232,15 @@ def _refuse_hooks_of_blocks(model: nn.Module, view: int | None) -> None:
     Raises:
         UnsupportedModelError: If one has.
     """
-    found: list[str] = []
-    computed: list[str] = []
-    for path, split in model.named_modules():
-        for index, block in enumerate(_blocks_of(split, view)):
-            own = has_hooks(block) and not only_computing_hooks(block)
-            (found if own else computed if has_hooks(block) else []).append(f"{path}.{index}")
-    if found:
-        raise UnsupportedModelError(
-            f"{_listed(found)} has hooks of its own, which see one block of a grown layer; a plain "
-            f"layer cannot run them. Remove them, and register them on the layer itself"
-        )
+    computed = refuse_own_hooks(
+        (f"{path}.{index}", block)
+        for path, split in model.named_modules()
+        for index, block in enumerate(_blocks_of(split, view))
+    )
     if computed:
         warnings.warn(
-            f"what hooks of torch.nn.utils compute for {_listed(computed)} is part of the merged "
-            f"layer's tensors, which are parameters without such hooks",
+            f"what hooks of torch.nn.utils compute for {named_paths(computed)} is part of the "
+            f"merged layer's tensors, which are parameters without such hooks",
             stacklevel=levels_to_caller(),
         )
 
@@ -270,7 +264,7 @@ def _tell_of_lost_hooks(
             lost.append(path or type(model).__name__)
     if lost:
         warnings.warn(
-            f"the merged model has nothing that could run the hooks of {_listed(lost)}",
+            f"the merged model has nothing that could run the hooks of {named_paths(lost)}",
             stacklevel=levels_to_caller(),
         )
 
@@ -285,8 +279,3 @@ def _unseen(model: nn.Module, view: int | None) -> Iterator[nn.Module]:
             for item in module.inserted:
                 if view is not None and item.edit > view:
                     yield from module.part(item.name).modules()
-
-
-def _listed(paths: list[str]) -> str:
-    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-    return ", ".join(f"`{path}`" for path in paths[:5]) + more

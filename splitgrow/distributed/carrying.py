@@ -316,15 +316,23 @@ def _mean(agreement: Agreement, tensor: Tensor) -> Tensor:
 
 
 def _moved_alike(edits: Sequence[Edit], agreement: Agreement) -> list[Edit]:
-    """The edits, with how far the first process's outputs have moved, whose values count."""
+    """The edits, with what the first process has measured, whose values count."""
     found = []
     for edit in edits:
         if edit.moved is not None:
-            moved = torch.tensor(edit.moved, dtype=torch.float64)
-            _share([moved], agreement)
-            edit = replace(edit, moved=float(moved))
+            edit = replace(edit, moved=_shared_numbers([edit.moved], agreement)[0])
+        if edit.loss is not None:
+            before, after = _shared_numbers(edit.loss, agreement)
+            edit = replace(edit, loss=(before, after))
         found.append(edit)
     return found
+
+
+def _shared_numbers(numbers: Sequence[float], agreement: Agreement) -> list[float]:
+    """The first process's numbers."""
+    held = torch.tensor(numbers, dtype=torch.float64)
+    _share([held], agreement)
+    return [float(number) for number in held]
 
 
 @torch.no_grad()
@@ -354,7 +362,9 @@ def picture_of(held: Wrapped, optimizers: list[Optimizer]) -> dict[str, str]:
         for optimizer in optimizers
     ]
     return {
-        "history": "\n".join((past, *(replace(edit, moved=None).to_json() for edit in edits))),
+        "history": "\n".join(
+            (past, *(replace(edit, moved=None, loss=None).to_json() for edit in edits))
+        ),
         "model": "\n".join((f"{len(lines)} tensors", *lines)),
         "optimizer": f"{len(optimizers)} optimizers {json.dumps(layout)}",
     }

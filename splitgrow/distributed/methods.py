@@ -29,6 +29,7 @@ def expand_layer(  # noqa: PLR0913
     optimizer: object = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
+    scheduler: object = None,
     loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
@@ -51,8 +52,9 @@ def expand_layer(  # noqa: PLR0913
             the first rank's, too.
         freeze: Whether the first growth closes generation 0.
         optimizer: One or several optimizers of this process.
-        lr_scale: As in `model.expand_layer`, like `warmup` and `loss`.
+        lr_scale: As in `model.expand_layer`, like `warmup`, `scheduler` and `loss`.
         warmup: The steps over which the rates of new parameters rise.
+        scheduler: One or several learning rate schedulers of this process.
         loss: A closure that returns a loss, of this process.
         check: As in `model.expand_layer`, in every process; a sharded model is compared only where
             all of it is held for the edit (`expand_input`, `expand_vocabulary`, `insert_layer`,
@@ -92,6 +94,7 @@ def expand_layer(  # noqa: PLR0913
         optimizer=optimizer,
         lr_scale=lr_scale,
         warmup=warmup,
+        scheduler=scheduler,
         loss=loss,
         check=check,
         timeout=timeout,
@@ -108,6 +111,7 @@ def expand(  # noqa: PLR0913
     optimizer: object = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
+    scheduler: object = None,
     loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
@@ -122,11 +126,12 @@ def expand(  # noqa: PLR0913
         "loss": loss,
         "check": check,
     }
+    own: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
     asked = dict(request) if isinstance(request, Mapping) else request
     return carry_out(
         wrapped,
         in_words("expand", asked, **options),
-        lambda model: model.expand(request, **options, optimizer=optimizer),
+        lambda model: model.expand(request, **options, **own),
         optimizer=optimizer,
         timeout=timeout,
         values=lambda model: initializer != "zero" or reads_values(history_of(model).graph, asked),
@@ -145,6 +150,7 @@ def expand_vocabulary(  # noqa: PLR0913
     optimizer: object = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
+    scheduler: object = None,
     loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
@@ -165,10 +171,11 @@ def expand_vocabulary(  # noqa: PLR0913
         "loss": loss,
         "check": check,
     }
+    own: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
     return carry_out(
         wrapped,
         in_words("expand_vocabulary", n, **options),
-        lambda model: model.expand_vocabulary(n, **options, optimizer=optimizer),
+        lambda model: model.expand_vocabulary(n, **options, **own),
         optimizer=optimizer,
         timeout=timeout,
         values=True,
@@ -185,6 +192,7 @@ def expand_input(  # noqa: PLR0913
     optimizer: object = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
+    scheduler: object = None,
     loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
@@ -203,10 +211,11 @@ def expand_input(  # noqa: PLR0913
         "loss": loss,
         "check": check,
     }
+    own: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
     return carry_out(
         wrapped,
         in_words("expand_input", n, **options),
-        lambda model: model.expand_input(n, **options, optimizer=optimizer),
+        lambda model: model.expand_input(n, **options, **own),
         optimizer=optimizer,
         timeout=timeout,
         values=True,
@@ -226,6 +235,7 @@ def insert_layer(  # noqa: PLR0913
     optimizer: object = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
+    scheduler: object = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
@@ -245,10 +255,11 @@ def insert_layer(  # noqa: PLR0913
         "warmup": warmup,
         "check": check,
     }
+    own: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
     return carry_out(
         wrapped,
         in_words("insert_layer", after, kind, **options),
-        lambda model: model.insert_layer(after, kind, **options, optimizer=optimizer),
+        lambda model: model.insert_layer(after, kind, **options, **own),
         optimizer=optimizer,
         timeout=timeout,
         values=True,
@@ -265,6 +276,7 @@ def expand_experts(  # noqa: PLR0913
     optimizer: object = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
+    scheduler: object = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
@@ -282,6 +294,7 @@ def expand_experts(  # noqa: PLR0913
         "warmup": warmup,
         "check": check,
     }
+    own: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
     sharded = is_sharded(wrapped)
 
     def grow(model: Any) -> Edit:
@@ -290,7 +303,7 @@ def expand_experts(  # noqa: PLR0913
                 f"noise (={noise}) moves experts that exist and train apart from their copies, "
                 f"which is lost where FSDP holds them in pieces: give noise=0"
             )
-        return model.expand_experts(n, **options, optimizer=optimizer)  # type: ignore[no-any-return]
+        return model.expand_experts(n, **options, **own)  # type: ignore[no-any-return]
 
     return carry_out(
         wrapped,

@@ -1,15 +1,16 @@
-"""The picture of a plan, drawn by matplotlib without its global state."""
+"""The picture of a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from splitgrow.grower.planned_growth import PlannedGrowth, shortened
+from splitgrow.utils.pictures import blank_figure, save_figure, without_frame_
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _START = (0.16, 0.28, 0.45)
 _END = (0.96, 0.70, 0.35)
@@ -17,7 +18,7 @@ _MOST_NAMES = 40
 """The number of layers whose names still have room below the bars."""
 
 
-def draw_schedule(stages: Sequence[PlannedGrowth], path: Path, *, at_most: bool) -> Path:
+def draw_schedule(stages: Sequence[PlannedGrowth], path: str | Path, *, at_most: bool) -> Path:
     """Draws the widths of the layers and the size of the model at each stage of a plan.
 
     Args:
@@ -26,13 +27,11 @@ def draw_schedule(stages: Sequence[PlannedGrowth], path: Path, *, at_most: bool)
         at_most: Whether the sizes are upper bounds.
     """
     layers = list(stages[0].widths)
-    figure = Figure(figsize=(min(20, max(8, 0.45 * len(layers) + 3)), 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(min(20, max(8, 0.45 * len(layers) + 3)), 7.5)
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
     _draw_widths(above, stages, layers, at_most=at_most)
     _draw_sizes(below, stages)
-    figure.savefig(path, dpi=150)
-    return path
+    return save_figure(figure, path)
 
 
 def _draw_widths(
@@ -55,7 +54,7 @@ def _draw_widths(
     else:
         axes.set_xlabel("layers, in order of execution")
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _plain(axes)
+    without_frame_(axes)
 
 
 def _draw_sizes(axes: Axes, stages: Sequence[PlannedGrowth]) -> None:
@@ -85,14 +84,9 @@ def _draw_sizes(axes: Axes, stages: Sequence[PlannedGrowth]) -> None:
         axes.set_xlabel("optimizer step")
     else:
         axes.set_xticks(places, [stage.moment for stage in stages], fontsize=8, ha="left")
-    _plain(axes)
+    without_frame_(axes)
 
 
 def _colour(index: int, stages: Sequence[PlannedGrowth]) -> tuple[float, ...]:
     share = index / max(len(stages) - 1, 1)
     return tuple((1 - share) * a + share * b for a, b in zip(_START, _END, strict=True))
-
-
-def _plain(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

@@ -294,7 +294,7 @@ class Grower:
         chosen: list[str] = list(growth.targets)
         if self._where.chooses:
             graph = self._held.history.graph
-            names = self._held.agreed([*self._where.choose(self._held.model, chosen)])
+            names = self._held.chosen(self._where.choose, chosen)
             groups = {g for n in names for g in graph.growing_groups(graph.nodes[n].outs)}
             chosen = [
                 name for name in chosen if groups & {*graph.growing_groups(graph.nodes[name].outs)}

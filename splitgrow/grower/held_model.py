@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -87,6 +87,25 @@ class HeldModel:
         box = [value]
         dist.broadcast_object_list(box, src=ranks[0], group=self._group)
         return box[0]
+
+    def chosen(
+        self, choose: Callable[[nn.Module, list[str]], Iterable[str]], names: list[str]
+    ) -> list[str]:
+        """The layers that a rule chooses; the first process's choice counts.
+
+        Of a sharded model every process holds all of it for as long as that takes.
+
+        Args:
+            choose: The rule: given the model and names, it returns some of the names.
+            names: The names.
+        """
+        if not (self.several and is_sharded(self._wrapped)):
+            return self.agreed([*choose(self.model, names)])
+        from splitgrow.distributed import carrying  # noqa: PLC0415 - loaded only where needed
+
+        with carrying.opened(self._wrapped, "choose layers", carrying.TIMEOUT) as model:
+            found = [*choose(model, names)]
+        return self.agreed(found)
 
     def expand(
         self, request: Mapping[str, int], options: Mapping[str, Any], *, absorb: bool

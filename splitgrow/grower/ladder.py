@@ -10,8 +10,9 @@ from torch import nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.growth.edits import Edit
-from splitgrow.growth.initializers import Initializer
+from splitgrow.growth.initializers import Initializer, refuse_unfit
 from splitgrow.growth.planning import find_growth, make_plan, rounded_up
+from splitgrow.layers.tensor_holder import layer_at, split_of
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def _near(graph: ChannelGraph, ideal: Mapping[str, float], fit: WidthRule) -> di
 def _nearest(graph: ChannelGraph, node: LayerNode, wanted: float, fit: WidthRule) -> int:
     """The number of units that takes a layer nearest to a width; of two the larger."""
     group, step = next(iter(graph.steps(node, fit.initializer.way).items()))
-    step = math.lcm(step, graph.multiplicity(node.outs, group) * fit.initializer.divides)
+    divides = 1 if group in graph.ways else fit.initializer.divides  # streams have own values
+    step = math.lcm(step, graph.multiplicity(node.outs, group) * divides)
     width = graph.groups.length(node.outs)
     round_to = fit.round_to
 
@@ -122,13 +124,10 @@ def _edit(
     request: Mapping[str, int],
     fit: WidthRule,
 ) -> Edit:
-    way, divides = fit.initializer.way, fit.initializer.divides
+    way = fit.initializer.way
     growth = find_growth(graph, request, way) if request else {}
-    odd = [group for group, units in growth.items() if units % divides]
-    if odd:
-        names = sorted(graph.makers(odd[0]))
-        raise ValueError(
-            f"initializer {fit.initializer.name!r} adds units by multiples of {divides}, and "
-            f"{' and '.join(map(repr, names[:3]))} would gain {growth[odd[0]]}"
-        )
-    return make_plan(graph, modules, growth, (), (0, None), request=request, way=way)
+    edit = make_plan(graph, modules, growth, (), (0, None), request=request, way=way)
+    found = {each.name: layer_at(modules, each.name, each.use) for each in edit.changes}
+    layers = {name: split_of(module) for name, module in found.items()}
+    refuse_unfit(fit.initializer, edit, graph, layers)
+    return edit

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from splitgrow.grower.drawing import draw_schedule
 from splitgrow.grower.planned_growth import PlannedGrowth, shortened
 from splitgrow.utils.json_records import read_record, written
 from splitgrow.utils.text_tables import aligned
@@ -86,15 +87,9 @@ class Schedule:
             The path.
 
         Raises:
-            ImportError: If matplotlib is not there, which ``pip install splitgrow[demo]`` installs.
+            ModuleNotFoundError: If matplotlib is missing; the message says how to get it.
         """
-        try:
-            from splitgrow.grower.drawing import draw_schedule  # noqa: PLC0415 - needs an extra
-        except ImportError as error:
-            raise ImportError(
-                "a plan is drawn by matplotlib: pip install 'splitgrow[demo]'"
-            ) from error
-        return draw_schedule(self.stages, Path(path), at_most=self.at_most)
+        return draw_schedule(self.stages, path, at_most=self.at_most)
 
     def __str__(self) -> str:
         return "\n".join((*self._summary(), "", *self._widths(), *self._left_alone()))

@@ -21,7 +21,7 @@ from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure, structure
 from splitgrow.growth.optimizer_merge import JointParameter, plan_replacing, replace_
 from splitgrow.layers.freezing import parameters_in
-from splitgrow.layers.hooks import has_hooks, only_computing_hooks
+from splitgrow.layers.hooks import named_paths, refuse_own_hooks
 from splitgrow.layers.plain_again import Whole, plain_values, put_plain_, wholes_of, why_it_stays
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import SplitTensor, tensor_path
@@ -117,17 +117,7 @@ def _sorted_out(model: nn.Module) -> tuple[dict[str, SplitLayer], dict[str, str]
         UnsupportedModelError: If a single block has hooks, which no plain layer could run.
     """
     grown = {path: m for path, m in model.named_modules() if isinstance(m, SplitLayer)}
-    hooked = [
-        f"`{path}.{index}`"
-        for path, split in grown.items()
-        for index, block in enumerate(split)
-        if has_hooks(block) and not only_computing_hooks(block)
-    ]
-    if hooked:
-        raise UnsupportedModelError(
-            f"{', '.join(hooked[:5])} has hooks of its own, which see one block of a grown layer; "
-            f"a plain layer cannot run them. Remove them, and register them on the layer itself"
-        )
+    refuse_own_hooks((f"{p}.{n}", block) for p, s in grown.items() for n, block in enumerate(s))
     stay = {plain_path(p, s): why for p, s in grown.items() if (why := why_it_stays(s))}
     keep = {id(p) for path, s in grown.items() if plain_path(path, s) in stay for p in _own(s)}
     chosen: dict[str, SplitLayer] = {}
@@ -220,11 +210,10 @@ def _set_training_(made: Iterable[Absorbed], freed: set[int]) -> None:
             mixed.append(joint.name)
         joint.parameter.requires_grad_(True in trains)
     if mixed:
-        more = f" and {len(mixed) - 5} more" if len(mixed) > 5 else ""
         raise UnsupportedModelError(
-            f"some blocks of {', '.join(f'`{name}`' for name in mixed[:5])}{more} were fixed by "
-            f"hand and others train, which one plain parameter cannot; set requires_grad of all "
-            f"blocks alike, or go on with blocks (`consolidate` joins those of one generation)"
+            f"some blocks of {named_paths(mixed)} were fixed by hand and others train, which one "
+            f"plain parameter cannot; set requires_grad of all blocks alike, or go on with blocks "
+            f"(`consolidate` joins those of one generation)"
         )
 
 

@@ -143,6 +143,7 @@ def carry_out_(
     prepared = replace(prepare(model, history.modules, edit, history.graph), loss=options.loss)
     _keep_fixed_(prepared, history)
     prepared = initialise_(options.initializer, prepared, undo)
+    edit = replace(edit, loss=prepared.losses)
     layers = prepared.layers.values()
     trained = {id(p) for each in optimizer for group in each.param_groups for p in group["params"]}
     new = [p for p in new_block_parameters(layers) if not _is_left_out(p, trained)]

@@ -199,6 +199,8 @@ class Edit:
         moved: How far an initializer that is not exact, or the loss of units, has moved the outputs
             on the example inputs, relative to the largest; None if it has not, or outputs were not
             compared.
+        loss: The loss before and after, if the initializer is not exact and was given one; of a
+            random loss the mean of a few runs.
         rewritten: The names of existing tensors to which its initializer gave other values.
         absorbed: The paths of the layers and tensors that it makes plain.
         removed: The channels that layers lose.
@@ -218,6 +220,7 @@ class Edit:
     initializer: str = "zero"
     ways: Mapping[int, str] = field(default_factory=dict, hash=False)
     moved: float | None = None
+    loss: tuple[float, float] | None = None
     rewritten: tuple[str, ...] = ()
     absorbed: tuple[str, ...] = ()
     removed: tuple[Removal, ...] = ()
@@ -351,6 +354,8 @@ class Edit:
                 f"  initializer {self.initializer!r} moved the outputs by {self.moved:.1%} of the "
                 f"largest"
             )
+        if self.loss is not None:
+            lines.append("  the loss went from {:.4g} to {:.4g}".format(*self.loss))
         return lines
 
 

@@ -170,6 +170,7 @@ class PreparedEdit:
             a failed edit restores.
         loss: A closure that returns a loss; None if there is none.
         former: The existing tensors that an initializer has changed, with their values from before.
+        losses: The loss before and after, if an initializer that is not exact was given one.
     """
 
     model: nn.Module
@@ -179,6 +180,7 @@ class PreparedEdit:
     generator: torch.Generator | None = None
     loss: Callable[[], Tensor] | None = None
     former: tuple[tuple[Tensor, Tensor], ...] = ()
+    losses: tuple[float, float] | None = None
 
     def places(self, layer: str) -> dict[str, dict[int, tuple[Place, ...]]]:
         """The units along the dimensions of a layer's tensors, after the edit, by tensors' names.

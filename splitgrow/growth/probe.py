@@ -11,19 +11,29 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from splitgrow.growth.placing import widen_
-from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
+from splitgrow.growth.prepared import PreparedEdit
+from splitgrow.growth.unit_tensors import UnitWeights, unit_weights
 from splitgrow.layers.execution import keep_nothing_
-from splitgrow.layers.types import Start
+from splitgrow.layers.freezing import freeze_
 from splitgrow.utils.assigned_modules import paths_in
-from splitgrow.utils.preserve import copy_buffers_, keep_random_states_, keep_surroundings_
+from splitgrow.utils.preserve import (
+    copy_buffers_,
+    keep_random_states_,
+    keep_surroundings_,
+    run_eagerly_,
+    states_of_generators,
+)
 from splitgrow.utils.rollback import Undo, temporarily
-from splitgrow.utils.spans import take
 
+DRAWS = 4
+"""The runs over which a loss is measured that depends on random numbers, as with dropout."""
 _MEAN: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("mean", default=None)
 
 
@@ -45,110 +55,6 @@ def mean_of(tensor: Tensor) -> Tensor:
     """The mean of a tensor over the processes that grow the model together."""
     mean = _MEAN.get()
     return tensor if mean is None else mean(tensor)
-
-
-@dataclass(frozen=True, eq=False)
-class UnitWeights:
-    """The weights of a block for the channels that it reads, as a matrix with a row for each unit.
-
-    Attributes:
-        layer: The layer, prepared.
-        block: The block.
-        key: The name of the tensor that has them.
-        tensor: The tensor.
-        dim: Its dimension along the units.
-        size: The mean norm of the rows of the layer as it was.
-    """
-
-    layer: PreparedLayer
-    block: nn.Module
-    key: str
-    tensor: Tensor
-    dim: int
-    size: float
-
-    @property
-    def rows(self) -> Tensor:
-        """Their values: units x all that each reads."""
-        return self.as_rows(self.tensor.detach())
-
-    def as_rows(self, tensor: Tensor) -> Tensor:
-        """A tensor of the weights' shape as a matrix with a row for each unit."""
-        return tensor.movedim(self.dim, 0).flatten(1)
-
-    def as_tensor(self, rows: Tensor) -> Tensor:
-        """A matrix with a row for each unit as a tensor of the weights' shape."""
-        moved = self.tensor.movedim(self.dim, 0)
-        return rows.reshape(moved.shape).movedim(0, self.dim)
-
-    def set_(self, tensor: Tensor) -> None:
-        """Sets their values."""
-        with torch.no_grad():
-            self.tensor.copy_(tensor)
-
-
-def unit_weights(prepared: PreparedEdit, role: str) -> list[UnitWeights]:
-    """The weights of an edit's new blocks, or of its helpers, that may have any values.
-
-    Those of units that must be zeros, means or copies of others are left out, and so are helpers
-    that read such units.
-
-    Args:
-        prepared: The edit.
-        role: "new" or "helper".
-    """
-    found = []
-    for layer in prepared.layers.values():
-        block = layer.added.get(role)
-        if block is None or {*layer.starts(role)} != {Start.FREE} or layer.layer_type.looks_up:
-            continue
-        for key, axes in layer.tensors.items():
-            tensor = getattr(block, key, None)
-            dims = [dim for dim, along in axes.items() if not along.reads]
-            if layer.reading_dim(key) is None or not dims or not isinstance(tensor, Tensor):
-                continue
-            if role == "helper" and key in layer.led:
-                continue
-            found.append(UnitWeights(layer, block, key, tensor, dims[0], _size(layer, key)))
-    return found
-
-
-def homes_of_inputs(prepared: PreparedEdit, helper: UnitWeights) -> list[int | str]:
-    """The groups of the units that a helper reads, for each position of its reading dimension."""
-    layer = helper.layer
-    dim = layer.reading_dim(helper.key)
-    assert dim is not None
-    roles = list(layer.added)
-    index = len(layer.existing) + roles.index("helper")
-    units = prepared.places(layer.name)[helper.key][dim]
-    spans = layer.composition.places(index, helper.key)[dim]
-    return [units[n][0].home for start, count in spans for n in range(start, start + count)]
-
-
-def part_from_new_inputs_(weights: UnitWeights) -> None:
-    """Sets to zero all weights of new units for inputs that are new as well."""
-    layer = weights.layer
-    dim = layer.reading_dim(weights.key)
-    if dim is None or "new" not in layer.added:
-        return
-    edit = layer.composition.blocks[-1].edit
-    along = layer.tensors[weights.key][dim]
-    with torch.no_grad():
-        for start, count in layer.composition.layout(along).spans(edit.__eq__):
-            weights.tensor.narrow(dim, start, count).zero_()
-
-
-def _size(layer: PreparedLayer, key: str) -> float:
-    """The mean norm of the rows of a tensor as it was before the edit."""
-    composition = layer.composition
-    old = composition.value(key)
-    assert old is not None
-    before = composition.blocks[-1].edit.__gt__
-    for dim, along in layer.tensors[key].items():
-        old = take(old, dim, composition.layout(along).spans(before))
-    dim = next(dim for dim, along in layer.tensors[key].items() if not along.reads)
-    rows = old.movedim(dim, 0).flatten(1)
-    return float(rows.double().norm(dim=1).mean()) if rows.numel() else 0.0
 
 
 @dataclass(frozen=True)
@@ -175,6 +81,8 @@ class Probe:
         helpers: The weights with which old units read these.
         forwards: The runs of the loss so far.
         backwards: The runs with gradients.
+        last: The loss of the last run, over all processes.
+        settled: The mean and variance that `settle_` gave to norms of new units.
 
     Args:
         prepared: The edit, whose `loss` is given.
@@ -183,6 +91,11 @@ class Probe:
     def __init__(self, prepared: PreparedEdit) -> None:
         self.prepared = prepared
         self.forwards = self.backwards = 0
+        self.last = math.nan
+        self.settled: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._norms = list(_new_norms(prepared))
+        self._further: int | None = None
+        self._behind: list[Callable[[], object]] = []
         self.new = unit_weights(prepared, "new")
         self.helpers = unit_weights(prepared, "helper")
         for each in self.new:  # each process has drawn its own
@@ -195,14 +108,7 @@ class Probe:
             TypeError: If it returns no number.
             ValueError: If it is not finite, in any process.
         """
-        self.forwards += 1
-        found = self._run()
-        if not isinstance(found, Tensor) or found.numel() != 1:
-            raise TypeError(f"loss must return a tensor of one number, got {found!r:.80}")
-        mean = mean_of(found.detach().reshape(()))
-        if not bool(torch.isfinite(mean)):
-            raise ValueError(f"loss must be finite, got {mean.item()}")
-        return found.reshape(())
+        return self._runs(1)[0]
 
     def value(self) -> float:
         """The loss as a number, over all processes; infinite where it is not finite."""
@@ -211,14 +117,79 @@ class Probe:
         except ValueError:
             return math.inf
 
-    def _run(self) -> object:
+    def expected(self) -> float:
+        """The loss as a number that does not depend on one run's random numbers, as of dropout.
+
+        It is the mean over some that `loss` does not see, the same each time. A step that fits
+        those of one run alone does not lower it.
+        """
+        try:
+            if self._further is None:
+                first = float(mean_of(self.loss().detach()))
+                self._further = 1 if self._over_further(1) == first else DRAWS
+            return self._over_further(self._further)
+        except ValueError:
+            return math.inf
+
+    def _over_further(self, count: int) -> float:
+        with torch.no_grad():
+            losses = torch.stack([each.detach() for each in self._runs(count, self._behind)])
+        return float(mean_of(losses.mean()))
+
+    def _runs(self, count: int, start: Iterable[Callable[[], object]] = ()) -> list[Tensor]:
+        """Runs of the loss, each with the random numbers that come after those of the one before.
+
+        Args:
+            count: Their number.
+            start: The steps that set the random number generators for the first.
+        """
+        modules = [*self.prepared.model.modules()]
+
         @temporarily
-        def run(undo: Undo) -> object:
-            keep_random_states_(self.prepared.model.modules(), undo)
-            assert self.prepared.loss is not None
-            return self.prepared.loss()
+        def run(undo: Undo) -> list[Tensor]:
+            keep_random_states_(modules, undo)
+            for step in start:
+                step()
+            found = [self._run() for _ in range(count)]
+            self._behind = self._behind or states_of_generators(modules)
+            return found
 
         return run()
+
+    def _run(self) -> Tensor:
+        self.forwards += 1
+        assert self.prepared.loss is not None
+        found: object = self.prepared.loss()
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            raise TypeError(f"loss must return a tensor of one number, got {found!r:.80}")
+        mean = mean_of(found.detach().reshape(()))
+        if not bool(torch.isfinite(mean)):
+            raise ValueError(f"loss must be finite, got {mean.item()}")
+        self.last = float(mean)
+        return found.reshape(())
+
+    def settle_(self, *, held: bool = False) -> None:
+        """Gives batch norms of new units the statistics that they see in a run of the loss.
+
+        So evaluation counts on the units that training gives them, from the first step.
+
+        Args:
+            held: Whether only those matter that use their statistics, rather than the batch's.
+        """
+        norms = [norm for norm in self._norms if not (held and norm.training)]
+        if not norms:
+            return
+        with torch.no_grad(), self.watching(norms) as calls:
+            self.loss()
+        for norm in norms:
+            seen = [call.inputs.movedim(1, 0).flatten(1) for call in calls[norm]]
+            if not seen:
+                continue
+            rows = torch.cat(seen, 1).to(next(norm.buffers()).dtype)  # another one under autocast
+            mean = mean_of(rows.mean(1))
+            variance = mean_of((rows - mean[:, None]).square().mean(1))
+            self.settled[norm] = mean, variance
+            _put_statistics_(norm, mean, variance)
 
     @contextmanager
     def watching(self, modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[BlockCall]]]:
@@ -290,10 +261,45 @@ def probing(prepared: PreparedEdit) -> Iterator[Probe]:
     model = prepared.model
     with Undo() as undo, undo:
         keep_surroundings_(model, undo)
+        _see_calls_(model, undo)
         keep_nothing_(undo)
         for parameter in model.parameters():
             undo.on_failure(partial(setattr, parameter, "grad", parameter.grad))
             parameter.grad = None
+        if prepared.edit.closes is not None:
+            _close_(model, undo)
         widen_(prepared, paths_in(model), undo)
         copy_buffers_(model.modules(), undo)
-        yield Probe(prepared)
+        probe = Probe(prepared)
+        yield probe
+    for norm, statistics in probe.settled.items():
+        _put_statistics_(norm, *statistics)
+
+
+def _see_calls_(model: nn.Module, undo: Undo) -> None:
+    """Runs compiled modules eagerly: compiled code would not call the hooks that watch blocks."""
+    compiled = [m for m in model.modules() if vars(m).get("_compiled_call_impl") is not None]
+    undo.keep(*map(vars, compiled))
+    run_eagerly_(compiled, undo)
+
+
+def _close_(model: nn.Module, undo: Undo) -> None:
+    """Freezes all that there is, as the edit will: norms then run on their statistics."""
+    for module in model.modules():
+        undo.on_failure(partial(setattr, module, "training", module.training))
+    freeze_(model, undo)
+
+
+def _new_norms(prepared: PreparedEdit) -> Iterator[nn.Module]:
+    """The blocks of batch norms for new units that keep running statistics."""
+    for layer in prepared.layers.values():
+        block = layer.added.get("new")
+        if isinstance(block, _BatchNorm) and block.running_mean is not None:
+            yield block
+
+
+@torch.no_grad()
+def _put_statistics_(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    """Sets running statistics; units that have one value on the batch may have others later."""
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(torch.where(variance > 0, variance, 1.0))

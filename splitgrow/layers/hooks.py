@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from splitgrow.errors import UnsupportedModelError
 from splitgrow.layers.freezing import hold_statistics
 from splitgrow.utils.rollback import Undo
 
@@ -72,6 +73,34 @@ def has_state_hooks(module: nn.Module) -> bool:
 def only_computing_hooks(module: nn.Module) -> bool:
     """Whether all hooks on a module are those of weight norm, spectral norm or pruning."""
     return all(map(_is_torchs, _hooks_in(module, HOOKS).values()))
+
+
+def refuse_own_hooks(blocks: Iterable[tuple[str, nn.Module]]) -> list[str]:
+    """Makes sure that no block of a grown layer has hooks that a plain layer could not run.
+
+    Args:
+        blocks: The blocks with their paths.
+
+    Returns:
+        The paths of those with hooks that compute one of their tensors, which it then has.
+
+    Raises:
+        UnsupportedModelError: If one has others.
+    """
+    hooked = [(path, block) for path, block in blocks if has_hooks(block)]
+    own = [path for path, block in hooked if not only_computing_hooks(block)]
+    if own:
+        raise UnsupportedModelError(
+            f"{named_paths(own)} has hooks of its own, which see one block of a grown layer; a "
+            f"plain layer cannot run them. Remove them, and register them on the layer itself"
+        )
+    return [path for path, _ in hooked]
+
+
+def named_paths(paths: Sequence[str]) -> str:
+    """The first few of some paths, in words."""
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    return ", ".join(f"`{path}`" for path in paths[:5]) + more
 
 
 def computing_hooks(module: nn.Module) -> Iterator[Any]:

@@ -9,16 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from splitgrow.growth.initializers.natural import Fisher, Tiny, is_linear
+from splitgrow.growth.initializers.best_steps import is_linear
+from splitgrow.growth.initializers.natural import Fisher, Tiny
 from splitgrow.growth.prepared import PreparedEdit
-from splitgrow.growth.probe import (
-    Probe,
-    UnitWeights,
-    homes_of_inputs,
-    part_from_new_inputs_,
-    probing,
-)
+from splitgrow.growth.probe import Probe, probing
 from splitgrow.growth.starting import set_start_values_
+from splitgrow.growth.unit_tensors import UnitWeights
 
 ROUNDS = 2
 """The rounds in which the best new units are searched for, where a measure needs these."""
@@ -81,7 +77,7 @@ def _make_alike_(probe: Probe) -> None:
     for each in probe.new:
         rows = torch.nn.functional.normalize(each.rows, dim=1)
         each.set_(each.as_tensor(rows * (each.size or 1.0)))
-        part_from_new_inputs_(each)
+        each.part_from_new_inputs_()
         bias = getattr(each.block, "bias", None)
         if isinstance(bias, Tensor):
             torch.nn.init.zeros_(bias)
@@ -99,7 +95,7 @@ def _keep_linear_(probe: Probe) -> dict[int, str]:
     return {
         int(home): f"`{each.layer.name}` reads its units: a {each.layer.change.kind}, or not run"
         for each in others
-        for home in homes_of_inputs(probe.prepared, each)
+        for home in each.homes_of_inputs()
     }
 
 
@@ -114,7 +110,7 @@ def _by_group(
         dim = helper.layer.reading_dim(helper.key)
         assert dim is not None
         each = numbers.movedim(dim, 0).flatten(1).sum(1).tolist()
-        for home, number in zip(homes_of_inputs(probe.prepared, helper), each, strict=True):
+        for home, number in zip(helper.homes_of_inputs(), each, strict=True):
             found[int(home)] += number
     missing = {home: why for home, why in (reasons or {}).items() if home not in found}
     return Measured(found, probe.forwards, probe.backwards, missing)

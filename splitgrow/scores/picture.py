@@ -1,15 +1,14 @@
-"""A picture of scores, drawn by matplotlib without its global state."""
+"""A picture of scores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from splitgrow.utils.pictures import blank_figure, save_figure, without_frame_
 
 
-def draw_bars(rows: Sequence[tuple[str, float]], title: str, path: Path) -> Path:
+def draw_bars(rows: Sequence[tuple[str, float]], title: str, path: str | Path) -> Path:
     """Draws a bar for each row, the first at the top.
 
     Args:
@@ -17,8 +16,7 @@ def draw_bars(rows: Sequence[tuple[str, float]], title: str, path: Path) -> Path
         title: The title.
         path: The file to write.
     """
-    figure = Figure(figsize=(8, 1.2 + 0.3 * max(1, len(rows))), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(8, 1.2 + 0.3 * max(1, len(rows)))
     axes = figure.subplots()
     names, numbers = [name for name, _ in rows], [number for _, number in rows]
     bars = axes.barh(range(len(rows)), numbers, color="#3b6ea5")
@@ -27,7 +25,5 @@ def draw_bars(rows: Sequence[tuple[str, float]], title: str, path: Path) -> Path
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set_title(title, loc="left", fontsize=11)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(path)
-    return path
+    without_frame_(axes)
+    return save_figure(figure, path)

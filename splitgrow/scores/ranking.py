@@ -12,16 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.channels.channel_axes import groups_of
+from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.planning import find_node, make_plan
 from splitgrow.growth.prepared import prepare
 from splitgrow.scores.activations import covariances, dead_share, rank_share
 from splitgrow.scores.measures import MEASURES, Measured
+from splitgrow.scores.picture import draw_bars
 from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.preserve import copy_buffers_
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.text_tables import aligned
+from splitgrow.utils.wrappers import is_sharded
 
 _Batch = TypeVar("_Batch")
 
@@ -106,12 +109,10 @@ class Ranking(Sequence[LayerScore]):
             The path.
 
         Raises:
-            ModuleNotFoundError: If matplotlib is missing, which the extra ``demo`` installs.
+            ModuleNotFoundError: If matplotlib is missing; the message says how to get it.
         """
-        from splitgrow.scores.picture import draw_bars  # noqa: PLC0415 - matplotlib is an extra
-
         title = f"{self.name}: {MEASURES[self.name].says}"
-        return draw_bars([(row.layer, row.score) for row in self.rows], title, Path(path))
+        return draw_bars([(row.layer, row.score) for row in self.rows], title, path)
 
 
 def rank(
@@ -153,6 +154,7 @@ def rank(
         TypeError: If an argument is of another type.
         ValueError: If there is no such score or layer, or no batch, or the loss is not finite or
             does not depend on the model.
+        UnsupportedModelError: If FSDP has sharded the model, and the score needs all of it.
         SplitGrowError: If the model is not growable, or has changed since it was analysed.
 
     Example:
@@ -175,6 +177,11 @@ def rank(
         raise TypeError(f"units must be an int, got {units!r}")
     if units is not None and units < 1:
         raise ValueError(f"units must be at least 1, got {units}")
+    if MEASURES[score].of is not None and is_sharded(model):
+        raise UnsupportedModelError(
+            f"FSDP has sharded the model, of which no process has all; measure {score!r} inside "
+            f"`with splitgrow.distributed.gathered(model) as whole`, as `splitgrow.Score` does"
+        )
     if not callable(loss):
         raise TypeError(f"loss must be a function of the model and a batch, got {loss!r}")
     given = list(batches)

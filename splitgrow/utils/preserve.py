@@ -50,21 +50,27 @@ def keep_surroundings_(model: nn.Module, undo: Undo) -> None:
 
 def keep_random_states_(modules: Iterable[nn.Module], undo: Undo) -> None:
     """Makes `undo` restore random number generators: Python's, numpy's, torch's, modules'."""
-    modules = list(modules)
+    for step in states_of_generators(modules):
+        undo.on_failure(step)
+
+
+def states_of_generators(modules: Iterable[nn.Module]) -> list[Callable[[], object]]:
+    """The steps that restore random number generators, any number of times, as they are now."""
+    modules, steps = list(modules), list[Callable[[], object]]()
     for held in (value for module in modules for value in vars(module).values()):
         if isinstance(held, torch.Generator):
-            undo.on_failure(partial(held.set_state, held.get_state()))
-    undo.on_failure(partial(random.setstate, random.getstate()))
+            steps.append(partial(held.set_state, held.get_state()))
+    steps.append(partial(random.setstate, random.getstate()))
     numpy: Any = sys.modules.get("numpy")  # only if it is in use
     if numpy is not None:
-        undo.on_failure(partial(numpy.random.set_state, numpy.random.get_state()))
-    undo.on_failure(partial(torch.set_rng_state, torch.get_rng_state()))
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return
-    own = (p for module in modules for p in module._parameters.values())  # noqa: SLF001
-    for device in {p.device for p in own if p is not None and p.device.type == "cuda"}:
-        state = torch.cuda.get_rng_state(device)
-        undo.on_failure(partial(torch.cuda.set_rng_state, state, device))
+        steps.append(partial(numpy.random.set_state, numpy.random.get_state()))
+    steps.append(partial(torch.set_rng_state, torch.get_rng_state()))
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        own = (p for module in modules for p in module._parameters.values())  # noqa: SLF001
+        for device in {p.device for p in own if p is not None and p.device.type == "cuda"}:
+            state = torch.cuda.get_rng_state(device)
+            steps.append(partial(torch.cuda.set_rng_state, state, device))
+    return steps
 
 
 def keep_modes_(undo: Undo) -> None:

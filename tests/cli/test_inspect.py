@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from splitgrow.cli.main import main
 from splitgrow.cli.shapes import Shape, parse_shape
+from splitgrow.cli.ways import KEEPING, LEARNING
 
 MODELS = """
 import torch
@@ -107,6 +108,12 @@ def test_a_model_is_found_by_file_or_module_and_by_function_class_or_itself(
 ) -> None:
     layers = _layers(target, "--input", "1,3,8,8")
     assert list(layers) == ["first", "grouped", "skip", "last"]
+
+
+def test_both_ways_to_grow_are_told(models: str) -> None:
+    _, printed, _ = _inspect(f"{models}:make", "--input", "1,3,8,8")
+    assert f"{LEARNING} `splitgrow grow` shows it.\n" in printed
+    assert f"{KEEPING} `splitgrow demo` shows it.\n" in printed
 
 
 def test_a_layer_is_told_with_what_grows_along_and_what_reads_it(models: str) -> None:

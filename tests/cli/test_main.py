@@ -30,7 +30,9 @@ def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["inspect", "-h"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["demo", "--help"], ["grow", "--help"], ["inspect", "-h"]]
+)
 def test_help_has_examples(arguments: list[str]) -> None:
     outcome = CliRunner().invoke(main, arguments)
     assert outcome.exit_code == 0
@@ -65,6 +67,8 @@ except SystemExit as end:
         (["--help"], 0),
         (["demo", "--help"], 0),
         (["demo", "--deeper", "--progressive"], 2),
+        (["grow", "--help"], 0),
+        (["grow", "mlp", "--every", "3", "--plateau", "2"], 2),
         (["inspect"], 2),
     ],
 )

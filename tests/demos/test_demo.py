@@ -14,11 +14,12 @@ from torch import nn
 import splitgrow
 from splitgrow.cli.main import main
 from splitgrow.cli.settings import DemoSettings
-from splitgrow.demos import datasets, demo
+from splitgrow.demos import datasets
 from splitgrow.demos.demo import run
 from splitgrow.demos.networks import ResidualNet, stages_for
 from splitgrow.demos.results import DemoEvent, Evaluation, Growth, Phase, Result, TrainingStep
 from splitgrow.demos.training import growth_request, one_cycle
+from splitgrow.demos.views import VIEWS
 
 SETTINGS = DemoSettings(epochs=2, width=2, batch_size=32)
 OPTIONS = ["--limit", "64", "--epochs", "1", "--width", "2", "--threads", "1"]
@@ -209,8 +210,8 @@ def test_the_network_takes_images_of_any_size(channels: int, size: tuple[int, in
         ("epochs", 0),
         ("width", -1),
         ("batch_size", 0),
-        ("grow", 0.0),
-        ("grow", float("inf")),
+        ("by", 0.0),
+        ("by", float("inf")),
         ("learning_rate", float("nan")),
         ("seed", -1),
     ],
@@ -278,7 +279,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
         watch(TrainingStep(1, 0, 1, 2.5, 0.125))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "run", interrupted)
+    monkeypatch.setitem(VIEWS, "wider", replace(VIEWS["wider"], run=interrupted))
     code, printed, errors = _demo(tmp_path)
     kept = tmp_path / "interrupted.json"
     assert (code, printed) == (130, "")
@@ -320,9 +321,9 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(tmp_path: Path)
     [
         ("--epochs", "0"),
         ("--width", "x"),
-        ("--grow", "0"),
-        ("--grow", "nan"),
-        ("--grow", "1e9"),
+        ("--by", "0"),
+        ("--by", "nan"),
+        ("--by", "1e9"),
         ("--learning-rate", "inf"),
         ("--seed", "-1"),
         ("--limit", "0"),
@@ -330,7 +331,9 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(tmp_path: Path)
         ("--nonsense",),
         ("surplus",),
         ("--deeper", "--progressive"),
-        ("--progressive", "--grow", "0.5"),
+        ("--progressive", "--by", "0.5"),
+        ("--grow", "--by", "0.5"),
+        ("--grow", "--deeper"),
         ("--deeper", "--size", "32"),
         ("--progressive", "--epochs", "0"),
     ],

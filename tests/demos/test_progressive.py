@@ -281,6 +281,6 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_grows_widths_is_refused_by_name(tmp_path: Path) -> None:
-    code, _, errors = _demo(tmp_path, "--grow", "0.25")
+    code, _, errors = _demo(tmp_path, "--by", "0.25")
     assert code == 2
-    assert "--grow is for widths, which --progressive leaves as they are" in errors
+    assert "--by is for widths, which --progressive leaves as they are" in errors

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from splitgrow.cli.ways import KEEPING
 from splitgrow.demos import figures, themes
 from splitgrow.demos.report import write_report
 from splitgrow.demos.results import BlockMap, Recovery, Result
@@ -77,6 +78,7 @@ def test_the_report_says_what_was_measured(result: Result, tmp_path: Path) -> No
         for change in growth.edit.changes:
             assert change.name in text
     assert text.count("the same, bit for bit") == 2
+    assert f"This page shows one of two ways to grow. {KEEPING}" in text
 
 
 def test_the_report_says_so_if_an_old_network_was_lost(result: Result, tmp_path: Path) -> None:

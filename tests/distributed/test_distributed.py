@@ -118,8 +118,11 @@ def test_initializers_read_and_change_the_values_of_all_ranks_alike(how: str) ->
     """The first rank's choices count, of existing values as of new ones; a failed one is undone."""
     found = in_processes(2, work.initialised, how)
     assert found[0][0] == found[1][0]
-    tensors, moved, errors = found[0]
-    assert len(set(tensors)) == 3
+    tensors, moved, errors, losses = found[0]
+    assert len(set(tensors)) == 4
+    assert losses == found[1][3]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-11)  # the loss of all processes
+    assert losses[1][1] < losses[1][0] - 1e-3
     assert max(moved[:4]) < 1e-12  # a pair, and shares of what there was
     assert moved[5] == found[1][1][5] > 1e-3
     assert len(errors) == len(found[1][2]) == 1

@@ -39,6 +39,16 @@ def test_the_first_rank_s_score_chooses() -> None:
     assert widths == [6, 4, 12, 3]  # rank 0 prefers "6", rank 1 "3"
 
 
+@pytest.mark.parametrize("score", work.MEASURED)
+def test_a_score_is_measured_on_all_of_a_sharded_model(score: str) -> None:
+    """It chooses as for a model that each process has whole."""
+    first, second = together()
+    sharded, whole = together()[first][f"fsdp {score}"], together()[first][f"ddp {score}"]
+    assert torch.equal(sharded, whole)
+    assert torch.equal(sharded, together()[second][f"fsdp {score}"])
+    assert whole.tolist() not in ([6, 4, 8, 3], [9, 6, 12, 3]), "some layers grow, others do not"
+
+
 def test_control_processes_that_do_not_agree_grow_at_other_steps() -> None:
     first, second = (together()[rank]["alone"]["grown"] for rank in (0, 1))
     assert not torch.equal(first, second)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
@@ -85,16 +84,6 @@ def test_the_arithmetic_at_a_moment_that_only_metrics_know_is_not_told() -> None
 def test_a_plan_is_drawn(rule, suffix, tmp_path) -> None:
     path = policy(convolutional(), when=rule).plan().draw(tmp_path / f"plan{suffix}")
     assert path.stat().st_size > 3000
-
-
-def test_without_matplotlib_drawing_says_how_to_get_it(monkeypatch, tmp_path) -> None:
-    plan = policy(convolutional()).plan()
-    monkeypatch.delitem(sys.modules, "splitgrow.grower.drawing", raising=False)
-    for name in [name for name in sys.modules if name.startswith("matplotlib")]:
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"splitgrow\[demo\]"):
-        plan.draw(tmp_path / "plan.png")
 
 
 def test_large_numbers_are_short() -> None:

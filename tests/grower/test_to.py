@@ -148,3 +148,21 @@ def test_a_growth_in_duplicates_goes_by_whole_multiples() -> None:
     plan = policy(model, to=Factor(4.0), steps=4, init="duplicate").plan()
     assert [growth.widths["0"] for growth in plan.growths] == [4, 8, 8, 16]
     assert widths(model)["0"] == 4
+
+
+@pytest.mark.parametrize(("layer", "width", "fits"), [("8", 7, True), ("0", 11, False)])
+def test_units_that_belong_together_are_asked_for_where_growth_asks_for_them(
+    layer: str, width: int, fits: bool
+) -> None:
+    """Pairs are hidden units: outputs of the model may be any number."""
+    model = convolutional()
+    options = {"to": ToWidths({layer: width}), "steps": 1, "init": "pair"}
+    if fits:
+        assert policy(model, **options).plan().growths[-1].widths[layer] == width
+        model.expand_layer(layer, 3, initializer="pair", freeze=False)
+        return
+    with pytest.raises(ValueError, match="adds units by multiples of 2, and '0' would") as one:
+        policy(model, **options)
+    with pytest.raises(ValueError, match="adds units by multiples of 2") as other:
+        model.expand_layer(layer, 3, initializer="pair", freeze=False)
+    assert str(one.value) == str(other.value)

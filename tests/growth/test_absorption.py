@@ -12,11 +12,11 @@ import mixture_models
 import pytest
 import torch
 from cases import CASES, Case
+from grown_layers import grown_case
 from helpers import (
     assert_equal,
     largest_difference,
     outputs_of,
-    randomise,
     randomise_new_blocks,
     split_layers,
     tensors_of,
@@ -32,19 +32,6 @@ from splitgrow.growth.edits import Edit
 from splitgrow.layers.types.parametrized_layers import computed_names
 
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-
-
-def grown_case(case: Case, rounds: int = 3, **options: Any) -> tuple[Any, tuple[Tensor, ...]]:
-    """A model each of whose layers has grown several times."""
-    model = randomise(case.model()).double()
-    inputs = tuple(x.double() if x.is_floating_point() else x for x in case.inputs())
-    model = splitgrow.growable(model, inputs)
-    for _ in range(rounds):
-        for layer in model.layers:
-            if layer.growable:
-                model.expand_layer(layer.name, layer.step, **options)
-    randomise_new_blocks(model)
-    return model, inputs
 
 
 def gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor | None]:

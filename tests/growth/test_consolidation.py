@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case
+from grown_layers import grown_case
 from helpers import (
     assert_equal,
     assert_identical,
     largest_difference,
     outputs_of,
-    randomise,
     randomise_new_blocks,
     split_layers,
     tensors_of,
@@ -38,19 +38,6 @@ def in_both_modes(model: Any, *inputs: Tensor) -> Iterator[Any]:
     for mode in MODES:
         with splitgrow.execution(mode):
             yield outputs_of(model, *inputs)
-
-
-def grown_case(case: Case, rounds: int = 3) -> tuple[Any, tuple[Tensor, ...]]:
-    """A model each of whose layers has grown several times in generation 1."""
-    model = randomise(case.model()).double()
-    inputs = tuple(x.double() if x.is_floating_point() else x for x in case.inputs())
-    model = splitgrow.growable(model, inputs)
-    for _ in range(rounds):
-        for layer in model.layers:
-            if layer.growable:
-                model.expand_layer(layer.name, layer.step)
-    randomise_new_blocks(model)
-    return model, inputs
 
 
 def joinable(model: nn.Module) -> list[Any]:

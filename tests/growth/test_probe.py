@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import splitgrow
 from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.prepared import PreparedEdit
-from splitgrow.growth.probe import averaged, homes_of_inputs, probing
+from splitgrow.growth.probe import DRAWS, averaged, probing
 
 X = torch.randn(16, 3, 8, 8, generator=torch.manual_seed(1), dtype=torch.float64)
 
@@ -86,6 +86,38 @@ def test_each_run_of_the_loss_has_the_same_random_numbers() -> None:
     assert forwards == 2
 
 
+def test_a_random_loss_is_measured_over_random_numbers_that_its_runs_do_not_see() -> None:
+    def work(probe: Any) -> tuple[float, ...]:
+        before = torch.get_rng_state()
+        found = probe.value(), probe.expected(), probe.expected()
+        assert torch.equal(torch.get_rng_state(), before)
+        start = probe.forwards
+        probe.expected()
+        return (*found, probe.forwards - start)
+
+    seen, one, other, runs = grown(work)
+    assert one == other
+    assert runs == DRAWS
+    assert one != pytest.approx(seen, rel=1e-6)
+    seen, one, other, runs = grown(work, lambda net: net.eval()(X).square().mean())
+    assert one == other == seen
+    assert runs == 1
+
+
+def test_norms_of_new_units_get_the_statistics_of_the_batch() -> None:
+    """Those that they see in a run, and they keep them; all other norms stay as they are."""
+    torch.manual_seed(0)
+    model: Any = splitgrow.growable(Net().double(), X)
+    before = model.norm.running_mean.clone()
+    looking = Looking(lambda probe: probe.settle_())
+    model.expand_layer("a", 2, initializer=looking, loss=lambda: model(X).mean(), freeze=False)
+    made = model.a(X)[:, -2:].transpose(0, 1).flatten(1)
+    new = model.norm[1]
+    assert torch.allclose(new.running_mean, made.mean(1), rtol=1e-12)
+    assert torch.allclose(new.running_var, made.var(1, correction=0), rtol=1e-12)
+    assert torch.equal(model.norm[0].running_mean, before)
+
+
 def test_its_gradients_are_those_of_the_blocks() -> None:
     """Against central differences of the loss."""
 
@@ -110,7 +142,7 @@ def test_its_gradients_are_those_of_the_blocks() -> None:
 def test_it_tells_which_group_each_input_of_a_helper_is_of() -> None:
     def work(probe: Any) -> tuple[list[Any], list[Any]]:
         (helper,) = probe.helpers
-        homes = homes_of_inputs(probe.prepared, helper)
+        homes = helper.homes_of_inputs()
         made = [probe.prepared.places(n)["weight"][0][-1][0].home for n in ("a", "b")]
         return homes, [made[0]] * 2 + [made[1]] * 3
 

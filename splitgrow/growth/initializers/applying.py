@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,9 +17,10 @@ from splitgrow.growth.hidden_units import hidden_groups
 from splitgrow.growth.initializers.initializer import Initializer
 from splitgrow.growth.initializers.norms_behind import batch_norms_behind
 from splitgrow.growth.prepared import PreparedEdit, frozen_layers
+from splitgrow.growth.probe import Probe, probing
 from splitgrow.growth.starting import set_start_values_
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.utils.rollback import Undo
+from splitgrow.utils.rollback import Undo, temporarily
 
 
 def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) -> PreparedEdit:
@@ -30,7 +32,8 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
         undo: Restores existing values.
 
     Returns:
-        The edit, with the existing tensors that have other values now, and those from before.
+        The edit, with the existing tensors that have other values now, those from before, and what
+        an initializer that is not exact has done to the loss.
 
     Raises:
         ValueError: If the initializer cannot do this edit, or has written to existing values
@@ -54,14 +57,31 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
         initializer.apply(replace(prepared, layers=layers))
     if initializer.needs_unfrozen:
         pairs = zip(former, versions, strict=True)
-        return replace(prepared, former=tuple(f for f, v in pairs if _version(f[0]) != v))
+        prepared = replace(prepared, former=tuple(f for f, v in pairs if _version(f[0]) != v))
+        return _with_losses(initializer, prepared)
     written = [name for name, tensor in _existing(prepared) if _version(tensor) != before[name]]
     if written:
         raise ValueError(
             f"initializer {initializer.name!r} has written into {', '.join(written[:5])}, which "
             f"existed and cannot be put back: it must say that it needs_unfrozen"
         )
-    return prepared
+    return _with_losses(initializer, prepared)
+
+
+def _with_losses(initializer: Initializer, prepared: PreparedEdit) -> PreparedEdit:
+    """An edit with the loss before and after, if it can have changed and there is one."""
+    if initializer.exact or prepared.loss is None:
+        return prepared
+    with torch.inference_mode(mode=False), torch.no_grad(), probing(prepared) as probe:
+        after, before = probe.expected(), _quiet_loss(prepared, probe)
+    known = math.isfinite(before) and math.isfinite(after)
+    return replace(prepared, losses=(before, after) if known else None)
+
+
+@temporarily
+def _quiet_loss(undo: Undo, prepared: PreparedEdit, probe: Probe) -> float:
+    quiet_added_(prepared, undo)
+    return probe.expected()
 
 
 def refuse_unfit(

@@ -11,9 +11,9 @@ from torch import Tensor
 from splitgrow.analysis.units import Unit, values_like
 from splitgrow.growth.initializers.initializer import Initializer
 from splitgrow.growth.initializers.orthonormal import orthonormal_rows
-from splitgrow.growth.initializers.unit_tensors import UnitTensor, unit_tensors
 from splitgrow.growth.prepared import PreparedEdit
 from splitgrow.growth.starting import set_start_values_
+from splitgrow.growth.unit_tensors import UnitTensor, unit_tensors
 from splitgrow.layers.types import TensorBlock
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from splitgrow.growth.initializers.initializer import Initializer
 from splitgrow.growth.initializers.orthonormal import orthonormal_rows
 from splitgrow.growth.prepared import PreparedEdit
-from splitgrow.growth.probe import Probe, UnitWeights, probing
+from splitgrow.growth.probe import Probe, probing
 from splitgrow.growth.starting import set_start_values_
+from splitgrow.growth.unit_tensors import UnitWeights
 from splitgrow.utils.arguments import positive_int
 
 SEARCH_ROUNDS = 6
@@ -146,7 +147,7 @@ class GradMax(Initializer):
             without_bias_(probe.new)
             for each in probe.new:
                 each.set_(torch.zeros_like(each.tensor))
-            turned = [_by_inputs(each) for each in probe.helpers]
+            turned = [each.by_inputs for each in probe.helpers]
             before = probe.value()
             for each in turned:
                 torch.nn.init.normal_(each.tensor, generator=prepared.generator)
@@ -167,13 +168,6 @@ class GradMax(Initializer):
 
 def _named(probe: Probe) -> str:
     return ", ".join(repr(each.layer.name) for each in probe.new[:3])
-
-
-def _by_inputs(helper: UnitWeights) -> UnitWeights:
-    """The weights of a helper with a row for each channel that it reads."""
-    dim = helper.layer.reading_dim(helper.key)
-    assert dim is not None
-    return UnitWeights(helper.layer, helper.block, helper.key, helper.tensor, dim, helper.size)
 
 
 def without_bias_(new: list[UnitWeights]) -> None:

@@ -8,9 +8,9 @@ import torch
 
 from splitgrow.analysis.units import Unit, values_like
 from splitgrow.growth.initializers.initializer import Initializer
-from splitgrow.growth.initializers.unit_tensors import unit_tensors
 from splitgrow.growth.prepared import PreparedEdit
 from splitgrow.growth.starting import set_start_values_
+from splitgrow.growth.unit_tensors import unit_tensors
 from splitgrow.utils.spans import laid_along
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from splitgrow.analysis.units import Unit, values_like
 from splitgrow.growth.initializers.drawn_units import CopyStatistics, draw_alike_, random_rows
-from splitgrow.growth.initializers.unit_tensors import UnitTensor, unit_tensors
 from splitgrow.growth.prepared import PreparedEdit
 from splitgrow.growth.starting import set_start_values_
+from splitgrow.growth.unit_tensors import UnitTensor, unit_tensors
 
 
 class Pair(CopyStatistics):

@@ -10,8 +10,8 @@ import torch
 from splitgrow.errors import SplitGrowWarning
 from splitgrow.growth.initializers.norms_behind import batch_norms_behind
 from splitgrow.growth.initializers.pairs import Pair
-from splitgrow.growth.initializers.unit_tensors import UnitTensor, unit_tensors
 from splitgrow.growth.prepared import PreparedEdit
+from splitgrow.growth.unit_tensors import UnitTensor, unit_tensors
 from splitgrow.utils.source_lines import levels_to_caller
 from splitgrow.utils.spans import laid_along
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from snapshots import unchanged
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.growth.initializers.natural import Fisher, Tiny, conjugate_gradients
+from splitgrow.growth.initializers.conjugate_gradients import conjugate_gradients
+from splitgrow.growth.initializers.natural import Fisher, Tiny
 
 
 def outside(vectors: Tensor, basis: Tensor) -> float:
@@ -27,16 +29,21 @@ def linear() -> tuple[Any, Tensor, Tensor]:
 
 
 def closed_form(model: Any, x: Tensor, y: Tensor, *, project: bool) -> tuple[Tensor, Tensor]:
-    """The leading two inputs and outputs of TINY: the singular vectors of S^(-1/2) N."""
+    """TINY's leading two inputs, the singular vectors of S^(-1/2) N, and the best weights on them.
+
+    The latter are those of least squares, by which the new units follow the whole gradient.
+    """
     out = model(x)
-    (back,) = torch.autograd.grad((out - y).square().sum() / 64, out)
+    (whole,) = torch.autograd.grad((out - y).square().sum() / 64, out)
+    back = whole
     if project:
         read = model[0](x).detach()
         back = back - read @ torch.linalg.lstsq(read, back).solution
     values, vectors = torch.linalg.eigh(x.T @ x)
     root = vectors @ torch.diag(values.rsqrt()) @ vectors.T
-    left, _, right = torch.linalg.svd(root @ (x.T @ -back))
-    return (root @ left[:, :2]).T, right[:2]
+    left, _, _ = torch.linalg.svd(root @ (x.T @ -back))
+    ins = (root @ left[:, :2]).T
+    return ins, torch.linalg.lstsq(x @ ins.T, -whole).solution
 
 
 @pytest.mark.parametrize("project", [True, False])
@@ -92,6 +99,32 @@ def test_the_loss_falls_at_once(initializer: Any) -> None:
     assert float(loss().detach()) < before - 1e-3
 
 
+@pytest.mark.parametrize("way", ["autocast", "compiled", "compiled in place"])
+def test_the_loss_falls_as_it_is_run(way: str) -> None:
+    """Under autocast, where outputs are of another type, and compiled, where hooks are not called.
+
+    It then runs compiled as before.
+    """
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 3, 12, 12), torch.randn(32, 4)
+    model: Any = splitgrow.growable(Images(), x)
+    run = torch.compile(model, backend="eager") if way == "compiled" else model
+    if way == "compiled in place":
+        model.compile(backend="eager")
+    compiled = vars(model).get("_compiled_call_impl")
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+            return (run(x).float() - y).square().mean()
+
+    before = float(loss().detach())
+    for initializer in (Tiny(), Fisher(2)):
+        edit = model.expand_layer("a", 3, initializer=initializer, loss=loss, freeze=False)
+        assert edit.loss[1] <= edit.loss[0]
+    assert float(loss().detach()) < before - 1e-3
+    assert vars(model).get("_compiled_call_impl") is compiled
+
+
 def test_helpers_stay_zero_where_no_size_lowers_the_loss() -> None:
     """At a minimum: the gradient is zero."""
     model, x, _ = linear()
@@ -102,20 +135,50 @@ def test_helpers_stay_zero_where_no_size_lowers_the_loss() -> None:
     assert torch.allclose(model(x), wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_a_reader_whose_best_step_is_not_known_is_refused() -> None:
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.lstm = nn.Linear(3, 4), nn.LSTM(4, 2, batch_first=True)
+class Recurrent(nn.Module):
+    """A recurrent layer between two linear ones."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.lstm(self.a(x))[0]
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(5, 2)
+        self.rnn = kind(4, 5, batch_first=True)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.rnn(self.a(x))[0])
+
+
+@pytest.mark.parametrize("layer", ["a", "rnn"])
+@pytest.mark.parametrize("initializer", ["tiny", "fisher"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_is_refused_with_the_reason_and_the_way_out(
+    kind: type[nn.RNNBase], initializer: str, layer: str
+) -> None:
+    """Whether it reads the layer that grows or grows itself; the model stays as it was."""
+    torch.manual_seed(0)
     x = torch.randn(4, 5, 3)
-    model: Any = splitgrow.growable(Recurrent(), x)
-    with pytest.raises(ValueError, match="`lstm` is not a Linear or a convolution"):
-        model.expand_layer("a", 2, initializer="tiny", loss=lambda: model(x).square().mean())
-    model.expand_layer("a", 2, initializer="gradient", loss=lambda: model(x).square().mean())
+    model: Any = splitgrow.growable(Recurrent(kind), x)
+    loss = lambda: model(x).square().mean()  # noqa: E731
+    reason = f"`rnn` is a {kind.__name__}, which takes all its time steps in one call of torch"
+    with unchanged(model), pytest.raises(ValueError, match=reason):
+        model.expand_layer(layer, 2, initializer=initializer, loss=loss)
+    model.expand_layer(layer, 2, initializer="gradient", loss=loss)
+
+
+def test_a_layer_that_the_loss_does_not_run_is_refused() -> None:
+    model, x, _ = linear()
+    with pytest.raises(ValueError, match="the loss does not run `1`"):
+        model.expand_layer(0, 2, initializer="tiny", loss=lambda: model[0](x).square().mean())
+
+
+def test_a_loss_on_another_batch_each_time_is_told() -> None:
+    model, x, y = linear()
+    turns = iter(range(10_000))
+
+    def loss() -> Tensor:
+        return (model(x * (1 + next(turns) % 5)) - y).square().mean()
+
+    with pytest.warns(splitgrow.SplitGrowWarning, match="it must use the same batch each time"):
+        model.expand_layer(0, 2, initializer="tiny", loss=loss, freeze=False)
 
 
 def test_conjugate_gradients_solve() -> None:
