@@ -90,6 +90,7 @@ def absorb_these_(
     *,
     check: bool,
 ) -> Edit:
+    """Makes these grown layers plain; all generations are free then."""
     freed = {id(parameter) for parameter in parameters_in(history.frozen_parameters())}
     with torch.inference_mode(mode=False), torch.no_grad():
         made = absorbed(grown, undo)

@@ -100,9 +100,7 @@ def _some(names: Sequence[str]) -> str:
     return f"each of {', '.join(names[:5])}{more}" if len(names) > 1 else names[0]
 
 
-def _lies_otherwise(
-    joint: JointParameter, state: dict[str, Any], parameter: nn.Parameter
-) -> bool:
+def _lies_otherwise(joint: JointParameter, state: dict[str, Any], parameter: nn.Parameter) -> bool:
     return any(
         value.dim() and value.shape != parameter.shape and joint.other_state(name, value) is None
         for name, value in state.items()
@@ -117,7 +115,7 @@ def _joined(
     if not begun:
         return {}
     longest = max(begun, key=lambda state: float(state.get("step", 0)))
-    found = {}
+    found: dict[str, Any] = {}
     for name in dict.fromkeys(name for state in (longest, *begun) for name in state):
         values = [state.get(name) for state in states]
         if any(_lies_as(*pair) for pair in zip(values, joint.older, strict=True)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from splitgrow.analysis.channels.channel_axes import Axis, Run
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.units import Unit, UnitNumbers, places_on
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
+from splitgrow.growth.edits import NumberChange, Removal
 from splitgrow.growth.planning import find_node
 from splitgrow.utils.spans import Spans
 
@@ -48,6 +49,27 @@ def stretches(marks: Tensor) -> Spans:
             found[-1] = (found[-1][0], found[-1][1] + 1)
         else:
             found.append((position, 1))
+    return tuple(found)
+
+
+def removals_of(graph: ChannelGraph, chosen: Chosen) -> Iterator[Removal]:
+    """The channels that each layer loses, in order of execution; parameters are not counted."""
+    for node in graph.nodes.values():
+        ins, outs = chosen.on(node.ins), chosen.on(node.outs)
+        if node.followed and (bool(ins.any()) or bool(outs.any())):
+            in_width, width = (len(ins), int((~ins).sum())), (len(outs), int((~outs).sum()))
+            where = stretches(ins), stretches(outs)
+            yield Removal(node.name, node.kind, in_width, width, *where, 0, node.use)
+
+
+def numbers_without(graph: ChannelGraph, chosen: Chosen) -> tuple[NumberChange, ...]:
+    """The changes of the numbers that modules hold."""
+    found = []
+    for number in graph.numbers:
+        stays = ~chosen.on(number.axis)
+        if not bool(stays.all()):
+            value = (len(stays), int(stays.sum()))
+            found.append(NumberChange(number.module, number.attribute, value))
     return tuple(found)
 
 
@@ -90,7 +112,12 @@ def units_of(
 
 
 def _checked(graph: ChannelGraph, node: LayerNode, channels: Sequence[int]) -> list[int]:
-    """The numbers of channels, each once, in order."""
+    """The numbers of channels, each once, in order.
+
+    Raises:
+        TypeError: If they are no ints.
+        ValueError: If there are none, the layer has no such channel, or one is named twice.
+    """
     if isinstance(channels, Tensor):
         channels = channels.tolist()
     if isinstance(channels, (str, bytes)) or not isinstance(channels, Iterable):

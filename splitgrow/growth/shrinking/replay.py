@@ -37,6 +37,9 @@ def remove_again_(
         raise CheckpointError("it takes channels out of a layer twice")
     with torch.inference_mode(mode=False), torch.no_grad():
         layers = [narrowed(modules, removal) for removal in removals]
+        for layer in layers:
+            if layer.plain_first:
+                raise CheckpointError(f"it takes all first channels of `{layer.removal.name}`")
         put_narrowed_(modules, layers, smaller_parameters(layers), undo)
 
 

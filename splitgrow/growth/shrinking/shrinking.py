@@ -18,20 +18,27 @@ from splitgrow.analysis.output_comparison import (
     outputs_of,
 )
 from splitgrow.errors import GenerationError, InexactError, UnsupportedLayerError
-from splitgrow.growth.absorption import absorb_these_, absorbable, plain_path
+from splitgrow.growth.absorption import absorb_these_, absorbable
 from splitgrow.growth.edit_check import Unchanged, before_edit
-from splitgrow.growth.edits import Edit, NumberChange, Removal
+from splitgrow.growth.edits import Edit, Removal
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.module_numbers import change_
 from splitgrow.growth.optimizer_merge import plan_replacing, replace_
-from splitgrow.growth.shrinking.chosen_units import Chosen, UnitsByGroup, stretches, units_of
+from splitgrow.growth.shrinking.chosen_units import (
+    Chosen,
+    UnitsByGroup,
+    numbers_without,
+    removals_of,
+    units_of,
+)
 from splitgrow.growth.shrinking.narrowing import (
-    NarrowedLayer,
+    SmallerLayer,
     narrowed,
     put_narrowed_,
-    read_nothing_,
     smaller_parameters,
 )
+from splitgrow.growth.shrinking.silencing import read_nothing_
+from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.utils.rollback import Undo, temporarily
 
@@ -62,27 +69,14 @@ def plan_shrinking(
 
 def _planned(
     history: History, units: UnitsByGroup, *, give_up: bool
-) -> tuple[Edit, list[NarrowedLayer]]:
+) -> tuple[Edit, list[SmallerLayer]]:
     graph, modules = history.graph, history.modules
     chosen = Chosen(graph.groups, units)
-    removals, layers = [], []
-    for node in graph.nodes.values():
-        ins, outs = chosen.on(node.ins), chosen.on(node.outs)
-        if not node.followed or not (bool(ins.any()) or bool(outs.any())):
-            continue
-        in_width, width = (len(ins), int((~ins).sum())), (len(outs), int((~outs).sum()))
-        removal = Removal(
-            node.name, node.kind, in_width, width, stretches(ins), stretches(outs), 0, node.use
-        )
-        layer = narrowed(modules, removal)
-        removals.append(replace(removal, parameters=_lost(layer)))
-        layers.append(replace(layer, removal=removals[-1]))
-    numbers = []
-    for number in graph.numbers:
-        stays = ~chosen.on(number.axis)
-        if not bool(stays.all()):
-            value = (len(stays), int(stays.sum()))
-            numbers.append(NumberChange(number.module, number.attribute, value))
+    layers = [narrowed(modules, removal) for removal in removals_of(graph, chosen)]
+    layers = [
+        replace(item, removal=replace(item.removal, parameters=_lost(item))) for item in layers
+    ]
+    removals = [layer.removal for layer in layers]
     lost = _given_up(history, layers)
     if lost and not give_up:
         names = ", ".join(map(str, lost))
@@ -98,7 +92,7 @@ def _planned(
         {r.name: r.width[1] - r.width[0] for r in removals if _is_asked(graph, r)},
         {group: -len(own) for group, own in units.items()},
         (),
-        tuple(numbers),
+        numbers_without(graph, chosen),
         removed=tuple(removals),
         gives_up=lost,
     )
@@ -109,10 +103,10 @@ def _is_asked(graph: ChannelGraph, removal: Removal) -> bool:
     return removal.width[0] != removal.width[1] and graph.nodes[removal.name].sized
 
 
-def _lost(layer: NarrowedLayer) -> int:
+def _lost(layer: SmallerLayer) -> int:
     """The number of parameters that a layer loses."""
     before = sum(p.numel() for p in layer.split.parameters())
-    if layer.emptied:
+    if layer.plain_first:
         sizes = layer.layouts[0].length, layer.layouts[1].length
         plain = layer.split.layer_type.build(layer.split.original, sizes, device="meta")
         return before - sum(p.numel() for p in plain.parameters())
@@ -127,7 +121,7 @@ def _lost(layer: NarrowedLayer) -> int:
     return before - after
 
 
-def _given_up(history: History, layers: Iterable[NarrowedLayer]) -> tuple[int, ...]:
+def _given_up(history: History, layers: Iterable[SmallerLayer]) -> tuple[int, ...]:
     """The closed generations that units belong to which go."""
     births: set[int] = set()
     for layer in layers:
@@ -156,9 +150,9 @@ def shrink_(
     units = units_of(history.graph, request)
     edit, layers = _planned(history, units, give_up=give_up)
     before = before_edit(model, history, check=check)
-    emptied = [layer.removal.path for layer in layers if layer.emptied]
-    if emptied:
-        _make_plain_(undo, model, history, emptied, optimizer)
+    first = [layer.removal.path for layer in layers if layer.plain_first]
+    if first:
+        _make_plain_(undo, model, history, first, optimizer)
         edit, layers = _planned(history, units, give_up=give_up)
     stays = _staying(history.graph, units)
     silent = _without(model, history, units) if before is not None else None
@@ -174,6 +168,8 @@ def shrink_(
     history.graph = replace(history.graph, groups=history.graph.groups.grown(edit.growth))
     history.modules = structure(model)
     history.edits = [*history.edits, edit]
+    if any(layer.new_kind for layer in layers):
+        history.graph = analyse_again(model, history.inputs, history.broken, history.graph)
     if before is not None:
         edit = _held_to(edit, model, history, before, silent, stays)
         history.edits = [*history.edits[:-1], edit]
@@ -187,7 +183,7 @@ def _make_plain_(
     paths: Sequence[str],
     optimizer: list[Optimizer],
 ) -> None:
-    """Makes grown layers plain whose original blocks would lose all channels, on which others build.
+    """Makes grown layers plain whose original blocks cannot do without the channels that go.
 
     Raises:
         UnsupportedLayerError: If one cannot become plain, or generations are closed, which that
@@ -195,12 +191,15 @@ def _make_plain_(
     """
     grown, stay = absorbable(model, paths)
     missing = [path for path in paths if path not in grown]
+    reason = "generations are closed, and `absorb` would set them free"
+    if missing:
+        reason = next(
+            (why for path, why in stay.items() if path in missing[0]), "it shares a tensor"
+        )
     if missing or history.generation > 0:
-        reason = stay.get(plain_path(missing[0], history.modules[missing[0]])) if missing else None
         raise UnsupportedLayerError(
-            f"`{(missing or paths)[0]}` would lose all channels that it had before it grew, on "
-            f"which its blocks build, and cannot become one plain layer: "
-            f"{reason or 'generations are closed, and `absorb` would set them free'}"
+            f"`{(missing or paths)[0]}` would lose too many of the channels that it had before it "
+            f"grew, on which its blocks build, and cannot become one plain layer: {reason}"
         )
     absorb_these_(undo, model, history, grown, optimizer, check=False)
 
@@ -264,9 +263,7 @@ def _held_to(
     Raises:
         InexactError: If it does not, or no longer runs.
     """
-    run = partial(
-        outputs_of, model, fitting(model, history.inputs), touched=history.graph.touched
-    )
+    run = partial(outputs_of, model, fitting(model, history.inputs), touched=history.graph.touched)
     try:
         now = run()
     except NotRunnableError as error:
