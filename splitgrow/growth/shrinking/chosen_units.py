@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis, Run
@@ -14,7 +14,8 @@ from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.units import Unit, UnitNumbers, places_on
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.growth.edits import NumberChange, Removal
-from splitgrow.growth.planning import find_node
+from splitgrow.growth.planning import checked_rounding, find_node
+from splitgrow.growth.shrinking.weakest import weakest_channels
 from splitgrow.utils.spans import Spans
 
 UnitsByGroup = Mapping[int, Collection[int]]
@@ -74,13 +75,18 @@ def numbers_without(graph: ChannelGraph, chosen: Chosen) -> tuple[NumberChange, 
 
 
 def units_of(
-    graph: ChannelGraph, request: Mapping[int | str, Sequence[int]]
+    graph: ChannelGraph,
+    modules: Mapping[str, nn.Module],
+    request: Mapping[int | str, int | Sequence[int]],
+    round_to: int = 1,
 ) -> dict[int, list[int]]:
     """The units that a request takes out, by group.
 
     Args:
         graph: The channel graph.
-        request: By layers' names or indices the output channels that go.
+        modules: The model's modules by path.
+        request: By layers' names or indices the output channels that go, or how many.
+        round_to: The number of which the width of a layer that loses a number is a multiple.
 
     Raises:
         TypeError: If it is of another type.
@@ -95,11 +101,14 @@ def units_of(
         raise TypeError(f"a request maps layers to the channels that go, got {request!r}")
     if not request:
         raise ValueError("a request maps layers to the channels that go, got none")
+    checked_rounding(round_to)
     units: dict[int, set[int]] = defaultdict(set)
     problems: list[Exception] = []
     for layer, channels in request.items():
         try:
             node = find_node(graph, layer)
+            if isinstance(channels, int) or not isinstance(channels, (Iterable, Tensor)):
+                channels = weakest_channels(graph, modules, node, channels, round_to)
             for unit in _units_at(graph, node, _checked(graph, node, channels)):
                 units[unit[0]].add(unit[1])
         except (TypeError, ValueError, FixedWidthError, UnsupportedLayerError) as problem:

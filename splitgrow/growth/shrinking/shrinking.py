@@ -47,9 +47,10 @@ def plan_shrinking(
     _undo: Undo,
     model: nn.Module,
     history: History,
-    request: Mapping[int | str, Sequence[int]],
+    request: Mapping[int | str, int | Sequence[int]],
     *,
-    give_up: bool = False,
+    round_to: int,
+    give_up: bool,
 ) -> Edit:
     """The edit that takes channels out of layers, not applied.
 
@@ -57,14 +58,16 @@ def plan_shrinking(
         _undo: Not needed.
         model: The model.
         history: Its history.
-        request: By layers the output channels that go.
+        request: By layers the output channels that go, or how many.
+        round_to: The number of which widths that stay are multiples.
         give_up: Whether closed generations may lose units.
 
     Raises:
         GenerationError: If they would, and may not.
     """
     check_structure(model, history)
-    return _planned(history, units_of(history.graph, request), give_up=give_up)[0]
+    units = units_of(history.graph, history.modules, request, round_to)
+    return _planned(history, units, give_up=give_up)[0]
 
 
 def _planned(
@@ -135,19 +138,20 @@ def _given_up(history: History, layers: Iterable[SmallerLayer]) -> tuple[int, ..
     )
 
 
-def shrink_(
+def shrink_(  # noqa: PLR0913
     undo: Undo,
     model: nn.Module,
     history: History,
-    request: Mapping[int | str, Sequence[int]],
+    request: Mapping[int | str, int | Sequence[int]],
     *,
+    round_to: int,
     give_up: bool,
     optimizer: list[Optimizer],
     check: bool,
 ) -> Edit:
     """Takes channels out of layers."""
     check_structure(model, history)
-    units = units_of(history.graph, request)
+    units = units_of(history.graph, history.modules, request, round_to)
     edit, layers = _planned(history, units, give_up=give_up)
     before = before_edit(model, history, check=check)
     first = [layer.removal.path for layer in layers if layer.plain_first]

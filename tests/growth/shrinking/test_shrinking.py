@@ -261,6 +261,34 @@ def test_units_that_nothing_reads_go_without_a_trace_and_others_are_measured() -
     assert model.stem.out_channels == model.norm.num_features == model.body.in_channels == 3
 
 
+def test_a_number_takes_the_weakest_units_by_the_weights_of_makers_and_readers() -> None:
+    model = net()
+    weights = model.stem.weight, model.body.weight
+    scores = weights[0].square().sum((1, 2, 3)) + weights[1].square().sum((0, 2, 3))
+    weakest = sorted(scores.argsort()[:2].tolist())
+    twin = copy.deepcopy(model)
+    edit = model.shrink_layer("stem", 2)
+    assert edit == twin.shrink_layer("stem", weakest)
+    assert_identical(model.stem.weight, twin.stem.weight)
+    assert net().shrink_layer("stem", 1, round_to=4).removed[0].width == (6, 4)
+
+
+@case
+def test_a_quarter_of_every_layer_goes_at_once(case: Case) -> None:
+    model, inputs = grown_case(case, 1)
+    request, seen = {}, set()
+    for layer in model.layers:
+        count = layer.width // 4 // max(layer.step, 1) * layer.step
+        if layer.growable and count and layer.name not in seen:
+            request[layer.name] = count
+        seen.update(layer.group)
+    try:
+        model.shrink(request)
+    except REFUSED:
+        return
+    outputs_of(model, *inputs)
+
+
 def test_newer_units_go_and_closed_generations_stay_bit_for_bit() -> None:
     model = net()
     first = outputs_of(model, x())
@@ -371,6 +399,10 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "unknown layer": ({"steam": [0]}, ValueError, "did you mean 'stem'"),
     "no channels": ({"stem": []}, ValueError, "no channels of `stem`"),
     "a text": ({"stem": "0"}, TypeError, "are ints"),
+    "none": ({"stem": None}, TypeError, "is an int"),
+    "a flag": ({"stem": True}, TypeError, "is an int"),
+    "zero": ({"stem": 0}, ValueError, "at least 1"),
+    "too many": ({"stem": 6}, ValueError, "6 of the 6 channels of `stem` cannot go"),
     "a float": ({"stem": [0.5]}, TypeError, "are ints"),
     "out of range": ({"stem": [6]}, ValueError, "from 0 to 5"),
     "twice": ({"stem": [1, 1]}, ValueError, "named twice"),
