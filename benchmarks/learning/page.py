@@ -12,13 +12,14 @@ from matplotlib import pyplot as plt
 from benchmarks.learning.initializers import initializers_table
 from benchmarks.learning.plan import read
 from benchmarks.learning.results import chosen_runs, lines, table, verdict
+from benchmarks.learning.rivals.page import rivals_section
 from benchmarks.learning.tasks import BUDGETS, TASKS, Task
 from benchmarks.learning.training import ARMS, Run
 from benchmarks.learning.where import read_trials, trials_table
 
 mpl.use("Agg")
 PAGE = Path(__file__).parent.parent / "LEARNING.md"
-PICTURES = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parent.parent / "results"
 SHOWN = ("large", "large, half", "small", "grown", "grown, half")
 _INTRODUCTION = """\
 # Growing to learn: the measurements
@@ -85,14 +86,14 @@ def write_page(runs: Path) -> Path:
     trials = read_trials(runs / "where.jsonl")
     if trials:
         parts.append(f"{_SCORES}\n{trials_table(trials)}\n")
-    parts.append(_CLAIMS)
+    parts += [rivals_section(RESULTS), _CLAIMS]
     PAGE.write_text("\n".join(parts))
     return PAGE
 
 
 def _section(task: Task, budget: str, size: float, made: Sequence[Run]) -> str:
     name = f"learning-{task.name}-{budget}.png"
-    draw(task, size, made, PICTURES / name)
+    draw(task, size, made, RESULTS / name)
     found = lines(task, size, made)
     told = [
         f"## {task.name}, {budget}: {size:,.0f} billion multiply-adds",

@@ -116,7 +116,7 @@ class Records:
 
 COMPACT = "learning-rivals.jsonl"
 """The file that has all rows of the others."""
-_DEFAULTS = {"error": "", "counted": True, "share": 1.0, "jumps": ()}
+_DEFAULTS = {"error": "", "counted": True, "share": 1.0, "jumps": (), "statistics": 0.0}
 """What a compact row leaves out."""
 _PARTS = {"runs": ("mlp", "vgg", "resnet"), "times": ("times",), "cases": ("cases",)}
 
@@ -165,7 +165,7 @@ def _short(value: Any) -> Any:
 
 def _run(fields: dict[str, Any]) -> Run:
     jumps = tuple((before, after) for before, after in fields.get("jumps", ()))
-    return Run(**{**fields, "job": Job(**fields["job"]), "jumps": jumps})
+    return Run(**{"statistics": 0.0, **fields, "job": Job(**fields["job"]), "jumps": jumps})
 
 
 def _outcome(fields: dict[str, Any]) -> Outcome:
