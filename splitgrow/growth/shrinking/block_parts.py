@@ -108,7 +108,7 @@ def _at(marks: Tensor, spans: Spans) -> Tensor:
     return torch.cat([marks[:0], *parts])
 
 
-def other_numbers(before: nn.Module, after: nn.Module) -> dict[str, Any]:
+def changed_attributes(before: nn.Module, after: nn.Module) -> dict[str, Any]:
     """The attributes in which a layer with fewer channels differs."""
     return {
         key: value

@@ -74,7 +74,7 @@ def numbers_without(graph: ChannelGraph, chosen: Chosen) -> tuple[NumberChange, 
     return tuple(found)
 
 
-def units_of(
+def requested_units(
     graph: ChannelGraph,
     modules: Mapping[str, nn.Module],
     request: Mapping[int | str, int | Sequence[int]],

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.growing import GrowingBase
-from splitgrow.growth.shrinking.shrinking import plan_shrinking, shrink_
+from splitgrow.growth.shrinking.shrinking import plan_shrinking, take_out_
 
 
 class ShrinkMethods(GrowingBase):
@@ -121,7 +121,7 @@ class ShrinkMethods(GrowingBase):
         """
         return self._growth(
             "take channels out",
-            shrink_,
+            take_out_,
             request,
             round_to=round_to,
             give_up=give_up,

@@ -17,10 +17,10 @@ from splitgrow.growth.shrinking.block_parts import (
     Kept,
     block_sizes,
     built_like,
+    changed_attributes,
     changes_kind,
     marks_at,
     marks_of_block,
-    other_numbers,
     part_at,
 )
 from splitgrow.layers.channel_layout import Layout
@@ -162,7 +162,7 @@ def _narrowed_block(
         tensors.append(SmallerTensor(key, tensor, kept))
     now = block_sizes(composition, role, (composition.ins, composition.outs))
     before, after = (built_like(composition, index, each) for each in (now, sizes))
-    numbers = other_numbers(before, after)
+    numbers = changed_attributes(before, after)
     return SmallerBlock(module, role, tuple(tensors), numbers)
 
 

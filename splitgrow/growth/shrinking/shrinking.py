@@ -29,7 +29,7 @@ from splitgrow.growth.shrinking.chosen_units import (
     UnitsByGroup,
     numbers_without,
     removals_of,
-    units_of,
+    requested_units,
 )
 from splitgrow.growth.shrinking.narrowing import (
     SmallerLayer,
@@ -66,7 +66,7 @@ def plan_shrinking(
         GenerationError: If they would, and may not.
     """
     check_structure(model, history)
-    units = units_of(history.graph, history.modules, request, round_to)
+    units = requested_units(history.graph, history.modules, request, round_to)
     return _planned(history, units, give_up=give_up)[0]
 
 
@@ -138,7 +138,7 @@ def _given_up(history: History, layers: Iterable[SmallerLayer]) -> tuple[int, ..
     )
 
 
-def shrink_(  # noqa: PLR0913
+def take_out_(  # noqa: PLR0913
     undo: Undo,
     model: nn.Module,
     history: History,
@@ -151,7 +151,7 @@ def shrink_(  # noqa: PLR0913
 ) -> Edit:
     """Takes channels out of layers."""
     check_structure(model, history)
-    units = units_of(history.graph, history.modules, request, round_to)
+    units = requested_units(history.graph, history.modules, request, round_to)
     edit, layers = _planned(history, units, give_up=give_up)
     before = before_edit(model, history, check=check)
     first = [layer.removal.path for layer in layers if layer.plain_first]
