@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -20,10 +20,11 @@ from splitgrow.analysis.output_comparison import (
 from splitgrow.errors import GenerationError, InexactError, UnsupportedLayerError
 from splitgrow.growth.absorption import absorb_these_, absorbable
 from splitgrow.growth.edit_check import Unchanged, before_edit
-from splitgrow.growth.edits import Edit, Removal
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.module_numbers import change_
 from splitgrow.growth.optimizer_merge import plan_replacing, replace_
+from splitgrow.growth.planning import find_node
 from splitgrow.growth.shrinking.chosen_units import (
     Chosen,
     UnitsByGroup,
@@ -67,11 +68,12 @@ def plan_shrinking(
     """
     check_structure(model, history)
     units = requested_units(history.graph, history.modules, request, round_to)
-    return _planned(history, units, give_up=give_up)[0]
+    names = {find_node(history.graph, layer).name for layer in request}
+    return _planned(history, units, names, give_up=give_up)[0]
 
 
 def _planned(
-    history: History, units: UnitsByGroup, *, give_up: bool
+    history: History, units: UnitsByGroup, names: Container[str], *, give_up: bool
 ) -> tuple[Edit, list[SmallerLayer]]:
     graph, modules = history.graph, history.modules
     chosen = Chosen(graph.groups, units)
@@ -92,7 +94,7 @@ def _planned(
         len(history.edits) + 1,
         history.generation,
         None,
-        {r.name: r.width[1] - r.width[0] for r in removals if _is_asked(graph, r)},
+        {r.name: r.width[1] - r.width[0] for r in removals if r.name in names},
         {group: -len(own) for group, own in units.items()},
         (),
         numbers_without(graph, chosen),
@@ -100,10 +102,6 @@ def _planned(
         gives_up=lost,
     )
     return edit, layers
-
-
-def _is_asked(graph: ChannelGraph, removal: Removal) -> bool:
-    return removal.width[0] != removal.width[1] and graph.nodes[removal.name].sized
 
 
 def _lost(layer: SmallerLayer) -> int:
@@ -152,12 +150,13 @@ def take_out_(  # noqa: PLR0913
     """Takes channels out of layers."""
     check_structure(model, history)
     units = requested_units(history.graph, history.modules, request, round_to)
-    edit, layers = _planned(history, units, give_up=give_up)
+    names = {find_node(history.graph, layer).name for layer in request}
+    edit, layers = _planned(history, units, names, give_up=give_up)
     before = before_edit(model, history, check=check)
     first = [layer.removal.path for layer in layers if layer.plain_first]
     if first:
         _make_plain_(undo, model, history, first, optimizer)
-        edit, layers = _planned(history, units, give_up=give_up)
+        edit, layers = _planned(history, units, names, give_up=give_up)
     stays = _staying(history.graph, units)
     silent = _without(model, history, units) if before is not None else None
     with torch.inference_mode(mode=False), torch.no_grad():
