@@ -12,12 +12,13 @@ from splitgrow.growth.generation_methods import GenerationMethods
 from splitgrow.growth.history import structure
 from splitgrow.growth.insertion.methods import DepthMethods
 from splitgrow.growth.layer_list import Layer, layers_of
+from splitgrow.growth.shrinking.methods import ShrinkMethods
 from splitgrow.growth.width_methods import WidthMethods
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.split_layer import SplitLayer
 
 
-class Handle(WidthMethods, DepthMethods, ExpertMethods, GenerationMethods):
+class Handle(WidthMethods, DepthMethods, ShrinkMethods, ExpertMethods, GenerationMethods):
     """All operations of splitgrow on one growable model.
 
     They are also methods of the model itself, except where the model uses the name itself.

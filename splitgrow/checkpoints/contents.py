@@ -141,8 +141,10 @@ def file_parts_of(model: nn.Module, history: History | None) -> tuple[FilePart, 
 def other_numbers(edits: Iterable[Edit]) -> frozenset[str]:
     """The paths of modules that have other numbers than they were written with."""
     edits = list(edits)
-    changed = (number.module for edit in edits for number in edit.numbers)
-    return frozenset((*changed, *(name for edit in edits for name in edit.absorbed)))
+    changed = {number.module for edit in edits for number in edit.numbers}
+    changed |= {name for edit in edits for name in edit.absorbed}
+    changed |= {item.name for edit in edits for item in edit.removed}
+    return frozenset(changed)
 
 
 def _as_written(

@@ -68,7 +68,7 @@ def absorb_(
     check_structure(model, history)
     grown, stay = _sorted_out(model)
     if grown:
-        edit = _absorb_these_(undo, model, history, grown, optimizer, check=check)
+        edit = absorb_these_(undo, model, history, grown, optimizer, check=check)
     if stay:
         named = [f"`{path}`: {reason}" for path, reason in stay.items()]
         more = f"; and {len(named) - 5} more" if len(named) > 5 else ""
@@ -81,7 +81,7 @@ def absorb_(
     return edit if grown else None
 
 
-def _absorb_these_(
+def absorb_these_(
     undo: Undo,
     model: nn.Module,
     history: History,
@@ -90,6 +90,7 @@ def _absorb_these_(
     *,
     check: bool,
 ) -> Edit:
+    """Makes these grown layers plain; all generations are free then."""
     freed = {id(parameter) for parameter in parameters_in(history.frozen_parameters())}
     with torch.inference_mode(mode=False), torch.no_grad():
         made = absorbed(grown, undo)
@@ -128,6 +129,24 @@ def _sorted_out(model: nn.Module) -> tuple[dict[str, SplitLayer], dict[str, str]
         elif name not in stay:
             chosen[path] = split
     return chosen, stay
+
+
+def absorbable(
+    model: nn.Module, paths: Iterable[str]
+) -> tuple[dict[str, SplitLayer], dict[str, str]]:
+    """Some grown layers that can become plain, and why others cannot, by path.
+
+    Layers that share a tensor with one of them are among them.
+    """
+    grown, stay = _sorted_out(model)
+    held: set[int] = set()
+    chosen = {*paths}
+    while True:
+        held = {id(p) for path in chosen & grown.keys() for p in grown[path].parameters()}
+        more = {p for p, s in grown.items() if not held.isdisjoint(map(id, s.parameters()))}
+        if more <= chosen:
+            return {path: split for path, split in grown.items() if path in chosen}, stay
+        chosen |= more
 
 
 def _own(split: SplitLayer) -> Iterable[nn.Parameter]:

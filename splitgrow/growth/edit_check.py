@@ -195,7 +195,8 @@ def _tell(reason: str) -> None:
 
 def _first_difference(model: nn.Module, history: History, tolerance: float) -> str:
     """The place where values first differ from those without the last edit, for the message."""
-    if history.edits[-1].joined or history.edits[-1].absorbed:  # the earlier blocks are gone
+    last = history.edits[-1]
+    if last.joined or last.absorbed or last.removed:  # the earlier blocks are gone
         return ""
     inputs, before = fitting(model, history.inputs), list[Value]()
     touched = history.graph.touched

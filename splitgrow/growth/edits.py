@@ -149,6 +149,36 @@ class Insertion:
 
 
 @dataclass(frozen=True)
+class Removal:
+    """The channels that one layer loses in an edit.
+
+    Attributes:
+        name: The layer's module path.
+        kind: The name of its stock layer type.
+        in_width: The number of input channels before and after.
+        width: The number of output channels before and after.
+        ins: The input channels that go, as stretches of a position before the edit and a length.
+        outs: The output channels that go.
+        parameters: The number of parameters that the layer loses.
+        use: For a parameter or buffer of a module, how it lies along channels; None for a module.
+    """
+
+    name: str
+    kind: str
+    in_width: tuple[int, int]
+    width: tuple[int, int]
+    ins: Insertions
+    outs: Insertions
+    parameters: int
+    use: TensorUse | None = None
+
+    @property
+    def path(self) -> str:
+        """The path of the module that has its blocks, if it has grown."""
+        return self.name if self.use is None else blocks_path(self.name)
+
+
+@dataclass(frozen=True)
 class Edit:
     """The frozen record of one growth: the layers, the axes, the number of units, their places.
 
@@ -156,8 +186,8 @@ class Edit:
         index: The number of the edit in the model's history, from 1.
         generation: The generation that its blocks belong to.
         closes: The generation that it closes first; None if it closes none.
-        request: The requested units by layer name.
-        growth: The units that each group of channels gains, by the group's number.
+        request: The requested units by layer name; negative ones are taken out.
+        growth: The units that each group of channels gains, by the group's number, or loses.
         changes: The change of each layer, in order of execution.
         numbers: The changes of numbers that modules hold.
         joined: The layers with blocks that it joins to those of one edit.
@@ -166,12 +196,15 @@ class Edit:
         initializer: The initializer of the new blocks, by name.
         ways: For groups that a norm over all channels reads, the way in which they grow: "zero",
             "average" or "duplicate".
-        moved: How far an initializer that is not exact has moved the outputs on the example inputs,
-            relative to the largest; None if it is exact, or outputs were not compared.
+        moved: How far an initializer that is not exact, or the loss of units, has moved the outputs
+            on the example inputs, relative to the largest; None if it has not, or outputs were not
+            compared.
         loss: The loss before and after, if the initializer is not exact and was given one; of a
             random loss the mean of a few runs. It is the held-out loss if the initializer has one.
         rewritten: The names of existing tensors to which its initializer gave other values.
         absorbed: The paths of the layers and tensors that it makes plain.
+        removed: The channels that layers lose.
+        gives_up: The closed generations that can no longer be recovered, since they lose units.
     """
 
     index: int
@@ -190,6 +223,8 @@ class Edit:
     loss: tuple[float, float] | None = None
     rewritten: tuple[str, ...] = ()
     absorbed: tuple[str, ...] = ()
+    removed: tuple[Removal, ...] = ()
+    gives_up: tuple[int, ...] = ()
     version: int = field(default=EDIT_VERSION)
 
     def __post_init__(self) -> None:
@@ -223,6 +258,7 @@ class Edit:
         yield from (item.name for item in self.joined)
         yield from (item.host for item in self.inserted)
         yield from self.absorbed
+        yield from (item.name for item in self.removed)
 
     def to_json(self) -> str:
         """The edit as JSON."""
@@ -269,9 +305,30 @@ class Edit:
             return f"{head}: makes {count} layer{'s' if count > 1 else ''} plain"
         if self.inserted and not self.changes:
             return "\n".join(f"{head}: inserts {item}" for item in self.inserted)
-        asked = ", ".join(f"{name} +{units}" for name, units in self.request.items())
+        asked = ", ".join(f"{name} {units:+}" for name, units in self.request.items())
+        if self.removed:
+            return "\n".join((f"{head}: {asked}", *self._lines_of_removal()))
         inserted = (f"  {item}" for item in self.inserted)
         return "\n".join((f"{head}: {asked}", *self._lines(), *inserted))
+
+    def _lines_of_removal(self) -> list[str]:
+        gone = sum(item.parameters for item in self.removed)
+        lines = [f"takes {gone:,} parameters from {len(self.removed)} layers"]
+        table = [("layer", "type", "inputs", "units", "parameters")]
+        for item in self.removed:
+            sizes = _arrow(item.in_width), _arrow(item.width)
+            table.append((item.name, item.kind, *sizes, f"-{item.parameters:,}"))
+        lines += [*aligned(table), *self._lines_of_numbers()]
+        if self.moved is not None:
+            lines.append(f"  the outputs moved by {self.moved:.1%} of the largest")
+        for generation in self.gives_up:
+            lines.append(f"  generation {generation} can no longer be recovered")
+        return lines
+
+    def _lines_of_numbers(self) -> Iterator[str]:
+        for number in self.numbers:
+            path = f"{number.module}.{number.attribute}".removeprefix(".")
+            yield f"  {path}: {_arrow(number.value)}"
 
     def _lines(self) -> list[str]:
         count = len(self.changes) + len(self.inserted)
@@ -291,9 +348,7 @@ class Edit:
         lines += aligned(table)
         for way in sorted(set(self.ways.values())):
             lines.append(f"  {_WAYS[way]}")
-        for number in self.numbers:
-            path = f"{number.module}.{number.attribute}".removeprefix(".")
-            lines.append(f"  {path}: {_arrow(number.value)}")
+        lines += self._lines_of_numbers()
         if self.moved is not None:
             lines.append(
                 f"  initializer {self.initializer!r} moved the outputs by {self.moved:.1%} of the "

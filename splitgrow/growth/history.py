@@ -99,6 +99,12 @@ class History:
             raise TypeError(f"generation must be an int, got {generation!r}")
         if not 0 <= generation <= self.generation:
             raise ValueError(f"no generation {generation}: the open one is {self.generation}")
+        given_up = next((e.index for e in self.edits if generation in e.gives_up), None)
+        if given_up is not None:
+            raise GenerationError(
+                f"generation {generation} is no longer exact: edit {given_up} has taken units of "
+                f"it out"
+            )
         if generation < self.exact_from:
             absorbed = [e.index for e in self.edits if e.absorbed and e.generation > generation]
             reason = (
@@ -214,8 +220,16 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def added_since(model: nn.Module, history: History, edit: int) -> list[nn.Parameter]:
-    """The parameters that the edits after one have made, in the model's order."""
+    """The parameters that the edits after one have made, in the model's order.
+
+    A layer that lost channels has others, too.
+    """
     added = edits_of_tensors(model, history.edits)
+    paths = {item.path for each in history.edits[edit:] for item in each.removed}
+    paths |= {item.name for each in history.edits[edit:] for item in each.removed}
+    for name, parameter in model.named_parameters(remove_duplicate=False) if paths else ():
+        if name in paths or any(name.startswith(f"{path}.") for path in paths):
+            added[id(parameter)] = len(history.edits)
     return [p for p in model.parameters() if added.get(id(p), 0) > edit]
 
 

@@ -27,6 +27,8 @@ class JointParameter:
         fill: Assembles tensors of the older parameters' shapes to one of its shape; takes None for
             zeros.
         gains: The factors of the older ones' values in the new one's; none where they are all 1.
+        other_state: Makes of an optimizer's tensor of another shape, by its name, that of the new
+            parameter; None for one that it does not know. No such tensor is known without it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class JointParameter:
     older: tuple[nn.Parameter, ...]
     fill: Callable[[Sequence[Tensor | None]], Tensor]
     gains: tuple[float, ...] = ()
+    other_state: Callable[[str, Tensor], Tensor | None] = lambda _name, _tensor: None
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def plan_replacing(
                 continue
             elif len({rates[id(part)] for part in joint.older}) > 1:
                 problems.setdefault(_OTHER_RATES, []).append(joint.name)
-            elif any(_lies_otherwise(*pair) for pair in zip(states, joint.older, strict=True)):
+            elif any(_lies_otherwise(joint, *p) for p in zip(states, joint.older, strict=True)):
                 problems.setdefault("has state of other shapes than its own", []).append(joint.name)
             else:
                 state = _joined(optimizer, joint, states)
@@ -97,9 +100,12 @@ def _some(names: Sequence[str]) -> str:
     return f"each of {', '.join(names[:5])}{more}" if len(names) > 1 else names[0]
 
 
-def _lies_otherwise(state: dict[str, Any], parameter: nn.Parameter) -> bool:
-    tensors = (value for value in state.values() if isinstance(value, Tensor))
-    return any(tensor.dim() and tensor.shape != parameter.shape for tensor in tensors)
+def _lies_otherwise(joint: JointParameter, state: dict[str, Any], parameter: nn.Parameter) -> bool:
+    return any(
+        value.dim() and value.shape != parameter.shape and joint.other_state(name, value) is None
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    )
 
 
 def _joined(
@@ -109,12 +115,14 @@ def _joined(
     if not begun:
         return {}
     longest = max(begun, key=lambda state: float(state.get("step", 0)))
-    found = {}
+    found: dict[str, Any] = {}
     for name in dict.fromkeys(name for state in (longest, *begun) for name in state):
         values = [state.get(name) for state in states]
         if any(_lies_as(*pair) for pair in zip(values, joint.older, strict=True)):
             parts = scaled_state(optimizer, name, values, joint.gains) if joint.gains else values
             found[name] = joint.fill(parts)
+        elif isinstance(longest.get(name), Tensor) and longest[name].dim():
+            found[name] = joint.other_state(name, longest[name])
         elif name in longest:
             value = longest[name]
             found[name] = value.clone() if isinstance(value, Tensor) else copy.copy(value)

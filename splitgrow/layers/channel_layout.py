@@ -78,6 +78,37 @@ class Layout:
             segments.append(Segment(birth, count))
         return Layout(_joined((*segments, *pending[::-1])))
 
+    def without(self, gone: Iterable[tuple[int, int]]) -> Layout:
+        """The axis without some positions.
+
+        Args:
+            gone: Stretches (start, length) in order of position.
+        """
+        segments: list[Segment] = []
+        pending, start = list(self.segments[::-1]), 0
+        for first, count in (*gone, (self.length, 0)):
+            for end, stays in ((first, True), (first + count, False)):
+                while start < end:
+                    segment = pending.pop()
+                    taken = min(segment.length, end - start)
+                    if stays:
+                        segments.append(Segment(segment.birth, taken))
+                    if taken < segment.length:
+                        pending.append(Segment(segment.birth, segment.length - taken))
+                    start += taken
+        return Layout(_joined(segments))
+
+    def births_at(self, positions: Iterable[tuple[int, int]]) -> frozenset[int]:
+        """The births of the positions on some stretches (start, length)."""
+        found, start = set[int](), 0
+        stretches = list(positions)
+        for segment in self.segments:
+            end = start + segment.length
+            if any(first < end and start < first + count for first, count in stretches):
+                found.add(segment.birth)
+            start = end
+        return frozenset(found)
+
     def renamed(self, births: Collection[int], birth: int) -> Layout:
         """The axis as if the segments of some births had been born in one other edit."""
         return Layout(

@@ -6,24 +6,23 @@ unit reads them, the network computes the same as before.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
-from splitgrow.analysis.channels.channel_axes import Axis, Run
-from splitgrow.analysis.channels.channel_groups import Groups
-from splitgrow.analysis.units import Unit, UnitNumbers, along_tensors
+from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.growth.edits import NumberChange
 from splitgrow.growth.module_numbers import set_number_
-from splitgrow.layers.tensor_holder import layer_at, replace_tensor_
-from splitgrow.layers.types import LayerType, Stock, TensorBlock, layer_type_of
+from splitgrow.growth.shrinking.chosen_units import (
+    Chosen,
+    UnitsByGroup,
+    numbers_without,
+    removals_of,
+)
+from splitgrow.growth.shrinking.narrowing import narrowed, put_narrowed_, smaller_parameters
+from splitgrow.utils.rollback import Undo
 from splitgrow.utils.text_tables import aligned
-
-UnitsByGroup = Mapping[int, Collection[int]]
-"""Some units of each group, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +80,6 @@ def _arrow(pair: tuple[float, float]) -> str:
     return f"{pair[0]:,} -> {pair[1]:,}" if pair[0] != pair[1] else f"{pair[0]:,}"
 
 
-class Chosen:
-    """Some units, on every axis that they lie on.
-
-    Args:
-        groups: The store of groups.
-        units: The units.
-    """
-
-    def __init__(self, groups: Groups, units: UnitsByGroup) -> None:
-        self._numbers = UnitNumbers(groups)
-        for group in units:
-            self._numbers.on((Run(group, 1),))
-        chosen = (Unit(group, nth) for group, own in units.items() for nth in own)
-        self._chosen = self._numbers.marks(chosen).nonzero().flatten()
-
-    def on(self, axis: Axis) -> Tensor:
-        """The positions of an axis that hold one of the units, as bools."""
-        return torch.isin(self._numbers.on(axis), self._chosen)
-
-
 def narrow_(network: nn.Module, graph: ChannelGraph, gone: UnitsByGroup) -> Narrowing:
     """Removes units from a network in place, on every axis that they lie on.
 
@@ -110,59 +89,28 @@ def narrow_(network: nn.Module, graph: ChannelGraph, gone: UnitsByGroup) -> Narr
         gone: The units. At least one of every group must stay, and the groups must be free.
     """
     groups = graph.groups
-    units = Chosen(groups, gone)
     full = [group for group, own in gone.items() if len({*own}) == groups.width(group)]
     assert not full, "a group would have no units left"
     assert not any(groups.is_fixed(group) for group in gone), "the width of a group is fixed"
     before, modules = count_parameters(network), dict(network.named_modules())
-    layers = []
-    for node in graph.nodes.values():
-        ins, outs = ~units.on(node.ins), ~units.on(node.outs)
-        if node.followed and not (bool(ins.all()) and bool(outs.all())):
-            layer = layer_at(modules, node.name, node.use)
-            layers.append(_narrow_layer_(layer, node, ins, outs))
-            if isinstance(layer, TensorBlock):
-                replace_tensor_(modules, node.name, layer.value)
-    numbers = []
-    for number in graph.numbers:
-        stays = ~units.on(number.axis)
-        if not bool(stays.all()):
-            value = (len(stays), int(stays.sum()))
-            set_number_(network.get_submodule(number.module), number.attribute, value[1])
-            numbers.append(NumberChange(number.module, number.attribute, value))
-    return Narrowing(tuple(layers), tuple(numbers), (before, count_parameters(network)))
+    chosen = Chosen(groups, gone)
+    planned = [narrowed(modules, removal) for removal in removals_of(graph, chosen)]
+    sizes = [count_parameters(layer.split) for layer in planned]
+    with torch.inference_mode(mode=False), torch.no_grad():
+        put_narrowed_(modules, planned, smaller_parameters(planned), Undo())
+    numbers = numbers_without(graph, chosen)
+    for number in numbers:
+        set_number_(network.get_submodule(number.module), number.attribute, number.value[1])
+    layers = tuple(
+        NarrowedLayer(
+            *(layer.removal.name, layer.removal.kind, layer.removal.in_width, layer.removal.width),
+            (size, count_parameters(layer.split)),
+        )
+        for layer, size in zip(planned, sizes, strict=True)
+    )
+    return Narrowing(layers, numbers, (before, count_parameters(network)))
 
 
 def count_parameters(network: nn.Module) -> int:
     """The number of parameters of a module."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _narrow_layer_(module: Stock, node: LayerNode, ins: Tensor, outs: Tensor) -> NarrowedLayer:
-    entry = layer_type_of(module)
-    assert entry is not None, node.name
-    before = count_parameters(module)
-    sizes = (int(ins.sum()), int(outs.sum()))
-    numbers = _numbers_at(entry, module, sizes)
-    for name, along in along_tensors(module, ins, outs).items():
-        tensor: Tensor | None = getattr(module, name)
-        if tensor is None:
-            continue
-        with torch.no_grad():
-            part = tensor
-            for dim, stays in along.items():
-                part = part.index_select(dim, stays.nonzero().flatten().to(tensor.device))
-        if isinstance(tensor, nn.Parameter):
-            part = nn.Parameter(part, tensor.requires_grad)
-        setattr(module, name, part)
-    module.__dict__.update(numbers)
-    widths = ((len(ins), sizes[0]), (len(outs), sizes[1]))
-    return NarrowedLayer(node.name, node.kind, *widths, (before, count_parameters(module)))
-
-
-def _numbers_at(entry: LayerType, module: Stock, sizes: tuple[int, int]) -> dict[str, int]:
-    """The numbers in a layer's attributes, such as its groups, that change with its size."""
-    built = vars(entry.build(module, sizes, device="meta"))
-    own = vars(module)
-    numbers = {key: value for key, value in built.items() if type(value) is int and key in own}
-    return {key: value for key, value in numbers.items() if own[key] != value}

@@ -32,6 +32,7 @@ from splitgrow.growth.module_numbers import change_, held_number
 from splitgrow.growth.placing import place_
 from splitgrow.growth.planned_blocks import planned_blocks
 from splitgrow.growth.prepared import prepare_layer
+from splitgrow.growth.shrinking.replay import remove_again_
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import held, hold_statistics, release_
@@ -105,8 +106,10 @@ def _carry_out_(
     holders = holders_in(model) if prepared else {}
     for item in prepared:
         place_(modules, item, holders, undo)
+    if edit.removed:
+        remove_again_(modules, edit.removed, undo)
     for number in edit.numbers:
-        _check_number(modules, number)
+        _check_number(modules, number, falls=bool(edit.removed))
         change_(modules[number.module], number.attribute, number.value[1], undo)
     for joined in edit.joined:
         split, births = _joined_layer(modules, joined)
@@ -201,7 +204,9 @@ def _joined_layer(
     raise CheckpointError(f"it joins blocks of `{joined.name}` that this does not have")
 
 
-def _check_number(modules: Mapping[str, nn.Module], number: NumberChange) -> None:
+def _check_number(
+    modules: Mapping[str, nn.Module], number: NumberChange, *, falls: bool = False
+) -> None:
     """Makes sure that a module holds the number to change.
 
     Raises:
@@ -211,6 +216,8 @@ def _check_number(modules: Mapping[str, nn.Module], number: NumberChange) -> Non
     found = held_number(module, number.attribute) if module is not None else None
     before, after = number.value
     counts = type(found) is int and type(after) is int and before < after <= LARGEST_WIDTH
+    if falls:
+        counts = type(found) is int and type(after) is int and 0 < after < before
     scales = type(found) is float and type(after) is float and 0 < after < before < math.inf
     if found != before or not (counts or scales):
         name = f"{number.module}.{number.attribute}".removeprefix(".")

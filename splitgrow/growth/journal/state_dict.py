@@ -190,7 +190,15 @@ def common_edits(own: list[Edit], other: tuple[Edit, ...]) -> int:
 def _done(edit: Edit) -> tuple[Any, ...]:
     """The changes of an edit, without its request."""
     inserted = tuple((i.name, i.kind, i.before, i.recipe) for i in edit.inserted)
-    return edit.changes, edit.numbers, edit.joined, inserted, edit.inputs, edit.absorbed
+    return (
+        edit.changes,
+        edit.numbers,
+        edit.joined,
+        inserted,
+        edit.inputs,
+        edit.absorbed,
+        edit.removed,
+    )
 
 
 def complete(model: nn.Module, state: MutableMapping[str, Any], prefix: str, edits: int) -> None:
@@ -237,6 +245,11 @@ def _refuse_joined(history: History, edits: int) -> None:
             raise CheckpointError(
                 f"the state_dict is from before edit {edit.index}, which made "
                 f"`{edit.absorbed[0]}` plain: load it into a fresh model"
+            )
+        if edit.removed:
+            raise CheckpointError(
+                f"the state_dict is from before edit {edit.index}, which took units of "
+                f"`{edit.removed[0].name}` out: load it into a fresh model"
             )
         for joined in edit.joined:
             if any(born <= edits for born in joined.edits):

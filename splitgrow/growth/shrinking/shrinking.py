@@ -1,0 +1,295 @@
+"""Taking units out of a model: the edit is planned, then applied, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from splitgrow.analysis.channel_graph import ChannelGraph
+from splitgrow.analysis.output_comparison import (
+    NotRunnableError,
+    compared,
+    fitting,
+    outputs_of,
+)
+from splitgrow.errors import GenerationError, InexactError, UnsupportedLayerError
+from splitgrow.growth.absorption import absorb_these_, absorbable
+from splitgrow.growth.edit_check import Unchanged, before_edit
+from splitgrow.growth.edits import Edit
+from splitgrow.growth.history import History, check_structure, keep_, structure
+from splitgrow.growth.module_numbers import change_
+from splitgrow.growth.optimizer_merge import plan_replacing, replace_
+from splitgrow.growth.planning import find_node
+from splitgrow.growth.shrinking.chosen_units import (
+    Chosen,
+    UnitsByGroup,
+    numbers_without,
+    removals_of,
+    requested_units,
+)
+from splitgrow.growth.shrinking.narrowing import (
+    SmallerLayer,
+    narrowed,
+    put_narrowed_,
+    smaller_parameters,
+)
+from splitgrow.growth.shrinking.silencing import read_nothing_
+from splitgrow.growth.value_trials import analyse_again
+from splitgrow.layers.tensor_holder import layer_at
+from splitgrow.utils.rollback import Undo, temporarily
+
+
+def plan_shrinking(
+    _undo: Undo,
+    model: nn.Module,
+    history: History,
+    request: Mapping[int | str, int | Sequence[int]],
+    *,
+    round_to: int,
+    give_up: bool,
+) -> Edit:
+    """The edit that takes channels out of layers, not applied.
+
+    Args:
+        _undo: Not needed.
+        model: The model.
+        history: Its history.
+        request: By layers the output channels that go, or how many.
+        round_to: The number of which widths that stay are multiples.
+        give_up: Whether closed generations may lose units.
+
+    Raises:
+        GenerationError: If they would, and may not.
+    """
+    check_structure(model, history)
+    units = requested_units(history.graph, history.modules, request, round_to)
+    names = {find_node(history.graph, layer).name for layer in request}
+    return _planned(history, units, names, give_up=give_up)[0]
+
+
+def _planned(
+    history: History, units: UnitsByGroup, names: Container[str], *, give_up: bool
+) -> tuple[Edit, list[SmallerLayer]]:
+    graph, modules = history.graph, history.modules
+    chosen = Chosen(graph.groups, units)
+    layers = [narrowed(modules, removal) for removal in removals_of(graph, chosen)]
+    layers = [
+        replace(item, removal=replace(item.removal, parameters=_lost(item))) for item in layers
+    ]
+    removals = [layer.removal for layer in layers]
+    lost = _given_up(history, layers)
+    if lost and not give_up:
+        names = ", ".join(map(str, lost))
+        raise GenerationError(
+            f"units of closed generation{'s' if len(lost) > 1 else ''} {names} would go, and "
+            f"`at` could show {'them' if len(lost) > 1 else 'it'} no more; pass give_up=True to "
+            f"give {'them' if len(lost) > 1 else 'it'} up, or take out newer units"
+        )
+    edit = Edit(
+        len(history.edits) + 1,
+        history.generation,
+        None,
+        {r.name: r.width[1] - r.width[0] for r in removals if r.name in names},
+        {group: -len(own) for group, own in units.items()},
+        (),
+        numbers_without(graph, chosen),
+        removed=tuple(removals),
+        gives_up=lost,
+    )
+    return edit, layers
+
+
+def _lost(layer: SmallerLayer) -> int:
+    """The number of parameters that a layer loses."""
+    before = sum(p.numel() for p in layer.split.parameters())
+    if layer.plain_first:
+        sizes = layer.layouts[0].length, layer.layouts[1].length
+        plain = layer.split.layer_type.build(layer.split.original, sizes, device="meta")
+        return before - sum(p.numel() for p in plain.parameters())
+    after = 0
+    for block in layer.blocks:
+        smaller = {item.name: item for item in block.tensors}
+        for name, parameter in block.module.named_parameters():
+            shape = list(parameter.shape)
+            for dim, positions in smaller[name].kept.items() if name in smaller else ():
+                shape[dim] = len(positions)
+            after += torch.Size(shape).numel()
+    return before - after
+
+
+def _given_up(history: History, layers: Iterable[SmallerLayer]) -> tuple[int, ...]:
+    """The closed generations that units belong to which go."""
+    births: set[int] = set()
+    for layer in layers:
+        births |= layer.split.ins.births_at(layer.removal.ins)
+        births |= layer.split.outs.births_at(layer.removal.outs)
+    known = {generation for edit in history.edits for generation in edit.gives_up}
+    return tuple(
+        generation
+        for generation in range(history.exact_from, history.generation)
+        if generation not in known and min(births, default=0) <= history.last_edit(generation)
+    )
+
+
+def take_out_(  # noqa: PLR0913
+    undo: Undo,
+    model: nn.Module,
+    history: History,
+    request: Mapping[int | str, int | Sequence[int]],
+    *,
+    round_to: int,
+    give_up: bool,
+    optimizer: list[Optimizer],
+    check: bool,
+) -> Edit:
+    """Takes channels out of layers."""
+    check_structure(model, history)
+    units = requested_units(history.graph, history.modules, request, round_to)
+    names = {find_node(history.graph, layer).name for layer in request}
+    edit, layers = _planned(history, units, names, give_up=give_up)
+    before = before_edit(model, history, check=check)
+    first = [layer.removal.path for layer in layers if layer.plain_first]
+    if first:
+        _make_plain_(undo, model, history, first, optimizer)
+        edit, layers = _planned(history, units, names, give_up=give_up)
+    stays = _staying(history.graph, units)
+    silent = _without(model, history, units) if before is not None else None
+    with torch.inference_mode(mode=False), torch.no_grad():
+        parameters = smaller_parameters(layers)
+    replacing = plan_replacing(optimizer, parameters)
+    keep_(history, undo)
+    with torch.inference_mode(mode=False), torch.no_grad():
+        put_narrowed_(history.modules, layers, parameters, undo)
+    for number in edit.numbers:
+        change_(history.modules[number.module], number.attribute, number.value[1], undo)
+    replace_(replacing, undo)
+    history.graph = replace(history.graph, groups=history.graph.groups.grown(edit.growth))
+    history.modules = structure(model)
+    history.edits = [*history.edits, edit]
+    if any(layer.new_kind for layer in layers):
+        history.graph = analyse_again(model, history.inputs, history.broken, history.graph)
+    if before is not None:
+        edit = _held_to(edit, model, history, before, silent, stays)
+        history.edits = [*history.edits[:-1], edit]
+    return edit
+
+
+def _make_plain_(
+    undo: Undo,
+    model: nn.Module,
+    history: History,
+    paths: Sequence[str],
+    optimizer: list[Optimizer],
+) -> None:
+    """Makes grown layers plain whose original blocks cannot do without the channels that go.
+
+    Raises:
+        UnsupportedLayerError: If one cannot become plain, or generations are closed, which that
+            would set free.
+    """
+    grown, stay = absorbable(model, paths)
+    missing = [path for path in paths if path not in grown]
+    reason = "generations are closed, and `absorb` would set them free"
+    if missing:
+        reason = next(
+            (why for path, why in stay.items() if path in missing[0]), "it shares a tensor"
+        )
+    if missing or history.generation > 0:
+        raise UnsupportedLayerError(
+            f"`{(missing or paths)[0]}` would lose too many of the channels that it had before it "
+            f"grew, on which its blocks build, and cannot become one plain layer: {reason}"
+        )
+    absorb_these_(undo, model, history, grown, optimizer, check=False)
+
+
+# -- the check -------------------------------------------------------------------------------------
+
+
+def _staying(graph: ChannelGraph, units: UnitsByGroup) -> list[list[Tensor]]:
+    """For each output of the model the positions that stay along each of its dimensions."""
+    chosen = Chosen(graph.groups, units)
+    return [[(~chosen.on(axis)).nonzero().flatten() for axis in axes] for axes in graph.outputs]
+
+
+def _part(tensors: Sequence[Tensor], stays: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Outputs from before, without the channels that go."""
+    found = []
+    for number, tensor in enumerate(tensors):
+        for dim, positions in enumerate(stays[number]) if number < len(stays) else ():
+            if tensor.dim() == len(stays[number]) and len(positions) < tensor.shape[dim]:
+                tensor = tensor.index_select(dim, positions.to(tensor.device))
+        found.append(tensor)
+    return found
+
+
+@temporarily
+def _without(
+    undo: Undo, model: nn.Module, history: History, units: UnitsByGroup
+) -> list[Tensor] | None:
+    """The outputs when no layer reads the units; None where that is another function.
+
+    So it is where a norm over all channels, or a function, reads them.
+    """
+    graph, modules = history.graph, history.modules
+    if not graph.ways.keys().isdisjoint(units):
+        return None
+    chosen = Chosen(graph.groups, units)
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for node in graph.nodes.values():
+            marks = chosen.on(node.ins), chosen.on(node.outs)
+            if node.followed and (bool(marks[0].any()) or bool(marks[1].any())):
+                read_nothing_(layer_at(modules, node.name, node.use), marks, undo)
+    try:
+        return outputs_of(model, fitting(model, history.inputs), touched=graph.touched)
+    except NotRunnableError:
+        return None
+
+
+def _held_to(
+    edit: Edit,
+    model: nn.Module,
+    history: History,
+    before: Unchanged,
+    silent: Sequence[Tensor] | None,
+    stays: Sequence[Sequence[Tensor]],
+) -> Edit:
+    """Makes sure that a model without some units computes as if nothing read them.
+
+    Returns:
+        The edit, with the measured change of the outputs.
+
+    Raises:
+        InexactError: If it does not, or no longer runs.
+    """
+    run = partial(outputs_of, model, fitting(model, history.inputs), touched=history.graph.touched)
+    try:
+        now = run()
+    except NotRunnableError as error:
+        raise InexactError(f"the model no longer runs afterwards: {error}; {_WAY_OUT}") from None
+    shapes = history.graph.output_shapes({})
+    if len(shapes) == len(now) and shapes != [tuple(tensor.shape) for tensor in now]:
+        raise InexactError(
+            f"its outputs would have the shapes {[tuple(t.shape) for t in now]} instead of "
+            f"{shapes}; {_WAY_OUT}"
+        )
+    if silent is not None:
+        found = compared(now, _part(silent, stays), lambda: run(noisy=True))
+        if not found.same:
+            raise InexactError(
+                f"it would change more than what the units contribute, by {found.difference:.1e} "
+                f"of the largest output, where {found.tolerance:.0e} is rounding; {_WAY_OUT}"
+            )
+    found = compared(now, _part(before.outputs, stays), lambda: run(noisy=True))
+    return replace(edit, moved=None if found.same else found.difference)
+
+
+_WAY_OUT = (
+    "it was taken back. If the model was changed since it was analysed (a hook, a module's "
+    "attribute), splitgrow.growable(model, example_inputs) finds out what can still change; "
+    "`check=False` does it all the same"
+)
