@@ -1,1 +1,1 @@
-"""From a request to a model that is wider or deeper: plans, edits, history, optimizers."""
+"""From a request to a model that is wider, deeper or narrower: plans, edits, history, optimizers."""
