@@ -124,12 +124,14 @@ def follow_(
     history.refuse_while_viewing("load a state_dict")
     if journal is None and not history.edits:
         return
+    present = journal is None and fits(model, _own_of(state, prefix))
     journal = journal or Journal()
     start = common_edits(history.edits, journal.edits)
     keep_(history, undo)
     if start < len(history.edits):
         before = len(state)
-        complete(model, state, prefix, start)
+        if not present:
+            complete(model, state, prefix, start)
         if len(state) > before:
             _warn_of_earlier(model, history, start, journal.generation)
         tensors = _own_of(state, prefix)
@@ -280,6 +282,15 @@ def check_fit(model: nn.Module, state: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"`{name}` is {shapes[0]} in the state_dict, {shapes[1]} in this model"
             )
+
+
+def fits(model: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Whether a state_dict has the tensors of a model as it is now."""
+    try:
+        check_fit(model, state)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _shape(value: Any) -> str:

@@ -23,7 +23,7 @@ from splitgrow.growth.edit_check import Unchanged, before_edit
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.module_numbers import change_
-from splitgrow.growth.optimizer_merge import plan_replacing, replace_
+from splitgrow.growth.optimizer_merge import forget_, plan_replacing, replace_
 from splitgrow.growth.planning import find_node
 from splitgrow.growth.shrinking.chosen_units import (
     Chosen,
@@ -124,10 +124,14 @@ def _lost(layer: SmallerLayer) -> int:
 
 def _given_up(history: History, layers: Iterable[SmallerLayer]) -> tuple[int, ...]:
     """The closed generations that units belong to which go."""
+    inserted = [(f"{item.name}.", e.index) for e in history.edits for item in e.inserted]
     births: set[int] = set()
     for layer in layers:
-        births |= layer.split.ins.births_at(layer.removal.ins)
-        births |= layer.split.outs.births_at(layer.removal.outs)
+        own = layer.split.ins.births_at(layer.removal.ins)
+        own |= layer.split.outs.births_at(layer.removal.outs)
+        path = f"{layer.removal.path}."
+        first = max((edit for name, edit in inserted if path.startswith(name)), default=0)
+        births |= {max(birth, first) for birth in own}  # a layer is no older than its insertion
     known = {generation for edit in history.edits for generation in edit.gives_up}
     return tuple(
         generation
@@ -163,11 +167,14 @@ def take_out_(  # noqa: PLR0913
         parameters = smaller_parameters(layers)
     replacing = plan_replacing(optimizer, parameters)
     keep_(history, undo)
+    there = {id(parameter): parameter for parameter in model.parameters()}
     with torch.inference_mode(mode=False), torch.no_grad():
         put_narrowed_(history.modules, layers, parameters, undo)
     for number in edit.numbers:
         change_(history.modules[number.module], number.attribute, number.value[1], undo)
     replace_(replacing, undo)
+    here = {id(parameter) for parameter in model.parameters()}
+    forget_(optimizer, [p for key, p in there.items() if key not in here], undo)
     history.graph = replace(history.graph, groups=history.graph.groups.grown(edit.growth))
     history.modules = structure(model)
     history.edits = [*history.edits, edit]
