@@ -178,12 +178,27 @@ def take_out_(  # noqa: PLR0913
     history.graph = replace(history.graph, groups=history.graph.groups.grown(edit.growth))
     history.modules = structure(model)
     history.edits = [*history.edits, edit]
+    _let_go_(model, history, edit)
     if any(layer.new_kind for layer in layers):
         history.graph = analyse_again(model, history.inputs, history.broken, history.graph)
     if before is not None:
         edit = _held_to(edit, model, history, before, silent, stays)
         history.edits = [*history.edits[:-1], edit]
     return edit
+
+
+def _let_go_(model: nn.Module, history: History, edit: Edit) -> None:
+    """Drops all that is kept of blocks that have gone, and to show generations that are given up.
+
+    The caller keeps the history.
+    """
+    here = {id(module) for module in model.modules()}
+    history.frozen = {
+        generation: [(module, name) for module, name in owned if id(module) in here]
+        for generation, owned in history.frozen.items()
+    }
+    history.states = {g: own for g, own in history.states.items() if g not in edit.gives_up}
+    history.shares = {g: own for g, own in history.shares.items() if g not in edit.gives_up}
 
 
 def _make_plain_(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -430,6 +432,21 @@ def test_units_of_a_layer_that_was_inserted_later_are_of_no_generation_before() 
     model.next_generation()
     with pytest.raises(GenerationError, match="closed generation 1 would go"):
         model.shrink_layer(hidden.name, 1)
+
+
+def test_nothing_holds_what_has_gone() -> None:
+    model = net()
+    first = outputs_of(model, x())
+    model.expand_layer("stem", 2)
+    model.next_generation()
+    gone = [weakref.ref(model.get_submodule(f"{path}.1")) for path in ("stem", "norm", "body")]
+    assert model.shrink_layer("stem", [6, 7], give_up=True).gives_up == (1,)
+    gc.collect()
+    assert [each() for each in gone] == [None] * 3
+    with model.at(0):
+        assert_identical(outputs_of(model, x()), first)
+    model.unfreeze()
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_an_optimizer_that_was_not_told_says_so() -> None:
