@@ -14,8 +14,9 @@ from machine.averages import Averaged
 from machine.life import Before, Life, Refused
 from machine.removal import Taken, strengths, take_out
 
-HOWS = ("new", "new", "any", "number")
-Chosen = Mapping[str, list[int]]
+HOWS = ("new", "new", "any", "number", "first")
+"""Newer channels, any, a number, or all that a layer had before it grew."""
+FIRST = 4
 
 
 def shrink(
@@ -100,6 +101,9 @@ def _drawn(
                   if life.recoverable(n) and path in c.mirror.layers]  # fmt: skip
         first = max(closed, default=width // 2) if how == "new" else 0
         among = [*range(first, width)] or [*range(width)]
+        if how == "first":
+            among = [*range(min(FIRST, width - 1))] or [0]
+            count = len(among)
         chosen[path] = draw.sample(among, min(count, len(among), max(width - 1, 1)))
         request[path] = torch.tensor(chosen[path]) if seed % 5 == 0 else chosen[path]
     return request, chosen
