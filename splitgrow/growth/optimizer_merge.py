@@ -154,20 +154,6 @@ def replace_(replacing: Iterable[Replacing], undo: Undo) -> None:
         _replace_in_group(group, joints[key], undo)
 
 
-def forget_(optimizers: Iterable[Optimizer], gone: Iterable[Tensor], undo: Undo) -> None:
-    """Takes parameters that are no longer the model's out of optimizers, with their state."""
-    ids = {id(parameter): parameter for parameter in gone}
-    for optimizer in optimizers:
-        undo.keep(optimizer.state)
-        for parameter in ids.values():
-            optimizer.state.pop(parameter, None)
-        for group in optimizer.param_groups:
-            members = members_of(group)
-            stay = [member for member in members if id(member.parameter) not in ids]
-            if len(stay) < len(members):
-                set_members_(group, stay, undo)
-
-
 def _replace_in_group(
     group: dict[str, Any], joints: dict[int, list[JointParameter]], undo: Undo
 ) -> None:

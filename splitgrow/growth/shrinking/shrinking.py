@@ -23,7 +23,8 @@ from splitgrow.growth.edit_check import Unchanged, before_edit
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.module_numbers import change_
-from splitgrow.growth.optimizer_merge import forget_, plan_replacing, replace_
+from splitgrow.growth.optimizer_merge import plan_replacing, replace_
+from splitgrow.growth.optimizers import leave_
 from splitgrow.growth.planning import find_node
 from splitgrow.growth.shrinking.chosen_units import (
     Chosen,
@@ -174,7 +175,9 @@ def take_out_(  # noqa: PLR0913
         change_(history.modules[number.module], number.attribute, number.value[1], undo)
     replace_(replacing, undo)
     here = {id(parameter) for parameter in model.parameters()}
-    forget_(optimizer, [p for key, p in there.items() if key not in here], undo)
+    gone = [parameter for key, parameter in there.items() if key not in here]
+    if gone:
+        leave_(optimizer, gone, undo)
     history.graph = replace(history.graph, groups=history.graph.groups.grown(edit.growth))
     history.modules = structure(model)
     history.edits = [*history.edits, edit]
