@@ -8,13 +8,15 @@ import pytest
 import torch
 from helpers import MANY
 from machine import __main__ as command
-from machine import acts, laws
-from machine.life import Life
+from machine import acts, laws, shrinking
+from machine.life import Life, Refused
 from machine.runs import batch
-from torch import nn
+from torch import Tensor, nn
 
 import splitgrow
+from splitgrow.growth import optimizer_merge
 from splitgrow.growth.history_lookup import history_of
+from splitgrow.growth.shrinking import block_parts
 
 PARTS = 4
 SEQUENCES = int(5 * MANY)
@@ -111,6 +113,106 @@ def test_a_merge_that_computes_something_else_is_found(monkeypatch: pytest.Monke
     grow(made)
     with pytest.raises(AssertionError, match="merge"):
         laws.check(made, thorough=True)
+
+
+# -- channels that go --------------------------------------------------------------------------
+
+
+def shrink(
+    made: Life, how: str = "new", count: int = 1, *, layer: int = 0, give_up: bool = False
+) -> None:
+    tell = made.trained is not None
+    shrinking.shrink(made, [layer], how, count, seed=1, round_to=1, give_up=give_up, tell=tell)
+    laws.check(made)
+
+
+def grown_life(**options: bool) -> Life:
+    made = life(**options)
+    grow(made, tell=options.get("optimizer", False))
+    if made.trained is not None:
+        made.step(1, training=True, passes=1)
+    if made.averages:
+        acts.update_averages(made, 2)
+    return made
+
+
+def test_channels_go_and_the_laws_hold() -> None:
+    made = grown_life(average=True, optimizer=True)
+    shrink(made)
+    with pytest.raises(Refused):
+        shrink(made, "any", 4)
+    shrink(made, "any", 4, give_up=True)
+    assert made.closed[0].given_up
+    assert made.trained is not None
+
+
+def test_channels_in_another_order_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = block_parts.part_at
+
+    def turned(tensor: Tensor, kept: Any) -> Tensor:
+        return part(tensor, {dim: positions.flip(0) for dim, positions in kept.items()})
+
+    monkeypatch.setattr("splitgrow.growth.shrinking.narrowing.part_at", turned)
+    with pytest.raises(AssertionError, match="has other values"):
+        shrink(life(), "any", layer=1)
+
+
+def test_a_state_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = optimizer_merge.plan_replacing
+
+    def anew(*args: Any) -> Any:
+        replacing = plan(*args)
+        for item in replacing:
+            item.state["exp_avg"].zero_()
+        return replacing
+
+    monkeypatch.setattr("splitgrow.growth.shrinking.shrinking.plan_replacing", anew)
+    with pytest.raises(AssertionError, match=r"the optimizer's exp_avg of .* has other values"):
+        shrink(grown_life(optimizer=True))
+
+
+def test_parameters_that_stay_in_an_optimizer_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitgrow.growth.shrinking.shrinking.forget_", lambda *_: None)
+    with pytest.raises(AssertionError, match="an optimizer's parameters"):
+        shrink(grown_life(optimizer=True), count=2)
+
+
+def test_averages_that_become_the_model_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = grown_life(average=True)
+    with torch.no_grad():
+        made.model.norm[1].bias.add_(1)
+
+    def begin(copied: Any, model: Any, *_: Any) -> None:
+        with torch.no_grad():
+            copied.norm[1].bias.copy_(model.norm[1].bias)
+
+    monkeypatch.setattr("splitgrow.growth.averages.begin_averages_", begin)
+    with pytest.raises(AssertionError, match=r"the average of .*bias has other values"):
+        shrink(made)
+
+
+def test_a_closed_generation_that_loses_channels_unasked_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("splitgrow.growth.shrinking.shrinking._given_up", lambda *_: ())
+    with pytest.raises(AssertionError, match="a mistake was not refused"):
+        shrink(grown_life(), "any", 4)
+    with pytest.raises(AssertionError, match=r"gives up \(\), not \[0\]"):
+        shrink(grown_life(), "any", 4, give_up=True)
+
+
+def test_a_closed_generation_that_moves_as_channels_go_is_found() -> None:
+    made = grown_life()
+    before = made.model.shrink
+
+    def moves(*args: Any, **kwargs: Any) -> Any:
+        edit = before(*args, **kwargs)
+        _move(made.model)
+        return edit
+
+    made.model.__dict__["shrink"] = moves
+    with pytest.raises(AssertionError, match="has other values"):
+        shrink(made)
 
 
 def test_a_mistake_that_changes_something_is_found() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import SplitTensor, tensor_path
 from splitgrow.utils.module_slots import holders_in
 from splitgrow.utils.rollback import Undo
+from splitgrow.utils.same_parameters import in_the_place_of_
 from splitgrow.utils.source_lines import levels_to_caller
 
 
@@ -257,7 +258,30 @@ def absorb_again_(model: nn.Module, names: Iterable[str], undo: Undo, *, trusted
         )
     with torch.inference_mode(mode=False), torch.no_grad():
         made = absorbed(dict(modules[name] for name in names), undo, trusted=trusted)
+        made = _same_parameters(made, undo)
     put_all_plain_(model, made, undo)
+
+
+def _same_parameters(made: Iterable[Absorbed], undo: Undo) -> list[Absorbed]:
+    """Plain layers whose parameters are the objects that were there before they grew."""
+    made = list(made)
+    others = {
+        id(joint.parameter): in_the_place_of_(joint.parameter, joint.older[0], undo)
+        for item in made
+        for joint in item.parameters
+    }
+    for item in made:
+        store = vars(item.plain)["_parameters"]
+        store.update({name: others.get(id(p), p) for name, p in store.items()})
+    return [
+        replace(
+            item,
+            parameters=[
+                replace(joint, parameter=others[id(joint.parameter)]) for joint in item.parameters
+            ],
+        )
+        for item in made
+    ]
 
 
 def _is_computed(split: SplitLayer) -> bool:

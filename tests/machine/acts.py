@@ -385,7 +385,7 @@ def mistake(life: Life, index: int) -> None:
 
 def inside_at(life: Life, generation: int) -> None:
     """What may not be done while a closed generation is shown."""
-    shown = [g for g in range(len(life.closed)) if g >= life.exact_from]
+    shown = [g for g in range(len(life.closed)) if life.recoverable(g)]
     if not shown:
         raise Refused
     with life.model.at(shown[generation % len(shown)]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -59,7 +60,11 @@ class Averaged:
         self.behind = False
         for parameter in model.parameters():
             self.values.setdefault(id(parameter), parameter.detach().clone())
-            self._alive.append(parameter)
+        self.keeps(model.parameters())
+
+    def keeps(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Parameters whose ids are known live on."""
+        self._alive += parameters
 
     def update(self, model: nn.Module) -> None:
         if self.kind == "by hand":

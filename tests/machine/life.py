@@ -32,6 +32,7 @@ class Closed:
     Attributes:
         output: None while it is to be recorded anew, such as after a cast.
         mode: How layers ran when it was recorded.
+        given_up: Whether channels of it have gone.
     """
 
     mirror: Mirror
@@ -39,6 +40,7 @@ class Closed:
     parameters: dict[str, nn.Parameter]
     output: Tensor | None
     mode: str
+    given_up: bool = False
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Earlier:
     Attributes:
         era: How often a generation had been closed, or all unfrozen.
         trains: As of the life, like `exact_from`, and `closed`.
+        wider: Whether channels have gone since.
     """
 
     state: dict[str, Any]
@@ -58,6 +61,7 @@ class Earlier:
     trains: dict[int, bool]
     exact_from: int
     closed: list[Closed]
+    wider: bool = False
 
 
 class Refused(Exception):  # noqa: N818 - no error of the machine's
@@ -99,6 +103,10 @@ class Life:
     @property
     def numeric(self) -> bool:
         return self.dtype in TOLERANCES
+
+    def recoverable(self, generation: int) -> bool:
+        """Whether a closed generation can still be shown."""
+        return generation >= self.exact_from and not self.closed[generation].given_up
 
     def probe(self, width: int | None = None) -> Tensor:
         width = self.mirror.width if width is None else width
@@ -177,8 +185,9 @@ class Life:
         *,
         tell: bool,
         stir: bool = True,
+        after: Callable[[_Before, Any], None] | None = None,
     ) -> Any:
-        """Makes an edit, mirrors it, and holds it to the laws of edits."""
+        """Makes an edit, mirrors it, and holds it to the laws of growth, or to others."""
         if tell and self.trained is not None and self.trained.lacks(self.model):
             allowed = (*allowed, splitgrow.OptimizerError)
         before = _Before(self)
@@ -200,7 +209,10 @@ class Life:
         changed = note(edit)
         if changed is not None:
             assert changed == {change.name for change in edit.changes}, "other layers than foreseen"
-        self._after(before, edit, tell=tell)
+        if after is None:
+            self._after(before, edit, tell=tell)
+        else:
+            after(before, edit)
         if stir:
             self.stir(edit)
         return edit

@@ -34,12 +34,15 @@ class Part:
 
 @dataclass
 class Layer:
+    """A layer; once it has grown its parts have numbers, even if one is left."""
+
     norm: bool
     parts: list[Part]
     width: int
+    split: bool = False
 
     def names(self, path: str) -> list[str]:
-        return [path] if len(self.parts) == 1 else [f"{path}.{i}" for i in range(len(self.parts))]
+        return [f"{path}.{i}" for i in range(len(self.parts))] if self.split else [path]
 
 
 @dataclass(frozen=True)
@@ -315,6 +318,7 @@ class Mirror:
                 parts.append(Part(edit, tuple(range(before[path], layer.width)), cells))
             layer.parts += parts
             if parts:
+                layer.split = True
                 changed.add(path)
         return changed
 

@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from machine import acts, laws, trips
+from machine import acts, laws, shrinking, trips
 from machine.averages import MAKERS
 from machine.life import Life, Refused
 from machine.training import CLASSES, GROUPINGS
@@ -77,6 +77,31 @@ class Machine(RuleBasedStateMachine):
     @rule(place=small, kind=st.sampled_from(acts.KINDS), freeze=flags, tell=flags)
     def insert(self, place: int, kind: str, freeze: bool, tell: bool) -> None:
         self.do(acts.insert, place, kind, freeze=freeze, tell=tell)
+
+    @rule(layer=small, by=st.sampled_from((0, 0, 1, 2)), how=st.sampled_from(shrinking.HOWS),
+          n=st.integers(1, 3), seed=seeds, to=st.sampled_from((1, 1, 1, 2)),
+          give_up=st.sampled_from((False, False, True)), tell=flags)  # fmt: skip
+    def shrink(self, layer: int, by: int, how: str, n: int, to: int, **rest: Any) -> None:
+        self.do(shrinking.shrink, [layer, layer + by], how, n, round_to=to, **rest)
+
+    @precondition(grows)
+    @rule(layer=small, how=st.sampled_from(shrinking.HOWS), n=st.integers(1, 3), seed=seeds,
+          freeze=flags, optimizer=st.sampled_from(CLASSES),
+          grouping=st.sampled_from(sorted(GROUPINGS)))  # fmt: skip
+    def grow_train_and_shrink(
+        self, layer: int, how: str, n: int, seed: int, freeze: bool, optimizer: str, grouping: str
+    ) -> None:
+        """Channels go that have an optimizer's state and averages, which is rare by chance."""
+        if not self.life.averages:
+            self.do(acts.make_average, sorted(MAKERS)[seed % len(MAKERS)], told=True)
+        self.do(acts.make_optimizer, optimizer, grouping, by_name=True)
+        self.do(acts.expand, {layer: 3}, 1, freeze=freeze, tell=True, index=False)
+        self.do(Life.step, seed, training=True, passes=1)
+        self.do(acts.update_averages, 2)
+        give_up = seed % 3 == 0
+        self.do(
+            shrinking.shrink, [layer], how, n, seed=seed, round_to=1, give_up=give_up, tell=True
+        )
 
     @precondition(lambda self: self.life.mirror.fades)
     @rule(quarter=st.integers(1, 4))

@@ -34,7 +34,7 @@ def _assert_same(life: Life, other: Any) -> None:
     assert [p.requires_grad for p in other.parameters()] == trains, "requires_grad"
     life.same(life.output(other), life.output(), "outputs of the copy")
     for generation, closed in enumerate(life.closed):
-        if generation >= life.exact_from:
+        if life.recoverable(generation):
             with life.model.at(generation):
                 old = life.output(width=closed.mirror.width)
             with other.at(generation):
@@ -107,14 +107,14 @@ def _finish(life: Life, fresh: Any, again: Trained, *, go_on: bool, seed: int) -
     trained = life.trained
     assert trained is not None
     _assert_same(life, fresh)
+    if life.channels_last:  # which no state carries; other kernels round gradients otherwise
+        fresh.to(memory_format=torch.channels_last)
     again.grouping = trained.grouping
     life.trains_both((life.model, trained), (fresh, again), seed)
     life.untold = []  # those steps have told of them
     if go_on:
-        if life.channels_last:  # which no state carries
-            life.channels_last = False
-            for closed in life.closed:
-                closed.output = None
+        for closed in life.closed if life.channels_last else ():
+            closed.output = None
         life.adopt(fresh, again)
 
 
@@ -163,6 +163,9 @@ def load_earlier(life: Life, index: int) -> None:
     if not life.earlier:
         raise Refused
     earlier = life.earlier[index % len(life.earlier)]
+    if earlier.wider:
+        life.refuses(lambda: life.model.load_state_dict(earlier.state), splitgrow.CheckpointError)
+        return
     before = life.snapshot()
     grown = earlier.edits < len(splitgrow.handle(life.model).edits)
     with life.told(BEFORE, FOLLOW, must=BEFORE if grown else ""):
@@ -184,7 +187,7 @@ def _past_of_then(life: Life, earlier: Earlier) -> None:
     If it grew further before it was closed, the statistics that are shown are taken as they are.
     """
     generation = len(earlier.closed)
-    if not life.exact_from <= generation < len(life.closed):
+    if generation >= len(life.closed) or not life.recoverable(generation):
         return
     closed = life.closed[generation]
     closed.output = None

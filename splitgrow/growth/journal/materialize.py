@@ -17,6 +17,7 @@ from splitgrow.layers.tensor_holder import SplitTensor
 from splitgrow.layers.types import TensorBlock, layer_type_of
 from splitgrow.layers.types.tensor_layers import first_values
 from splitgrow.utils.rollback import Undo
+from splitgrow.utils.same_parameters import former_again_
 
 Devices = Mapping[str, torch.device]
 """The devices of modules by path."""
@@ -154,6 +155,7 @@ def fill_meta_(
             filled = value(name, tensor, there or here)
             if isinstance(tensor, nn.Parameter):
                 filled = _parameter(name, filled, trains=tensor.requires_grad)
+                filled = former_again_(filled, tensor, undo)
             made[id(tensor)] = filled
         store: Any = module._parameters if own in module._parameters else module._buffers  # noqa: SLF001
         undo.on_failure(partial(store.__setitem__, own, tensor))

@@ -124,12 +124,14 @@ def follow_(
     history.refuse_while_viewing("load a state_dict")
     if journal is None and not history.edits:
         return
+    present = journal is None and fits(model, _own_of(state, prefix))
     journal = journal or Journal()
     start = common_edits(history.edits, journal.edits)
     keep_(history, undo)
     if start < len(history.edits):
         before = len(state)
-        complete(model, state, prefix, start)
+        if not present:
+            complete(model, state, prefix, start)
         if len(state) > before:
             _warn_of_earlier(model, history, start, journal.generation)
         tensors = _own_of(state, prefix)
@@ -270,7 +272,10 @@ def check_fit(model: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: If it has not; the first difference is named.
     """
-    own = model.state_dict(keep_vars=True)
+    _compare(model.state_dict(keep_vars=True), state)
+
+
+def _compare(own: MutableMapping[str, Any], state: Mapping[str, Any]) -> None:
     own.pop(KEY, None)
     for name in [*own, *(name for name in state if name not in own)]:
         if name == KEY:
@@ -280,6 +285,15 @@ def check_fit(model: nn.Module, state: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"`{name}` is {shapes[0]} in the state_dict, {shapes[1]} in this model"
             )
+
+
+def fits(model: nn.Module, state: Mapping[str, Any]) -> bool:
+    """Whether a state_dict has the tensors of a model as it is now."""
+    try:  # not by the model's own method, which gives every block storage of its own
+        _compare(nn.Module.state_dict(model, keep_vars=True), state)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _shape(value: Any) -> str:

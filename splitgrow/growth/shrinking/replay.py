@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -15,6 +16,7 @@ from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import layer_type_of, type_name
 from splitgrow.utils.rollback import Undo
+from splitgrow.utils.same_parameters import in_the_place_of_
 
 
 def remove_again_(
@@ -40,7 +42,11 @@ def remove_again_(
         for layer in layers:
             if layer.plain_first:
                 raise CheckpointError(f"it takes all first channels of `{layer.removal.name}`")
-        put_narrowed_(modules, layers, smaller_parameters(layers), undo)
+        smaller = [
+            replace(joint, parameter=in_the_place_of_(joint.parameter, joint.older[0], undo))
+            for joint in smaller_parameters(layers)
+        ]
+        put_narrowed_(modules, layers, smaller, undo)
 
 
 def _check(modules: Mapping[str, nn.Module], removal: Removal) -> None:

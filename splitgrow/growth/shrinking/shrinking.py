@@ -24,6 +24,7 @@ from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.module_numbers import change_
 from splitgrow.growth.optimizer_merge import plan_replacing, replace_
+from splitgrow.growth.optimizers import leave_
 from splitgrow.growth.planning import find_node
 from splitgrow.growth.shrinking.chosen_units import (
     Chosen,
@@ -124,10 +125,14 @@ def _lost(layer: SmallerLayer) -> int:
 
 def _given_up(history: History, layers: Iterable[SmallerLayer]) -> tuple[int, ...]:
     """The closed generations that units belong to which go."""
+    inserted = [(f"{item.name}.", e.index) for e in history.edits for item in e.inserted]
     births: set[int] = set()
     for layer in layers:
-        births |= layer.split.ins.births_at(layer.removal.ins)
-        births |= layer.split.outs.births_at(layer.removal.outs)
+        own = layer.split.ins.births_at(layer.removal.ins)
+        own |= layer.split.outs.births_at(layer.removal.outs)
+        path = f"{layer.removal.path}."
+        first = max((edit for name, edit in inserted if path.startswith(name)), default=0)
+        births |= {max(birth, first) for birth in own}  # a layer is no older than its insertion
     known = {generation for edit in history.edits for generation in edit.gives_up}
     return tuple(
         generation
@@ -163,20 +168,40 @@ def take_out_(  # noqa: PLR0913
         parameters = smaller_parameters(layers)
     replacing = plan_replacing(optimizer, parameters)
     keep_(history, undo)
+    there = {id(parameter): parameter for parameter in model.parameters()}
     with torch.inference_mode(mode=False), torch.no_grad():
         put_narrowed_(history.modules, layers, parameters, undo)
     for number in edit.numbers:
         change_(history.modules[number.module], number.attribute, number.value[1], undo)
     replace_(replacing, undo)
+    here = {id(parameter) for parameter in model.parameters()}
+    gone = [parameter for key, parameter in there.items() if key not in here]
+    if gone:
+        leave_(optimizer, gone, undo)
     history.graph = replace(history.graph, groups=history.graph.groups.grown(edit.growth))
     history.modules = structure(model)
     history.edits = [*history.edits, edit]
+    _let_go_(model, history, edit)
     if any(layer.new_kind for layer in layers):
         history.graph = analyse_again(model, history.inputs, history.broken, history.graph)
     if before is not None:
         edit = _held_to(edit, model, history, before, silent, stays)
         history.edits = [*history.edits[:-1], edit]
     return edit
+
+
+def _let_go_(model: nn.Module, history: History, edit: Edit) -> None:
+    """Drops all that is kept of blocks that have gone, and to show generations that are given up.
+
+    The caller keeps the history.
+    """
+    here = {id(module) for module in model.modules()}
+    history.frozen = {
+        generation: [(module, name) for module, name in owned if id(module) in here]
+        for generation, owned in history.frozen.items()
+    }
+    history.states = {g: own for g, own in history.states.items() if g not in edit.gives_up}
+    history.shares = {g: own for g, own in history.shares.items() if g not in edit.gives_up}
 
 
 def _make_plain_(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -358,6 +360,93 @@ def test_state_that_lies_in_an_unknown_way_is_refused() -> None:
     optimizer.state[model.body.weight]["preconditioner"] = torch.eye(30)
     with unchanged(model), pytest.raises(OptimizerError, match="state of other shapes"):
         model.shrink_layer("stem", [0], optimizer=optimizer)
+
+
+def test_blocks_that_go_leave_the_optimizer() -> None:
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model.expand_layer("stem", 2, optimizer=optimizer)
+    train_steps(model, (x(),), optimizer)
+    model.shrink_layer("stem", [6, 7], optimizer=optimizer)
+    held = [p for g in optimizer.param_groups for p in g["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+    assert {id(p) for p in optimizer.state} <= {id(p) for p in held}
+
+
+@pytest.mark.parametrize("all_first", [False, True])
+def test_an_optimizer_made_before_loading_trains_the_loaded_model(all_first: bool) -> None:
+    model = net()
+    model.expand_layer("stem", 2, freeze=False)
+    randomise_new_blocks(model)
+    # Without any of its first channels, the layer becomes plain in an edit before.
+    model.shrink_layer("stem", [*range(6)] if all_first else [0, 3])
+    assert len(splitgrow.handle(model).edits) == 2 + all_first
+    trained = torch.optim.AdamW(model.parameters(), lr=0.01)
+    train_steps(model, (x(),), trained)
+    fresh = net()
+    before = dict(fresh.named_parameters())
+    optimizer = splitgrow.by_name(torch.optim.AdamW(fresh.parameters(), lr=0.01), fresh)
+    fresh.load_state_dict(model.state_dict())
+    assert before["stem.weight"] in {*fresh.parameters()}
+    splitgrow.by_name(trained, model)
+    optimizer.load_state_dict(copy.deepcopy(trained.state_dict()))
+    for each, its in ((model, trained), (fresh, optimizer)):
+        train_steps(each, (x(1),), its)
+    assert_equal(outputs_of(fresh, x()), outputs_of(model, x()))
+
+
+def test_a_load_that_fails_gives_parameters_their_values_again() -> None:
+    model = net()
+    model.expand_layer("stem", 2, freeze=False)
+    model.shrink_layer("stem", [*range(6)])
+    state = model.state_dict()
+    state["body.weight"] = state["body.weight"][:1]
+    fresh = net()
+    fresh(x()).sum().backward()
+    with unchanged(fresh), pytest.raises(CheckpointError):
+        fresh.load_state_dict(state)
+
+
+def test_tensors_alone_of_a_model_that_lost_channels_load_into_it() -> None:
+    model = net()
+    model.shrink_layer("stem", [0])
+    state = {k: 2 * v for k, v in model.state_dict().items() if k != "_extra_state"}
+    model.load_state_dict(state)
+    assert_identical(model.stem.weight, state["stem.weight"])
+    earlier = {k: v for k, v in net().state_dict().items() if k != "_extra_state"}
+    with unchanged(model), pytest.raises(CheckpointError, match="took units of"):
+        model.load_state_dict(earlier)
+
+
+def test_units_of_a_layer_that_was_inserted_later_are_of_no_generation_before() -> None:
+    model = net()
+    model.next_generation()
+    first = outputs_of(model, x())
+    wide = nn.Sequential(nn.Conv2d(5, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1)).double()
+    edit = model.insert_layer("body", "residual", module=wide)
+    randomise_new_blocks(model)
+    hidden = next(each for each in model.layers if each.name.startswith(edit.inserted[0].name))
+    assert model.shrink_layer(hidden.name, 1).gives_up == ()
+    with model.at(0):
+        assert_identical(outputs_of(model, x()), first)
+    model.next_generation()
+    with pytest.raises(GenerationError, match="closed generation 1 would go"):
+        model.shrink_layer(hidden.name, 1)
+
+
+def test_nothing_holds_what_has_gone() -> None:
+    model = net()
+    first = outputs_of(model, x())
+    model.expand_layer("stem", 2)
+    model.next_generation()
+    gone = [weakref.ref(model.get_submodule(f"{path}.1")) for path in ("stem", "norm", "body")]
+    assert model.shrink_layer("stem", [6, 7], give_up=True).gives_up == (1,)
+    gc.collect()
+    assert [each() for each in gone] == [None] * 3
+    with model.at(0):
+        assert_identical(outputs_of(model, x()), first)
+    model.unfreeze()
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_an_optimizer_that_was_not_told_says_so() -> None:
