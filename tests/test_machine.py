@@ -172,7 +172,7 @@ def test_a_state_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_parameters_that_stay_in_an_optimizer_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitgrow.growth.shrinking.shrinking.forget_", lambda *_: None)
+    monkeypatch.setattr("splitgrow.growth.shrinking.shrinking.leave_", lambda *_: None)
     with pytest.raises(AssertionError, match="an optimizer's parameters"):
         shrink(grown_life(optimizer=True), count=2)
 

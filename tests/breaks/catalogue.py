@@ -316,8 +316,8 @@ BREAKS = (
     ),
     Break(
         "utils/preserve.py",
-        "undo.on_failure(partial(random.setstate, random.getstate()))",
-        "undo.on_failure(random.getstate)",
+        "steps.append(partial(random.setstate, random.getstate()))",
+        "steps.append(random.getstate)",
         "looking at a model that draws by Python's generator moves that generator",
         "test_growable.py::test_analysis_leaves_no_trace_and_runs_hooks_only_to_check_values",
     ),
