@@ -1,1 +1,1 @@
-"""From a request to a model that is wider, deeper or narrower: plans, edits, history, optimizers."""
+"""From a request to a wider, deeper or narrower model: plans, edits, history, optimizers."""
