@@ -24,12 +24,13 @@ SHOWN = ("large", "large, half", "small", "grown", "grown, half")
 _INTRODUCTION = """\
 # Growing to learn: the measurements
 
-`python -m benchmarks.learning` makes the runs, and `--page` writes this page from them. A large
-network, a small one and one that grows from the one to the other are trained by the same loop, with
-AdamW and a rate that rises and falls over the budget. Each budget is in multiply-adds, forward and
-backward, counted by torch. The grown network grows three times, at 20, 35 and 50 % of its budget,
-by the initializer "zero"; everything trains on, and `absorb` makes it plain again. "Frozen" is the
-same with `freeze=True`, which is for learning without forgetting.
+`python -m benchmarks.learning` makes the runs; `--runs benchmarks/results/learning --page` writes
+this page from those that are kept there. A large network, a small one and one that grows from the
+one to the other are trained by the same loop, with AdamW and a rate that rises and falls over the
+budget. Each budget is in multiply-adds, forward and backward, counted by torch. The grown network
+grows three times, at 20, 35 and 50 % of its budget, by the initializer "zero"; everything trains
+on, and `absorb` makes it plain again. "Frozen" is the same with `freeze=True`, which is for
+learning without forgetting.
 
 "Large", "small, half" and "grown, half" are each tried with three sizes of batches and three rates
 on one seed. The settings with the best validation score are run with all seeds; the other arms take
@@ -121,10 +122,11 @@ def draw(task: Task, budget: float, runs: Sequence[Run], path: Path) -> None:
         ]
         used, seconds, scores = zip(*points, strict=True)
         for place, values in zip(axes, (used, seconds), strict=True):
-            place.plot(values, scores, color=colours[arm], label=arm, lw=1.8)
+            style = "--" if "half" in arm else ":" if arm == "small" else "-"
+            place.plot(values, scores, style, color=colours[arm], label=arm, lw=1.8)
             for share in ARMS[arm].grown_at if place is axes[0] else ():
                 place.axvline(share * ARMS[arm].share * budget, color=colours[arm], lw=0.4)
-    axes[0].set_xlabel("multiply-adds, billions")
+    axes[0].set_xlabel("multiply-adds, billions (thin lines: growths)")
     axes[1].set_xlabel("seconds of one thread")
     axes[0].set_ylabel("validation loss, nats" if task.error else "validation accuracy, %")
     axes[0].legend()
