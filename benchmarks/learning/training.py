@@ -151,7 +151,7 @@ class Training:
                 started = time.process_time()
                 try:
                     self._grow(model, optimizer, len(pending), large, batch)
-                except splitgrow.SplitGrowError as error:
+                except (splitgrow.SplitGrowError, ValueError) as error:
                     return Run(job, steps, 0.0, 0.0, math.nan, (), refused=str(error))
                 pending.pop(0)
                 growing += time.process_time() - started
