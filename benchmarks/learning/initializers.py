@@ -21,8 +21,8 @@ def initializers_table(task: Task, budget: float, runs: Sequence[Run]) -> str:
         if mine:
             rows.append(f"| {made.initializer} | {_told(task, mine)} |")
     head = (
-        f"| initializer | test {unit} | the three growths move the validation score by | share of "
-        f"the seconds that growing takes |\n|---|---|---|---|"
+        f"| initializer | seeds | test {unit} | the three growths move the validation score by | share "
+        f"of the seconds that growing takes |\n|---|---|---|---|---|"
     )
     return "\n".join([head, *rows]) if len(rows) > 1 else ""
 
@@ -30,11 +30,11 @@ def initializers_table(task: Task, budget: float, runs: Sequence[Run]) -> str:
 def _told(task: Task, runs: Sequence[Run]) -> str:
     refused = [run.refused for run in runs if run.refused]
     if refused:
-        return f"refused: {refused[0].splitlines()[0]} | | "
+        return f"{len(runs)} | refused: {refused[0].splitlines()[0]} | | "
     digits = 3 if task.error else 1
     scores = [run.test for run in runs]
     spread = f" ± {statistics.stdev(scores):.{digits}f}" if len(scores) > 1 else ""
     moves = zip(*([after - before for before, after in run.jumps] for run in runs), strict=True)
     moved = ", ".join(f"{statistics.mean(move):+.{digits}f}" for move in moves)
     share = statistics.mean(run.growing / run.seconds for run in runs)
-    return f"{statistics.mean(scores):.{digits}f}{spread} | {moved} | {share:.1%}"
+    return f"{len(runs)} | {statistics.mean(scores):.{digits}f}{spread} | {moved} | {share:.1%}"

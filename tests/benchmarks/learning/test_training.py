@@ -127,8 +127,8 @@ def test_each_initializer_is_run_with_the_chosen_settings_and_refusals_are_told(
     run = Run(jobs[1], 1, 2.0, 0.5, 60.0, ((0.02, 1.0, 1.6),), ((50.0, 49.0), (51.0, 51.0)))
     names = [INITIALIZED[job.arm].initializer for job in jobs]
     text = initializers_table(TASK, 0.02, [*made, refused, run])
-    assert f"| {names[0]} | refused: no helper there | |" in text
-    assert f"| {names[1]} | 60.0 | -1.0, +0.0 | 25.0% |" in text
+    assert f"| {names[0]} | 1 | refused: no helper there | |" in text
+    assert f"| {names[1]} | 1 | 60.0 | -1.0, +0.0 | 25.0% |" in text
 
 
 @pytest.mark.parametrize(
