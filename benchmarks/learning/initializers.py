@@ -21,8 +21,8 @@ def initializers_table(task: Task, budget: float, runs: Sequence[Run]) -> str:
         if mine:
             rows.append(f"| {made.initializer} | {_told(task, mine)} |")
     head = (
-        f"| initializer | seeds | test {unit} | the three growths move the validation score by | share "
-        f"of the seconds that growing takes |\n|---|---|---|---|---|"
+        f"| initializer | seeds | test {unit} | the three growths move the validation score by | "
+        f"share of the seconds that growing takes |\n|---|---|---|---|---|"
     )
     return "\n".join([head, *rows]) if len(rows) > 1 else ""
 
