@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -52,7 +53,12 @@ class Trial:
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    """The correlation of two lists' ranks; ties have the mean of their ranks."""
+    """The correlation of two lists' ranks; ties have the mean of their ranks.
+
+    Not a number if all of one list are equal.
+    """
+    if len({*one}) == 1 or len({*other}) == 1:
+        return math.nan
     return statistics.correlation(_ranks(one), _ranks(other))
 
 
@@ -133,6 +139,8 @@ def trials_table(trials: Sequence[Trial]) -> str:
         own = sorted((t for t in trials if t.task == task), key=lambda trial: trial.seed)
         for score in MEASURES:
             found = [trial.correlation(score) for trial in own]
-            told = " | ".join(f"{number:+.2f}" for number in found)
-            rows.append(f"| {task} | {score} | {told} | {statistics.mean(found):+.2f} |")
+            told = " | ".join("all equal" if math.isnan(n) else f"{n:+.2f}" for n in found)
+            known = [number for number in found if not math.isnan(number)]
+            mean = f"{statistics.mean(known):+.2f}" if known else ""
+            rows.append(f"| {task} | {score} | {told} | {mean} |")
     return "\n".join(rows)

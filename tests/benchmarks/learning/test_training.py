@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def test_ranks_are_correlated_as_spearman_does() -> None:
     assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
     assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     assert spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(0.948683, abs=1e-5)
+    assert math.isnan(spearman([0, 0, 0], [1, 2, 3])), "all layers are equal to the score"
     trial = Trial("tiny", 0, {"dead": {"a": 0.5, "b": 0.1}}, {"a": 0.0, "b": 1.0})
     assert trial.correlation("dead") == pytest.approx(1), "few dead units want most to grow"
 
