@@ -225,8 +225,8 @@ def added_since(model: nn.Module, history: History, edit: int) -> list[nn.Parame
     A layer that lost channels has others, too.
     """
     added = edits_of_tensors(model, history.edits)
-    paths = {item.path for each in history.edits[edit:] for item in each.removed}
-    paths |= {item.name for each in history.edits[edit:] for item in each.removed}
+    shrunk = [item for each in history.edits[edit:] for item in each.removed]
+    paths = {path for item in shrunk for path in (item.path, item.name)}
     for name, parameter in model.named_parameters(remove_duplicate=False) if paths else ():
         if name in paths or any(name.startswith(f"{path}.") for path in paths):
             added[id(parameter)] = len(history.edits)

@@ -32,16 +32,15 @@ from splitgrow.growth.module_numbers import change_, held_number
 from splitgrow.growth.placing import place_
 from splitgrow.growth.planned_blocks import planned_blocks
 from splitgrow.growth.prepared import prepare_layer
+from splitgrow.growth.recorded_layers import recorded_layer
 from splitgrow.growth.shrinking.replay import remove_again_
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.freezing import held, hold_statistics, release_
 from splitgrow.layers.insertion_wrapper import note_questions_
 from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.ties import tie_blocks_
-from splitgrow.layers.types import Join, TensorBlock, layer_type_of, type_name
-from splitgrow.layers.types.tensor_layers import ROLES
+from splitgrow.layers.types import Join
 from splitgrow.layers.weight_views import keep_storage_
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.module_slots import holders_in
@@ -126,13 +125,8 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
     Raises:
         CheckpointError: If it cannot.
     """
-    module = _changed_module(modules, change)
+    module, entry = recorded_layer(modules, change)
     layer = stock(module)
-    entry = layer_type_of(layer)
-    if entry is None or type_name(layer) != change.kind:
-        raise CheckpointError(
-            f"`{change.name}` is a {change.kind} there, in this model a {type_name(layer)}"
-        )
     sizes = module.sizes() if isinstance(module, SplitLayer) else entry.sizes(layer)
     if sizes != (change.in_width[0], change.width[0]):
         raise CheckpointError(
@@ -157,30 +151,6 @@ def _check_change(modules: Mapping[str, nn.Module], change: LayerChange) -> None
     blocks = tuple(planned_blocks(entry, layer, (sizes[0], sizes[1]), (gains[0], gains[1])))
     if not any(gains) or change.blocks not in (blocks, blocks[::-1]):
         raise CheckpointError(f"the blocks of `{change.name}` are not those of its widths")
-
-
-def _changed_module(modules: Mapping[str, nn.Module], change: LayerChange) -> nn.Module:
-    """The layer that makes a change, or the tensor as a layer.
-
-    Raises:
-        CheckpointError: If there is none, or the tensor does not lie along channels so.
-    """
-    try:
-        module = layer_at(modules, change.name, change.use)
-    except KeyError:
-        raise CheckpointError(f"the model has no layer `{change.name}`") from None
-    layer = stock(module)
-    use = layer.use if isinstance(layer, TensorBlock) else None
-    holder = modules.get(_parent(change.name))
-    fits = use == change.use
-    if isinstance(layer, TensorBlock) and use is not None:
-        dims = [dim for dim in (use.ins, use.outs) if dim is not None]
-        fits = fits and len({*dims}) == len(dims) and all(0 <= d < layer.value.dim() for d in dims)
-        fits = fits and use.role in ROLES and bool(dims)
-        fits = fits and holder is not None and layer_type_of(holder) is None
-    if not fits:
-        raise CheckpointError(f"`{change.name}` does not lie along channels as it does there")
-    return module
 
 
 def _joined_layer(

@@ -11,10 +11,9 @@ from torch import nn
 
 from splitgrow.errors import CheckpointError
 from splitgrow.growth.edits import Removal
+from splitgrow.growth.recorded_layers import recorded_layer
 from splitgrow.growth.shrinking.narrowing import narrowed, put_narrowed_, smaller_parameters
-from splitgrow.layers.split_layer import SplitLayer, stock
-from splitgrow.layers.tensor_holder import layer_at
-from splitgrow.layers.types import layer_type_of, type_name
+from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.same_parameters import in_the_place_of_
 
@@ -55,16 +54,7 @@ def _check(modules: Mapping[str, nn.Module], removal: Removal) -> None:
     Raises:
         CheckpointError: If it has not.
     """
-    try:
-        module = layer_at(modules, removal.name, removal.use)
-    except KeyError:
-        raise CheckpointError(f"the model has no layer `{removal.name}`") from None
-    entry = layer_type_of(stock(module))
-    if entry is None or type_name(stock(module)) != removal.kind:
-        raise CheckpointError(
-            f"`{removal.name}` is a {removal.kind} there, in this model a "
-            f"{type_name(stock(module))}"
-        )
+    module, entry = recorded_layer(modules, removal)
     sizes = module.sizes() if isinstance(module, SplitLayer) else entry.sizes(module)
     for size, (before, after), spans in zip(
         sizes, (removal.in_width, removal.width), (removal.ins, removal.outs), strict=True

@@ -20,7 +20,7 @@ from splitgrow.analysis.output_comparison import (
 from splitgrow.errors import GenerationError, InexactError, UnsupportedLayerError
 from splitgrow.growth.absorption import absorb_these_, absorbable
 from splitgrow.growth.edit_check import Unchanged, before_edit
-from splitgrow.growth.edits import Edit
+from splitgrow.growth.edits import Edit, Removal
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.module_numbers import change_
 from splitgrow.growth.optimizer_merge import plan_replacing, replace_
@@ -158,7 +158,7 @@ def take_out_(  # noqa: PLR0913
     names = {find_node(history.graph, layer).name for layer in request}
     edit, layers = _planned(history, units, names, give_up=give_up)
     before = before_edit(model, history, check=check)
-    first = [layer.removal.path for layer in layers if layer.plain_first]
+    first = [layer.removal for layer in layers if layer.plain_first]
     if first:
         _make_plain_(undo, model, history, first, optimizer)
         edit, layers = _planned(history, units, names, give_up=give_up)
@@ -208,7 +208,7 @@ def _make_plain_(
     undo: Undo,
     model: nn.Module,
     history: History,
-    paths: Sequence[str],
+    layers: Sequence[Removal],
     optimizer: list[Optimizer],
 ) -> None:
     """Makes grown layers plain whose original blocks cannot do without the channels that go.
@@ -217,17 +217,14 @@ def _make_plain_(
         UnsupportedLayerError: If one cannot become plain, or generations are closed, which that
             would set free.
     """
-    grown, stay = absorbable(model, paths)
-    missing = [path for path in paths if path not in grown]
-    reason = "generations are closed, and `absorb` would set them free"
-    if missing:
-        reason = next(
-            (why for path, why in stay.items() if path in missing[0]), "it shares a tensor"
-        )
+    grown, stay = absorbable(model, [layer.path for layer in layers])
+    missing = [layer.name for layer in layers if layer.path not in grown]
     if missing or history.generation > 0:
+        name = missing[0] if missing else layers[0].name
+        reason = stay.get(name, "generations are closed, and `absorb` would set them free")
         raise UnsupportedLayerError(
-            f"`{(missing or paths)[0]}` would lose too many of the channels that it had before it "
-            f"grew, on which its blocks build, and cannot become one plain layer: {reason}"
+            f"`{name}` would lose too many of the channels that it had before it grew, on which "
+            f"its blocks build, and cannot become one plain layer: {reason}"
         )
     absorb_these_(undo, model, history, grown, optimizer, check=False)
 
