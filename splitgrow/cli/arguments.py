@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -14,6 +15,7 @@ from splitgrow.cli.settings import MOST_GB
 # The packages of `splitgrow[demo]`, by the names that fail to import without it.
 _DEMO_PACKAGES = frozenset(("PIL", "matplotlib", "numpy", "sklearn"))
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 POSITIVE = click.IntRange(min=1)
 SMALL = click.IntRange(1, 1024)
 SEED = click.IntRange(0, 2**32 - 1)
@@ -103,3 +105,9 @@ def load_module(name: str) -> Any:
             f"this command needs {package}, which is not installed: "
             'pip install "splitgrow[demo]" installs it'
         ) from error
+
+
+def setting_option(settings: type, flag: str, **options: Any) -> Callable[[_Function], _Function]:
+    """An option for one of some settings, with the default that it has there."""
+    default = getattr(settings, flag.removeprefix("--").replace("-", "_"))
+    return click.option(flag, default=default, show_default=True, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from splitgrow.cli.arguments import (
     PositiveFloat,
     load_module,
     max_gb_option,
+    setting_option,
     size_option,
 )
 from splitgrow.cli.continual_settings import BACKBONE_NAMES, METHOD_NAMES, SPLITS, RunSettings
@@ -86,6 +88,9 @@ def _option(
     return found
 
 
+_setting = partial(setting_option, RunSettings)
+
+
 def _default(name: str) -> Any:
     return getattr(RunSettings, name)
 
@@ -98,11 +103,9 @@ def _default(name: str) -> Any:
     metavar="PATH",
     help="The images.  [default: the digits of scikit-learn]",
 )
-@click.option(
+@_setting(
     "--split",
     type=click.Choice(SPLITS),
-    default=_default("split"),
-    show_default=True,
     help="How they become tasks.",
 )
 @click.option(
@@ -115,18 +118,14 @@ def _default(name: str) -> Any:
 @click.option("--limit", type=POSITIVE, metavar="N", help="Training images of a task, at most.")
 @size_option
 @max_gb_option
-@click.option(
+@_setting(
     "--backbone",
-    default=_default("backbone"),
-    show_default=True,
     metavar="NAME",
     help=f"{', '.join(BACKBONE_NAMES)}, or MODULE:FACTORY of your own.",
 )
-@click.option(
+@_setting(
     "--width",
     type=PositiveFloat(64),
-    default=_default("width"),
-    show_default=True,
     metavar="X",
     help="A factor for the backbone's widths.",
 )
@@ -134,48 +133,36 @@ def _default(name: str) -> Any:
 @click.option(
     "--batch-size", type=POSITIVE, default=_default("batch_size"), show_default=True, metavar="N"
 )
-@click.option(
+@_setting(
     "--learning-rate",
     type=PositiveFloat(10),
-    default=_default("learning_rate"),
-    show_default=True,
     metavar="X",
 )
-@click.option(
+@_setting(
     "--momentum",
     type=click.FloatRange(0, 1, max_open=True),
-    default=_default("momentum"),
-    show_default=True,
     metavar="X",
 )
-@click.option(
+@_setting(
     "--weight-decay",
     type=click.FloatRange(0, 1),
-    default=_default("weight_decay"),
-    show_default=True,
     metavar="X",
 )
-@click.option(
+@_setting(
     "--score-rate",
     type=PositiveFloat(10),
-    default=_default("score_rate"),
-    show_default=True,
     metavar="X",
     help="Learning rate of the scores that pick weights.",
 )
-@click.option(
+@_setting(
     "--decide-on",
     type=click.Choice(("validation", "test")),
-    default=_default("decide_on"),
-    show_default=True,
     help="The data that growth, pruning and choices are decided on; some published code uses test,"
     " which flatters.",
 )
-@click.option(
+@_setting(
     "--validation-share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=_default("validation_share"),
-    show_default=True,
     metavar="X",
     help="Training images set apart to decide on.",
 )
@@ -189,11 +176,9 @@ def _default(name: str) -> Any:
     help="An option of the method, such as goal=0.9 or largest=1.5; once for each.",
 )
 @click.option("--seed", type=SEED, default=_default("seed"), show_default=True, metavar="N")
-@click.option(
+@_setting(
     "--threads",
     type=SMALL,
-    default=_default("threads"),
-    show_default=True,
     metavar="N",
     help="CPU threads; results may differ in their last bits with another number.",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from splitgrow.cli.arguments import (
     load_module,
     max_gb_option,
     quiet_option,
+    setting_option,
     size_option,
     threads_option,
 )
@@ -60,6 +62,9 @@ Examples:
   splitgrow grow mynet.py:make --steps 2 --every 500 --except "head.*"
   splitgrow grow mlp --plateau 3 --init net2net --score gain --share 0.5
 """
+
+
+_setting = partial(setting_option, GrowSettings)
 
 
 def _default(name: str) -> Any:
@@ -140,10 +145,8 @@ def _above_one(
     help="Grow when PATIENCE epochs brought no lower loss on a tenth of the training images, which"
     " all networks then do without.",
 )
-@click.option(
+@_setting(
     "--init",
-    default=_default("init"),
-    show_default=True,
     metavar="NAME",
     help=f"The initializer of new units: {', '.join(INITIALIZER_NAMES)}; or one that your module"
     " registers.",
@@ -172,11 +175,9 @@ def _above_one(
     metavar="S",
     help=f"The share of the layers that --score chooses.  [default: {_default('share'):g}]",
 )
-@click.option(
+@_setting(
     "--round-to",
     type=POSITIVE,
-    default=_default("round_to"),
-    show_default=True,
     metavar="N",
     help="The number of which widths are multiples.",
 )
@@ -186,19 +187,15 @@ def _above_one(
     help="Freeze all that exists at the first growth: growing without forgetting, which is not for"
     " growing towards a size.",
 )
-@click.option(
+@_setting(
     "--lr-scale",
     type=PositiveFloat(1000),
-    default=_default("lr_scale"),
-    show_default=True,
     metavar="X",
     help="The learning rate of new parameters, relative to the others'.",
 )
-@click.option(
+@_setting(
     "--warmup",
     type=click.IntRange(min=0),
-    default=_default("warmup"),
-    show_default=True,
     metavar="N",
     help="Training steps over which new parameters' rate rises from 0.",
 )
@@ -209,27 +206,21 @@ def _above_one(
     help="Epochs of the large network, which set the arithmetic for all.  [default: by the number"
     " of images; for digits 14]",
 )
-@click.option(
+@_setting(
     "--batch-size",
     type=POSITIVE,
-    default=_default("batch_size"),
-    show_default=True,
     metavar="N",
     help="Images in a training step.",
 )
-@click.option(
+@_setting(
     "--learning-rate",
     type=PositiveFloat(10),
-    default=_default("learning_rate"),
-    show_default=True,
     metavar="X",
     help="Peak of the one-cycle schedule, for all networks.",
 )
-@click.option(
+@_setting(
     "--seed",
     type=SEED,
-    default=_default("seed"),
-    show_default=True,
     metavar="N",
     help="For data, weights and order.",
 )

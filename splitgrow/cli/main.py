@@ -6,9 +6,9 @@ Nothing here needs torch, so that `--help` and a mistyped option are answered at
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -24,6 +24,7 @@ from splitgrow.cli.arguments import (
     load_module,
     max_gb_option,
     quiet_option,
+    setting_option,
     size_option,
     threads_option,
 )
@@ -42,7 +43,7 @@ _NOT_BY = {
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_setting = partial(setting_option, DemoSettings)
 
 
 # In a help text, \b keeps the lines of the paragraph that follows as they are.
@@ -162,12 +163,6 @@ def _version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
         version = "(not installed)"
     click.echo(f"splitgrow {version}")
     ctx.exit()
-
-
-def _setting(flag: str, **options: Any) -> Callable[[_Function], _Function]:
-    """An option for one of the `DemoSettings`, with the default that it has there."""
-    default = getattr(DemoSettings, flag.removeprefix("--").replace("-", "_"))
-    return click.option(flag, default=default, show_default=True, **options)
 
 
 def _shapes(
