@@ -12,10 +12,10 @@ from splitgrow.growth.generation_methods import GenerationMethods
 from splitgrow.growth.history import structure
 from splitgrow.growth.insertion.methods import DepthMethods
 from splitgrow.growth.layer_list import Layer, layers_of
-from splitgrow.growth.shrinking.methods import ShrinkMethods
 from splitgrow.growth.width_methods import WidthMethods
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.pruning.methods import ShrinkMethods
 
 
 class Handle(WidthMethods, DepthMethods, ShrinkMethods, ExpertMethods, GenerationMethods):

@@ -166,13 +166,13 @@ def test_a_state_that_begins_anew_is_found(monkeypatch: pytest.MonkeyPatch) -> N
             item.state["exp_avg"].zero_()
         return replacing
 
-    monkeypatch.setattr("splitgrow.growth.shrinking.shrinking.plan_replacing", anew)
+    monkeypatch.setattr("splitgrow.pruning.shrinking.shrinking.plan_replacing", anew)
     with pytest.raises(AssertionError, match=r"the optimizer's exp_avg of .* has other values"):
         shrink(grown_life(optimizer=True))
 
 
 def test_parameters_that_stay_in_an_optimizer_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitgrow.growth.shrinking.shrinking.leave_", lambda *_: None)
+    monkeypatch.setattr("splitgrow.pruning.shrinking.shrinking.leave_", lambda *_: None)
     with pytest.raises(AssertionError, match="an optimizer's parameters"):
         shrink(grown_life(optimizer=True), count=2)
 
@@ -194,7 +194,7 @@ def test_averages_that_become_the_model_are_found(monkeypatch: pytest.MonkeyPatc
 def test_a_closed_generation_that_loses_channels_unasked_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("splitgrow.growth.shrinking.shrinking._given_up", lambda *_: ())
+    monkeypatch.setattr("splitgrow.pruning.shrinking.shrinking._given_up", lambda *_: ())
     with pytest.raises(AssertionError, match="a mistake was not refused"):
         shrink(grown_life(), "any", 4)
     with pytest.raises(AssertionError, match=r"gives up \(\), not \[0\]"):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import splitgrow
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.pruning.shrink import without_dead_units
+from splitgrow.pruning.dead_units.without_dead_units import without_dead_units
 
 X = torch.randn(4, 3, generator=torch.manual_seed(1), dtype=torch.float64)
 Y = torch.randn(4, 3, generator=torch.manual_seed(2), dtype=torch.float64)

@@ -22,7 +22,7 @@ from splitgrow.continual.studies import Study, whole_study
 from splitgrow.continual.tasks import Batches, Data, Protocol, Task, checked, with_validation
 from splitgrow.continual.training import Fit, Loss, Training, accuracy, cross_entropy
 from splitgrow.growth.initializers import Initializer
-from splitgrow.pruning.shrink import without_dead_units
+from splitgrow.pruning.dead_units.without_dead_units import without_dead_units
 from splitgrow.utils.preserve import keep_surroundings_
 from splitgrow.utils.rollback import Undo, temporarily
 

@@ -27,7 +27,13 @@ from splitgrow.continual.body import Body
 from splitgrow.continual.parts import UnitPart, parts_of
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.layers.tensor_holder import split_of
-from splitgrow.pruning.weight_connections import Reader, readers_of, reads, sections_of, spread_
+from splitgrow.pruning.dead_units.weight_connections import (
+    Reader,
+    readers_of,
+    reads,
+    sections_of,
+    spread_,
+)
 
 
 class Units:

@@ -34,8 +34,8 @@ from splitgrow.demos.fresh_start import Moments, moments_of, restart_
 from splitgrow.demos.training import Watch
 from splitgrow.errors import SplitGrowError
 from splitgrow.grower import Every, Schedule
-from splitgrow.grower.measure import MacsCounter
 from splitgrow.grower.settings import PASSES_OF_STEP
+from splitgrow.growth.multiply_adds import MacsCounter
 
 _HELD_OUT = 10  # one of so many training images
 

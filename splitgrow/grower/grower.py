@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from splitgrow.errors import SplitGrowWarning
 from splitgrow.grower.held_model import HeldModel
-from splitgrow.grower.measure import MacsCounter
 from splitgrow.grower.planner import make_schedule
 from splitgrow.grower.schedule import Schedule
 from splitgrow.grower.scope import plan_growths
@@ -29,6 +28,7 @@ from splitgrow.grower.when import Progress, When
 from splitgrow.grower.where import All, Where
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.initializers import Initializer
+from splitgrow.growth.multiply_adds import MacsCounter
 from splitgrow.utils.json_records import read_record, written
 
 _VERSION = 1

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.grower.measure import MacsCounter
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History
 from splitgrow.growth.history_lookup import history_of
+from splitgrow.growth.multiply_adds import MacsCounter
 from splitgrow.handle import Handle, handle
 from splitgrow.utils.rollback import Undo, all_or_nothing
 from splitgrow.utils.wrappers import is_sharded

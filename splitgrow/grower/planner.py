@@ -8,13 +8,13 @@ from dataclasses import replace
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.grower.held_model import HeldModel
 from splitgrow.grower.ladder import growing_part
-from splitgrow.grower.measure import MacsCounter
 from splitgrow.grower.planned_growth import PlannedGrowth
 from splitgrow.grower.schedule import Schedule
 from splitgrow.grower.scope import Climb
 from splitgrow.grower.settings import PASSES_OF_STEP, GrowerSettings
 from splitgrow.grower.when import Moment, When
 from splitgrow.grower.where import Where
+from splitgrow.growth.multiply_adds import MacsCounter
 
 
 def make_schedule(

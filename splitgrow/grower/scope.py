@@ -12,11 +12,11 @@ from torch import nn
 
 from splitgrow.grower.candidates import Candidates, find_candidates
 from splitgrow.grower.ladder import WidthRule, climb, growing_part
-from splitgrow.grower.measure import MacsCounter
 from splitgrow.grower.where import Where
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.layer_list import Layer
+from splitgrow.growth.multiply_adds import MacsCounter
 from splitgrow.handle import handle
 
 

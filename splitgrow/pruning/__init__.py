@@ -1,1 +1,1 @@
-"""Units that do not count, found and taken out of plain layers."""
+"""Units taken out: asked for, chosen by a criterion, or dead."""

@@ -243,25 +243,25 @@ BREAKS = (
     ),
     # -- pruning
     Break(
-        "pruning/dead_units.py",
+        "pruning/dead_units/dead_units.py",
         "if isinstance(bias, nn.Parameter) and passes_constants(module):",
         "if isinstance(bias, nn.Parameter):",
         "a constant is added to the bias of a convolution that pads with zeros",
-        "pruning/test_shrink.py",
+        "pruning/dead_units/test_without_dead_units.py",
     ),
     Break(
-        "pruning/shrink.py",
+        "pruning/dead_units/without_dead_units.py",
         "chosen = goes & known.known & (known.values != 0) & made_up_for(module, known)",
         "chosen = goes & known.known & (known.values > 0) & made_up_for(module, known)",
         "constants below zero are not made up for",
-        "pruning/test_shrink.py",
+        "pruning/dead_units/test_without_dead_units.py",
     ),
     Break(
-        "pruning/weight_connections.py",
+        "pruning/dead_units/weight_connections.py",
         "live[reader.ins[read & reader.matters]] = True",
         "live[reader.ins[read]] = reader.matters[read]",
         "a unit that one layer can do without counts as dead for all",
-        "pruning/test_shrink.py",
+        "pruning/dead_units/test_without_dead_units.py",
     ),
     # -- checkpoints
     Break(

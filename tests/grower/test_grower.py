@@ -36,7 +36,7 @@ from splitgrow import (
     ToWidths,
 )
 from splitgrow.grower import When
-from splitgrow.grower.measure import MacsCounter
+from splitgrow.growth.multiply_adds import MacsCounter
 from splitgrow.handle import Handle
 
 CHECKED = [

@@ -1,1 +1,1 @@
-"""From a request to a model that is narrower: which units go, and all that goes along."""
+"""The change of layers that lose channels: their blocks get narrower, in place and in replay."""

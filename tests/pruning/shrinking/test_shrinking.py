@@ -38,10 +38,10 @@ from splitgrow.errors import (
 )
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.growth.shrinking import shrinking
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import Join
+from splitgrow.pruning.shrinking import shrinking
 
 case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 grown = pytest.mark.parametrize("rounds", [0, 2])

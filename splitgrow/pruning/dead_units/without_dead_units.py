@@ -19,15 +19,15 @@ from splitgrow.analysis.units import along_tensors
 from splitgrow.analysis.unsupported_models import refuse_unsupported
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.history_lookup import HISTORY
-from splitgrow.growth.shrinking.chosen_units import Chosen, UnitsByGroup
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import LayerType, Stock, layer_type_of
-from splitgrow.pruning.constant_propagation import constants_read, runs_hooks
-from splitgrow.pruning.constants import Known
-from splitgrow.pruning.dead_units import dead_units, made_up_for
-from splitgrow.pruning.narrow import Narrowing, count_parameters, narrow_
-from splitgrow.pruning.weight_connections import has_weights, sections
+from splitgrow.pruning.dead_units.constant_propagation import constants_read, runs_hooks
+from splitgrow.pruning.dead_units.constants import Known
+from splitgrow.pruning.dead_units.dead_units import dead_units, made_up_for
+from splitgrow.pruning.dead_units.narrow import Narrowing, count_parameters, narrow_
+from splitgrow.pruning.dead_units.weight_connections import has_weights, sections
+from splitgrow.pruning.shrinking.chosen_units import Chosen, UnitsByGroup
 from splitgrow.utils.example_call import ExampleCall, ExampleInputs, example_call
 from splitgrow.utils.preserve import ignore_warnings_, keep_modes_, keep_random_states_
 from splitgrow.utils.rollback import Undo, temporarily

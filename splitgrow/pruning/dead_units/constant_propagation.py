@@ -18,8 +18,8 @@ from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.ops import Arithmetic, Facts, Shaped, Values, facts_of
 from splitgrow.analysis.trace import Ref, Source, Step, at_path, mapped, refs_of
 from splitgrow.layers.types import LayerType, layer_type_of
-from splitgrow.pruning.aliasing import Key, Memory, is_torchs, written_by
-from splitgrow.pruning.constants import Known, known_or_none, made_by, same
+from splitgrow.pruning.dead_units.aliasing import Key, Memory, is_torchs, written_by
+from splitgrow.pruning.dead_units.constants import Known, known_or_none, made_by, same
 
 
 def constants_read(

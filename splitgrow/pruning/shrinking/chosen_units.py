@@ -15,7 +15,7 @@ from splitgrow.analysis.units import Unit, UnitNumbers, places_on
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.growth.edits import NumberChange, Removal
 from splitgrow.growth.planning import checked_rounding, find_node
-from splitgrow.growth.shrinking.weakest import weakest_channels
+from splitgrow.pruning.shrinking.weakest import weakest_channels
 from splitgrow.utils.spans import Spans
 
 UnitsByGroup = Mapping[int, Collection[int]]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import splitgrow
 from splitgrow import Factor, SplitGrowError
-from splitgrow.grower.measure import MacsCounter, multiply_adds, untold_copy
 from splitgrow.growth.history_lookup import history_of
+from splitgrow.growth.multiply_adds import MacsCounter, multiply_adds, untold_copy
 
 
 def test_the_multiply_adds_are_those_of_a_formula() -> None:

@@ -26,22 +26,22 @@ from splitgrow.growth.module_numbers import change_
 from splitgrow.growth.optimizer_merge import plan_replacing, replace_
 from splitgrow.growth.optimizers import leave_
 from splitgrow.growth.planning import find_node
-from splitgrow.growth.shrinking.chosen_units import (
-    Chosen,
-    UnitsByGroup,
-    numbers_without,
-    removals_of,
-    requested_units,
-)
 from splitgrow.growth.shrinking.narrowing import (
     SmallerLayer,
     narrowed,
     put_narrowed_,
     smaller_parameters,
 )
-from splitgrow.growth.shrinking.silencing import read_nothing_
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.tensor_holder import layer_at
+from splitgrow.pruning.shrinking.chosen_units import (
+    Chosen,
+    UnitsByGroup,
+    numbers_without,
+    removals_of,
+    requested_units,
+)
+from splitgrow.pruning.shrinking.silencing import read_nothing_
 from splitgrow.utils.rollback import Undo, temporarily
 
 

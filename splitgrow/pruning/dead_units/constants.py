@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from splitgrow.layers.norm_folding import norm_scale_and_shift
 from splitgrow.layers.types import LayerType, Stock, computes_as, layer_type_of
-from splitgrow.pruning.weight_connections import has_weights, sections
+from splitgrow.pruning.dead_units.weight_connections import has_weights, sections
 
 
 @dataclass(frozen=True)

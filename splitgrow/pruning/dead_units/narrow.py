@@ -14,13 +14,13 @@ from torch import nn
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.growth.edits import NumberChange
 from splitgrow.growth.module_numbers import set_number_
-from splitgrow.growth.shrinking.chosen_units import (
+from splitgrow.growth.shrinking.narrowing import narrowed, put_narrowed_, smaller_parameters
+from splitgrow.pruning.shrinking.chosen_units import (
     Chosen,
     UnitsByGroup,
     numbers_without,
     removals_of,
 )
-from splitgrow.growth.shrinking.narrowing import narrowed, put_narrowed_, smaller_parameters
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.text_tables import aligned
 

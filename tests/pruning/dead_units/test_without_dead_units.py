@@ -22,15 +22,15 @@ from benchmarks.vision import torchvision
 from splitgrow.analysis.ops import Values, facts_of
 from splitgrow.layers.types import layer_type_of
 from splitgrow.layers.types.parametrized_layers import computed_names
-from splitgrow.pruning import aliasing as aliases
-from splitgrow.pruning import constant_propagation as propagation
-from splitgrow.pruning import constants
-from splitgrow.pruning import dead_units as liveness
-from splitgrow.pruning import narrow as narrowing
-from splitgrow.pruning import shrink as shrinking
-from splitgrow.pruning import weight_connections as connections
-from splitgrow.pruning.narrow import Narrowing
-from splitgrow.pruning.shrink import without_dead_units
+from splitgrow.pruning.dead_units import aliasing as aliases
+from splitgrow.pruning.dead_units import constant_propagation as propagation
+from splitgrow.pruning.dead_units import constants
+from splitgrow.pruning.dead_units import dead_units as liveness
+from splitgrow.pruning.dead_units import narrow as narrowing
+from splitgrow.pruning.dead_units import weight_connections as connections
+from splitgrow.pruning.dead_units import without_dead_units as shrinking
+from splitgrow.pruning.dead_units.narrow import Narrowing
+from splitgrow.pruning.dead_units.without_dead_units import without_dead_units
 
 NETWORKS = int(50 * MANY)
 COMPUTED = {case.name for case in CASES if case.computed}

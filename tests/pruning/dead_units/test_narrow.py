@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from splitgrow.analysis.analyzer import Followed, analyse_runs
 from splitgrow.analysis.units import Unit, UnitNumbers
-from splitgrow.pruning.dead_units import _removable
-from splitgrow.pruning.narrow import Chosen, narrow_
-from splitgrow.pruning.shrink import _stop_reading_
+from splitgrow.pruning.dead_units.dead_units import _removable
+from splitgrow.pruning.dead_units.narrow import Chosen, narrow_
+from splitgrow.pruning.dead_units.without_dead_units import _stop_reading_
 from splitgrow.utils.example_call import ExampleCall
 
 NETWORKS = int(50 * MANY)

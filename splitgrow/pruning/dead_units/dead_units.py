@@ -17,8 +17,13 @@ from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.units import Unit, UnitNumbers
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import layer_type_of
-from splitgrow.pruning.constants import Known, passes_constants
-from splitgrow.pruning.weight_connections import has_weights, readers_of, sections, spread_
+from splitgrow.pruning.dead_units.constants import Known, passes_constants
+from splitgrow.pruning.dead_units.weight_connections import (
+    has_weights,
+    readers_of,
+    sections,
+    spread_,
+)
 
 
 def dead_units(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.growing import GrowingBase
-from splitgrow.growth.shrinking.shrinking import plan_shrinking, take_out_
+from splitgrow.pruning.shrinking.shrinking import plan_shrinking, take_out_
 
 
 class ShrinkMethods(GrowingBase):

@@ -1,0 +1,1 @@
+"""Dead units of plain networks: found by weights and constants, and removed."""
