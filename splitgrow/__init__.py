@@ -64,6 +64,8 @@ from splitgrow.progressive import (
     ProgressiveEncoder,
     ProgressiveGenerator,
 )
+from splitgrow.pruning.penalty import group_penalty
+from splitgrow.pruning.target import Target
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -112,6 +114,7 @@ __all__ = [
     "SplitGrowError",
     "SplitGrowWarning",
     "StructureChangedError",
+    "Target",
     "ToWidths",
     "TraceError",
     "UnsupportedLayerError",
@@ -120,6 +123,7 @@ __all__ = [
     "execution",
     "follow",
     "fuse",
+    "group_penalty",
     "growable",
     "handle",
     "initializers",

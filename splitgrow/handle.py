@@ -15,10 +15,10 @@ from splitgrow.growth.layer_list import Layer, layers_of
 from splitgrow.growth.width_methods import WidthMethods
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.pruning.methods import ShrinkMethods
+from splitgrow.pruning.methods import PruneMethods
 
 
-class Handle(WidthMethods, DepthMethods, ShrinkMethods, ExpertMethods, GenerationMethods):
+class Handle(WidthMethods, DepthMethods, PruneMethods, ExpertMethods, GenerationMethods):
     """All operations of splitgrow on one growable model.
 
     They are also methods of the model itself, except where the model uses the name itself.

@@ -205,6 +205,9 @@ class Edit:
         absorbed: The paths of the layers and tensors that it makes plain.
         removed: The channels that layers lose.
         gives_up: The closed generations that can no longer be recovered, since they lose units.
+        criterion: The criterion that chose the units that go, by name.
+        macs: The multiply-adds of a forward pass for one sample before and after, where pruning
+            could count them.
     """
 
     index: int
@@ -225,6 +228,8 @@ class Edit:
     absorbed: tuple[str, ...] = ()
     removed: tuple[Removal, ...] = ()
     gives_up: tuple[int, ...] = ()
+    criterion: str = ""
+    macs: tuple[int, int] | None = None
     version: int = field(default=EDIT_VERSION)
 
     def __post_init__(self) -> None:
@@ -319,6 +324,10 @@ class Edit:
             sizes = _arrow(item.in_width), _arrow(item.width)
             table.append((item.name, item.kind, *sizes, f"-{item.parameters:,}"))
         lines += [*aligned(table), *self._lines_of_numbers()]
+        if self.criterion:
+            lines.append(f"  criterion {self.criterion!r} chose them")
+        if self.macs is not None:
+            lines.append("  multiply-adds for one sample: {:,} -> {:,}".format(*self.macs))
         if self.moved is not None:
             lines.append(f"  the outputs moved by {self.moved:.1%} of the largest")
         for generation in self.gives_up:

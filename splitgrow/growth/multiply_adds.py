@@ -57,9 +57,7 @@ class MacsCounter:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        inputs = history_of(model).inputs
-        tensors = (t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor) and t.dim())
-        self.samples = next((len(tensor) for tensor in tensors), 1)
+        self.samples = samples_of(model)
         self._model = model
         try:
             self._model = untold_copy(model, device="meta")
@@ -85,6 +83,13 @@ class MacsCounter:
 
     def _counted(self, model: nn.Module) -> int:
         return round(multiply_adds(model) / max(self.samples, 1))
+
+
+def samples_of(model: nn.Module) -> int:
+    """The number of samples in the example inputs: the first dimension of their first tensor."""
+    inputs = history_of(model).inputs
+    tensors = (t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor) and t.dim())
+    return next((len(tensor) for tensor in tensors), 1)
 
 
 def multiply_adds(model: nn.Module) -> int:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
 
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.growing import GrowingBase
+from splitgrow.pruning.choosing import Scope
+from splitgrow.pruning.criteria.criterion import Criterion
+from splitgrow.pruning.prune import make_prune_plan, prune_step_, settings_of
 from splitgrow.pruning.shrinking.shrinking import plan_shrinking, take_out_
+from splitgrow.pruning.target import Target
 
 
-class ShrinkMethods(GrowingBase):
+class PruneMethods(GrowingBase):
     """Taking units out."""
 
     def shrink_layer(
@@ -153,3 +160,105 @@ class ShrinkMethods(GrowingBase):
             round_to=round_to,
             give_up=give_up,
         )
+
+    def prune(  # noqa: PLR0913
+        self,
+        amount: float | None = None,
+        *,
+        target: Target | None = None,
+        criterion: str | Criterion = "group",
+        scope: Scope = "global",
+        steps: int = 1,
+        recover: Callable[[Edit], object] | None = None,
+        layers: Iterable[int | str] | None = None,
+        ignore: Iterable[int | str] = (),
+        keep: float = 0.1,
+        refit: bool | None = None,
+        loss: Callable[[nn.Module, Any], Any] | None = None,
+        batches: Iterable[Any] = (),
+        round_to: int = 1,
+        give_up: bool = False,
+        optimizer: object = None,
+        check: bool = True,
+    ) -> Edit | None:
+        """Takes out the units that count least, until a share of them is gone or a target is met.
+
+        Units of layers that are tied to each other go together and have one score. The model's
+        outputs keep their widths, unless they are named. Each step is an edit of its own, all or
+        nothing, as of `shrink`; if a later one fails, or `recover` raises, the earlier ones stay.
+
+        Args:
+            amount: The share of the units that goes.
+            target: How small the model must become, instead. The smallest amount is searched for.
+            criterion: The scores of units, by name or as an object. By weights: "group" (all
+                weights that make or read a unit), "l1", "l2" (those that make it), "scale" (the
+                norm's factor). By `loss` and `batches`: "taylor", "fisher". By `batches`:
+                "activation", "reconstruction". And "random". See `splitgrow.pruning`.
+            scope: "global" to compare the units of all layers, "layer" to take the same share of
+                each.
+            steps: The number of steps, in equal parts; units are scored anew in each.
+            recover: Called with the edit after each step, to train the model: the edits of
+                `model.edits` say more.
+            layers: The layers whose units may go, by name or index; None for all but the outputs.
+            ignore: The layers whose units stay.
+            keep: The share of each layer's units that stays in any case.
+            refit: Whether the Linear layers and convolutions that read the units are fitted, by
+                least squares over the batches, to compute nearly the same without them. None for
+                what the criterion says: only "reconstruction" does.
+            loss: Gives the loss of the model on a batch, as a tensor of one number. Criteria of
+                activations use it to run the model; without it, a batch is what the model is called
+                with.
+            batches: Some batches, which are held at the same time. The model's mode, training or
+                evaluation, stays, and so do its buffers and gradients.
+            round_to: The number of which widths that stay are multiples, such as 8. A layer whose
+                width is none stays as it is until that many units may go.
+            give_up: As of `shrink`.
+            optimizer: As of `shrink`.
+            check: As of `shrink`.
+
+        Returns:
+            The edit of the last step, with the criterion's name, and the multiply-adds before and
+            after it. None if the target is met already.
+
+        Raises:
+            TypeError: If an argument is of another type.
+            ValueError: If one is out of range; if no unit goes, since the amount is too small; if a
+                target cannot be met; or if the criterion needs data that is not given.
+            SplitGrowError: As `shrink`.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> from torch import nn
+            >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.prune(target=splitgrow.Target(params=0.5))
+            >>> [layer.width for layer in net.layers], edit.macs
+            ([3, 1], (24, 9))
+        """
+        settings = settings_of(
+            criterion=criterion,
+            scope=scope,
+            layers=layers,
+            ignore=ignore,
+            keep=keep,
+            refit=refit,
+            loss=loss,
+            batches=batches,
+            round_to=round_to,
+            give_up=give_up,
+        )
+        if recover is not None and not callable(recover):
+            raise TypeError(f"recover must be a function of an edit, got {recover!r}")
+        plan = self._operation("prune", make_prune_plan, settings, amount, target, steps)
+        edit = None
+        for step in range(1, steps + 1):
+            made = self._growth("prune", prune_step_, plan, step, optimizer=optimizer, check=check)
+            edit = made or edit
+            if made is not None and recover is not None:
+                recover(made)
+        if edit is None and amount is not None:
+            raise ValueError(
+                f"amount={amount:g} leaves every layer as it is: no whole unit, or step of units, "
+                f"may go from any"
+            )
+        return edit

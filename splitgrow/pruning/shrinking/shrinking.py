@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -151,8 +151,12 @@ def take_out_(  # noqa: PLR0913
     give_up: bool,
     optimizer: list[Optimizer],
     check: bool,
+    prepare: Callable[[], None] | None = None,
 ) -> Edit:
-    """Takes channels out of layers."""
+    """Takes channels out of layers.
+
+    `prepare` changes weights that stay, before the channels go.
+    """
     check_structure(model, history)
     units = requested_units(history.graph, history.modules, request, round_to)
     names = {find_node(history.graph, layer).name for layer in request}
@@ -162,6 +166,8 @@ def take_out_(  # noqa: PLR0913
     if first:
         _make_plain_(undo, model, history, first, optimizer)
         edit, layers = _planned(history, units, names, give_up=give_up)
+    if prepare is not None:
+        prepare()
     stays = _staying(history.graph, units)
     silent = _without(model, history, units) if before is not None else None
     with torch.inference_mode(mode=False), torch.no_grad():

@@ -1,0 +1,129 @@
+"""First and second moments of the values that layers read, from runs of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.analysis.channels.channel_axes import groups_of
+from splitgrow.growth.history import History
+from splitgrow.layers.split_layer import stock
+from splitgrow.layers.tensor_holder import layer_at
+from splitgrow.layers.types import known_layer_type
+from splitgrow.utils.rollback import Undo
+
+_MOST = 8192
+"""The largest number of channels whose moments in pairs are taken: half a GiB."""
+
+
+class Moments:
+    """First and second moments of the values that one layer reads.
+
+    Args:
+        dim: The dimension of the channels.
+        pairs: Whether `products` and `covariance` are wanted, or those of each channel with itself.
+
+    Attributes:
+        count: The number of samples: each position beside the channels is one.
+    """
+
+    def __init__(self, dim: int, *, pairs: bool = True) -> None:
+        self.dim, self.count, self._pairs = dim, 0, pairs
+        self._sums: Tensor | None = None
+        self._products: Tensor | None = None
+        self._zeros: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """Adds the values of a call."""
+        rows = x.detach().movedim(self.dim, -1).flatten(0, -2)
+        zeros = (rows == 0).sum(0).double()
+        rows = rows.double()
+        sums = rows.sum(0)
+        products = rows.T @ rows if self._pairs else rows.square().sum(0)
+        self.count += len(rows)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._products = products if self._products is None else self._products + products
+        self._zeros = zeros if self._zeros is None else self._zeros + zeros
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of each channel."""
+        assert self._sums is not None
+        return self._sums / self.count
+
+    @property
+    def products(self) -> Tensor:
+        """The mean product of each pair of channels; without pairs the mean squares."""
+        assert self._products is not None
+        return self._products / self.count
+
+    @property
+    def squares(self) -> Tensor:
+        """The mean square of each channel."""
+        return self.products.diagonal() if self._pairs else self.products
+
+    @property
+    def zeros(self) -> Tensor:
+        """The share of samples in which each channel is zero."""
+        assert self._zeros is not None
+        return self._zeros / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance of the channels."""
+        return self.products - torch.outer(self.mean, self.mean)
+
+
+def input_moments(
+    undo: Undo,
+    history: History,
+    groups: Iterable[int],
+    run: Callable[[], object],
+    *,
+    pairs: bool = True,
+) -> dict[str, Moments]:
+    """The moments of the inputs of all layers that read some groups by weights, by name.
+
+    A convolution's kernel reads each place; its padding does not count.
+
+    Args:
+        undo: Removes the hooks.
+        history: The model's history.
+        groups: The groups.
+        run: Runs the model.
+        pairs: As of `Moments`.
+
+    Raises:
+        ValueError: If the moments of all pairs of a layer's inputs would take too much memory.
+    """
+    graph, wanted = history.graph, {*groups}
+    seen: dict[str, Moments] = {}
+    for node in graph.nodes.values():
+        if not node.sized or node.use is not None or node.looks_up:
+            continue
+        module = layer_at(history.modules, node.name, node.use)
+        layer = stock(module)
+        entry = known_layer_type(layer)
+        if entry.diagonal(layer) or wanted.isdisjoint(groups_of(graph.groups.resolve(node.ins))):
+            continue
+        width = graph.groups.length(node.ins)
+        if pairs and width > _MOST:
+            raise ValueError(
+                f"`{node.name}` reads {width:,} channels, whose second moments would take "
+                f"{8 * width**2 / 2**30:.1f} GiB; leave out the layers in front of it, or ask for "
+                f"what needs no moments of pairs"
+            )
+        seen[node.name] = Moments(entry.channel_dim(layer), pairs=pairs)
+        undo.on_failure(module.register_forward_pre_hook(_seeing(seen[node.name])).remove)
+    run()
+    return {name: moments for name, moments in seen.items() if moments.count}
+
+
+def _seeing(moments: Moments) -> Callable[[nn.Module, tuple[object, ...]], None]:
+    def see(module: nn.Module, args: tuple[object, ...]) -> None:  # noqa: ARG001
+        if args and isinstance(args[0], Tensor):
+            moments.add(args[0])
+
+    return see

@@ -1,0 +1,1 @@
+"""Criteria: how much each unit counts, by its weights, gradients or values."""

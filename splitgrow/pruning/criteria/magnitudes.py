@@ -1,0 +1,105 @@
+"""Criteria that look at the weights alone, and the one that looks at nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from splitgrow.pruning.criteria.criterion import Criterion, UnitsInView
+from splitgrow.pruning.criteria.unit_parameters import Role
+
+
+class Magnitude(Criterion):
+    """The norm of the weights that make a unit.
+
+    That is the norm of a convolution's filter (Li et al. 2017, https://arxiv.org/abs/1608.08710,
+    section 3.1, with p = 1). Of several layers that make a unit together all weights count, and of
+    a unit that none makes, those that read it.
+
+    Args:
+        p: The exponent of the norm: 1 or 2.
+
+    Raises:
+        ValueError: If it is another one.
+    """
+
+    def __init__(self, p: int = 1) -> None:
+        if p not in {1, 2}:
+            raise ValueError(f"p must be 1 or 2, got {p!r}")
+        self.p, self.name = p, f"l{p}"
+
+    def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
+        """The norm of the weights of each unit."""
+        made = powers(view, ("makes",), self.p)
+        read = powers(view, ("reads",), self.p)
+        found = torch.where(view.units.covered(("makes",)), made, read)
+        return scored(view, found ** (1 / self.p), ("makes", "reads"))
+
+    def __repr__(self) -> str:
+        return f"Magnitude(p={self.p})"
+
+
+class GroupNorm(Criterion):
+    """The norm of all weights that make a unit or read it, in all layers.
+
+    That is the group norm of Fang et al. 2023 (DepGraph, https://arxiv.org/abs/2301.12900, equation
+    4), without biases and norms.
+    """
+
+    name = "group"
+
+    def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
+        """The norm of the weights of each unit."""
+        roles: tuple[Role, ...] = ("makes", "reads")
+        return scored(view, powers(view, roles, 2).sqrt(), roles)
+
+
+class Scale(Criterion):
+    """The size of the factor by which a norm scales a unit (Liu et al. 2017, "network slimming").
+
+    See https://arxiv.org/abs/1708.06519, section 3. It is meant for models that were trained with a
+    penalty on these factors. A group without a norm has no scores, and its units stay.
+    """
+
+    name = "scale"
+    comparable = True
+
+    def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
+        """The absolute values of the factors of each unit, added up."""
+        return scored(view, powers(view, ("scales",), 1), ("scales",))
+
+
+class Random(Criterion):
+    """Random numbers, from torch's generator: the control for the others."""
+
+    name = "random"
+    comparable = True
+
+    def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
+        """A random number for each unit."""
+        return view.units.by_group(torch.rand(view.units.count, dtype=torch.float64))
+
+
+@torch.no_grad()
+def powers(view: UnitsInView, roles: tuple[Role, ...], p: int) -> Tensor:
+    """The sum over each unit's weights of their absolute values to the power p.
+
+    Args:
+        view: The units.
+        roles: The roles of the parameters that count.
+        p: The exponent.
+    """
+    return view.units.total(
+        (each, each.sums(each.value.double().cpu().abs() ** p))
+        for each in view.parameters
+        if each.role in roles
+    )
+
+
+def scored(view: UnitsInView, scores: Tensor, roles: tuple[Role, ...]) -> dict[int, Tensor]:
+    """Scores by group, without the groups along whose units no parameter of a role lies."""
+    covered = view.units.by_group(view.units.covered(roles))
+    found = view.units.by_group(scores)
+    return {group: own for group, own in found.items() if bool(covered[group].all())}

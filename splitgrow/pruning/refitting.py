@@ -1,0 +1,151 @@
+"""Fitting the readers of units that go: with the others they compute nearly what they did."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from splitgrow.errors import GenerationError
+from splitgrow.growth.history import History
+from splitgrow.growth.input_moments import Moments
+from splitgrow.layers.composition import Composition
+from splitgrow.layers.tensor_holder import split_of
+from splitgrow.layers.types import known_layer_type
+from splitgrow.layers.types.parametrized_layers import computed_names
+from splitgrow.pruning.criteria.activations import damped, moments_in
+from splitgrow.pruning.criteria.criterion import UnitsInView
+from splitgrow.pruning.dead_units.constants import passes_constants
+from splitgrow.pruning.shrinking.chosen_units import Chosen
+from splitgrow.utils.rollback import Undo
+from splitgrow.utils.spans import regions
+
+DAMPING = 1e-3
+"""The share of the mean second moment that is added to all of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The inputs of a layer that go, as the others predict them.
+
+    Attributes:
+        layer: The layer's name.
+        gone: The positions that go.
+        kept: Those that stay.
+        by: The weights of the prediction: of each that goes, by those that stay.
+        offset: What is added to it, as far as the layer's bias can take it.
+    """
+
+    layer: str
+    gone: Tensor
+    kept: Tensor
+    by: Tensor
+    offset: Tensor | None
+
+
+def fits(view: UnitsInView, units: Mapping[int, Collection[int]]) -> list[Fit]:
+    """How the readers of units can make up for them, by least squares over all batches.
+
+    Args:
+        view: The units, with the data.
+        units: Those that go.
+    """
+    graph, modules = view.history.graph, view.history.modules
+    chosen, found = Chosen(graph.groups, units), []
+    for name, moments in moments_in(view).items():
+        layer = modules[name]
+        goes = chosen.on(graph.nodes[name].ins)
+        if bool(goes.any()) and not bool(goes.all()) and _readable(split_of(layer).composition()):
+            found.append(_fit(name, layer, goes, moments))
+    return found
+
+
+def _fit(name: str, layer: nn.Module, goes: Tensor, moments: Moments) -> Fit:
+    """The best prediction of some inputs by the others."""
+    gone, kept = goes.nonzero().flatten(), (~goes).nonzero().flatten()
+    original = split_of(layer).original
+    shifted = passes_constants(original) and getattr(original, "bias", None) is not None
+    second = (moments.covariance if shifted else moments.products).cpu()
+    own = damped(second, DAMPING)[kept][:, kept]
+    by = torch.linalg.solve(own, second[kept][:, gone]).T  # gone x kept
+    mean = moments.mean.cpu()
+    return Fit(name, gone, kept, by, mean[gone] - by @ mean[kept] if shifted else None)
+
+
+def _readable(composition: Composition) -> bool:
+    """Whether all outputs read all inputs by weights that are there as they are."""
+    entry, original = composition.layer_type, composition.original
+    if entry.merging.couples or entry.merging.computes_weight or entry.reads_back(original):
+        return False
+    dim = _reading_dim(original)
+    plain = all(
+        value is getattr(composition.modules[index], name, None)
+        and name not in computed_names(composition.modules[index])
+        for name in entry.tensors(original)
+        for index, value in composition.parts(name)
+    )
+    return dim is not None and plain
+
+
+def _reading_dim(module: nn.Module) -> tuple[str, int] | None:
+    """The tensor that reads the inputs, and its dimension along them; None unless it is one."""
+    found = [
+        (name, dim)
+        for name, axes in known_layer_type(module).tensors(module).items()
+        for dim, along in axes.items()
+        if along.reads and along.sections == 1 and along.copies == 1 and len(axes) == 2
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def refuse_refitting(history: History) -> None:
+    """Makes sure that weights may change.
+
+    Raises:
+        GenerationError: If generations are closed.
+    """
+    if history.generation > history.exact_from:
+        raise GenerationError(
+            "readers cannot be fitted to the units that stay: closed generations have their "
+            "weights; pass refit=False"
+        )
+
+
+def put_fits_(history: History, found: Collection[Fit], undo: Undo) -> None:
+    """Changes the weights of readers as the fits say; those of the units that go stay."""
+    for fit in found:
+        composition = split_of(history.modules[fit.layer]).composition()
+        wanted = _reading_dim(composition.original)
+        assert wanted is not None
+        name, dim = wanted
+        whole = composition.value(name)
+        assert whole is not None
+        lost = whole.index_select(dim, fit.gone.to(whole.device)).double().movedim(dim, -1)
+        more = (lost @ fit.by.to(lost)).movedim(-1, dim)
+        added = torch.zeros_like(whole, dtype=torch.float64)
+        added.index_copy_(dim, fit.kept.to(whole.device), more)
+        _add_(composition, name, added, undo)
+        bias = composition.value("bias") if fit.offset is not None else None
+        if fit.offset is not None and bias is not None:
+            summed = (lost @ fit.offset.to(lost)).reshape(len(bias), -1).sum(1)
+            _add_(composition, "bias", summed, undo)
+
+
+def _add_(composition: Composition, name: str, added: Tensor, undo: Undo) -> None:
+    """Adds to one of the tensors of the plain layer, in the blocks that have its parts."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for index, part in composition.parts(name):
+            undo.on_failure(partial(_set_, part, part.detach().clone()))
+            factor = composition.merging.carried_over(
+                name, torch.ones_like(part, dtype=torch.float64), composition.carry(index)
+            )
+            for there, own in regions(composition.places(index, name), part.dim()):
+                part.detach()[own] += (added[there] / factor[own]).to(part)
+
+
+def _set_(tensor: Tensor, values: Tensor) -> None:
+    with torch.inference_mode(mode=False), torch.no_grad():
+        tensor.detach().copy_(values)
