@@ -72,6 +72,8 @@ def _means(
     roles: tuple[Role, ...] = ("reads", "makes")
     used = [each for each in view.parameters if each.role in roles and not each.is_computed]
     parts = [part for each in used for part in each.parts]
+    if not parts:
+        return {}
     frozen = [part for part in parts if not part.requires_grad]
     means = {role: torch.zeros(view.units.count, dtype=torch.float64) for role in roles}
     count = 0
@@ -116,8 +118,7 @@ def _gradients(loss: Tensor, parts: list[nn.Parameter]) -> dict[int, Tensor | No
 def _by_readers(view: UnitsInView, means: Mapping[Role, Tensor]) -> dict[int, Tensor]:
     """What readers say of a unit, or, where it has none, the layers that make it."""
     used = [each for each in view.parameters if not each.is_computed]
-    read = torch.zeros(view.units.count, dtype=torch.bool)
-    for each in used:
-        if each.role == "reads":
-            read[each.units[each.units >= 0]] = True
-    return scored(view, torch.where(read, means["reads"], means["makes"]), ("reads", "makes"))
+    read, made = view.units.covered(("reads",), used), view.units.covered(("makes",), used)
+    if not means:
+        return {}
+    return scored(view, torch.where(read, means["reads"], means["makes"]), read | made)

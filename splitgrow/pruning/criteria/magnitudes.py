@@ -35,7 +35,7 @@ class Magnitude(Criterion):
         made = powers(view, ("makes",), self.p)
         read = powers(view, ("reads",), self.p)
         found = torch.where(view.units.covered(("makes",)), made, read)
-        return scored(view, found ** (1 / self.p), ("makes", "reads"))
+        return scored(view, found ** (1 / self.p), view.units.covered(("makes", "reads")))
 
     def __repr__(self) -> str:
         return f"Magnitude(p={self.p})"
@@ -53,7 +53,7 @@ class GroupNorm(Criterion):
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """The norm of the weights of each unit."""
         roles: tuple[Role, ...] = ("makes", "reads")
-        return scored(view, powers(view, roles, 2).sqrt(), roles)
+        return scored(view, powers(view, roles, 2).sqrt(), view.units.covered(roles))
 
 
 class Scale(Criterion):
@@ -68,7 +68,7 @@ class Scale(Criterion):
 
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """The absolute values of the factors of each unit, added up."""
-        return scored(view, powers(view, ("scales",), 1), ("scales",))
+        return scored(view, powers(view, ("scales",), 1), view.units.covered(("scales",)))
 
 
 class Random(Criterion):
@@ -98,8 +98,8 @@ def powers(view: UnitsInView, roles: tuple[Role, ...], p: int) -> Tensor:
     )
 
 
-def scored(view: UnitsInView, scores: Tensor, roles: tuple[Role, ...]) -> dict[int, Tensor]:
-    """Scores by group, without the groups along whose units no parameter of a role lies."""
-    covered = view.units.by_group(view.units.covered(roles))
+def scored(view: UnitsInView, scores: Tensor, covered: Tensor) -> dict[int, Tensor]:
+    """Scores by group, without the groups of which some units are not covered."""
+    by_group = view.units.by_group(covered)
     found = view.units.by_group(scores)
-    return {group: own for group, own in found.items() if bool(covered[group].all())}
+    return {group: own for group, own in found.items() if bool(by_group[group].all())}

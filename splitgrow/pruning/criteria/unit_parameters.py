@@ -146,10 +146,17 @@ class ParametersOfUnits:
             found = found.index_add(0, at, values[there.to(values.device)].to(found))
         return torch.zeros(self.count, dtype=torch.float64) if found is None else found
 
-    def covered(self, roles: Iterable[Role]) -> Tensor:
-        """For each unit whether a parameter of some role lies along it."""
+    def covered(
+        self, roles: Iterable[Role], parameters: Iterable[UnitParameter] | None = None
+    ) -> Tensor:
+        """For each unit whether a parameter of some role lies along it.
+
+        Args:
+            roles: The roles.
+            parameters: The parameters that count; all by default.
+        """
         chosen, marks = {*roles}, torch.zeros(self.count, dtype=torch.bool)
-        for parameter in self.parameters:
+        for parameter in self.parameters if parameters is None else parameters:
             if parameter.role in chosen:
                 marks[parameter.units[parameter.units >= 0]] = True
         return marks
