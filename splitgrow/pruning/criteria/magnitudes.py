@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from splitgrow.pruning.criteria.criterion import Criterion, UnitsInView
-from splitgrow.pruning.criteria.unit_parameters import Role
+from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits, Role
 
 
 class Magnitude(Criterion):
@@ -32,8 +32,8 @@ class Magnitude(Criterion):
 
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """The norm of the weights of each unit."""
-        made = powers(view, ("makes",), self.p)
-        read = powers(view, ("reads",), self.p)
+        made = powers(view.units, ("makes",), self.p)
+        read = powers(view.units, ("reads",), self.p)
         found = torch.where(view.units.covered(("makes",)), made, read)
         return scored(view, found ** (1 / self.p), view.units.covered(("makes", "reads")))
 
@@ -53,7 +53,7 @@ class GroupNorm(Criterion):
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """The norm of the weights of each unit."""
         roles: tuple[Role, ...] = ("makes", "reads")
-        return scored(view, powers(view, roles, 2).sqrt(), view.units.covered(roles))
+        return scored(view, powers(view.units, roles, 2).sqrt(), view.units.covered(roles))
 
 
 class Scale(Criterion):
@@ -68,7 +68,7 @@ class Scale(Criterion):
 
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """The absolute values of the factors of each unit, added up."""
-        return scored(view, powers(view, ("scales",), 1), view.units.covered(("scales",)))
+        return scored(view, powers(view.units, ("scales",), 1), view.units.covered(("scales",)))
 
 
 class Random(Criterion):
@@ -83,17 +83,17 @@ class Random(Criterion):
 
 
 @torch.no_grad()
-def powers(view: UnitsInView, roles: tuple[Role, ...], p: int) -> Tensor:
+def powers(units: ParametersOfUnits, roles: tuple[Role, ...], p: int) -> Tensor:
     """The sum over each unit's weights of their absolute values to the power p.
 
     Args:
-        view: The units.
+        units: The units.
         roles: The roles of the parameters that count.
         p: The exponent.
     """
-    return view.units.total(
+    return units.total(
         (each, each.sums(each.value.double().cpu().abs() ** p))
-        for each in view.parameters
+        for each in units.parameters
         if each.role in roles
     )
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
-from splitgrow.analysis.channels.channel_axes import Run
-from splitgrow.analysis.units import UnitNumbers, along_tensors, places_on
+from splitgrow.analysis.units import places_on
 from splitgrow.errors import FixedWidthError
 from splitgrow.growth.planning import checked_rounding
-from splitgrow.layers.tensor_holder import layer_at, split_of
+from splitgrow.pruning.criteria.magnitudes import powers
+from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits
 
 
 def weakest_channels(
@@ -48,7 +47,7 @@ def weakest_channels(
     for position, (unit, _) in enumerate(places_on(graph.groups, node.outs)):
         if unit.home in lying:
             lying[unit.home].setdefault(unit.nth, []).append(position)
-    scores = strengths(graph, modules, groups)
+    scores = _squared_norms(graph, modules, groups)
     found: list[int] = []
     for group, units in lying.items():  # the one at the end of the axis first, as in growth
         step = len(next(iter(units.values()))) * graph.multiples.get(group, (1, ""))[0]
@@ -64,40 +63,9 @@ def weakest_channels(
     return sorted(found)
 
 
-@torch.no_grad()
-def strengths(
+def _squared_norms(
     graph: ChannelGraph, modules: Mapping[str, nn.Module], groups: Iterable[int]
 ) -> dict[int, Tensor]:
-    """The sum of squares of all weights that make or read each unit of some groups.
-
-    That is the group norm of Fang et al. 2023 (DepGraph, https://arxiv.org/abs/2301.12900, equation
-    4), without biases and norms.
-
-    Args:
-        graph: The channel graph.
-        modules: The model's modules by path.
-        groups: The groups.
-    """
-    numbers = UnitNumbers(graph.groups)
-    own = {group: numbers.on((Run(group, 1),)) for group in groups}
-    chosen = torch.cat([*own.values()])
-    found: dict[int, float] = {}
-    for node in graph.nodes.values():
-        ins, outs = numbers.on(node.ins), numbers.on(node.outs)
-        if not node.followed or not torch.isin(torch.cat([ins, outs]), chosen).any():
-            continue
-        layer = layer_at(modules, node.name, node.use)
-        composition = split_of(layer).composition()
-        for name, along in along_tensors(layer, ins, outs).items():
-            value = composition.value(name)
-            if value is None or value.dim() < 2:
-                continue
-            squares = value.detach().double().cpu().square()
-            for dim, units in along.items():
-                each = squares.sum([other for other in range(value.dim()) if other != dim])
-                for unit, square in zip(units.tolist(), each.tolist(), strict=True):
-                    found[unit] = found.get(unit, 0.0) + square
-    return {
-        group: torch.tensor([found.get(unit, 0.0) for unit in units.tolist()])
-        for group, units in own.items()
-    }
+    """The sum of squares of all weights that make or read each unit of some groups."""
+    units = ParametersOfUnits(graph, modules, groups)
+    return units.by_group(powers(units, ("makes", "reads"), 2))
