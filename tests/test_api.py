@@ -13,7 +13,7 @@ import splitgrow
 from splitgrow.growth.insertion.request import INSERTION_KINDS
 
 CALLS = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
-FUNCTIONS = ["by_name", "execution", "follow", "fuse", "growable"]
+FUNCTIONS = ["by_name", "execution", "follow", "fuse", "group_penalty", "growable"]
 FUNCTIONS += ["handle", "initializers", "load", "merge", "plain_attention", "save"]
 METHODS = [name for name in dir(splitgrow.Handle) if not name.startswith("_")]
 
@@ -63,6 +63,7 @@ def test_the_public_names_are_these() -> None:
         "SplitGrowError",
         "SplitGrowWarning",
         "StructureChangedError",
+        "Target",
         "ToWidths",
         "TraceError",
         "UnsupportedLayerError",
@@ -71,6 +72,7 @@ def test_the_public_names_are_these() -> None:
         "execution",
         "follow",
         "fuse",
+        "group_penalty",
         "growable",
         "handle",
         "initializers",
