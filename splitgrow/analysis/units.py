@@ -91,6 +91,19 @@ class UnitNumbers:
             Unit(home, n) for home, (_, count) in self._homes.items() for n in range(count)
         )
 
+    def by_home(self, numbers: Tensor) -> dict[int | str, list[int]]:
+        """Units by their group, or by the layer that makes them, as their places there, in order.
+
+        Args:
+            numbers: The numbers of the units, each once.
+        """
+        found = {}
+        for home, (start, count) in self._homes.items():
+            own = numbers[(numbers >= start) & (numbers < start + count)]
+            if len(own):
+                found[home] = sorted((own - start).tolist())
+        return found
+
     def marks(self, chosen: Iterable[Unit]) -> Tensor:
         """Whether each unit that was met is among the chosen ones."""
         marks = torch.zeros(self._count, dtype=torch.bool)

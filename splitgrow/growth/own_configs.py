@@ -41,5 +41,6 @@ def own_configs_(model: nn.Module, undo: Undo) -> None:
 def _held_elsewhere(config: Any, ours: Container[int]) -> bool:
     """Whether a module that is none of ours holds a configuration in an attribute."""
     holders = gc.get_referrers(config)
-    holders += [each for held in holders if type(held) is dict for each in gc.get_referrers(held)]
+    attributes = [each for each in holders if type(each) is dict]
+    holders += gc.get_referrers(*attributes)  # a call looks at all objects of the process
     return any(isinstance(each, nn.Module) and id(each) not in ours for each in holders)

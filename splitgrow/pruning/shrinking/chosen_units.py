@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis, Run
 from splitgrow.analysis.channels.channel_groups import Groups
-from splitgrow.analysis.units import Unit, UnitNumbers, places_on
+from splitgrow.analysis.units import Unit, UnitNumbers
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.growth.edits import NumberChange, Removal
 from splitgrow.growth.planning import checked_rounding, find_node
@@ -34,12 +34,20 @@ class Chosen:
         self._numbers = UnitNumbers(groups)
         for group in units:
             self._numbers.on((Run(group, 1),))
-        chosen = (Unit(group, nth) for group, own in units.items() for nth in own)
-        self._chosen = self._numbers.marks(chosen).nonzero().flatten()
+        self._groups = groups
+        self._marks = self._numbers.marks(
+            Unit(group, nth) for group, own in units.items() for nth in own
+        )
+        self._known: dict[Axis, Tensor] = {}
 
     def on(self, axis: Axis) -> Tensor:
         """The positions of an axis that hold one of the units, as bools."""
-        return torch.isin(self._numbers.on(axis), self._chosen)
+        axis = self._groups.resolve(axis)
+        if axis not in self._known:
+            numbers = self._numbers.on(axis)
+            older = numbers < len(self._marks)  # the others were met later
+            self._known[axis] = older & self._marks[numbers.where(older, torch.zeros_like(numbers))]
+        return self._known[axis]
 
 
 def stretches(marks: Tensor) -> Spans:
@@ -109,8 +117,8 @@ def requested_units(
             node = find_node(graph, layer)
             if isinstance(channels, int) or not isinstance(channels, (Iterable, Tensor)):
                 channels = weakest_channels(graph, modules, node, channels, round_to)
-            for unit in _units_at(graph, node, _checked(graph, node, channels)):
-                units[unit[0]].add(unit[1])
+            for group, own in _units_at(graph, node, _checked(graph, node, channels)).items():
+                units[group].update(own)
         except (TypeError, ValueError, FixedWidthError, UnsupportedLayerError) as problem:
             problems.append(problem)
     if not problems:
@@ -148,30 +156,32 @@ def _checked(graph: ChannelGraph, node: LayerNode, channels: Sequence[int]) -> l
 
 def _units_at(
     graph: ChannelGraph, node: LayerNode, channels: Sequence[int]
-) -> Iterable[tuple[int, int]]:
-    """The units that lie on a layer's channels.
+) -> dict[int, list[int]]:
+    """The units that lie on a layer's channels, by group.
 
     Raises:
         FixedWidthError: If a channel is of a constant number, or its group is fixed.
         ValueError: If a unit lies on other channels of the layer, too.
     """
-    places = places_on(graph.groups, node.outs)
-    lying: dict[Unit, list[int]] = defaultdict(list)
-    for position, (unit, _) in enumerate(places):
-        lying[unit].append(position)
-    chosen = {*channels}
-    for unit in dict.fromkeys(places[channel][0] for channel in channels):
-        if not isinstance(unit.home, int) or graph.groups.is_fixed(unit.home):
+    numbers = UnitNumbers(graph.groups)
+    on_axis = numbers.on(node.outs)
+    named = torch.zeros(len(on_axis), dtype=torch.bool)
+    named[list(channels)] = True
+    units = torch.unique(on_axis[named])
+    homes = numbers.by_home(units)
+    for home in homes:
+        if not isinstance(home, int) or graph.groups.is_fixed(home):
             reason = graph.reason(node) or "these channels are of a constant number"
             raise FixedWidthError(f"`{node.name}` cannot shrink: {reason}")
-        if not chosen.issuperset(lying[unit]):
-            own = lying[unit]
-            whole = f"{own[0]} to {own[-1]}" if own[-1] - own[0] == len(own) - 1 else f"{own}"
-            raise ValueError(
-                f"the channels {whole} of `{node.name}` are one unit, such as a head, and go "
-                f"together: it shrinks in steps of {len(own)}"
-            )
-        yield unit.home, unit.nth
+    left = torch.isin(on_axis, units) & ~named
+    if bool(left.any()):
+        own = (on_axis == on_axis[left][0]).nonzero().flatten().tolist()
+        whole = f"{own[0]} to {own[-1]}" if own[-1] - own[0] == len(own) - 1 else f"{own}"
+        raise ValueError(
+            f"the channels {whole} of `{node.name}` are one unit, such as a head, and go "
+            f"together: it shrinks in steps of {len(own)}"
+        )
+    return {home: nths for home, nths in homes.items() if isinstance(home, int)}
 
 
 def _left(graph: ChannelGraph, units: UnitsByGroup) -> list[Exception]:
