@@ -9,16 +9,14 @@ from contextlib import redirect_stdout
 from dataclasses import asdict
 
 import click
-import torch
 from rich import box
 from rich.table import Table
-from torch import Tensor, nn
 
 import splitgrow
 from splitgrow.cli import consoles
+from splitgrow.cli.examples import growable_on
 from splitgrow.cli.hugging_face import is_directory, load_target, usual_inputs
 from splitgrow.cli.shapes import Shape
-from splitgrow.cli.targets import attempt
 from splitgrow.cli.ways import KEEPING, LEARNING
 
 
@@ -35,7 +33,7 @@ def inspect(target: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
     if not inputs:
         raise click.UsageError("give the shape of an example input, as --input 1,3,224,224")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    layers = splitgrow.handle(_growable(model, inputs)).layers
+    layers = splitgrow.handle(growable_on(model, inputs)).layers
     console = consoles.results()
     if as_json:
         document = {
@@ -52,31 +50,6 @@ def inspect(target: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
     console.print(f"{able} of {len(layers)} layers can grow; {parameters:,} parameters.")
     console.print(f"\n{LEARNING} `splitgrow grow` shows it.", soft_wrap=True)
     console.print(f"{KEEPING} `splitgrow demo` shows it.", soft_wrap=True)
-
-
-def _growable(model: nn.Module, inputs: Sequence[Shape]) -> nn.Module:
-    """The model, analysed on example inputs of those shapes.
-
-    Raises:
-        click.ClickException: if an input cannot be made, or the model does not run on them.
-    """
-    text = " ".join(str(shape) for shape in inputs)
-    examples = attempt(f"cannot make inputs {text}", lambda: list(map(_example, inputs)))
-    pairs = list(zip(inputs, examples, strict=True))
-    placed = tuple(example for shape, example in pairs if not shape.keyword)
-    named = {shape.keyword: example for shape, example in pairs if shape.keyword}
-    try:
-        grown: nn.Module = splitgrow.growable(model, placed, named)
-    except (TypeError, ValueError) as error:  # a SplitGrowError needs no more words
-        raise click.ClickException(f"with inputs {text}: {error}") from error
-    return grown
-
-
-def _example(shape: Shape) -> Tensor:
-    dtype: torch.dtype = getattr(torch, shape.dtype)
-    if dtype.is_floating_point:
-        return torch.rand(shape.sizes, dtype=dtype)
-    return torch.zeros(shape.sizes, dtype=dtype)  # valid as indices of an embedding too
 
 
 def _table(title: str, layers: Sequence[splitgrow.Layer]) -> Table:
