@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 
 import click
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 import splitgrow
@@ -18,6 +19,7 @@ from splitgrow.cli.examples import growable_on
 from splitgrow.cli.hugging_face import is_directory, load_target, usual_inputs
 from splitgrow.cli.shapes import Shape
 from splitgrow.cli.ways import KEEPING, LEARNING
+from splitgrow.errors import SplitGrowError
 
 
 def inspect(target: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
@@ -33,7 +35,9 @@ def inspect(target: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
     if not inputs:
         raise click.UsageError("give the shape of an example input, as --input 1,3,224,224")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    layers = splitgrow.handle(growable_on(model, inputs)).layers
+    handle = splitgrow.handle(growable_on(model, inputs))
+    layers = handle.layers
+    stays = {layer.name: _why_it_stays(handle, layer) for layer in layers if layer.growable}
     console = consoles.results()
     if as_json:
         document = {
@@ -41,15 +45,49 @@ def inspect(target: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
             "model": type(model).__name__,
             "inputs": [str(shape) for shape in inputs],
             "parameters": parameters,
-            "layers": [{**asdict(layer), "growable": layer.growable} for layer in layers],
+            "layers": [
+                {
+                    **asdict(layer),
+                    "growable": layer.growable,
+                    "shrinkable": not stays.get(layer.name, layer.reason),
+                }
+                for layer in layers
+            ],
         }
         click.echo(json.dumps(document, indent=1))
         return
     console.print(_table(type(model).__name__, layers))
     able = sum(layer.growable for layer in layers)
     console.print(f"{able} of {len(layers)} layers can grow; {parameters:,} parameters.")
+    _print_shrinking(console, stays)
     console.print(f"\n{LEARNING} `splitgrow grow` shows it.", soft_wrap=True)
     console.print(f"{KEEPING} `splitgrow demo` shows it.", soft_wrap=True)
+
+
+def _why_it_stays(handle: splitgrow.Handle, layer: splitgrow.Layer) -> str:
+    """Why a layer that can grow cannot shrink; empty if it can."""
+    try:
+        handle.plan_shrinking({layer.name: layer.step})
+    except (SplitGrowError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _print_shrinking(console: Console, stays: Mapping[str, str]) -> None:
+    """Tells which of the layers that can grow can shrink, too; `stays` has the reasons."""
+    fixed = {name: reason for name, reason in stays.items() if reason}
+    if not stays:
+        return
+    if not fixed:
+        console.print("All layers that can grow can shrink: `splitgrow prune`.")
+        return
+    console.print(
+        f"Of the layers that can grow, {len(stays) - len(fixed)} can shrink: `splitgrow prune`."
+        " These cannot:",
+        soft_wrap=True,
+    )
+    for name, reason in fixed.items():
+        console.print(f"  {name}: {reason}", soft_wrap=True)
 
 
 def _table(title: str, layers: Sequence[splitgrow.Layer]) -> Table:

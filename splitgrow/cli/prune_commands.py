@@ -97,8 +97,8 @@ def _target(
     """
     found: dict[str, float] = {}
     for text in texts:
-        name, _, value = (part.strip() for part in text.partition("="))
-        if name not in TARGET_NAMES:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or name not in TARGET_NAMES:
             raise click.BadParameter(
                 f"{text!r} has no NAME=VALUE form, such as macs=0.5, with a NAME of"
                 f" {', '.join(TARGET_NAMES)}"

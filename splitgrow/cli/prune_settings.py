@@ -63,7 +63,7 @@ class PruneOptions:
     batches: int = 8
     epochs: int = 0
     batch_size: int = 64
-    learning_rate: float = 0.002
+    learning_rate: float = 0.005
     seed: int = 0
 
 
