@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import click
 import torch
@@ -38,7 +37,7 @@ def growable_on(model: nn.Module, inputs: Sequence[Shape]) -> nn.Module:
     """
     placed, named = examples_of(inputs)
     try:
-        grown: Any = splitgrow.growable(model, placed, named)
+        grown: nn.Module = splitgrow.growable(model, placed, named)
     except (TypeError, ValueError) as error:  # a SplitGrowError needs no more words
         raise click.ClickException(f"with inputs {_text(inputs)}: {error}") from error
     return grown

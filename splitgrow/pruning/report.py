@@ -90,7 +90,7 @@ class PruningReport:
         axes.set_yticks(places, [row.layer for row in self.rows], fontsize=7)
         axes.invert_yaxis()
         axes.margins(x=0.2, y=0.01)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("units")
         figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=7)
         axes.set_title(self._title(), loc="left", fontsize=10)
