@@ -106,7 +106,7 @@ Examples:
 """
 
 _INSPECT_HELP = """
-List the layers of a model: which can grow, by which step, and which grow along.
+List the layers of a model: which can grow or shrink, by which step, and which go along.
 
 MODULE is importable from here, or the path of a .py file; FACTORY is a function without
 arguments that makes the model, a class, or a model itself. DIRECTORY has the config.json of a
