@@ -71,7 +71,8 @@ def _state_in(path: Path) -> Mapping[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for files that are none of its own
         raise click.ClickException(
-            f"{path} is no file of weights, by torch.save or safetensors"
+            f"{path} is neither a state_dict by torch.save (whole models are not read) nor a file"
+            " of safetensors"
         ) from error
     if _is_state(found):
         return found  # type: ignore[no-any-return]

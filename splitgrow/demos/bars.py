@@ -180,8 +180,8 @@ class RecoveryBars:
         self._task = TaskID(0)
         self._means = RunningMeans()
 
-    def begin(self, step: int, training_steps: int) -> None:
-        """Begins the training after a step."""
+    def begin(self, step: int, training_steps: int, accuracy: float) -> None:
+        """Begins the training after a step, which left so much accuracy in the test."""
         self._means = RunningMeans()
         self._task = self.progress.add_task(
             "",
@@ -191,7 +191,7 @@ class RecoveryBars:
             epoch=1,
             loss=0.0,
             train=0.0,
-            test=0.0,
+            test=accuracy,
         )
 
     def show_step(self, epoch: int, loss: float, accuracy: float) -> None:

@@ -159,7 +159,7 @@ class _Pruning:
         self._pruned.append(self._accuracy())
         step = len(self._pruned)
         if self._recovery is not None:
-            self._bars.begin(step, self._recovery.steps)
+            self._bars.begin(step, self._recovery.steps, self._pruned[-1])
             for _ in self._recovery.epochs():
                 self._bars.show_test(self._accuracy())
             self._model.eval()

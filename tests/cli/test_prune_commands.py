@@ -300,7 +300,12 @@ REFUSED = {
     ("--target", "params=5"): "cannot get so small",
     ("--amount", "0.5", "--criterion", "scale", "--only", "first"): "has scores for none",
     ("--amount", "0.5", "--checkpoint", "missing.pt"): "cannot read missing.pt: No such file",
-    ("--amount", "0.5", "--checkpoint", "prunable_nets.py"): "is no file of weights",
+    (
+        "--amount",
+        "0.5",
+        "--checkpoint",
+        "prunable_nets.py",
+    ): "is neither a state_dict by torch.save",
     ("--amount", "0.5", "--out", "nowhere/x.safetensors"): "there is no folder nowhere",
     ("--amount", "0.5", "--out", "prunable_nets.py"): "is there already; --force replaces it",
     ("--amount", "0.5", "--picture", "prunable_nets.py"): "is there already; --force replaces it",
