@@ -305,7 +305,7 @@ REFUSED = {
         "0.5",
         "--checkpoint",
         "prunable_nets.py",
-    ): "is neither a state_dict by torch.save",
+    ): "is neither a state_dict by torch",
     ("--amount", "0.5", "--out", "nowhere/x.safetensors"): "there is no folder nowhere",
     ("--amount", "0.5", "--out", "prunable_nets.py"): "is there already; --force replaces it",
     ("--amount", "0.5", "--picture", "prunable_nets.py"): "is there already; --force replaces it",
