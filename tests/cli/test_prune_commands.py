@@ -26,6 +26,7 @@ from splitgrow.cli.prune_settings import (
     PruneOptions,
 )
 from splitgrow.pruning import CRITERIA
+from splitgrow.pruning import target as targets
 from splitgrow.pruning.choosing import Scope
 from splitgrow.pruning.methods import PruneMethods
 
@@ -225,9 +226,16 @@ def test_a_target_is_a_share_or_a_count(texts: list[str], target: dict[str, floa
     assert document["after"]["parameters"] <= 392 * target.get("params", 392)
 
 
-def test_a_latency_can_be_the_target() -> None:
-    document = _document(*INPUT, "--target", "latency=0.999", "--plan", "--keep", "0")
-    assert document["options"]["target"] == {"latency": 0.999}
+def test_a_latency_can_be_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that counts parameters."""
+
+    def seconds(model: nn.Module) -> float:
+        return float(sum(parameter.numel() for parameter in model.parameters()))
+
+    monkeypatch.setattr(targets, "_seconds", seconds)
+    document = _document(*INPUT, "--target", "latency=0.6", "--plan")
+    assert document["options"]["target"] == {"latency": 0.6}
+    assert 0.3 * 392 < document["after"]["parameters"] <= 0.6 * 392
 
 
 def test_a_target_that_is_met_takes_nothing() -> None:
