@@ -245,7 +245,7 @@ def demo(ctx: click.Context, /, *, out: Path | None, **options: Any) -> None:
     load_module("splitgrow.demos.presentation").run_demo(kind=kind, out=out or folder, **options)
 
 
-@main.command(help=_INSPECT_HELP, short_help="List the layers of a model that can grow.")
+@main.command(help=_INSPECT_HELP, short_help="List the layers of a model that can grow or shrink.")
 @click.argument("target", metavar="MODULE:FACTORY|DIRECTORY")
 @input_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
