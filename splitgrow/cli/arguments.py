@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from splitgrow.cli.settings import MOST_GB
+from splitgrow.cli.shapes import Shape, parse_shape
 
 # The packages of `splitgrow[demo]`, by the names that fail to import without it.
 _DEMO_PACKAGES = frozenset(("PIL", "matplotlib", "numpy", "sklearn"))
@@ -37,6 +38,34 @@ class PositiveFloat(click.FloatRange):
         return number
 
 
+def _shapes(
+    _ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]
+) -> tuple[Shape, ...]:
+    """The shapes that the texts stand for.
+
+    Raises:
+        click.BadParameter: if one is not a shape, or two have the same keyword.
+    """
+    try:
+        shapes = tuple(parse_shape(text) for text in texts)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    keywords = [shape.keyword for shape in shapes if shape.keyword]
+    for keyword in set(keywords):
+        if keywords.count(keyword) > 1:
+            raise click.BadParameter(f"{keyword} is given more than once")
+    return shapes
+
+
+input_option = click.option(
+    "--input",
+    "inputs",
+    callback=_shapes,
+    multiple=True,
+    metavar="SHAPE",
+    help="Shape of an example input, with its dtype if it is not float32; once for each input. "
+    "NAME=SHAPE gives it by keyword.",
+)
 data_option = click.option(
     "--data",
     type=click.Path(path_type=Path),

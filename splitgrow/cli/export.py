@@ -107,16 +107,29 @@ def _program(path: Path, plain: nn.Module, inputs: ExampleCall, _: Widths) -> No
         click.ClickException: If torch.export cannot follow it.
     """
     _name_keywords_(plain, inputs)
-    given = dict(inputs.bound(plain).arguments)
-    batch = pytree.tree_map(_any_batch, given)
-    # Of a GraphModule, torch.export confuses keywords in another order than the signature's.
-    kwargs = {name: given[name] for name in given if name in inputs.kwargs}
     try:
-        program = torch.export.export(plain, inputs.args, kwargs, dynamic_shapes=batch)
+        try:
+            program = _exported(plain, inputs.map(_two))
+        except Exception:  # noqa: BLE001 - a model may want just one; its own errors are of any type
+            program = _exported(plain, inputs)
     except Exception as error:  # torch.export's own errors are of many types
         reason = str(error).strip().partition("\n")[0]
         raise click.ClickException(f"torch.export cannot follow the network: {reason}") from error
     write_aside(path, lambda aside: torch.export.save(program, aside))
+
+
+def _exported(plain: nn.Module, inputs: ExampleCall) -> torch.export.ExportedProgram:
+    given = dict(inputs.bound(plain).arguments)
+    batch = pytree.tree_map(_any_batch, given)
+    # Of a GraphModule, torch.export confuses keywords in another order than the signature's.
+    kwargs = {name: given[name] for name in given if name in inputs.kwargs}
+    return torch.export.export(plain, inputs.args, kwargs, dynamic_shapes=batch)
+
+
+def _two(tensor: Tensor) -> Tensor:
+    """A batch of two, if it is of one: torch.export takes a batch of one for a constant."""
+    alone = tensor.dim() > 0 and tensor.size(0) == 1
+    return torch.cat([tensor, tensor]) if alone else tensor
 
 
 def _name_keywords_(plain: nn.Module, inputs: ExampleCall) -> None:

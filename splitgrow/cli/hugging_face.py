@@ -22,26 +22,32 @@ def is_directory(target: str) -> bool:
     return (Path(target) / CONFIG).is_file()
 
 
-def load_target(target: str) -> nn.Module:
+def load_target(target: str, *, weights: bool = False) -> nn.Module:
     """The model of a directory of transformers, or of ``MODULE:FACTORY``.
+
+    Args:
+        target: The directory, or ``MODULE:FACTORY``, which brings its weights.
+        weights: Whether the weights in a directory are wanted, too.
 
     Raises:
         click.ClickException: As `load_directory` and `load_model`.
     """
     if is_directory(target):
-        return load_directory(target)
+        return load_directory(target, weights=weights)
     module, _, factory = target.rpartition(":")
     return load_model(module, factory)
 
 
-def load_directory(target: str) -> nn.Module:
-    """The model whose config lies in a directory, with random weights, in evaluation mode.
+def load_directory(target: str, *, weights: bool = False) -> nn.Module:
+    """The model whose config lies in a directory, in evaluation mode.
 
     Args:
         target: The directory.
+        weights: Whether it gets the weights there; else they are random.
 
     Raises:
-        click.ClickException: If transformers are missing, or know no such model.
+        click.ClickException: If transformers are missing, or know no such model; or if there are no
+            weights.
     """
     path = Path(target) / CONFIG
     try:
@@ -58,6 +64,12 @@ def load_directory(target: str) -> nn.Module:
         f"transformers {transformers.__version__} know no {names[0]}",
         lambda: getattr(transformers, str(names[0])),
     )
+    if weights:
+        filled: nn.Module = attempt(
+            f"there are no weights in {target} (--checkpoint takes others)",
+            lambda: kind.from_pretrained(target),
+        )
+        return filled.eval()
     config = attempt(f"cannot read {path}", lambda: kind.config_class.from_pretrained(target))
     model: nn.Module = attempt(f"cannot make a {names[0]} of {path}", lambda: kind(config))
     return model.eval()

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 
 import click
-import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 import splitgrow
 from splitgrow.cli import consoles
+from splitgrow.cli.examples import growable_on
 from splitgrow.cli.hugging_face import is_directory, load_target, usual_inputs
 from splitgrow.cli.shapes import Shape
-from splitgrow.cli.targets import attempt
 from splitgrow.cli.ways import KEEPING, LEARNING
+from splitgrow.errors import SplitGrowError
 
 
 def inspect(target: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
@@ -35,7 +35,9 @@ def inspect(target: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
     if not inputs:
         raise click.UsageError("give the shape of an example input, as --input 1,3,224,224")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    layers = splitgrow.handle(_growable(model, inputs)).layers
+    handle = splitgrow.handle(growable_on(model, inputs))
+    layers = handle.layers
+    stays = {layer.name: _why_it_stays(handle, layer) for layer in layers if layer.growable}
     console = consoles.results()
     if as_json:
         document = {
@@ -43,40 +45,49 @@ def inspect(target: str, inputs: Sequence[Shape], *, as_json: bool) -> None:
             "model": type(model).__name__,
             "inputs": [str(shape) for shape in inputs],
             "parameters": parameters,
-            "layers": [{**asdict(layer), "growable": layer.growable} for layer in layers],
+            "layers": [
+                {
+                    **asdict(layer),
+                    "growable": layer.growable,
+                    "shrinkable": not stays.get(layer.name, layer.reason),
+                }
+                for layer in layers
+            ],
         }
         click.echo(json.dumps(document, indent=1))
         return
     console.print(_table(type(model).__name__, layers))
     able = sum(layer.growable for layer in layers)
     console.print(f"{able} of {len(layers)} layers can grow; {parameters:,} parameters.")
+    _print_shrinking(console, stays)
     console.print(f"\n{LEARNING} `splitgrow grow` shows it.", soft_wrap=True)
     console.print(f"{KEEPING} `splitgrow demo` shows it.", soft_wrap=True)
 
 
-def _growable(model: nn.Module, inputs: Sequence[Shape]) -> nn.Module:
-    """The model, analysed on example inputs of those shapes.
-
-    Raises:
-        click.ClickException: if an input cannot be made, or the model does not run on them.
-    """
-    text = " ".join(str(shape) for shape in inputs)
-    examples = attempt(f"cannot make inputs {text}", lambda: list(map(_example, inputs)))
-    pairs = list(zip(inputs, examples, strict=True))
-    placed = tuple(example for shape, example in pairs if not shape.keyword)
-    named = {shape.keyword: example for shape, example in pairs if shape.keyword}
+def _why_it_stays(handle: splitgrow.Handle, layer: splitgrow.Layer) -> str:
+    """Why a layer that can grow cannot shrink; empty if it can."""
     try:
-        grown: nn.Module = splitgrow.growable(model, placed, named)
-    except (TypeError, ValueError) as error:  # a SplitGrowError needs no more words
-        raise click.ClickException(f"with inputs {text}: {error}") from error
-    return grown
+        handle.plan_shrinking({layer.name: layer.step})
+    except (SplitGrowError, ValueError) as error:
+        return str(error)
+    return ""
 
 
-def _example(shape: Shape) -> Tensor:
-    dtype: torch.dtype = getattr(torch, shape.dtype)
-    if dtype.is_floating_point:
-        return torch.rand(shape.sizes, dtype=dtype)
-    return torch.zeros(shape.sizes, dtype=dtype)  # valid as indices of an embedding too
+def _print_shrinking(console: Console, stays: Mapping[str, str]) -> None:
+    """Tells which of the layers that can grow can shrink, too; `stays` has the reasons."""
+    fixed = {name: reason for name, reason in stays.items() if reason}
+    if not stays:
+        return
+    if not fixed:
+        console.print("All layers that can grow can shrink: `splitgrow prune`.")
+        return
+    console.print(
+        f"Of the layers that can grow, {len(stays) - len(fixed)} can shrink: `splitgrow prune`."
+        " These cannot:",
+        soft_wrap=True,
+    )
+    for name, reason in fixed.items():
+        console.print(f"  {name}: {reason}", soft_wrap=True)
 
 
 def _table(title: str, layers: Sequence[splitgrow.Layer]) -> Table:

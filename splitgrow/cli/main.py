@@ -20,6 +20,7 @@ from splitgrow.cli.arguments import (
     PositiveFloat,
     check_target,
     data_option,
+    input_option,
     limit_option,
     load_module,
     max_gb_option,
@@ -30,8 +31,9 @@ from splitgrow.cli.arguments import (
 )
 from splitgrow.cli.continual_commands import compare, continual
 from splitgrow.cli.grow_commands import grow
+from splitgrow.cli.prune_commands import prune
 from splitgrow.cli.settings import DemoSettings
-from splitgrow.cli.shapes import Shape, parse_shape
+from splitgrow.cli.shapes import Shape
 from splitgrow.cli.ways import KEEPING, LEARNING
 from splitgrow.errors import SplitGrowError
 
@@ -48,7 +50,7 @@ _setting = partial(setting_option, DemoSettings)
 
 # In a help text, \b keeps the lines of the paragraph that follows as they are.
 _HELP = f"""
-Grow PyTorch models while they train, and make them plain again to deploy.
+Grow and prune PyTorch models while they train, and make them plain again to deploy.
 
 {LEARNING} See `splitgrow grow`.
 
@@ -61,6 +63,8 @@ Examples:
   splitgrow demo --progressive --data cifar10.zip --epochs 3
   splitgrow inspect mymodels.resnet:make --input 1,3,224,224
   splitgrow grow mymodels.resnet:make --data cifar10.zip --factor 2
+  splitgrow prune mymodels.resnet:make --checkpoint run.pt --data cifar10.zip
+      --target macs=0.5 --epochs 3 --out smaller.safetensors
   splitgrow export mymodels.resnet:make run.safetensors plain.pt2
   splitgrow continual --method cpg --tasks 5 --out runs/cpg
   splitgrow compare runs/cpg runs/packnet
@@ -102,7 +106,7 @@ Examples:
 """
 
 _INSPECT_HELP = """
-List the layers of a model: which can grow, by which step, and which grow along.
+List the layers of a model: which can grow or shrink, by which step, and which go along.
 
 MODULE is importable from here, or the path of a .py file; FACTORY is a function without
 arguments that makes the model, a class, or a model itself. DIRECTORY has the config.json of a
@@ -163,25 +167,6 @@ def _version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
         version = "(not installed)"
     click.echo(f"splitgrow {version}")
     ctx.exit()
-
-
-def _shapes(
-    _ctx: click.Context, _option: click.Parameter, texts: tuple[str, ...]
-) -> tuple[Shape, ...]:
-    """The shapes that the texts stand for.
-
-    Raises:
-        click.BadParameter: if one is not a shape, or two have the same keyword.
-    """
-    try:
-        shapes = tuple(parse_shape(text) for text in texts)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-    keywords = [shape.keyword for shape in shapes if shape.keyword]
-    for keyword in set(keywords):
-        if keywords.count(keyword) > 1:
-            raise click.BadParameter(f"{keyword} is given more than once")
-    return shapes
 
 
 @click.group(cls=_Commands, help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -260,17 +245,9 @@ def demo(ctx: click.Context, /, *, out: Path | None, **options: Any) -> None:
     load_module("splitgrow.demos.presentation").run_demo(kind=kind, out=out or folder, **options)
 
 
-@main.command(help=_INSPECT_HELP, short_help="List the layers of a model that can grow.")
+@main.command(help=_INSPECT_HELP, short_help="List the layers of a model that can grow or shrink.")
 @click.argument("target", metavar="MODULE:FACTORY|DIRECTORY")
-@click.option(
-    "--input",
-    "inputs",
-    callback=_shapes,
-    multiple=True,
-    metavar="SHAPE",
-    help="Shape of an example input, with its dtype if it is not float32; once for each input. "
-    "NAME=SHAPE gives it by keyword.",
-)
+@input_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:
     """Loads the inspection, and runs it."""
@@ -311,5 +288,6 @@ def export(
 
 
 main.add_command(grow)
+main.add_command(prune)
 main.add_command(continual)
 main.add_command(compare)

@@ -163,6 +163,47 @@ class ArmBars:
             self.progress.console.print(arm_tables.growth(event))
 
 
+class RecoveryBars:
+    """The step of a pruning, the epoch after it, loss, and accuracy in training and test.
+
+    Args:
+        console: Where they show.
+        steps: The number of steps.
+        epochs: The epochs after each.
+    """
+
+    def __init__(self, console: Console, steps: int, epochs: int) -> None:
+        self.progress = _progress(
+            console, f"step {{task.fields[at]}}/{steps}", _EPOCHS, *_CLASSIFIED
+        )
+        self._epochs = epochs
+        self._task = TaskID(0)
+        self._means = RunningMeans()
+
+    def begin(self, step: int, training_steps: int, accuracy: float) -> None:
+        """Begins the training after a step, which left so much accuracy in the test."""
+        self._means = RunningMeans()
+        self._task = self.progress.add_task(
+            "",
+            total=training_steps,
+            at=step,
+            epochs=self._epochs,
+            epoch=1,
+            loss=0.0,
+            train=0.0,
+            test=accuracy,
+        )
+
+    def show_step(self, epoch: int, loss: float, accuracy: float) -> None:
+        """Updates the bar after a training step."""
+        loss, train = self._means.after(loss, accuracy)
+        self.progress.update(self._task, advance=1, epoch=epoch, loss=loss, train=train)
+
+    def show_test(self, accuracy: float) -> None:
+        """Updates the bar after an epoch."""
+        self.progress.update(self._task, test=accuracy)
+
+
 def _progress(console: Console, first: str, second: str, *numbers: str) -> Progress:
     return Progress(
         TextColumn(first),

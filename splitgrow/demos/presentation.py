@@ -94,7 +94,7 @@ def show(  # noqa: PLR0913
             seed=settings["seed"],
             limit=limit,
             size=size,
-            track=_track(live),
+            track=reading_bar(live),
             max_gb=max_gb,
         )
         chosen = view.settings(dataset, settings)
@@ -102,7 +102,7 @@ def show(  # noqa: PLR0913
         if preview is not None:
             preview(dataset, chosen)
             return
-        with _threads(threads or _threads_for(dataset)):
+        with threads_of(dataset, threads):
             result = _run(view, dataset, chosen, live, events)
         write_json(out / "results.json", result)
         report = view.report(result, out)
@@ -128,9 +128,10 @@ def _keep(events: Sequence[DemoEvent], out: Path) -> str:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_of(dataset: datasets.Dataset, count: int | None) -> Iterator[None]:
+    """Works with so many CPU threads, or with those that suit the images."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(count or _threads_for(dataset))
     try:
         yield
     finally:
@@ -146,7 +147,8 @@ def _threads_for(dataset: datasets.Dataset) -> int:
     return 1 if max(dataset.size) < TINY else torch.get_num_threads()
 
 
-def _track(console: Console) -> Callable[[Sequence[str], str], Iterable[str]]:
+def reading_bar(console: Console) -> Callable[[Sequence[str], str], Iterable[str]]:
+    """Shows the progress of reading picture files."""
     return lambda names, what: track(names, what, console=console, transient=True)
 
 

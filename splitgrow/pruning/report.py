@@ -90,8 +90,9 @@ class PruningReport:
         axes.set_yticks(places, [row.layer for row in self.rows], fontsize=7)
         axes.invert_yaxis()
         axes.margins(x=0.2, y=0.01)
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("units")
-        axes.legend(frameon=False, loc="lower right")
+        figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=7)
         axes.set_title(self._title(), loc="left", fontsize=10)
         without_frame_(axes)
         return save_figure(figure, path)
@@ -132,18 +133,28 @@ def report(edits: Edit | Iterable[Edit]) -> PruningReport:
             raise TypeError(f"edits are Edits, got {each!r:.80}")
     if not given:
         raise ValueError("edits is empty: there is nothing to report")
-    rows: dict[str, WidthChange] = {}
-    for edit in given:
-        items: tuple[LayerChange | Removal, ...] = (*edit.changes, *edit.removed)
-        for item in items:
-            first = rows[item.name].before if item.name in rows else item.width[0]
-            rows[item.name] = WidthChange(item.name, item.kind, first, item.width[1])
     shrunk = [edit for edit in given if edit.removed]
     counted = [edit.macs for edit in shrunk if edit.macs is not None]
     return PruningReport(
-        tuple(row for row in rows.values() if row.before != row.after),
+        tuple(row for row in _rows(given) if row.before != row.after),
         sum(item.parameters for edit in shrunk for item in edit.removed),
         (counted[0][0], counted[-1][1]) if counted and len(counted) == len(given) else None,
         tuple(edit.moved for edit in shrunk),
         tuple(dict.fromkeys(edit.criterion for edit in shrunk if edit.criterion)),
     )
+
+
+def _rows(edits: Iterable[Edit]) -> list[WidthChange]:
+    """The layers of some edits, in order of execution, which each edit has for its own layers."""
+    rows: dict[str, WidthChange] = {}
+    order: list[str] = []
+    for edit in edits:
+        items: tuple[LayerChange | Removal, ...] = (*edit.changes, *edit.removed)
+        place = 0
+        for item in items:
+            first = rows[item.name].before if item.name in rows else item.width[0]
+            rows[item.name] = WidthChange(item.name, item.kind, first, item.width[1])
+            if item.name not in order:
+                order.insert(place, item.name)
+            place = order.index(item.name) + 1
+    return [rows[name] for name in order]

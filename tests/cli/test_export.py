@@ -162,6 +162,37 @@ def test_a_program_runs_without_the_class_and_for_any_batch(grown: Any) -> None:
     assert_equal(program(X), splitgrow.merge(grown)(X))
 
 
+ALONE = """
+import torch
+from torch import nn
+
+class Any(nn.Linear):
+    def forward(self, x):
+        return super().forward(x)
+
+class One(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.reshape(1, 3))
+"""
+
+
+@pytest.mark.parametrize("name", ["Any", "One"])
+def test_a_program_of_an_example_of_one_sample_takes_any_batch_that_the_model_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alone.py").write_text(f"{ALONE}\ndef make():\n    return {name}(3, 4)\n")
+    made: dict[str, Any] = {}
+    exec(ALONE, made)
+    model: Any = splitgrow.growable(made[name](3, 4), X[:1])
+    splitgrow.save(model, "run.safetensors")
+    done = CliRunner().invoke(main, ["export", "alone.py:make", "run.safetensors", "a.pt2"])
+    assert done.exit_code == 0, done.output
+    program = torch.export.load("a.pt2").module()
+    for batch in (X[:1],) if name == "One" else (X[:1], X):
+        assert_equal(program(batch), model(batch))
+
+
 def test_an_earlier_generation_can_be_exported(grown: Any) -> None:
     done = export("plain.pt", "--generation", "0")
     assert done.exit_code == 0, done.output

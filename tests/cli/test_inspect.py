@@ -42,6 +42,14 @@ class Branching(nn.Linear):
     def forward(self, x):
         return super().forward(x) if x.sum() > 0 else x
 
+class Thin(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide, self.thin, self.last = nn.Linear(3, 4), nn.Linear(4, 1), nn.Linear(1, 2)
+
+    def forward(self, x):
+        return self.last(self.thin(self.wide(x)))
+
 class Holder:
     @staticmethod
     def make():
@@ -132,6 +140,27 @@ def test_a_layer_that_cannot_grow_says_why(models: str) -> None:
     assert mix["growable"] is False
     assert "extra" in str(mix["reason"])
     assert layers["out"]["growable"] is True
+
+
+def test_layers_that_can_grow_are_told_that_can_shrink_and_those_that_cannot(models: str) -> None:
+    _, printed, _ = _inspect(f"{models}:make", "--input", "1,3,8,8")
+    assert "All layers that can grow can shrink: `splitgrow prune`.\n" in printed
+    layers = _layers(f"{models}:Thin", "--input", "1,3")
+    assert {name: layer["shrinkable"] for name, layer in layers.items()} == {
+        "wide": True,
+        "thin": False,
+        "last": True,
+    }
+    assert layers["thin"]["growable"] is True
+    _, printed, _ = _inspect(f"{models}:Thin", "--input", "1,3")
+    assert "Of the layers that can grow, 2 can shrink: `splitgrow prune`. These cannot:" in printed
+    assert "  thin: 1 of the 1 channels of `thin` cannot go: " in printed
+
+
+def test_a_layer_that_cannot_grow_cannot_shrink_either(models: str) -> None:
+    """The list holds what the library does: the control is a layer that can."""
+    layers = _layers(f"{models}:Pair", "--input", "1,7:int64", "--input", "1,7,4")
+    assert (layers["mix"]["shrinkable"], layers["out"]["shrinkable"]) == (False, True)
 
 
 def test_inputs_are_given_by_keyword(models: Path) -> None:

@@ -31,7 +31,8 @@ def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["demo", "--help"], ["grow", "--help"], ["inspect", "-h"]]
+    "arguments",
+    [["--help"], ["demo", "--help"], ["grow", "--help"], ["prune", "-h"], ["inspect", "-h"]],
 )
 def test_help_has_examples(arguments: list[str]) -> None:
     outcome = CliRunner().invoke(main, arguments)
@@ -69,6 +70,8 @@ except SystemExit as end:
         (["demo", "--deeper", "--progressive"], 2),
         (["grow", "--help"], 0),
         (["grow", "mlp", "--every", "3", "--plateau", "2"], 2),
+        (["prune", "--help"], 0),
+        (["prune", "nets:make", "--amount", "0.5", "--criterion", "taylor"], 2),
         (["inspect"], 2),
     ],
 )
