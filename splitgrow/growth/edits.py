@@ -15,7 +15,7 @@ from splitgrow.utils.text_tables import aligned
 
 EDIT_VERSION = 2
 
-_MAPPINGS = ("request", "growth", "ways")
+_MAPPINGS = ("request", "growth", "ways", "folded")
 Insertions = tuple[tuple[int, int], ...]
 """Pairs of a position before the edit and the number of positions inserted there."""
 
@@ -201,13 +201,16 @@ class Edit:
             compared.
         loss: The loss before and after, if the initializer is not exact and was given one; of a
             random loss the mean of a few runs. It is the held-out loss if the initializer has one.
-        rewritten: The names of existing tensors to which its initializer gave other values.
+        rewritten: The names of existing tensors to which its initializer, or `folded`, gave other
+            values.
         absorbed: The paths of the layers and tensors that it makes plain.
         removed: The channels that layers lose.
         gives_up: The closed generations that can no longer be recovered, since they lose units.
         criterion: The criterion that chose the units that go, by name.
         macs: The multiply-adds of a forward pass for one sample before and after, where pruning
             could count them.
+        folded: By layer the number of its inputs that went and had the same value for every input
+            of the model. Its bias holds their part.
     """
 
     index: int
@@ -230,6 +233,7 @@ class Edit:
     gives_up: tuple[int, ...] = ()
     criterion: str = ""
     macs: tuple[int, int] | None = None
+    folded: Mapping[str, int] = field(default_factory=dict, hash=False)
     version: int = field(default=EDIT_VERSION)
 
     def __post_init__(self) -> None:
@@ -328,6 +332,8 @@ class Edit:
             lines.append(f"  criterion {self.criterion!r} chose them")
         if self.macs is not None:
             lines.append("  multiply-adds for one sample: {:,} -> {:,}".format(*self.macs))
+        for name, count in self.folded.items():
+            lines.append(f"  the bias of {name} holds {count} constant{'s' if count > 1 else ''}")
         if self.moved is not None:
             lines.append(f"  the outputs moved by {self.moved:.1%} of the largest")
         for generation in self.gives_up:

@@ -84,8 +84,13 @@ class PruneMethods(GrowingBase):
         all that stays. A norm over all channels makes up for those that had joined it, as long as
         they are there. Closed generations stay as they are, bit for bit, if only newer channels go.
 
-        Channels that nothing reads go without a change of the function. For others the edit says
-        how far the outputs on the example inputs have moved, relative to the largest (`moved`).
+        Channels that nothing reads go without a change of the function. So do, in evaluation mode,
+        channels with the same value for every input: those of zero weights, of a norm's zero scale,
+        and those made of such channels alone. The biases that read them take their part over
+        (`folded`). Only a Linear can, or a convolution that pads with no zeros, with a bias that no
+        closed generation shows; in training mode a batch norm or a dropout on the way may differ.
+        For other channels the edit says how far the outputs on the example inputs have moved,
+        relative to the largest (`moved`).
 
         Args:
             request: By layers' names or indices the channels that go, counted from 0; or how many,
@@ -98,7 +103,7 @@ class PruneMethods(GrowingBase):
             optimizer: One or several optimizers. Parameters that get smaller are others, in the
                 same places of their groups, with the same part of the state.
             check: Whether to compare the outputs with those of the model while nothing reads the
-                channels. Where a norm over all channels, or a function, reads them, only their
+                channels, and with those before if all that go are constant. Where a norm over all channels, or a function, reads them, only their
                 shapes are compared.
 
         Returns:

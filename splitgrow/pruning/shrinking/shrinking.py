@@ -23,7 +23,7 @@ from splitgrow.growth.edit_check import Unchanged, before_edit
 from splitgrow.growth.edits import Edit, Removal
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.module_numbers import change_
-from splitgrow.growth.optimizer_merge import plan_replacing, replace_
+from splitgrow.growth.optimizer_merge import JointParameter, plan_replacing, replace_
 from splitgrow.growth.optimizers import leave_
 from splitgrow.growth.planning import find_node
 from splitgrow.growth.shrinking.narrowing import (
@@ -41,6 +41,7 @@ from splitgrow.pruning.shrinking.chosen_units import (
     removals_of,
     requested_units,
 )
+from splitgrow.pruning.shrinking.folding import Folding, fold_, plan_folding
 from splitgrow.pruning.shrinking.silencing import read_nothing_
 from splitgrow.utils.rollback import Undo, temporarily
 
@@ -70,7 +71,8 @@ def plan_shrinking(
     check_structure(model, history)
     units = requested_units(history.graph, history.modules, request, round_to)
     names = {find_node(history.graph, layer).name for layer in request}
-    return _planned(history, units, names, give_up=give_up)[0]
+    edit, _ = _planned(history, units, names, give_up=give_up)
+    return plan_folding(model, history, units, edit.gives_up).noted(edit)
 
 
 def _planned(
@@ -166,8 +168,14 @@ def take_out_(  # noqa: PLR0913
     if first:
         _make_plain_(undo, model, history, first, optimizer)
         edit, layers = _planned(history, units, names, give_up=give_up)
+<<<<<<< HEAD
     if prepare is not None:
         prepare()
+=======
+    folding = plan_folding(model, history, units, edit.gives_up)
+    edit = folding.noted(edit)
+    fold_(folding, undo)
+>>>>>>> 0981872 (Shrinking: the biases of readers take over constants that go)
     stays = _staying(history.graph, units)
     silent = _without(model, history, units) if before is not None else None
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -184,6 +192,7 @@ def take_out_(  # noqa: PLR0913
     gone = [parameter for key, parameter in there.items() if key not in here]
     if gone:
         leave_(optimizer, gone, undo)
+    edit = replace(edit, rewritten=_rewritten(model, folding, parameters))
     history.graph = replace(history.graph, groups=history.graph.groups.grown(edit.growth))
     history.modules = structure(model)
     history.edits = [*history.edits, edit]
@@ -191,9 +200,20 @@ def take_out_(  # noqa: PLR0913
     if any(layer.new_kind for layer in layers):
         history.graph = analyse_again(model, history.inputs, history.broken, history.graph)
     if before is not None:
-        edit = _held_to(edit, model, history, before, silent, stays)
+        exact = folding.exact and bool(folding.folds)
+        edit = _held_to(edit, model, history, before, silent, stays, exact=exact)
         history.edits = [*history.edits[:-1], edit]
     return edit
+
+
+def _rewritten(
+    model: nn.Module, folding: Folding, smaller: Iterable[JointParameter]
+) -> tuple[str, ...]:
+    """The present names of the biases that have taken over constants."""
+    others = {id(joint.older[0]): id(joint.parameter) for joint in smaller}
+    changed = {id(bias) for fold in folding.folds for bias, _ in fold.biases}
+    changed = {others.get(key, key) for key in changed}
+    return tuple(name for name, p in model.named_parameters() if id(p) in changed)
 
 
 def _let_go_(model: nn.Module, history: History, edit: Edit) -> None:
@@ -285,8 +305,19 @@ def _held_to(
     before: Unchanged,
     silent: Sequence[Tensor] | None,
     stays: Sequence[Sequence[Tensor]],
+    *,
+    exact: bool,
 ) -> Edit:
     """Makes sure that a model without some units computes as if nothing read them.
+
+    Args:
+        edit: The edit.
+        model: The model.
+        history: Its history.
+        before: Its results before.
+        silent: Its outputs when nothing read the units; None where that is another function.
+        stays: The parts of the outputs that stay.
+        exact: Whether it has to compute the same as before, since constants were all that it lost.
 
     Returns:
         The edit, with the measured change of the outputs.
@@ -313,6 +344,11 @@ def _held_to(
                 f"of the largest output, where {found.tolerance:.0e} is rounding; {_WAY_OUT}"
             )
     found = compared(now, _part(before.outputs, stays), lambda: run(noisy=True))
+    if exact and not found.same:
+        raise InexactError(
+            f"it would change what the model computes, by {found.difference:.1e} of the largest "
+            f"output, where {found.tolerance:.0e} is rounding, though only constants go; {_WAY_OUT}"
+        )
     return replace(edit, moved=None if found.same else found.difference)
 
 
