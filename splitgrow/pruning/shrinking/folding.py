@@ -35,6 +35,7 @@ from splitgrow.pruning.dead_units.constant_propagation import (
 )
 from splitgrow.pruning.dead_units.constants import Known, may_make, passes_constants
 from splitgrow.pruning.dead_units.weight_connections import contributed, has_weights, sections
+from splitgrow.pruning.giving_up import born_at
 from splitgrow.pruning.shrinking.chosen_units import Chosen, UnitsByGroup
 from splitgrow.utils.preserve import ignore_warnings_, keep_modes_, keep_random_states_
 from splitgrow.utils.rollback import Undo, temporarily
@@ -271,7 +272,7 @@ def _open_biases(
     since, shared = fixed
     layer = history.modules[node.name]
     composition = split_of(layer).composition()
-    first = max((e for path, e in _insertions(history) if node.path.startswith(path)), default=0)
+    first = born_at(history, node.path)
     if "bias" not in composition.layer_type.tensors(composition.original):
         return
     for index, block in enumerate(composition.modules):
@@ -283,10 +284,3 @@ def _open_biases(
             continue
         places = regions(composition.places(index, "bias"), 1)
         yield bias, [(there, own) for (there,), (own,) in places]
-
-
-def _insertions(history: History) -> Iterator[tuple[str, int]]:
-    """The paths of what was inserted, each with the number of its edit."""
-    for edit in history.edits:
-        for item in edit.inserted:
-            yield f"{item.name}.", edit.index

@@ -17,7 +17,7 @@ from splitgrow.analysis.output_comparison import (
     fitting,
     outputs_of,
 )
-from splitgrow.errors import GenerationError, InexactError, UnsupportedLayerError
+from splitgrow.errors import InexactError, UnsupportedLayerError
 from splitgrow.growth.absorption import absorb_these_, absorbable
 from splitgrow.growth.edit_check import Unchanged, before_edit
 from splitgrow.growth.edits import Edit, Removal
@@ -34,6 +34,7 @@ from splitgrow.growth.shrinking.narrowing import (
 )
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.tensor_holder import layer_at
+from splitgrow.pruning.giving_up import born_at, let_go_, lost_generations, refuse_loss
 from splitgrow.pruning.shrinking.chosen_units import (
     Chosen,
     UnitsByGroup,
@@ -86,13 +87,7 @@ def _planned(
     ]
     removals = [layer.removal for layer in layers]
     lost = _given_up(history, layers)
-    if lost and not give_up:
-        names = ", ".join(map(str, lost))
-        raise GenerationError(
-            f"units of closed generation{'s' if len(lost) > 1 else ''} {names} would go, and "
-            f"`at` could show {'them' if len(lost) > 1 else 'it'} no more; pass give_up=True to "
-            f"give {'them' if len(lost) > 1 else 'it'} up, or take out newer units"
-        )
+    refuse_loss(lost, "units", ", or take out newer units", give_up=give_up)
     edit = Edit(
         len(history.edits) + 1,
         history.generation,
@@ -127,20 +122,13 @@ def _lost(layer: SmallerLayer) -> int:
 
 def _given_up(history: History, layers: Iterable[SmallerLayer]) -> tuple[int, ...]:
     """The closed generations that units belong to which go."""
-    inserted = [(f"{item.name}.", e.index) for e in history.edits for item in e.inserted]
     births: set[int] = set()
     for layer in layers:
         own = layer.split.ins.births_at(layer.removal.ins)
         own |= layer.split.outs.births_at(layer.removal.outs)
-        path = f"{layer.removal.path}."
-        first = max((edit for name, edit in inserted if path.startswith(name)), default=0)
+        first = born_at(history, layer.removal.path)
         births |= {max(birth, first) for birth in own}  # a layer is no older than its insertion
-    known = {generation for edit in history.edits for generation in edit.gives_up}
-    return tuple(
-        generation
-        for generation in range(history.exact_from, history.generation)
-        if generation not in known and min(births, default=0) <= history.last_edit(generation)
-    )
+    return lost_generations(history, min(births, default=0))
 
 
 def take_out_(  # noqa: PLR0913
@@ -196,7 +184,7 @@ def take_out_(  # noqa: PLR0913
     history.graph = replace(history.graph, groups=history.graph.groups.grown(edit.growth))
     history.modules = structure(model)
     history.edits = [*history.edits, edit]
-    _let_go_(model, history, edit)
+    let_go_(model, history, edit)
     if any(layer.new_kind for layer in layers):
         history.graph = analyse_again(model, history.inputs, history.broken, history.graph)
     if before is not None:
@@ -214,20 +202,6 @@ def _rewritten(
     changed = {id(bias) for fold in folding.folds for bias, _ in fold.biases}
     changed = {others.get(key, key) for key in changed}
     return tuple(name for name, p in model.named_parameters() if id(p) in changed)
-
-
-def _let_go_(model: nn.Module, history: History, edit: Edit) -> None:
-    """Drops all that is kept of blocks that have gone, and to show generations that are given up.
-
-    The caller keeps the history.
-    """
-    here = {id(module) for module in model.modules()}
-    history.frozen = {
-        generation: [(module, name) for module, name in owned if id(module) in here]
-        for generation, owned in history.frozen.items()
-    }
-    history.states = {g: own for g, own in history.states.items() if g not in edit.gives_up}
-    history.shares = {g: own for g, own in history.shares.items() if g not in edit.gives_up}
 
 
 def _make_plain_(
