@@ -115,7 +115,8 @@ class PruneMethods(GrowingBase):
             ValueError: If there is no such layer or channel, only a part of a unit would go, or all
                 units of a layer.
             FixedWidthError: If a layer's width is fixed.
-            UnsupportedLayerError: If a layer computes its weight, or a tensor has hooks.
+            UnsupportedLayerError: If a parametrization computes a layer's weight of parts that do
+                not make a part of it, or a tensor has hooks. Weight norm can lose channels.
             GenerationError: If closed generations would lose channels without `give_up`.
             OptimizerError: If an optimizer's state lies in a way that is not known.
             InexactError: If `check` finds that more than those channels would change.
