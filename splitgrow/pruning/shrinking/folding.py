@@ -65,7 +65,8 @@ class Folding:
 
     Attributes:
         folds: Those of each layer that has any.
-        exact: Whether the edit then changes no output, as far as weights and constants tell.
+        exact: Whether the edit then changes no output, as far as weights and constants tell, and
+            there are any.
     """
 
     folds: tuple[Fold, ...] = ()
@@ -110,7 +111,7 @@ def plan_folding(
             fold = _fold(history, node, layers[node], (goes, known), (open_since, shared))
             exact = exact and fold.whole
             folds += [fold] if fold.biases else []
-    exact = exact and history.graph.ways.keys().isdisjoint(units)
+    exact = exact and bool(folds) and history.graph.ways.keys().isdisjoint(units)
     return Folding(tuple(folds), exact)
 
 

@@ -156,14 +156,13 @@ def take_out_(  # noqa: PLR0913
     if first:
         _make_plain_(undo, model, history, first, optimizer)
         edit, layers = _planned(history, units, names, give_up=give_up)
-<<<<<<< HEAD
     if prepare is not None:
         prepare()
-=======
-    folding = plan_folding(model, history, units, edit.gives_up)
+        folding = Folding()  # they make up for constants as well
+    else:
+        folding = plan_folding(model, history, units, edit.gives_up)
     edit = folding.noted(edit)
     fold_(folding, undo)
->>>>>>> 0981872 (Shrinking: the biases of readers take over constants that go)
     stays = _staying(history.graph, units)
     silent = _without(model, history, units) if before is not None else None
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -176,10 +175,7 @@ def take_out_(  # noqa: PLR0913
     for number in edit.numbers:
         change_(history.modules[number.module], number.attribute, number.value[1], undo)
     replace_(replacing, undo)
-    here = {id(parameter) for parameter in model.parameters()}
-    gone = [parameter for key, parameter in there.items() if key not in here]
-    if gone:
-        leave_(optimizer, gone, undo)
+    leave_(optimizer, _gone(there, model), undo)
     edit = replace(edit, rewritten=_rewritten(model, folding, parameters))
     history.graph = replace(history.graph, groups=history.graph.groups.grown(edit.growth))
     history.modules = structure(model)
@@ -188,10 +184,15 @@ def take_out_(  # noqa: PLR0913
     if any(layer.new_kind for layer in layers):
         history.graph = analyse_again(model, history.inputs, history.broken, history.graph)
     if before is not None:
-        exact = folding.exact and bool(folding.folds)
-        edit = _held_to(edit, model, history, before, silent, stays, exact=exact)
+        edit = _held_to(edit, model, history, before, silent, stays, exact=folding.exact)
         history.edits = [*history.edits[:-1], edit]
     return edit
+
+
+def _gone(there: Mapping[int, nn.Parameter], model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a model no longer has."""
+    here = {id(parameter) for parameter in model.parameters()}
+    return [parameter for key, parameter in there.items() if key not in here]
 
 
 def _rewritten(
