@@ -282,7 +282,8 @@ class PruneMethods(GrowingBase):
 
         What `insert_layer` inserted goes with all that was inserted or has grown in it. The outputs
         stay as they are if it changes nothing now; otherwise the edit says how far those on the
-        example inputs have moved, relative to the largest (`moved`).
+        example inputs have moved, relative to the largest (`moved`). A generation that the
+        insertion closed stays closed.
 
         A module of the model itself can go if it returns the one tensor that it gets, on the
         example inputs and on noisy ones, in both modes: a residual block whose branch ends in
