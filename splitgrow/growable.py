@@ -35,10 +35,11 @@ def growable(
     gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `mixtures`,
     `runs`, `generation`), to plan (`plan`, `plan_insertion`, `plan_experts`, `plan_shrinking`), to
     grow (`expand_layer`, `expand`, `expand_input`, `expand_vocabulary`, `expand_experts`,
-    `insert_layer`), to shrink (`shrink_layer`, `shrink`, `prune`), to handle generations
-    (`next_generation`, `at`, `unfreeze`), and to train (`generation_parameters`, `parameters_of`,
-    `param_groups`, `consolidate`, `absorb`). A name that the model uses itself stays the model's,
-    with a warning; `splitgrow.handle(model)` then has the method. It has `edits`, too: all so far.
+    `insert_layer`), to shrink (`shrink_layer`, `shrink`, `prune`, `remove_layer`), to handle
+    generations (`next_generation`, `at`, `unfreeze`), and to train (`generation_parameters`,
+    `parameters_of`, `param_groups`, `consolidate`, `absorb`). A name that the model uses itself
+    stays the model's, with a warning; `splitgrow.handle(model)` then has the method. It has
+    `edits`, too: all so far.
     No type of Python's is both the model's class and a growable model, so the result is `Any` for
     type checkers; what `splitgrow.handle` returns has the methods with their types.
 

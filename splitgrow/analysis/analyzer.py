@@ -45,24 +45,6 @@ from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.source_lines import levels_to_caller
 
 
-def analyse_with_free_input(
-    model: nn.Module, inputs: ExampleCall, name: str
-) -> tuple[ChannelGraph, tuple[Axis, ...]]:
-    """The channel graph of a model in which one of its inputs may become wider, too.
-
-    Args:
-        model: Any module. It is not changed.
-        inputs: The example call.
-        name: The name of one of forward's arguments, a tensor.
-
-    Returns:
-        The graph, and the axes of that input.
-    """
-    analysis = _Analysis(model, free_input=name)
-    analysis.run([trace_model(model, inputs, training=False)])
-    return analysis.graph, analysis.free_axes
-
-
 def analyse(
     model: nn.Module, inputs: ExampleCall, known: ChannelGraph | None = None
 ) -> ChannelGraph:
@@ -143,15 +125,15 @@ def _may_ask_for_the_mode(model: nn.Module) -> bool:
     return may_ask_for_the_mode(m for name, m in modules if not (name and is_leaf(m)))
 
 
-def _best(model: nn.Module, runs: Sequence[Trace], known: ChannelGraph | None) -> _Analysis:
+def _best(model: nn.Module, runs: Sequence[Trace], known: ChannelGraph | None) -> Analysis:
     if known is not None and known.choices:
-        again = _Analysis(model, preferred=known.chosen).run(runs)
+        again = Analysis(model, preferred=known.chosen).run(runs)
         if known.choices.issuperset(choice.place for choice in again.choices):
             return again
-    return best_of(lambda preferred: _Analysis(model, preferred=preferred).run(runs))
+    return best_of(lambda preferred: Analysis(model, preferred=preferred).run(runs))
 
 
-class _Analysis(Sources):
+class Analysis(Sources):
     """One pass over the traces of a model's forward."""
 
     def __init__(
@@ -173,7 +155,7 @@ class _Analysis(Sources):
         for name, module in model.named_modules(remove_duplicate=False):
             self.graph.aliases[name] = names.get(id(module), name)  # not that of a wrapper
 
-    def run(self, runs: Sequence[Trace]) -> _Analysis:
+    def run(self, runs: Sequence[Trace]) -> Analysis:
         """Follows the channels through all traces."""
         for trace in runs:
             self.refusals.update({**trace.recorder.strays, **self.refusals})

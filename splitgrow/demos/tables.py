@@ -59,9 +59,14 @@ def what(edit: Edit) -> str:
         return f"blocks of {len(edit.joined)} layers joined"
     if edit.absorbed:
         return f"{len(edit.absorbed)} layers made plain"
+    if edit.removed_layers:
+        return f"{', '.join(item.name for item in edit.removed_layers)} taken out"
     count = sum(edit.request.values())
-    units = f"{count} unit{'s' if count != 1 else ''}"
-    return f"{units} more in {next(iter(edit.request))}" if len(edit.request) == 1 else units
+    units = f"{abs(count)} unit{'s' if abs(count) != 1 else ''}"
+    how = "fewer" if edit.removed else "more"
+    if len(edit.request) == 1:
+        return f"{units} {how} in {next(iter(edit.request))}"
+    return f"{units} {how}" if edit.removed else units
 
 
 def place_of(host: str) -> str:
@@ -90,6 +95,14 @@ def edit_rows(edit: Edit) -> list[tuple[str, str, str, str, str]]:
             f"{change.parameters:,}",
         )
         for change in edit.changes
+    ]
+    rows += [
+        (item.name, item.kind, arrow(item.width), arrow(item.in_width), f"-{item.parameters:,}")
+        for item in edit.removed
+    ]
+    rows += [
+        (item.name, f"taken out: {item.type}", "", "", f"-{item.parameters:,}")
+        for item in edit.removed_layers
     ]
     return rows
 

@@ -174,7 +174,7 @@ def _given_modules(model: nn.Module, since: int) -> dict[str, nn.Module]:
         )
         for edit in history_of(model).edits[since:]
         for insertion in edit.inserted
-        if "given" in insertion.recipe
+        if "given" in insertion.recipe and insertion.name in modules  # it may be gone again
     }
 
 

@@ -196,7 +196,7 @@ def _tell(reason: str) -> None:
 def _first_difference(model: nn.Module, history: History, tolerance: float) -> str:
     """The place where values first differ from those without the last edit, for the message."""
     last = history.edits[-1]
-    if last.joined or last.absorbed or last.removed:  # the earlier blocks are gone
+    if last.joined or last.absorbed or last.removed or last.removed_layers:  # earlier blocks went
         return ""
     inputs, before = fitting(model, history.inputs), list[Value]()
     touched = history.graph.touched

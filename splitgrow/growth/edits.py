@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from splitgrow.growth.removing.record import LayerRemoval
 from splitgrow.layers.tensor_holder import blocks_path
 from splitgrow.layers.types import TensorUse
 from splitgrow.utils.json_records import read_record, written
@@ -15,7 +16,7 @@ from splitgrow.utils.text_tables import aligned
 
 EDIT_VERSION = 2
 
-_MAPPINGS = ("request", "growth", "ways")
+_MAPPINGS = ("request", "growth", "ways", "folded")
 Insertions = tuple[tuple[int, int], ...]
 """Pairs of a position before the edit and the number of positions inserted there."""
 
@@ -196,18 +197,21 @@ class Edit:
         initializer: The initializer of the new blocks, by name.
         ways: For groups that a norm over all channels reads, the way in which they grow: "zero",
             "average" or "duplicate".
-        moved: How far an initializer that is not exact, or the loss of units, has moved the outputs
-            on the example inputs, relative to the largest; None if it has not, or outputs were not
-            compared.
+        moved: How far an initializer that is not exact, or a loss, has moved the outputs on the
+            example inputs, relative to the largest; None if it has not, or none were compared.
         loss: The loss before and after, if the initializer is not exact and was given one; of a
             random loss the mean of a few runs. It is the held-out loss if the initializer has one.
-        rewritten: The names of existing tensors to which its initializer gave other values.
+        rewritten: The names of existing tensors to which its initializer, or `folded`, gave other
+            values.
         absorbed: The paths of the layers and tensors that it makes plain.
         removed: The channels that layers lose.
         gives_up: The closed generations that can no longer be recovered, since they lose units.
         criterion: The criterion that chose the units that go, by name.
         macs: The multiply-adds of a forward pass for one sample before and after, where pruning
             could count them.
+        folded: By layer the number of its inputs that went and had the same value for every input
+            of the model. Its bias holds their part.
+        removed_layers: The layers that it takes out.
     """
 
     index: int
@@ -230,6 +234,8 @@ class Edit:
     gives_up: tuple[int, ...] = ()
     criterion: str = ""
     macs: tuple[int, int] | None = None
+    folded: Mapping[str, int] = field(default_factory=dict, hash=False)
+    removed_layers: tuple[LayerRemoval, ...] = ()
     version: int = field(default=EDIT_VERSION)
 
     def __post_init__(self) -> None:
@@ -264,6 +270,7 @@ class Edit:
         yield from (item.host for item in self.inserted)
         yield from self.absorbed
         yield from (item.name for item in self.removed)
+        yield from (item.name for item in self.removed_layers)
 
     def to_json(self) -> str:
         """The edit as JSON."""
@@ -308,6 +315,9 @@ class Edit:
         if self.absorbed:
             count = len(self.absorbed)
             return f"{head}: makes {count} layer{'s' if count > 1 else ''} plain"
+        if self.removed_layers:
+            gone = "; ".join(map(str, self.removed_layers))
+            return "\n".join((f"{head}: {gone}", *self._lines_of_loss()))
         if self.inserted and not self.changes:
             return "\n".join(f"{head}: inserts {item}" for item in self.inserted)
         asked = ", ".join(f"{name} {units:+}" for name, units in self.request.items())
@@ -328,11 +338,15 @@ class Edit:
             lines.append(f"  criterion {self.criterion!r} chose them")
         if self.macs is not None:
             lines.append("  multiply-adds for one sample: {:,} -> {:,}".format(*self.macs))
+        for name, count in self.folded.items():
+            lines.append(f"  the bias of {name} holds {count} constant{'s' if count > 1 else ''}")
+        return [*lines, *self._lines_of_loss()]
+
+    def _lines_of_loss(self) -> Iterator[str]:
         if self.moved is not None:
-            lines.append(f"  the outputs moved by {self.moved:.1%} of the largest")
+            yield f"  the outputs moved by {self.moved:.1%} of the largest"
         for generation in self.gives_up:
-            lines.append(f"  generation {generation} can no longer be recovered")
-        return lines
+            yield f"  generation {generation} can no longer be recovered"
 
     def _lines_of_numbers(self) -> Iterator[str]:
         for number in self.numbers:

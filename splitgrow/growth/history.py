@@ -327,7 +327,9 @@ def show_edit_(model: nn.Module, history: History, view: int | None, undo: Undo)
             undo.on_failure(partial(setattr, module, "view", module.view))
             module.view = view
     for (name, attribute), number in numbers_at(history.edits, view).items():
-        change_(history.modules[name], attribute, number, undo)
+        holder = history.modules.get(name)  # None if it was taken out
+        if holder is not None and held_number(holder, attribute) is not None:
+            change_(holder, attribute, number, undo)
 
 
 def view_(model: nn.Module, history: History, generation: int, undo: Undo) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from splitgrow.analysis.analyzer import analyse_with_free_input
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Axis, groups_of
 from splitgrow.analysis.named_numbers import numbers_of_input
+from splitgrow.analysis.single_runs import analyse_with_free_input
 from splitgrow.errors import FixedWidthError
 from splitgrow.growth.apply import carry_out_, held_to
 from splitgrow.growth.edit_check import before_edit

@@ -48,14 +48,21 @@ class PlaceNumber:
 
 
 def place_numbers(blocks: Sequence[nn.Module]) -> list[PlaceNumber]:
-    """The attributes that count on from block to block, by value and by what their names say."""
+    """The attributes that count on from block to block, by value and by what their names say.
+
+    An Identity is in the place of a block that was taken out.
+    """
+    known = [(n, block) for n, block in enumerate(blocks) if type(block) is not nn.Identity]
+    if not known:
+        return []
+    (start, one), *others = known
     found = [
-        PlaceNumber(path, name, first)
-        for path, module in dict(blocks[0].named_modules()).items()
-        for name, first in vars(module).items()
-        if type(first) is int and _PLACE.search(name)
+        PlaceNumber(path, name, value - start)
+        for path, module in dict(one.named_modules()).items()
+        for name, value in vars(module).items()
+        if type(value) is int and _PLACE.search(name)
     ]
-    for place, block in enumerate(blocks[1:], 1):
+    for place, block in others:
         modules = dict(block.named_modules())
         own = ((n, vars(modules[n.path])) for n in found if n.path in modules)
         found = [number for number, held in own if held.get(number.name) == number.first + place]

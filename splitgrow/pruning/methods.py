@@ -12,6 +12,7 @@ from splitgrow.growth.growing import GrowingBase
 from splitgrow.pruning.choosing import Scope
 from splitgrow.pruning.criteria.criterion import Criterion
 from splitgrow.pruning.prune import make_prune_plan, prune_step_, settings_of
+from splitgrow.pruning.removing.removing import remove_layer_
 from splitgrow.pruning.shrinking.shrinking import plan_shrinking, take_out_
 from splitgrow.pruning.target import Target
 
@@ -84,8 +85,13 @@ class PruneMethods(GrowingBase):
         all that stays. A norm over all channels makes up for those that had joined it, as long as
         they are there. Closed generations stay as they are, bit for bit, if only newer channels go.
 
-        Channels that nothing reads go without a change of the function. For others the edit says
-        how far the outputs on the example inputs have moved, relative to the largest (`moved`).
+        Channels that nothing reads go without a change of the function. So do, in evaluation mode,
+        channels with the same value for every input: those of zero weights, of a norm's zero scale,
+        and those made of such channels alone. The biases that read them take their part over
+        (`folded`). Only a Linear can, or a convolution that pads with no zeros, with a bias that no
+        closed generation shows; in training mode a batch norm or a dropout on the way may differ.
+        For other channels the edit says how far the outputs on the example inputs have moved,
+        relative to the largest (`moved`).
 
         Args:
             request: By layers' names or indices the channels that go, counted from 0; or how many,
@@ -98,8 +104,8 @@ class PruneMethods(GrowingBase):
             optimizer: One or several optimizers. Parameters that get smaller are others, in the
                 same places of their groups, with the same part of the state.
             check: Whether to compare the outputs with those of the model while nothing reads the
-                channels. Where a norm over all channels, or a function, reads them, only their
-                shapes are compared.
+                channels, and with those before if all that go are constant. Where a norm over all
+                channels, or a function, reads them, only their shapes are compared.
 
         Returns:
             The edit.
@@ -109,7 +115,8 @@ class PruneMethods(GrowingBase):
             ValueError: If there is no such layer or channel, only a part of a unit would go, or all
                 units of a layer.
             FixedWidthError: If a layer's width is fixed.
-            UnsupportedLayerError: If a layer computes its weight, or a tensor has hooks.
+            UnsupportedLayerError: If a parametrization computes a layer's weight of parts that do
+                not make a part of it, or a tensor has hooks. Weight norm can lose channels.
             GenerationError: If closed generations would lose channels without `give_up`.
             OptimizerError: If an optimizer's state lies in a way that is not known.
             InexactError: If `check` finds that more than those channels would change.
@@ -262,3 +269,62 @@ class PruneMethods(GrowingBase):
                 f"may go from any"
             )
         return edit
+
+    def remove_layer(
+        self,
+        name: str,
+        *,
+        give_up: bool = False,
+        optimizer: object = None,
+        check: bool = True,
+    ) -> Edit:
+        """Takes a layer out: one that was inserted, or a module that adds nothing.
+
+        What `insert_layer` inserted goes with all that was inserted or has grown in it. The outputs
+        stay as they are if it changes nothing now; otherwise the edit says how far those on the
+        example inputs have moved, relative to the largest (`moved`). A generation that the
+        insertion closed stays closed.
+
+        A module of the model itself can go if it returns the one tensor that it gets, on the
+        example inputs and on noisy ones, in both modes: a residual block whose branch ends in
+        zeros, for one. An Identity is there then, so that paths and indices stay.
+
+        Args:
+            name: The path of the layer: ``edit.inserted[0].name`` of an insertion, or that of a
+                module.
+            give_up: Whether closed generations may lose it; they can no longer be recovered then.
+            optimizer: One or several optimizers, which the parameters leave.
+            check: Whether to compare the outputs before and after.
+
+        Returns:
+            The edit.
+
+        Raises:
+            TypeError: If an argument is of another type.
+            ValueError: If there is no such module.
+            UnsupportedLayerError: If it cannot go; the error says why.
+            GenerationError: If closed generations would lose it without `give_up`.
+            InexactError: If the model no longer runs, or `check` finds that a module of its own
+                added something.
+            StructureChangedError: If the model was changed by hand since it was analysed.
+
+        In all these cases model and optimizer are as before.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> from torch import nn
+            >>> net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.insert_layer("0", "residual")
+            >>> edit = net.remove_layer(edit.inserted[0].name)
+            >>> edit.removed_layers[0].name, edit.removed_layers[0].parameters, edit.moved
+            ('1.inserted1', 40, None)
+        """
+        return self._growth(
+            "take a layer out",
+            remove_layer_,
+            name,
+            give_up=give_up,
+            optimizer=optimizer,
+            check=check,
+        )

@@ -56,3 +56,15 @@ def test_an_edit_that_makes_layers_plain_is_shown() -> None:
     edit = Edit(3, 1, None, {}, {}, (), absorbed=("stem", "head"))
     assert tables.what(edit) == "2 layers made plain"
     assert tables.edit_rows(edit)[1] == ("head", "made plain", "", "", "0")
+
+
+def test_edits_that_take_units_and_layers_out_are_shown() -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
+    handle = splitgrow.handle(splitgrow.growable(net, torch.ones(1, 2)))
+    fewer = handle.shrink({"0": [0, 1]})
+    name = handle.insert_layer("0", "residual").inserted[0].name
+    gone = handle.remove_layer(name)
+    assert tables.what(fewer) == "2 units fewer in 0"
+    assert tables.edit_rows(fewer)[0] == ("0", "Linear", "4 -> 2", "2", "-6")
+    assert tables.what(gone) == f"{name} taken out"
+    assert tables.edit_rows(gone) == [(name, "taken out: Linear + ReLU + Linear", "", "", "-12")]

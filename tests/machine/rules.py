@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from machine import acts, laws, shrinking, trips
+from machine import acts, laws, removing, shrinking, trips
 from machine.averages import MAKERS
 from machine.life import Life, Refused
 from machine.training import CLASSES, GROUPINGS
@@ -84,6 +84,11 @@ class Machine(RuleBasedStateMachine):
     def shrink(self, layer: int, by: int, how: str, n: int, to: int, **rest: Any) -> None:
         self.do(shrinking.shrink, [layer, layer + by], how, n, round_to=to, **rest)
 
+    @precondition(lambda self: self.life.mirror.inserted)
+    @rule(index=small, give_up=st.sampled_from((False, True)), tell=flags)
+    def remove(self, index: int, give_up: bool, tell: bool) -> None:
+        self.do(removing.remove, index, give_up=give_up, tell=tell)
+
     @precondition(grows)
     @rule(layer=small, how=st.sampled_from(shrinking.HOWS), n=st.integers(1, 3), seed=seeds,
           freeze=flags, optimizer=st.sampled_from(CLASSES),
@@ -102,6 +107,24 @@ class Machine(RuleBasedStateMachine):
         self.do(
             shrinking.shrink, [layer], how, n, seed=seed, round_to=1, give_up=give_up, tell=True
         )
+
+    @precondition(grows)
+    @rule(place=small, kind=st.sampled_from(acts.KINDS), seed=seeds,
+          optimizer=st.sampled_from(CLASSES),
+          grouping=st.sampled_from(sorted(GROUPINGS)))  # fmt: skip
+    def insert_train_and_remove(
+        self, place: int, kind: str, seed: int, optimizer: str, grouping: str
+    ) -> None:
+        """A layer goes that has an optimizer's state and averages."""
+        if not self.life.averages:
+            self.do(acts.make_average, sorted(MAKERS)[seed % len(MAKERS)], told=True)
+        self.do(acts.make_optimizer, optimizer, grouping, by_name=True)
+        self.do(acts.insert, place, kind, freeze=seed % 2 > 0, tell=True)
+        self.do(Life.step, seed, training=True, passes=1)
+        self.do(acts.update_averages, 2)
+        if seed % 3 == 0:
+            self.do(acts.expand, {place: 1}, 1, freeze=False, tell=True, index=False)
+        self.do(removing.remove, 0, give_up=seed % 5 == 0, tell=True)
 
     @precondition(lambda self: self.life.mirror.fades)
     @rule(quarter=st.integers(1, 4))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from machine.averages import Averaged
 from machine.life import Before, Life, Refused
 from machine.removal import Taken, strengths, take_out
 
-HOWS = ("new", "new", "any", "number", "first")
-"""Newer channels, any, a number, or all that a layer had before it grew."""
+HOWS = ("new", "new", "any", "number", "first", "constant")
+"""Newer channels, any, a number, all that a layer had before it grew, or any of zero weights."""
 FIRST = 4
 
 
@@ -41,6 +42,8 @@ def shrink(
     if any(len(own) >= life.mirror.width_of(root) for root, own in gone.items()):
         life.refuses(lambda: life.model.shrink(request, **options), ValueError, *fixed)
         raise Refused
+    if how == "constant":
+        _make_constant(life, gone)
     lost = losing(life, gone)
     taken = take_out(life.mirror, gone)
     may: tuple[type[BaseException], ...] = fixed
@@ -65,6 +68,7 @@ def shrink(
         for generation in lost:
             life.closed[generation].given_up = True
         kept.check(life, before, edit, tell=tell)
+        _moved(life, before, edit, gone, constant=how == "constant")
 
     life.edit(
         lambda o: life.model.shrink(request, optimizer=o, **options),
@@ -74,6 +78,38 @@ def shrink(
         stir=False,
         after=after,
     )
+
+
+def _moved(
+    life: Life, before: Before, edit: Any, gone: Mapping[str, set[int]], *, constant: bool
+) -> None:
+    """The outputs stay where the edit says so, and where only constants go."""
+    if not life.numeric:
+        return
+    if edit.moved is None:
+        head = gone.get(before.mirror.axes().root("head"), set())
+        stay = [n for n in range(before.output.shape[1]) if n not in head]
+        life.close(life.output(), before.output[:, stay], f"outputs after {edit}")
+    # Some convolutions pad, and what hooks do is not known.
+    if constant and not (life.space or life.mirror.inserted or life.hooks):
+        assert edit.moved is None, f"constants moved the outputs by {edit.moved}"
+
+
+def _make_constant(life: Life, gone: Mapping[str, set[int]]) -> None:
+    """Sets to zero the weights that make some channels, unless closed generations show them."""
+    if any(life.recoverable(n) for n in range(len(life.closed))):
+        raise Refused
+    # Biases take over constants: those of an average that is behind only when it catches up.
+    life.averages = [a for a in life.averages if a.follows and not a.behind]
+    gc.collect()
+    axes, own = life.mirror.axes(), dict(life.model.named_parameters())
+    for path, layer in life.mirror.layers.items():
+        channels = gone.get(axes.root(path), set())
+        for name, part in zip(layer.names(path), layer.parts, strict=True):
+            rows = [n for n, row in enumerate(part.rows) if row in channels]
+            if rows and not layer.norm:
+                with torch.no_grad():
+                    own[f"{name}.weight"][rows] = 0
 
 
 def _refuses(life: Life, request: Any, options: Any, *errors: type[BaseException]) -> None:
@@ -160,7 +196,7 @@ class _Kept:
     def check(self, life: Life, before: Before, edit: Any, *, tell: bool) -> None:
         taken, now = self.taken, life.snapshot()
         own = dict(life.model.named_parameters())
-        same("", taken, before.values, now, now)
+        same("", taken, before.values, now, edit.rewritten)
         self._check_objects(own, before)
         sizes = [sum(p.numel() for p in each.values()) for each in (before.parameters, own)]
         assert sizes[0] - sizes[1] == sum(item.parameters for item in edit.removed), "its number"
@@ -177,7 +213,7 @@ class _Kept:
         life.untold = [p for name, p in own.items() if untold[name]]
         self._check_optimizer(life, own, tell=tell)
         for average in self.averages:
-            average.check(life, own)
+            average.check(life, own, edit.rewritten)
         for earlier in life.earlier:
             earlier.wider = True
 
@@ -202,7 +238,7 @@ class _Kept:
         trained.expected = {id(p): p for name, p in own.items() if wanted[name] >= 0}
         now = _states(trained.optimizer, dict(own))
         for key, values in self.states.items():
-            same(f"the optimizer's {key} of ", self.taken, values, now.get(key, {}), own)
+            same(f"the optimizer's {key} of ", self.taken, values, now.get(key, {}))
 
 
 class _Average:
@@ -216,13 +252,15 @@ class _Average:
         copied = life.values(average.copied)
         self.copied = {name: value.detach().clone() for name, value in copied.items()}
 
-    def check(self, life: Life, own: Mapping[str, Any]) -> None:
+    def check(self, life: Life, own: Mapping[str, Any], rewritten: Collection[str]) -> None:
         average = self.average
         now = {n: v.detach() for n, v in life.values(average.copied).items()}
         if self.follows:
-            same("the average of ", self.taken, self.copied, now, now)
+            same("the average of ", self.taken, self.copied, now, rewritten)
         for name, value in self.taken.tensors(self.values).items():
             missing = value.isnan()  # what an average that is behind gets when it follows
+            if name in rewritten:
+                missing = torch.ones_like(missing)
             average.values[id(own[name])] = torch.where(missing, own[name].detach(), value)
         average.keeps(own.values())
         average.behind = not self.follows
@@ -249,18 +287,17 @@ def same(
     taken: Taken,
     before: Mapping[str, Tensor],
     now: Mapping[str, Tensor],
-    names: Mapping[str, Any],
+    but: Collection[str] = (),
 ) -> None:
-    """Tensors are the parts that stay of those from before, bit for bit."""
+    """Tensors are the parts that stay of those from before, bit for bit, but for some."""
     expected = taken.tensors(before)
     plain = {f"{path}.num_batches_tracked" for path in taken.absorbed}
     missing = expected.keys() ^ (now.keys() - plain)
     missing = {name for name in missing if name.rpartition(".")[0] not in taken.absorbed}
     assert not missing, f"{what}{sorted(missing)[0]} is there only before or after"
     for name, value in expected.items():
-        if name in now:
+        if name in now and name not in but:
             given = ~value.isnan()
             assert now[name].shape == value.shape, f"{what}{name} has another shape"
             assert torch.equal(now[name][given], value[given]), f"{what}{name} has other values"
             assert not now[name][~given].any(), f"{what}{name} has values where none were"
-    del names

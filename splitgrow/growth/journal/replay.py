@@ -33,6 +33,7 @@ from splitgrow.growth.placing import place_
 from splitgrow.growth.planned_blocks import planned_blocks
 from splitgrow.growth.prepared import prepare_layer
 from splitgrow.growth.recorded_layers import recorded_layer
+from splitgrow.growth.removing.replay import lasting, remove_layers_again_
 from splitgrow.growth.shrinking.replay import remove_again_
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
@@ -78,7 +79,7 @@ def rebuild_(
         MemoryError: If there is too little memory, which says nothing of the file.
     """
     places = devices_of(model) if any(edit.absorbed for edit in edits) else {}
-    for edit in edits:
+    for edit in lasting(edits, given):
         try:
             _carry_out_(model, edit, given, undo, trusted=trusted)
         except CheckpointError as error:
@@ -115,6 +116,7 @@ def _carry_out_(
         put_joined_(consolidated(joined.name, split, births, edit.index), undo)
     for insertion in edit.inserted:
         insert_again_(model, edit.index, insertion, given, undo)
+    remove_layers_again_(model, edit.removed_layers, undo)
     if edit.absorbed:
         absorb_again_(model, edit.absorbed, undo, trusted=trusted)
 

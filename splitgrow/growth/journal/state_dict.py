@@ -200,6 +200,7 @@ def _done(edit: Edit) -> tuple[Any, ...]:
         edit.inputs,
         edit.absorbed,
         edit.removed,
+        edit.removed_layers,
     )
 
 
@@ -252,6 +253,11 @@ def _refuse_joined(history: History, edits: int) -> None:
             raise CheckpointError(
                 f"the state_dict is from before edit {edit.index}, which took units of "
                 f"`{edit.removed[0].name}` out: load it into a fresh model"
+            )
+        if edit.removed_layers:
+            raise CheckpointError(
+                f"the state_dict is from before edit {edit.index}, which took "
+                f"`{edit.removed_layers[0].name}` out: load it into a fresh model"
             )
         for joined in edit.joined:
             if any(born <= edits for born in joined.edits):

@@ -23,6 +23,7 @@ from splitgrow.growth.shrinking.block_parts import (
     marks_of_block,
     part_at,
 )
+from splitgrow.growth.shrinking.computed_parts import computed_parts
 from splitgrow.layers.channel_layout import Layout
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.plain_again import has_holders
@@ -35,11 +36,30 @@ from splitgrow.utils.rollback import Undo
 
 @dataclass(frozen=True)
 class SmallerTensor:
-    """A tensor of a block, and the positions of it that stay."""
+    """A tensor of a block, and the positions of it that stay.
+
+    Attributes:
+        name: Its path in the block.
+        tensor: The tensor.
+        kept: The positions of it that stay, by dimension.
+        holder: The module that has it.
+        values: The values of its part, where these are others; None for the tensor's.
+    """
 
     name: str
     tensor: Tensor
     kept: Kept
+    holder: nn.Module
+    values: Tensor | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in its holder."""
+        return self.name.rpartition(".")[2]
+
+    def part(self) -> Tensor:
+        """The part that stays."""
+        return part_at(self.tensor, self.kept) if self.values is None else self.values
 
     def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """The part that stays of a tensor which lies as this one does."""
@@ -149,21 +169,40 @@ def _narrowed_block(
         kept = {d: own.nonzero().flatten() for d, own in along.items() if not bool(own.all())}
         if not isinstance(tensor, Tensor) or not kept:
             continue
+        own = [SmallerTensor(key, tensor, kept, module)]
         if key in computed_names(module):
-            raise UnsupportedLayerError(
-                f"`{name}` computes its `{key}` from other tensors (a parametrization), which have "
-                f"no such parts; torch.nn.utils.parametrize.remove_parametrizations makes it plain"
-            )
-        if has_holders(tensor):
+            own = _computed_tensors(module, key, kept, name)
+        if any(has_holders(item.tensor) for item in own):
             raise UnsupportedLayerError(
                 f"the `{key}` of `{name}` has hooks, is shared between processes, or is of a type "
                 f"of its own, and would be replaced by another Parameter; take these off first"
             )
-        tensors.append(SmallerTensor(key, tensor, kept))
+        tensors += own
     now = block_sizes(composition, role, (composition.ins, composition.outs))
     before, after = (built_like(composition, index, each) for each in (now, sizes))
     numbers = changed_attributes(before, after)
     return SmallerBlock(module, role, tuple(tensors), numbers)
+
+
+def _computed_tensors(module: nn.Module, key: str, kept: Kept, name: str) -> list[SmallerTensor]:
+    """The tensors from which a tensor is computed, with the positions of them that stay.
+
+    Raises:
+        UnsupportedLayerError: If these have no such parts.
+    """
+    parts = computed_parts(module, key, kept)
+    if parts is None:
+        raise UnsupportedLayerError(
+            f"`{name}` computes its `{key}` from other tensors (a parametrization), which have no "
+            f"such parts; torch.nn.utils.parametrize.remove_parametrizations makes it plain"
+        )
+    return [
+        SmallerTensor(
+            part.path, getattr(part.holder, part.name), part.kept, part.holder, part.values
+        )
+        for part in parts
+        if part.kept or part.values is not None
+    ]
 
 
 def smaller_parameters(layers: Iterable[SmallerLayer]) -> list[JointParameter]:
@@ -178,7 +217,7 @@ def smaller_parameters(layers: Iterable[SmallerLayer]) -> list[JointParameter]:
                 if not isinstance(item.tensor, nn.Parameter) or id(item.tensor) in found:
                     continue
                 older = item.tensor
-                made = nn.Parameter(part_at(older, item.kept), older.requires_grad)
+                made = nn.Parameter(item.part(), older.requires_grad)
                 if older.grad is not None:
                     made.grad = part_at(older.grad, item.kept)
                 path = layer.removal.path
@@ -207,18 +246,19 @@ def put_narrowed_(
     for layer in layers:
         merging = layer.split.layer_type.merging  # it may be a layer of another kind afterwards
         for block in layer.blocks:
-            own = vars(block.module)
-            undo.keep(own, own["_parameters"], own["_buffers"])
+            undo.keep(vars(block.module))
             for item in block.tensors:
-                store = "_parameters" if item.name in own["_parameters"] else "_buffers"
+                own = vars(item.holder)
+                undo.keep(own["_parameters"], own["_buffers"])
+                store = "_parameters" if item.key in own["_parameters"] else "_buffers"
                 smaller: Any = others.get(id(item.tensor))
                 if smaller is None:
-                    smaller = part_at(item.tensor, item.kept)
-                if item.name in own[store]:
-                    own[store][item.name] = smaller
+                    smaller = item.part()
+                if item.key in own[store]:
+                    own[store][item.key] = smaller
                 else:
-                    own[item.name] = smaller
-            own.update(block.numbers)
+                    own[item.key] = smaller
+            vars(block.module).update(block.numbers)
             merging.given(block.module)
         kept = [block.module for block in layer.blocks], [block.role for block in layer.blocks]
         if layer.placed:

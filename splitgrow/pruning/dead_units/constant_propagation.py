@@ -17,6 +17,7 @@ from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.ops import Arithmetic, Facts, Shaped, Values, facts_of
 from splitgrow.analysis.trace import Ref, Source, Step, at_path, mapped, refs_of
+from splitgrow.layers.freezing import hold_statistics
 from splitgrow.layers.types import LayerType, layer_type_of
 from splitgrow.pruning.dead_units.aliasing import Key, Memory, is_torchs, written_by
 from splitgrow.pruning.dead_units.constants import Known, known_or_none, made_by, same
@@ -258,7 +259,19 @@ class _Walk:
 
 def runs_hooks(module: nn.Module) -> bool:
     """Whether a module, or one inside, has hooks that could change its inputs or outputs."""
-    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())  # noqa: SLF001
+    return any(map(has_forward_hooks, module.modules()))
+
+
+def hooked_unseen(modules: Mapping[str, nn.Module], steps: Sequence[Step]) -> list[str]:
+    """The modules with such hooks, which a trace runs without, that it does not have as one op."""
+    called = {step.module for step in steps}
+    return [name for name, m in modules.items() if has_forward_hooks(m) and name not in called]
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether a module itself has such hooks; holding a norm's statistics changes nothing here."""
+    before = module._forward_pre_hooks.values()  # noqa: SLF001
+    return bool(module._forward_hooks) or any(hook is not hold_statistics for hook in before)  # noqa: SLF001
 
 
 def _argument(step: Step, index: int, name: str) -> Any:

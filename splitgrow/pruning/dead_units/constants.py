@@ -113,6 +113,41 @@ def made_by(module: Stock, given: Known | None, dim: int) -> Known | None:
     return None
 
 
+def may_make(module: Stock, given: Tensor) -> Tensor:
+    """The outputs of a layer that may be known, whatever the values of the known inputs.
+
+    Args:
+        module: A layer that has an entry among the layer types.
+        given: The inputs that may be known, as bools.
+    """
+    entry = layer_type_of(module)
+    if entry is None or not _is_real(entry, module):
+        return torch.zeros(0, dtype=torch.bool)
+    ins, outs = entry.sizes(module)
+    if computes_as(module, (nn.PReLU,)):
+        return given
+    if computes_as(module, (*_STATISTICS, nn.GroupNorm)):
+        off = torch.zeros_like(given)
+        if module.weight is not None:
+            off = (module.weight.detach() == 0).cpu()
+        return given | off
+    if computes_as(module, (nn.Embedding, nn.EmbeddingBag)):
+        silent: Tensor = ~(module.weight.detach() != 0).any(0).cpu()
+        return silent
+    if has_weights(entry, module) and not entry.reads_back(module):
+        silent = torch.ones(outs, dtype=torch.bool)
+        for section in sections(entry, module):
+            rows, columns, _ = section.weight.shape
+            unknown = ~given[section.ins : section.ins + columns].to(section.weight.device)
+            reads = (section.weight[:, unknown] != 0).flatten(1).any(1).cpu()
+            silent[section.outs : section.outs + rows] &= ~reads
+        return silent
+    if computes_as(module, (*_CONVOLUTIONS, *_TRANSPOSED)):
+        silent = ~(module.weight.detach().reshape(outs, -1) != 0).any(1).cpu()
+        return silent | given.repeat_interleave(outs // ins)
+    return torch.zeros(0, dtype=torch.bool)
+
+
 def _is_real(entry: LayerType, module: Stock) -> bool:
     tensors = (getattr(module, name) for name in entry.tensors(module))
     return all(t.is_floating_point() and not t.is_meta for t in tensors if t is not None)

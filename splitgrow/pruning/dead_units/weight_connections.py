@@ -91,6 +91,26 @@ def sections_of(tensor: Tensor, axes: TensorAxes, sizes: tuple[int, int]) -> Ite
         yield Section(index * (outs // count), index * (ins // count), part, read.back)
 
 
+@torch.no_grad()
+def contributed(entry: LayerType, module: Stock, numbers: Tensor) -> Tensor:
+    """The sums that constant inputs add to a layer's outputs, in float64 on the weight's device.
+
+    Args:
+        entry: The layer's type.
+        module: The layer.
+        numbers: The value of each input; zero for those that are not constant.
+    """
+    total = torch.zeros(entry.sizes(module)[1], dtype=torch.float64)
+    for section in sections(entry, module):
+        rows, columns, _ = section.weight.shape
+        total = total.to(section.weight.device)
+        of_ins = numbers[section.ins : section.ins + columns].to(total.device)
+        at = of_ins.nonzero().flatten()
+        summed = section.weight[:, at].double().sum(-1)
+        total[section.outs : section.outs + rows] += summed @ of_ins[at]
+    return total
+
+
 @dataclass(frozen=True)
 class Reader:
     """A layer whose outputs read its inputs by weights.

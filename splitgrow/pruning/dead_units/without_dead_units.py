@@ -22,11 +22,15 @@ from splitgrow.growth.history_lookup import HISTORY
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import LayerType, Stock, layer_type_of
-from splitgrow.pruning.dead_units.constant_propagation import constants_read, runs_hooks
+from splitgrow.pruning.dead_units.constant_propagation import (
+    constants_read,
+    hooked_unseen,
+    runs_hooks,
+)
 from splitgrow.pruning.dead_units.constants import Known
 from splitgrow.pruning.dead_units.dead_units import dead_units, made_up_for
 from splitgrow.pruning.dead_units.narrow import Narrowing, count_parameters, narrow_
-from splitgrow.pruning.dead_units.weight_connections import has_weights, sections
+from splitgrow.pruning.dead_units.weight_connections import contributed, has_weights
 from splitgrow.pruning.shrinking.chosen_units import Chosen, UnitsByGroup
 from splitgrow.utils.example_call import ExampleCall, ExampleInputs, example_call
 from splitgrow.utils.preserve import ignore_warnings_, keep_modes_, keep_random_states_
@@ -114,9 +118,8 @@ def _refuse(network: nn.Module) -> None:
 def _shrink_(network: nn.Module, inputs: ExampleCall) -> Narrowing:
     followed = analyse_runs(network, inputs)
     modules = dict(network.named_modules())
-    unseen = [
-        name for name, m in modules.items() if _has_hooks(m) and name not in _called(followed)
-    ]
+    steps = [step for run in followed.trials for step in run.steps]
+    unseen = hooked_unseen(modules, steps)
     refusal = ""
     if followed.decides:
         refusal = "forward decides by values, and other inputs may lead it elsewhere"
@@ -144,15 +147,6 @@ def _shrink_(network: nn.Module, inputs: ExampleCall) -> Narrowing:
         _absorb_(modules, followed.graph, read, dead)
         _stop_reading_(modules, followed.graph, idle)
     return narrow_(network, followed.graph, gone)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
-
-
-def _called(followed: Followed) -> set[str]:
-    """The modules that a trace has as one op."""
-    return {step.module for run in followed.trials for step in run.steps if step.module is not None}
 
 
 def _fix_what_hooks_touch(followed: Followed, modules: Mapping[str, nn.Module]) -> None:
@@ -211,11 +205,4 @@ def _stop_reading_(
 
 def _add_to_bias_(entry: LayerType, module: Stock, numbers: Tensor) -> None:
     with torch.no_grad():
-        bias = module.bias.double()
-        for section in sections(entry, module):
-            rows, columns, _ = section.weight.shape
-            of_ins = numbers[section.ins : section.ins + columns].to(bias.device)
-            at = of_ins.nonzero().flatten()
-            summed = section.weight[:, at].double().sum(-1)
-            bias[section.outs : section.outs + rows] += summed @ of_ins[at]
-        module.bias.copy_(bias)
+        module.bias.copy_(module.bias.double() + contributed(entry, module, numbers))

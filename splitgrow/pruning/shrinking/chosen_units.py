@@ -115,6 +115,8 @@ def requested_units(
     for layer, channels in request.items():
         try:
             node = find_node(graph, layer)
+            if not node.followed:
+                raise FixedWidthError(f"`{node.name}` cannot shrink: {graph.reason(node)}")
             if isinstance(channels, int) or not isinstance(channels, (Iterable, Tensor)):
                 channels = weakest_channels(graph, modules, node, channels, round_to)
             for group, own in _units_at(graph, node, _checked(graph, node, channels)).items():

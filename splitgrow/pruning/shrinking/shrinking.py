@@ -17,13 +17,13 @@ from splitgrow.analysis.output_comparison import (
     fitting,
     outputs_of,
 )
-from splitgrow.errors import GenerationError, InexactError, UnsupportedLayerError
+from splitgrow.errors import InexactError, UnsupportedLayerError
 from splitgrow.growth.absorption import absorb_these_, absorbable
 from splitgrow.growth.edit_check import Unchanged, before_edit
 from splitgrow.growth.edits import Edit, Removal
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.module_numbers import change_
-from splitgrow.growth.optimizer_merge import plan_replacing, replace_
+from splitgrow.growth.optimizer_merge import JointParameter, plan_replacing, replace_
 from splitgrow.growth.optimizers import leave_
 from splitgrow.growth.planning import find_node
 from splitgrow.growth.shrinking.narrowing import (
@@ -34,6 +34,7 @@ from splitgrow.growth.shrinking.narrowing import (
 )
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.tensor_holder import layer_at
+from splitgrow.pruning.giving_up import born_at, let_go_, lost_generations, refuse_loss
 from splitgrow.pruning.shrinking.chosen_units import (
     Chosen,
     UnitsByGroup,
@@ -41,6 +42,7 @@ from splitgrow.pruning.shrinking.chosen_units import (
     removals_of,
     requested_units,
 )
+from splitgrow.pruning.shrinking.folding import Folding, fold_, plan_folding
 from splitgrow.pruning.shrinking.silencing import read_nothing_
 from splitgrow.utils.rollback import Undo, temporarily
 
@@ -70,7 +72,8 @@ def plan_shrinking(
     check_structure(model, history)
     units = requested_units(history.graph, history.modules, request, round_to)
     names = {find_node(history.graph, layer).name for layer in request}
-    return _planned(history, units, names, give_up=give_up)[0]
+    edit, _ = _planned(history, units, names, give_up=give_up)
+    return plan_folding(model, history, units, edit.gives_up).noted(edit)
 
 
 def _planned(
@@ -84,13 +87,7 @@ def _planned(
     ]
     removals = [layer.removal for layer in layers]
     lost = _given_up(history, layers)
-    if lost and not give_up:
-        names = ", ".join(map(str, lost))
-        raise GenerationError(
-            f"units of closed generation{'s' if len(lost) > 1 else ''} {names} would go, and "
-            f"`at` could show {'them' if len(lost) > 1 else 'it'} no more; pass give_up=True to "
-            f"give {'them' if len(lost) > 1 else 'it'} up, or take out newer units"
-        )
+    refuse_loss(lost, "units", ", or take out newer units", give_up=give_up)
     edit = Edit(
         len(history.edits) + 1,
         history.generation,
@@ -125,20 +122,13 @@ def _lost(layer: SmallerLayer) -> int:
 
 def _given_up(history: History, layers: Iterable[SmallerLayer]) -> tuple[int, ...]:
     """The closed generations that units belong to which go."""
-    inserted = [(f"{item.name}.", e.index) for e in history.edits for item in e.inserted]
     births: set[int] = set()
     for layer in layers:
         own = layer.split.ins.births_at(layer.removal.ins)
         own |= layer.split.outs.births_at(layer.removal.outs)
-        path = f"{layer.removal.path}."
-        first = max((edit for name, edit in inserted if path.startswith(name)), default=0)
+        first = born_at(history, layer.removal.path)
         births |= {max(birth, first) for birth in own}  # a layer is no older than its insertion
-    known = {generation for edit in history.edits for generation in edit.gives_up}
-    return tuple(
-        generation
-        for generation in range(history.exact_from, history.generation)
-        if generation not in known and min(births, default=0) <= history.last_edit(generation)
-    )
+    return lost_generations(history, min(births, default=0))
 
 
 def take_out_(  # noqa: PLR0913
@@ -168,6 +158,11 @@ def take_out_(  # noqa: PLR0913
         edit, layers = _planned(history, units, names, give_up=give_up)
     if prepare is not None:
         prepare()
+        folding = Folding()  # they make up for constants as well
+    else:
+        folding = plan_folding(model, history, units, edit.gives_up)
+    edit = folding.noted(edit)
+    fold_(folding, undo)
     stays = _staying(history.graph, units)
     silent = _without(model, history, units) if before is not None else None
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -180,34 +175,34 @@ def take_out_(  # noqa: PLR0913
     for number in edit.numbers:
         change_(history.modules[number.module], number.attribute, number.value[1], undo)
     replace_(replacing, undo)
-    here = {id(parameter) for parameter in model.parameters()}
-    gone = [parameter for key, parameter in there.items() if key not in here]
-    if gone:
-        leave_(optimizer, gone, undo)
+    leave_(optimizer, _gone(there, model), undo)
+    edit = replace(edit, rewritten=_rewritten(model, folding, parameters))
     history.graph = replace(history.graph, groups=history.graph.groups.grown(edit.growth))
     history.modules = structure(model)
     history.edits = [*history.edits, edit]
-    _let_go_(model, history, edit)
+    let_go_(model, history, edit)
     if any(layer.new_kind for layer in layers):
         history.graph = analyse_again(model, history.inputs, history.broken, history.graph)
     if before is not None:
-        edit = _held_to(edit, model, history, before, silent, stays)
+        edit = _held_to(edit, model, history, before, silent, stays, exact=folding.exact)
         history.edits = [*history.edits[:-1], edit]
     return edit
 
 
-def _let_go_(model: nn.Module, history: History, edit: Edit) -> None:
-    """Drops all that is kept of blocks that have gone, and to show generations that are given up.
+def _gone(there: Mapping[int, nn.Parameter], model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a model no longer has."""
+    here = {id(parameter) for parameter in model.parameters()}
+    return [parameter for key, parameter in there.items() if key not in here]
 
-    The caller keeps the history.
-    """
-    here = {id(module) for module in model.modules()}
-    history.frozen = {
-        generation: [(module, name) for module, name in owned if id(module) in here]
-        for generation, owned in history.frozen.items()
-    }
-    history.states = {g: own for g, own in history.states.items() if g not in edit.gives_up}
-    history.shares = {g: own for g, own in history.shares.items() if g not in edit.gives_up}
+
+def _rewritten(
+    model: nn.Module, folding: Folding, smaller: Iterable[JointParameter]
+) -> tuple[str, ...]:
+    """The present names of the biases that have taken over constants."""
+    others = {id(joint.older[0]): id(joint.parameter) for joint in smaller}
+    changed = {id(bias) for fold in folding.folds for bias, _ in fold.biases}
+    changed = {others.get(key, key) for key in changed}
+    return tuple(name for name, p in model.named_parameters() if id(p) in changed)
 
 
 def _make_plain_(
@@ -285,8 +280,19 @@ def _held_to(
     before: Unchanged,
     silent: Sequence[Tensor] | None,
     stays: Sequence[Sequence[Tensor]],
+    *,
+    exact: bool,
 ) -> Edit:
     """Makes sure that a model without some units computes as if nothing read them.
+
+    Args:
+        edit: The edit.
+        model: The model.
+        history: Its history.
+        before: Its results before.
+        silent: Its outputs when nothing read the units; None where that is another function.
+        stays: The parts of the outputs that stay.
+        exact: Whether it has to compute the same as before, since constants were all that it lost.
 
     Returns:
         The edit, with the measured change of the outputs.
@@ -313,6 +319,11 @@ def _held_to(
                 f"of the largest output, where {found.tolerance:.0e} is rounding; {_WAY_OUT}"
             )
     found = compared(now, _part(before.outputs, stays), lambda: run(noisy=True))
+    if exact and not found.same:
+        raise InexactError(
+            f"it would change what the model computes, by {found.difference:.1e} of the largest "
+            f"output, where {found.tolerance:.0e} is rounding, though only constants go; {_WAY_OUT}"
+        )
     return replace(edit, moved=None if found.same else found.difference)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from splitgrow.growth.shrinking.block_parts import home_of, marks_of_block
 from splitgrow.layers.tensor_holder import split_of
 from splitgrow.layers.types import known_layer_type
-from splitgrow.layers.types.parametrized_layers import computed_names
+from splitgrow.layers.types.parametrized_layers import PARAMETRIZATIONS, computed_names
 from splitgrow.utils.rollback import Undo
 
 
@@ -31,12 +32,36 @@ def read_nothing_(layer: nn.Module, gone: tuple[Tensor, Tensor], undo: Undo) -> 
         axes = known_layer_type(like).tensors(like)
         for key, along in marks_of_block(composition, index, gone).items():
             tensor = getattr(module, key, None)
-            if not isinstance(tensor, Tensor) or key in computed_names(module):
+            if not isinstance(tensor, Tensor):
                 continue
-            for dim, marks in along.items():
-                positions = marks.nonzero().flatten().to(tensor.device)
-                if axes[key][dim].reads and len(positions):
-                    _fill_with_zeros_(tensor, dim, positions, undo)
+            found = ((d, m.nonzero().flatten()) for d, m in along.items() if axes[key][d].reads)
+            places = {dim: at.to(tensor.device) for dim, at in found if len(at)}
+            if places and key in computed_names(module):
+                _compute_zeros_(module, key, places, undo)
+                continue
+            for dim, positions in places.items():
+                _fill_with_zeros_(tensor, dim, positions, undo)
+
+
+class _Given(nn.Module):
+    """In the place of a parametrization: it gives the same tensor at each call."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+    def forward(self) -> Tensor:
+        return self.tensor
+
+
+def _compute_zeros_(module: nn.Module, key: str, places: Mapping[int, Tensor], undo: Undo) -> None:
+    """Has a layer get a computed tensor with zeros at some places."""
+    silent = getattr(module, key).detach().clone()
+    for dim, positions in places.items():
+        silent.index_fill_(dim, positions, 0)
+    held = vars(getattr(module, PARAMETRIZATIONS))["_modules"]
+    undo.keep(held)
+    held[key] = _Given(silent)
 
 
 def _fill_with_zeros_(tensor: Tensor, dim: int, positions: Tensor, undo: Undo) -> None:

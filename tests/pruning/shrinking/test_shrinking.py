@@ -22,10 +22,11 @@ from helpers import (
     train_steps,
 )
 from snapshots import unchanged
+from some_units import some_channels
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.analysis.units import Unit, along_tensors, places_on
+from splitgrow.analysis.units import along_tensors
 from splitgrow.errors import (
     CheckpointError,
     FixedWidthError,
@@ -37,7 +38,6 @@ from splitgrow.errors import (
     UnsupportedLayerError,
 )
 from splitgrow.growth.edits import Edit
-from splitgrow.growth.history_lookup import history_of
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import Join
@@ -58,21 +58,6 @@ def grown_case(case: Case, rounds: int, **options: Any) -> tuple[Any, tuple[Tens
                 model.expand_layer(layer.name, layer.step, **{"freeze": False, **options})
     randomise_new_blocks(model)
     return model, inputs
-
-
-def some_channels(model: Any, name: str, draw: random.Random) -> list[int]:
-    """Some of the channels of a layer, by whole units, such that each group keeps one."""
-    graph = history_of(model).graph
-    lying: dict[Unit, list[int]] = {}
-    for position, (unit, _) in enumerate(places_on(graph.groups, graph.nodes[name].outs)):
-        lying.setdefault(unit, []).append(position)
-    chosen: list[Unit] = []
-    for group in graph.growing_groups(graph.nodes[name].outs):
-        own = [unit for unit in lying if unit.home == group]
-        step = graph.multiples.get(group, (1, ""))[0]
-        count = draw.randrange(len(own))
-        chosen += draw.sample(own, count - count % step)
-    return sorted(position for unit in chosen for position in lying[unit])
 
 
 def plain_tensors(model: Any, edit: Edit) -> dict[str, dict[str, Tensor]]:
@@ -161,7 +146,7 @@ def test_every_tensor_keeps_the_values_of_the_channels_that_stay(case: Case, rou
     assert done or case.name in NOTHING_GOES
 
 
-NOTHING_GOES: set[str] = {"weight norm"}
+NOTHING_GOES: set[str] = set()
 
 
 @case

@@ -1,0 +1,1 @@
+"""Taking whole layers out: what was inserted, and modules that add nothing."""
