@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from splitgrow.analysis.channels.channel_axes import groups_of
 from splitgrow.growth.history import History
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import layer_at
-from splitgrow.layers.types import known_layer_type
+from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.rollback import Undo
 
 _MOST = 8192
@@ -116,14 +117,17 @@ def input_moments(
                 f"what needs no moments of pairs"
             )
         seen[node.name] = Moments(entry.channel_dim(layer), pairs=pairs)
-        undo.on_failure(module.register_forward_pre_hook(_seeing(seen[node.name])).remove)
+        hook = _seeing(seen[node.name], entry)
+        undo.on_failure(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
     run()
     return {name: moments for name, moments in seen.items() if moments.count}
 
 
-def _seeing(moments: Moments) -> Callable[[nn.Module, tuple[object, ...]], None]:
-    def see(module: nn.Module, args: tuple[object, ...]) -> None:  # noqa: ARG001
-        if args and isinstance(args[0], Tensor):
-            moments.add(args[0])
+def _seeing(moments: Moments, entry: LayerType) -> Callable[..., None]:
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
+        given = args[0] if args else kwargs.get("input", next(iter(kwargs.values()), None))
+        read = entry.input_of(given)
+        if isinstance(read, Tensor):
+            moments.add(read)
 
     return see
