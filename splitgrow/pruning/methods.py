@@ -188,30 +188,37 @@ class PruneMethods(GrowingBase):
         nothing, as of `shrink`; if a later one fails, or `recover` raises, the earlier ones stay.
 
         Args:
-            amount: The share of the units that goes.
+            amount: The share of the units that goes, of those that have scores: of all together, or
+                of each layer's (`scope`). Units that go together count as one.
             target: How small the model must become, instead. The smallest amount is searched for.
             criterion: The scores of units, by name or as an object. By weights: "group" (all
                 weights that make or read a unit), "l1", "l2" (those that make it), "scale" (the
                 norm's factor). By `loss` and `batches`: "taylor", "fisher". By `batches`:
-                "activation", "reconstruction". And "random". See `splitgrow.pruning`.
+                "activation", "reconstruction". And "random". See `splitgrow.pruning`. Layers for
+                whose units it has no scores, such as those without a norm for "scale", stay as they
+                are; it is an error if they are named in `layers`.
             scope: "global" to compare the units of all layers, "layer" to take the same share of
                 each.
-            steps: The number of steps, in equal parts; units are scored anew in each.
+            steps: The number of steps, in equal parts of the first numbers; units are scored anew
+                in each. A step in which no whole unit would go makes no edit.
             recover: Called with the edit after each step, to train the model: the edits of
                 `model.edits` say more.
             layers: The layers whose units may go, by name or index; None for all but the outputs.
             ignore: The layers whose units stay.
-            keep: The share of each layer's units that stays in any case.
+            keep: The share of each layer's units, before the first step, that stays in any case.
             refit: Whether the Linear layers and convolutions that read the units are fitted, by
                 least squares over the batches, to compute nearly the same without them. None for
-                what the criterion says: only "reconstruction" does.
+                what the criterion says: only "reconstruction" does. Convolutions in groups, and
+                layers that share their weights with others, stay as they are.
             loss: Gives the loss of the model on a batch, as a tensor of one number. Criteria of
                 activations use it to run the model; without it, a batch is what the model is called
                 with.
-            batches: Some batches, which are held at the same time. The model's mode, training or
-                evaluation, stays, and so do its buffers and gradients.
-            round_to: The number of which widths that stay are multiples, such as 8. A layer whose
-                width is none stays as it is until that many units may go.
+            batches: Some batches, which are held at the same time: a list, or a short loader.
+                Without `loss`, a batch is what the model is called with: a tensor, a tuple or list
+                of arguments, or a mapping of named ones. The model's mode, training or evaluation,
+                stays, and so do its buffers and gradients.
+            round_to: The number of which widths that stay are multiples, such as 8. A layer stays
+                as it is while too few of its units may go for that.
             give_up: As of `shrink`.
             optimizer: As of `shrink`.
             check: As of `shrink`.
@@ -224,6 +231,8 @@ class PruneMethods(GrowingBase):
             TypeError: If an argument is of another type.
             ValueError: If one is out of range; if no unit goes, since the amount is too small; if a
                 target cannot be met; or if the criterion needs data that is not given.
+            GenerationError: If readers would be fitted while generations are closed; and as
+                `shrink`.
             SplitGrowError: As `shrink`.
 
         Example:

@@ -41,6 +41,11 @@ class SmallerTensor:
     tensor: Tensor
     kept: Kept
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing stays of it: a block has no such tensor, as when growth adds it."""
+        return any(len(positions) == 0 for positions in self.kept.values())
+
     def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """The part that stays of a tensor which lies as this one does."""
         (whole,) = tensors
@@ -175,7 +180,8 @@ def smaller_parameters(layers: Iterable[SmallerLayer]) -> list[JointParameter]:
     for layer in layers:
         for index, block in enumerate(layer.blocks):
             for item in block.tensors:
-                if not isinstance(item.tensor, nn.Parameter) or id(item.tensor) in found:
+                held = isinstance(item.tensor, nn.Parameter) and not item.is_empty
+                if not held or id(item.tensor) in found:
                     continue
                 older = item.tensor
                 made = nn.Parameter(part_at(older, item.kept), older.requires_grad)
@@ -212,7 +218,7 @@ def put_narrowed_(
             for item in block.tensors:
                 store = "_parameters" if item.name in own["_parameters"] else "_buffers"
                 smaller: Any = others.get(id(item.tensor))
-                if smaller is None:
+                if smaller is None and not item.is_empty:
                     smaller = part_at(item.tensor, item.kept)
                 if item.name in own[store]:
                     own[store][item.name] = smaller

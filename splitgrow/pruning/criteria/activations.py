@@ -153,8 +153,8 @@ def second_moments(layer: nn.Module, moments: Moments) -> Tensor:
 
 def takes_means(layer: nn.Module) -> bool:
     """Whether a layer's bias can stand for constant inputs."""
-    original = split_of(layer).original
-    return passes_constants(original) and getattr(original, "bias", None) is not None
+    plain = split_of(layer).composition().template
+    return passes_constants(plain) and getattr(plain, "bias", None) is not None
 
 
 @temporarily
