@@ -62,7 +62,7 @@ class UnitsInView:
             if not isinstance(found, Tensor) or found.numel() != 1:
                 raise TypeError(f"loss must return a tensor of one number, got {found!r:.80}")
             if not bool(found.isfinite()):
-                raise ValueError(f"the loss on a batch is {float(found)}")
+                raise ValueError(f"the loss on a batch is {float(found.detach())}")
             yield found.reshape(())
 
     def run(self) -> None:
