@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,15 +117,14 @@ def input_moments(
             )
         seen[node.name] = Moments(entry.channel_dim(layer), pairs=pairs)
         hook = _seeing(seen[node.name], entry)
-        undo.on_failure(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        undo.on_failure(module.register_forward_pre_hook(hook).remove)
     run()
     return {name: moments for name, moments in seen.items() if moments.count}
 
 
-def _seeing(moments: Moments, entry: LayerType) -> Callable[..., None]:
-    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
-        given = args[0] if args else kwargs.get("input", next(iter(kwargs.values()), None))
-        read = entry.input_of(given)
+def _seeing(moments: Moments, entry: LayerType) -> Callable[[nn.Module, tuple[object, ...]], None]:
+    def see(module: nn.Module, args: tuple[object, ...]) -> None:  # noqa: ARG001
+        read = entry.input_of(args[0]) if args else None
         if isinstance(read, Tensor):
             moments.add(read)
 

@@ -201,8 +201,7 @@ class PruneMethods(GrowingBase):
                 each.
             steps: The number of steps, in equal parts of the first numbers; units are scored anew
                 in each. A step in which no whole unit would go makes no edit.
-            recover: Called with the edit after each step, to train the model: the edits of
-                `model.edits` say more.
+            recover: Called with the edit after each step, to train the model.
             layers: The layers whose units may go, by name or index; None for all but the outputs.
             ignore: The layers whose units stay.
             keep: The share of each layer's units, before the first step, that stays in any case.
