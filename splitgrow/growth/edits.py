@@ -201,7 +201,8 @@ class Edit:
             compared.
         loss: The loss before and after, if the initializer is not exact and was given one; of a
             random loss the mean of a few runs. It is the held-out loss if the initializer has one.
-        rewritten: The names of existing tensors to which its initializer gave other values.
+        rewritten: The names of existing tensors to which its initializer gave other values, or that
+            were fitted to the units that stay.
         absorbed: The paths of the layers and tensors that it makes plain.
         removed: The channels that layers lose.
         gives_up: The closed generations that can no longer be recovered, since they lose units.
@@ -328,6 +329,9 @@ class Edit:
             lines.append(f"  criterion {self.criterion!r} chose them")
         if self.macs is not None:
             lines.append("  multiply-adds for one sample: {:,} -> {:,}".format(*self.macs))
+        if self.rewritten:
+            layers = {name.rpartition(".")[0] for name in self.rewritten}
+            lines.append(f"  {len(layers)} readers are fitted to the units that stay")
         if self.moved is not None:
             lines.append(f"  the outputs moved by {self.moved:.1%} of the largest")
         for generation in self.gives_up:

@@ -133,15 +133,20 @@ def report(edits: Edit | Iterable[Edit]) -> PruningReport:
     if not given:
         raise ValueError("edits is empty: there is nothing to report")
     rows: dict[str, WidthChange] = {}
+    order: list[str] = []
     for edit in given:
         items: tuple[LayerChange | Removal, ...] = (*edit.changes, *edit.removed)
-        for item in items:
+        at = 0
+        for item in items:  # in order of execution, as far as this edit's layers go
+            if item.name not in rows:
+                order.insert(at, item.name)
+            at = order.index(item.name) + 1
             first = rows[item.name].before if item.name in rows else item.width[0]
             rows[item.name] = WidthChange(item.name, item.kind, first, item.width[1])
     shrunk = [edit for edit in given if edit.removed]
     counted = [edit.macs for edit in shrunk if edit.macs is not None]
     return PruningReport(
-        tuple(row for row in rows.values() if row.before != row.after),
+        tuple(rows[name] for name in order if rows[name].before != rows[name].after),
         sum(item.parameters for edit in shrunk for item in edit.removed),
         (counted[0][0], counted[-1][1]) if counted and len(counted) == len(given) else None,
         tuple(edit.moved for edit in shrunk),

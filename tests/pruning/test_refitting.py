@@ -113,6 +113,7 @@ def test_outputs_move_less_and_the_edit_names_the_weights() -> None:
         edit = model.prune(0.5, scope="layer", refit=refit, batches=BATCHES)
         moved[refit] = float((outputs_of(model, x(1)) - outputs_of(net(), x(1))).square().mean())
         names = {name.partition(".")[0] for name in edit.rewritten}
+        assert ("5 readers are fitted to the units that stay" in str(edit)) == refit
         assert names == ({"point", "padded", "up", "flat", "head"} if refit else set())
     assert moved[True] < 0.8 * moved[False]
 

@@ -39,6 +39,12 @@ def test_it_has_the_widths_before_the_first_and_after_the_last_edit() -> None:
     assert report(edits[-1]).rows[0] == WidthChange("0", "Linear", 8, 6)  # control
 
 
+def test_rows_are_in_order_of_execution_whatever_went_first() -> None:
+    model = net()
+    edits = [model.shrink_layer("2", 1), model.shrink_layer("0", 1)]
+    assert [row.layer for row in report(edits).rows] == ["0", "2"]
+
+
 def test_growth_counts_and_a_width_that_is_as_before_is_left_out() -> None:
     model, edits = pruned()
     edits.append(model.expand_layer("0", 6))

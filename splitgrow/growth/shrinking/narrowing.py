@@ -180,8 +180,9 @@ def smaller_parameters(layers: Iterable[SmallerLayer]) -> list[JointParameter]:
     for layer in layers:
         for index, block in enumerate(layer.blocks):
             for item in block.tensors:
-                held = isinstance(item.tensor, nn.Parameter) and not item.is_empty
-                if not held or id(item.tensor) in found:
+                if not isinstance(item.tensor, nn.Parameter) or item.is_empty:
+                    continue
+                if id(item.tensor) in found:
                     continue
                 older = item.tensor
                 made = nn.Parameter(part_at(older, item.kept), older.requires_grad)
