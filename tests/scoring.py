@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import splitgrow
 from splitgrow.growth.edits import Removal
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.pruning.choosing import as_request, find_candidates
+from splitgrow.pruning.choosing import as_request, prunable_groups
 from splitgrow.pruning.criteria.criterion import Criterion, UnitsInView
 from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits
 from splitgrow.pruning.prune import key_of
@@ -30,7 +30,7 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
 def view_of(model: Any, batches: Sequence[Any] = (), loss: Any = loss_of) -> UnitsInView:
     """All units of a model that may go, in view of a criterion."""
     history = history_of(model)
-    widths = find_candidates(history.graph, None, None)
+    widths = prunable_groups(history.graph, None, None)
     units = ParametersOfUnits(history.graph, history.modules, widths)
     return UnitsInView(model, history, units, loss, batches)
 
@@ -51,7 +51,7 @@ def where_units_lie(model: Any) -> dict[Key, list[tuple[Removal, ...]]]:
         key_of(graph, group): [
             model.plan_shrinking(as_request(graph, {group: [nth]})).removed for nth in range(width)
         ]
-        for group, width in find_candidates(graph, None, None).items()
+        for group, width in prunable_groups(graph, None, None).items()
         if width > 1
     }
 

@@ -16,14 +16,14 @@ from splitgrow.analysis.units import places_on
 from splitgrow.errors import FixedWidthError
 from splitgrow.growth.planning import find_node
 
-Scope: TypeAlias = Literal["global", "layer"]
+PruneScope: TypeAlias = Literal["global", "layer"]
 """Whether the weakest units of all groups go, or of each group the same share."""
 Request: TypeAlias = Mapping[int | str, int | Sequence[int]]
 """By layer the channels that go, as for `shrink`."""
 
 
 @dataclass(frozen=True)
-class Candidates:
+class PruneCandidates:
     """The groups that may lose units.
 
     Attributes:
@@ -62,7 +62,7 @@ _TINY = 1e-9
 """The rounding of a share times a number of units."""
 
 
-def find_candidates(
+def prunable_groups(
     graph: ChannelGraph,
     layers: Collection[int | str] | None,
     ignore: Collection[int | str] | None,
@@ -131,10 +131,10 @@ def multiple_of(graph: ChannelGraph, group: int, round_to: int) -> int:
 
 
 def weakest_units(
-    candidates: Candidates,
+    candidates: PruneCandidates,
     scores: Mapping[int, Tensor],
     amount: float,
-    scope: Scope,
+    scope: PruneScope,
     *,
     comparable: bool,
 ) -> dict[int, list[int]]:
@@ -161,7 +161,7 @@ def weakest_units(
 
 
 def _counts_of_all(
-    candidates: Candidates,
+    candidates: PruneCandidates,
     scores: Mapping[int, Tensor],
     order: Mapping[int, Tensor],
     amount: float,

@@ -9,9 +9,9 @@ from torch import nn
 
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.growing import GrowingBase
-from splitgrow.pruning.choosing import Scope
+from splitgrow.pruning.choosing import PruneScope
 from splitgrow.pruning.criteria.criterion import Criterion
-from splitgrow.pruning.prune import make_prune_plan, prune_step_, settings_of
+from splitgrow.pruning.prune import make_prune_plan, prune_settings, prune_step_
 from splitgrow.pruning.shrinking.shrinking import plan_shrinking, take_out_
 from splitgrow.pruning.target import Target
 
@@ -167,7 +167,7 @@ class PruneMethods(GrowingBase):
         *,
         target: Target | None = None,
         criterion: str | Criterion = "group",
-        scope: Scope = "global",
+        scope: PruneScope = "global",
         steps: int = 1,
         recover: Callable[[Edit], object] | None = None,
         layers: Iterable[int | str] | None = None,
@@ -243,7 +243,7 @@ class PruneMethods(GrowingBase):
             >>> [layer.width for layer in net.layers], edit.macs
             ([3, 1], (24, 9))
         """
-        settings = settings_of(
+        settings = prune_settings(
             criterion=criterion,
             scope=scope,
             layers=layers,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from splitgrow.growth.history import check_structure
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.pruning.choosing import find_candidates, names_of
+from splitgrow.pruning.choosing import names_of, prunable_groups
 from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits, UnitParameter
 
 
@@ -55,7 +55,7 @@ def group_penalty(
     """
     history = history_of(model)
     check_structure(model, history)
-    widths = find_candidates(history.graph, names_of("layers", layers), names_of("ignore", ignore))
+    widths = prunable_groups(history.graph, names_of("layers", layers), names_of("ignore", ignore))
     units = ParametersOfUnits(history.graph, history.modules, widths)
     used = [each for each in units.parameters if not each.roles.isdisjoint(("makes", "reads"))]
     squares = units.total((each, _squares(each)) for each in used)

@@ -16,19 +16,25 @@ from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.planning import checked_rounding
 from splitgrow.pruning.choosing import (
-    Candidates,
+    PruneCandidates,
+    PruneScope,
     Request,
-    Scope,
     as_request,
-    find_candidates,
     multiple_of,
     names_of,
+    prunable_groups,
     weakest_units,
 )
 from splitgrow.pruning.criteria.criterion import Criterion, UnitsInView, preserve_runs_
 from splitgrow.pruning.criteria.registry import chosen_criterion
 from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits
-from splitgrow.pruning.refitting import Fit, fits, fitted_tensors, put_fits_, refuse_refitting
+from splitgrow.pruning.refitting import (
+    ReaderFit,
+    fitted_tensors,
+    put_fits_,
+    reader_fits,
+    refuse_refitting,
+)
 from splitgrow.pruning.shrinking.chosen_units import requested_units
 from splitgrow.pruning.shrinking.shrinking import take_out_
 from splitgrow.pruning.target import (
@@ -66,7 +72,7 @@ class PruneSettings:
     """
 
     criterion: Criterion
-    scope: Scope = "global"
+    scope: PruneScope = "global"
     layers: tuple[int | str, ...] | None = None
     ignore: tuple[int | str, ...] | None = ()
     keep: float = 0.1
@@ -77,7 +83,7 @@ class PruneSettings:
     give_up: bool = False
 
     def __post_init__(self) -> None:
-        if self.scope not in get_args(Scope):
+        if self.scope not in get_args(PruneScope):
             raise ValueError(f"scope must be 'global' or 'layer', got {self.scope!r}")
         if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)):
             raise TypeError(f"keep must be a number, got {self.keep!r}")
@@ -90,7 +96,7 @@ class PruneSettings:
         checked_rounding(self.round_to)
 
 
-def settings_of(  # noqa: PLR0913
+def prune_settings(  # noqa: PLR0913
     *,
     criterion: object,
     scope: Any,
@@ -144,11 +150,11 @@ class PrunePlan:
         share = step / self.steps
         return {name: now + (end - now) * share for name, (now, end) in self.goals.items()}
 
-    def candidates(self, graph: ChannelGraph) -> Candidates:
+    def candidates(self, graph: ChannelGraph) -> PruneCandidates:
         """The groups that may lose units, and what of the first ones must stay."""
         own = self.settings
-        widths = find_candidates(graph, own.layers, own.ignore)
-        return Candidates(
+        widths = prunable_groups(graph, own.layers, own.ignore)
+        return PruneCandidates(
             widths,
             {group: self.widths.get(key_of(graph, group), now) for group, now in widths.items()},
             {group: graph.multiples.get(group, (1, ""))[0] for group in widths},
@@ -187,7 +193,7 @@ def make_prune_plan(
         raise TypeError(f"steps must be an int, got {steps!r}")
     if steps < 1:
         raise ValueError(f"steps (={steps}) must be at least 1")
-    found = find_candidates(history.graph, settings.layers, settings.ignore)
+    found = prunable_groups(history.graph, settings.layers, settings.ignore)
     widths = {key_of(history.graph, group): width for group, width in found.items()}
     if target is None:
         if isinstance(amount, bool) or not isinstance(amount, (int, float)):
@@ -305,7 +311,7 @@ def _scores(undo: Undo, view: UnitsInView, criterion: Criterion) -> dict[int, Te
 
 
 @temporarily
-def _fits(undo: Undo, view: UnitsInView, request: Request) -> list[Fit]:
+def _fits(undo: Undo, view: UnitsInView, request: Request) -> list[ReaderFit]:
     preserve_runs_(undo, view.model, random=True)
     history = view.history
-    return fits(view, requested_units(history.graph, history.modules, request, 1))
+    return reader_fits(view, requested_units(history.graph, history.modules, request, 1))

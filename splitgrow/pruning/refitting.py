@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from splitgrow.errors import GenerationError
 from splitgrow.growth.history import History
-from splitgrow.growth.input_moments import Moments
+from splitgrow.growth.input_moments import InputMoments
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.tensor_holder import split_of
 from splitgrow.layers.types import known_layer_type
@@ -27,12 +27,12 @@ from splitgrow.pruning.shrinking.chosen_units import Chosen
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.spans import regions
 
-DAMPING = 1e-3
+REFIT_DAMPING = 1e-3
 """The share of the mean second moment that is added to all of them."""
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class ReaderFit:
     """The inputs of a layer that go, as the others predict them.
 
     Attributes:
@@ -50,7 +50,7 @@ class Fit:
     offset: Tensor | None
 
 
-def fits(view: UnitsInView, units: Mapping[int, Collection[int]]) -> list[Fit]:
+def reader_fits(view: UnitsInView, units: Mapping[int, Collection[int]]) -> list[ReaderFit]:
     """How the readers of units can make up for them, by least squares over all batches.
 
     Layers that share a parameter with others stay as they are, and so do those whose weights
@@ -71,14 +71,16 @@ def fits(view: UnitsInView, units: Mapping[int, Collection[int]]) -> list[Fit]:
     return found
 
 
-def _fit(name: str, layer: nn.Module, goes: Tensor, moments: Moments) -> Fit:
+def _fit(name: str, layer: nn.Module, goes: Tensor, moments: InputMoments) -> ReaderFit:
     """The best prediction of some inputs by the others."""
     gone, kept = goes.nonzero().flatten(), (~goes).nonzero().flatten()
     second = second_moments(layer, moments).cpu()
-    own = damped(second, DAMPING)[kept][:, kept]
+    own = damped(second, REFIT_DAMPING)[kept][:, kept]
     by = torch.linalg.solve(own, second[kept][:, gone]).T  # gone x kept
     mean = moments.mean.cpu()
-    return Fit(name, gone, kept, by, mean[gone] - by @ mean[kept] if takes_means(layer) else None)
+    return ReaderFit(
+        name, gone, kept, by, mean[gone] - by @ mean[kept] if takes_means(layer) else None
+    )
 
 
 def _readable(composition: Composition) -> bool:
@@ -115,7 +117,7 @@ def refuse_refitting(history: History) -> None:
         )
 
 
-def put_fits_(history: History, found: Collection[Fit], undo: Undo) -> None:
+def put_fits_(history: History, found: Collection[ReaderFit], undo: Undo) -> None:
     """Changes the weights of readers as the fits say; those of the units that go stay."""
     for fit in found:
         composition = split_of(history.modules[fit.layer]).composition()
@@ -134,7 +136,7 @@ def put_fits_(history: History, found: Collection[Fit], undo: Undo) -> None:
             _add_(composition, "bias", shift, undo)
 
 
-def fitted_tensors(model: nn.Module, found: Collection[Fit]) -> tuple[str, ...]:
+def fitted_tensors(model: nn.Module, found: Collection[ReaderFit]) -> tuple[str, ...]:
     """The names of the parameters of layers that were fitted."""
     layers = tuple(f"{fit.layer}." for fit in found)
     return tuple(name for name, _ in model.named_parameters() if name.startswith(layers))

@@ -1,4 +1,4 @@
-"""Moments of the values that layers read are those of all values that their calls get."""
+"""InputMoments of the values that layers read are those of all values that their calls get."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import splitgrow
 from splitgrow.growth import input_moments as moments_module
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.growth.input_moments import Moments, input_moments
+from splitgrow.growth.input_moments import InputMoments, input_moments
 from splitgrow.utils.rollback import Undo
 
 
@@ -44,7 +44,7 @@ def x(seed: int) -> Tensor:
     return torch.randn(3, 2, 5, generator=generator, dtype=torch.float64)
 
 
-def measured(model: Any, **options: Any) -> dict[str, Moments]:
+def measured(model: Any, **options: Any) -> dict[str, InputMoments]:
     history = history_of(model)
     groups = {g for node in history.graph.sized() for g in history.graph.growing_groups(node.outs)}
     with Undo() as undo, undo:

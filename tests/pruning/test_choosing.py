@@ -17,10 +17,10 @@ import splitgrow
 from splitgrow.errors import FixedWidthError
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.pruning.choosing import (
-    Candidates,
+    PruneCandidates,
     as_request,
-    find_candidates,
     multiple_of,
+    prunable_groups,
     weakest_units,
 )
 from splitgrow.pruning.shrinking.chosen_units import requested_units
@@ -28,9 +28,9 @@ from splitgrow.pruning.shrinking.chosen_units import requested_units
 
 def candidates(
     *widths: int, keep: float = 0.0, steps: int = 1, multiple: int = 1, first: Any = None
-) -> Candidates:
+) -> PruneCandidates:
     groups = range(len(widths))
-    return Candidates(
+    return PruneCandidates(
         dict(zip(groups, widths, strict=True)),
         dict(zip(groups, first or widths, strict=True)),
         dict.fromkeys(groups, steps),
@@ -126,7 +126,7 @@ def net() -> Any:
 
 
 def makers(graph: Any, **options: Any) -> list[list[str]]:
-    found = find_candidates(graph, options.get("layers"), options.get("ignore", ()))
+    found = prunable_groups(graph, options.get("layers"), options.get("ignore", ()))
     return sorted(sorted(graph.makers(group)) for group in found)
 
 
@@ -155,11 +155,11 @@ def test_layers_that_cannot_lose_units_are_refused() -> None:
 
 def test_multiples_are_of_channels_in_all_layers() -> None:
     graph = history_of(net()).graph
-    (group,) = find_candidates(graph, ["conv"], ())
+    (group,) = prunable_groups(graph, ["conv"], ())
     assert [multiple_of(graph, group, n) for n in (1, 2, 3, 8)] == [1, 2, 3, 8]
     model = made_growable(next(case for case in CASES if case.name == "vision transformer"))
     graph = history_of(model).graph
-    for group in find_candidates(graph, None, ()):
+    for group in prunable_groups(graph, None, ()):
         units = multiple_of(graph, group, 8)
         for node in graph.sized():
             assert graph.multiplicity(node.outs, group) * units % 8 == 0
@@ -174,7 +174,7 @@ def test_a_request_names_just_the_units(name: str) -> None:
     graph, draw = history_of(model).graph, random.Random(0)
     units = {
         group: sorted(draw.sample(range(width), draw.randrange(1, width)))
-        for group, width in find_candidates(graph, None, ()).items()
+        for group, width in prunable_groups(graph, None, ()).items()
         if width > 1
     }
     request = as_request(graph, units)

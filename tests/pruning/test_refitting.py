@@ -17,7 +17,7 @@ import splitgrow
 from splitgrow.errors import GenerationError
 from splitgrow.layers.tensor_holder import split_of
 from splitgrow.pruning import refitting
-from splitgrow.pruning.refitting import DAMPING
+from splitgrow.pruning.refitting import REFIT_DAMPING
 
 
 class Net(nn.Module):
@@ -72,7 +72,7 @@ def best(rows: Tensor, weight: Tensor, kept: list[int], *, shifts: bool) -> tupl
     """The weights (inputs, outputs) and shifts of least squares, by torch's own solver."""
     mean = rows.mean(0) if shifts else torch.zeros(rows.shape[1]).double()
     rows = rows - mean
-    ridge = (DAMPING * rows.square().mean()) ** 0.5 * torch.eye(rows.shape[1]).double()
+    ridge = (REFIT_DAMPING * rows.square().mean()) ** 0.5 * torch.eye(rows.shape[1]).double()
     data = torch.cat([rows / len(rows) ** 0.5, ridge])
     found = torch.linalg.lstsq(data[:, kept], data @ weight).solution
     return found, mean @ weight - mean[kept] @ found

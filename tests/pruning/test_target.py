@@ -17,8 +17,8 @@ import splitgrow
 from splitgrow import Target
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.pruning import target as target_module
-from splitgrow.pruning.choosing import as_request, find_candidates, weakest_units
-from splitgrow.pruning.prune import chosen_request, make_prune_plan, settings_of
+from splitgrow.pruning.choosing import as_request, prunable_groups, weakest_units
+from splitgrow.pruning.prune import chosen_request, make_prune_plan, prune_settings
 from splitgrow.pruning.target import Sizes
 from splitgrow.utils.rollback import Undo
 
@@ -78,7 +78,7 @@ def one_unit_more(model: Any, twin: Any) -> Any:
 
 
 def settings() -> Any:
-    return settings_of(
+    return prune_settings(
         criterion="group",
         scope="global",
         layers=None,
@@ -142,7 +142,7 @@ def test_sizes_without_units_are_those_of_the_pruned_model(name: str) -> None:
     case = next(case for case in CASES if case.name == name)
     for model in (made_growable(case), grown_at_once(case)):
         graph = history_of(model).graph
-        units = {g: [0] for g, width in find_candidates(graph, None, ()).items() if width > 1}
+        units = {g: [0] for g, width in prunable_groups(graph, None, ()).items() if width > 1}
         request, sizes = as_request(graph, units), Sizes(model)
         with unchanged(model):
             expected = sizes.params_without(request), sizes.macs_without(request)

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from splitgrow.growth.input_moments import Moments, input_moments
+from splitgrow.growth.input_moments import InputMoments, input_moments
 from splitgrow.layers.tensor_holder import split_of
 from splitgrow.layers.types import known_layer_type
 from splitgrow.pruning.criteria.criterion import Criterion, UnitsInView
@@ -21,7 +21,7 @@ from splitgrow.utils.rollback import Undo, temporarily
 Statistic: TypeAlias = Literal["rms", "std", "nonzero"]
 """Of a unit's values: their root mean square, standard deviation, or the share that is not zero."""
 
-_STATISTICS: Mapping[str, Callable[[Moments], Tensor]] = {
+_STATISTICS: Mapping[str, Callable[[InputMoments], Tensor]] = {
     "rms": lambda seen: seen.squares.clamp_min(0).sqrt(),
     "std": lambda seen: (seen.squares - seen.mean.square()).clamp_min(0).sqrt(),
     "nonzero": lambda seen: 1 - seen.zeros,
@@ -146,7 +146,7 @@ def damped(products: Tensor, damping: float) -> Tensor:
     return products + damping * mean * torch.eye(len(products)).to(products)
 
 
-def second_moments(layer: nn.Module, moments: Moments) -> Tensor:
+def second_moments(layer: nn.Module, moments: InputMoments) -> Tensor:
     """The second moments of a layer's inputs, without their means if its bias can take these."""
     return moments.covariance if takes_means(layer) else moments.products
 
@@ -160,7 +160,7 @@ def takes_means(layer: nn.Module) -> bool:
 @temporarily
 def moments_in(
     undo: Undo, view: UnitsInView, groups: Iterable[int], *, pairs: bool = True
-) -> dict[str, Moments]:
+) -> dict[str, InputMoments]:
     """The moments of what layers read of some groups on all batches, by layer."""
     return input_moments(undo, view.history, groups, view.run, pairs=pairs)
 

@@ -37,7 +37,7 @@ class Taylor(Criterion):
         return _by_readers(view, _means(view, change, torch.square))
 
 
-class Fisher(Criterion):
+class FisherInformation(Criterion):
     """The change of the loss without a unit, to second order: optimal brain damage.
 
     It is half the sum of squares of the weights that read the unit, each times the mean square of

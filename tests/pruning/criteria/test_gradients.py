@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from splitgrow.growth.edits import Removal
 from splitgrow.layers.types import known_layer_type
-from splitgrow.pruning import Fisher, Taylor
+from splitgrow.pruning import FisherInformation, Taylor
 
 GATED = ("plain", "residual", "squeeze and excite", "u-net", "conv to linear", "shuffled", "shared")
 """Models whose units are all read by weights: through depthwise layers, cuts, copies and sums."""
@@ -89,7 +89,7 @@ def test_taylor_is_the_squared_derivative_by_a_gate_on_the_unit_at_its_readers(n
 def test_fisher_is_half_the_mean_of_squared_weights_times_gradients(name: str) -> None:
     case = next(case for case in CASES if case.name == name)
     model, batches = made_growable(case), [case.inputs(1), case.inputs(2)]
-    scores, twin = scores_of(model, Fisher(), batches), copy.deepcopy(model)
+    scores, twin = scores_of(model, FisherInformation(), batches), copy.deepcopy(model)
     expected = {key: torch.zeros(len(own), dtype=torch.float64) for key, own in scores.items()}
     for batch in batches:
         twin.zero_grad()
@@ -155,7 +155,7 @@ def test_frozen_weights_count_and_stay_frozen_also_where_gradients_are_off() -> 
     for key, own in expected.items():
         assert_close(found[key], own)
     with unchanged(model), pytest.raises(ZeroDivisionError):
-        scores_of(model, Fisher(), batches, loss=lambda model, batch: 1 / 0)
+        scores_of(model, FisherInformation(), batches, loss=lambda model, batch: 1 / 0)
 
 
 def test_blocks_that_closed_generations_froze_count() -> None:
@@ -163,7 +163,7 @@ def test_blocks_that_closed_generations_froze_count() -> None:
     model, batches = grown_at_once(case, freeze=True), [case.inputs()]
     twin = copy.deepcopy(model)
     twin.unfreeze()
-    for criterion in (Taylor(), Fisher()):
+    for criterion in (Taylor(), FisherInformation()):
         found, expected = (scores_of(m, criterion, batches) for m in (model, twin))
         for key, own in expected.items():
             assert_close(found[key], own)
