@@ -282,7 +282,7 @@ def chosen_request(
     share = plan.amount
     if share is not None:
         return view, request(share * step / plan.steps)
-    check_reachable(plan.goals_at(plan.steps), sizes, request(1.0))
+    check_reachable(plan.goals_at(plan.steps), sizes, request(1.0), missing)
     goals, count = plan.goals_at(step), sum(candidates.first[group] for group in scores)
     return view, request(share_for(goals, sizes, request, count))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -210,13 +210,14 @@ def share_for(goals: Goals, sizes: Sizes, request: Callable[[float], Request], u
     return high / units
 
 
-def check_reachable(goals: Goals, sizes: Sizes, smallest: Request) -> None:
+def check_reachable(goals: Goals, sizes: Sizes, smallest: Request, stay: Sequence[str]) -> None:
     """Makes sure that a model can meet goals.
 
     Args:
         goals: The goals.
         sizes: The sizes of the model.
         smallest: All channels that may go.
+        stay: The layers whose units have no scores.
 
     Raises:
         ValueError: If it cannot.
@@ -224,9 +225,12 @@ def check_reachable(goals: Goals, sizes: Sizes, smallest: Request) -> None:
     least = _excess(goals, sizes, smallest)
     if least > 1:
         wanted = ", ".join(f"{name} {value:,.4g}" for name, value in goals.items())
+        names = ", ".join(f"`{name}`" for name in stay)
+        unscored = f" (the criterion has no scores for the units of {names})" if stay else ""
         raise ValueError(
             f"the model cannot get so small ({wanted}): with the smallest widths that are allowed "
-            f"it still has {least:.3g} times that; let more layers shrink, or lower `keep`"
+            f"it still has {least:.3g} times that; let more layers shrink{unscored}, or lower "
+            f"`keep`"
         )
 
 

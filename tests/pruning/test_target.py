@@ -135,6 +135,9 @@ def test_what_cannot_be_reached_is_refused_before_the_first_step(steps: int) -> 
                 model.prune(target=target, steps=steps)
     with unchanged(model), pytest.raises(ValueError, match="lower `keep`"):
         model.prune(target=Target(params=0.5), keep=0.9)
+    model = made_growable(next(case for case in CASES if case.name == "u-net"))
+    with unchanged(model), pytest.raises(ValueError, match="no scores for the units of `bottom`"):
+        model.prune(target=Target(params=0.1), criterion="scale", steps=steps)
 
 
 @pytest.mark.parametrize("name", SIZED)
