@@ -23,7 +23,7 @@ from splitgrow.cli.shapes import Shape
 from splitgrow.cli.weights import fill_plain_, is_own_checkpoint
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.pruning.choosing import find_candidates
+from splitgrow.pruning.choosing import prunable_groups
 from splitgrow.utils.pictures import blank_figure
 
 
@@ -217,7 +217,7 @@ def _chosen_layers(
     if both:
         raise ValueError(f"`{both[0]}` is both among --only and among --except")
     graph = history_of(model).graph
-    free = find_candidates(graph, None, (), options.keep, options.round_to).widths
+    free = prunable_groups(graph, None, ())
     found = [
         node.name
         for node in graph.sized()

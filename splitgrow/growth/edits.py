@@ -201,8 +201,8 @@ class Edit:
             example inputs, relative to the largest; None if it has not, or none were compared.
         loss: The loss before and after, if the initializer is not exact and was given one; of a
             random loss the mean of a few runs. It is the held-out loss if the initializer has one.
-        rewritten: The names of existing tensors to which its initializer, or `folded`, gave other
-            values.
+        rewritten: The names of existing tensors to which its initializer, `folded`, or a fit to the
+            units that stay gave other values.
         absorbed: The paths of the layers and tensors that it makes plain.
         removed: The channels that layers lose.
         gives_up: The closed generations that can no longer be recovered, since they lose units.
@@ -340,6 +340,9 @@ class Edit:
             lines.append("  multiply-adds for one sample: {:,} -> {:,}".format(*self.macs))
         for name, count in self.folded.items():
             lines.append(f"  the bias of {name} holds {count} constant{'s' if count > 1 else ''}")
+        if self.rewritten and not self.folded:
+            layers = {name.rpartition(".")[0] for name in self.rewritten}
+            lines.append(f"  {len(layers)} readers are fitted to the units that stay")
         return [*lines, *self._lines_of_loss()]
 
     def _lines_of_loss(self) -> Iterator[str]:

@@ -11,14 +11,14 @@ from splitgrow.analysis.channels.channel_axes import groups_of
 from splitgrow.growth.history import History
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import layer_at
-from splitgrow.layers.types import known_layer_type
+from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.rollback import Undo
 
 _MOST = 8192
 """The largest number of channels whose moments in pairs are taken: half a GiB."""
 
 
-class Moments:
+class InputMoments:
     """First and second moments of the values that one layer reads.
 
     Args:
@@ -83,7 +83,7 @@ def input_moments(
     run: Callable[[], object],
     *,
     pairs: bool = True,
-) -> dict[str, Moments]:
+) -> dict[str, InputMoments]:
     """The moments of the inputs of all layers that read some groups by weights, by name.
 
     A convolution's kernel reads each place; its padding does not count.
@@ -93,13 +93,13 @@ def input_moments(
         history: The model's history.
         groups: The groups.
         run: Runs the model.
-        pairs: As of `Moments`.
+        pairs: As of `InputMoments`.
 
     Raises:
         ValueError: If the moments of all pairs of a layer's inputs would take too much memory.
     """
     graph, wanted = history.graph, {*groups}
-    seen: dict[str, Moments] = {}
+    seen: dict[str, InputMoments] = {}
     for node in graph.nodes.values():
         if not node.sized or node.use is not None or node.looks_up:
             continue
@@ -115,15 +115,19 @@ def input_moments(
                 f"{8 * width**2 / 2**30:.1f} GiB; leave out the layers in front of it, or ask for "
                 f"what needs no moments of pairs"
             )
-        seen[node.name] = Moments(entry.channel_dim(layer), pairs=pairs)
-        undo.on_failure(module.register_forward_pre_hook(_seeing(seen[node.name])).remove)
+        seen[node.name] = InputMoments(entry.channel_dim(layer), pairs=pairs)
+        hook = _seeing(seen[node.name], entry)
+        undo.on_failure(module.register_forward_pre_hook(hook).remove)
     run()
     return {name: moments for name, moments in seen.items() if moments.count}
 
 
-def _seeing(moments: Moments) -> Callable[[nn.Module, tuple[object, ...]], None]:
+def _seeing(
+    moments: InputMoments, entry: LayerType
+) -> Callable[[nn.Module, tuple[object, ...]], None]:
     def see(module: nn.Module, args: tuple[object, ...]) -> None:  # noqa: ARG001
-        if args and isinstance(args[0], Tensor):
-            moments.add(args[0])
+        read = entry.input_of(args[0]) if args else None
+        if isinstance(read, Tensor):
+            moments.add(read)
 
     return see

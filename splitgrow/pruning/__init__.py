@@ -2,7 +2,7 @@
 
 from splitgrow.pruning.criteria.activations import Activation, Reconstruction
 from splitgrow.pruning.criteria.criterion import Criterion, UnitsInView
-from splitgrow.pruning.criteria.gradients import Fisher, Taylor
+from splitgrow.pruning.criteria.gradients import FisherInformation, Taylor
 from splitgrow.pruning.criteria.magnitudes import GroupNorm, Magnitude, Random, Scale
 from splitgrow.pruning.criteria.registry import CRITERIA
 from splitgrow.pruning.report import PruningReport, WidthChange, report
@@ -11,7 +11,7 @@ __all__ = [
     "CRITERIA",
     "Activation",
     "Criterion",
-    "Fisher",
+    "FisherInformation",
     "GroupNorm",
     "Magnitude",
     "PruningReport",

@@ -57,7 +57,11 @@ def let_go_(model: nn.Module, history: History, edit: Edit) -> None:
     """
     here = {id(module) for module in model.modules()}
     history.frozen = {
-        generation: [(module, name) for module, name in owned if id(module) in here]
+        generation: [
+            (module, name)
+            for module, name in owned
+            if id(module) in here and getattr(module, name, None) is not None
+        ]
         for generation, owned in history.frozen.items()
     }
     history.states = {g: own for g, own in history.states.items() if g not in edit.gives_up}

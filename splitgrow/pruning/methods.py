@@ -9,9 +9,9 @@ from torch import nn
 
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.growing import GrowingBase
-from splitgrow.pruning.choosing import Scope
+from splitgrow.pruning.choosing import PruneScope
 from splitgrow.pruning.criteria.criterion import Criterion
-from splitgrow.pruning.prune import make_prune_plan, prune_step_, settings_of
+from splitgrow.pruning.prune import make_prune_plan, prune_settings, prune_step_
 from splitgrow.pruning.removing.removing import remove_layer_
 from splitgrow.pruning.shrinking.shrinking import plan_shrinking, take_out_
 from splitgrow.pruning.target import Target
@@ -174,7 +174,7 @@ class PruneMethods(GrowingBase):
         *,
         target: Target | None = None,
         criterion: str | Criterion = "group",
-        scope: Scope = "global",
+        scope: PruneScope = "global",
         steps: int = 1,
         recover: Callable[[Edit], object] | None = None,
         layers: Iterable[int | str] | None = None,
@@ -195,30 +195,36 @@ class PruneMethods(GrowingBase):
         nothing, as of `shrink`; if a later one fails, or `recover` raises, the earlier ones stay.
 
         Args:
-            amount: The share of the units that goes.
+            amount: The share of the units that goes, of those that have scores: of all together, or
+                of each layer's (`scope`). Units that go together count as one.
             target: How small the model must become, instead. The smallest amount is searched for.
             criterion: The scores of units, by name or as an object. By weights: "group" (all
                 weights that make or read a unit), "l1", "l2" (those that make it), "scale" (the
                 norm's factor). By `loss` and `batches`: "taylor", "fisher". By `batches`:
-                "activation", "reconstruction". And "random". See `splitgrow.pruning`.
+                "activation", "reconstruction". And "random". See `splitgrow.pruning`. Layers for
+                whose units it has no scores, such as those without a norm for "scale", stay as they
+                are; it is an error if they are named in `layers`.
             scope: "global" to compare the units of all layers, "layer" to take the same share of
                 each.
-            steps: The number of steps, in equal parts; units are scored anew in each.
-            recover: Called with the edit after each step, to train the model: the edits of
-                `model.edits` say more.
+            steps: The number of steps, in equal parts of the first numbers; units are scored anew
+                in each. A step in which no whole unit would go makes no edit.
+            recover: Called with the edit after each step, to train the model.
             layers: The layers whose units may go, by name or index; None for all but the outputs.
             ignore: The layers whose units stay.
-            keep: The share of each layer's units that stays in any case.
+            keep: The share of each layer's units, before the first step, that stays in any case.
             refit: Whether the Linear layers and convolutions that read the units are fitted, by
                 least squares over the batches, to compute nearly the same without them. None for
-                what the criterion says: only "reconstruction" does.
+                what the criterion says: only "reconstruction" does. Convolutions in groups, and
+                layers that share their weights with others, stay as they are.
             loss: Gives the loss of the model on a batch, as a tensor of one number. Criteria of
                 activations use it to run the model; without it, a batch is what the model is called
                 with.
-            batches: Some batches, which are held at the same time. The model's mode, training or
-                evaluation, stays, and so do its buffers and gradients.
-            round_to: The number of which widths that stay are multiples, such as 8. A layer whose
-                width is none stays as it is until that many units may go.
+            batches: Some batches, which are held at the same time: a list, or a short loader.
+                Without `loss`, a batch is what the model is called with: a tensor, a tuple or list
+                of arguments, or a mapping of named ones. The model's mode, training or evaluation,
+                stays, and so do its buffers and gradients.
+            round_to: The number of which widths that stay are multiples, such as 8. A layer stays
+                as it is while too few of its units may go for that.
             give_up: As of `shrink`.
             optimizer: As of `shrink`.
             check: As of `shrink`.
@@ -231,6 +237,8 @@ class PruneMethods(GrowingBase):
             TypeError: If an argument is of another type.
             ValueError: If one is out of range; if no unit goes, since the amount is too small; if a
                 target cannot be met; or if the criterion needs data that is not given.
+            GenerationError: If readers would be fitted while generations are closed; and as
+                `shrink`.
             SplitGrowError: As `shrink`.
 
         Example:
@@ -242,7 +250,7 @@ class PruneMethods(GrowingBase):
             >>> [layer.width for layer in net.layers], edit.macs
             ([3, 1], (24, 9))
         """
-        settings = settings_of(
+        settings = prune_settings(
             criterion=criterion,
             scope=scope,
             layers=layers,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from splitgrow.growth.history import check_structure
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.pruning.choosing import find_candidates
+from splitgrow.pruning.choosing import names_of, prunable_groups
 from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits, UnitParameter
 
 
@@ -39,6 +39,7 @@ def group_penalty(
         weights are all zero is zero.
 
     Raises:
+        TypeError: If `layers` or `ignore` is no list.
         ValueError: If there is no such layer.
         FixedWidthError: If no layer may lose units.
         SplitGrowError: If the model is not growable.
@@ -54,19 +55,18 @@ def group_penalty(
     """
     history = history_of(model)
     check_structure(model, history)
-    chosen = None if layers is None else tuple(layers)
-    found = find_candidates(history.graph, chosen, tuple(ignore), 0.0, 1)
-    units = ParametersOfUnits(history.graph, history.modules, found.widths)
-    used = [each for each in units.parameters if each.role in {"makes", "reads"}]
-    squares = units.total((each, each.sums(each.differentiable.square())) for each in used)
-    sizes = units.total((each, _sizes(each)) for each in used).to(squares)
+    widths = prunable_groups(history.graph, names_of("layers", layers), names_of("ignore", ignore))
+    units = ParametersOfUnits(history.graph, history.modules, widths)
+    used = [each for each in units.parameters if not each.roles.isdisjoint(("makes", "reads"))]
+    squares = units.total((each, _squares(each)) for each in used)
+    sizes = units.total((each, each.counts) for each in used).to(squares)
     # The square root has no gradient at zero.
     alive = squares > 0
     norms = torch.where(alive, squares, 1.0).sqrt() * alive
     return (norms * sizes.sqrt()).sum()
 
 
-def _sizes(parameter: UnitParameter) -> Tensor:
-    """The number of weights at each position of a parameter's dimension."""
-    count = len(parameter.units)
-    return torch.full((count,), parameter.value.numel() / count)
+def _squares(parameter: UnitParameter) -> Tensor:
+    """The sum of squares at each position of a parameter's dimension, in float32 or finer."""
+    value = parameter.differentiable
+    return parameter.sums(value.to(torch.promote_types(value.dtype, torch.float32)).square())

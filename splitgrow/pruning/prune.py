@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
@@ -13,25 +12,39 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from splitgrow.analysis.channel_graph import ChannelGraph
-from splitgrow.errors import SplitGrowError
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.planning import checked_rounding
 from splitgrow.pruning.choosing import (
-    Candidates,
-    Scope,
+    PruneCandidates,
+    PruneScope,
+    Request,
     as_request,
-    find_candidates,
+    multiple_of,
+    names_of,
+    prunable_groups,
     weakest_units,
 )
-from splitgrow.pruning.criteria.criterion import Criterion, UnitsInView
+from splitgrow.pruning.criteria.criterion import Criterion, UnitsInView, preserve_runs_
 from splitgrow.pruning.criteria.registry import chosen_criterion
 from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits
-from splitgrow.pruning.refitting import Fit, fits, put_fits_, refuse_refitting
+from splitgrow.pruning.refitting import (
+    ReaderFit,
+    fitted_tensors,
+    put_fits_,
+    reader_fits,
+    refuse_refitting,
+)
 from splitgrow.pruning.shrinking.chosen_units import requested_units
 from splitgrow.pruning.shrinking.shrinking import take_out_
-from splitgrow.pruning.target import Goals, Request, Sizes, Target, goals_of, share_for
-from splitgrow.utils.preserve import copy_buffers_
+from splitgrow.pruning.target import (
+    Goals,
+    Sizes,
+    Target,
+    check_reachable,
+    goals_of,
+    share_for,
+)
 from splitgrow.utils.rollback import Undo, temporarily
 
 LossOf = Callable[[nn.Module, Any], Any]
@@ -59,9 +72,9 @@ class PruneSettings:
     """
 
     criterion: Criterion
-    scope: Scope = "global"
+    scope: PruneScope = "global"
     layers: tuple[int | str, ...] | None = None
-    ignore: tuple[int | str, ...] = ()
+    ignore: tuple[int | str, ...] | None = ()
     keep: float = 0.1
     refit: bool = False
     loss: LossOf | None = None
@@ -70,7 +83,7 @@ class PruneSettings:
     give_up: bool = False
 
     def __post_init__(self) -> None:
-        if self.scope not in get_args(Scope):
+        if self.scope not in get_args(PruneScope):
             raise ValueError(f"scope must be 'global' or 'layer', got {self.scope!r}")
         if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)):
             raise TypeError(f"keep must be a number, got {self.keep!r}")
@@ -83,7 +96,7 @@ class PruneSettings:
         checked_rounding(self.round_to)
 
 
-def settings_of(  # noqa: PLR0913
+def prune_settings(  # noqa: PLR0913
     *,
     criterion: object,
     scope: Any,
@@ -103,27 +116,15 @@ def settings_of(  # noqa: PLR0913
         ValueError: If one is out of range.
     """
     chosen = chosen_criterion(criterion)
-    if not isinstance(batches, Sequence) and not hasattr(batches, "__iter__"):
-        raise TypeError(f"batches must be an iterable of batches, got {type(batches).__name__}")
-    if isinstance(batches, Tensor):
-        raise TypeError("batches must be an iterable of batches, got one tensor; give [tensor]")
+    if refit is not None and not isinstance(refit, bool):
+        raise TypeError(f"refit must be True, False or None, got {refit!r}")
+    if isinstance(batches, (Tensor, str, Mapping)) or not isinstance(batches, Iterable):
+        kind = type(batches).__name__
+        raise TypeError(f"batches must be a list of batches, or a loader, got a {kind}")
     return PruneSettings(
-        *(chosen, scope),
-        None if layers is None else _names("layers", layers),
-        _names("ignore", ignore),
-        keep,
-        chosen.refits if refit is None else refit,
-        loss,
-        tuple(batches),
-        round_to,
-        give_up,
+        *(chosen, scope, names_of("layers", layers), names_of("ignore", ignore), keep),
+        *(chosen.refits if refit is None else refit, loss, tuple(batches), round_to, give_up),
     )
-
-
-def _names(what: str, given: object) -> tuple[int | str, ...]:
-    if isinstance(given, (str, int)) or not hasattr(given, "__iter__"):
-        raise TypeError(f"{what} must be a list of layers by name or index, got {given!r}")
-    return tuple(given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,22 +150,17 @@ class PrunePlan:
         share = step / self.steps
         return {name: now + (end - now) * share for name, (now, end) in self.goals.items()}
 
-    def candidates(self, graph: ChannelGraph) -> Candidates:
-        """The groups that may lose units, with those that must stay of the first ones."""
+    def candidates(self, graph: ChannelGraph) -> PruneCandidates:
+        """The groups that may lose units, and what of the first ones must stay."""
         own = self.settings
-        found = find_candidates(graph, own.layers, own.ignore, 0.0, own.round_to)
-        stays = {
-            group: max(1, math.ceil(own.keep * self.widths.get(key_of(graph, group), width)))
-            for group, width in found.widths.items()
-        }
-        return replace(found, stays=stays)
-
-    def share_at(self, step: int, candidates: Candidates, graph: ChannelGraph) -> float:
-        """The share of the present units that goes in a step, for an amount."""
-        assert self.amount is not None
-        first = sum(self.widths.get(key_of(graph, g), w) for g, w in candidates.widths.items())
-        wanted = first * (1 - self.amount * step / self.steps)
-        return max(0.0, 1 - wanted / candidates.units)
+        widths = prunable_groups(graph, own.layers, own.ignore)
+        return PruneCandidates(
+            widths,
+            {group: self.widths.get(key_of(graph, group), now) for group, now in widths.items()},
+            {group: graph.multiples.get(group, (1, ""))[0] for group in widths},
+            {group: multiple_of(graph, group, own.round_to) for group in widths},
+            own.keep,
+        )
 
 
 def key_of(graph: ChannelGraph, group: int) -> tuple[str, ...]:
@@ -197,12 +193,8 @@ def make_prune_plan(
         raise TypeError(f"steps must be an int, got {steps!r}")
     if steps < 1:
         raise ValueError(f"steps (={steps}) must be at least 1")
-    if settings.refit:
-        refuse_refitting(history)
-    found = find_candidates(
-        history.graph, settings.layers, settings.ignore, settings.keep, settings.round_to
-    )
-    widths = {key_of(history.graph, group): width for group, width in found.widths.items()}
+    found = prunable_groups(history.graph, settings.layers, settings.ignore)
+    widths = {key_of(history.graph, group): width for group, width in found.items()}
     if target is None:
         if isinstance(amount, bool) or not isinstance(amount, (int, float)):
             raise TypeError(f"amount must be a number, got {amount!r}")
@@ -232,25 +224,29 @@ def prune_step_(
     Returns:
         The edit; None if no unit goes in this step.
     """
-    sizes = Sizes(model, give_up=plan.settings.give_up)
+    sizes, own = Sizes(model, give_up=plan.settings.give_up), plan.settings
+    if own.refit:
+        refuse_refitting(history)
     view, request = chosen_request(model, history, plan, step, sizes)
     if not request:
         return None
-    own = plan.settings
     found = _fits(view, request) if own.refit else []
-    before = _macs(sizes)
+    before = sizes.macs_of_one
     edit = take_out_(
-        *(undo, model, history),
-        {name: list(channels) for name, channels in request.items()},
+        *(undo, model, history, request),
         round_to=1,
         give_up=own.give_up,
         optimizer=optimizer,
         check=check,
         prepare=partial(put_fits_, history, found, undo) if found else None,
     )
-    after = _macs(Sizes(model))
-    macs = None if before is None or after is None else (before, after)
-    edit = replace(edit, criterion=own.criterion.name, macs=macs)
+    after = Sizes(model).macs_of_one
+    edit = replace(
+        edit,
+        criterion=own.criterion.name,
+        macs=None if before is None or after is None else (before, after),
+        rewritten=fitted_tensors(model, found) if found else edit.rewritten,
+    )
     history.edits = [*history.edits[:-1], edit]
     return edit
 
@@ -261,7 +257,8 @@ def chosen_request(
     """The channels that go in a step, by layer; the model stays as it is.
 
     Raises:
-        ValueError: If the criterion lacks data, or the goals cannot be met.
+        ValueError: If the criterion lacks data, or has no scores for a named layer, or the goals
+            cannot be met.
     """
     check_structure(model, history)
     graph, own = history.graph, plan.settings
@@ -269,6 +266,12 @@ def chosen_request(
     units = ParametersOfUnits(graph, history.modules, candidates.widths)
     view = UnitsInView(model, history, units, own.loss, own.batches)
     scores = _scores(view, own.criterion)
+    missing = sorted({min(graph.makers(g)) for g in candidates.widths if g not in scores})
+    if missing and (own.layers is not None or not scores):
+        raise ValueError(
+            f"criterion {own.criterion.name!r} has no scores for the units of "
+            f"{', '.join(f'`{name}`' for name in missing)}; choose another one, or other layers"
+        )
 
     def request(share: float) -> Request:
         found = weakest_units(
@@ -276,11 +279,12 @@ def chosen_request(
         )
         return as_request(graph, found)
 
-    if plan.amount is not None:
-        share = plan.share_at(step, candidates, graph)
-    else:
-        share = share_for(plan.goals_at(step), sizes, request)
-    return view, request(share)
+    share = plan.amount
+    if share is not None:
+        return view, request(share * step / plan.steps)
+    check_reachable(plan.goals_at(plan.steps), sizes, request(1.0), missing)
+    goals, count = plan.goals_at(step), sum(candidates.first[group] for group in scores)
+    return view, request(share_for(goals, sizes, request, count))
 
 
 @temporarily
@@ -288,9 +292,9 @@ def _scores(undo: Undo, view: UnitsInView, criterion: Criterion) -> dict[int, Te
     """The scores of all units.
 
     Raises:
-        ValueError: If they do not fit the units, or are not finite, or there are none.
+        ValueError: If they do not fit the units, or are not finite.
     """
-    copy_buffers_(view.model.modules(), undo)
+    preserve_runs_(undo, view.model, random=not criterion.draws)
     found = dict[int, Tensor]()
     for group, own in criterion.scores(view).items():
         start, end = view.units.groups.get(group, (0, 0))
@@ -303,23 +307,11 @@ def _scores(undo: Undo, view: UnitsInView, criterion: Criterion) -> dict[int, Te
         if not bool(own.isfinite().all()):
             raise ValueError(f"criterion {criterion.name!r} gives scores that are not finite")
         found[group] = own
-    if not found:
-        raise ValueError(
-            f"criterion {criterion.name!r} has scores for none of the units; choose another one"
-        )
     return found
 
 
-def _fits(view: UnitsInView, request: Request) -> list[Fit]:
+@temporarily
+def _fits(undo: Undo, view: UnitsInView, request: Request) -> list[ReaderFit]:
+    preserve_runs_(undo, view.model, random=True)
     history = view.history
-    asked: dict[int | str, int | Sequence[int]] = {n: list(c) for n, c in request.items()}
-    units: Mapping[int, Collection[int]] = requested_units(history.graph, history.modules, asked, 1)
-    return fits(view, units)
-
-
-def _macs(sizes: Sizes) -> int | None:
-    """The multiply-adds for one sample; None if they cannot be counted."""
-    try:
-        return round(sizes.macs / max(sizes.samples, 1))
-    except SplitGrowError:
-        return None
+    return reader_fits(view, requested_units(history.graph, history.modules, request, 1))

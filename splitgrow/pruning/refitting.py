@@ -11,24 +11,28 @@ from torch import Tensor, nn
 
 from splitgrow.errors import GenerationError
 from splitgrow.growth.history import History
-from splitgrow.growth.input_moments import Moments
+from splitgrow.growth.input_moments import InputMoments
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.tensor_holder import split_of
 from splitgrow.layers.types import known_layer_type
 from splitgrow.layers.types.parametrized_layers import computed_names
-from splitgrow.pruning.criteria.activations import damped, moments_in
+from splitgrow.pruning.criteria.activations import (
+    damped,
+    moments_in,
+    second_moments,
+    takes_means,
+)
 from splitgrow.pruning.criteria.criterion import UnitsInView
-from splitgrow.pruning.dead_units.constants import passes_constants
 from splitgrow.pruning.shrinking.chosen_units import Chosen
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.spans import regions
 
-DAMPING = 1e-3
+REFIT_DAMPING = 1e-3
 """The share of the mean second moment that is added to all of them."""
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class ReaderFit:
     """The inputs of a layer that go, as the others predict them.
 
     Attributes:
@@ -46,48 +50,47 @@ class Fit:
     offset: Tensor | None
 
 
-def fits(view: UnitsInView, units: Mapping[int, Collection[int]]) -> list[Fit]:
+def reader_fits(view: UnitsInView, units: Mapping[int, Collection[int]]) -> list[ReaderFit]:
     """How the readers of units can make up for them, by least squares over all batches.
+
+    Layers that share a parameter with others stay as they are, and so do those whose weights
+    forward uses outside of their calls: what fits here need not fit there.
 
     Args:
         view: The units, with the data.
-        units: Those that go.
+        units: Those that go, by group.
     """
     graph, modules = view.history.graph, view.history.modules
     chosen, found = Chosen(graph.groups, units), []
-    for name, moments in moments_in(view).items():
-        layer = modules[name]
+    stay = {*graph.touched, *(path for holders in graph.ties for path, _ in holders)}
+    for name, moments in moments_in(view, units).items():
         goes = chosen.on(graph.nodes[name].ins)
-        if bool(goes.any()) and not bool(goes.all()) and _readable(split_of(layer).composition()):
-            found.append(_fit(name, layer, goes, moments))
+        fits_here = _readable(split_of(modules[name]).composition()) and not bool(goes.all())
+        if fits_here and name not in stay:
+            found.append(_fit(name, modules[name], goes, moments))
     return found
 
 
-def _fit(name: str, layer: nn.Module, goes: Tensor, moments: Moments) -> Fit:
+def _fit(name: str, layer: nn.Module, goes: Tensor, moments: InputMoments) -> ReaderFit:
     """The best prediction of some inputs by the others."""
     gone, kept = goes.nonzero().flatten(), (~goes).nonzero().flatten()
-    original = split_of(layer).original
-    shifted = passes_constants(original) and getattr(original, "bias", None) is not None
-    second = (moments.covariance if shifted else moments.products).cpu()
-    own = damped(second, DAMPING)[kept][:, kept]
+    second = second_moments(layer, moments).cpu()
+    own = damped(second, REFIT_DAMPING)[kept][:, kept]
     by = torch.linalg.solve(own, second[kept][:, gone]).T  # gone x kept
     mean = moments.mean.cpu()
-    return Fit(name, gone, kept, by, mean[gone] - by @ mean[kept] if shifted else None)
+    return ReaderFit(
+        name, gone, kept, by, mean[gone] - by @ mean[kept] if takes_means(layer) else None
+    )
 
 
 def _readable(composition: Composition) -> bool:
     """Whether all outputs read all inputs by weights that are there as they are."""
     entry, original = composition.layer_type, composition.original
-    if entry.merging.couples or entry.merging.computes_weight or entry.reads_back(original):
+    if entry.reads_back(original) or not entry.merging.side_by_side:
         return False
-    dim = _reading_dim(original)
-    plain = all(
-        value is getattr(composition.modules[index], name, None)
-        and name not in computed_names(composition.modules[index])
-        for name in entry.tensors(original)
-        for index, value in composition.parts(name)
+    return _reading_dim(original) is not None and not any(
+        computed_names(module) for module in composition.modules
     )
-    return dim is not None and plain
 
 
 def _reading_dim(module: nn.Module) -> tuple[str, int] | None:
@@ -114,7 +117,7 @@ def refuse_refitting(history: History) -> None:
         )
 
 
-def put_fits_(history: History, found: Collection[Fit], undo: Undo) -> None:
+def put_fits_(history: History, found: Collection[ReaderFit], undo: Undo) -> None:
     """Changes the weights of readers as the fits say; those of the units that go stay."""
     for fit in found:
         composition = split_of(history.modules[fit.layer]).composition()
@@ -128,10 +131,15 @@ def put_fits_(history: History, found: Collection[Fit], undo: Undo) -> None:
         added = torch.zeros_like(whole, dtype=torch.float64)
         added.index_copy_(dim, fit.kept.to(whole.device), more)
         _add_(composition, name, added, undo)
-        bias = composition.value("bias") if fit.offset is not None else None
-        if fit.offset is not None and bias is not None:
-            summed = (lost @ fit.offset.to(lost)).reshape(len(bias), -1).sum(1)
-            _add_(composition, "bias", summed, undo)
+        if fit.offset is not None:
+            shift = (lost @ fit.offset.to(lost)).reshape(len(lost), -1).sum(1)
+            _add_(composition, "bias", shift, undo)
+
+
+def fitted_tensors(model: nn.Module, found: Collection[ReaderFit]) -> tuple[str, ...]:
+    """The names of the parameters of layers that were fitted."""
+    layers = tuple(f"{fit.layer}." for fit in found)
+    return tuple(name for name, _ in model.named_parameters() if name.startswith(layers))
 
 
 def _add_(composition: Composition, name: str, added: Tensor, undo: Undo) -> None:
@@ -139,11 +147,8 @@ def _add_(composition: Composition, name: str, added: Tensor, undo: Undo) -> Non
     with torch.inference_mode(mode=False), torch.no_grad():
         for index, part in composition.parts(name):
             undo.on_failure(partial(_set_, part, part.detach().clone()))
-            factor = composition.merging.carried_over(
-                name, torch.ones_like(part, dtype=torch.float64), composition.carry(index)
-            )
             for there, own in regions(composition.places(index, name), part.dim()):
-                part.detach()[own] += (added[there] / factor[own]).to(part)
+                part.detach()[own] += added[there].to(part)
 
 
 def _set_(tensor: Tensor, values: Tensor) -> None:

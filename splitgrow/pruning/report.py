@@ -49,7 +49,7 @@ class PruningReport:
 
     def __str__(self) -> str:
         steps = len(self.moved)
-        lines = [f"{self.parameters:,} parameters went in {steps} step{'s' if steps > 1 else ''}"]
+        lines = [f"{self.parameters:,} parameters went in {steps} step{'s' if steps != 1 else ''}"]
         if self.macs is not None:
             before, after = self.macs
             share = f" ({after / before:.1%})" if before else ""

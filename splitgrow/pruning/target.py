@@ -12,16 +12,12 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from splitgrow.analysis.output_comparison import fitting
+from splitgrow.errors import SplitGrowError
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.multiply_adds import multiply_adds, samples_of, untold_copy
+from splitgrow.pruning.choosing import Request
 from splitgrow.pruning.shrinking.shrinking import plan_shrinking, take_out_
 from splitgrow.utils.rollback import Undo
-
-Request = Mapping[str, Sequence[int]]
-"""By layer the channels that go."""
-
-_CLOSE = 1e-3
-"""The difference between two shares of units that is not followed any further."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,23 +83,30 @@ class Sizes:
         self._history = history_of(model)
 
     @cached_property
-    def _hollow(self) -> nn.Module:
-        """A copy without values, where the model runs on one; else the model."""
+    def _counted(self) -> tuple[nn.Module, int]:
+        """A copy without values, where the model runs on one, else the model; its multiply-adds."""
         try:
             copied = untold_copy(self._model, device="meta")
-            multiply_adds(copied)
+            return copied, multiply_adds(copied)
         except Exception:  # noqa: BLE001 - whatever forward, or a module's copy, raises there
-            return self._model
-        return copied
+            return self._model, multiply_adds(self._model)
 
-    @cached_property
+    @property
     def macs(self) -> int:
         """The multiply-adds of a forward pass on the example inputs.
 
         Raises:
             SplitGrowError: If the model does not run on them.
         """
-        return multiply_adds(self._hollow)
+        return self._counted[1]
+
+    @property
+    def macs_of_one(self) -> int | None:
+        """The multiply-adds for one sample; None if they cannot be counted."""
+        try:
+            return round(self.macs / max(self.samples, 1))
+        except SplitGrowError:
+            return None
 
     @property
     def samples(self) -> int:
@@ -122,17 +125,14 @@ class Sizes:
 
     def macs_without(self, request: Request) -> int:
         """The multiply-adds without some channels."""
-        return multiply_adds(self._without(self._hollow, request))
+        return multiply_adds(self._without(self._counted[0], request))
 
     def params_without(self, request: Request) -> int:
         """The number of parameters without some channels."""
-        asked: dict[int | str, int | Sequence[int]] = {
-            name: list(channels) for name, channels in request.items()
-        }
-        if not asked:
+        if not request:
             return self.params
         edit = plan_shrinking(
-            Undo(), self._model, self._history, asked, round_to=1, give_up=self._give_up
+            Undo(), self._model, self._history, request, round_to=1, give_up=self._give_up
         )
         return self.params - sum(removal.parameters for removal in edit.removed)
 
@@ -145,8 +145,7 @@ class Sizes:
         if request:
             final = Undo()
             take_out_(
-                *(final, copied, history_of(copied)),
-                {name: list(channels) for name, channels in request.items()},
+                *(final, copied, history_of(copied), request),
                 round_to=1,
                 give_up=self._give_up,
                 optimizer=[],
@@ -192,35 +191,47 @@ def goals_of(target: Target, sizes: Sizes) -> dict[str, tuple[float, float]]:
     return found
 
 
-def share_for(goals: Goals, sizes: Sizes, request: Callable[[float], Request]) -> float:
-    """The smallest share of units without which the model meets goals, nearly.
+def share_for(goals: Goals, sizes: Sizes, request: Callable[[float], Request], units: int) -> float:
+    """The smallest share of units without which the model meets goals.
 
     Args:
         goals: The goals.
         sizes: The sizes of the model.
         request: The channels that go, by the share of units.
+        units: The number of units of which it is a share.
+    """
+    low, high = 0, units
+    if _excess(goals, sizes, request(0.0)) <= 1:
+        return 0.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = _excess(goals, sizes, request(middle / units)) <= 1
+        low, high = (low, middle) if fits else (middle, high)
+    return high / units
+
+
+def check_reachable(goals: Goals, sizes: Sizes, smallest: Request, stay: Sequence[str]) -> None:
+    """Makes sure that a model can meet goals.
+
+    Args:
+        goals: The goals.
+        sizes: The sizes of the model.
+        smallest: All channels that may go.
+        stay: The layers whose units have no scores.
 
     Raises:
-        ValueError: If the model would not meet them without all that may go.
+        ValueError: If it cannot.
     """
-
-    def excess(share: float) -> float:
-        return _excess(goals, sizes, request(share))
-
-    if excess(0.0) <= 1:
-        return 0.0
-    low, high = 0.0, 1.0
-    least = excess(high)
+    least = _excess(goals, sizes, smallest)
     if least > 1:
         wanted = ", ".join(f"{name} {value:,.4g}" for name, value in goals.items())
+        names = ", ".join(f"`{name}`" for name in stay)
+        unscored = f" (the criterion has no scores for the units of {names})" if stay else ""
         raise ValueError(
             f"the model cannot get so small ({wanted}): with the smallest widths that are allowed "
-            f"it still has {least:.3g} times that; let more layers shrink, or lower `keep`"
+            f"it still has {least:.3g} times that; let more layers shrink{unscored}, or lower "
+            f"`keep`"
         )
-    while high - low > _CLOSE:
-        middle = (low + high) / 2
-        low, high = (middle, high) if excess(middle) > 1 else (low, middle)
-    return high
 
 
 def _excess(goals: Goals, sizes: Sizes, request: Request) -> float:

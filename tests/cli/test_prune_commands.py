@@ -27,7 +27,7 @@ from splitgrow.cli.prune_settings import (
 )
 from splitgrow.pruning import CRITERIA
 from splitgrow.pruning import target as targets
-from splitgrow.pruning.choosing import Scope
+from splitgrow.pruning.choosing import PruneScope
 from splitgrow.pruning.methods import PruneMethods
 
 CODE = """
@@ -117,7 +117,7 @@ def _files() -> set[str]:
 
 def test_the_names_are_those_of_the_library() -> None:
     assert {*CRITERION_NAMES} == {*CRITERIA}
-    assert {*SCOPE_NAMES} == {*get_args(Scope)}
+    assert {*SCOPE_NAMES} == {*get_args(PruneScope)}
     assert {*TARGET_NAMES} == {each.name for each in fields(splitgrow.Target)}
 
 

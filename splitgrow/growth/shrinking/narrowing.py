@@ -61,6 +61,11 @@ class SmallerTensor:
         """The part that stays."""
         return part_at(self.tensor, self.kept) if self.values is None else self.values
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing stays of it: a block has no such tensor, as when growth adds it."""
+        return any(len(positions) == 0 for positions in self.kept.values())
+
     def __call__(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """The part that stays of a tensor which lies as this one does."""
         (whole,) = tensors
@@ -214,7 +219,9 @@ def smaller_parameters(layers: Iterable[SmallerLayer]) -> list[JointParameter]:
     for layer in layers:
         for index, block in enumerate(layer.blocks):
             for item in block.tensors:
-                if not isinstance(item.tensor, nn.Parameter) or id(item.tensor) in found:
+                if not isinstance(item.tensor, nn.Parameter) or item.is_empty:
+                    continue
+                if id(item.tensor) in found:
                     continue
                 older = item.tensor
                 made = nn.Parameter(item.part(), older.requires_grad)
@@ -252,7 +259,7 @@ def put_narrowed_(
                 undo.keep(own["_parameters"], own["_buffers"])
                 store = "_parameters" if item.key in own["_parameters"] else "_buffers"
                 smaller: Any = others.get(id(item.tensor))
-                if smaller is None:
+                if smaller is None and not item.is_empty:
                     smaller = item.part()
                 if item.key in own[store]:
                     own[store][item.key] = smaller

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ from torch import Tensor, nn
 
 from splitgrow.growth.history import History
 from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits, UnitParameter
+from splitgrow.utils.preserve import (
+    copy_buffers_,
+    keep_attributes_,
+    keep_random_states_,
+    run_eagerly_,
+)
+from splitgrow.utils.rollback import Undo
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +55,14 @@ class UnitsInView:
         """
         if self.loss is None or not self.batches:
             raise ValueError(
-                "this criterion needs data: give `loss`, a function of the model and a batch, and "
-                "`batches`"
+                "this needs data: give `loss`, a function of the model and a batch, and `batches`"
             )
         for batch in self.batches:
             found = self.loss(self.model, batch)
             if not isinstance(found, Tensor) or found.numel() != 1:
                 raise TypeError(f"loss must return a tensor of one number, got {found!r:.80}")
             if not bool(found.isfinite()):
-                raise ValueError(f"the loss on a batch is {float(found)}")
+                raise ValueError(f"the loss on a batch is {float(found.detach())}")
             yield found.reshape(())
 
     def run(self) -> None:
@@ -63,24 +70,50 @@ class UnitsInView:
 
         Raises:
             ValueError: If no batch was given.
+            TypeError: If the model cannot be called with a batch.
         """
         if not self.batches:
             raise ValueError(
-                "this criterion needs data: give `batches`, and `loss` unless a batch is all that "
-                "the model is called with"
+                "this needs data: give `batches`, and `loss` unless a batch is all that the model "
+                "is called with"
             )
         with torch.no_grad():
             for batch in self.batches:
-                self.call(batch)
+                self._call(batch)
 
-    def call(self, batch: Any) -> None:
-        """Runs the model on a batch: by the loss, or with the batch as its only argument."""
+    def _call(self, batch: Any) -> None:
         if self.loss is not None:
             self.loss(self.model, batch)
-        elif isinstance(batch, Mapping):
-            self.model(**batch)
-        else:
-            self.model(batch)
+            return
+        args, kwargs = ((), batch) if isinstance(batch, Mapping) else (batch, {})
+        try:
+            self.model(*(args if isinstance(args, (tuple, list)) else (args,)), **kwargs)
+        except TypeError as error:
+            raise TypeError(
+                f"the model cannot be called with a batch ({error}): give `loss`, a function of "
+                f"the model and a batch, or batches of the model's arguments alone"
+            ) from error
+
+
+def preserve_runs_(undo: Undo, model: nn.Module, *, random: bool) -> None:
+    """Makes `undo` restore all that runs of a model may change.
+
+    Compiled modules run eagerly until then, since compiled code may call no hooks.
+
+    Args:
+        undo: Restores the model.
+        model: The model.
+        random: Whether random number generators are restored, too.
+    """
+    modules = [*model.modules()]
+    if random:
+        keep_random_states_(modules, undo)
+    keep_attributes_(modules, undo)
+    copy_buffers_(modules, undo)
+    run_eagerly_(modules, undo)
+    for parameter in model.parameters():
+        undo.on_failure(partial(setattr, parameter, "grad", parameter.grad))
+        parameter.grad = None
 
 
 class Criterion(ABC):
@@ -89,9 +122,11 @@ class Criterion(ABC):
     Attributes:
         name: Its name, which edits record.
         comparable: Whether scores of units in different groups are on one scale, such as that of
-            the loss. The others are divided by the mean of their group before groups are compared.
+            the loss. The others are divided by the mean size of their group's before groups are
+            compared.
         refits: Whether the readers of pruned units should be fitted to the old outputs, unless
             `prune` is told otherwise.
+        draws: Whether scores are random numbers, so that the generators must go on.
 
     Example:
         >>> import torch, splitgrow
@@ -110,12 +145,14 @@ class Criterion(ABC):
     name: str
     comparable: bool = False
     refits: bool = False
+    draws: bool = False
 
     @abstractmethod
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """The scores of the units of each group, in order.
 
-        A group may be left out: its units stay.
+        A group may be left out: its units stay, and that is an error if `prune` names the layer.
+        Meanwhile the model has copies of its buffers, and no gradients.
 
         Raises:
             ValueError: If it needs data that were not given.

@@ -32,10 +32,9 @@ class Magnitude(Criterion):
 
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """The norm of the weights of each unit."""
-        made = powers(view.units, ("makes",), self.p)
-        read = powers(view.units, ("reads",), self.p)
-        found = torch.where(view.units.covered(("makes",)), made, read)
-        return scored(view, found ** (1 / self.p), view.units.covered(("makes", "reads")))
+        made, read = (powers(view.units, role, p=self.p) for role in ("makes", "reads"))
+        found = torch.where(view.units.covered("makes"), made, read)
+        return scored(view, found ** (1 / self.p), view.units.covered("makes", "reads"))
 
     def __repr__(self) -> str:
         return f"Magnitude(p={self.p})"
@@ -52,15 +51,16 @@ class GroupNorm(Criterion):
 
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """The norm of the weights of each unit."""
-        roles: tuple[Role, ...] = ("makes", "reads")
-        return scored(view, powers(view.units, roles, 2).sqrt(), view.units.covered(roles))
+        squares = powers(view.units, "makes", "reads", p=2)
+        return scored(view, squares.sqrt(), view.units.covered("makes", "reads"))
 
 
 class Scale(Criterion):
     """The size of the factor by which a norm scales a unit (Liu et al. 2017, "network slimming").
 
     See https://arxiv.org/abs/1708.06519, section 3. It is meant for models that were trained with a
-    penalty on these factors. A group without a norm has no scores, and its units stay.
+    penalty on these factors. Parameters that only multiply channels count as well, as LayerScale's
+    do. A group without such a factor has no scores, and its units stay.
     """
 
     name = "scale"
@@ -68,14 +68,19 @@ class Scale(Criterion):
 
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """The absolute values of the factors of each unit, added up."""
-        return scored(view, powers(view.units, ("scales",), 1), view.units.covered(("scales",)))
+        factors = (
+            (each, each.sums(each.factors.double().cpu().abs()))
+            for each in view.parameters
+            if "scales" in each.roles
+        )
+        return scored(view, view.units.total(factors), view.units.covered("scales"))
 
 
 class Random(Criterion):
     """Random numbers, from torch's generator: the control for the others."""
 
     name = "random"
-    comparable = True
+    comparable = draws = True
 
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """A random number for each unit."""
@@ -83,7 +88,7 @@ class Random(Criterion):
 
 
 @torch.no_grad()
-def powers(units: ParametersOfUnits, roles: tuple[Role, ...], p: int) -> Tensor:
+def powers(units: ParametersOfUnits, *roles: Role, p: int) -> Tensor:
     """The sum over each unit's weights of their absolute values to the power p.
 
     Args:
@@ -94,7 +99,7 @@ def powers(units: ParametersOfUnits, roles: tuple[Role, ...], p: int) -> Tensor:
     return units.total(
         (each, each.sums(each.value.double().cpu().abs() ** p))
         for each in units.parameters
-        if each.role in roles
+        if not each.roles.isdisjoint(roles)
     )
 
 

@@ -7,14 +7,14 @@ from types import MappingProxyType
 
 from splitgrow.pruning.criteria.activations import Activation, Reconstruction
 from splitgrow.pruning.criteria.criterion import Criterion
-from splitgrow.pruning.criteria.gradients import Fisher, Taylor
+from splitgrow.pruning.criteria.gradients import FisherInformation, Taylor
 from splitgrow.pruning.criteria.magnitudes import GroupNorm, Magnitude, Random, Scale
 
 CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     {
         each.name: each
         for each in (
-            *(GroupNorm(), Magnitude(1), Magnitude(2), Scale(), Taylor(), Fisher()),
+            *(GroupNorm(), Magnitude(1), Magnitude(2), Scale(), Taylor(), FisherInformation()),
             *(Activation(), Reconstruction(), Random()),
         )
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -29,7 +30,7 @@ class UnitParameter:
     Attributes:
         layer: The layer's name.
         name: The parameter's name in the plain layer.
-        role: How it counts for these units.
+        roles: How it counts for these units; one that several layers share can have several roles.
         dim: The dimension.
         units: The number of the unit at each position there, among `ParametersOfUnits.groups`; -1
             where none of them lies.
@@ -37,7 +38,7 @@ class UnitParameter:
 
     layer: str
     name: str
-    role: Role
+    roles: frozenset[Role]
     dim: int
     units: Tensor
     _composition: Composition
@@ -57,6 +58,18 @@ class UnitParameter:
         return value
 
     @property
+    def factors(self) -> Tensor:
+        """Its values as they multiply channels: some norms have factors of one more."""
+        form = getattr(self._composition.merging, "form", None)
+        return self.value + (form.offset if form is not None else 0)
+
+    @property
+    def counts(self) -> Tensor:
+        """The number of its weights at each position of the dimension."""
+        count = len(self.units)
+        return torch.full((count,), math.prod(self._composition.shape(self.name)) / count)
+
+    @property
     def parts(self) -> list[nn.Parameter]:
         """The parameters of the blocks that make it."""
         found = (getattr(module, self.name, None) for module in self._composition.modules)
@@ -71,25 +84,18 @@ class UnitParameter:
             for index, value in self._composition.parts(self.name)
         )
 
-    def gradient(self, gradients: Mapping[int, Tensor | None]) -> Tensor | None:
-        """Its gradient.
+    def gradient(self, gradients: Mapping[int, Tensor]) -> Tensor:
+        """Its gradient, in float64 on the CPU.
 
         Args:
             gradients: Those of the blocks' parameters, by these parameters' ids.
 
         Returns:
-            A tensor like `value`; None if a part has none.
+            A tensor like `value`.
         """
         whole = torch.zeros(self._composition.shape(self.name), dtype=torch.float64)
         for index, value in self._composition.parts(self.name):
-            part = gradients.get(id(value))
-            if part is None:
-                return None
-            carry = self._composition.carry(index)
-            factor = self._composition.merging.carried_over(
-                self.name, torch.ones_like(part, dtype=torch.float64), carry
-            )
-            part = (part.double() / factor).cpu()  # by the plain tensor, of which it is a part
+            part = gradients[id(value)].double().cpu()
             for there, own in regions(self._composition.places(index, self.name), part.dim()):
                 whole[there] = part[own]
         return whole
@@ -110,22 +116,23 @@ class ParametersOfUnits:
 
     Attributes:
         groups: By group the numbers of its first unit and of the one after its last.
-        parameters: The parameters; one that several layers share comes once for each way to lie.
+        count: The number of units.
+        parameters: The parameters; one that several layers share comes once for each dimension
+            along which units lie.
     """
 
     def __init__(
         self, graph: ChannelGraph, modules: Mapping[str, nn.Module], groups: Iterable[int]
     ) -> None:
-        numbers, self.groups, count = UnitNumbers(graph.groups), dict[int, tuple[int, int]](), 0
-        own = []
-        for group in groups:
-            units = numbers.on((Run(group, 1),))
+        self._numbers = UnitNumbers(graph.groups)
+        self.groups: dict[int, tuple[int, int]] = {}
+        count = 0
+        for group in groups:  # they get the first numbers
+            units = self._numbers.on((Run(group, 1),))
             self.groups[group] = count, count + len(units)
             count += len(units)
-            own.append(units)
         self.count = count
-        self._numbers, self._own = numbers, torch.cat([*own, torch.zeros(0, dtype=torch.long)])
-        self.parameters = [*self._found(graph, modules)]
+        self.parameters = self._found(graph, modules)
 
     def by_group(self, scores: Tensor) -> dict[int, Tensor]:
         """A number for each unit, as one tensor by group."""
@@ -142,62 +149,55 @@ class ParametersOfUnits:
             there = (parameter.units >= 0).nonzero().flatten()
             if found is None:
                 found = torch.zeros(self.count, dtype=values.dtype, device=values.device)
-            at = parameter.units[there].to(values.device)
+            at = parameter.units[there].to(found.device)
             found = found.index_add(0, at, values[there.to(values.device)].to(found))
         return torch.zeros(self.count, dtype=torch.float64) if found is None else found
 
-    def covered(
-        self, roles: Iterable[Role], parameters: Iterable[UnitParameter] | None = None
-    ) -> Tensor:
+    def covered(self, *roles: Role, among: Iterable[UnitParameter] | None = None) -> Tensor:
         """For each unit whether a parameter of some role lies along it.
 
         Args:
             roles: The roles.
-            parameters: The parameters that count; all by default.
+            among: The parameters that count; all by default.
         """
-        chosen, marks = {*roles}, torch.zeros(self.count, dtype=torch.bool)
-        for parameter in self.parameters if parameters is None else parameters:
-            if parameter.role in chosen:
+        marks = torch.zeros(self.count, dtype=torch.bool)
+        for parameter in self.parameters if among is None else among:
+            if not parameter.roles.isdisjoint(roles):
                 marks[parameter.units[parameter.units >= 0]] = True
         return marks
 
     def on(self, axis: Axis) -> Tensor:
         """The numbers of the units on each position of an axis; -1 for others."""
-        units = self._numbers.on(axis)
-        at = torch.searchsorted(self._own.sort().values, units)
-        order = self._own.argsort()
-        found = order[at.clamp(max=max(0, len(order) - 1))] if len(order) else at
-        known = self._own[found] == units if len(order) else torch.zeros_like(units).bool()
-        return torch.where(known, found, -1)
+        units = self._numbers.on(axis) - 1  # 0 is what the graph takes for constant
+        return torch.where(units < self.count, units, -1)
 
-    def _found(
-        self, graph: ChannelGraph, modules: Mapping[str, nn.Module]
-    ) -> Iterator[UnitParameter]:
-        seen = set[tuple[int, int]]()
+    def _found(self, graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> list[UnitParameter]:
+        found = dict[tuple[object, int], UnitParameter]()
         for node in graph.nodes.values():
-            if not node.followed:
-                continue
-            ins = self.on(node.ins)
-            outs = self.on(node.outs)
-            if not bool((ins >= 0).any()) and not bool((outs >= 0).any()):
+            ins, outs = self.on(node.ins), self.on(node.outs)
+            if not node.followed or not bool((torch.cat([ins, outs]) >= 0).any()):
                 continue
             layer = layer_at(modules, node.name, node.use)
             composition = split_of(layer).composition()
             known = composition.layer_type.tensors(composition.original)
             for name, along in along_tensors(layer, ins, outs).items():
-                first = composition.merging.value(composition.original, name)
-                if first is None or not first.is_floating_point():
-                    continue
-                if name not in vars(composition.original)["_parameters"] and name not in (
-                    computed_names(composition.original)
-                ):
-                    continue  # a buffer, such as a running mean
-                for dim, units in along.items():
-                    mark = id(getattr(composition.original, name)), dim
-                    if mark not in seen and bool((units >= 0).any()):
-                        seen.add(mark)
-                        role = _role(composition, name, known[name][dim])
-                        yield UnitParameter(node.name, name, role, dim, units, composition)
+                own = _identity(composition.original, name)
+                for dim, units in along.items() if own is not None else ():
+                    if not bool((units >= 0).any()):
+                        continue
+                    roles = frozenset({_role(composition, name, known[name][dim])})
+                    new = UnitParameter(node.name, name, roles, dim, units, composition)
+                    first = found.setdefault((own, dim), new)
+                    found[own, dim] = replace(first, roles=first.roles | roles)
+        return [*found.values()]
+
+
+def _identity(module: nn.Module, name: str) -> object:
+    """The same for all layers that share a parameter; None for buffers and for no numbers."""
+    parameter = module._parameters.get(name)  # noqa: SLF001
+    if parameter is not None:
+        return id(parameter) if parameter.is_floating_point() else None
+    return (id(module), name) if name in computed_names(module) else None
 
 
 def _role(composition: Composition, name: str, along: Along) -> Role:

@@ -82,8 +82,10 @@ def _planned(
     graph, modules = history.graph, history.modules
     chosen = Chosen(graph.groups, units)
     layers = [narrowed(modules, removal) for removal in removals_of(graph, chosen)]
+    seen: set[int] = set()
     layers = [
-        replace(item, removal=replace(item.removal, parameters=_lost(item))) for item in layers
+        replace(item, removal=replace(item.removal, parameters=_lost(item, seen)))
+        for item in layers
     ]
     removals = [layer.removal for layer in layers]
     lost = _given_up(history, layers)
@@ -102,13 +104,23 @@ def _planned(
     return edit, layers
 
 
-def _lost(layer: SmallerLayer) -> int:
-    """The number of parameters that a layer loses."""
-    before = sum(p.numel() for p in layer.split.parameters())
+def _lost(layer: SmallerLayer, seen: set[int]) -> int:
+    """The number of parameters that a layer loses.
+
+    Args:
+        layer: The layer.
+        seen: The parameters that count in other layers, by id; those of this one join them.
+    """
+    elsewhere = {id(p) for p in layer.split.parameters()} & seen
+    seen |= {id(p) for p in layer.split.parameters()}
+    before = sum(p.numel() for p in layer.split.parameters() if id(p) not in elsewhere)
     if layer.plain_first:
         sizes = layer.layouts[0].length, layer.layouts[1].length
         plain = layer.split.layer_type.build(layer.split.original, sizes, device="meta")
-        return before - sum(p.numel() for p in plain.parameters())
+        first = dict(layer.split.original.named_parameters())
+        return before - sum(
+            p.numel() for key, p in plain.named_parameters() if id(first.get(key)) not in elsewhere
+        )
     after = 0
     for block in layer.blocks:
         smaller = {item.name: item for item in block.tensors}
@@ -116,7 +128,7 @@ def _lost(layer: SmallerLayer) -> int:
             shape = list(parameter.shape)
             for dim, positions in smaller[name].kept.items() if name in smaller else ():
                 shape[dim] = len(positions)
-            after += torch.Size(shape).numel()
+            after += torch.Size(shape).numel() if id(parameter) not in elsewhere else 0
     return before - after
 
 

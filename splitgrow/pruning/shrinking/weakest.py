@@ -68,4 +68,4 @@ def _squared_norms(
 ) -> dict[int, Tensor]:
     """The sum of squares of all weights that make or read each unit of some groups."""
     units = ParametersOfUnits(graph, modules, groups)
-    return units.by_group(powers(units, ("makes", "reads"), 2))
+    return units.by_group(powers(units, "makes", "reads", p=2))

@@ -21,6 +21,7 @@ from helpers import (
     tensors_of,
     train_steps,
 )
+from scored_models import Tied, small
 from snapshots import unchanged
 from some_units import some_channels
 from torch import Tensor, nn
@@ -547,3 +548,36 @@ def test_a_file_whose_removal_does_not_fit_is_refused() -> None:
     earlier = net().state_dict()
     with unchanged(model), pytest.raises(SplitGrowError, match="load it into a fresh model"):
         model.load_state_dict(earlier)
+
+
+def test_a_block_of_a_recurrent_layer_may_lose_all_that_it_read(tmp_path: Any) -> None:
+    tagger = next(each for each in CASES if each.name == "tagger")
+    model, inputs = grown_case(tagger, 0)
+    edit = model.expand({"conv": 2, "rnn": 1}, freeze=False)
+    randomise_new_blocks(model)
+    conv = next(each for each in edit.changes if each.name == "conv")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    train_steps(model, inputs, optimizer)
+    model.shrink_layer("conv", added(conv.outs), optimizer=optimizer)
+    assert model.rnn[1].weight_ih_l0 is None, "as where growth adds hidden units alone"
+    assert model.rnn[1].weight_hh_l0 is not None
+    merged = splitgrow.merge(copy.deepcopy(model))
+    assert_equal(outputs_of(model, *inputs), outputs_of(merged, *inputs))
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+    train_steps(model, inputs, optimizer)
+    splitgrow.save(model, tmp_path / "run.sg")
+    fresh = splitgrow.growable(tagger.model(), inputs)
+    splitgrow.load(fresh, tmp_path / "run.sg")
+    assert_equal(outputs_of(fresh, *inputs), outputs_of(model, *inputs))
+
+
+def test_parameters_that_layers_share_count_once() -> None:
+    for growths in (0, 1):
+        model = small(Tied())
+        for _ in range(growths):
+            model.expand_layer("table", 2, freeze=False)
+        before = sum(parameter.numel() for parameter in model.parameters())
+        edit = model.shrink_layer("table", 2)
+        lost = before - sum(parameter.numel() for parameter in model.parameters())
+        assert lost == sum(item.parameters for item in edit.removed) > 0
