@@ -25,7 +25,8 @@ def shrink_copy_(undo: Undo, model: nn.Module, request: Mapping[str, int | Seque
         request: By layers' names the channels that go; or how many, the last ones.
     """
     keep_random_states_(model.modules(), undo)
-    history, asked = history_of(model), {}
+    history = history_of(model)
+    asked: dict[int | str, int | Sequence[int]] = {}
     for name, channels in request.items():
         node = find_node(history.graph, name)
         if isinstance(channels, int):
