@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from splitgrow.grower.scope import Scope
 from splitgrow.grower.to import Factor, To
+from splitgrow.pruning.target import Target
 from splitgrow.utils.arguments import positive_int
 
 _LARGEST = 2.0**20
@@ -74,20 +75,18 @@ class Budget(To):
         best = _last_that_fits(lambda f: self._share(scope, scope.scaled(f)), low, high, finest)
         return scope.scaled(best)
 
-    def share(self, parameters: Callable[[], int], macs: Callable[[], int]) -> float:
-        """The share of the budget that a model takes, of what it is shortest of.
-
-        Args:
-            parameters: The number of its parameters.
-            macs: Its multiply-adds.
-        """
-        first = 0.0 if self.params is None else parameters() / self.params
-        if first > 1 or self.macs is None:
-            return first  # nothing need be measured
-        return max(first, macs() / self.macs)
+    @property
+    def target(self) -> Target:
+        """The budget as a target of pruning."""
+        macs, params = (None if n is None else int(n) for n in (self.macs, self.params))
+        return Target(macs=macs, params=params)
 
     def _share(self, scope: Scope, goals: Mapping[str, float]) -> float:
-        return self.share(lambda: scope.parameters(goals), lambda: scope.macs(goals))
+        """The share of the budget that a model with some goals takes, of what it is shortest of."""
+        parameters = 0.0 if self.params is None else scope.parameters(goals) / self.params
+        if parameters > 1 or self.macs is None:
+            return parameters  # nothing need be measured
+        return max(parameters, scope.macs(goals) / self.macs)
 
     def _sizes(self, scope: Scope, goals: Mapping[str, float]) -> str:
         told = [] if self.params is None else [f"{scope.parameters(goals):,} parameters"]

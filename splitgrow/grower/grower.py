@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from splitgrow.errors import SplitGrowWarning
 from splitgrow.grower.budget import Cycles
-from splitgrow.grower.choosing import Chooser
+from splitgrow.grower.deciding import Decider
 from splitgrow.grower.held_model import HeldModel
 from splitgrow.grower.planned_growth import PlannedGrowth
 from splitgrow.grower.planner import make_schedule
@@ -32,6 +32,7 @@ from splitgrow.grower.where import All, Where
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.multiply_adds import MacsCounter
+from splitgrow.pruning.criteria.criterion import Criterion
 from splitgrow.utils.json_records import read_record, written
 
 _VERSION = 1
@@ -101,10 +102,11 @@ class Grower:
         freeze: Whether the first growth freezes all that exists: growing without forgetting. Then
             `absorb` must be False.
         absorb: Whether grown layers become plain again, which `model.absorb` does.
-        loss: A closure that runs the model and returns a loss, for initializers that need data.
+        loss: A closure that runs the model and returns a loss, for initializers and criteria that
+            need data.
         callbacks: Called with the `Edit` after each growth or shrink.
-        criterion: The units that go where the model shrinks: "group", those whose weights, in all
-            layers that make or read them, are smallest.
+        criterion: The units that go where the model shrinks: those with the lowest scores, by the
+            name of a criterion, as of `model.prune`, or an object.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -159,7 +161,7 @@ class Grower:
         absorb: bool = True,
         loss: Callable[[], Tensor] | None = None,
         callbacks: Iterable[Callable[[Edit], object]] = (),
-        criterion: str = "group",
+        criterion: str | Criterion = "group",
     ) -> None:
         self._to = Factor(2.0) if to is None else to
         self._where = All() if where is None else where
@@ -188,7 +190,7 @@ class Grower:
         self._schedule = make_schedule(
             self._held, climb, self._settings, measure, (when, self._where), moves=moves
         )
-        self._chooser = Chooser(self._held, self._to, self._where, self._settings)
+        self._decider = Decider(self._held, self._to, self._where, self._settings)
         self._state = GrowerState({}, f"to={self._to!r}, when={when!r}, where={self._where!r}")
         self._measured(measure)
         if self.done and not self._held.handle.edits:
@@ -295,7 +297,7 @@ class Grower:
         state.growths += 1
         state.notes = {}
         if edit is not None:
-            if self._chooser.widths() == planned.widths:
+            if self._decider.widths() == planned.widths:
                 state.macs, state.edits = planned.macs, len(self._held.handle.edits)
             else:
                 self._count_again()
@@ -303,7 +305,7 @@ class Grower:
 
     def _grow(self, planned: PlannedGrowth) -> Edit | None:
         state, settings = self._state, self._settings
-        request = self._chooser.gains(planned)
+        request = self._decider.gains(planned)
         absorbs = settings.absorb and settings.lr_scale == 1
         at_once = absorbs and not settings.warmup
         edit = self._held.expand(request, settings.options, absorb=at_once) if request else None
@@ -312,7 +314,7 @@ class Grower:
         return edit
 
     def _shrink(self, planned: PlannedGrowth) -> Edit | None:
-        channels = self._chooser.surplus(planned)
+        channels = self._decider.surplus(planned)
         return self._held.shrink(channels, self._settings.optimizer) if channels else None
 
     def _count_again(self) -> None:
@@ -329,7 +331,7 @@ class Grower:
 
         With it, the model and the optimizer, a run that was stopped grows on as if it had not been.
         """
-        self._state.widths = self._chooser.widths()
+        self._state.widths = self._decider.widths()
         self._state.schedule = self._schedule.to_data()
         data: dict[str, Any] = written(deepcopy(self._state))
         return data
@@ -361,7 +363,7 @@ class Grower:
             )
         if not 0 <= loaded.growths <= len(schedule.growths):
             raise ValueError(f"state.growths is {loaded.growths} of {len(schedule.growths)}")
-        now = self._chooser.widths()
+        now = self._decider.widths()
         other = [
             f"`{n}` has {now.get(n, 0)}, not {w}"
             for n, w in loaded.widths.items()

@@ -8,18 +8,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from splitgrow.errors import OptimizerError
+from splitgrow.errors import OptimizerError, UnsupportedModelError
 from splitgrow.grower.held_model import HeldModel
 from splitgrow.grower.ladder import WidthRule
 from splitgrow.grower.scope import Climb
 from splitgrow.grower.to import To
 from splitgrow.grower.when import When
 from splitgrow.grower.where import Where
+from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.optimizers import listed
 from splitgrow.growth.planning import checked_rounding
 from splitgrow.growth.rates import Rates
 from splitgrow.layers.tensor_holder import layer_at
+from splitgrow.pruning.criteria.criterion import Criterion, UnitsInView
+from splitgrow.pruning.criteria.registry import chosen_criterion
+from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits
+from splitgrow.pruning.prune import scores_in
+from splitgrow.utils.preserve import keep_random_states_
+from splitgrow.utils.rollback import Undo, temporarily
 
 PASSES_OF_STEP = 3
 """The forward passes that a training step costs: one, and a backward pass of two."""
@@ -41,7 +48,7 @@ class GrowerSettings:
         freeze: Whether the first growth closes generation 0.
         absorb: Whether grown layers become plain again.
         loss: A closure that returns a loss, for an initializer that needs data.
-        criterion: Which units go.
+        criterion: The scores of units, of which the lowest go.
     """
 
     init: str | Initializer
@@ -53,12 +60,28 @@ class GrowerSettings:
     freeze: bool
     absorb: bool
     loss: Callable[[], Tensor] | None
-    criterion: str
+    criterion: str | Criterion
 
     @property
     def fit(self) -> WidthRule:
         """The widths that fit."""
         return WidthRule(chosen_initializer(self.init), self.round_to)
+
+    @property
+    def units_to_go(self) -> Criterion:
+        """The scores of units."""
+        return chosen_criterion(self.criterion)
+
+    @property
+    def loss_on(self) -> Callable[[nn.Module, object], Tensor] | None:
+        """The loss as criteria ask for it; the closure itself has the batch."""
+        loss = self.loss
+        return None if loss is None else lambda _model, _batch: loss()
+
+    @property
+    def batches(self) -> tuple[None, ...]:
+        """As many batches as the loss is called for."""
+        return () if self.loss is None else (None,)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -82,6 +105,7 @@ class GrowerSettings:
         listed(self.optimizer)
         Rates.of(self.lr_scale, self.warmup, self.scheduler)
         checked_rounding(self.round_to)
+        chosen_criterion(self.criterion)
         initializer = chosen_initializer(self.init)
         if self.loss is not None and not callable(self.loss):
             raise TypeError(f"loss must be a function that returns a loss, got {self.loss!r}")
@@ -127,7 +151,32 @@ class GrowerSettings:
                     f"{where!r} chooses where a model grows, and this one shrinks: the criterion "
                     f"says which units go; name layers by All(only=...)"
                 )
+            self._check_criterion(held, climb)
         self._check_trained(held, climb)
+
+    def _check_criterion(self, held: HeldModel, climb: Climb) -> None:
+        """Makes sure that the criterion has scores for the units that may go.
+
+        Raises:
+            ValueError: If it has none, or needs a loss that there is none of.
+            UnsupportedModelError: If it needs one, and several processes train the model.
+        """
+        name, own = self.units_to_go.name, climb.candidates.groups
+        groups = [group for each in own.values() for group in each]
+        known = held.decided(lambda model: _groups_scored(model, groups, self.units_to_go))
+        if known is None and self.loss is None:
+            raise ValueError(f"criterion {name!r} needs data: give it a `loss`")
+        if known is None and held.several:
+            raise UnsupportedModelError(
+                f"criterion {name!r} needs data, which each of several processes has of its own; "
+                f"choose one that looks at weights, such as 'group'"
+            )
+        missing = [n for n, each in own.items() if known is not None and not {*each} <= {*known}]
+        if missing:
+            raise ValueError(
+                f"criterion {name!r} has no scores for the units of {', '.join(missing[:5])}: "
+                f"choose another one, or leave these layers out by All(except_=...)"
+            )
 
     def _check_trained(self, held: HeldModel, climb: Climb) -> None:
         optimizers = listed(self.optimizer)
@@ -153,6 +202,20 @@ def _is_trained(layer: nn.Module, trained: set[int]) -> bool:
     own = [*layer.parameters()]
     fixed = not any(parameter.requires_grad for parameter in own)
     return not own or fixed or any(id(parameter) in trained for parameter in own)
+
+
+@temporarily
+def _groups_scored(
+    undo: Undo, model: nn.Module, groups: list[int], criterion: Criterion
+) -> list[int] | None:
+    """The groups whose units a criterion scores by weights alone; None if it needs data."""
+    keep_random_states_(model.modules(), undo)
+    history = history_of(model)
+    units = ParametersOfUnits(history.graph, history.modules, groups)
+    try:
+        return [*scores_in(UnitsInView(model, history, units), criterion)]
+    except ValueError:
+        return None
 
 
 def check_policy(to: object, when: object, where: object) -> None:

@@ -268,7 +268,7 @@ def chosen_request(
     candidates = plan.candidates(graph)
     units = ParametersOfUnits(graph, history.modules, candidates.widths)
     view = UnitsInView(model, history, units, own.loss, own.batches)
-    scores = _scores(view, own.criterion)
+    scores = scores_in(view, own.criterion)
 
     def request(share: float) -> Request:
         found = weakest_units(
@@ -284,7 +284,7 @@ def chosen_request(
 
 
 @temporarily
-def _scores(undo: Undo, view: UnitsInView, criterion: Criterion) -> dict[int, Tensor]:
+def scores_in(undo: Undo, view: UnitsInView, criterion: Criterion) -> dict[int, Tensor]:
     """The scores of all units.
 
     Raises:

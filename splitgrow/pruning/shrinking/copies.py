@@ -16,13 +16,20 @@ from splitgrow.utils.rollback import Undo, temporarily
 
 
 @temporarily
-def shrink_copy_(undo: Undo, model: nn.Module, request: Mapping[str, int | Sequence[int]]) -> None:
+def shrink_copy_(
+    undo: Undo,
+    model: nn.Module,
+    request: Mapping[str, int | Sequence[int]],
+    *,
+    give_up: bool = True,
+) -> None:
     """Takes channels out of a copy for good; random numbers are as before.
 
     Args:
         undo: Puts the random numbers back.
         model: The copy. It need not have values.
         request: By layers' names the channels that go; or how many, the last ones.
+        give_up: Whether closed generations may lose channels.
     """
     keep_random_states_(model.modules(), undo)
     history = history_of(model)
@@ -35,7 +42,7 @@ def shrink_copy_(undo: Undo, model: nn.Module, request: Mapping[str, int | Seque
                 for group in history.graph.growing_groups(node.outs)
             }
             channels = weakest_channels(history.graph, history.modules, node, channels, scores=last)
-        asked[name] = channels
+        asked[name] = list(channels)
     final = Undo()
-    take_out_(final, model, history, asked, round_to=1, give_up=True, optimizer=[], check=False)
+    take_out_(final, model, history, asked, round_to=1, give_up=give_up, optimizer=[], check=False)
     final.commit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -12,14 +13,18 @@ from splitgrow.grower.planned_growth import PlannedGrowth
 from splitgrow.grower.scope import plan_growths
 from splitgrow.grower.settings import GrowerSettings
 from splitgrow.grower.to import To
-from splitgrow.grower.trimming import units_beyond
 from splitgrow.grower.where import Where
 from splitgrow.growth.history_lookup import history_of
-from splitgrow.pruning.shrinking.weakest import strengths, weakest_channels
+from splitgrow.pruning.criteria.criterion import UnitsInView
+from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits
+from splitgrow.pruning.prune import PruneSettings, chosen_request, make_prune_plan, scores_in
+from splitgrow.pruning.shrinking.weakest import weakest_channels
+from splitgrow.pruning.target import Sizes
+from splitgrow.utils.rollback import Undo
 
 
 @dataclass(frozen=True)
-class Chooser:
+class Decider:
     """Says how a model comes to the widths of a plan.
 
     Attributes:
@@ -65,23 +70,36 @@ class Chooser:
 
         In cycles they are the weakest of all layers together that are beyond the budget.
         """
-        return self.held.decided(lambda model: self._surplus_of(model, stage))
+        choose = self._beyond_budget if isinstance(self.to, Cycles) else self._beyond_widths
+        return self.held.decided(partial(choose, stage))
 
-    def _surplus_of(self, model: nn.Module, stage: PlannedGrowth) -> dict[str, list[int]]:
-        history = history_of(model)
-        graph = history.graph
-        if isinstance(self.to, Cycles):
-            fit = self.settings.fit
-            candidates = plan_growths(model, self.to.growth, self.where, 1, fit).candidates
-            groups = [group for own in candidates.groups.values() for group in own]
-            scores = strengths(graph, history.modules, groups)
-            return units_beyond(model, candidates, self.to.budget, scores, self.settings.round_to)
-        now = self.widths()
+    def _beyond_budget(self, _stage: PlannedGrowth, model: nn.Module) -> dict[str, list[int]]:
+        assert isinstance(self.to, Cycles)
+        own, history = self.settings, history_of(model)
+        found = plan_growths(model, self.to.growth, self.where, 1, own.fit)
+        settings = PruneSettings(
+            own.units_to_go,
+            layers=tuple(found.candidates.groups),
+            loss=own.loss_on,
+            batches=own.batches,
+            round_to=own.round_to,
+        )
+        target = self.to.budget.target
+        plan = make_prune_plan(Undo(), model, history, settings, None, target, 1)
+        _, request = chosen_request(model, history, plan, 1, Sizes(model))
+        return {name: list(channels) for name, channels in request.items()}
+
+    def _beyond_widths(self, stage: PlannedGrowth, model: nn.Module) -> dict[str, list[int]]:
+        history, own, now = history_of(model), self.settings, self.widths()
+        graph, modules = history.graph, history.modules
         gone = {name: now[name] - width for name, width in stage.targets.items()}
         nodes = {name: graph.nodes[name] for name, units in gone.items() if units > 0}
-        groups = [g for node in nodes.values() for g in graph.growing_groups(node.outs)]
-        scores = strengths(graph, history.modules, groups)
+        units = ParametersOfUnits(
+            graph, modules, {g: 0 for n in nodes.values() for g in graph.growing_groups(n.outs)}
+        )
+        view = UnitsInView(model, history, units, own.loss_on, own.batches)
+        scores = scores_in(view, own.units_to_go)
         return {
-            name: weakest_channels(graph, history.modules, node, gone[name], scores=scores)
+            name: weakest_channels(graph, modules, node, gone[name], scores=scores)
             for name, node in nodes.items()
         }
