@@ -229,7 +229,7 @@ def _misfit(graph: ChannelGraph, name: str, count: int) -> str:
     fits = [n for n in range(width) if shares_that_go(graph, node, n) is not None]
     near = sorted(sorted(fits, key=lambda n: abs(n - count))[:2])
     return (
-        f"`{name}` cannot have {width - count} of its {width} units: the nearest widths are "
+        f"`{name}` cannot have {width - count} units: the nearest widths are "
         f"{' and '.join(str(width - n) for n in near)}"
     )
 
