@@ -61,10 +61,10 @@ class Budget(To):
             high = 1.0
             low = 0.5 / max(layer.width for layer in scope.layers)
             if self._share(scope, scope.scaled(low)) > 1:
-                sizes = (self._sizes(scope, scope.scaled(factor)) for factor in (1.0, low))
+                now, least = (self._sizes(scope, scope.scaled(factor)) for factor in (1.0, low))
                 raise ValueError(
-                    "the model has {1}, which {0!r} does not allow; the narrowest "
-                    "that there can be has {2}".format(self, *sizes)
+                    f"the model is larger than {self!r} with any widths: it has {now}, and with "
+                    f"the smallest widths {least}"
                 )
         while high > 1 and self._share(scope, scope.scaled(high)) <= 1:
             low, high = high, 2 * high

@@ -44,7 +44,7 @@ def test_a_smaller_budget_of_multiply_adds_is_filled_by_the_largest_factor_that_
 
 def test_a_budget_that_no_widths_fit_is_refused_with_the_smallest_size() -> None:
     least = parameters_of(1, 1, 1)
-    with pytest.raises(ValueError, match=f"has 3,090 parameters, .* has {least} parameters"):
+    with pytest.raises(ValueError, match=f"has 3,090 parameters, .* widths {least} parameters"):
         policy(convolutional(), to=Budget(params=least - 1))
     plan = policy(convolutional(), to=Budget(params=least), steps=1).plan()
     assert hidden(plan.growths[0].widths) == (1, 1, 1)

@@ -98,7 +98,7 @@ def test_of_two_limits_of_a_budget_both_hold() -> None:
 
 
 def test_a_budget_that_is_too_small_or_has_no_end_is_refused() -> None:
-    with pytest.raises(ValueError, match="which Budget"):
+    with pytest.raises(ValueError, match="larger than Budget"):
         policy(convolutional(), to=Budget(params=10))
     with pytest.raises(ValueError, match="more than"):
         policy(convolutional(), to=Budget(params=1e30))
