@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.planning import make_plan
 from splitgrow.handle import Handle, handle
 from splitgrow.layers.own_weights import leave_computed_
+from splitgrow.pruning.choosing import as_request
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.preserve import preserve_
@@ -212,6 +213,20 @@ class Body:
 
         edit = change_alone(self.model, history.model_lock, "grow", grow)
         self.renew()
+        return edit
+
+    def shrink_units(self, units: Mapping[int, Iterable[int]]) -> Edit:
+        """Takes units that no task has seen out of groups of channels.
+
+        Args:
+            units: The units, by the group's number in the channel graph.
+        """
+        request = as_request(history_of(self.model).graph, units)
+        edit = self.handle.shrink(dict(request.items()))
+        owners, self.owners = self.owners, {}
+        self.renew()
+        same = (name for name in self.owners if name in owners)
+        self.owners |= {n: owners[n] for n in same if owners[n].shape == self.owners[n].shape}
         return edit
 
     def plain(self, values: Mapping[str, Tensor], edit: int, head: nn.Module) -> nn.Module:

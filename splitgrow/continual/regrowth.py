@@ -1,9 +1,9 @@
-"""New units of a body with given values: survivors of a trial, and duplicates."""
+"""New units of a body: of use or not, and duplicates of others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -176,14 +176,40 @@ def disconnect_(units: Units, study: Study, weights: Mapping[str, Tensor], dead:
         study.head.weight.masked_fill_(units.on_features(dead), 0.0)
 
 
-def alive_in(units: Units, fresh: Iterable[Unit], dead: Tensor) -> dict[int, list[int]]:
-    """The places of the new units that are not dead, by group and in order."""
-    gone = units.chosen(dead)
-    found: dict[int, list[int]] = {}
-    for home, nth in sorted(unit for unit in fresh if unit not in gone):
-        assert isinstance(home, int)
-        found.setdefault(home, []).append(nth)
-    return found
+def without_(
+    body: Body, units: Units, values: UnitValues, dead: Tensor, known: Container[str]
+) -> tuple[Units, UnitValues]:
+    """Takes new units out of a body that nothing reads.
+
+    Args:
+        body: The body, with its new weights.
+        units: Its units.
+        values: The tensors of a network of it, besides the shared ones.
+        dead: The units, by number.
+        known: The names of the tensors that are not new.
+
+    Returns:
+        The units that stay, and that network without the others.
+    """
+    gone: dict[int, list[int]] = {}
+    for unit in sorted(units.chosen(dead)):
+        gone.setdefault(int(unit.home), []).append(unit.nth)
+    for group, own in gone.items():  # where some kernel wants multiples, a few stay
+        del own[: len(own) % units.graph.multiples.get(group, (1, ""))[0]]
+    out = [Unit(group, nth) for group, own in gone.items() for nth in own]
+    if not out:
+        return units, values
+    body.set_values({name: value for name, value in values.own.items() if name not in known})
+    body.shrink_units(gone)
+    slots = {name: slot for name, slot in body.slots.items() if not slot.shared}
+    own_values = {
+        name: values.own[name] if name in known else slot.tensor.detach().clone()
+        for name, slot in slots.items()
+    }
+    head = nn.Linear(len(units.features), values.head.out_features, device="meta")
+    head.weight = nn.Parameter(values.head.weight.detach()[:, ~units.on_features(units.marks(out))])
+    head.bias = nn.Parameter(values.head.bias.detach().clone())
+    return Units(body), UnitValues(own_values, head)
 
 
 def split_(

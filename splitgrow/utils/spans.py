@@ -70,7 +70,7 @@ def take(tensor: Tensor, dim: int, spans: Spans) -> Tensor:
 
 def part_of(tensor: Tensor, dim: int, spans: Spans) -> Tensor:
     """As `take`, of a tensor that has other positions as well; its sizes are not checked."""
-    parts = [tensor.narrow(dim, start, length) for start, length in spans]
+    parts = [tensor.narrow(dim, start, length) for start, length in spans or ((0, 0),)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
