@@ -126,7 +126,7 @@ def regions(places: Mapping[int, Spans], dims: int) -> Iterator[tuple[Index, Ind
     choices: list[list[tuple[slice, slice]]] = []
     for dim in range(dims):
         pieces, taken = [], 0
-        for start, length in places.get(dim, ()):
+        for start, length in places.get(dim, ()) or ((0, 0),):  # an empty one is one rectangle
             pieces.append((slice(start, start + length), slice(taken, taken + length)))
             taken += length
         choices.append(pieces if dim in places else [(slice(None), slice(None))])
