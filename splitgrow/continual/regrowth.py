@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +13,10 @@ from splitgrow.analysis.units import Unit, values_like
 from splitgrow.continual.body import Body
 from splitgrow.continual.studies import Study
 from splitgrow.continual.units import Units
+from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.initializers import Initializer, Zero
 from splitgrow.growth.prepared import PreparedEdit
+from splitgrow.layers.tensor_holder import split_of
 from splitgrow.layers.types import Join, Joined
 
 RegrowthSource = Callable[[Unit], Unit]
@@ -199,7 +201,9 @@ def without_(
     out = [Unit(group, nth) for group, own in gone.items() for nth in own]
     if not out:
         return units, values
-    body.set_values({name: value for name, value in values.own.items() if name not in known})
+    body.set_values(
+        {n: v for n, v in _carried(body, units, values, gone).items() if n not in known}
+    )
     body.shrink_units(gone)
     slots = {name: slot for name, slot in body.slots.items() if not slot.shared}
     own_values = {
@@ -210,6 +214,22 @@ def without_(
     head.weight = nn.Parameter(values.head.weight.detach()[:, ~units.on_features(units.marks(out))])
     head.bias = nn.Parameter(values.head.bias.detach().clone())
     return Units(body), UnitValues(own_values, head)
+
+
+def _carried(
+    body: Body, units: Units, values: UnitValues, gone: Mapping[int, Sequence[int]]
+) -> dict[str, Tensor]:
+    """A network's own tensors, made up for silent units that norms over all channels will miss."""
+    narrow = units.graph.groups.grown({group: -len(own) for group, own in gone.items()})
+    found, modules = dict(values.own), history_of(body.model).modules
+    for part in units.parts:
+        if part.slot in found:
+            merging = split_of(modules[part.layer]).composition().layer_type.merging
+            width = narrow.length(units.graph.nodes[part.layer].outs)
+            joined = Joined(Join.DILUTES, units.length(part.layer), width)
+            value = found[part.slot]
+            found[part.slot] = merging.carried_over(part.key, value, merging.carry([joined]))
+    return found
 
 
 def split_(
