@@ -113,13 +113,13 @@ class Body:
         return tensor.device if tensor is not None else torch.device("cpu")
 
     def renew(self) -> None:
-        """Finds the tensors that have come with growth: nobody owns them, none trains."""
+        """Finds the tensors that growth has brought or shrunk: nobody owns them, none trains."""
         self._slots = slots_of(self.model)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
-        for name, slot in self.shared.items():
-            if name not in self.owners:
-                self.owners[name] = no_owners(slot.tensor)
+        none = {name: no_owners(slot.tensor) for name, slot in self.shared.items()}
+        known = {name: self.owners[name] for name in none if name in self.owners}
+        self.owners = none | {n: o for n, o in known.items() if o.shape == none[n].shape}
 
     def copied(self) -> Body:
         """A body with the same values in tensors of its own."""
@@ -223,10 +223,7 @@ class Body:
         """
         request = as_request(history_of(self.model).graph, units)
         edit = self.handle.shrink(dict(request.items()))
-        owners, self.owners = self.owners, {}
         self.renew()
-        same = (name for name in self.owners if name in owners)
-        self.owners |= {n: owners[n] for n in same if owners[n].shape == self.owners[n].shape}
         return edit
 
     def plain(self, values: Mapping[str, Tensor], edit: int, head: nn.Module) -> nn.Module:

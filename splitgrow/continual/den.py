@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,14 +46,14 @@ class DEN(SelectiveLearner):
     1. *Selective retraining.* Only its head is trained, with an L1 norm. A breadth-first search
        starts at the nonzero weights of the head and goes backwards through all nonzero weights.
        Only weights between the units that it finds are trained, with an L2 norm.
-    2. *Dynamic expansion*, if it misses `threshold`. Every layer gains `units`, in a trial on a
-       copy of the network. There only the new weights train, with an L1 norm and a group lasso,
+    2. *Dynamic expansion*, if it misses `threshold`. Every layer gains `units`, on trial. There
+       only the new weights train, with an L1 norm and a group lasso,
 
        .. math:: L(W^N) + \mu \|W^N\|_1 + \gamma \sum_g \|W^N_g\|_2.
 
        The group of a new unit is its incoming weights; if it goes through batch, instance or group
        norms, the scales of these, since the size of its weights has no effect there. Units whose
-       group ends as zero are useless. The network grows by the others only.
+       group ends as zero are useless, and are taken out again as by `model.shrink`.
     3. *Splitting and duplication.* If the incoming weights of a unit have drifted,
        :math:`\rho_i = \|w_i^t - w_i^{t-1}\|_2 > \sigma`, it gets its earlier ones back, and a new
        unit gets the new ones. Then all chosen and new weights train once more. Here and in
@@ -203,15 +203,14 @@ class DEN(SelectiveLearner):
         if not growth:
             return {}
         torch.manual_seed(seed_of(self.seed, self._next, "expand"))
-        known = {*self.body.slots}
         self.body.grow_units(growth, Drawn())
         wider = Units(self.body)
         fresh = wider.since(units)
         head = widened_head(values.head, units, wider, lambda unit: unit)
         draw_head_(self.body, head, wider.on_features(wider.marks(fresh)))
         course.values = UnitValues(values.own, head)
-        dead = self._tried(course, wider, known)
-        course.units, course.values = without_(self.body, wider, course.values, dead, known)
+        dead = self._tried(course, wider)
+        course.units, course.values = without_(self.body, wider, course.values, dead)
         if course.units.since(units):
             self._tell_grown(course)
         course.chosen |= course.units.since(units)
@@ -222,16 +221,11 @@ class DEN(SelectiveLearner):
             "after expansion": reached,
         }
 
-    def _tried(self, course: Course, wider: Units, known: Container[str]) -> Tensor:
-        """Trains new units alone; returns which of them are dead.
-
-        Args:
-            course: The task, before it has the new units.
-            wider: The units with the new ones.
-            known: The names of the tensors that are not new.
-        """
-        shared = ((n, slot.tensor) for n, slot in self.body.shared.items() if n not in known)
-        mine = {name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in shared}
+    def _tried(self, course: Course, wider: Units) -> Tensor:
+        """Trains new units alone; returns which of them are dead."""
+        new = (part for part in wider.born_in(self.body.edit) if part.shared)
+        shared = self.body.shared
+        mine = {p.slot: torch.ones_like(shared[p.slot].tensor, dtype=torch.bool) for p in new}
         study = self._study(course, mine)
         fresh = wider.marks(wider.since(course.units))
         keep = self._keep_to_chosen(course, wider)

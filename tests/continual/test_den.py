@@ -310,7 +310,7 @@ def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None
         wanted = study(*x)
     body.set_values({name: value for name, value in study.values().items() if name in new})
     values = UnitValues(study.own_values(), study.head)
-    units, values = without_(body, wider, values, dead, known)
+    units, values = without_(body, wider, values, dead)
     assert_equal(output(body, values.own, values.head, x), wanted)
     assert {g: units.width(g) - first.width(g) for g in first.growing} == {
         group: 0 if group == first.growing[-1] else 2 for group in first.growing
