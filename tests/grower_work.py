@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import splitgrow
-from splitgrow import ComputeShares, Every, Factor, Grower, Plateau, Score
+from splitgrow import Budget, ComputeShares, Cycles, Every, Factor, Grower, Plateau, Score
 from splitgrow.grower import When
 
 RULES: dict[str, When] = {
@@ -76,6 +76,31 @@ def chosen(rank: int, how: str, score: str) -> torch.Tensor:
     return torch.tensor([layer.width for layer in splitgrow.handle(model).layers])
 
 
+def shrinks(rank: int, how: str, to: Any) -> dict[str, torch.Tensor]:
+    """The widths and parameters after a policy that shrinks."""
+    model = work.network()
+    wrapped = work.wrapped(model, how)
+    optimizer = work.adam(wrapped)
+    grower = Grower(
+        wrapped, optimizer, to=to, when=Every(2), steps=None if isinstance(to, Cycles) else 2
+    )
+    for step in range(1, 10):
+        work.train(wrapped, optimizer, range(step, step + 1))
+        grower.step(samples=4)
+    return {
+        "done": torch.tensor(grower.done),
+        "widths": torch.tensor([layer.width for layer in splitgrow.handle(model).layers]),
+        "macs": torch.tensor(grower.macs),
+        "parameters": torch.cat([p.flatten() for p in work.tensors_of(wrapped).values()]),
+    }
+
+
+SHRINKS = {
+    "factor": Factor(0.5),
+    "cycles": Cycles(Budget(params=600), grow=1.5, times=2),
+}
+
+
 def all_rules(rank: int) -> dict[str, Any]:
     """Each rule, replicated and sharded, and one for a model that each process has for itself."""
     found = {}
@@ -84,6 +109,8 @@ def all_rules(rank: int) -> dict[str, Any]:
             found[f"{how} {rule}"] = grows(rank, how, rule)
             dist.barrier()
         found |= {f"{how} {score}": chosen(rank, how, score) for score in MEASURED}
+        dist.barrier()
+        found |= {f"{how} {name}": shrinks(rank, how, to) for name, to in SHRINKS.items()}
         dist.barrier()
     found["alone"] = grows(rank, "alone", "metric")
     return found
