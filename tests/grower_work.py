@@ -84,7 +84,7 @@ def shrinks(rank: int, how: str, to: Any) -> dict[str, torch.Tensor]:
     grower = Grower(
         wrapped, optimizer, to=to, when=Every(2), steps=None if isinstance(to, Cycles) else 2
     )
-    for step in range(1, 10):
+    for step in range(1, 5):
         work.train(wrapped, optimizer, range(step, step + 1))
         grower.step(samples=4)
     return {
@@ -97,8 +97,17 @@ def shrinks(rank: int, how: str, to: Any) -> dict[str, torch.Tensor]:
 
 SHRINKS = {
     "factor": Factor(0.5),
-    "cycles": Cycles(Budget(params=600), grow=1.5, times=2),
+    "cycles": Cycles(Budget(params=600), grow=1.5, times=1),
 }
+
+
+def all_shrinks(rank: int) -> dict[str, Any]:
+    """Each policy that shrinks, replicated and sharded."""
+    return {
+        f"{how} {name}": shrinks(rank, how, to)
+        for how in ("ddp", "fsdp")
+        for name, to in SHRINKS.items()
+    }
 
 
 def all_rules(rank: int) -> dict[str, Any]:
@@ -109,8 +118,6 @@ def all_rules(rank: int) -> dict[str, Any]:
             found[f"{how} {rule}"] = grows(rank, how, rule)
             dist.barrier()
         found |= {f"{how} {score}": chosen(rank, how, score) for score in MEASURED}
-        dist.barrier()
-        found |= {f"{how} {name}": shrinks(rank, how, to) for name, to in SHRINKS.items()}
         dist.barrier()
     found["alone"] = grows(rank, "alone", "metric")
     return found
