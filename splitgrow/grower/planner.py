@@ -40,7 +40,7 @@ def make_schedule(
     factors = {round((climb.goals[n] - still) / own, 9) for n, (still, own) in parts.items()}
     way = settings.fit.initializer.way
     changes = (change_of(rung.request, way) for rung in climb.rungs)
-    counts = [measure.macs, *measure.along(changes)]
+    counts = [measure.macs, *measure.after(changes)]
     parameters = sum(parameter.numel() for parameter in held.model.parameters())
     a_step = PASSES_OF_STEP * measure.samples * held.processes
     moments = [

@@ -88,7 +88,7 @@ class Scope:
         key = tuple(asked.items())
         if key not in self._macs:
             change = change_of(asked, self._fit.initializer.way)
-            (self._macs[key],) = self._measure.along([change])
+            (self._macs[key],) = self._measure.after([change])
         return self._macs[key]
 
     def rungs(self, *legs: Mapping[str, float]) -> list[Rung]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -67,19 +66,7 @@ class MacsCounter:
             self._model = model
             self.macs = self._counted(model)
 
-    def after(self, requests: Iterable[Mapping[str, int]], way: str | None) -> Iterator[int]:
-        """The multiply-adds after each of several growths, one after the other.
-
-        Args:
-            requests: The units that layers gain in each; empty for a growth of none.
-            way: The way in which streams grow; None for the preferred one.
-        """
-        return self.along(
-            partial(grow_copy_, request=request, way=way) if request else None
-            for request in requests
-        )
-
-    def along(self, changes: Iterable[Callable[[nn.Module], object] | None]) -> Iterator[int]:
+    def after(self, changes: Iterable[Callable[[nn.Module], object] | None]) -> Iterator[int]:
         """The multiply-adds after each of several changes of a copy, one after the other.
 
         Args:
