@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import splitgrow
-from splitgrow import ComputeShares, Every, Factor, Grower, Plateau, Score
+from splitgrow import Budget, ComputeShares, Cycles, Every, Factor, Grower, Plateau, Score
 from splitgrow.grower import When
 
 RULES: dict[str, When] = {
@@ -74,6 +74,40 @@ def chosen(rank: int, how: str, score: str) -> torch.Tensor:
     grower.step(samples=4)
     work.train(wrapped, optimizer, range(2, 4))
     return torch.tensor([layer.width for layer in splitgrow.handle(model).layers])
+
+
+def shrinks(rank: int, how: str, to: Any) -> dict[str, torch.Tensor]:
+    """The widths and parameters after a policy that shrinks."""
+    model = work.network()
+    wrapped = work.wrapped(model, how)
+    optimizer = work.adam(wrapped)
+    grower = Grower(
+        wrapped, optimizer, to=to, when=Every(2), steps=None if isinstance(to, Cycles) else 2
+    )
+    for step in range(1, 5):
+        work.train(wrapped, optimizer, range(step, step + 1))
+        grower.step(samples=4)
+    return {
+        "done": torch.tensor(grower.done),
+        "widths": torch.tensor([layer.width for layer in splitgrow.handle(model).layers]),
+        "macs": torch.tensor(grower.macs),
+        "parameters": torch.cat([p.flatten() for p in work.tensors_of(wrapped).values()]),
+    }
+
+
+SHRINKS = {
+    "factor": Factor(0.5),
+    "cycles": Cycles(Budget(params=600), grow=1.5, times=1),
+}
+
+
+def all_shrinks(rank: int) -> dict[str, Any]:
+    """Each policy that shrinks, replicated and sharded."""
+    return {
+        f"{how} {name}": shrinks(rank, how, to)
+        for how in ("ddp", "fsdp")
+        for name, to in SHRINKS.items()
+    }
 
 
 def all_rules(rank: int) -> dict[str, Any]:

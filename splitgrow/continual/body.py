@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.planning import make_plan
 from splitgrow.handle import Handle, handle
 from splitgrow.layers.own_weights import leave_computed_
+from splitgrow.pruning.choosing import as_request
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.preserve import preserve_
@@ -112,13 +113,13 @@ class Body:
         return tensor.device if tensor is not None else torch.device("cpu")
 
     def renew(self) -> None:
-        """Finds the tensors that have come with growth: nobody owns them, none trains."""
+        """Finds the tensors that growth has brought or shrunk: nobody owns them, none trains."""
         self._slots = slots_of(self.model)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
-        for name, slot in self.shared.items():
-            if name not in self.owners:
-                self.owners[name] = no_owners(slot.tensor)
+        none = {name: no_owners(slot.tensor) for name, slot in self.shared.items()}
+        known = {name: self.owners[name] for name in none if name in self.owners}
+        self.owners = none | {n: o for n, o in known.items() if o.shape == none[n].shape}
 
     def copied(self) -> Body:
         """A body with the same values in tensors of its own."""
@@ -211,6 +212,17 @@ class Body:
             return apply_(undo, self.model, history, edit, options, [])
 
         edit = change_alone(self.model, history.model_lock, "grow", grow)
+        self.renew()
+        return edit
+
+    def shrink_units(self, units: Mapping[int, Iterable[int]]) -> Edit:
+        """Takes units that no task has seen out of groups of channels.
+
+        Args:
+            units: The units, by the group's number in the channel graph.
+        """
+        request = as_request(history_of(self.model).graph, units)
+        edit = self.handle.shrink(dict(request.items()))
         self.renew()
         return edit
 

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from splitgrow.analysis.units import Unit
-from splitgrow.continual.body import Body
 from splitgrow.continual.events import Grown
 from splitgrow.continual.proximal import drift_of, lower_, pull_, pull_back_, shrink_, soften_
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.regrowth import (
     Drawn,
     UnitValues,
-    alive_in,
     all_values,
     disconnect_,
     draw_head_,
     regrow_,
     split_,
     widened_head,
+    without_,
 )
 from splitgrow.continual.selective import Course, SelectiveLearner
 from splitgrow.continual.settings import checked_goal, goal_for
@@ -47,14 +46,14 @@ class DEN(SelectiveLearner):
     1. *Selective retraining.* Only its head is trained, with an L1 norm. A breadth-first search
        starts at the nonzero weights of the head and goes backwards through all nonzero weights.
        Only weights between the units that it finds are trained, with an L2 norm.
-    2. *Dynamic expansion*, if it misses `threshold`. Every layer gains `units`, in a trial on a
-       copy of the network. There only the new weights train, with an L1 norm and a group lasso,
+    2. *Dynamic expansion*, if it misses `threshold`. Every layer gains `units`, on trial. There
+       only the new weights train, with an L1 norm and a group lasso,
 
        .. math:: L(W^N) + \mu \|W^N\|_1 + \gamma \sum_g \|W^N_g\|_2.
 
        The group of a new unit is its incoming weights; if it goes through batch, instance or group
        norms, the scales of these, since the size of its weights has no effect there. Units whose
-       group ends as zero are useless. The network grows by the others only.
+       group ends as zero are useless, and are taken out again as by `model.shrink`.
     3. *Splitting and duplication.* If the incoming weights of a unit have drifted,
        :math:`\rho_i = \|w_i^t - w_i^{t-1}\|_2 > \sigma`, it gets its earlier ones back, and a new
        unit gets the new ones. Then all chosen and new weights train once more. Here and in
@@ -204,23 +203,16 @@ class DEN(SelectiveLearner):
         if not growth:
             return {}
         torch.manual_seed(seed_of(self.seed, self._next, "expand"))
-        trial = self.body.copied()
-        trial.grow_units(growth, Drawn())
-        wider = Units(trial)
+        self.body.grow_units(growth, Drawn())
+        wider = Units(self.body)
         fresh = wider.since(units)
         head = widened_head(values.head, units, wider, lambda unit: unit)
-        draw_head_(trial, head, wider.on_features(wider.marks(fresh)))
-        study, dead = self._tried(course, trial, wider, UnitValues(values.own, head))
-        alive = alive_in(wider, fresh, dead)
-
-        def source(unit: Unit) -> Unit:
-            if unit not in fresh:
-                return unit
-            index = unit.nth - units.width(int(unit.home))
-            return Unit(unit.home, alive[int(unit.home)][index])
-
-        kept = {group: len(alive[group]) for group in growth if group in alive}
-        self._regrow(course, kept, wider, study, source)
+        draw_head_(self.body, head, wider.on_features(wider.marks(fresh)))
+        course.values = UnitValues(values.own, head)
+        dead = self._tried(course, wider)
+        course.units, course.values = without_(self.body, wider, course.values, dead)
+        if course.units.since(units):
+            self._tell_grown(course)
         course.chosen |= course.units.since(units)
         reached = self._judge(self._study(course, {}), course.task, "expand")
         return {
@@ -229,14 +221,12 @@ class DEN(SelectiveLearner):
             "after expansion": reached,
         }
 
-    def _tried(
-        self, course: Course, trial: Body, wider: Units, values: UnitValues
-    ) -> tuple[Study, Tensor]:
-        """A trial of new units, trained, and which of them are dead."""
-        known = self.body.slots
-        new = {n: slot.tensor for n, slot in trial.shared.items() if n not in known}
-        mine = {name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in new.items()}
-        study = self._study(course, mine, trial, values)
+    def _tried(self, course: Course, wider: Units) -> Tensor:
+        """Trains new units alone; returns which of them are dead."""
+        new = (part for part in wider.born_in(self.body.edit) if part.shared)
+        shared = self.body.shared
+        mine = {p.slot: torch.ones_like(shared[p.slot].tensor, dtype=torch.bool) for p in new}
+        study = self._study(course, mine)
         fresh = wider.marks(wider.since(course.units))
         keep = self._keep_to_chosen(course, wider)
         weights = {name: study.weight(name) for name in mine}
@@ -253,7 +243,8 @@ class DEN(SelectiveLearner):
             disconnect_(wider, study, weights, dead)
 
         self._fit(study, course, "expand", rule)
-        return study, fresh & (wider.sizes(groups) == 0)
+        self._take_over(study, course)
+        return fresh & (wider.sizes(groups) == 0)
 
     def _split(self, course: Course) -> dict[str, Any]:
         """Gives earlier tasks their drifted units back, and trains once more."""
@@ -282,7 +273,15 @@ class DEN(SelectiveLearner):
         units = course.units
         torch.manual_seed(seed_of(self.seed, self._next, "split"))
         study = self._study(course, {})
-        self._regrow(course, growth, units, study, lambda unit: twins.get(unit, unit))
+        course.units, course.values = regrow_(
+            self.body,
+            growth,
+            units,
+            all_values(study),
+            study.head,
+            lambda unit: twins.get(unit, unit),
+        )
+        self._tell_grown(course)
         split_(self.body, course.units, course.first, course.before, twins)
         parents = course.units.on_features(course.units.marks({*twins.values()}))
         with torch.no_grad():
@@ -306,21 +305,9 @@ class DEN(SelectiveLearner):
             self._fit(study, course, "settle", rule, epochs=self.settle_epochs)
         self._take_over(study, course)
 
-    def _regrow(
-        self,
-        course: Course,
-        growth: Mapping[int, int],
-        old: Units,
-        study: Study,
-        source: Callable[[Unit], Unit],
-    ) -> None:
-        """Grows the body by units that are like some of a study's."""
-        course.units, course.values = regrow_(
-            self.body, growth, old, all_values(study), study.head, source
-        )
-        if growth:
-            size = self.body.size
-            self._tell(Grown(course.task.name, size, size / self.body.weights))
+    def _tell_grown(self, course: Course) -> None:
+        size = self.body.size
+        self._tell(Grown(course.task.name, size, size / self.body.weights))
 
     def _drifts(self, course: Course) -> Tensor:
         now = {name: slot.tensor for name, slot in self.body.shared.items()}

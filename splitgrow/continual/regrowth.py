@@ -1,4 +1,4 @@
-"""New units of a body with given values: survivors of a trial, and duplicates."""
+"""New units of a body: of use or not, and duplicates of others."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from splitgrow.analysis.units import Unit, values_like
 from splitgrow.continual.body import Body
+from splitgrow.continual.parts import UnitPart
 from splitgrow.continual.studies import Study
 from splitgrow.continual.units import Units
 from splitgrow.growth.initializers import Initializer, Zero
 from splitgrow.growth.prepared import PreparedEdit
-from splitgrow.layers.types import Join, Joined
 
 RegrowthSource = Callable[[Unit], Unit]
 """Maps a unit to the one whose values it takes."""
@@ -46,8 +46,13 @@ def widened_head(head: nn.Linear, old: Units, new: Units, source: RegrowthSource
     found = [position.get((source(unit), turn), -1) for unit, turn in new.features]
     index = torch.tensor(found, dtype=torch.long, device=head.weight.device)
     weight = head.weight.detach().index_select(1, index.clamp(min=0))
+    return _reading(head, weight * (index >= 0).to(weight.dtype))
+
+
+def _reading(head: nn.Linear, weight: Tensor) -> nn.Linear:
+    """A head with another weight."""
     made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    made.weight = nn.Parameter(weight * (index >= 0).to(weight.dtype))
+    made.weight = nn.Parameter(weight.detach())
     made.bias = nn.Parameter(head.bias.detach().clone())
     return made
 
@@ -94,15 +99,13 @@ class Regrown(Initializer):
     def apply(self, prepared: PreparedEdit) -> None:
         """Copies the parts of every tensor from the source of each unit."""
         for name, layer in prepared.layers.items():
-            before, merging = self.old.places(name), layer.layer_type.merging
-            joined = Joined(Join.DILUTES, self.old.length(name), layer.change.width[1])
-            carry = merging.carry([joined])
+            before, width = self.old.places(name), layer.change.width[1]
             for key, along in prepared.places(name).items():
                 whole = self.old.whole(name, key, self.values)
                 if whole is None or not along:
                     continue
                 whole = values_like(whole, along, self.source, before[key])
-                layer.fill_(key, merging.carried_over(key, whole, carry))
+                layer.fill_(key, self.old.carried(name, key, whole, width))
 
 
 @torch.no_grad()
@@ -142,13 +145,20 @@ def regrow_(
     if growth:
         body.grow_units(growth, Regrown(old, values, source))
     units = Units(body)
-    born = {part.slot for part in units.parts if growth and part.block.edit == body.edit}
-    own = {
-        name: (slot.tensor if name in born else values.get(name, slot.tensor)).detach().clone()
+    own = _own_values(body, units.born_in(body.edit) if growth else [], values)
+    return units, UnitValues(own, widened_head(head, old, units, source))
+
+
+def _own_values(
+    body: Body, born: Iterable[UnitPart], values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of a network besides the shared ones: new ones as in the body, others given."""
+    new = {part.slot for part in born}
+    return {
+        name: (slot.tensor if name in new else values.get(name, slot.tensor)).detach().clone()
         for name, slot in body.slots.items()
         if not slot.shared
     }
-    return units, UnitValues(own, widened_head(head, old, units, source))
 
 
 def disconnect_(units: Units, study: Study, weights: Mapping[str, Tensor], dead: Tensor) -> None:
@@ -176,14 +186,38 @@ def disconnect_(units: Units, study: Study, weights: Mapping[str, Tensor], dead:
         study.head.weight.masked_fill_(units.on_features(dead), 0.0)
 
 
-def alive_in(units: Units, fresh: Iterable[Unit], dead: Tensor) -> dict[int, list[int]]:
-    """The places of the new units that are not dead, by group and in order."""
-    gone = units.chosen(dead)
-    found: dict[int, list[int]] = {}
-    for home, nth in sorted(unit for unit in fresh if unit not in gone):
-        assert isinstance(home, int)
-        found.setdefault(home, []).append(nth)
-    return found
+def without_(
+    body: Body, units: Units, values: UnitValues, dead: Tensor
+) -> tuple[Units, UnitValues]:
+    """Takes silent units of the last growth out of a body.
+
+    Args:
+        body: The body, with its new weights.
+        units: Its units.
+        values: The tensors of a network of it, besides the shared ones.
+        dead: The units, by number.
+
+    Returns:
+        The units that stay, and that network without the others.
+    """
+    gone: dict[int, list[int]] = {}
+    for unit in sorted(units.chosen(dead)):
+        gone.setdefault(int(unit.home), []).append(unit.nth)
+    for group, dying in gone.items():  # where some kernel wants multiples, a few stay
+        del dying[: len(dying) % units.graph.multiples.get(group, (1, ""))[0]]
+    narrow = units.graph.groups.grown({group: -len(dying) for group, dying in gone.items()})
+    own, nodes, edit = values.own, units.graph.nodes, body.edit
+    for part in units.born_in(edit):
+        if part.slot in own:
+            length = narrow.length(nodes[part.layer].outs)
+            value = units.carried(part.layer, part.key, own[part.slot], length)
+            body.set_values({part.slot: value})
+    out = units.marks(Unit(group, nth) for group, dying in gone.items() for nth in dying)
+    head = _reading(values.head, values.head.weight[:, ~units.on_features(out)])
+    if bool(out.any()):
+        body.shrink_units({group: dying for group, dying in gone.items() if dying})
+    left = Units(body)
+    return left, UnitValues(_own_values(body, left.born_in(edit), own), head)
 
 
 def split_(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.units import Unit
-from splitgrow.continual.body import Body
 from splitgrow.continual.learner import Learner
 from splitgrow.continual.proximal import pull_, soften_
 from splitgrow.continual.records import TaskRecord
@@ -146,16 +145,9 @@ class SelectiveLearner(Learner):
 
     # -- common parts -----------------------------------------------------------------------------
 
-    def _study(
-        self,
-        course: Course,
-        mine: Mapping[str, Tensor],
-        body: Body | None = None,
-        values: UnitValues | None = None,
-    ) -> Study:
-        """A study that sees all of a body, and trains a part of it."""
-        body = self.body if body is None else body
-        values = course.values if values is None else values
+    def _study(self, course: Course, mine: Mapping[str, Tensor]) -> Study:
+        """A study that sees all of the body, and trains a part of it."""
+        body, values = self.body, course.values
         view = TaskView(mine={name: mask for name, mask in mine.items() if bool(mask.any())})
         for name, mask in view.mine.items():
             if not bool(mask.all()):

@@ -27,6 +27,7 @@ from splitgrow.continual.body import Body
 from splitgrow.continual.parts import UnitPart, parts_of
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.layers.tensor_holder import split_of
+from splitgrow.layers.types import Join, Joined
 from splitgrow.pruning.dead_units.weight_connections import (
     Reader,
     readers_of,
@@ -119,6 +120,10 @@ class Units:
     def given(self, values: Mapping[str, Any]) -> Iterator[UnitPart]:
         """The parts of the shared tensors among some values, by slots' names."""
         return (part for part in self.parts if part.shared and part.slot in values)
+
+    def born_in(self, edit: int) -> list[UnitPart]:
+        """The parts of the tensors that came with an edit."""
+        return [part for part in self.parts if part.block.edit == edit]
 
     # -- readers ----------------------------------------------------------------------------------
 
@@ -246,6 +251,15 @@ class Units:
     def length(self, layer: str) -> int:
         """The number of channels that a layer makes."""
         return self.graph.groups.length(self.graph.nodes[layer].outs)
+
+    def carried(self, layer: str, key: str, value: Tensor, length: int) -> Tensor:
+        """A tensor of a norm over all channels for another number of these, some of them silent.
+
+        That of any other layer stays as it is.
+        """
+        merging = split_of(self._modules[layer]).composition().layer_type.merging
+        joined = Joined(Join.DILUTES, self.length(layer), length)
+        return merging.carried_over(key, value, merging.carry([joined]))
 
     def whole(self, layer: str, key: str, values: Mapping[str, Tensor]) -> Tensor | None:
         """A tensor of the plain layer, assembled from tensors by slots' names."""

@@ -24,13 +24,15 @@ def policy_of(model: nn.Module, course: ArmCourse, optimizer: Any, when: When) -
     """The policy by which a growable model grows on a course.
 
     Raises:
-        TypeError, ValueError, SplitGrowError: If the model does not allow it.
+        ValueError: If the model would shrink.
+        TypeError, SplitGrowError: If the model does not allow it; also ValueError.
     """
     settings = course.settings
-    return Grower(
+    to = _how_much(settings)
+    grower = Grower(
         model,
         optimizer,
-        to=_how_much(settings),
+        to=to,
         when=when,
         where=_where(course),
         steps=settings.steps,
@@ -42,6 +44,9 @@ def policy_of(model: nn.Module, course: ArmCourse, optimizer: Any, when: When) -
         absorb=not settings.freeze,
         loss=probe_loss(model, course),
     )
+    if any(change.shrinks for change in grower.plan().growths):
+        raise ValueError(f"the network is larger than {to!r} already, and would shrink")
+    return grower
 
 
 def chosen_when(settings: GrowSettings, macs: int) -> When:

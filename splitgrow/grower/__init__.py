@@ -1,10 +1,11 @@
-"""Policies: where, when and how much a model grows while it trains."""
+"""Policies: where, when and how much a model grows and shrinks while it trains."""
 
+from splitgrow.grower.budget import Budget, Cycles
 from splitgrow.grower.grower import Grower
 from splitgrow.grower.planned_growth import PlannedGrowth
 from splitgrow.grower.schedule import Schedule
 from splitgrow.grower.scope import Scope
-from splitgrow.grower.to import Budget, Factor, To, ToWidths
+from splitgrow.grower.to import Factor, To, ToWidths
 from splitgrow.grower.when import ComputeShares, Every, Gap, Moment, Plateau, Progress, When
 from splitgrow.grower.where import All, Score, Where
 
@@ -12,6 +13,7 @@ __all__ = [
     "All",
     "Budget",
     "ComputeShares",
+    "Cycles",
     "Every",
     "Factor",
     "Gap",

@@ -22,7 +22,7 @@ def draw_schedule(stages: Sequence[PlannedGrowth], path: str | Path, *, at_most:
     """Draws the widths of the layers and the size of the model at each stage of a plan.
 
     Args:
-        stages: The start and the growths.
+        stages: The start and the changes.
         path: The file.
         at_most: Whether the sizes are upper bounds.
     """
@@ -37,16 +37,19 @@ def draw_schedule(stages: Sequence[PlannedGrowth], path: str | Path, *, at_most:
 def _draw_widths(
     axes: Axes, stages: Sequence[PlannedGrowth], layers: Sequence[str], *, at_most: bool
 ) -> None:
-    """Bars of the layers' widths, what each growth adds in a colour of its own."""
+    """Bars of the layers' widths: growths on top of each other, shrinks side by side."""
+    shrinks = any(stage.shrinks for stage in stages)
+    wide = 0.8 / len(stages) if shrinks else 0.8
     bottom = [0] * len(layers)
     for index, stage in enumerate(stages):
         widths = [stage.widths[name] for name in layers]
-        added = [width - base for width, base in zip(widths, bottom, strict=True)]
-        label = f"growth {stage.index}: {stage.moment}" if stage.index else "start"
-        axes.bar(
-            range(len(layers)), added, bottom=bottom, color=_colour(index, stages), label=label
-        )
-        bottom = widths
+        heights = [width - base for width, base in zip(widths, bottom, strict=True)]
+        word = "shrink" if stage.shrinks else "growth"
+        label = f"{word} {stage.index}: {stage.moment}" if stage.index else "start"
+        aside = wide * (index - (len(stages) - 1) / 2) if shrinks else 0.0
+        places = [place + aside for place in range(len(layers))]
+        axes.bar(places, heights, wide, bottom=bottom, color=_colour(index, stages), label=label)
+        bottom = bottom if shrinks else widths
     axes.set_ylabel("units, at most" if at_most else "units")
     axes.set_xlim(-0.6, len(layers) - 0.4)
     if len(layers) <= _MOST_NAMES:

@@ -1,4 +1,4 @@
-"""A policy at work: it counts the training's steps and arithmetic, and grows when it is time."""
+"""A policy at work: it counts the training's steps and arithmetic, and acts when it is time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from splitgrow.errors import SplitGrowWarning
+from splitgrow.grower.budget import Cycles
+from splitgrow.grower.deciding import Decider
 from splitgrow.grower.held_model import HeldModel
+from splitgrow.grower.planned_growth import PlannedGrowth
 from splitgrow.grower.planner import make_schedule
 from splitgrow.grower.schedule import Schedule
 from splitgrow.grower.scope import plan_growths
@@ -20,7 +23,7 @@ from splitgrow.grower.settings import (
     PASSES_OF_STEP,
     GrowerSettings,
     check_policy,
-    number_of_growths,
+    number_of_changes,
     plain_metrics,
 )
 from splitgrow.grower.to import Factor, To
@@ -29,6 +32,7 @@ from splitgrow.grower.where import All, Where
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.multiply_adds import MacsCounter
+from splitgrow.pruning.criteria.criterion import Criterion
 from splitgrow.utils.json_records import read_record, written
 
 _VERSION = 1
@@ -40,7 +44,7 @@ class GrowerState:
 
     Attributes:
         step: The optimizer steps so far.
-        growths: The growths so far.
+        growths: The growths and shrinks so far.
         macs_spent: The multiply-adds of the training so far.
         macs: Those of a forward pass for one sample, as the model is.
         samples: The samples of a step that does not say how many it saw.
@@ -67,7 +71,9 @@ class GrowerState:
 
 
 class Grower:
-    """Grows a model while it trains: where, when and how much is a policy, planned beforehand.
+    """Grows or shrinks a model while it trains, by a policy: where, when and how much.
+
+    All is planned before the training: `plan` shows it.
 
     Call `step` after each optimizer step. Everything trains on (`freeze=False`), and grown layers
     become plain again (`absorb=True`), so that a step of the grown model costs what one of a plain
@@ -81,11 +87,12 @@ class Grower:
             that by yourself.
         scheduler: The learning rate schedulers of the optimizer, if there are any. New parameters
             have rates relative to those of their groups, so schedulers go on by themselves.
-        to: How much it grows: `Factor`, `ToWidths` or `Budget`. By default to twice the widths.
+        to: How much it grows or shrinks: `Factor`, `ToWidths` or `Budget`; or `Cycles`, which grow
+            it beyond a budget and prune it back. By default to twice the widths.
         when: When it grows: `Every`, `ComputeShares`, `Plateau` or `Gap`.
         where: Where it grows: `All` or `Score`. By default in all layers but the outputs.
-        steps: The number of growths, with equal factors between; by default 3, or as many as
-            `when` sets.
+        steps: The number of growths or shrinks, with equal factors between; by default 3, or as
+            many as `when` or `to` sets.
         init: The initializer of new blocks, by name, or an object.
         lr_scale: The learning rate of new parameters, relative to that of their group. Unless it is
             1, nothing is absorbed: the new parameters keep blocks of their own.
@@ -95,8 +102,11 @@ class Grower:
         freeze: Whether the first growth freezes all that exists: growing without forgetting. Then
             `absorb` must be False.
         absorb: Whether grown layers become plain again, which `model.absorb` does.
-        loss: A closure that runs the model and returns a loss, for initializers that need data.
-        callbacks: Called with the `Edit` after each growth.
+        loss: A closure that runs the model and returns a loss, for initializers and criteria that
+            need data.
+        callbacks: Called with the `Edit` after each growth or shrink.
+        criterion: The units that go where the model shrinks: those with the lowest scores, by the
+            name of a criterion, as of `model.prune`, or an object.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -151,34 +161,42 @@ class Grower:
         absorb: bool = True,
         loss: Callable[[], Tensor] | None = None,
         callbacks: Iterable[Callable[[Edit], object]] = (),
+        criterion: str | Criterion = "group",
     ) -> None:
         self._to = Factor(2.0) if to is None else to
         self._where = All() if where is None else where
         self._when = when
         check_policy(self._to, when, self._where)
-        count = number_of_growths(steps, when)
+        count = number_of_changes(steps, when, self._to)
         self._callbacks = [callbacks] if callable(callbacks) else list(callbacks)
         if not all(map(callable, self._callbacks)):
             raise TypeError(f"callbacks are functions of an edit, got {self._callbacks!r}")
         self._held = HeldModel(model)
         self._settings = GrowerSettings(
-            init, optimizer, lr_scale, warmup, scheduler, round_to, freeze, absorb, loss
+            init, optimizer, lr_scale, warmup, scheduler, round_to, freeze, absorb, loss, criterion
         )
         self._settings.check(self._held)
         measure = self._held.measure()
+        moves = isinstance(self._to, Cycles)
         climb = plan_growths(
-            self._held.model, self._to, self._where, count, self._settings.fit, lambda: measure
+            self._held.model,
+            self._to,
+            self._where,
+            1 if moves else count,
+            self._settings.fit,
+            lambda: measure,
         )
-        self._settings.check_trained(self._held, climb.edits)
+        self._settings.check_planned(self._held, climb, self._where, moves=moves)
         self._schedule = make_schedule(
-            self._held, climb, self._settings, measure, (when, self._where)
+            self._held, climb, self._settings, measure, (when, self._where), moves=moves
         )
+        self._decider = Decider(self._held, self._to, self._where, self._settings)
         self._state = GrowerState({}, f"to={self._to!r}, when={when!r}, where={self._where!r}")
         self._measured(measure)
         if self.done and not self._held.handle.edits:
             warnings.warn(
-                f"nothing will grow: {self._to!r} leaves every layer as it is, since no larger "
-                f"width fits",
+                f"nothing will grow or shrink: {self._to!r} leaves every layer as it is, since no "
+                f"other width fits",
                 SplitGrowWarning,
                 stacklevel=2,
             )
@@ -200,7 +218,7 @@ class Grower:
 
     @property
     def done(self) -> bool:
-        """Whether all growths are done."""
+        """Whether all growths and shrinks are done."""
         return not any(growth.request for growth in self._schedule.growths[self._state.growths :])
 
     def plan(self) -> Schedule:
@@ -210,7 +228,7 @@ class Grower:
     def step(
         self, metrics: Mapping[str, Any] | None = None, *, samples: int | None = None
     ) -> Edit | None:
-        """Takes note of an optimizer step, and grows the model if it is time.
+        """Takes note of an optimizer step, and grows or shrinks the model if it is time.
 
         Call it after ``optimizer.step()`` and before the next forward pass.
 
@@ -221,12 +239,13 @@ class Grower:
                 the example inputs have.
 
         Returns:
-            The growth; None if there was none.
+            The growth or shrink; None if there was none.
 
         Raises:
             TypeError: If an argument is of another type.
             ValueError: If a metric is missing or not finite, or `samples` is negative.
-            SplitGrowError: As `model.expand`; model, optimizer and grower are as before the call.
+            SplitGrowError: As `model.expand` and `model.shrink`; model, optimizer and grower are as
+                before the call.
         """
         given = self._agreed(plain_metrics(metrics), self._samples(samples))
         before = deepcopy(self._state)
@@ -268,43 +287,35 @@ class Grower:
             return None
         assert isinstance(state.notes, dict)
         now = Progress(state.step, state.growths, state.macs_spent, metrics, state.notes)
-        return self._grow() if self._when.due(now) else None
+        return self._change() if self._when.due(now) else None
 
-    def _grow(self) -> Edit | None:
-        """Grows as the plan says; the state is put back by the caller if that fails."""
-        state, settings = self._state, self._settings
-        request = self._request()
-        at_once = settings.absorb and settings.lr_scale == 1 and not settings.warmup
-        edit = self._held.expand(request, settings.options, absorb=at_once) if request else None
+    def _change(self) -> Edit | None:
+        """Does what the plan says; the state is put back by the caller if that fails."""
+        state = self._state
+        planned = self._schedule.growths[state.growths]
+        edit = self._shrink(planned) if planned.shrinks else self._grow(planned)
         state.growths += 1
         state.notes = {}
-        if edit is not None and settings.absorb and settings.lr_scale == 1 and settings.warmup:
-            state.absorb_at = state.step + settings.warmup
         if edit is not None:
-            planned = self._schedule.growths[state.growths - 1]
-            if self._widths() == planned.widths:
+            if self._decider.widths() == planned.widths:
                 state.macs, state.edits = planned.macs, len(self._held.handle.edits)
             else:
                 self._count_again()
         return edit
 
-    def _request(self) -> dict[str, int]:
-        """The units that layers gain in the next growth: what the plan's widths lack."""
-        growth = self._schedule.growths[self._state.growths]
-        chosen: list[str] = list(growth.targets)
-        if self._where.chooses:
-            graph = self._held.history.graph
-            names = self._held.chosen(self._where.choose, chosen)
-            groups = {g for n in names for g in graph.growing_groups(graph.nodes[n].outs)}
-            chosen = [
-                name for name in chosen if groups & {*graph.growing_groups(graph.nodes[name].outs)}
-            ]
-        now = self._widths()
-        lacking = {name: growth.targets[name] - now[name] for name in chosen}
-        return {name: units for name, units in lacking.items() if units > 0}
+    def _grow(self, planned: PlannedGrowth) -> Edit | None:
+        state, settings = self._state, self._settings
+        request = self._decider.gains(planned)
+        absorbs = settings.absorb and settings.lr_scale == 1
+        at_once = absorbs and not settings.warmup
+        edit = self._held.expand(request, settings.options, absorb=at_once) if request else None
+        if edit is not None and absorbs and settings.warmup:
+            state.absorb_at = state.step + settings.warmup
+        return edit
 
-    def _widths(self) -> dict[str, int]:
-        return {layer.name: layer.width for layer in self._held.handle.layers}
+    def _shrink(self, planned: PlannedGrowth) -> Edit | None:
+        channels = self._decider.surplus(planned)
+        return self._held.shrink(channels, self._settings.optimizer) if channels else None
 
     def _count_again(self) -> None:
         """Counts the multiply-adds anew, if the model has changed since."""
@@ -320,7 +331,7 @@ class Grower:
 
         With it, the model and the optimizer, a run that was stopped grows on as if it had not been.
         """
-        self._state.widths = self._widths()
+        self._state.widths = self._decider.widths()
         self._state.schedule = self._schedule.to_data()
         data: dict[str, Any] = written(deepcopy(self._state))
         return data
@@ -352,7 +363,7 @@ class Grower:
             )
         if not 0 <= loaded.growths <= len(schedule.growths):
             raise ValueError(f"state.growths is {loaded.growths} of {len(schedule.growths)}")
-        now = self._widths()
+        now = self._decider.widths()
         other = [
             f"`{n}` has {now.get(n, 0)}, not {w}"
             for n, w in loaded.widths.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -88,23 +88,20 @@ class HeldModel:
         dist.broadcast_object_list(box, src=ranks[0], group=self._group)
         return box[0]
 
-    def chosen(
-        self, choose: Callable[[nn.Module, list[str]], Iterable[str]], names: list[str]
-    ) -> list[str]:
-        """The layers that a rule chooses; the first process's choice counts.
+    def decided(self, decide: Callable[[nn.Module], _Value]) -> _Value:
+        """Plain data that a rule makes of the model; the first process's counts.
 
         Of a sharded model every process holds all of it for as long as that takes.
 
         Args:
-            choose: The rule: given the model and names, it returns some of the names.
-            names: The names.
+            decide: The rule.
         """
         if not (self.several and is_sharded(self._wrapped)):
-            return self.agreed([*choose(self.model, names)])
+            return self.agreed(decide(self.model))
         from splitgrow.distributed import carrying  # noqa: PLC0415 - loaded only where needed
 
-        with carrying.opened(self._wrapped, "choose layers", carrying.TIMEOUT) as model:
-            found = [*choose(model, names)]
+        with carrying.opened(self._wrapped, "choose", carrying.TIMEOUT) as model:
+            found = decide(model)
         return self.agreed(found)
 
     def expand(
@@ -135,6 +132,21 @@ class HeldModel:
             return made
 
         return grow()
+
+    def shrink(self, request: Mapping[str, Sequence[int]], optimizer: object) -> Edit:
+        """Takes channels out of layers.
+
+        Args:
+            request: The channels that go, by layer.
+            optimizer: One or several optimizers, or None.
+        """
+        asked: dict[int | str, int | Sequence[int]] = dict(request.items())
+        if self.several:
+            from splitgrow import distributed  # noqa: PLC0415 - loaded only where needed
+
+            edit: Edit = distributed.shrink(self._wrapped, asked, optimizer=optimizer)  # type: ignore[attr-defined]
+            return edit
+        return self.handle.shrink(asked, optimizer=optimizer)
 
     def absorb(self, optimizer: object) -> None:
         """Makes everything one plain layer again."""

@@ -1,4 +1,4 @@
-"""One growth of a plan, and large numbers in a few digits."""
+"""One growth or shrink of a plan, and large numbers in a few digits."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class PlannedGrowth:
-    """One growth of a plan, and the model after it; or the model as it is at the start.
+    """One growth or shrink of a plan, and the model after it; or the model as it is at the start.
 
     Attributes:
-        index: The number of the growth, from 1; 0 for the start.
+        index: Its number, from 1; 0 for the start.
         moment: The moment in words.
         step: The optimizer step after which it comes; None if that is not known.
-        request: The units that layers gain, by name.
+        request: The units that layers gain, by name; negative ones go.
         targets: The widths that the layers which are asked for have after it, by name.
         widths: The width of each layer after it, by name.
         parameters: The number of parameters of the model after it.
@@ -31,6 +31,11 @@ class PlannedGrowth:
     parameters: int
     macs: int
     macs_spent: int | None
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether units go."""
+        return any(units < 0 for units in self.request.values())
 
 
 def shortened(count: float) -> str:

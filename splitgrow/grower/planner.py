@@ -1,16 +1,14 @@
-"""From planned growths to the whole plan: moments, widths, parameters, multiply-adds."""
+"""From planned changes to the whole plan: moments, widths, parameters, multiply-adds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.grower.held_model import HeldModel
 from splitgrow.grower.ladder import growing_part
 from splitgrow.grower.planned_growth import PlannedGrowth
 from splitgrow.grower.schedule import Schedule
-from splitgrow.grower.scope import Climb
+from splitgrow.grower.scope import Climb, change_of
 from splitgrow.grower.settings import PASSES_OF_STEP, GrowerSettings
 from splitgrow.grower.when import Moment, When
 from splitgrow.grower.where import Where
@@ -23,43 +21,44 @@ def make_schedule(
     settings: GrowerSettings,
     measure: MacsCounter,
     rules: tuple[When, Where],
+    *,
+    moves: bool,
 ) -> Schedule:
     """The whole plan of a policy.
 
     Args:
         held: The model.
-        climb: Its growths, planned.
+        climb: Its changes, planned.
         settings: The settings of the policy.
         measure: Measures the model's multiply-adds.
-        rules: When and where it grows.
+        rules: When and where it changes.
+        moves: Whether units move from layer to layer.
     """
     when, where = rules
     graph = held.history.graph
     parts = {name: growing_part(graph, graph.nodes[name]) for name in climb.goals}
     factors = {round((climb.goals[n] - still) / own, 9) for n, (still, own) in parts.items()}
-    counts = [
-        measure.macs,
-        *measure.after((e.request for e in climb.edits), settings.fit.initializer.way),
-    ]
+    way = settings.fit.initializer.way
+    changes = (change_of(rung.request, way) for rung in climb.rungs)
+    counts = [measure.macs, *measure.after(changes)]
     parameters = sum(parameter.numel() for parameter in held.model.parameters())
     a_step = PASSES_OF_STEP * measure.samples * held.processes
     moments = [
         Moment("before training", step=0, macs=0),
-        *(when.moment(n + 1) for n in range(len(climb.edits))),
+        *(when.moment(n + 1) for n in range(len(climb.rungs))),
     ]
     spent = _spent(moments, [a_step * count for count in counts])
     now = {layer.name: layer.width for layer in held.handle.layers}
     stages = [PlannedGrowth(0, moments[0].words, 0, {}, {}, now, parameters, counts[0], 0)]
-    for index, edit in enumerate(climb.edits, 1):
-        graph = replace(graph, groups=graph.groups.grown(edit.growth))
-        parameters += edit.parameters
-        widths = _widths(graph, now)
+    for index, rung in enumerate(climb.rungs, 1):
+        parameters += rung.parameters
+        widths = {name: rung.widths.get(name, width) for name, width in now.items()}
         stages.append(
             PlannedGrowth(
                 index=index,
                 moment=moments[index].words,
                 step=moments[index].step,
-                request=dict(edit.request),
+                request=rung.request,
                 targets={name: widths[name] for name in climb.goals},
                 widths=widths,
                 parameters=parameters,
@@ -72,17 +71,9 @@ def make_schedule(
         growths=tuple(stages[1:]),
         factor=factors.pop() if len(factors) == 1 else None,
         at_most=where.chooses,
+        moves=moves,
         left=dict(climb.candidates.left),
     )
-
-
-def _widths(graph: ChannelGraph, now: dict[str, int]) -> dict[str, int]:
-    """The widths of the layers; of those that the graph does not follow, which stay, today's."""
-    nodes = {node.name: node for node in graph.sized()}
-    return {
-        name: graph.groups.length(nodes[name].outs) if nodes[name].followed else width
-        for name, width in now.items()
-    }
 
 
 def _spent(moments: list[Moment], costs: list[int]) -> Iterator[int | None]:

@@ -23,10 +23,12 @@ class Schedule:
 
     Attributes:
         start: The model as it is at the start.
-        growths: The growths, in order.
-        factor: The factor by which every layer grows in the end, before rounding; None if layers
+        growths: The growths and shrinks, in order.
+        factor: The factor by which every layer changes in the end, before rounding; None if layers
             have goals of their own.
         at_most: Whether a score chooses the layers of each growth, so that sizes are upper bounds.
+        moves: Whether shrinks take units where a criterion says, so that layers have other widths
+            in the end than this plan, which is of equal factors.
         left: Why layers that can grow are left alone, by name.
     """
 
@@ -34,11 +36,12 @@ class Schedule:
     growths: tuple[PlannedGrowth, ...]
     factor: float | None = None
     at_most: bool = False
+    moves: bool = False
     left: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def stages(self) -> tuple[PlannedGrowth, ...]:
-        """The start and the growths."""
+        """The start, the growths and the shrinks."""
         return (self.start, *self.growths)
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -95,16 +98,26 @@ class Schedule:
         return "\n".join((*self._summary(), "", *self._widths(), *self._left_alone()))
 
     def _summary(self) -> Iterator[str]:
-        count = sum(1 for growth in self.growths if growth.request)
+        shrinks = any(growth.shrinks for growth in self.growths)
         factor = "" if self.factor is None else f" to {self.factor:.4g} times the widths"
         bound = "; a score chooses the layers, so sizes are upper bounds" if self.at_most else ""
-        yield f"{count} growth{'' if count == 1 else 's'}{factor}{bound}"
-        table = [("growth", "moment", "parameters", "macs a sample", "macs spent by then")]
+        if self.moves:
+            bound = "; units move between layers, and widths with them"
+        yield f"{self._counted()}{factor}{bound}"
+        head = "change" if shrinks else "growth"
+        table = [(head, "moment", "parameters", "macs a sample", "macs spent by then")]
         for stage in self.stages:
             spent = "" if stage.macs_spent is None else shortened(stage.macs_spent)
             size = (f"{stage.parameters:,}", shortened(stage.macs), spent)
             table.append((str(stage.index or "start"), _clipped(stage.moment, 38), *size))
         yield from aligned(table, left=2)
+
+    def _counted(self) -> str:
+        """The numbers of growths and of shrinks."""
+        changes = [growth.shrinks for growth in self.growths if growth.request]
+        counts = (("growth", changes.count(False)), ("shrink", changes.count(True)))
+        told = [f"{n} {word}{'' if n == 1 else 's'}" for word, n in counts if n]
+        return " and ".join(told) or "0 growths"
 
     def _widths(self) -> Iterator[str]:
         heads = [str(stage.index or "start") for stage in self.stages]

@@ -1,23 +1,23 @@
-"""The scope of a policy: the layers that may grow, and the growths that lead to goals."""
+"""The scope of a policy: the layers that may change, and the changes that lead to goals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 from torch import nn
 
 from splitgrow.grower.candidates import Candidates, find_candidates
-from splitgrow.grower.ladder import WidthRule, climb, growing_part
+from splitgrow.grower.ladder import Rung, WidthRule, climb, growing_part
 from splitgrow.grower.where import Where
-from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.layer_list import Layer
-from splitgrow.growth.multiply_adds import MacsCounter
+from splitgrow.growth.multiply_adds import MacsCounter, grow_copy_
 from splitgrow.handle import handle
+from splitgrow.pruning.shrinking.copies import shrink_copy_
 
 
 class Scope:
@@ -26,7 +26,7 @@ class Scope:
     Args:
         model: A growable model.
         candidates: The groups that may grow.
-        steps: The number of growths that lead to the goals.
+        steps: The number of changes that lead to the goals.
         fit: The widths that fit.
         measure: Measures the model's multiply-adds.
 
@@ -49,15 +49,17 @@ class Scope:
         self._steps, self._fit, self._measure_it = steps, fit, measure
         self._macs: dict[tuple[tuple[str, int], ...], int] = {}
 
-    def scaled(self, factor: float) -> dict[str, float]:
+    def scaled(self, factor: float, goals: Mapping[str, float] | None = None) -> dict[str, float]:
         """The goals that take every group to a multiple of its width.
 
         Args:
             factor: The multiple.
+            goals: Widths to take in place of those that layers have.
         """
         graph = history_of(self._model).graph
         parts = {layer.name: growing_part(graph, graph.nodes[layer.name]) for layer in self.layers}
-        return {name: still + factor * growing for name, (still, growing) in parts.items()}
+        widths = goals or {layer.name: layer.width for layer in self.layers}
+        return {n: still + factor * (widths[n] - still) for n, (still, _) in parts.items()}
 
     @cached_property
     def _measure(self) -> MacsCounter:
@@ -70,7 +72,7 @@ class Scope:
             goals: The width in the end by layer.
         """
         now = sum(parameter.numel() for parameter in self._model.parameters())
-        return now + sum(edit.parameters for edit in self.growths(goals))
+        return now + sum(rung.parameters for rung in self.rungs(goals))
 
     def macs(self, goals: Mapping[str, float]) -> int:
         """The multiply-adds that a forward pass for one sample would have.
@@ -78,48 +80,70 @@ class Scope:
         Args:
             goals: The width in the end by layer.
         """
-        gains: dict[str, int] = {}
-        for edit in self.growths(goals):
-            for name, units in _gains(edit).items():
-                gains[name] = gains.get(name, 0) + units
-        asked = {layer.name: gains.get(layer.name, 0) for layer in self.layers}
-        asked = {name: units for name, units in asked.items() if units}
+        widths = self.rungs(goals)[-1].widths
+        gains = {
+            layer.name: widths.get(layer.name, layer.width) - layer.width for layer in self.layers
+        }
+        asked = {name: units for name, units in gains.items() if units}
         key = tuple(asked.items())
         if key not in self._macs:
-            (self._macs[key],) = self._measure.after([asked], self._fit.initializer.way)
+            change = change_of(asked, self._fit.initializer.way)
+            (self._macs[key],) = self._measure.after([change])
         return self._macs[key]
 
-    def growths(self, goals: Mapping[str, float]) -> list[Edit]:
-        """The growths that lead to goals; none of them is applied.
+    def rungs(self, *legs: Mapping[str, float]) -> list[Rung]:
+        """The changes that lead to goals, one after the other; none of them is applied.
 
         Args:
-            goals: The width in the end by layer.
+            *legs: The width in the end by layer.
 
         Raises:
             TypeError: If a goal is no number.
-            ValueError: If there is no such layer, it may not grow, or is wider already; or the last
-                widths do not fit.
+            ValueError: If there is no such layer, it may not change, or has no such width; or some
+                layers would grow and others shrink.
         """
         history = history_of(self._model)
         known = {layer.name: layer for layer in self.every}
-        for name, goal in goals.items():
-            if name not in known:
-                raise ValueError(f"there is no layer {name!r} that could have a goal")
-            if isinstance(goal, bool) or not isinstance(goal, (int, float)):
-                raise TypeError(f"the goal of `{name}` must be a number, got {goal!r}")
-            if not (math.isfinite(goal) and goal >= known[name].width):
-                raise ValueError(f"`{name}` has {known[name].width} units, and the goal {goal:g}")
-            if not self._candidates.of(history.graph, [name]):
-                raise ValueError(f"`{name}` may not grow: {self._reason(known[name])}")
-        return climb(history.graph, history.modules, goals, self._steps, self._fit)
+        for goals in legs:
+            for name, goal in goals.items():
+                self._check(name, goal, known)
+        first, widths = legs[0], {name: known[name].width for name in legs[0]}
+        up, down = ([n for n in first if sign * (first[n] - widths[n]) > 0] for sign in (1, -1))
+        if up and down:
+            raise ValueError(
+                f"`{up[0]}` would grow and `{down[0]}` shrink: a policy does one of both at a "
+                f"time; use two, one after the other"
+            )
+        return climb(history.graph, history.modules, legs, self._steps, self._fit)
+
+    def _check(self, name: str, goal: object, known: Mapping[str, Layer]) -> None:
+        if name not in known:
+            raise ValueError(f"there is no layer {name!r} that could have a goal")
+        if isinstance(goal, bool) or not isinstance(goal, (int, float)):
+            raise TypeError(f"the goal of `{name}` must be a number, got {goal!r}")
+        graph, width = history_of(self._model).graph, known[name].width
+        if not self._candidates.of(graph, [name]):
+            raise ValueError(f"`{name}` may not grow: {self._reason(known[name])}")
+        still, _ = growing_part(graph, graph.nodes[name])
+        if not (math.isfinite(goal) and goal > still):
+            raise ValueError(f"`{name}` has {width} units, and the goal {goal:g}")
 
     def _reason(self, layer: Layer) -> str:
         return layer.reason or self._candidates.left.get(layer.name, "the policy leaves it out")
 
 
-def _gains(edit: Edit) -> dict[str, int]:
-    """The units that the layers of an edit gain, by name."""
-    return {change.name: change.width[1] - change.width[0] for change in edit.changes}
+def change_of(request: Mapping[str, int], way: str | None) -> Callable[[nn.Module], None] | None:
+    """A change of a copy's widths, of which only the sizes count; None for no change.
+
+    Args:
+        request: The units that layers gain, by name; or lose.
+        way: The way in which streams grow; None for the preferred one.
+    """
+    if not request:
+        return None
+    if min(request.values()) < 0:
+        return partial(shrink_copy_, request={name: -units for name, units in request.items()})
+    return partial(grow_copy_, request=request, way=way)
 
 
 class HowMuch(Protocol):
@@ -131,24 +155,24 @@ class HowMuch(Protocol):
         """The layers that are asked for by name."""
         ...
 
-    def goals(self, scope: Scope) -> Mapping[str, float]:
-        """The width in the end by layer."""
+    def legs(self, scope: Scope) -> Sequence[Mapping[str, float]]:
+        """The widths by layer that the model has one after the other."""
         ...
 
 
 @dataclass(frozen=True)
 class Climb:
-    """The growths of a policy, planned.
+    """The growths and shrinks of a policy, planned.
 
     Attributes:
-        candidates: The groups that may grow.
+        candidates: The groups that may change.
         goals: The width in the end by layer, as the policy gave it.
-        edits: The growths, none of which is applied.
+        rungs: The changes, none of which is applied.
     """
 
     candidates: Candidates
     goals: Mapping[str, float]
-    edits: tuple[Edit, ...]
+    rungs: tuple[Rung, ...]
 
 
 def plan_growths(
@@ -159,13 +183,13 @@ def plan_growths(
     fit: WidthRule,
     measure: Callable[[], MacsCounter] | None = None,
 ) -> Climb:
-    """The growths of a policy, from the widths that the model has now.
+    """The changes of a policy, from the widths that the model has now.
 
     Args:
         model: A growable model.
         to: How much it grows.
         where: The layers that may grow.
-        steps: The number of growths.
+        steps: The number of changes on the way to each goal.
         fit: The widths that fit.
         measure: Measures the model's multiply-adds, if somebody asks for them.
 
@@ -185,5 +209,5 @@ def plan_growths(
     candidates = find_candidates(graph, selection)
     fit = replace(fit, exact=to.exact)
     scope = Scope(model, candidates, steps, fit, measure or (lambda: MacsCounter(model)))
-    goals = dict(to.goals(scope))
-    return Climb(candidates, goals, tuple(scope.growths(goals)))
+    legs = [dict(goals) for goals in to.legs(scope)]
+    return Climb(candidates, legs[-1], tuple(scope.rungs(*legs)))

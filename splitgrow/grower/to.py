@@ -1,4 +1,4 @@
-"""How much a model grows: by a factor, to widths, or up to a budget."""
+"""How much a model grows or shrinks: by a factor or to widths."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from splitgrow.growth.initializers import Initializer, chosen_initializer
 from splitgrow.growth.layer_list import Layer
 from splitgrow.growth.planning import checked_rounding
 
-_LARGEST = 2.0**20
-"""The factor above which a budget is taken for a mistake."""
-
 
 class To(ABC):
-    """How much a model grows. Subclass it for a rule of your own.
+    """How much a model grows or shrinks. Subclass it for a rule of your own.
 
     Attributes:
         exact: Whether the last widths must be the goals. Otherwise they are the widths nearest to
             these that fit.
+        growths: The number of growths and shrinks that it sets; None if it sets none.
     """
 
     exact: bool = False
+    growths: int | None = None
 
     def named(self, layers: Sequence[Layer]) -> frozenset[str]:
-        """The layers that are asked for by name, so that they grow even if they are outputs."""
+        """The layers that are asked for by name, so that they change even if they are outputs."""
         del layers
         return frozenset()
 
@@ -42,6 +41,14 @@ class To(ABC):
         Args:
             scope: The layers that may grow, and the sizes that come of goals.
         """
+
+    def legs(self, scope: Scope) -> Sequence[Mapping[str, float]]:
+        """The widths by layer that the model has one after the other; the last are the goals.
+
+        Args:
+            scope: As of `goals`.
+        """
+        return [self.goals(scope)]
 
     def request(
         self,
@@ -61,7 +68,7 @@ class To(ABC):
 
         Raises:
             FixedWidthError: If no layer may grow.
-            ValueError: If widths do not fit.
+            ValueError: If widths do not fit, or layers would shrink.
 
         Example:
             >>> import torch, splitgrow
@@ -73,21 +80,68 @@ class To(ABC):
             >>> net[0].out_features, net(torch.ones(1, 2)).shape
             (10, torch.Size([1, 1]))
         """
-        fit = WidthRule(chosen_initializer(initializer), checked_rounding(round_to))
-        where = All() if where is None else where
-        (edit,) = plan_growths(model, self, where, 1, fit).edits
-        return dict(edit.request)
+        request = self._at_once(model, where, round_to, initializer)
+        if min(request.values(), default=0) < 0:
+            raise ValueError(
+                f"{self!r} is smaller than the model; `surplus` tells the units for `model.shrink`"
+            )
+        return request
+
+    def surplus(
+        self, model: nn.Module, *, where: Where | None = None, round_to: int = 1
+    ) -> dict[str, int]:
+        """The units that each layer has too many, for `model.shrink`.
+
+        Args:
+            model: A growable model.
+            where: The layers that may shrink; by default all but the model's outputs.
+            round_to: The number of which the widths that stay are multiples.
+
+        Raises:
+            FixedWidthError: If no layer may shrink.
+            ValueError: If widths do not fit, or layers would grow.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(
+            ...     torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)
+            ... )
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.shrink(splitgrow.Factor(0.5).surplus(net))
+            >>> net[0].out_features, net(torch.ones(1, 2)).shape
+            (4, torch.Size([1, 1]))
+        """
+        request = self._at_once(model, where, round_to, "zero")
+        if max(request.values(), default=0) > 0:
+            raise ValueError(
+                f"{self!r} is larger than the model; `request` tells the units for `model.expand`"
+            )
+        return {name: -units for name, units in request.items()}
+
+    def _at_once(
+        self, model: nn.Module, where: Where | None, round_to: int, init: str | Initializer
+    ) -> dict[str, int]:
+        """The units that layers gain, or lose, on the way to the goals.
+
+        Raises:
+            ValueError: If there are several goals, one after the other.
+        """
+        fit = WidthRule(chosen_initializer(init), checked_rounding(round_to))
+        rungs = plan_growths(model, self, All() if where is None else where, 1, fit).rungs
+        if len(rungs) > 1:
+            raise ValueError(f"{self!r} takes several growths and shrinks, not one")
+        return dict(rungs[0].request)
 
 
 class Factor(To):
-    """Every layer grows to a multiple of its width.
+    """Every layer grows or shrinks to a multiple of its width.
 
     Args:
-        factor: The multiple, above 1.
+        factor: The multiple: above 1 to grow, below 1 to shrink.
 
     Raises:
         TypeError: If it is no number.
-        ValueError: If it is not above 1, or not finite.
+        ValueError: If it is 1, not positive, or not finite.
 
     Example:
         >>> import splitgrow
@@ -98,8 +152,10 @@ class Factor(To):
     def __init__(self, factor: float) -> None:
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
             raise TypeError(f"factor must be a number, got {factor!r}")
-        if not (math.isfinite(factor) and factor > 1):
-            raise ValueError(f"factor must be above 1 and finite, got {factor!r}")
+        if not (math.isfinite(factor) and factor > 0) or factor == 1:
+            raise ValueError(
+                f"factor must be above 1 to grow, or between 0 and 1 to shrink, got {factor!r}"
+            )
         self.factor = float(factor)
 
     def goals(self, scope: Scope) -> Mapping[str, float]:
@@ -111,7 +167,7 @@ class Factor(To):
 
 
 class ToWidths(To):
-    """Layers grow to given widths; those that are not named stay, unless they are tied to them.
+    """Layers grow or shrink to given widths; others stay, unless they are tied to these.
 
     Args:
         widths: A width for each layer, by name or index: a number, or a function of the layer. Or
@@ -119,7 +175,7 @@ class ToWidths(To):
 
     Raises:
         TypeError: If it is of another type. With the model: `ValueError` if there is no such layer,
-            it is wider already, or the width does not fit.
+            the width does not fit, or some would grow and others shrink.
 
     Example:
         >>> import torch, splitgrow
@@ -145,21 +201,12 @@ class ToWidths(To):
         self.widths = widths if callable(widths) else dict(widths)
 
     def named(self, layers: Sequence[Layer]) -> frozenset[str]:
-        """The layers that have a width to grow to."""
+        """The layers that have a width to go to."""
         return frozenset(self._wanted(layers))
 
     def goals(self, scope: Scope) -> Mapping[str, float]:
-        """The given widths.
-
-        Raises:
-            ValueError: If a layer is wider already.
-        """
-        wanted = self._wanted(scope.every)
-        known = {layer.name: layer for layer in scope.every}
-        wider = [f"`{n}` has {known[n].width}" for n, w in wanted.items() if w < known[n].width]
-        if wider:
-            raise ValueError(f"layers only grow, and {', '.join(wider)} units already")
-        return {name: float(width) for name, width in wanted.items()}
+        """The given widths."""
+        return {name: float(width) for name, width in self._wanted(scope.every).items()}
 
     def _wanted(self, layers: Sequence[Layer]) -> dict[str, int]:
         if callable(self.widths):
@@ -189,102 +236,3 @@ class ToWidths(To):
             for key, width in self.widths.items()
         )
         return f"ToWidths({{{', '.join(shown)}}})"
-
-
-class Budget(To):
-    """Every layer grows by the same factor, the largest with which the model fits a budget.
-
-    Widths are whole and have to fit each other, so the model comes near the budget and never
-    exceeds it. The factor is in the plan.
-
-    Args:
-        macs: The multiply-adds of one forward pass for one sample.
-        params: The number of parameters. With both given, both hold.
-
-    Raises:
-        TypeError: If one is no number.
-        ValueError: If none is given, or one is not positive. With the model: if it exceeds the
-            budget already.
-
-    Example:
-        >>> import torch, splitgrow
-        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Linear(8, 1))
-        >>> net = splitgrow.growable(net, torch.ones(1, 2))
-        >>> splitgrow.Budget(params=100).request(net)  # 4 parameters for each unit, and 1
-        {'0': 16}
-    """
-
-    def __init__(self, *, macs: float | None = None, params: float | None = None) -> None:
-        if macs is None and params is None:
-            raise ValueError("a budget has `macs`, `params` or both")
-        for name, value in (("macs", macs), ("params", params)):
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value!r}")
-        self.macs, self.params = macs, params
-
-    def goals(self, scope: Scope) -> Mapping[str, float]:
-        """The widths times the largest factor that fits.
-
-        Raises:
-            ValueError: If the model exceeds the budget already, or no factor would.
-        """
-        if self._share(scope, scope.scaled(1.0)) > 1:
-            raise ValueError(f"the model is larger than {self!r} already: {self._sizes(scope)}")
-        low, high = 1.0, 2.0
-        while self._share(scope, scope.scaled(high)) <= 1:
-            low, high = high, 2 * high
-            if high > _LARGEST:
-                raise ValueError(f"{self!r} would let the layers grow more than {low:,.0f} times")
-        # A width of w units tells factors apart that differ by 1 / w.
-        finest = 0.25 / max(layer.width for layer in scope.layers)
-        best = _last_that_fits(lambda f: self._share(scope, scope.scaled(f)), low, high, finest)
-        return scope.scaled(best)
-
-    def _share(self, scope: Scope, goals: Mapping[str, float]) -> float:
-        """The share of the budget that a model with some goals takes, of what it is shortest of."""
-        parameters = 0.0 if self.params is None else scope.parameters(goals) / self.params
-        if parameters > 1 or self.macs is None:
-            return parameters  # nothing need be measured
-        return max(parameters, scope.macs(goals) / self.macs)
-
-    def _sizes(self, scope: Scope) -> str:
-        goals = scope.scaled(1.0)
-        told = [] if self.params is None else [f"{scope.parameters(goals):,} parameters"]
-        return ", ".join([*told, *([] if self.macs is None else [f"{scope.macs(goals):,} macs"])])
-
-    def __repr__(self) -> str:
-        given = (("macs", self.macs), ("params", self.params))
-        return f"Budget({', '.join(f'{name}={value:g}' for name, value in given if value)})"
-
-
-def _last_that_fits(
-    share: Callable[[float], float], low: float, high: float, finest: float
-) -> float:
-    """The largest factor whose share of a budget is at most 1, up to a difference.
-
-    Sizes go nearly by a power of the factor, so every other guess is by that; the rest halve the
-    interval, which ends in any case.
-
-    Args:
-        share: The share of the budget by factor; it never falls.
-        low: A factor that fits.
-        high: One that does not.
-        finest: The difference.
-    """
-    below, above = share(low), share(high)
-    by_power = True
-    while high - low > finest:
-        middle = (low + high) / 2
-        if by_power and 0 < below < above:
-            power = math.log(high / low) / math.log(above / below)
-            guess = low * (1 / below) ** power if below < 1 else low + finest / 2
-            middle = min(max(guess, low + finest / 2), high - finest / 2)
-        by_power = not by_power
-        found = share(middle)
-        low, below = (middle, found) if found <= 1 else (low, below)
-        high, above = (high, above) if found <= 1 else (middle, found)
-    return low

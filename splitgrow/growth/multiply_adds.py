@@ -8,7 +8,7 @@ model, or a copy of it, runs on its example inputs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -66,19 +66,18 @@ class MacsCounter:
             self._model = model
             self.macs = self._counted(model)
 
-    def after(self, requests: Iterable[Mapping[str, int]], way: str | None) -> Iterator[int]:
-        """The multiply-adds after each of several growths, one after the other.
+    def after(self, changes: Iterable[Callable[[nn.Module], object] | None]) -> Iterator[int]:
+        """The multiply-adds after each of several changes of a copy, one after the other.
 
         Args:
-            requests: The units that layers gain in each; empty for a growth of none.
-            way: The way in which streams grow; None for the preferred one.
+            changes: Each changes a growable model, which may have no values; None changes nothing.
         """
-        grown = untold_copy(self._model)
+        changed = untold_copy(self._model)
         macs = self.macs
-        for request in requests:
-            if request:
-                _grow(grown, request, way)
-                macs = self._counted(grown)
+        for change in changes:
+            if change is not None:
+                change(changed)
+                macs = self._counted(changed)
             yield macs
 
     def _counted(self, model: nn.Module) -> int:
@@ -135,7 +134,7 @@ def untold_copy(model: nn.Module, device: str | None = None) -> nn.Module:
 
 
 @temporarily
-def _grow(undo: Undo, model: nn.Module, request: Mapping[str, int], way: str | None) -> None:
+def grow_copy_(undo: Undo, model: nn.Module, request: Mapping[str, int], way: str | None) -> None:
     """Grows a copy for good; random numbers are as before."""
     keep_random_states_(model.modules(), undo)
     history, shapes = history_of(model), _ShapesOnly(way)

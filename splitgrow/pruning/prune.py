@@ -265,7 +265,7 @@ def chosen_request(
     candidates = plan.candidates(graph)
     units = ParametersOfUnits(graph, history.modules, candidates.widths)
     view = UnitsInView(model, history, units, own.loss, own.batches)
-    scores = _scores(view, own.criterion)
+    scores = scores_in(view, own.criterion)
     missing = sorted({min(graph.makers(g)) for g in candidates.widths if g not in scores})
     if missing and (own.layers is not None or not scores):
         raise ValueError(
@@ -288,7 +288,7 @@ def chosen_request(
 
 
 @temporarily
-def _scores(undo: Undo, view: UnitsInView, criterion: Criterion) -> dict[int, Tensor]:
+def scores_in(undo: Undo, view: UnitsInView, criterion: Criterion) -> dict[int, Tensor]:
     """The scores of all units.
 
     Raises:

@@ -16,7 +16,8 @@ from splitgrow.errors import SplitGrowError
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.multiply_adds import multiply_adds, samples_of, untold_copy
 from splitgrow.pruning.choosing import Request
-from splitgrow.pruning.shrinking.shrinking import plan_shrinking, take_out_
+from splitgrow.pruning.shrinking.copies import shrink_copy_
+from splitgrow.pruning.shrinking.shrinking import plan_shrinking
 from splitgrow.utils.rollback import Undo
 
 
@@ -143,15 +144,7 @@ class Sizes:
     def _without(self, model: nn.Module, request: Request) -> nn.Module:
         copied = untold_copy(model)
         if request:
-            final = Undo()
-            take_out_(
-                *(final, copied, history_of(copied), request),
-                round_to=1,
-                give_up=self._give_up,
-                optimizer=[],
-                check=False,
-            )
-            final.commit()
+            shrink_copy_(copied, request, give_up=self._give_up)
         return copied
 
 

@@ -70,7 +70,7 @@ def take(tensor: Tensor, dim: int, spans: Spans) -> Tensor:
 
 def part_of(tensor: Tensor, dim: int, spans: Spans) -> Tensor:
     """As `take`, of a tensor that has other positions as well; its sizes are not checked."""
-    parts = [tensor.narrow(dim, start, length) for start, length in spans]
+    parts = [tensor.narrow(dim, start, length) for start, length in spans or ((0, 0),)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
@@ -126,7 +126,7 @@ def regions(places: Mapping[int, Spans], dims: int) -> Iterator[tuple[Index, Ind
     choices: list[list[tuple[slice, slice]]] = []
     for dim in range(dims):
         pieces, taken = [], 0
-        for start, length in places.get(dim, ()):
+        for start, length in places.get(dim, ()) or ((0, 0),):  # an empty one is one rectangle
             pieces.append((slice(start, start + length), slice(taken, taken + length)))
             taken += length
         choices.append(pieces if dim in places else [(slice(None), slice(None))])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case
-from helpers import assert_equal, largest_difference
+from helpers import assert_equal, assert_identical, largest_difference
 from lessons import BODIES, Featured, images, learner, net, outputs, scattered, task
 from torch import Tensor, nn
 
@@ -20,13 +20,13 @@ from splitgrow.continual.body import Body
 from splitgrow.continual.proximal import lower_, pull_, pull_back_, shrink_, soften_
 from splitgrow.continual.regrowth import (
     Drawn,
-    alive_in,
-    all_values,
+    UnitValues,
     disconnect_,
     draw_head_,
     regrow_,
     split_,
     widened_head,
+    without_,
 )
 from splitgrow.continual.selective import Course
 from splitgrow.continual.studies import Study, TaskView
@@ -285,17 +285,17 @@ NORM_LAST = Case(
 @pytest.mark.parametrize("case", [*BODIES, NORM_LAST], ids=lambda case: case.name)
 def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None:
     body = scattered(Body(Featured(case.model()), ExampleCall(case.inputs()), None))
-    first, x = Units(body), case.inputs(5)
+    first, x, known = Units(body), case.inputs(5), {*body.slots}
+    before = body.plain({}, 0, body.new_head(2))
     growth = dict.fromkeys(first.growing, 3)
-    trial = body.copied()
+    kept = {name: slot.tensor.clone() for name, slot in body.slots.items()}
     if growth:
-        trial.grow_units(growth)
-    new = [name for name in trial.shared if name not in body.slots]
-    known = {name: slot.tensor.clone() for name, slot in body.slots.items()}
-    scattered(trial, 1).set_values(known)
-    wider, fresh = Units(trial), Units(trial).since(first)
-    mine = {n: torch.ones_like(trial.slots[n].tensor, dtype=torch.bool) for n in new}
-    study = Study(trial, TaskView(mine=mine), {}, trial.new_head(2))
+        body.grow_units(growth)
+    new = [name for name in body.shared if name not in known]
+    scattered(body, 1).set_values(kept)
+    wider, fresh = Units(body), Units(body).since(first)
+    mine = {n: torch.ones_like(body.slots[n].tensor, dtype=torch.bool) for n in new}
+    study = Study(body, TaskView(mine=mine), {}, body.new_head(2))
     weights = {name: study.weight(name) for name in new}
     # Of each group the units in the middle go; of one group, all.
     gone = {unit for unit in fresh if unit.nth == first.width(unit.home) + 1}
@@ -308,19 +308,18 @@ def test_taking_out_units_that_are_of_no_use_changes_nothing(case: Case) -> None
     study.eval()
     with torch.no_grad():
         wanted = study(*x)
-    alive = alive_in(wider, fresh, dead)
-
-    def source(unit: Unit) -> Unit:
-        if unit not in fresh:
-            return unit
-        return Unit(unit.home, alive[unit.home][unit.nth - first.width(unit.home)])
-
-    kept = {group: len(own) for group, own in alive.items()}
-    _, values = regrow_(body, kept, wider, all_values(study), study.head, source)
+    body.set_values({name: value for name, value in study.values().items() if name in new})
+    values = UnitValues(study.own_values(), study.head)
+    units, values = without_(body, wider, values, dead)
     assert_equal(output(body, values.own, values.head, x), wanted)
-    assert kept == dict.fromkeys(first.growing[:-1], 2)
+    assert {g: units.width(g) - first.width(g) for g in first.growing} == {
+        group: 0 if group == first.growing[-1] else 2 for group in first.growing
+    }
+    # The earlier widths are still there, bit for bit.
+    earlier = body.plain({}, 0, body.new_head(2))
+    assert_identical([*earlier.parameters()][:-2], [*before.parameters()][:-2])
     # The control: units that are of use are missed.
-    if kept:
+    if len(first.growing) > 1:
         with torch.no_grad():
             for slot in body.shared.values():
                 if slot.block == "new":

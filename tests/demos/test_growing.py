@@ -196,6 +196,7 @@ def test_initializers_work_with_or_without_data(dataset: datasets.Dataset, init:
         ({"shares": (), "every": 1000}, "--every 1000 puts growth 3 behind the end"),
         ({"only": ("nothing",)}, "no layer 'nothing'"),
         ({"factor": None, "params": 10}, "larger than Budget"),
+        ({"factor": None, "params": 500}, "would shrink"),
         ({"freeze": True, "init": "net2net"}, "changes values that exist"),
         ({"factor": 1.0001}, "nothing would grow"),
     ],

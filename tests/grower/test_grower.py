@@ -216,7 +216,6 @@ def test_a_compiled_model_grows() -> None:
         ({"optimizer": 3}, TypeError, "optimizer"),
         ({"scheduler": 3}, TypeError, "scheduler"),
         ({"init": "gradient"}, ValueError, "needs data"),
-        ({"to": ToWidths({"3": 5})}, ValueError, "only grow"),
     ],
 )
 def test_bad_settings_are_refused_before_training_and_nothing_changes(

@@ -11,7 +11,7 @@ from grown_policies import convolutional, policy, sgd, train_step, widths
 from helpers import assert_identical
 
 import splitgrow
-from splitgrow import Budget, ComputeShares, Every, Factor, Gap, Plateau, Score
+from splitgrow import Budget, ComputeShares, Cycles, Every, Factor, Gap, Plateau, Score
 
 RULES: dict[str, dict[str, Any]] = {
     "steps": {"when": Every(2)},
@@ -20,6 +20,8 @@ RULES: dict[str, dict[str, Any]] = {
     "gap": {"when": Gap("loss", "val", 0.5, patience=1, min_delta=0.2)},
     "warm-up": {"when": Every(2), "warmup": 1, "absorb": True},
     "budget": {"when": Every(2), "to": Budget(params=9_000), "absorb": True},
+    "shrinks": {"when": Every(2), "to": Factor(0.5)},
+    "cycles": {"when": Every(1), "to": Cycles(Budget(macs=30_000)), "absorb": True},
     "score": {"when": Every(2), "where": Score(lambda net: {**widths(net)}, share=0.5)},
 }
 

@@ -49,6 +49,23 @@ def test_a_score_is_measured_on_all_of_a_sharded_model(score: str) -> None:
     assert whole.tolist() not in ([6, 4, 8, 3], [9, 6, 12, 3]), "some layers grow, others do not"
 
 
+@cache
+def shrunk() -> dict[int, Any]:
+    return in_processes(2, work.all_shrinks)
+
+
+@pytest.mark.parametrize("name", work.SHRINKS)
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_ranks_shrink_alike_and_a_sharded_model_as_a_whole_one(how: str, name: str) -> None:
+    first, second = (shrunk()[rank][f"{how} {name}"] for rank in (0, 1))
+    for what, value in first.items():
+        assert torch.equal(value, second[what]), what
+    assert first["done"]
+    assert torch.equal(first["widths"], shrunk()[0][f"ddp {name}"]["widths"])
+    if name == "factor":
+        assert first["widths"].tolist() == [4, 2, 4, 3]
+
+
 def test_control_processes_that_do_not_agree_grow_at_other_steps() -> None:
     first, second = (together()[rank]["alone"]["grown"] for rank in (0, 1))
     assert not torch.equal(first, second)

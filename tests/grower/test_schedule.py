@@ -11,7 +11,7 @@ from grown_policies import convolutional, policy
 from torch import nn
 
 import splitgrow
-from splitgrow import ComputeShares, Every, Plateau
+from splitgrow import Budget, ComputeShares, Cycles, Every, Factor, Plateau
 from splitgrow.grower import Schedule
 from splitgrow.grower.planned_growth import shortened
 
@@ -73,16 +73,33 @@ def test_a_plan_is_the_same_from_its_data(rule) -> None:
     assert Schedule.from_data(json.loads(json.dumps(plan.to_data()))) == plan
 
 
+def test_the_printed_plan_of_cycles_has_growths_and_shrinks() -> None:
+    plan = policy(convolutional(), when=Every(100), to=Cycles(Budget(macs=30_000), times=1)).plan()
+    assert str(plan).splitlines()[:5] == [
+        "1 growth and 1 shrink to 1.182 times the widths; units move between layers, and widths "
+        "with them",
+        "  change  moment           parameters  macs a sample  macs spent by then",
+        "  start   before training       3,090        23.56 k                   0",
+        "  1       step 100              9,229        62.06 k             35.34 M",
+        "  2       step 200              4,170        29.63 k             128.4 M",
+    ]
+    assert Schedule.from_data(json.loads(json.dumps(plan.to_data()))) == plan
+
+
 def test_the_arithmetic_at_a_moment_that_only_metrics_know_is_not_told() -> None:
     plan = policy(convolutional(), when=Plateau("loss")).plan()
     assert [growth.macs_spent for growth in plan.growths] == [None] * 3
     assert [growth.step for growth in plan.growths] == [None] * 3
 
 
-@pytest.mark.parametrize("rule", [Every(10), Plateau("loss")], ids=["steps", "metrics"])
+@pytest.mark.parametrize(
+    ("rule", "to"),
+    [(Every(10), None), (Plateau("loss"), Factor(0.5)), (Every(5), Cycles(Budget(macs=30_000)))],
+    ids=["steps", "metrics", "cycles"],
+)
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_a_plan_is_drawn(rule, suffix, tmp_path) -> None:
-    path = policy(convolutional(), when=rule).plan().draw(tmp_path / f"plan{suffix}")
+def test_a_plan_is_drawn(rule, to, suffix, tmp_path) -> None:
+    path = policy(convolutional(), when=rule, to=to).plan().draw(tmp_path / f"plan{suffix}")
     assert path.stat().st_size > 3000
 
 

@@ -46,7 +46,7 @@ def test_widths_are_met_exactly_or_refused_with_those_that_fit() -> None:
     [
         ({"conv": 10}, "no layer 'conv'"),
         ({9: 10}, "no layer 9"),
-        ({"0": 7}, "only grow"),
+        ({"0": 7}, "smaller than the model"),
         ({"0": 10, 0: 11}, "two widths"),
     ],
 )
@@ -136,8 +136,13 @@ def test_a_rule_of_ones_own_says_how_much() -> None:
         def goals(self, scope):
             return {"0": 3}
 
-    with pytest.raises(ValueError, match="has 8 units, and the goal 3"):
-        last(Narrower())
+    class Nothing(To):
+        def goals(self, scope):
+            return {"0": 0}
+
+    assert last(Narrower()) == (3, 12, 10)
+    with pytest.raises(ValueError, match="has 8 units, and the goal 0"):
+        last(Nothing())
 
 
 def test_a_growth_in_duplicates_goes_by_whole_multiples() -> None:

@@ -132,6 +132,28 @@ def test_a_resumed_run_grows_by_the_policy_to_the_same_values(
         assert all(torch.equal(ours[name], theirs[name]) for name in tensors)
 
 
+@pytest.mark.parametrize(
+    ("to", "width"),
+    [
+        (splitgrow.Factor(0.5), 4),
+        (splitgrow.Cycles(splitgrow.Budget(params=60), grow=2.0, times=1), 8),
+    ],
+    ids=["factor", "cycles"],
+)
+def test_a_resumed_run_shrinks_by_the_policy_to_the_same_values(
+    to: Any, width: int, tmp_path: Path
+) -> None:
+    whole, options = network(), {"when": splitgrow.Every(2), "to": to}
+    _, callback = fit(whole, tmp_path / "whole", **options)
+    assert callback.grower.done
+    assert [layer.width for layer in whole.layers] == [width, 1]
+    resumed = network(seed=9)
+    _, again = fit(resumed, tmp_path / "2", resume=at(tmp_path / "whole", 2), **options)
+    assert again.grower.state_dict() == callback.grower.state_dict()
+    for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_it_counts_optimizer_steps_and_samples_not_batches(tmp_path: Path) -> None:
     edits: list[Any] = []
     net = network()

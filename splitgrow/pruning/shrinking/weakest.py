@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
-from splitgrow.analysis.units import places_on
+from splitgrow.analysis.units import Unit, places_on
 from splitgrow.errors import FixedWidthError
 from splitgrow.growth.planning import checked_rounding
 from splitgrow.pruning.criteria.magnitudes import powers
@@ -20,6 +20,7 @@ def weakest_channels(
     node: LayerNode,
     count: int,
     round_to: int = 1,
+    scores: Mapping[int, Tensor] | None = None,
 ) -> list[int]:
     """The channels of a layer's weakest units.
 
@@ -29,6 +30,8 @@ def weakest_channels(
         node: The layer.
         count: The number of channels.
         round_to: The number of which the width that stays is a multiple; more channels go for that.
+        scores: By group a number for each unit; those with the lowest go. None for
+            the sum of squares of all weights that make or read it.
 
     Raises:
         TypeError: If a number is no int.
@@ -43,24 +46,40 @@ def weakest_channels(
     if not groups:
         raise FixedWidthError(f"`{node.name}` cannot shrink: {graph.reason(node)}")
     count += (width - count) % checked_rounding(round_to)
-    lying: dict[int, dict[int, list[int]]] = {group: {} for group in groups}
-    for position, (unit, _) in enumerate(places_on(graph.groups, node.outs)):
-        if unit.home in lying:
-            lying[unit.home].setdefault(unit.nth, []).append(position)
-    scores = _squared_norms(graph, modules, groups)
-    found: list[int] = []
-    for group, units in lying.items():  # the one at the end of the axis first, as in growth
-        step = len(next(iter(units.values()))) * graph.multiples.get(group, (1, ""))[0]
-        many = min((count - len(found)) // step, (len(units) - 1) * len(units[0]) // step) * step
-        weak = sorted(units, key=lambda nth: float(scores[group][nth]))
-        for nth in weak[: many // len(units[0])]:
-            found += units[nth]
-    if len(found) != count:
+    shares = shares_that_go(graph, node, count)
+    if shares is None:
         raise ValueError(
             f"{count} of the {width} channels of `{node.name}` cannot go: it shrinks in steps of "
             f"{graph.step(node)}, and a unit stays"
         )
-    return sorted(found)
+    if scores is None:
+        scores = _squared_norms(graph, modules, groups)
+    weak = {
+        Unit(group, nth)
+        for group, units in shares.items()
+        for nth in scores[group].argsort(stable=True)[:units].tolist()
+    }
+    places = places_on(graph.groups, node.outs)
+    return [position for position, (unit, _) in enumerate(places) if unit in weak]
+
+
+def shares_that_go(graph: ChannelGraph, node: LayerNode, count: int) -> dict[int, int] | None:
+    """The units that each group loses so that a layer loses some channels; None if nothing fits.
+
+    The group at the end of the axis comes first, as in growth, and each keeps a unit.
+
+    Args:
+        graph: The channel graph.
+        node: The layer.
+        count: The number of channels.
+    """
+    shares: dict[int, int] = {}
+    for group in graph.growing_groups(node.outs):
+        repeat, step = graph.multiplicity(node.outs, group), graph.multiples.get(group, (1, ""))[0]
+        most = (graph.groups.width(group) - 1) // step * step
+        shares[group] = min(count // (repeat * step) * step, most)
+        count -= shares[group] * repeat
+    return None if count else shares
 
 
 def _squared_norms(

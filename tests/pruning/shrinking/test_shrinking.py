@@ -581,3 +581,22 @@ def test_parameters_that_layers_share_count_once() -> None:
         edit = model.shrink_layer("table", 2)
         lost = before - sum(parameter.numel() for parameter in model.parameters())
         assert lost == sum(item.parameters for item in edit.removed) > 0
+
+
+@pytest.mark.parametrize("name", ["cells", "translator", "several lengths"])
+def test_all_new_units_of_one_recurrent_layer_go_and_those_of_others_stay(name: str) -> None:
+    """Blocks are left that have an empty weight: inputs or earlier outputs that are none."""
+    case = next(case for case in CASES if case.name == name)
+    first = splitgrow.growable(case.model(), case.inputs())
+    layers = {layer.name: layer.width for layer in first.layers if layer.readers}
+    for layer, width in layers.items():
+        model = splitgrow.growable(case.model(), case.inputs())
+        model.expand(dict.fromkeys(layers, 2), freeze=False)
+        randomise_new_blocks(model)
+        model.shrink({layer: [width, width + 1]})
+        found = outputs_of(model, *case.inputs())
+        assert_equal(found, outputs_of(splitgrow.merge(model), *case.inputs()))
+        now = {each.name: each.width for each in model.layers}
+        assert now[layer] == width
+        assert any(now[other] == layers[other] + 2 for other in layers)
+        train_steps(model, case.inputs(), torch.optim.SGD(model.parameters(), 0.01))
