@@ -1,4 +1,4 @@
-"""Growing a model that several processes train, on torch.distributed as it is."""
+"""Growing and shrinking a model that several processes train, on torch.distributed as it is."""
 
 from splitgrow.distributed.joint_methods import absorb, consolidate, next_generation, unfreeze
 from splitgrow.distributed.loading import load
@@ -12,6 +12,7 @@ from splitgrow.distributed.methods import (
     insert_layer,
 )
 from splitgrow.distributed.saving import save
+from splitgrow.distributed.shrink_methods import shrink, shrink_layer
 from splitgrow.errors import DistributedError
 
 __all__ = [
@@ -28,5 +29,7 @@ __all__ = [
     "load",
     "next_generation",
     "save",
+    "shrink",
+    "shrink_layer",
     "unfreeze",
 ]

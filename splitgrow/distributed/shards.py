@@ -58,6 +58,9 @@ class _Slot:
         self.standing = nn.Parameter(data, requires_grad=self.trains)
         if values and self.gradient is not None:
             self.standing.grad = gathered_of(self.gradient)
+        for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):  # seen as on a plain one
+            if getattr(sharded, hooks):
+                setattr(self.standing, hooks, getattr(sharded, hooks))
         for module, name in self.places:
             module._parameters[name] = self.standing  # noqa: SLF001
 
