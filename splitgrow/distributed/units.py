@@ -242,8 +242,11 @@ class ShardUnit:
                 place = record._module_info
                 if not gone(place.module, place.param_name):
                     kept.append(record)
-                else:  # or it would take the module's next parameter for its own after a load
-                    record._post_load_hook_handle.remove()
+                    continue
+                # Or it would take the module's next parameter for its own, after a load. The handle
+                # itself may know the dictionary of a module whose place this one took.
+                key = record._post_load_hook_handle.id
+                vars(place.module)["_load_state_dict_post_hooks"].pop(key, None)
             group.fsdp_params = kept
 
 
