@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 import splitgrow
 from splitgrow import distributed
 from splitgrow.distributed import carrying
-from splitgrow.pruning.shrinking import shrinking, weakest
+from splitgrow.pruning.shrinking import chosen_units, shrinking
 
 CHAPTERS: list[tuple[tuple[Any, ...], ...]] = [
     (("expand_layer", "6", 4, {"freeze": False}),),
@@ -134,8 +134,8 @@ def refused(rank: int, how: str) -> dict[str, str]:
     """
     model, other = (work.wrapped(work.network(), how) for _ in "ab")
     optimizer, others = work.adam(model), work.adam(other)
-    torch.manual_seed(rank)
     for each, trains in ((model, optimizer), (other, others)):
+        torch.manual_seed(rank)
         work.train(each, trains, range(2))
         distributed.expand_layer(each, "6", 4, optimizer=trains, timeout=TIMEOUT)
         work.train(each, trains, range(2, 4))
@@ -150,13 +150,13 @@ def refused(rank: int, how: str) -> dict[str, str]:
         "another number": (take({"6": 1 + rank}), None),
         "other channels": (take({"6": [rank]}), None),
         "another optimizer": (take({"6": 1}, optimizer=others if rank else optimizer), None),
-        "not chosen": (take({"6": 1}), (weakest, "strengths")),
+        "not chosen": (take({"6": 1}), (chosen_units, "weakest_channels")),
         "not planned": (take({"6": 1}), (shrinking, "plan_replacing")),
         "not applied": (take({"6": [0], "0": 2}), (shrinking, "replace_")),
         "not checked": (take({"0": 2}), (shrinking, "_held_to")),
         "not settled": (take({"6": 3, "3": 1}), (carrying.Wrapped, "settle")),
         "closed units": (take({"6": [0]}, give_up=False), None),
-        "fixed": (take({"8": 1, "0": [0]}), None),
+        "half a unit": (take({"0": [0]}), None),
         "everything": (take({"6": [*range(12)]}), None),
         "with a hook": (take({"6": [0, 11]}), hooked),
     }

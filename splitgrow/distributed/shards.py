@@ -85,7 +85,13 @@ class _Slot:
         local.copy_(spread.to_local())
 
     def lower(self) -> None:
-        """Puts the sharded one back where nothing else has taken the place since."""
+        """Puts the sharded one back where nothing else has taken the place since.
+
+        A stand-in that lost channels itself, as those of a model that is being loaded do, stays, to
+        be sharded anew.
+        """
+        if self.standing.shape != self.sharded.shape:
+            return
         for module, name in self.places:
             if module._parameters.get(name) is self.standing:  # noqa: SLF001
                 module._parameters[name] = self.sharded  # noqa: SLF001

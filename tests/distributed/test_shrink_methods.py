@@ -72,10 +72,11 @@ def test_a_shrinking_that_one_rank_cannot_follow_changes_nothing_on_any(how: str
     assert errors == together(how)[1]["refused"]
     assert errors.pop("afterwards") == "True"
     alike = {
-        name: errors.pop(name) for name in ("closed units", "fixed", "everything", "with a hook")
+        name: errors.pop(name)
+        for name in ("closed units", "half a unit", "everything", "with a hook")
     }
     assert alike["closed units"].startswith("GenerationError: units of closed generation 0")
-    assert alike["fixed"].startswith("FixedWidthError: `8` cannot shrink")
+    assert "the channels 0 to 1 of `0` are one unit" in alike["half a unit"]
     assert "would have no units left" in alike["everything"]
     assert alike["with a hook"].startswith("UnsupportedLayerError: the `weight` of `8` has hooks")
     assert "the request differs" in errors.pop("another number")
