@@ -8,8 +8,9 @@ from typing import Any
 
 import distributed_work as work
 import torch
-from distributed_work import TIMEOUT
+from distributed_work import TIMEOUT, Tensors
 from snapshots import unchanged
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -30,6 +31,13 @@ CHAPTERS: list[tuple[tuple[Any, ...], ...]] = [
 """Calls by name, with arguments and options; some steps of training come before and after each."""
 SAVED = 5
 """The chapters after which the story is saved."""
+
+
+def distance(one: Tensors, other: Tensors) -> float:
+    """The largest difference of tensors by name."""
+    assert one.keys() == other.keys()
+    assert all(one[name].shape == other[name].shape for name in one)
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 def chapter(number: int, model: Any, optimizer: Any, call: Any, *, alone: bool) -> None:
@@ -233,3 +241,120 @@ def all_of(rank: int, how: str, folder: str) -> dict[str, Any]:
     if how == "ddp":
         found |= {"own": of_its_own(rank), "average": average(rank)}
     return found
+
+
+# -- pruning ---------------------------------------------------------------------------------------
+
+PRUNED: dict[str, dict[str, Any]] = {
+    "taylor": {"amount": 0.5, "steps": 2},
+    "reconstruction": {"target": splitgrow.Target(macs=0.5)},
+}
+"""Prunings by their criterion; each process has batches of its own."""
+
+
+def loss(model: Any, given: tuple[Tensor, Tensor]) -> Tensor:
+    return (model(given[0]) - given[1]).square().mean()
+
+
+def failing(rank: int) -> Callable[..., Tensor]:
+    """A loss that the second process cannot compute for its second batch."""
+    left = [None]
+
+    def own(model: Any, given: tuple[Tensor, Tensor]) -> Tensor:
+        if rank == 1 and not left:
+            raise MemoryError("no room left")
+        left[:] = left[1:]
+        return loss(model, given)
+
+    return own
+
+
+def batches(ranks: range) -> list[tuple[Tensor, Tensor]]:
+    """The batches of some of the two processes."""
+    return [work.batch(step, rank, 2) for rank in ranks for step in (12, 13)]
+
+
+def pruned(rank: int) -> dict[str, Any]:
+    """Models that two processes prune, by the wrapper and the criterion; and refused prunings."""
+    found: dict[str, Any] = {}
+    for how in ("ddp", "fsdp"):
+        model = work.wrapped(work.network(), how)
+        optimizer = work.adam(model)
+        work.train(model, optimizer, range(2))
+        found[f"errors of {how}"] = _not_pruned(rank, model, optimizer)
+        for criterion, asked in PRUNED.items():
+            model = work.wrapped(work.network(), how)
+            optimizer = work.adam(model)
+            work.train(model, optimizer, range(2))
+            edit = distributed.prune(
+                model,
+                **asked,
+                criterion=criterion,
+                loss=loss,
+                batches=batches(range(rank, rank + 1)),
+                recover=lambda _, m=model, o=optimizer: work.train(m, o, range(2, 4)),
+                optimizer=optimizer,
+                timeout=TIMEOUT,
+            )
+            found[f"{how} {criterion}"] = {
+                "tensors": work.tensors_of(model),
+                "states": work.states_of(model, optimizer),
+                "edit": str(edit),
+            }
+    return found
+
+
+def _not_pruned(rank: int, model: Any, optimizer: Any) -> dict[str, str]:
+    """The errors of prunings that some process cannot follow; nothing is changed by them."""
+    own = batches(range(rank, rank + 1))
+    cases: dict[str, dict[str, Any]] = {
+        "another amount": {"amount": 0.3 + rank / 10},
+        "a loss of one": {"amount": 0.3, "loss": failing(rank)},
+        "fewer layers": {"amount": 0.3, "loss": loss, "criterion": _Unlike(rank)},
+        "too little": {"amount": 0.01, "loss": loss},
+        "no batches": {"amount": 0.3, "loss": loss, "batches": ()},
+        "no steps": {"amount": 0.3, "loss": loss, "steps": "two"},
+    }
+    found = {}
+    inner = getattr(model, "module", model)
+    work.sharded_parameters(model)
+    for name, case in cases.items():
+        given = {"criterion": "taylor", "batches": own, "optimizer": optimizer, **case}
+        with unchanged(inner, optimizer), unchanged(model, but=work.RENEWED):
+            found[name] = work.error_of(
+                lambda g=given: distributed.prune(model, **g, timeout=TIMEOUT)
+            )
+            work.sharded_parameters(model)
+    return found
+
+
+class _Unlike(splitgrow.pruning.Taylor):
+    """A criterion that has scores for other groups in each process."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def scores(self, view: Any) -> Any:
+        found = dict(super().scores(view))
+        return dict([*found.items()][self.rank :])
+
+
+def pruned_alone(criterion: str, ranks: range = range(2)) -> dict[str, Any]:
+    """The same in one process, which has the batches of both, or of some."""
+    model = work.network()
+    optimizer = work.adam(model)
+    work.train(model, optimizer, range(2), alone=True)
+    edit = model.prune(
+        **PRUNED[criterion],
+        criterion=criterion,
+        loss=loss,
+        batches=batches(ranks),
+        recover=lambda _: work.train(model, optimizer, range(2, 4), alone=True),
+        optimizer=optimizer,
+    )
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {
+        "tensors": {name: tensor.detach().clone() for name, tensor in named},
+        "states": work.states_of(model, optimizer),
+        "edit": str(edit),
+    }

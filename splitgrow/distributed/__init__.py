@@ -11,6 +11,7 @@ from splitgrow.distributed.methods import (
     gathered,
     insert_layer,
 )
+from splitgrow.distributed.prune_methods import prune
 from splitgrow.distributed.saving import save
 from splitgrow.distributed.shrink_methods import shrink, shrink_layer
 from splitgrow.errors import DistributedError
@@ -28,6 +29,7 @@ __all__ = [
     "insert_layer",
     "load",
     "next_generation",
+    "prune",
     "save",
     "shrink",
     "shrink_layer",

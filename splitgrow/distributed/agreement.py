@@ -66,6 +66,9 @@ def described(error: BaseException) -> str:
 class Agreement:
     """The votes of a group of processes on one call.
 
+    Attributes:
+        step: The name of the step that is being taken.
+
     Args:
         group: The processes; None for all.
         what: The call, as its errors name it.
@@ -90,6 +93,8 @@ class Agreement:
         self.what, self.timeout = what, timeout
         self._session = session_of(self.group, self.rank, len(self.ranks))
         self._unanimous = False
+        self._stopped: DistributedError | None = None
+        self.step = ""
 
     @property
     def source(self) -> int:
@@ -114,13 +119,17 @@ class Agreement:
                 f"that the processes meet at does not answer ({described(error)})"
             ) from error
         if verdict:
-            raise DistributedError(
+            self._stopped = DistributedError(
                 f"{self.what} was stopped on all {len(self.ranks)} ranks while {step}, and nothing "
                 f"is changed on any: {verdict}"
             )
+            raise self._stopped
 
     def attempt(self, step: str, action: Callable[[], tuple[_Made, Mapping[str, str]]]) -> _Made:
         """Does something in every process, and goes on if it succeeded in all with the same result.
+
+        The action itself may `vote` on its way, before it waits for the others. So a process whose
+        action has failed before that stops them there.
 
         Args:
             step: The name of the action, for the error.
@@ -153,7 +162,7 @@ class Agreement:
     ) -> _Made:
         made: _Made | None = None
         parts: Mapping[str, str] = {}
-        word = ""
+        word, self.step = "", step
         failure: Exception | None = None
         try:
             made, parts, word = action()
@@ -162,6 +171,8 @@ class Agreement:
         except BaseException as error:
             self._leave(error)
             raise
+        if self._stopped is not None:  # by a vote inside the action: all have heard
+            raise self._stopped from (None if failure is self._stopped else failure)
         ballot = Ballot(parts, described(failure) if failure is not None else "", word)
         try:
             self.vote(step, ballot)

@@ -70,6 +70,11 @@ class Wrapped:
             self.shards = Shards(self.whole, optimizers)
         self.model = growable_in(self.whole)
 
+    @property
+    def wraps(self) -> bool:
+        """Whether the processes hold the same values."""
+        return self.replica is not None or self.shards is not None
+
     def refuse_more(self, done: str) -> None:
         """Makes sure that nothing but the growable model is wrapped.
 
@@ -321,6 +326,8 @@ class _Share:
             joined = any(edit.joined for edit in edits)  # of averages
             for copied, _ in () if joined else history.kin.following():
                 begin_averages_(copied, held.model, since)
+        elif held.wraps:  # or every process has values of its own
+            share_(rewritten, agreement)
         history.edits = [*history.edits[:since], *measured_alike(edits, agreement)]
         held.settle(rewritten)
         return None, picture_of(held, self._optimizers)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from splitgrow.distributed.agreement import Agreement
+from splitgrow.distributed.agreement import Agreement, Ballot
 from splitgrow.growth.edits import Edit
 
 
@@ -23,7 +23,13 @@ def _sendable(tensor: Tensor, agreement: Agreement) -> Tensor:
 
 @torch.no_grad()
 def mean_over(agreement: Agreement, tensor: Tensor) -> Tensor:
-    """The mean of a tensor over the processes."""
+    """The mean of a tensor over the processes.
+
+    Raises:
+        DistributedError: If one of them does not come to this point, or has another tensor there.
+    """
+    like = f"a tensor of the shape {tuple(tensor.shape)}, {tensor.dtype}"
+    agreement.vote(agreement.step, Ballot({"average": like}))
     value = _sendable(tensor, agreement).clone()
     dist.all_reduce(value, group=agreement.group)
     return (value / dist.get_world_size(agreement.group)).to(tensor.device)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from splitgrow.distributed.calls import in_words
+from splitgrow.distributed.calls import as_list, in_words
 from splitgrow.distributed.carrying import TIMEOUT, ByChoice, carry_out
 from splitgrow.growth.edits import Edit
 from splitgrow.handle import Handle
@@ -126,15 +126,7 @@ def _listed(request: Any) -> Any:
     """A request whose words are the same in every process, and that can be read twice."""
     if not isinstance(request, Mapping):
         return request
-    return {layer: _as_list(channels) for layer, channels in request.items()}
-
-
-def _as_list(channels: Any) -> Any:
-    if isinstance(channels, Tensor):
-        return channels.tolist()
-    if isinstance(channels, Iterable) and not isinstance(channels, (str, bytes)):
-        return [*channels]
-    return channels
+    return {layer: as_list(channels) for layer, channels in request.items()}
 
 
 def _channels_of(edit: Edit) -> dict[str, list[int]]:

@@ -10,7 +10,6 @@ import distributed_shrinking as work
 import pytest
 import torch
 from processes import in_processes
-from torch import Tensor
 
 hows = pytest.mark.parametrize("how", ["ddp", "fsdp"])
 
@@ -27,27 +26,20 @@ def alone() -> dict[str, Any]:
     return work.story_alone()
 
 
-def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """The largest difference of tensors by name."""
-    assert one.keys() == other.keys()
-    assert all(one[name].shape == other[name].shape for name in one)
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
 @hows
 def test_shrinking_and_what_follows_is_that_of_one_process(how: str) -> None:
     """Parameters, the optimizer's state and the steps after it, through growth and shrinking."""
     expected = alone()
     for rank in (0, 1):
         found = together(how)[rank]["story"]
-        assert distance(found["tensors"], expected["tensors"]) < 1e-11
-        assert distance(found["states"], expected["states"]) < 1e-11
+        assert work.distance(found["tensors"], expected["tensors"]) < 1e-11
+        assert work.distance(found["states"], expected["states"]) < 1e-11
         assert found["edits"] == expected["edits"]
         assert found["hooks"] == []
 
 
 def test_control_the_comparison_sees_which_channels_went() -> None:
-    assert distance(work.story_alone(other=True)["tensors"], alone()["tensors"]) > 1e-6
+    assert work.distance(work.story_alone(other=True)["tensors"], alone()["tensors"]) > 1e-6
 
 
 @hows
@@ -55,7 +47,7 @@ def test_a_shrunk_model_goes_on_from_a_checkpoint_bit_for_bit(how: str) -> None:
     found = together(how)[0]["story"]
     for kind in ("tensors", "states"):
         resumed = found[f"{kind} of the resumed"]
-        assert distance(found[kind], resumed) == 0.0
+        assert work.distance(found[kind], resumed) == 0.0
 
 
 @hows
