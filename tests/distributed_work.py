@@ -352,6 +352,7 @@ def forgotten(rank: int) -> list[str]:
         model.unfreeze,
         model.consolidate,
         model.absorb,
+        lambda: model.shrink({"3": 1}),
     ]
     for inner in (model, nn.Sequential(model)):
         wrapper = DistributedDataParallel(inner)
@@ -438,6 +439,7 @@ CHANGES: dict[str, Callable[[Any, str], Any]] = {
     "unfreeze": lambda net, _: distributed.unfreeze(net, timeout=TIMEOUT),
     "consolidate": lambda net, _: distributed.consolidate(net, timeout=TIMEOUT),
     "absorb": lambda net, _: distributed.absorb(net, timeout=TIMEOUT),
+    "shrink": lambda net, _: distributed.shrink(net, {"3": 1}, timeout=TIMEOUT),
     "load": lambda net, place: distributed.load(net, place, timeout=TIMEOUT),
 }
 
