@@ -21,8 +21,14 @@ from splitgrow.distributed import carrying
 from splitgrow.pruning.shrinking import chosen_units, shrinking
 
 CHAPTERS: list[tuple[tuple[Any, ...], ...]] = [
-    (("expand_layer", "6", 4, {"freeze": False}),),
-    (("shrink", {"6": [*range(8)], "3": 1}, {}),),  # all that it had before it grew
+    (
+        ("insert_layer", "3", "residual", {"freeze": False}),
+        ("expand_layer", "6", 4, {"freeze": False}),
+    ),
+    (
+        ("remove_layer", "4.inserted1", {}),
+        ("shrink", {"6": [*range(8)], "3": 1}, {}),  # all that it had before it grew
+    ),
     (("expand", {"0": 2, "6": 3}, {}),),  # closes generation 0
     (("shrink_layer", "6", [4, 5], {}),),  # newer units
     (("unfreeze",), ("shrink", {"0": 1, "6": 1}, {"round_to": 3, "give_up": True})),

@@ -13,7 +13,7 @@ from splitgrow.distributed.methods import (
 )
 from splitgrow.distributed.prune_methods import prune
 from splitgrow.distributed.saving import save
-from splitgrow.distributed.shrink_methods import shrink, shrink_layer
+from splitgrow.distributed.shrink_methods import remove_layer, shrink, shrink_layer
 from splitgrow.errors import DistributedError
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "next_generation",
     "prune",
+    "remove_layer",
     "save",
     "shrink",
     "shrink_layer",

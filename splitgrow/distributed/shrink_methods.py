@@ -122,6 +122,45 @@ def shrink(
     )
 
 
+def remove_layer(
+    wrapped: nn.Module,
+    name: str,
+    *,
+    give_up: bool = False,
+    optimizer: object = None,
+    check: bool = True,
+    timeout: float = TIMEOUT,
+) -> Edit:
+    """Takes a layer out in all processes, as `model.remove_layer` in one.
+
+    Of a sharded model every process holds all of it for as long as that takes.
+
+    Args:
+        wrapped: As in `shrink`.
+        name: The path of the layer: of an insertion, or of a module that adds nothing.
+        give_up: Whether closed generations may lose it.
+        optimizer: One or several optimizers of this process, which the parameters leave.
+        check: As in `model.remove_layer`, in every process.
+        timeout: Seconds to wait for the other processes, at each step.
+
+    Returns:
+        The edit, the same in every process.
+
+    Raises:
+        DistributedError: As in `shrink`, which also raises all that `model.remove_layer` does.
+    """
+    options: dict[str, Any] = {"give_up": give_up, "check": check}
+    return carry_out(
+        wrapped,
+        in_words("remove_layer", name, **options),
+        lambda model: model.remove_layer(name, optimizer=optimizer, **options),
+        optimizer=optimizer,
+        timeout=timeout,
+        values=True,
+        shared=False,
+    )
+
+
 def _listed(request: Any) -> Any:
     """A request whose words are the same in every process, and that can be read twice."""
     if not isinstance(request, Mapping):
