@@ -51,5 +51,5 @@ def test_a_pruning_that_one_rank_cannot_follow_changes_nothing_on_any(how: str) 
     assert "rank 1 failed with MemoryError: no room left" in errors["a loss of one"]
     assert "the average differs: rank 0 has" in errors["fewer layers"]
     assert errors["too little"].startswith("ValueError: amount=0.01 leaves every layer as it is")
-    assert errors["no batches"].startswith("ValueError: this criterion needs data")
+    assert errors["no batches"].startswith("ValueError: this needs data")
     assert errors["no steps"].startswith("TypeError: steps must be an int")
