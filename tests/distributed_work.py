@@ -197,7 +197,7 @@ def the_story(
     model = wrapped(network(), how)
     optimizer = OPTIMIZERS[optimizer_name](model)
     if not shares:
-        carrying._share = lambda *_: None
+        carrying.share_ = lambda *_: None
     torch.manual_seed(7 if rank == 0 else 100 + rank)
 
     def call(name: str, *args: Any, **options: Any) -> None:
@@ -352,6 +352,7 @@ def forgotten(rank: int) -> list[str]:
         model.unfreeze,
         model.consolidate,
         model.absorb,
+        lambda: model.shrink({"3": 1}),
     ]
     for inner in (model, nn.Sequential(model)):
         wrapper = DistributedDataParallel(inner)
@@ -438,6 +439,7 @@ CHANGES: dict[str, Callable[[Any, str], Any]] = {
     "unfreeze": lambda net, _: distributed.unfreeze(net, timeout=TIMEOUT),
     "consolidate": lambda net, _: distributed.consolidate(net, timeout=TIMEOUT),
     "absorb": lambda net, _: distributed.absorb(net, timeout=TIMEOUT),
+    "shrink": lambda net, _: distributed.shrink(net, {"3": 1}, timeout=TIMEOUT),
     "load": lambda net, place: distributed.load(net, place, timeout=TIMEOUT),
 }
 
@@ -547,7 +549,7 @@ def lost_while_growing(rank: int) -> str:
     optimizer = adam(model)
     train(model, optimizer, range(2))
     if rank == 1:
-        carrying._share = lambda *_: os._exit(3)
+        carrying.share_ = lambda *_: os._exit(3)
     with unchanged(model.module, optimizer):
         return error_of(
             lambda: distributed.expand_layer(model, "0", 2, optimizer=optimizer, timeout=2.0)

@@ -66,7 +66,7 @@ def test_control_a_circle_is_found() -> None:
     assert floors({"a": {"b"}, "b": set(), "c": {"a", "b"}}) == {"b": 1, "a": 2, "c": 3}
 
 
-SAME_THING = {"load", "save", "plain_data"}
+SAME_THING = {"load", "save", "prune", "plain_data"}
 """Calls that do the same for several processes, or for other data."""
 
 

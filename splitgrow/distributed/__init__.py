@@ -1,4 +1,4 @@
-"""Growing a model that several processes train, on torch.distributed as it is."""
+"""Growing and shrinking a model that several processes train, on torch.distributed as it is."""
 
 from splitgrow.distributed.joint_methods import absorb, consolidate, next_generation, unfreeze
 from splitgrow.distributed.loading import load
@@ -11,7 +11,9 @@ from splitgrow.distributed.methods import (
     gathered,
     insert_layer,
 )
+from splitgrow.distributed.prune_methods import prune
 from splitgrow.distributed.saving import save
+from splitgrow.distributed.shrink_methods import remove_layer, shrink, shrink_layer
 from splitgrow.errors import DistributedError
 
 __all__ = [
@@ -27,6 +29,10 @@ __all__ = [
     "insert_layer",
     "load",
     "next_generation",
+    "prune",
+    "remove_layer",
     "save",
+    "shrink",
+    "shrink_layer",
     "unfreeze",
 ]

@@ -35,15 +35,17 @@ class Ballot:
     Attributes:
         parts: The values that must be the same everywhere, in words, by name.
         error: The error here; empty if there is none.
+        word: A text that may differ, of which the first process's is for all.
     """
 
     parts: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
+    word: str = ""
 
     def to_json(self) -> str:
         """The ballot as text: of each part its hash, and a beginning that people can read."""
         parts = {name: [digest(text), _short(text)] for name, text in self.parts.items()}
-        return json.dumps({"parts": parts, "error": self.error})
+        return json.dumps({"parts": parts, "error": self.error, "word": self.word})
 
 
 def digest(text: str) -> str:
@@ -63,6 +65,9 @@ def described(error: BaseException) -> str:
 
 class Agreement:
     """The votes of a group of processes on one call.
+
+    Attributes:
+        step: The name of the step that is being taken.
 
     Args:
         group: The processes; None for all.
@@ -88,6 +93,8 @@ class Agreement:
         self.what, self.timeout = what, timeout
         self._session = session_of(self.group, self.rank, len(self.ranks))
         self._unanimous = False
+        self._stopped: DistributedError | None = None
+        self.step = ""
 
     @property
     def source(self) -> int:
@@ -112,13 +119,17 @@ class Agreement:
                 f"that the processes meet at does not answer ({described(error)})"
             ) from error
         if verdict:
-            raise DistributedError(
+            self._stopped = DistributedError(
                 f"{self.what} was stopped on all {len(self.ranks)} ranks while {step}, and nothing "
                 f"is changed on any: {verdict}"
             )
+            raise self._stopped
 
     def attempt(self, step: str, action: Callable[[], tuple[_Made, Mapping[str, str]]]) -> _Made:
         """Does something in every process, and goes on if it succeeded in all with the same result.
+
+        The action itself may `vote` on its way, before it waits for the others. So a process whose
+        action has failed before that stops them there.
 
         Args:
             step: The name of the action, for the error.
@@ -129,17 +140,40 @@ class Agreement:
             DistributedError: In every process, if it failed in one or the parts differ.
             Exception: The action's error, if it raised the same in all of them.
         """
+        return self._attempt(step, lambda: (*action(), ""))
+
+    def first_word(self, step: str, action: Callable[[], str]) -> str:
+        """The text that an action makes in the first process; else as `attempt`.
+
+        Every process does the action, and none goes on if it failed in one. The text comes with the
+        vote, so that a process which dies afterwards keeps nobody waiting.
+        """
+
+        def speak() -> tuple[None, Mapping[str, str], str]:
+            own = action()  # fails here as it does there
+            return None, {}, "" if self.rank else own
+
+        self._attempt(step, speak)
+        first = self._session.store.get(self._keys()[0])
+        return str(json.loads(first)["word"])
+
+    def _attempt(
+        self, step: str, action: Callable[[], tuple[_Made, Mapping[str, str], str]]
+    ) -> _Made:
         made: _Made | None = None
         parts: Mapping[str, str] = {}
+        word, self.step = "", step
         failure: Exception | None = None
         try:
-            made, parts = action()
+            made, parts, word = action()
         except Exception as error:  # noqa: BLE001 - the others must hear of any error
             failure = error
         except BaseException as error:
             self._leave(error)
             raise
-        ballot = Ballot(parts, described(failure) if failure is not None else "")
+        if self._stopped is not None:  # by a vote inside the action: all have heard
+            raise self._stopped from (None if failure is self._stopped else failure)
+        ballot = Ballot(parts, described(failure) if failure is not None else "", word)
         try:
             self.vote(step, ballot)
         except DistributedError as stopped:

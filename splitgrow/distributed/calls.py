@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
 
 from splitgrow.growth.initializers import Initializer
 
@@ -20,3 +23,12 @@ def _word(value: object) -> str:
     if callable(value) and not isinstance(value, nn.Module):
         return str(getattr(value, "__qualname__", type(value).__qualname__))
     return repr(value)
+
+
+def as_list(given: Any) -> Any:
+    """Several things as a list, which can be read twice, and has the same words everywhere."""
+    if isinstance(given, Tensor):
+        return given.tolist()
+    if isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
+        return [*given]
+    return given

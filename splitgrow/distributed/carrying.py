@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 from splitgrow.distributed.agreement import Agreement
 from splitgrow.distributed.replicas import Replica
 from splitgrow.distributed.shards import Shards
+from splitgrow.distributed.sharing import mean_over, measured_alike, share_
 from splitgrow.distributed.units import is_unit
 from splitgrow.errors import SplitGrowError, UnsupportedModelError
 from splitgrow.growth.averages import begin_averages_
@@ -57,6 +57,7 @@ class Wrapped:
         self.replica: Replica | None = None
         self.shards: Shards | None = None
         self.shared = False
+        self._opened = False
         self.whole = plain_of(wrapped)
         if isinstance(wrapped, DistributedDataParallel):
             self.replica = Replica(wrapped)
@@ -68,6 +69,11 @@ class Wrapped:
                 )
             self.shards = Shards(self.whole, optimizers)
         self.model = growable_in(self.whole)
+
+    @property
+    def wraps(self) -> bool:
+        """Whether the processes hold the same values."""
+        return self.replica is not None or self.shards is not None
 
     def refuse_more(self, done: str) -> None:
         """Makes sure that nothing but the growable model is wrapped.
@@ -102,8 +108,9 @@ class Wrapped:
             self.replica.take_back(anew=self.shared)
 
     def open(self, *, values: bool) -> None:
-        """Makes a sharded model plain, with or without its values."""
-        if self.shards is not None:
+        """Makes a sharded model plain, with or without its values, if it is not yet."""
+        if self.shards is not None and not self._opened:
+            self._opened = True
             self.shards.open(values=values)
 
     def settle(self, rewritten: Sequence[Tensor] = ()) -> None:
@@ -182,10 +189,23 @@ def group_of(wrapped: nn.Module) -> Any:
     return None
 
 
+@dataclass(frozen=True)
+class ByChoice(Generic[_Made]):
+    """A change that depends on a choice, which the first process makes for all.
+
+    Attributes:
+        choose: Makes the choice, of plain data, and changes nothing.
+        change: Does the change to a model, given the choice; all or nothing.
+    """
+
+    choose: Callable[[Handle], Any]
+    change: Callable[[Handle, Any], _Made]
+
+
 def carry_out(
     wrapped: nn.Module,
     request: str,
-    change: Callable[[Handle], _Made],
+    change: Callable[[Handle], _Made] | ByChoice[_Made],
     *,
     optimizer: object = None,
     timeout: float = TIMEOUT,
@@ -225,51 +245,99 @@ def carry_out(
         return held, {"request": request, **picture_of(held, optimizers)}
 
     held = agreement.attempt("asking for the same", begin)
+    needed = values if callable(values) else lambda _: values
+    share = _Share(held, agreement, optimizers, needed)
 
     @all_or_nothing
     def carry_out(undo: Undo) -> _Made:
         undo.on_failure(held.restore)
-        known: set[int] = set()
-        since = len(history_of(held.model).edits)
-
-        def grow() -> tuple[_Made, Mapping[str, str]]:
-            held.open(values=values(held.model) if callable(values) else values)
-            known.update(map(id, _tensors(held.whole)))
-            with undo.gathers(), wrapper_told(), averaged(partial(_mean, agreement)):
-                made = change(handle(held.model))
-            return made, picture_of(held, optimizers)
-
-        def rewritten() -> list[Tensor]:
-            own = held.model
-            named = {**dict(own.named_parameters()), **dict(own.named_buffers())}
-            edits = history_of(own).edits[since:]
-            return [named[name] for edit in edits for name in edit.rewritten]
-
-        def settle() -> tuple[None, Mapping[str, str]]:
-            other = rewritten()
-            if shared:
-                new = [tensor for tensor in _tensors(held.whole) if id(tensor) not in known]
-                _share([*new, *other], agreement)
-                history = history_of(held.model)
-                history.edits = [
-                    *history.edits[:since],
-                    *_moved_alike(history.edits[since:], agreement),
-                ]
-                joined = any(edit.joined for edit in history.edits[since:])  # of averages
-                for copied, _ in () if joined else history.kin.following():
-                    begin_averages_(copied, held.model, since)
-            held.settle(other)
-            return None, picture_of(held, optimizers)
-
-        made = agreement.attempt("planning and growing", grow)
+        does = share.chosen(change) if isinstance(change, ByChoice) else change
+        made = agreement.attempt("planning and growing", lambda: share.grow(does, undo))
         held.shared = True
-        agreement.attempt("sharing what is new", settle)
-        edits = {edit.index: edit for edit in history_of(held.model).edits[since:]}
+        agreement.attempt("sharing what is new", lambda: share.settle(shared=shared))
+        edits = {edit.index: edit for edit in history_of(held.model).edits[share.since :]}
         if isinstance(made, Edit):
             return edits.get(made.index, made)  # type: ignore[return-value]
         return made
 
     return carry_out()
+
+
+class _Share:
+    """The share of one process in a change.
+
+    Attributes:
+        since: The number of the last edit before it.
+
+    Args:
+        held: The model, as this process holds it.
+        agreement: The processes.
+        optimizers: The optimizers of the model.
+        values: Whether its values are needed.
+    """
+
+    def __init__(
+        self,
+        held: Wrapped,
+        agreement: Agreement,
+        optimizers: list[Optimizer],
+        values: Callable[[nn.Module], bool],
+    ) -> None:
+        self._held, self._agreement, self._optimizers = held, agreement, optimizers
+        self._values = values
+        self._known: set[int] = set()
+        self.since = len(history_of(held.model).edits)
+
+    @contextmanager
+    def _open(self) -> Iterator[Handle]:
+        """The model, plain, inside a ``with`` block in which it may change."""
+        held = self._held
+        held.open(values=self._values(held.model))
+        with wrapper_told(), averaged(partial(mean_over, self._agreement)):
+            yield handle(held.model)
+
+    def chosen(self, change: ByChoice[_Made]) -> Callable[[Handle], _Made]:
+        """A change that depends on a choice, with the first process's."""
+
+        def choose() -> str:
+            with self._open() as model:
+                return json.dumps(change.choose(model))
+
+        choice = json.loads(self._agreement.first_word("choosing", choose))
+        return lambda model: change.change(model, choice)
+
+    def grow(
+        self, change: Callable[[Handle], _Made], undo: Undo
+    ) -> tuple[_Made, Mapping[str, str]]:
+        """Changes the model."""
+        with self._open() as model, undo.gathers():
+            self._known.update(map(id, _tensors(self._held.whole)))
+            made = change(model)
+        return made, picture_of(self._held, self._optimizers)
+
+    def settle(self, *, shared: bool) -> tuple[None, Mapping[str, str]]:
+        """Gives all processes the first one's values, and has the wrapper know the change."""
+        held, agreement, since = self._held, self._agreement, self.since
+        history, rewritten = history_of(held.model), self._rewritten()
+        edits = history.edits[since:]
+        if shared:
+            new = [tensor for tensor in _tensors(held.whole) if id(tensor) not in self._known]
+            share_([*new, *rewritten], agreement)
+            joined = any(edit.joined for edit in edits)  # of averages
+            for copied, _ in () if joined else history.kin.following():
+                begin_averages_(copied, held.model, since)
+        elif held.wraps:  # or every process has values of its own
+            share_(rewritten, agreement)
+        history.edits = [*history.edits[:since], *measured_alike(edits, agreement)]
+        held.settle(rewritten)
+        return None, picture_of(held, self._optimizers)
+
+    def _rewritten(self) -> list[Tensor]:
+        """The tensors that existed and have other values."""
+        own = self._held.model
+        named = {**dict(own.named_parameters()), **dict(own.named_buffers())}
+        edits = history_of(own).edits[self.since :]
+        return [named[name] for edit in edits for name in edit.rewritten]
 
 
 @contextmanager
@@ -298,51 +366,6 @@ def opened(
 def _tensors(module: nn.Module) -> list[Tensor]:
     """All parameters and buffers, each once, in an order that is the same in every process."""
     return [*module.parameters(), *module.buffers()]
-
-
-def _sendable(tensor: Tensor, agreement: Agreement) -> Tensor:
-    """A tensor's values where the processes' backend can send them; maybe the tensor's own."""
-    backend = str(dist.get_backend(agreement.group))
-    value = tensor.detach().contiguous()
-    return value.cuda() if "nccl" in backend and "gloo" not in backend else value
-
-
-@torch.no_grad()
-def _mean(agreement: Agreement, tensor: Tensor) -> Tensor:
-    """The mean of a tensor over the processes."""
-    value = _sendable(tensor, agreement).clone()
-    dist.all_reduce(value, group=agreement.group)
-    return (value / dist.get_world_size(agreement.group)).to(tensor.device)
-
-
-def _moved_alike(edits: Sequence[Edit], agreement: Agreement) -> list[Edit]:
-    """The edits, with what the first process has measured, whose values count."""
-    found = []
-    for edit in edits:
-        if edit.moved is not None:
-            edit = replace(edit, moved=_shared_numbers([edit.moved], agreement)[0])
-        if edit.loss is not None:
-            before, after = _shared_numbers(edit.loss, agreement)
-            edit = replace(edit, loss=(before, after))
-        found.append(edit)
-    return found
-
-
-def _shared_numbers(numbers: Sequence[float], agreement: Agreement) -> list[float]:
-    """The first process's numbers."""
-    held = torch.tensor(numbers, dtype=torch.float64)
-    _share([held], agreement)
-    return [float(number) for number in held]
-
-
-@torch.no_grad()
-def _share(tensors: list[Tensor], agreement: Agreement) -> None:
-    """Gives every process the first one's values."""
-    for tensor in tensors:
-        value = _sendable(tensor, agreement)
-        dist.broadcast(value, src=agreement.source, group=agreement.group)
-        if value.data_ptr() != tensor.data_ptr():
-            tensor.copy_(value)
 
 
 def picture_of(held: Wrapped, optimizers: list[Optimizer]) -> dict[str, str]:

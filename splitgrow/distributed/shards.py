@@ -58,6 +58,9 @@ class _Slot:
         self.standing = nn.Parameter(data, requires_grad=self.trains)
         if values and self.gradient is not None:
             self.standing.grad = gathered_of(self.gradient)
+        for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):  # seen as on a plain one
+            if getattr(sharded, hooks):
+                setattr(self.standing, hooks, getattr(sharded, hooks))
         for module, name in self.places:
             module._parameters[name] = self.standing  # noqa: SLF001
 
@@ -82,7 +85,13 @@ class _Slot:
         local.copy_(spread.to_local())
 
     def lower(self) -> None:
-        """Puts the sharded one back where nothing else has taken the place since."""
+        """Puts the sharded one back where nothing else has taken the place since.
+
+        A stand-in that lost channels itself, as those of a model that is being loaded do, stays, to
+        be sharded anew.
+        """
+        if self.standing.shape != self.sharded.shape:
+            return
         for module, name in self.places:
             if module._parameters.get(name) is self.standing:  # noqa: SLF001
                 module._parameters[name] = self.sharded  # noqa: SLF001

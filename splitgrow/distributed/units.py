@@ -237,8 +237,16 @@ class ShardUnit:
     def forget(self, gone: Callable[[nn.Module, str], bool]) -> None:
         """Lets go of parameters that are no longer there, by their modules and names."""
         for group in self.groups:
-            places = [(r, r._module_info) for r in group.fsdp_params]
-            kept = [r for r, place in places if not gone(place.module, place.param_name)]
+            kept = []
+            for record in group.fsdp_params:
+                place = record._module_info
+                if not gone(place.module, place.param_name):
+                    kept.append(record)
+                    continue
+                # Or it would take the module's next parameter for its own, after a load. The handle
+                # itself may know the dictionary of a module whose place this one took.
+                key = record._post_load_hook_handle.id
+                vars(place.module)["_load_state_dict_post_hooks"].pop(key, None)
             group.fsdp_params = kept
 
 

@@ -144,7 +144,7 @@ class HeldModel:
         if self.several:
             from splitgrow import distributed  # noqa: PLC0415 - loaded only where needed
 
-            edit: Edit = distributed.shrink(self._wrapped, asked, optimizer=optimizer)  # type: ignore[attr-defined]
+            edit: Edit = distributed.shrink(self._wrapped, asked, optimizer=optimizer)
             return edit
         return self.handle.shrink(asked, optimizer=optimizer)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from splitgrow.analysis.channels.channel_axes import groups_of
 from splitgrow.growth.history import History
+from splitgrow.growth.probe import mean_of
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import LayerType, known_layer_type
@@ -26,11 +27,12 @@ class InputMoments:
         pairs: Whether `products` and `covariance` are wanted, or those of each channel with itself.
 
     Attributes:
-        count: The number of samples: each position beside the channels is one.
+        count: The number of samples: each position beside the channels is one. Of several processes
+            the mean, as of all sums.
     """
 
     def __init__(self, dim: int, *, pairs: bool = True) -> None:
-        self.dim, self.count, self._pairs = dim, 0, pairs
+        self.dim, self.count, self._pairs = dim, 0.0, pairs
         self._sums: Tensor | None = None
         self._products: Tensor | None = None
         self._zeros: Tensor | None = None
@@ -46,6 +48,21 @@ class InputMoments:
         self._sums = sums if self._sums is None else self._sums + sums
         self._products = products if self._products is None else self._products + products
         self._zeros = zeros if self._zeros is None else self._zeros + zeros
+
+    def pool(self, width: int) -> None:
+        """Takes the samples of all processes that run the model together.
+
+        Args:
+            width: The number of channels, for a process that has seen none.
+        """
+        if self._sums is None or self._products is None or self._zeros is None:
+            shape = (width, width) if self._pairs else (width,)
+            self._sums = torch.zeros(width, dtype=torch.float64)
+            self._zeros, self._products = self._sums, torch.zeros(shape, dtype=torch.float64)
+        count = self._sums.new_tensor([self.count])
+        pooled = mean_of(torch.cat([self._sums, self._zeros, count]))
+        self._sums, self._zeros = pooled[:width], pooled[width:-1]
+        self._products, self.count = mean_of(self._products), float(pooled[-1])
 
     @property
     def mean(self) -> Tensor:
@@ -119,6 +136,8 @@ def input_moments(
         hook = _seeing(seen[node.name], entry)
         undo.on_failure(module.register_forward_pre_hook(hook).remove)
     run()
+    for name, moments in seen.items():
+        moments.pool(graph.groups.length(graph.nodes[name].ins))
     return {name: moments for name, moments in seen.items() if moments.count}
 
 

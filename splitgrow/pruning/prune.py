@@ -15,6 +15,7 @@ from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.planning import checked_rounding
+from splitgrow.growth.probe import mean_of
 from splitgrow.pruning.choosing import (
     PruneCandidates,
     PruneScope,
@@ -224,14 +225,36 @@ def prune_step_(
     Returns:
         The edit; None if no unit goes in this step.
     """
-    sizes, own = Sizes(model, give_up=plan.settings.give_up), plan.settings
-    if own.refit:
-        refuse_refitting(history)
-    view, request = chosen_request(model, history, plan, step, sizes)
+    request = choose_step(undo, model, history, plan, step)
     if not request:
         return None
-    found = _fits(view, request) if own.refit else []
-    before = sizes.macs_of_one
+    return prune_by_(undo, model, history, plan, request, optimizer=optimizer, check=check)
+
+
+def choose_step(
+    _undo: Undo, model: nn.Module, history: History, plan: PrunePlan, step: int
+) -> Request:
+    """The channels that go in a step, by layer; the model stays as it is."""
+    if plan.settings.refit:
+        refuse_refitting(history)
+    sizes = Sizes(model, give_up=plan.settings.give_up)
+    return chosen_request(model, history, plan, step, sizes)[1]
+
+
+def prune_by_(
+    undo: Undo,
+    model: nn.Module,
+    history: History,
+    plan: PrunePlan,
+    request: Request,
+    *,
+    optimizer: list[Optimizer],
+    check: bool,
+) -> Edit:
+    """Takes out the channels that were chosen in a step."""
+    own = plan.settings
+    found = _fits(_view(model, history, plan), request) if own.refit else []
+    before = Sizes(model).macs_of_one
     edit = take_out_(
         *(undo, model, history, request),
         round_to=1,
@@ -251,6 +274,12 @@ def prune_step_(
     return edit
 
 
+def _view(model: nn.Module, history: History, plan: PrunePlan) -> UnitsInView:
+    """The units that may go, with all that criteria look at."""
+    units = ParametersOfUnits(history.graph, history.modules, plan.candidates(history.graph).widths)
+    return UnitsInView(model, history, units, plan.settings.loss, plan.settings.batches)
+
+
 def chosen_request(
     model: nn.Module, history: History, plan: PrunePlan, step: int, sizes: Sizes
 ) -> tuple[UnitsInView, Request]:
@@ -263,8 +292,7 @@ def chosen_request(
     check_structure(model, history)
     graph, own = history.graph, plan.settings
     candidates = plan.candidates(graph)
-    units = ParametersOfUnits(graph, history.modules, candidates.widths)
-    view = UnitsInView(model, history, units, own.loss, own.batches)
+    view = _view(model, history, plan)
     scores = scores_in(view, own.criterion)
     missing = sorted({min(graph.makers(g)) for g in candidates.widths if g not in scores})
     if missing and (own.layers is not None or not scores):
@@ -289,7 +317,7 @@ def chosen_request(
 
 @temporarily
 def scores_in(undo: Undo, view: UnitsInView, criterion: Criterion) -> dict[int, Tensor]:
-    """The scores of all units.
+    """The scores of all units: of several processes that prune together the mean.
 
     Raises:
         ValueError: If they do not fit the units, or are not finite.
@@ -306,8 +334,11 @@ def scores_in(undo: Undo, view: UnitsInView, criterion: Criterion) -> dict[int, 
             )
         if not bool(own.isfinite().all()):
             raise ValueError(f"criterion {criterion.name!r} gives scores that are not finite")
-        found[group] = own
-    return found
+        found[group] = own.double()
+    if not found:
+        return found
+    means = torch.split(mean_of(torch.cat([*found.values()])), [*map(len, found.values())])
+    return dict(zip(found, means, strict=True))
 
 
 @temporarily

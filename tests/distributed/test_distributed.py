@@ -185,7 +185,7 @@ def test_an_interruption_stops_the_others() -> None:
 def test_growth_behind_a_wrappers_back_is_refused() -> None:
     found = in_processes(1, work.forgotten)
     *replicated, sharded, merged, analysed = found[0]
-    assert len(replicated) == 9
+    assert len(replicated) == 10
     assert "use the function of that name in splitgrow.distributed" in replicated[0]
     assert "splitgrow.distributed" not in replicated[-1]
     for error in replicated:
