@@ -227,10 +227,11 @@ def prune_step_(
     sizes, own = Sizes(model, give_up=plan.settings.give_up), plan.settings
     if own.refit:
         refuse_refitting(history)
-    view, request = chosen_request(model, history, plan, step, sizes)
+    with torch.inference_mode(mode=False):  # whose tensors have no gradients
+        view, request = chosen_request(model, history, plan, step, sizes)
+        found = _fits(view, request) if own.refit and request else []
     if not request:
         return None
-    found = _fits(view, request) if own.refit else []
     before = sizes.macs_of_one
     edit = take_out_(
         *(undo, model, history, request),
