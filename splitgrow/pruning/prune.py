@@ -238,7 +238,8 @@ def choose_step(
     if plan.settings.refit:
         refuse_refitting(history)
     sizes = Sizes(model, give_up=plan.settings.give_up)
-    return chosen_request(model, history, plan, step, sizes)[1]
+    with torch.inference_mode(mode=False):  # whose tensors have no gradients
+        return chosen_request(model, history, plan, step, sizes)[1]
 
 
 def prune_by_(
@@ -253,7 +254,8 @@ def prune_by_(
 ) -> Edit:
     """Takes out the channels that were chosen in a step."""
     own = plan.settings
-    found = _fits(_view(model, history, plan), request) if own.refit else []
+    with torch.inference_mode(mode=False):
+        found = _fits(_view(model, history, plan), request) if own.refit else []
     before = Sizes(model).macs_of_one
     edit = take_out_(
         *(undo, model, history, request),

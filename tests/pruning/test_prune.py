@@ -344,6 +344,15 @@ def test_all_that_is_not_units_stays_also_after_a_pruning() -> None:
     assert not torch.equal(torch.get_rng_state(), state)
 
 
+def test_it_works_where_gradients_and_history_are_off() -> None:
+    expected = busy().prune(0.4, criterion="taylor", **DATA).removed
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        model = busy()
+        with mode:
+            assert model.prune(0.4, criterion="taylor", **DATA).removed == expected
+        loss_of(model, (x(),)).backward()
+
+
 FAILURES: dict[str, Any] = {
     "an error in the loss": {"loss": lambda model, batch: 1 / 0, "criterion": "taylor"},
     "an error in the criterion": {"criterion": ByNumber({"fails": ZeroDivisionError()})},

@@ -85,7 +85,7 @@ def _means(
         if not part.requires_grad:
             undo.on_failure(partial(part.requires_grad_, False))
             part.requires_grad_(True)
-    with torch.inference_mode(mode=False), torch.enable_grad():
+    with torch.enable_grad():
         for loss in view.losses():
             gradients = _gradients(loss, parts)
             found = [(each, change(each, each.gradient(gradients))) for each in used]
@@ -107,7 +107,10 @@ def _gradients(loss: Tensor, parts: Sequence[nn.Parameter]) -> dict[int, Tensor]
             "model's outputs, and neither under no_grad nor detached"
         )
     found = torch.autograd.grad(loss, parts, allow_unused=True, materialize_grads=True)
-    return {id(part): gradient for part, gradient in zip(parts, found, strict=True)}
+    return {
+        id(part): gradient.to_dense() if gradient.is_sparse else gradient
+        for part, gradient in zip(parts, found, strict=True)
+    }
 
 
 def _by_readers(view: UnitsInView, means: Mapping[Role, Tensor]) -> dict[int, Tensor]:

@@ -169,6 +169,18 @@ def test_blocks_that_closed_generations_froze_count() -> None:
             assert_close(found[key], own)
 
 
+def test_gradients_may_be_sparse() -> None:
+    found = []
+    for sparse in (False, True):
+        module = Recurrent()
+        module.table.sparse = sparse
+        model = small(module)
+        batch = (torch.arange(15).view(3, 5) % 5,)
+        found.append(scores_of(model, Taylor(), [batch]))
+    for key, scores in found[0].items():
+        assert_close(found[1][key], scores)
+
+
 BAD_LOSSES: dict[str, tuple[Any, type[Exception], str]] = {
     "none": (None, ValueError, "give `loss`"),
     "a number": (lambda m, b: 1.0, TypeError, "a tensor of one number"),
