@@ -84,5 +84,5 @@ def test_control_other_values_have_other_scores() -> None:
 def test_parametrized_weights_are_refused_by_name() -> None:
     case = next(each for each in CASES if each.computed)
     model = grown_at_once(case)
-    with pytest.raises(UnsupportedLayerError, match="computes its `weight`"):
+    with pytest.raises(UnsupportedLayerError, match="its weight is computed at each call"):
         model.prune(0.5)
