@@ -139,6 +139,26 @@ class ChannelGraph:
         """The layers whose width can be asked for, and on whose outputs a growing group lies."""
         return frozenset(n.name for n in self.sized() if group in self.growing_groups(n.outs))
 
+    def output_groups(self) -> frozenset[int]:
+        """The groups whose units are channels of a tensor that the model returns.
+
+        The heads of a cache of keys and values are none: each is several units of its layer, which
+        lie along another dimension there.
+        """
+        found = set()
+        for run in (r for axes in self.outputs for axis in axes for r in self.groups.resolve(axis)):
+            if run.group is None or run.group in found:
+                continue
+            repeats = (
+                own.repeat
+                for name in self.makers(run.group)
+                for own in self.groups.resolve(self.nodes[name].outs)
+                if own.group == run.group
+            )
+            if run.repeat >= min(repeats, default=1):
+                found.add(run.group)
+        return frozenset(found)
+
     def output_shapes(self, growth: Mapping[int, int]) -> list[tuple[int, ...]]:
         """The shapes of the tensors that the model returns once groups have grown."""
         grown = self.groups.grown(growth)

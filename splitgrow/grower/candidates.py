@@ -56,7 +56,7 @@ def find_candidates(graph: ChannelGraph, selection: Selection) -> Candidates:
         raise FixedWidthError(
             "; ".join(f"`{name}` cannot grow: {graph.reason(graph.nodes[name])}" for name in fixed)
         )
-    outputs = output_groups(graph)
+    outputs = graph.output_groups()
     groups: dict[str, list[int]] = {}
     left: dict[str, str] = {}
     for group in dict.fromkeys(g for n in graph.sized() for g in graph.growing_groups(n.outs)):
@@ -109,30 +109,6 @@ def _stands_for(graph: ChannelGraph, group: int, makers: frozenset[str]) -> str:
         return others, graph.multiplicity(node.outs, group)
 
     return min(nodes, key=rank).name
-
-
-def output_groups(graph: ChannelGraph) -> frozenset[int]:
-    """The groups whose units are channels of a tensor that the model returns.
-
-    The heads of a cache of keys and values are none: each is several units of its layer, which lie
-    along another dimension there.
-    """
-    found = set()
-    for axes in graph.outputs:
-        for axis in axes:
-            for run in graph.groups.resolve(axis):
-                if run.group is None or run.group in found:
-                    continue
-                nodes = [graph.nodes[name] for name in graph.makers(run.group)]
-                repeats = (
-                    own.repeat
-                    for node in nodes
-                    for own in graph.groups.resolve(node.outs)
-                    if own.group == run.group
-                )
-                if run.repeat >= min(repeats, default=1):
-                    found.add(run.group)
-    return frozenset(found)
 
 
 def closest_names(name: str, layers: Sequence[Layer]) -> str:

@@ -119,9 +119,9 @@ def _groups_at(graph: ChannelGraph, node: LayerNode) -> list[int]:
 
 def _returned(graph: ChannelGraph) -> set[int]:
     """The groups whose units the model returns, or that inputs look up."""
-    axes = [axis for axes in graph.outputs for axis in axes]
-    axes += [node.ins for node in graph.nodes.values() if node.looks_up]
-    return {group for axis in axes for group in groups_of(graph.groups.resolve(axis))}
+    tables = (node.ins for node in graph.nodes.values() if node.looks_up)
+    rows = (group for axis in tables for group in groups_of(graph.groups.resolve(axis)))
+    return {*graph.output_groups(), *rows}
 
 
 def multiple_of(graph: ChannelGraph, group: int, round_to: int) -> int:

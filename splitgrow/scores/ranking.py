@@ -11,7 +11,6 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from splitgrow.analysis.channels.channel_axes import groups_of
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.history_lookup import history_of
@@ -261,12 +260,7 @@ class _Asked:
     def _growth(self, groups: Iterable[int], reasons: dict[int, str]) -> dict[int, int]:
         """The new units of each group that may have any values."""
         graph, growth = self.history.graph, dict[int, int]()
-        returned = {
-            group
-            for axes in graph.outputs
-            for axis in axes
-            for group in groups_of(graph.groups.resolve(axis))
-        }
+        returned = graph.output_groups()
         for group in groups:
             if group in returned:
                 reasons[group] = "the model returns its units"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import splitgrow
 from splitgrow import All, Factor, FixedWidthError, ToWidths
 from splitgrow.analysis.channels.channel_axes import groups_of
-from splitgrow.grower.candidates import Selection, find_candidates, output_groups
+from splitgrow.grower.candidates import Selection, find_candidates
 from splitgrow.growth.history_lookup import history_of
 
 FREE = [case for case in CASES if case.name != "mlp"]  # its only output cannot grow at all
@@ -25,7 +25,7 @@ def test_outputs_keep_their_shapes_and_all_other_groups_grow_once(case) -> None:
     growing = {g for node in graph.sized() for g in graph.growing_groups(node.outs)}
     edit = splitgrow.handle(model).expand(Factor(2.0).request(model))
     assert history_of(model).graph.output_shapes({}) == shapes
-    assert {*edit.growth} == growing - output_groups(graph)
+    assert {*edit.growth} == growing - graph.output_groups()
     assert all(units == graph.groups.width(group) for group, units in edit.growth.items())
 
 
@@ -88,7 +88,7 @@ def test_heads_grow_although_the_model_returns_a_cache_of_keys() -> None:
     model = splitgrow.growable(Heads().double(), torch.randn(2, 3, 5, dtype=torch.float64))
     graph = history_of(model).graph
     cached = {g for axis in graph.outputs[1] for g in groups_of(graph.groups.resolve(axis))}
-    assert cached - output_groups(graph)
+    assert cached - graph.output_groups()
     assert Factor(2.0).request(model) == {"embed": 8, "queries": 8}
 
 

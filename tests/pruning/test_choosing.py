@@ -180,3 +180,27 @@ def test_a_request_names_just_the_units(name: str) -> None:
     request = as_request(graph, units)
     assert requested_units(graph, history_of(model).modules, request) == units
     assert sum(len({*c}) for c in request.values()) >= math.fsum(map(len, units.values()))
+
+
+class _Cached(nn.Module):
+    """Attention that returns its keys beside its answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.keys, self.values = (nn.Linear(8, 16) for _ in range(3))
+        self.join, self.head = nn.Linear(16, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = (
+            layer(x).view(*x.shape[:2], -1, 4).transpose(1, 2)
+            for layer in (self.queries, self.keys, self.values)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(self.join(mixed.transpose(1, 2).flatten(2))), k
+
+
+def test_heads_go_although_the_model_returns_a_cache_of_keys() -> None:
+    model = splitgrow.growable(_Cached().double(), torch.randn(2, 3, 8, dtype=torch.float64))
+    model.prune(0.5, scope="layer")
+    widths = {layer.name: layer.width for layer in model.layers}
+    assert widths == {"queries": 8, "keys": 8, "values": 8, "join": 4, "head": 2}

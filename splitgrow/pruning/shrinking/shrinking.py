@@ -33,7 +33,9 @@ from splitgrow.growth.shrinking.narrowing import (
     smaller_parameters,
 )
 from splitgrow.growth.value_trials import analyse_again
-from splitgrow.layers.tensor_holder import layer_at
+from splitgrow.layers.tensor_holder import layer_at, split_of
+from splitgrow.layers.types import known_layer_type
+from splitgrow.layers.types.parametrized_layers import computed_names
 from splitgrow.pruning.giving_up import born_at, let_go_, lost_generations, refuse_loss
 from splitgrow.pruning.shrinking.chosen_units import (
     Chosen,
@@ -268,7 +270,8 @@ def _without(
 ) -> list[Tensor] | None:
     """The outputs when no layer reads the units; None where that is another function.
 
-    So it is where a norm over all channels, or a function, reads them.
+    So it is where a norm over all channels, or a function, reads them, and where a layer that
+    standardises its weight does: the mean of the weights that stay is another one.
     """
     graph, modules = history.graph, history.modules
     if not graph.ways.keys().isdisjoint(units):
@@ -277,12 +280,22 @@ def _without(
     with torch.inference_mode(mode=False), torch.no_grad():
         for node in graph.nodes.values():
             marks = chosen.on(node.ins), chosen.on(node.outs)
-            if node.followed and (bool(marks[0].any()) or bool(marks[1].any())):
-                read_nothing_(layer_at(modules, node.name, node.use), marks, undo)
+            if not node.followed or not (bool(marks[0].any()) or bool(marks[1].any())):
+                continue
+            layer = layer_at(modules, node.name, node.use)
+            if bool(marks[0].any()) and _standardises(layer):
+                return None
+            read_nothing_(layer, marks, undo)
     try:
         return outputs_of(model, fitting(model, history.inputs), touched=graph.touched)
     except NotRunnableError:
         return None
+
+
+def _standardises(layer: nn.Module) -> bool:
+    """Whether a layer makes its weight of a parameter at each call, without a parametrization."""
+    original = split_of(layer).original
+    return known_layer_type(original).merging.computes_weight and not computed_names(original)
 
 
 def _held_to(

@@ -50,7 +50,7 @@ def weakest_channels(
     if shares is None:
         raise ValueError(
             f"{count} of the {width} channels of `{node.name}` cannot go: it shrinks in steps of "
-            f"{graph.step(node)}, and a unit stays"
+            f"{_step(graph, node)}, and a unit stays"
         )
     if scores is None:
         scores = _squared_norms(graph, modules, groups)
@@ -61,6 +61,14 @@ def weakest_channels(
     }
     places = places_on(graph.groups, node.outs)
     return [position for position, (unit, _) in enumerate(places) if unit in weak]
+
+
+def _step(graph: ChannelGraph, node: LayerNode) -> int:
+    """The smallest number of channels that a layer can lose."""
+    return min(
+        graph.multiplicity(node.outs, group) * graph.multiples.get(group, (1, ""))[0]
+        for group in graph.growing_groups(node.outs)
+    )
 
 
 def shares_that_go(graph: ChannelGraph, node: LayerNode, count: int) -> dict[int, int] | None:

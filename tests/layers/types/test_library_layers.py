@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -204,3 +205,21 @@ def test_a_new_block_of_a_scaled_convolution_is_scaled_by_its_own_number_of_inpu
     assert (original.in_channels, new.in_channels) == (8, 11)
     assert new.scale == pytest.approx(original.scale * (8 / 11) ** 0.5)
     assert new.gain.flatten().tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["standardised", "scaled"])
+def test_a_convolution_that_standardises_its_weight_loses_inputs_of_it(name: str) -> None:
+    first, last = nn.Conv2d(3, 8, 3), nn.Conv2d(6, 2, 1)
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    net = randomise(nn.Sequential(first, nn.ReLU(), CONVS[name](), last)).double()
+    wide = copy.deepcopy(net)
+    model = splitgrow.growable(net, x)
+    edit = model.shrink_layer("0", [1, 4])
+    assert edit.moved is not None, "the weights that stay have another mean"
+    kept = [0, 2, 3, 5, 6, 7]
+    for layer, dim, names in ((wide[0], 0, ("weight", "bias")), (wide[2], 1, ("weight",))):
+        for each in names:
+            smaller = getattr(layer, each).detach().index_select(dim, torch.tensor(kept))
+            setattr(layer, each, nn.Parameter(smaller))
+    wide[2].in_channels = len(kept)
+    assert_equal(outputs_of(model.eval(), x), outputs_of(wide.eval(), x))
