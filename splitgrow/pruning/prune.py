@@ -270,7 +270,7 @@ def prune_by_(
         edit,
         criterion=own.criterion.name,
         macs=None if before is None or after is None else (before, after),
-        rewritten=fitted_tensors(model, found) if found else edit.rewritten,
+        rewritten=tuple(dict.fromkeys((*edit.rewritten, *fitted_tensors(model, found)))),
     )
     history.edits = [*history.edits[:-1], edit]
     return edit
@@ -317,6 +317,7 @@ def chosen_request(
     return view, request(share_for(goals, sizes, request, count))
 
 
+@torch.inference_mode(mode=False)  # whose tensors have no gradients
 @temporarily
 def scores_in(undo: Undo, view: UnitsInView, criterion: Criterion) -> dict[int, Tensor]:
     """The scores of all units: of several processes that prune together the mean.
@@ -343,6 +344,7 @@ def scores_in(undo: Undo, view: UnitsInView, criterion: Criterion) -> dict[int, 
     return dict(zip(found, means, strict=True))
 
 
+@torch.inference_mode(mode=False)
 @temporarily
 def _fits(undo: Undo, view: UnitsInView, request: Request) -> list[ReaderFit]:
     preserve_runs_(undo, view.model, random=True)

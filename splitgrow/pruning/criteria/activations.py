@@ -167,7 +167,9 @@ def moments_in(
 
 def _sections_read(layer: nn.Module) -> list[Section]:
     """The weights with which a layer reads its inputs; none if it does so in another way."""
-    plain = split_of(layer).composition().plain()
+    composition = split_of(layer).composition()
+    tensors = {name: composition.value(name) for name in composition.names}
+    plain = composition.holding(tensors, training=False)
     entry = known_layer_type(plain)
     if not has_weights(entry, plain):
         return []

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import CASES, Case
 from helpers import outputs_of
-from scoring import assert_close, grown_at_once, loss_of, scores_of
+from scoring import assert_close, grown_at_once, loss_of, made_growable, scores_of
 from torch import nn
 
 import splitgrow
@@ -81,8 +81,13 @@ def test_control_other_values_have_other_scores() -> None:
             assert any(not torch.equal(one[key], two[key]) for key in one)
 
 
-def test_parametrized_weights_are_refused_by_name() -> None:
+def test_weights_that_are_computed_have_scores_by_their_values_alone() -> None:
     case = next(each for each in CASES if each.computed)
-    model = grown_at_once(case)
+    for name in ("group", "l1", "activation", "reconstruction"):
+        model = made_growable(case)
+        assert model.prune(0.4, criterion=name, keep=0, batches=[case.inputs()]).removed
+        outputs_of(model, *case.inputs())
+    with pytest.raises(ValueError, match="'taylor' has no scores"):
+        made_growable(case).prune(0.4, criterion="taylor", loss=loss_of, batches=[case.inputs()])
     with pytest.raises(UnsupportedLayerError, match="its weight is computed at each call"):
-        model.prune(0.5)
+        grown_at_once(case).prune(0.5)
