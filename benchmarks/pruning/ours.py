@@ -29,7 +29,11 @@ def output_layers(model: nn.Module) -> list[str]:
     axes = [axis for axes in graph.outputs for axis in axes]
     groups = {group for axis in axes for group in graph.growing_groups(axis)}
     on_output = {n.name for n in graph.sized() if groups & {*graph.growing_groups(n.outs)}}
-    return [each.name for each in handle.layers if each.name in on_output or not each.readers]
+    return [
+        each.name
+        for each in handle.layers
+        if each.name in on_output or (each.growable and not each.readers)
+    ]
 
 
 def steps_of(model: nn.Module) -> dict[str, int]:
@@ -98,6 +102,7 @@ def prune(
     layers = splitgrow.handle(model).layers
     record.fixed = dict(Counter(tidy(each.reason) for each in layers if not each.growable))
     record.outputs = output_layers(model)
+    record.stuck = [each.name for each in layers if not each.growable]
     request, record.narrow = request_of(model, record.outputs)
     if request:
         with timed(found, "pruning"):

@@ -65,6 +65,7 @@ class Record:
         values: The dtype.
         inputs: The shapes of the tensors that it was fed.
         outputs: The layers that make the model's outputs, which stay as they are.
+        stuck: The layers whose width splitgrow cannot change.
         narrow: How many layers are too narrow to lose a unit.
         fixed: How many layers cannot shrink for each reason.
         notes: What else there is to know.
@@ -79,6 +80,7 @@ class Record:
     values: str = ""
     inputs: list[list[int]] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
     narrow: int = 0
     fixed: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
