@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.coverage.catalogues import Subject
 from benchmarks.coverage.outputs import Answer, OutputsDifferError, ask, difference, identical
-from benchmarks.coverage.peers import at_most, with_history
+from benchmarks.coverage.peers import TINY, at_most, with_history
 from benchmarks.coverage.preparing import Prepared, build
 from benchmarks.pruning.helps import Helps, helps_for, mend_, script_ignores
 from benchmarks.pruning.ours import OtherError
@@ -30,6 +30,9 @@ from benchmarks.pruning.steps import (
 
 SECONDS = 40.0
 """How long one attempt may take."""
+TINY_SECONDS = 10.0
+"""The same for a model of under a million parameters: there its search takes milliseconds, or does
+not end."""
 EQUAL = 1e-3
 """The largest relative difference that counts as rounding, in single precision."""
 _STEPS = ("", "analysis", "pruning", "forward", "training", "reload")
@@ -83,13 +86,13 @@ def prune(
         stay = record.outputs + record.stuck * attempt.stuck
         trial = _Trial(subject, prepared, stay, attempt, found)
         try:
-            with at_most(SECONDS):
+            with at_most(SECONDS if count(prepared.model) >= TINY else TINY_SECONDS):
                 trial.run(used)
         except TimeoutError as error:
             found.conclude("timeout", f"in {found.step}: {error}")
         except Exception as error:  # noqa: BLE001  what goes wrong is what is looked for
             found.conclude("fails", f"in {found.step}: {type(error).__name__}: {error}")
-        if best is None or _rank(found) > _rank(best):
+        if best is None or rank(found) > rank(best):
             best = found
         if found.status == "works":
             break
@@ -103,7 +106,8 @@ def _applies(attempt: Attempt, model: nn.Module) -> bool:
     return not (attempt.whole_heads or attempt.unfused) or bool(helps_for(model, []).num_heads)
 
 
-def _rank(found: Outcome) -> tuple[int, int]:
+def rank(found: Outcome) -> tuple[int, int]:
+    """How far an attempt came, to compare with others."""
     order = ("timeout", "fails", "other", "nothing", "works")
     return order.index(found.status), _STEPS.index(found.step)
 
@@ -115,6 +119,7 @@ class _Trial:
     outputs: list[str]
     attempt: Attempt
     found: Outcome
+    given: str = ""
 
     def run(self, used: frozenset[str] | None) -> None:
         """Prunes a fresh model, runs it, trains it, and reads it back."""
@@ -131,7 +136,7 @@ class _Trial:
         now = widths_of(model)
         found.pruned = sum(now[name] < width for name, width in widths.items())
         found.parameters = count(model)
-        found.help = ", ".join(filter(None, (helps.names(), self.attempt.name)))
+        found.help = ", ".join(filter(None, (self.given, self.attempt.name)))
         with timed(found, "forward"):
             answer = ran(model, inputs, self.prepared.before, detects=subject.detects)
         with timed(found, "training"):
@@ -163,6 +168,7 @@ class _Trial:
 
     def _pruner(self, model: nn.Module) -> tuple[Any, Helps]:
         helps = helps_for(model, self.outputs)
+        self.given = helps.names()  # it adds to what it is given
         if self.attempt.script:
             helps.ignored += script_ignores(model)
         options: dict[str, Any] = {}

@@ -26,7 +26,7 @@ from benchmarks.speed.memory import MIB, peak
 from benchmarks.speed.settings import Settings
 from benchmarks.vision import torchvision
 
-REPEATS = 5
+REPEATS = 3
 NAME = "times.jsonl"
 CASES = {
     "resnet50": "ResNet-50 of torchvision, one image of 224 by 224, half of each layer",
@@ -53,6 +53,8 @@ def measure(runs: Path, only: str | None, console: Console) -> None:
     for repeat in range(REPEATS):
         for case in CASES:
             for way in WAYS:
+                if case == "llama" and "unchecked" in way:
+                    continue  # without values there is nothing to check
                 done = sum(r["case"] == case and r["way"] == way for r in known)
                 if (only is not None and only != case) or (only is None and done > repeat):
                     continue
