@@ -31,7 +31,8 @@ _COVERAGE = """\
 
 Each model is made with random values, in a process of its own, in double precision up to 30 million
 parameters and in single above. All layers but those that make the model's outputs lose a quarter of
-their units at once, whole units such as heads, and at least one. Then:
+their units at once, whole units such as heads, and at least one. Models of transformers return no
+cache (`use_cache=False`), since its keys and values would be outputs. Then:
 
 * a forward pass gives outputs of the same shapes, and finite ones;
 * a training step has a finite loss, and reaches all parameters that it reached before pruning;
@@ -45,7 +46,8 @@ and more: the layers that make the outputs, found by splitgrow; the heads of att
 pruning, the attributes that its examples set. It is asked again with whole heads in place of parts
 of each head, without a fused attention, and with the layers left alone that splitgrow cannot
 shrink; the first way that works counts. Its model may come back from `tp.load_state_dict` or, as
-its documentation advises, from a pickle of the whole model. It has 40 seconds for each way, or 10 in a model of under a
+its documentation advises, from a pickle of the whole model. It has 40 seconds for each way, or 10
+in a model of under a
 million parameters.
 
 splitgrow compares the outputs with those of the model while nothing reads the channels

@@ -7,9 +7,11 @@ import os
 import resource
 import signal
 import warnings
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import torch
+from torch import nn
 
 from benchmarks.coverage.catalogues import Subject, find
 from benchmarks.coverage.findings import described
@@ -38,7 +40,7 @@ def examine(library: str, name: str, peer: bool, messages: Connection) -> None: 
     for stream in (1, 2):
         os.dup2(silence, stream)
     torch.set_num_threads(1)
-    subject = find(library, name)
+    subject = without_cache(find(library, name))
     record = Record(name, subject.family)
     messages.send(("build", record.as_dict()))
     with warnings.catch_warnings():
@@ -48,6 +50,20 @@ def examine(library: str, name: str, peer: bool, messages: Connection) -> None: 
             messages.send(("peer", record.as_dict()))
             prune_by_them(subject, record)
     messages.send(("done", record.as_dict()))
+
+
+def without_cache(subject: Subject) -> Subject:
+    """The same model without the cache of keys and values among its outputs."""
+
+    def build() -> nn.Module:
+        model = subject.build()
+        for module in model.modules():
+            config = getattr(module, "config", None)
+            if getattr(config, "use_cache", None):
+                config.use_cache = False
+        return model
+
+    return replace(subject, build=build) if subject.library == "transformers" else subject
 
 
 def fed(subject: Subject, record: Record) -> Prepared:
