@@ -140,7 +140,7 @@ def mend_(model: nn.Module, helps: Helps) -> None:
         module = attention.module
         layer = attention.joined if attention.joined is not None else attention.apart[0]
         width = layer.weight.shape[0] // (3 if attention.joined is not None else 1)
-        heads = helps.num_heads[layer]
+        heads = helps.num_heads.get(layer, attention.heads)
         _set(module, HEADS, heads)
         _set(module, SIZES, width // heads)
         _set(module, WHOLE, width)

@@ -46,6 +46,7 @@ class Attempt:
         name: What is told beside the plain call.
         whole_heads: Whether whole heads go, instead of a part of each.
         stuck: Whether the layers stay, too, whose width splitgrow cannot change.
+        heads: Whether heads may lose anything.
         script: Whether the layers stay that its script for torchvision leaves alone.
         unfused: Whether attention is computed without a fused kernel.
     """
@@ -53,6 +54,7 @@ class Attempt:
     name: str
     whole_heads: bool = False
     stuck: bool = False
+    heads: bool = True
     script: bool = False
     unfused: bool = False
 
@@ -64,6 +66,7 @@ ATTEMPTS = (
     Attempt("whole heads", whole_heads=True),
     Attempt("unfused attention", unfused=True),
     Attempt("unfused attention, whole heads", whole_heads=True, unfused=True),
+    Attempt("heads stay", heads=False),
 )
 
 
@@ -103,7 +106,8 @@ def prune(
 def _applies(attempt: Attempt, model: nn.Module) -> bool:
     if attempt.script:
         return bool(script_ignores(model))
-    return not (attempt.whole_heads or attempt.unfused) or bool(helps_for(model, []).num_heads)
+    plain = attempt.heads and not (attempt.whole_heads or attempt.unfused)
+    return plain or bool(helps_for(model, []).num_heads)
 
 
 def rank(found: Outcome) -> tuple[int, int]:
@@ -169,6 +173,9 @@ class _Trial:
     def _pruner(self, model: nn.Module) -> tuple[Any, Helps]:
         helps = helps_for(model, self.outputs)
         self.given = helps.names()  # it adds to what it is given
+        if not self.attempt.heads:
+            helps.ignored += helps.num_heads
+            helps.num_heads.clear()
         if self.attempt.script:
             helps.ignored += script_ignores(model)
         options: dict[str, Any] = {}
