@@ -45,10 +45,9 @@ and more: the layers that make the outputs, found by splitgrow; the heads of att
 `hidden_dim` for torchvision's transformers; its script's ignored layers for detection; and, after
 pruning, the attributes that its examples set. It is asked again with whole heads in place of parts
 of each head, without a fused attention, with all heads left alone, and with the layers left alone
-that splitgrow cannot shrink; the first way that works counts. Its model may come back from `tp.load_state_dict` or, as
-its documentation advises, from a pickle of the whole model. It has 40 seconds for each way, or 10
-in a model of under a
-million parameters.
+that splitgrow cannot shrink; the first way that works counts. Its model may come back from
+`tp.load_state_dict` or, as its documentation advises, from a pickle of the whole model. It has 40
+seconds for each way, or 10 in a model of under a million parameters.
 
 splitgrow compares the outputs with those of the model while nothing reads the channels
 that go. torch-pruning has no such check; here its outputs are compared likewise, where no norm
