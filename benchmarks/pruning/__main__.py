@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.coverage.catalogues import LIBRARIES, catalogue
-from benchmarks.coverage.results import matching
+from benchmarks.coverage.results import Results, matching
 from benchmarks.coverage.running import Limits, check_all
 from benchmarks.coverage.sizes import sizes_of, smallest_of_each
 from benchmarks.pruning.records import FOLDER, add, finished, path_of, read, tidied
@@ -63,7 +63,12 @@ def chosen(library: str, options: dict[str, Any], runs: Path) -> list[str]:
     """The models that have to run, the smallest first; of timm the smallest of each family."""
     listed: Any = catalogue(library)
     names = matching(listed.names(), options["only"])
-    sizes = sizes_of(library, names, runs)
+    # Counting takes long; the coverage of growth has it, but not of models that it left out.
+    counted = {name: found["parameters"] for name, found in Results(library).models.items()}
+    if library == "timm" and counted:
+        names = [name for name in names if name in counted]
+    rest = [name for name in names if name not in counted]
+    sizes = {**counted, **sizes_of(library, rest, runs)}
     if library == "timm" and options["only"] is None:
         names = smallest_of_each(names, sizes, {name: listed.family(name) for name in names})
     known = read(path_of(library, runs))
