@@ -53,14 +53,15 @@ def examine(library: str, name: str, peer: bool, messages: Connection) -> None: 
 
 
 def without_cache(subject: Subject) -> Subject:
-    """The same model without the cache of keys and values among its outputs."""
+    """The same model without a memory, such as of keys and values, among its outputs."""
 
     def build() -> nn.Module:
         model = subject.build()
         for module in model.modules():
             config = getattr(module, "config", None)
-            if getattr(config, "use_cache", None):
-                config.use_cache = False
+            for name in ("use_cache", "use_mems_eval"):
+                if getattr(config, name, None):
+                    setattr(config, name, False)
         return model
 
     return replace(subject, build=build) if subject.library == "transformers" else subject

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from benchmarks.pruning.page import accuracy_section, coverage_section, times_ta
 from benchmarks.pruning.records import Outcome, Record, add, finished, read, tidied
 from benchmarks.pruning.steps import UnusedError, gradients, ran, train, widths_of
 from benchmarks.pruning.tools import multiply_adds, pruned
-from benchmarks.pruning.trying import prune_by_them, prune_by_us
+from benchmarks.pruning.trying import prune_by_them, prune_by_us, without_cache
 
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
 
@@ -111,6 +112,17 @@ def test_outputs_of_another_shape_or_not_finite_are_seen() -> None:
 def test_widths_are_those_of_the_weights() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(4, 6, 1, groups=2), nn.Linear(3, 5))
     assert widths_of(model) == {"0": 6, "1": 5}
+
+
+def test_a_cache_is_no_output_of_a_model_of_transformers() -> None:
+    class Cached(Small):
+        config = SimpleNamespace(use_cache=True)
+
+    whose = {name: replace(subject_of(Cached), library=name) for name in ("timm", "transformers")}
+    without_cache(whose["timm"]).build()
+    assert Cached.config.use_cache
+    without_cache(whose["transformers"]).build()
+    assert not Cached.config.use_cache
 
 
 class Attention(nn.Module):
