@@ -66,7 +66,7 @@ def _tried(subject: Subject, sample: Sample, dtype: torch.dtype | None) -> dict[
             with defaulting_to(dtype or torch.get_default_dtype()):
                 started = time.perf_counter()
                 graph = tp.DependencyGraph().build_dependency(
-                    model, example_inputs=inputs, output_transform=_with_history, verbose=False
+                    model, example_inputs=inputs, output_transform=with_history, verbose=False
                 )
                 result["seconds"] = round(time.perf_counter() - started, 4)
                 result["reason"] = _find_group(graph, model, result)
@@ -77,7 +77,7 @@ def _tried(subject: Subject, sample: Sample, dtype: torch.dtype | None) -> dict[
     return result
 
 
-def _with_history(outputs: Any) -> list[torch.Tensor]:
+def with_history(outputs: Any) -> list[torch.Tensor]:
     """The output tensors that it can trace back."""
     return [tensor for tensor in tensors_of(outputs) if tensor.grad_fn is not None]
 
@@ -91,7 +91,7 @@ def _find_group(graph: Any, model: nn.Module, result: dict[str, Any]) -> str:
         if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):  # noqa: SLF001
             continue
         try:
-            with _at_most(TINY_SECONDS if tiny else LAYER_SECONDS):
+            with at_most(TINY_SECONDS if tiny else LAYER_SECONDS):
                 pruner = graph.get_pruner_of_module(module)
                 group = graph.get_pruning_group(module, pruner.prune_out_channels, idxs=[0])
                 if graph.check_pruning_group(group):
@@ -104,11 +104,11 @@ def _find_group(graph: Any, model: nn.Module, result: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
+def at_most(seconds: float) -> Iterator[None]:
     """Ends what runs inside with a TimeoutError when it takes too long."""
 
     def stop(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise TimeoutError(f"no group of channels within {seconds} s")
+        raise TimeoutError(f"not done within {seconds:g} s")
 
     old = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

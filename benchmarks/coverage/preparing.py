@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,12 @@ class Prepared:
     sample: Sample
 
 
+class Noted(Protocol):
+    """A record that notes can be added to."""
+
+    notes: list[str]
+
+
 @contextmanager
 def defaulting_to(dtype: torch.dtype) -> Iterator[None]:
     """New tensors have this dtype inside a ``with`` block."""
@@ -82,7 +88,7 @@ def prepare(subject: Subject, found: Findings) -> Prepared:
             if size >= REAL_AT_MOST:
                 raise
             found.notes.append(f"does not run as shapes only: {described(error)}")
-    prepared = prepared or _for_real(subject, found)
+    prepared = prepared or prepare_values(subject, found)
     found.parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     found.values = "shapes only" if prepared.dtype is None else str(prepared.dtype).split(".")[1]
     found.inputs = shapes_of(prepared.inputs)
@@ -123,18 +129,22 @@ def _as_shapes(subject: Subject) -> Prepared:
     return _fed(subject, model, None)
 
 
-def _for_real(subject: Subject, found: Findings) -> Prepared:
-    """In double precision; where the model does not run in that, in single."""
+def prepare_values(subject: Subject, found: Noted) -> Prepared:
+    """In double precision; where the model does not run in that, in single.
+
+    Raises:
+        Exception: Whatever the plain model raises where it does not run.
+    """
     try:
-        return _finite(subject, found, torch.float64)
+        return prepare_in(subject, found, torch.float64)
     except Exception as error:  # noqa: BLE001  then in its usual dtype
         in_double = described(error)
-    prepared = _finite(subject, found, torch.float32)
+    prepared = prepare_in(subject, found, torch.float32)
     found.notes.append(f"does not run in double precision: {in_double}")
     return prepared
 
 
-def _finite(subject: Subject, found: Findings, dtype: torch.dtype) -> Prepared:
+def prepare_in(subject: Subject, found: Noted, dtype: torch.dtype) -> Prepared:
     """With random values, milder ones if need be, under which all outputs are numbers."""
     for give_values in (randomise, randomise_little):
         model = build(subject, dtype)
