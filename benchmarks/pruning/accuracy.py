@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ TRAINED = 0.6
 GROWN_AT = (0.2, 0.35, 0.5)
 SEEDS = 3
 BATCH = 32
+SOME = 16
+"""The training batches that criteria and fits get."""
 TRAIN_RATE = 3e-3
 RATES = (1e-3, 3e-3)
 SCOPES = ("global", "layer")
@@ -42,11 +45,13 @@ class Arm:
         start: "large"; "grown" from the small one; or "small", pruned before it trains.
         tool: What prunes it; empty if nothing does.
         criterion: By what units are chosen.
+        refit: Whether the readers of the units that go are fitted.
     """
 
     start: str
     tool: str = ""
     criterion: str = ""
+    refit: bool = False
 
 
 ARMS = {
@@ -57,6 +62,9 @@ ARMS = {
     "torch-pruning, group": Arm("large", "torch-pruning", "group"),
     "splitgrow, l1": Arm("large", "splitgrow", "l1"),
     "torch-pruning, l1": Arm("large", "torch-pruning", "l1"),
+    "splitgrow, taylor": Arm("large", "splitgrow", "taylor"),
+    "torch-pruning, taylor": Arm("large", "torch-pruning", "taylor"),
+    "splitgrow, group, readers fitted": Arm("large", "splitgrow", "group", refit=True),
     "grown, then group": Arm("grown", "splitgrow", "group"),
 }
 
@@ -213,7 +221,10 @@ class Training:
         torch.manual_seed(job.seed)
         try:
             share = SHARE * whole / multiply_adds(model, example)
-            model = pruned(arm.tool, model, example, arm.criterion, job.scope, share)
+            model = pruned(
+                *(arm.tool, model, self._some(data), arm.criterion, job.scope, share),
+                refit=arm.refit,
+            )
         except (splitgrow.SplitGrowError, ValueError, RuntimeError) as error:
             return Run(job, 1.0, trained, 0.0, 0.0, 0.0, 0, refused=str(error))
         left = multiply_adds(model, example) / whole
@@ -221,6 +232,10 @@ class Training:
         self._train(model, (1 - first) * job.budget, job.rate, job.seed + 100)
         test, validation = (score_of(model, task, part) for part in (data.test, data.validation))
         return Run(job, left, trained, before, test, validation, _count(model))
+
+    def _some(self, data: Any) -> list[Any]:
+        """A few batches of training data."""
+        return [*islice(data.batches(BATCH, self.job.seed + 200), SOME)]
 
     def _start(self, start: str) -> nn.Module:
         torch.manual_seed(self.job.seed)

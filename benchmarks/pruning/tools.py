@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import splitgrow
@@ -17,7 +19,9 @@ KEEP = 0.1
 _STEPS = 400
 """Steps of torch-pruning towards all units, as in its own benchmark; it stops at the target."""
 
-CRITERIA = ("group", "l1", "random")
+CRITERIA = ("group", "l1", "taylor", "random")
+
+Batch = tuple[Tensor, Tensor]
 
 
 def multiply_adds(model: nn.Module, example: Tensor) -> int:
@@ -31,38 +35,69 @@ def multiply_adds(model: nn.Module, example: Tensor) -> int:
 
 
 def pruned(
-    tool: str, model: nn.Module, example: Tensor, criterion: str, scope: str, share: float
+    tool: str,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    criterion: str,
+    scope: str,
+    share: float,
+    *,
+    refit: bool = False,
 ) -> nn.Module:
     """The model without the weakest units, of that share of its multiply-adds.
 
     Args:
         tool: "splitgrow" or "torch-pruning".
         model: A trained network; it is changed.
-        example: An input.
+        batches: Training data for the criteria that need some, and for refitting.
         criterion: One of `CRITERIA`.
         scope: "global" to compare the units of all layers, "layer" to take the same of each.
         share: The share of the multiply-adds that stays.
+        refit: Whether splitgrow fits the readers.
     """
-    prune = _by_splitgrow if tool == "splitgrow" else _by_torch_pruning
-    return prune(model, example, criterion, scope, share)
+    if tool == "splitgrow":
+        return _by_splitgrow(model, batches, criterion, scope, share, refit=refit)
+    return _by_torch_pruning(model, batches, criterion, scope, share)
 
 
 def _by_splitgrow(
-    model: nn.Module, example: Tensor, criterion: str, scope: str, share: float
+    model: nn.Module,
+    batches: Sequence[Batch],
+    criterion: str,
+    scope: str,
+    share: float,
+    *,
+    refit: bool,
 ) -> nn.Module:
-    if not hasattr(model, "prune"):  # one that grew is growable already
-        model = splitgrow.growable(model, example)
-    target = splitgrow.Target(macs=share)
+    model = splitgrow.growable(model.eval(), batches[0][0][:2])
     handle: Any = splitgrow.handle(model)
-    handle.prune(target=target, criterion=criterion, scope=scope, keep=KEEP)
+    handle.prune(
+        target=splitgrow.Target(macs=share),
+        criterion=criterion,
+        scope=scope,
+        keep=KEEP,
+        refit=refit,
+        loss=_loss,
+        batches=batches,
+    )
     return splitgrow.merge(model)
 
 
+def _loss(model: nn.Module, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
 def _by_torch_pruning(
-    model: nn.Module, example: Tensor, criterion: str, scope: str, share: float
+    model: nn.Module, batches: Sequence[Batch], criterion: str, scope: str, share: float
 ) -> nn.Module:
     tp = import_module("torch_pruning")
+    example = batches[0][0][:2]
+    model.eval()
+    if criterion == "taylor":
+        for batch in batches:  # it sums their gradients
+            _loss(model, batch).backward()
     importance = {
+        "taylor": tp.importance.GroupTaylorImportance,
         "group": lambda: tp.importance.GroupMagnitudeImportance(p=2),
         "l1": lambda: tp.importance.MagnitudeImportance(p=1, group_reduction="first"),
         "random": tp.importance.RandomImportance,

@@ -190,11 +190,12 @@ def test_the_page_names_failures_and_where_the_rival_is_better() -> None:
 @pytest.mark.parametrize("scope", accuracy.SCOPES)
 def test_both_meet_the_target(tool: str, scope: str) -> None:
     torch.manual_seed(0)
-    x = torch.randn(2, 3, 8, 8)
-    model = Vgg((16, 16), 4)
-    whole = multiply_adds(model, x)
-    share = multiply_adds(pruned(tool, model, x, "group", scope, 0.5), x) / whole
-    assert 0.35 < share <= 0.5
+    x, y = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
+    for criterion in ("group", "taylor"):
+        model = Vgg((16, 16), 4)
+        whole = multiply_adds(model, x)
+        smaller = pruned(tool, model, [(x, y)], criterion, scope, 0.5)
+        assert 0.35 < multiply_adds(smaller, x) / whole <= 0.5
 
 
 def data(_: Path) -> Data:
