@@ -270,7 +270,11 @@ class Analysis(Sources):
         return self.held_tensors.seen(op, step, len(values), result)
 
     def _output(self, value: Any) -> None:
-        self.graph.outputs = tuple(leaf.axes for leaf in value)
+        returned = tuple(leaf.axes for leaf in value)
+        if self.outputs:  # of a run in evaluation mode, which comes first
+            self.graph.training_outputs = returned
+        else:
+            self.graph.outputs = returned
         for leaf in value:
             self.outputs.extend(leaf.axes)
             for axis in leaf.axes:

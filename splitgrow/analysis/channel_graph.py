@@ -95,7 +95,8 @@ class ChannelGraph:
             ways that the norms would take.
         starts: By way, the first values of new units.
         ties: The tensors that several layers hold, each with its holders: a path and a name.
-        outputs: The axes of the tensors that the model returns.
+        outputs: The axes of the tensors that the model returns in evaluation mode.
+        training_outputs: Those in training mode, if that was followed by itself.
         touched: The layers whose tensors forward uses outside of their calls.
         assigned: The paths at which forward itself puts modules, with the likeness of these.
         chosen: Where several numbers could follow a width, the choice at each place that is not the
@@ -114,6 +115,7 @@ class ChannelGraph:
     starts: Mapping[str, StartStates] = field(default_factory=dict)
     ties: tuple[tuple[tuple[str, str], ...], ...] = ()
     outputs: tuple[tuple[Axis, ...], ...] = ()
+    training_outputs: tuple[tuple[Axis, ...], ...] = ()
     touched: set[str] = field(default_factory=set)
     assigned: tuple[tuple[str, str], ...] = ()
     chosen: Mapping[str, int] = field(default_factory=dict)
@@ -140,13 +142,14 @@ class ChannelGraph:
         return frozenset(n.name for n in self.sized() if group in self.growing_groups(n.outs))
 
     def output_groups(self) -> frozenset[int]:
-        """The groups whose units are channels of a tensor that the model returns.
+        """The groups whose units are channels of a tensor that the model returns, in either mode.
 
         The heads of a cache of keys and values are none: each is several units of its layer, which
         lie along another dimension there.
         """
         found = set()
-        for run in (r for axes in self.outputs for axis in axes for r in self.groups.resolve(axis)):
+        returned = (axis for axes in (*self.outputs, *self.training_outputs) for axis in axes)
+        for run in (run for axis in returned for run in self.groups.resolve(axis)):
             if run.group is None or run.group in found:
                 continue
             repeats = (

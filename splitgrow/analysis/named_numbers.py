@@ -23,7 +23,7 @@ _CHANNELS = frozenset(("in_chans", "in_channels", "num_channels", "num_input_cha
 
 def named_numbers(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> Iterator[HeldNumber]:
     """The numbers of that kind that can follow a width."""
-    results = [axes[-1] for axes in graph.outputs if axes]
+    results = [axes[-1] for axes in (*graph.outputs, *graph.training_outputs) if axes]
     tables = [node.ins for node in graph.nodes.values() if node.looks_up]
     for path, attribute, value in _held(modules, _CLASSES | _WORDS):
         name = attribute.rpartition(".")[2]

@@ -128,7 +128,8 @@ def _head(
     said = graph.nodes.get(_said_by(model, graph, "get_output_embeddings"))
     if said is not None and graph.groups.length(said.outs) == rows:
         return said
-    made = {graph.groups.resolve(axis) for axes in graph.outputs for axis in axes[-1:]}
+    returned = (*graph.outputs, *graph.training_outputs)
+    made = {graph.groups.resolve(axis) for axes in returned for axis in axes[-1:]}
     heads = [
         node
         for node in graph.sized()
