@@ -92,6 +92,8 @@ def _check_others(life: Life, gone: Mapping[str, Any], *, tell: bool) -> None:
             average.catches_up(life.model)
         else:
             average.behind = True
+    # Tensors without a journal fit again where nothing else was ever done.
+    life.earlier = [earlier for earlier in life.earlier if "_extra_state" in earlier.state]
     for earlier in life.earlier:
         earlier.wider = True
 
