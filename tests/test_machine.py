@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import MANY
 from machine import __main__ as command
-from machine import acts, laws, shrinking
+from machine import acts, laws, removing, shrinking
 from machine.life import Life, Refused
 from machine.runs import batch
 from torch import Tensor, nn
@@ -213,6 +213,59 @@ def test_a_closed_generation_that_moves_as_channels_go_is_found() -> None:
     made.model.__dict__["shrink"] = moves
     with pytest.raises(AssertionError, match="has other values"):
         shrink(made)
+
+
+# -- layers that go ----------------------------------------------------------------------------
+
+
+def inserted_life(**options: bool) -> Life:
+    made = life(**options)
+    acts.insert(made, 0, "residual", freeze=True, tell=options.get("optimizer", False))
+    if made.trained is not None:
+        made.step(1, training=True, passes=1)
+    return made
+
+
+def remove(made: Life, *, give_up: bool = False) -> None:
+    removing.remove(made, 0, give_up=give_up, tell=made.trained is not None)
+    laws.check(made)
+
+
+def test_inserted_layers_go_and_the_laws_hold() -> None:
+    made = inserted_life(average=True, optimizer=True)
+    acts.next_generation(made)
+    with pytest.raises(Refused):
+        remove(made)
+    remove(made, give_up=True)
+    assert [closed.given_up for closed in made.closed] == [False, True]
+    assert not made.mirror.inserted
+
+
+def test_parameters_of_a_layer_that_stay_in_an_optimizer_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("splitgrow.pruning.removing.removing.leave_", lambda *_: None)
+    with pytest.raises((AssertionError, KeyError)):
+        remove(inserted_life(optimizer=True))
+
+
+def test_a_closed_generation_that_loses_a_layer_unasked_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("splitgrow.pruning.removing.removing.lost_generations", lambda *_: ())
+    made = inserted_life()
+    acts.next_generation(made)
+    with pytest.raises(AssertionError, match="a mistake was not refused"):
+        remove(made)
+
+
+def test_constants_that_are_lost_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(life(), "constant", layer=3)
+    monkeypatch.setattr(
+        "splitgrow.pruning.shrinking.folding.contributed", lambda *_: torch.zeros(9)
+    )
+    with pytest.raises((AssertionError, splitgrow.InexactError)):
+        shrink(life(), "constant", layer=3)
 
 
 def test_a_mistake_that_changes_something_is_found() -> None:

@@ -276,8 +276,13 @@ def cast(life: Life, dtype: torch.dtype) -> None:
         return
     life.dtype = dtype
     life.trained, life.earlier = None, []
+    life.averages = [average for average in life.averages if not average.behind]
     for average in life.averages:
         average.cast(dtype)
+        # It has been rounded in its own way so far, which a finer dtype would show.
+        named = dict(average.copied.named_parameters())
+        for name, parameter in life.model.named_parameters():
+            average.values[id(parameter)] = named[name].detach().clone()
     for closed in life.closed:
         closed.values = {
             name: value.to(dtype) if _is_cast(name, value) else value

@@ -11,6 +11,7 @@ import torch
 import splitgrow
 from machine.life import Before, Life, Refused
 from machine.oracle import Mirror
+from splitgrow.growth.history_lookup import history_of
 
 
 def remove(life: Life, index: int, *, give_up: bool, tell: bool) -> None:
@@ -66,8 +67,17 @@ def _check_model(life: Life, before: Before, edit: Any, gone: Mapping[str, Any])
     if life.numeric:
         now = life.output()
         life.close(now, life.mirror.outputs(life.snapshot(), life.probe()), f"oracle, {edit}")
-        if edit.moved is None:
+        if edit.moved is None and measured_on_probe(life):
             life.close(now, before.output, f"outputs after {edit}")
+
+
+def measured_on_probe(life: Life) -> bool:
+    """Whether an edit measures the outputs on the inputs by which lives are judged.
+
+    It does until the inputs gain channels, which have other values there.
+    """
+    (given,) = history_of(life.model).inputs.args
+    return given.shape == life.probe().shape and torch.equal(given.to(life.dtype), life.probe())
 
 
 def _check_others(life: Life, gone: Mapping[str, Any], *, tell: bool) -> None:
@@ -82,6 +92,8 @@ def _check_others(life: Life, gone: Mapping[str, Any], *, tell: bool) -> None:
             average.catches_up(life.model)
         else:
             average.behind = True
+    # Tensors without a journal fit again where nothing else was ever done.
+    life.earlier = [earlier for earlier in life.earlier if "_extra_state" in earlier.state]
     for earlier in life.earlier:
         earlier.wider = True
 

@@ -14,6 +14,7 @@ import splitgrow
 from machine.averages import Averaged
 from machine.life import Before, Life, Refused
 from machine.removal import Taken, strengths, take_out
+from machine.removing import measured_on_probe
 
 HOWS = ("new", "new", "any", "number", "first", "constant")
 """Newer channels, any, a number, all that a layer had before it grew, or any of zero weights."""
@@ -86,7 +87,7 @@ def _moved(
     """The outputs stay where the edit says so, and where only constants go."""
     if not life.numeric:
         return
-    if edit.moved is None:
+    if edit.moved is None and measured_on_probe(life):
         head = gone.get(before.mirror.axes().root("head"), set())
         stay = [n for n in range(before.output.shape[1]) if n not in head]
         life.close(life.output(), before.output[:, stay], f"outputs after {edit}")

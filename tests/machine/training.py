@@ -55,6 +55,15 @@ class Trained:
         own = {id(p) for p in self.listed()}
         return any(id(p) not in own for p in model.parameters())
 
+    def lie_as_parameters(self) -> None:
+        """Lays its tensors out in memory as the parameters, which torch's fused ones count on."""
+        for parameter, state in self.optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                    state[key] = torch.empty_like(parameter.detach(), dtype=value.dtype).copy_(
+                        value
+                    )
+
     def assert_told(self, model: nn.Module) -> None:
         """Each parameter once, in the model's order, under its own name."""
         listed = self.listed()

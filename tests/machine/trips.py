@@ -109,6 +109,7 @@ def _finish(life: Life, fresh: Any, again: Trained, *, go_on: bool, seed: int) -
     _assert_same(life, fresh)
     if life.channels_last:  # which no state carries; other kernels round gradients otherwise
         fresh.to(memory_format=torch.channels_last)
+        again.lie_as_parameters()
     again.grouping = trained.grouping
     life.trains_both((life.model, trained), (fresh, again), seed)
     life.untold = []  # those steps have told of them
