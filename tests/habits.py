@@ -373,7 +373,10 @@ def _(m: Any, x: Tensor, first: Grow, then: Grow) -> None:
 
 @habit(
     "`weight_norm` and other parametrizations of torch without buffers",
-    Outcome("works: the original stays parametrized, new blocks and merged layers are plain"),
+    Outcome(
+        "works: the original stays parametrized, new blocks and merged layers are plain; channels "
+        "can go under `weight_norm`, and where parts make parts"
+    ),
     Outcome("refused: `splitgrow.merge` first", "merge"),
 )
 def _(m: Any, x: Tensor, first: Grow, then: Grow) -> None:

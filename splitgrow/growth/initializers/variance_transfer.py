@@ -31,6 +31,7 @@ class VarianceTransfer(Pair):
 
     Example:
         >>> import torch, splitgrow
+        >>> _ = torch.manual_seed(0)
         >>> layers = [torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 5)]
         >>> net = torch.nn.Sequential(*layers, torch.nn.BatchNorm1d(5))
         >>> net = splitgrow.growable(net.eval(), torch.ones(2, 3))
