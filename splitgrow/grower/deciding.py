@@ -100,6 +100,5 @@ class Decider:
         view = UnitsInView(model, history, units, own.loss_on, own.batches)
         scores = scores_in(view, own.units_to_go)
         return {
-            name: weakest_channels(graph, modules, node, gone[name], scores=scores)
-            for name, node in nodes.items()
+            name: weakest_channels(graph, node, gone[name], scores) for name, node in nodes.items()
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from splitgrow.analysis.units import Unit, UnitNumbers
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
 from splitgrow.growth.edits import NumberChange, Removal
 from splitgrow.growth.planning import checked_rounding, find_node
-from splitgrow.pruning.shrinking.weakest import weakest_channels
+from splitgrow.pruning.shrinking.weakest import squared_norms, weakest_channels
 from splitgrow.utils.spans import Spans
 
 UnitsByGroup = Mapping[int, Collection[int]]
@@ -110,6 +111,7 @@ def requested_units(
     if not request:
         raise ValueError("a request maps layers to the channels that go, got none")
     checked_rounding(round_to)
+    scores = squared_norms(graph, modules, _counted_groups(graph, request))
     units: dict[int, set[int]] = defaultdict(set)
     problems: list[Exception] = []
     for layer, channels in request.items():
@@ -117,8 +119,8 @@ def requested_units(
             node = find_node(graph, layer)
             if not node.followed:
                 raise FixedWidthError(f"`{node.name}` cannot shrink: {graph.reason(node)}")
-            if isinstance(channels, int) or not isinstance(channels, (Iterable, Tensor)):
-                channels = weakest_channels(graph, modules, node, channels, round_to)
+            if not isinstance(channels, Iterable):
+                channels = weakest_channels(graph, node, channels, scores, round_to)
             for group, own in _units_at(graph, node, _checked(graph, node, channels)).items():
                 units[group].update(own)
         except (TypeError, ValueError, FixedWidthError, UnsupportedLayerError) as problem:
@@ -128,6 +130,18 @@ def requested_units(
     if problems:
         raise type(problems[0])("; ".join(map(str, problems)))
     return {group: sorted(own) for group, own in units.items()}
+
+
+def _counted_groups(
+    graph: ChannelGraph, request: Mapping[int | str, int | Sequence[int]]
+) -> list[int]:
+    """The groups of the layers that lose a number of channels; unknown layers have none."""
+    found: dict[int, None] = {}
+    for layer, channels in request.items():
+        if not isinstance(channels, Iterable):
+            with suppress(TypeError, ValueError, UnsupportedLayerError):
+                found.update(dict.fromkeys(graph.growing_groups(find_node(graph, layer).outs)))
+    return list(found)
 
 
 def _checked(graph: ChannelGraph, node: LayerNode, channels: Sequence[int]) -> list[int]:

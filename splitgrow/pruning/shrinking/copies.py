@@ -41,7 +41,7 @@ def shrink_copy_(
                 group: -torch.arange(history.graph.groups.width(group))
                 for group in history.graph.growing_groups(node.outs)
             }
-            channels = weakest_channels(history.graph, history.modules, node, channels, scores=last)
+            channels = weakest_channels(history.graph, node, channels, last)
         asked[node.name] = list(channels)
     final = Undo()
     take_out_(final, model, history, asked, round_to=1, give_up=give_up, optimizer=[], check=False)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
-from splitgrow.analysis.units import Unit, places_on
+from splitgrow.analysis.channels.channel_axes import Run
+from splitgrow.analysis.units import UnitNumbers
 from splitgrow.errors import FixedWidthError
 from splitgrow.growth.planning import checked_rounding
 from splitgrow.pruning.criteria.magnitudes import powers
@@ -16,22 +18,19 @@ from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits
 
 def weakest_channels(
     graph: ChannelGraph,
-    modules: Mapping[str, nn.Module],
     node: LayerNode,
     count: int,
+    scores: Mapping[int, Tensor],
     round_to: int = 1,
-    scores: Mapping[int, Tensor] | None = None,
 ) -> list[int]:
     """The channels of a layer's weakest units.
 
     Args:
         graph: The channel graph.
-        modules: The model's modules by path.
         node: The layer.
         count: The number of channels.
+        scores: By group a number for each unit; those with the lowest go.
         round_to: The number of which the width that stays is a multiple; more channels go for that.
-        scores: By group a number for each unit; those with the lowest go. None for
-            the sum of squares of all weights that make or read it.
 
     Raises:
         TypeError: If a number is no int.
@@ -52,15 +51,14 @@ def weakest_channels(
             f"{count} of the {width} channels of `{node.name}` cannot go: it shrinks in steps of "
             f"{_step(graph, node)}, and a unit stays"
         )
-    if scores is None:
-        scores = _squared_norms(graph, modules, groups)
-    weak = {
-        Unit(group, nth)
+    numbers = UnitNumbers(graph.groups)
+    on_axis = numbers.on(node.outs)
+    weak = [
+        numbers.on((Run(group, 1),))[scores[group].argsort(stable=True)[:units]]
         for group, units in shares.items()
-        for nth in scores[group].argsort(stable=True)[:units].tolist()
-    }
-    places = places_on(graph.groups, node.outs)
-    return [position for position, (unit, _) in enumerate(places) if unit in weak]
+    ]
+    found: list[int] = torch.isin(on_axis, torch.cat(weak)).nonzero().flatten().tolist()
+    return found
 
 
 def _step(graph: ChannelGraph, node: LayerNode) -> int:
@@ -90,9 +88,15 @@ def shares_that_go(graph: ChannelGraph, node: LayerNode, count: int) -> dict[int
     return None if count else shares
 
 
-def _squared_norms(
+def squared_norms(
     graph: ChannelGraph, modules: Mapping[str, nn.Module], groups: Iterable[int]
 ) -> dict[int, Tensor]:
-    """The sum of squares of all weights that make or read each unit of some groups."""
+    """The sum of squares of all weights that make or read each unit, by group.
+
+    Args:
+        graph: The channel graph.
+        modules: The model's modules by path.
+        groups: The groups.
+    """
     units = ParametersOfUnits(graph, modules, groups)
     return units.by_group(powers(units, "makes", "reads", p=2))
