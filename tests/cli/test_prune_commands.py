@@ -306,7 +306,14 @@ REFUSED = {
     ): "`first` is both among --only and among --except",
     ("--amount", "0.001"): "leaves every layer as it is",
     ("--target", "params=5"): "cannot get so small",
-    ("--amount", "0.5", "--criterion", "scale", "--only", "first"): "has no scores for the units of `first`",
+    (
+        "--amount",
+        "0.5",
+        "--criterion",
+        "scale",
+        "--only",
+        "first",
+    ): "has no scores for the units of `first`",
     ("--amount", "0.5", "--checkpoint", "missing.pt"): "cannot read missing.pt: No such file",
     (
         "--amount",
