@@ -31,6 +31,30 @@ from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
 
 
+def outputs_after(run: Callable[[], list[Tensor]], history: History, way_out: str) -> list[Tensor]:
+    """The outputs of a model after an edit, with the shapes that follow from its graph.
+
+    Args:
+        run: Runs the model.
+        history: Its history, with the edit.
+        way_out: The end of the message of an error.
+
+    Raises:
+        InexactError: If it does not run, or has outputs of other shapes.
+    """
+    try:
+        now = run()
+    except NotRunnableError as error:
+        raise InexactError(f"the model no longer runs afterwards: {error}; {way_out}") from None
+    shapes = history.graph.output_shapes({})
+    if len(shapes) == len(now) and shapes != [tuple(tensor.shape) for tensor in now]:
+        raise InexactError(
+            f"its outputs would have the shapes {[tuple(t.shape) for t in now]} instead of "
+            f"{shapes}; {way_out}"
+        )
+    return now
+
+
 @dataclass(frozen=True)
 class Unchanged:
     """A model's results before an edit, on its example inputs in evaluation mode.
@@ -55,16 +79,7 @@ class Unchanged:
         run = partial(outputs_of, model, fitting(model, history.inputs))
         run = partial(run, touched=history.graph.touched)
         scalars = Scalars()
-        try:
-            now = run(watch=scalars)
-        except NotRunnableError as error:
-            raise InexactError(f"the model no longer runs afterwards: {error}; {way_out}") from None
-        shapes = history.graph.output_shapes({})
-        if len(shapes) == len(now) and shapes != [tuple(tensor.shape) for tensor in now]:
-            raise InexactError(
-                f"its outputs would have the shapes {[tuple(t.shape) for t in now]} instead of "
-                f"{shapes}; {way_out}"
-            )
+        now = outputs_after(partial(run, watch=scalars), history, way_out)
         # A loss that balances experts depends on their number.
         experts = any(item.kind == "experts" for item in history.edits[-1].inserted)
         held = [n for n, tensor in enumerate(self.outputs) if tensor.dim() or not experts]

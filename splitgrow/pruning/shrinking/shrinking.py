@@ -19,7 +19,7 @@ from splitgrow.analysis.output_comparison import (
 )
 from splitgrow.errors import InexactError, UnsupportedLayerError
 from splitgrow.growth.absorption import absorb_these_, absorbable
-from splitgrow.growth.edit_check import Unchanged, before_edit
+from splitgrow.growth.edit_check import Unchanged, before_edit, outputs_after
 from splitgrow.growth.edits import Edit, Removal
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.module_numbers import change_
@@ -326,16 +326,7 @@ def _held_to(
         InexactError: If it does not, or no longer runs.
     """
     run = partial(outputs_of, model, fitting(model, history.inputs), touched=history.graph.touched)
-    try:
-        now = run()
-    except NotRunnableError as error:
-        raise InexactError(f"the model no longer runs afterwards: {error}; {_WAY_OUT}") from None
-    shapes = history.graph.output_shapes({})
-    if len(shapes) == len(now) and shapes != [tuple(tensor.shape) for tensor in now]:
-        raise InexactError(
-            f"its outputs would have the shapes {[tuple(t.shape) for t in now]} instead of "
-            f"{shapes}; {_WAY_OUT}"
-        )
+    now = outputs_after(run, history, _WAY_OUT)
     if silent is not None:
         found = compared(now, _part(silent, stays), lambda: run(noisy=True))
         if not found.same:
