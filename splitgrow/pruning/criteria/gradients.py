@@ -26,7 +26,6 @@ class Taylor(Criterion):
     """
 
     name = "taylor"
-    comparable = True
 
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """The mean squared change of the loss without each unit."""
@@ -49,7 +48,6 @@ class FisherInformation(Criterion):
     """
 
     name = "fisher"
-    comparable = True
 
     def scores(self, view: UnitsInView) -> Mapping[int, Tensor]:
         """The mean change of the loss without each unit."""
