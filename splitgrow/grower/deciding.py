@@ -86,7 +86,7 @@ class Decider:
         )
         target = self.to.budget.target
         plan = make_prune_plan(Undo(), model, history, settings, None, target, 1)
-        _, request = chosen_request(model, history, plan, 1, Sizes(model))
+        request = chosen_request(model, history, plan, 1, Sizes(model))
         return {str(n): list(own) for n, own in request.items() if not isinstance(own, int)}
 
     def _beyond_widths(self, stage: PlannedGrowth, model: nn.Module) -> dict[str, list[int]]:

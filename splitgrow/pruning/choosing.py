@@ -12,9 +12,9 @@ from torch import Tensor
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.analysis.channels.channel_axes import groups_of
-from splitgrow.analysis.units import places_on
 from splitgrow.errors import FixedWidthError
 from splitgrow.growth.planning import find_node
+from splitgrow.pruning.shrinking.chosen_units import Chosen
 
 PruneScope: TypeAlias = Literal["global", "layer"]
 """Whether the weakest units of all groups go, or of each group the same share."""
@@ -191,15 +191,11 @@ def as_request(graph: ChannelGraph, units: Mapping[int, Iterable[int]]) -> Reque
         graph: The channel graph.
         units: The units by group.
     """
-    wanted = {group: {*own} for group, own in units.items()}
+    wanted = {group: [*own] for group, own in units.items()}
     found: dict[int | str, int | Sequence[int]] = {}
     for node in graph.sized():
         here = [group for group in wanted if group in graph.growing_groups(node.outs)]
         if here:
-            own = {group: wanted.pop(group) for group in here}
-            found[node.name] = [
-                position
-                for position, (unit, _) in enumerate(places_on(graph.groups, node.outs))
-                if unit.home in own and unit.nth in own[unit.home]
-            ]
+            own = Chosen(graph.groups, {group: wanted.pop(group) for group in here})
+            found[node.name] = own.on(node.outs).nonzero().flatten().tolist()
     return found

@@ -239,7 +239,7 @@ def choose_step(
         refuse_refitting(history)
     sizes = Sizes(model, give_up=plan.settings.give_up)
     with torch.inference_mode(mode=False):  # whose tensors have no gradients
-        return chosen_request(model, history, plan, step, sizes)[1]
+        return chosen_request(model, history, plan, step, sizes)
 
 
 def prune_by_(
@@ -255,7 +255,7 @@ def prune_by_(
     """Takes out the channels that were chosen in a step."""
     own = plan.settings
     with torch.inference_mode(mode=False):
-        found = _fits(_view(model, history, plan), request) if own.refit else []
+        found = _fits(prune_view(model, history, plan), request) if own.refit else []
     before = Sizes(model).macs_of_one
     edit = take_out_(
         *(undo, model, history, request),
@@ -276,7 +276,7 @@ def prune_by_(
     return edit
 
 
-def _view(model: nn.Module, history: History, plan: PrunePlan) -> UnitsInView:
+def prune_view(model: nn.Module, history: History, plan: PrunePlan) -> UnitsInView:
     """The units that may go, with all that criteria look at."""
     units = ParametersOfUnits(history.graph, history.modules, plan.candidates(history.graph).widths)
     return UnitsInView(model, history, units, plan.settings.loss, plan.settings.batches)
@@ -284,7 +284,7 @@ def _view(model: nn.Module, history: History, plan: PrunePlan) -> UnitsInView:
 
 def chosen_request(
     model: nn.Module, history: History, plan: PrunePlan, step: int, sizes: Sizes
-) -> tuple[UnitsInView, Request]:
+) -> Request:
     """The channels that go in a step, by layer; the model stays as it is.
 
     Raises:
@@ -294,8 +294,7 @@ def chosen_request(
     check_structure(model, history)
     graph, own = history.graph, plan.settings
     candidates = plan.candidates(graph)
-    view = _view(model, history, plan)
-    scores = scores_in(view, own.criterion)
+    scores = scores_in(prune_view(model, history, plan), own.criterion)
     missing = sorted({min(graph.makers(g)) for g in candidates.widths if g not in scores})
     if missing and (own.layers is not None or not scores):
         raise ValueError(
@@ -311,10 +310,10 @@ def chosen_request(
 
     share = plan.amount
     if share is not None:
-        return view, request(share * step / plan.steps)
+        return request(share * step / plan.steps)
     check_reachable(plan.goals_at(plan.steps), sizes, request(1.0), missing)
     goals, count = plan.goals_at(step), sum(candidates.first[group] for group in scores)
-    return view, request(share_for(goals, sizes, request, count))
+    return request(share_for(goals, sizes, request, count))
 
 
 @torch.inference_mode(mode=False)  # whose tensors have no gradients

@@ -18,7 +18,7 @@ from splitgrow import Target
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.pruning import target as target_module
 from splitgrow.pruning.choosing import as_request, prunable_groups, weakest_units
-from splitgrow.pruning.prune import chosen_request, make_prune_plan, prune_settings
+from splitgrow.pruning.prune import make_prune_plan, prune_settings, prune_view
 from splitgrow.pruning.target import Sizes
 from splitgrow.utils.rollback import Undo
 
@@ -68,7 +68,7 @@ def one_unit_more(model: Any, twin: Any) -> Any:
     history = history_of(twin)
     plan = make_prune_plan(Undo(), twin, history, settings(), None, Target(params=1.0), 1)
     candidates = plan.candidates(history.graph)
-    view, _ = chosen_request(twin, history, plan, 1, Sizes(twin))
+    view = prune_view(twin, history, plan)
     scores = plan.settings.criterion.scores(view)
     share = (gone - 0.5) / sum(candidates.first.values())
     found = weakest_units(candidates, scores, share, "global", comparable=False)
