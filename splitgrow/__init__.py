@@ -39,7 +39,8 @@ from splitgrow.grower import (
     Score,
     ToWidths,
 )
-from splitgrow.growth.edits import Edit, InputChange, Insertion, LayerChange, NumberChange
+from splitgrow.growth.edit_parts import InputChange, Insertion, LayerChange, NumberChange
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.following import follow
 from splitgrow.growth.initializers import Initializer, initializers, register_initializer
 from splitgrow.growth.layer_list import Layer

@@ -32,14 +32,14 @@ def growable(
 
     The model's layers are analysed once, and nothing is replaced yet: module paths, state_dict,
     flags, buffers, hooks and random state are as before. It stays an instance of its class and
-    gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `mixtures`,
-    `runs`, `generation`), to plan (`plan`, `plan_insertion`, `plan_experts`, `plan_shrinking`), to
-    grow (`expand_layer`, `expand`, `expand_input`, `expand_vocabulary`, `expand_experts`,
-    `insert_layer`), to shrink (`shrink_layer`, `shrink`, `prune`, `remove_layer`), to handle
-    generations (`next_generation`, `at`, `unfreeze`), and to train (`generation_parameters`,
-    `parameters_of`, `param_groups`, `consolidate`, `absorb`). A name that the model uses itself
-    stays the model's, with a warning; `splitgrow.handle(model)` then has the method. It has
-    `edits`, too: all so far.
+    gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `summary`,
+    `mixtures`, `runs`, `generation`), to plan (`plan`, `plan_insertion`, `plan_experts`,
+    `plan_shrinking`), to grow (`expand_layer`, `expand`, `expand_input`, `expand_vocabulary`,
+    `expand_experts`, `insert_layer`), to shrink (`shrink_layer`, `shrink`, `prune`,
+    `remove_layer`), to handle generations (`next_generation`, `at`, `unfreeze`), and to train
+    (`generation_parameters`, `parameters_of`, `param_groups`, `consolidate`, `absorb`). A name that
+    the model uses itself stays the model's, with a warning; `splitgrow.handle(model)` then has the
+    method. It has `edits`, too: all so far.
     No type of Python's is both the model's class and a growable model, so the result is `Any` for
     type checkers; what `splitgrow.handle` returns has the methods with their types.
 

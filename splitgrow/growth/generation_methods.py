@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -20,6 +21,38 @@ from splitgrow.growth.history import view_
 from splitgrow.growth.history_lookup import HandleBase
 from splitgrow.utils.model_lock import lock_
 from splitgrow.utils.rollback import Undo
+
+
+class _Showing(AbstractContextManager[nn.Module]):
+    """A generation that is shown inside of a ``with`` block, and nowhere else."""
+
+    def __init__(self, block: AbstractContextManager[nn.Module]) -> None:
+        self._block = block
+
+    def __enter__(self) -> nn.Module:
+        return self._block.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        return self._block.__exit__(kind, error, trace)
+
+    def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
+        """Says how to call the model.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(_BLOCK)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"no {name!r} here: {_BLOCK}")
+
+
+_BLOCK = "a generation is shown inside of a block: `with model.at(0): outputs = model(inputs)`"
 
 
 class GenerationMethods(HandleBase):
@@ -119,8 +152,7 @@ class GenerationMethods(HandleBase):
         """Lets all parameters train again. Closed generations are no longer exact from here on."""
         self._operation("unfreeze", unfreeze_all_)
 
-    @contextmanager
-    def at(self, generation: int) -> Iterator[nn.Module]:
+    def at(self, generation: int) -> AbstractContextManager[nn.Module]:
         """The network exactly as it was when a generation was closed, inside a ``with`` block.
 
         In evaluation mode its outputs equal those before it was closed, bit for bit. Autograd
@@ -144,6 +176,10 @@ class GenerationMethods(HandleBase):
             StructureChangedError: If the model was changed by hand since it was closed.
             SplitGrowError: If another thread shows a generation, or keeps running the model.
         """
+        return _Showing(self._shown(generation))
+
+    @contextmanager
+    def _shown(self, generation: int) -> Iterator[nn.Module]:
         what, model_lock = "show a generation", self._history.model_lock
         model_lock.refuse_if_shown(what)
         with model_lock.rlock, Undo() as undo, undo:

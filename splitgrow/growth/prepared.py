@@ -14,7 +14,8 @@ from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.units import Place, Unit, along_tensors, layer_places
 from splitgrow.errors import UnsupportedLayerError
-from splitgrow.growth.edits import Edit, LayerChange
+from splitgrow.growth.edit_parts import LayerChange
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.hidden_units import hidden_groups
 from splitgrow.growth.planned_blocks import build_block, planned_blocks
 from splitgrow.layers.composition import Block, Composition
