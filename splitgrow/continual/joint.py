@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from typing_extensions import Unpack
 
 from splitgrow.continual.finetuning import Finetuning
+from splitgrow.continual.options import LearnerOptions
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.studies import whole_study
 from splitgrow.continual.tasks import Data, Task, joined, labels, takes_tensors
@@ -29,8 +31,13 @@ class Joint(Finetuning):
 
     method = "joint"
 
-    def __init__(self, *args: Any, **common: Any) -> None:
-        super().__init__(*args, **common)
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        **common: Unpack[LearnerOptions],
+    ) -> None:
+        super().__init__(model, example_inputs, **common)
         self._seen: tuple[Task, ...] = ()
 
     def learn_all(self, tasks: Iterable[Task]) -> list[TaskRecord]:

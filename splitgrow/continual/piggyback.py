@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
 from splitgrow.continual.masked import MaskedLearner
 from splitgrow.continual.masks import Picks
+from splitgrow.continual.options import LearnerOptions
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.tasks import Task
 
@@ -34,9 +38,15 @@ class Piggyback(MaskedLearner):
     settings = ("picks", "pretrained")
 
     def __init__(
-        self, *args: Any, picks: Picks = "binary", pretrained: bool = False, **common: Any
+        self,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        *,
+        picks: Picks = "binary",
+        pretrained: bool = False,
+        **common: Unpack[LearnerOptions],
     ) -> None:
-        super().__init__(*args, **common)
+        super().__init__(model, example_inputs, **common)
         if picks not in {"binary", "ternary"}:
             raise ValueError(f'picks must be "binary" or "ternary", got {picks!r}')
         self.picks, self.pretrained = picks, pretrained

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from splitgrow.continual.masked import MaskedLearner
+from splitgrow.continual.options import LearnerOptions
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.studies import Study
 from splitgrow.continual.tasks import Task
@@ -46,8 +48,15 @@ class ProgressiveNetworks(MaskedLearner):
     method = "progressive"
     settings = ("column",)
 
-    def __init__(self, *args: Any, column: float = 1.0, **common: Any) -> None:
-        super().__init__(*args, **common)
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        *,
+        column: float = 1.0,
+        **common: Unpack[LearnerOptions],
+    ) -> None:
+        super().__init__(model, example_inputs, **common)
         if not column > 0:
             raise ValueError(f"column must be above 0, got {column!r}")
         self.column = column
