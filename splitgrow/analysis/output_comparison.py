@@ -21,6 +21,7 @@ from splitgrow.analysis.stand_ins import clone, tensors_held
 from splitgrow.layers.execution import keep_nothing_
 from splitgrow.layers.freezing import hold_statistics
 from splitgrow.utils.example_call import ExampleCall
+from splitgrow.utils.module_slots import modules_of
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
 from splitgrow.utils.preserve import (
     ignore_warnings_,
@@ -120,7 +121,7 @@ def outputs_of(  # noqa: PLR0913
         NotRunnableError: If the model does not run, or its output cannot be looked at.
         MemoryError: If there is too little memory.
     """
-    modules = list(model.modules())
+    modules = modules_of(model)
     keep_random_states_(modules, undo)
     keep_attributes_(modules, undo, tensors=True)
     keep_modes_(undo)

@@ -268,9 +268,9 @@ def _misshapen_blocks(name: str, composition: Composition) -> Iterator[str]:
     """The tensors of a grown layer's blocks that do not fit their places."""
     merging, computed = composition.merging, composition.merging.computes_weight
     for key in composition.layer_type.tensors(composition.original):
-        for index, block in enumerate(composition.modules):
+        blocks = zip(composition.modules, composition.all_places(key), strict=True)
+        for index, (block, places) in enumerate(blocks):
             tensor = getattr(block, key, None) if computed else merging.value(block, key)
-            places = composition.places(index, key)
             if tensor is not None and any(
                 tensor.shape[dim] != length_of(spans) for dim, spans in places.items()
             ):

@@ -22,10 +22,25 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 _OTHER_STORES = frozenset(("_parameters", "_buffers", "_non_persistent_buffers_set"))
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """All modules of a model, each once, in the order of torch's, which takes far longer."""
+    found, seen, pending = list[nn.Module](), set[int](), [model]
+    while pending:
+        module = pending.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        found.append(module)
+        children = module._modules  # noqa: SLF001
+        if children:
+            pending += [child for child in reversed(children.values()) if child is not None]
+    return found
+
+
 def holders_in(model: nn.Module) -> Holders:
     """The holders of the modules of a model."""
     holders: dict[int, list[tuple[Any, Any]]] = {}
-    for module in model.modules():
+    for module in modules_of(model):
         for _, container, key, held in held_by(module):
             if container is not None:
                 holders.setdefault(id(held), []).append((container, key))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial, wraps
+from operator import is_
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -42,7 +43,7 @@ class Undo:
 
     def keep(self, *kept: dict[Any, Any]) -> None:
         """Registers a step that restores the present items of dictionaries, in their order."""
-        self.on_failure(partial(_put_back, [(items, items.copy()) for items in kept]))
+        self.on_failure(partial(_put_back, [(i, i.copy() if i else _NOTHING) for i in kept]))
 
     @property
     def depth(self) -> int:
@@ -114,9 +115,15 @@ class Undo:
 
 def _put_back(kept: Iterable[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
     for items, before in kept:
-        if [*map(id, items)] != [*map(id, before)]:  # tensors, as keys, have an == of their own
+        # Tensors, as keys, have an == of their own.
+        if len(items) != len(before) or not all(map(is_, items, before)):
             items.clear()
-        items.update(before)
+        if before:
+            items.update(before)
+
+
+_NOTHING: dict[Any, Any] = {}
+"""The items of an empty dictionary: of the many of a model's modules most are hooks, and empty."""
 
 
 def temporarily(work: Callable[Concatenate[Undo, P], T]) -> Callable[P, T]:
