@@ -64,7 +64,7 @@ class Layout:
     @property
     def length(self) -> int:
         """The number of positions."""
-        return sum([segment.length for segment in self.segments])
+        return sum(segment.length for segment in self.segments)
 
     @cached_property
     def _ends(self) -> tuple[int, ...]:
@@ -90,6 +90,22 @@ class Layout:
                 ends_of[first], starts_of[last] = last, first
             grown.append(tuple((start, ends_of[start] - start) for start in sorted(ends_of)))
         return list(self._born), grown
+
+    @cached_property
+    def _behind(self) -> frozenset[int]:
+        """The births that were behind all older positions."""
+        found, end = list[int](), 0
+        for birth, stretches in self._born.items():
+            start, length = stretches[0]
+            if start >= end > 0:
+                found.append(birth)
+            start, length = stretches[-1]
+            end = max(end, start + length)
+        return frozenset(found)
+
+    def is_behind(self, birth: int) -> bool:
+        """Whether the positions of an edit were behind all those that existed."""
+        return birth in self._behind
 
     def born_in(self, birth: int) -> Stretches:
         """The positions that were born in an edit."""
@@ -214,22 +230,26 @@ class Layout:
         """As `pieces`, by what is found once for all births."""
         pieces: list[Piece] = []
         old = new = passed = 0  # positions before this one, and those of the stretches before it
+        if birth in self._behind:
+            new = sum(count for _, count in self.born_in(birth))
+            old = sum(count for _, count in self.born_until(birth)) - new
+            return Piece(new=False, start=0, length=old), Piece(new=True, start=0, length=new)
         for start, length in self.born_until(birth):
             for first, count in self.born_in(birth):
                 if not start <= first < start + length:
                     continue
                 place = passed + first - start
                 if place > old + new:
-                    pieces.append(Piece(False, old, place - old - new))  # noqa: FBT003
+                    pieces.append(Piece(False, old, place - old - new))
                     old = place - new
                 if pieces and pieces[-1].new:
-                    pieces[-1] = Piece(True, pieces[-1].start, pieces[-1].length + count)  # noqa: FBT003
+                    pieces[-1] = Piece(True, pieces[-1].start, pieces[-1].length + count)
                 else:
-                    pieces.append(Piece(True, new, count))  # noqa: FBT003
+                    pieces.append(Piece(True, new, count))
                 new += count
             passed += length
         if passed > old + new:
-            pieces.append(Piece(False, old, passed - old - new))  # noqa: FBT003
+            pieces.append(Piece(False, old, passed - old - new))
         return tuple(pieces)
 
     def repeated(self, count: int) -> Layout:

@@ -255,14 +255,14 @@ class Composition:
             block = self.blocks[index]
             part = self._carried_over(name, part, index)
             dim, layout = layouts[block.kind == "helper"]
-            pieces = block.turns_on(layout)
-            if len(row) > 1 and (dim != row_dim or not _is_behind(pieces)):
+            behind = not torch.compiler.is_compiling() and layout.is_behind(block.edit)
+            if len(row) > 1 and (dim != row_dim or not behind):
                 row = [torch.cat(row, row_dim)]
-            if _is_behind(pieces):  # all that follow each other at the end are joined in one step
+            if behind:  # all that follow each other at the end are joined in one step
                 row.append(part)
                 row_dim = dim
             else:
-                row = [arranged(row[0], part, pieces, dim)]
+                row = [arranged(row[0], part, block.turns_on(layout), dim)]
         return torch.cat(row, row_dim) if len(row) > 1 else row[0]
 
     def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from splitgrow.utils.rollback import Undo
 
@@ -35,6 +35,27 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
         if children:
             pending += [child for child in reversed(children.values()) if child is not None]
     return found
+
+
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """All parameters and buffers of a model; a tensor that modules share is there several times."""
+    return [
+        tensor
+        for module in modules_of(model)
+        for store in (module._parameters, module._buffers)  # noqa: SLF001
+        for tensor in (store.values() if store else ())
+        if tensor is not None
+    ]
+
+
+def parameters_of(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters of a model, each once, in the order of torch's, which takes far longer."""
+    found: dict[int, nn.Parameter] = {}
+    for module in modules_of(model):
+        for parameter in module._parameters.values():  # noqa: SLF001
+            if parameter is not None:
+                found.setdefault(id(parameter), parameter)
+    return list(found.values())
 
 
 def holders_in(model: nn.Module) -> Holders:

@@ -59,8 +59,9 @@ def states_of_generators(modules: Iterable[nn.Module]) -> list[Callable[[], obje
     """The steps that restore random number generators, any number of times, as they are now."""
     modules, steps = list(modules), list[Callable[[], object]]()
     for module in modules:
-        for held in vars(module).values():
-            if type(held) not in _PLAIN and isinstance(held, torch.Generator):
+        own = vars(module).values()
+        for held in () if _PLAIN.issuperset(map(type, own)) else own:
+            if isinstance(held, torch.Generator):
                 steps.append(partial(held.set_state, held.get_state()))
     steps.append(partial(random.setstate, random.getstate()))
     numpy: Any = sys.modules.get("numpy")  # only if it is in use
@@ -203,8 +204,9 @@ def objects_of(module: nn.Module) -> dict[str, Any]:
 
 
 def _objects_in(attributes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in attributes.items():
-        if type(value) in _PLAIN or name in _STORES or isinstance(value, _NO_OBJECTS):
+    plain = _PLAIN.issuperset(map(type, attributes.values()))
+    for name, value in () if plain else attributes.items():
+        if name in _STORES or isinstance(value, _NO_OBJECTS):
             continue
         if hasattr(value, "__dict__"):
             source = f"{type(value).__module__}."

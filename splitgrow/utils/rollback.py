@@ -43,7 +43,8 @@ class Undo:
 
     def keep(self, *kept: dict[Any, Any]) -> None:
         """Registers a step that restores the present items of dictionaries, in their order."""
-        self.on_failure(partial(_put_back, [(i, i.copy() if i else _NOTHING) for i in kept]))
+        full = [(items, items.copy()) for items in kept if items]
+        self.on_failure(partial(_put_back, full, [items for items in kept if not items]))
 
     @property
     def depth(self) -> int:
@@ -113,17 +114,17 @@ class Undo:
         self.take_back()
 
 
-def _put_back(kept: Iterable[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
-    for items, before in kept:
+def _put_back(
+    full: Iterable[tuple[dict[Any, Any], dict[Any, Any]]], empty: Iterable[dict[Any, Any]]
+) -> None:
+    for items, before in full:
         # Tensors, as keys, have an == of their own.
         if len(items) != len(before) or not all(map(is_, items, before)):
             items.clear()
-        if before:
-            items.update(before)
-
-
-_NOTHING: dict[Any, Any] = {}
-"""The items of an empty dictionary: of the many of a model's modules most are hooks, and empty."""
+        items.update(before)
+    for items in empty:  # most of a model's: each module has eleven for hooks
+        if items:
+            items.clear()
 
 
 def temporarily(work: Callable[Concatenate[Undo, P], T]) -> Callable[P, T]:
