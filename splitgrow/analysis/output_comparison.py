@@ -21,7 +21,7 @@ from splitgrow.analysis.stand_ins import clone, tensors_held
 from splitgrow.layers.execution import keep_nothing_
 from splitgrow.layers.freezing import hold_statistics
 from splitgrow.utils.example_call import ExampleCall
-from splitgrow.utils.module_slots import modules_of, tensors_of
+from splitgrow.utils.module_slots import all_tensors, modules_of
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
 from splitgrow.utils.preserve import (
     ignore_warnings_,
@@ -87,7 +87,7 @@ def fitting(model: nn.Module, inputs: ExampleCall) -> ExampleCall:
 def has_values(model: nn.Module, inputs: ExampleCall) -> bool:
     """Whether all tensors have values, as against those on the meta device."""
     given = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
-    return not any([tensor.is_meta for tensor in (*tensors_of(model), *given)])  # noqa: C419 - fast
+    return not any([tensor.is_meta for tensor in (*all_tensors(model), *given)])  # noqa: C419 - fast
 
 
 @temporarily

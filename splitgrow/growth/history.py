@@ -25,7 +25,7 @@ from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.assigned_modules import Paths, changes_between, paths_in
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.model_lock import ModelLock
-from splitgrow.utils.module_slots import modules_of, parameters_of, tensors_of
+from splitgrow.utils.module_slots import all_parameters, all_tensors, modules_of
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.spans import length_of
 
@@ -194,11 +194,11 @@ def edits_of_tensors(model: nn.Module, edits: Iterable[Edit], since: int = 0) ->
         if isinstance(module, InsertionWrapper):
             for item in module.inserted:
                 if item.edit > since:
-                    found.update((id(t), item.edit) for t in tensors_of(module.part(item.name)))
+                    found.update((id(t), item.edit) for t in all_tensors(module.part(item.name)))
         elif isinstance(module, SplitLayer):
             for block, purpose in zip(module, module.blocks, strict=True):
                 if purpose.edit > since:
-                    found.update((id(t), purpose.edit) for t in tensors_of(block))
+                    found.update((id(t), purpose.edit) for t in all_tensors(block))
     absorbed = {name: e.index for e in edits if e.index > since for name in e.absorbed}
     modules = structure(model) if absorbed else {}
     for name, index in absorbed.items():
@@ -210,7 +210,7 @@ def _plain_tensors(modules: Mapping[str, nn.Module], name: str) -> Iterator[Tens
     """The tensors of a layer or of a module's tensor, without those of blocks added since."""
     module = modules.get(name, modules.get(blocks_path(name)))
     if module is not None:
-        yield from tensors_of(stock(module))
+        yield from all_tensors(stock(module))
         return
     parent, _, key = name.rpartition(".")
     tensor = getattr(modules.get(parent), key, None)
@@ -229,7 +229,7 @@ def added_since(model: nn.Module, history: History, edit: int) -> list[nn.Parame
     for name, parameter in model.named_parameters(remove_duplicate=False) if paths else ():
         if name in paths or any(name.startswith(f"{path}.") for path in paths):
             added[id(parameter)] = len(history.edits)
-    return [p for p in parameters_of(model) if added.get(id(p), 0) > edit]
+    return [p for p in all_parameters(model) if added.get(id(p), 0) > edit]
 
 
 def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:

@@ -248,8 +248,8 @@ class Composition:
         parts = self.parts(name)
         if not parts or parts[0][0]:
             return None
-        layouts = {reads: _growing_dim(axes, reads=reads) for reads in (True, False)}
-        layouts = {reads: (dim, self.layout(along)) for reads, (dim, along) in layouts.items()}
+        sides = {reads: _growing_dim(axes, reads=reads) for reads in (True, False)}
+        layouts = {reads: (dim, self.layout(along)) for reads, (dim, along) in sides.items()}
         row, row_dim = [self._carried_over(name, parts[0][1], 0)], 0
         for index, part in parts[1:]:
             block = self.blocks[index]

@@ -37,7 +37,7 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def tensors_of(model: nn.Module) -> list[Tensor]:
+def all_tensors(model: nn.Module) -> list[Tensor]:
     """All parameters and buffers of a model; a tensor that modules share is there several times."""
     return [
         tensor
@@ -48,7 +48,7 @@ def tensors_of(model: nn.Module) -> list[Tensor]:
     ]
 
 
-def parameters_of(model: nn.Module) -> list[nn.Parameter]:
+def all_parameters(model: nn.Module) -> list[nn.Parameter]:
     """All parameters of a model, each once, in the order of torch's, which takes far longer."""
     found: dict[int, nn.Parameter] = {}
     for module in modules_of(model):

@@ -59,8 +59,8 @@ def states_of_generators(modules: Iterable[nn.Module]) -> list[Callable[[], obje
     """The steps that restore random number generators, any number of times, as they are now."""
     modules, steps = list(modules), list[Callable[[], object]]()
     for module in modules:
-        own = vars(module).values()
-        for held in () if _PLAIN.issuperset(map(type, own)) else own:
+        values = vars(module).values()
+        for held in () if _PLAIN.issuperset(map(type, values)) else values:
             if isinstance(held, torch.Generator):
                 steps.append(partial(held.set_state, held.get_state()))
     steps.append(partial(random.setstate, random.getstate()))

@@ -20,7 +20,7 @@ from splitgrow.growth.prepared import PreparedEdit, frozen_layers
 from splitgrow.growth.probe import Probe, probing
 from splitgrow.growth.starting import set_start_values_
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.utils.module_slots import tensors_of
+from splitgrow.utils.module_slots import all_tensors
 from splitgrow.utils.rollback import Undo, temporarily
 
 
@@ -62,8 +62,8 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
         pairs = zip(former, versions, strict=True)
         prepared = replace(prepared, former=tuple(f for f, v in pairs if _version(f[0]) != v))
         return _with_losses(initializer, prepared)
-    pairs = zip(existing, before, strict=True)
-    written = {id(tensor) for tensor, version in pairs if _version(tensor) != version}
+    seen = zip(existing, before, strict=True)
+    written = {id(tensor) for tensor, version in seen if _version(tensor) != version}
     if written:
         named = (*prepared.model.named_parameters(), *prepared.model.named_buffers())
         names = [name for name, tensor in named if id(tensor) in written]
@@ -130,7 +130,7 @@ def _existing(prepared: PreparedEdit) -> Iterator[Tensor]:
     """The tensors that the layers of an edit have without it."""
     for layer in prepared.layers.values():
         for block in layer.existing:
-            yield from tensors_of(block)
+            yield from all_tensors(block)
 
 
 def _changeable(prepared: PreparedEdit) -> Iterator[Tensor]:
