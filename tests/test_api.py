@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import operator
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -136,6 +138,41 @@ def test_every_error_is_a_split_grow_error() -> None:
     errors = [getattr(splitgrow, name) for name in splitgrow.__all__ if name.endswith("Error")]
     assert errors
     assert all(issubclass(error, splitgrow.SplitGrowError) for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("code", "needs_torch"),
+    [
+        ("import splitgrow", False),
+        ("import splitgrow.errors", False),
+        ("import splitgrow; splitgrow.growable", True),
+        ("import splitgrow.handle; assert callable(splitgrow.handle)", True),
+        ("from splitgrow import *; growable, Grower, SplitGrowError", True),
+        ("import splitgrow.continual; import splitgrow; assert callable(splitgrow.growable)", True),
+    ],
+)
+def test_the_package_needs_torch_once_a_name_is_asked_for(code: str, needs_torch: bool) -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; sys.exit(10 + ('torch' in sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 10 + needs_torch, outcome.stderr
+
+
+def test_a_function_that_has_the_name_of_a_module_stays_the_function() -> None:
+    modules = {path.stem for path in Path(splitgrow.__file__).parent.glob("*.py")}
+    shared = [name for name in splitgrow.__all__ if name in modules]
+    assert shared == list(splitgrow._ALSO_MODULES)
+    setattr(splitgrow, shared[0], sys.modules[f"splitgrow.{shared[0]}"])  # as an import does
+    assert callable(splitgrow.growable)
+
+
+def test_names_that_do_not_exist_are_refused_and_the_others_are_listed() -> None:
+    assert set(splitgrow.__all__) | {"continual", "distributed", "scores"} <= set(dir(splitgrow))
+    with pytest.raises(AttributeError, match="no attribute 'growabel'"):
+        _ = splitgrow.growabel
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -45,6 +45,27 @@ class Block:
             return birth == self.edit
         return birth <= self.edit if self.corner else birth < self.edit
 
+    def read_on(self, layout: Layout) -> Spans:
+        """The positions on an axis of inputs that it `reads`."""
+        if torch.compiler.is_compiling():
+            return layout.spans(self.reads)
+        if self.kind == "helper":
+            return layout.born_in(self.edit)
+        return layout.born_until(self.edit if self.corner else self.edit - 1)
+
+    def made_on(self, layout: Layout) -> Spans:
+        """The positions on an axis of outputs that it `makes`."""
+        if torch.compiler.is_compiling():
+            return layout.spans(self.makes)
+        if self.kind == "helper":
+            return layout.born_until(self.edit if self.corner else self.edit - 1)
+        return layout.born_in(self.edit)
+
+    def turns_on(self, layout: Layout) -> tuple[Piece, ...]:
+        """How the channels of its edit take turns with older ones."""
+        compiling = torch.compiler.is_compiling()
+        return layout.pieces(self.edit) if compiling else layout.turns(self.edit)
+
     def makes(self, birth: int) -> bool:
         """Whether it adds to, or makes, the outputs that were born in an edit."""
         if self.kind == "helper":
@@ -167,13 +188,23 @@ class Composition:
         """The positions of a block on a dimension of the plain layer's tensors."""
         block, layout = self.blocks[index], self.layout(along)
         if not along.reads or self.layer_type.diagonal(self.original):
-            return layout.spans(block.makes)
-        return layout.spans(block.reads)
+            return block.made_on(layout)
+        return block.read_on(layout)
 
     def places(self, index: int, name: str) -> Mapping[int, Spans]:
         """Where a block's tensor lies in the plain layer's, by dimension."""
         axes = self.layer_type.tensors(self.original)[name]
         return {dim: self.spans(index, along) for dim, along in axes.items()}
+
+    def all_places(self, name: str) -> list[Mapping[int, Spans]]:
+        """Where every block's tensor lies in the plain layer's, by dimension."""
+        axes = self.layer_type.tensors(self.original)[name]
+        diagonal = self.layer_type.diagonal(self.original)
+        sides = [(d, self.layout(a), a.reads and not diagonal) for d, a in axes.items()]
+        return [
+            {d: b.read_on(layout) if reads else b.made_on(layout) for d, layout, reads in sides}
+            for b in self.blocks
+        ]
 
     def scattered(self, index: int, name: str) -> bool:
         """Whether a block's tensor lies in several pieces in the plain layer's."""
@@ -201,10 +232,10 @@ class Composition:
         first = self.merging.value(self.original, name)
         if first is None:
             return None
-        whole = room_for(first, self.shape(name))
+        whole, places = room_for(first, self.shape(name)), self.all_places(name)
         for index, part in self.parts(name):
             part = self._carried_over(name, part.detach(), index)
-            for there, own in regions(self.places(index, name), part.dim()):
+            for there, own in regions(places[index], part.dim()):
                 whole[there] = part[own]
         return whole
 
@@ -217,13 +248,22 @@ class Composition:
         parts = self.parts(name)
         if not parts or parts[0][0]:
             return None
-        whole = self._carried_over(name, parts[0][1], 0)
+        sides = {reads: _growing_dim(axes, reads=reads) for reads in (True, False)}
+        layouts = {reads: (dim, self.layout(along)) for reads, (dim, along) in sides.items()}
+        row, row_dim = [self._carried_over(name, parts[0][1], 0)], 0
         for index, part in parts[1:]:
             block = self.blocks[index]
             part = self._carried_over(name, part, index)
-            dim, along = _growing_dim(axes, reads=block.kind == "helper")
-            whole = arranged(whole, part, self.layout(along).pieces(block.edit), dim)
-        return whole
+            dim, layout = layouts[block.kind == "helper"]
+            behind = not torch.compiler.is_compiling() and layout.is_behind(block.edit)
+            if len(row) > 1 and (dim != row_dim or not behind):
+                row = [torch.cat(row, row_dim)]
+            if behind:  # all that follow each other at the end are joined in one step
+                row.append(part)
+                row_dim = dim
+            else:
+                row = [arranged(row[0], part, block.turns_on(layout), dim)]
+        return torch.cat(row, row_dim) if len(row) > 1 else row[0]
 
     def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:
         carry = self.carry(index)
@@ -284,9 +324,13 @@ def _dense(module: nn.Module) -> nn.Module:
 def arranged(old: Tensor, new: Tensor, pieces: tuple[Piece, ...], dim: int) -> Tensor:
     """Two tensors joined in pieces that take turns."""
     parts = (old, new)
-    if len(pieces) == 2 and not pieces[0].new:
+    if _is_behind(pieces):
         return torch.cat(parts, dim)
     return torch.cat([parts[p.new].narrow(dim, p.start, p.length) for p in pieces], dim)
+
+
+def _is_behind(pieces: tuple[Piece, ...]) -> bool:
+    return len(pieces) == 2 and not pieces[0].new
 
 
 def _growing_dim(axes: Any, *, reads: bool) -> tuple[int, Along]:

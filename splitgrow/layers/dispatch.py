@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -68,7 +69,6 @@ class Runner:
         self.own = Own(composition.modules) if own is None else own
         self.ran: LayerRun | None = None
         self.composition = composition if view is None else composition.until(view)
-        self._blockwise = Blockwise(self.composition)
         _ = self.composition.template  # while it can be made
         entry, original = composition.layer_type, composition.original
         self._channel_dim = entry.channel_dim(original) if entry.reads_channels else None
@@ -79,6 +79,18 @@ class Runner:
         self._reasons: dict[Any, str] = {}
         self._merged = Merged(self.composition, self.own if view is None else None)
         self._bytes = _bytes_of(self.composition)
+
+    @cached_property
+    def _blockwise(self) -> Blockwise:
+        return Blockwise(self.composition)
+
+    @cached_property
+    def _elements(self) -> int:
+        """The number of elements of the plain layer."""
+        composition = self.composition
+        names = composition.layer_type.tensors(composition.original)
+        held = [n for n in names if composition.merging.value(composition.original, n) is not None]
+        return sum(math.prod(composition.shape(name)) for name in held)
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, in the mode that is chosen.
@@ -164,8 +176,7 @@ class Runner:
             return True
         if torch.compiler.is_compiling():
             return False
-        elements = sum(p.numel() for module in self.modules for p in module.parameters())
-        return any(map(is_hooked, self.modules)) or self._costs_more(elements, x)
+        return any(map(is_hooked, self.modules)) or self._costs_more(self._elements, x)
 
     def _against_merging(self, mode: Mode, x: Tensor) -> str:
         """Why not to run as one layer; empty if nothing speaks against it."""

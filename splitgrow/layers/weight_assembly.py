@@ -49,12 +49,13 @@ class Assembly:
         entry, original = composition.layer_type, composition.original
         for name in entry.tensors(original) if entry.merging.side_by_side else ():
             start = len(self.parts)
+            places = composition.all_places(name)
             for index, module in enumerate(composition.modules):
                 if getattr(module, name, None) is None:
                     if composition.blocks[index].kind != "helper":
                         self._missing.append((module, name))
                     continue
-                self.parts.append(WeightPart(index, module, name, composition.places(index, name)))
+                self.parts.append(WeightPart(index, module, name, places[index]))
             self._slots[name] = range(start, len(self.parts))
 
     def look(self) -> None:
