@@ -1,0 +1,113 @@
+"""Gives the site the pages outside docs/, and leads links between them to the right place."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "COVERAGE.md",
+    "SECURITY.md",
+    *(f"benchmarks/{name}.md" for name in ("README", "LEARNING", "CONTINUAL", "PRUNING")),
+]
+"""Pages outside docs/, by their place in the repository."""
+SHOWN = {".py": "python", ".toml": "toml", ".json": "json"}
+"""Files that a link leads to as a page of their text."""
+LINK = re.compile(r"(\]\()(?!https?:|#|mailto:)([^)#\s]+)((?:#[^)]*)?\))")
+FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages outside docs/, and the pictures and sources that any page links to."""
+    written = [f"docs/{file.src_uri}" for file in files.documentation_pages()] + PAGES
+    linked = {target for page in written for target in _targets(page)}
+    for place in sorted(linked.union(PAGES)):
+        source = ROOT / place
+        if place in written or not source.is_file() or place == "README.md":
+            if place not in PAGES:
+                continue
+        uri = _site_place(place)
+        if files.get_file_from_path(uri) is None:
+            files.append(_file(source, uri, config))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
+    """Leads links from places in the repository to places on the site."""
+    uri = page.file.src_uri
+    here = _repository_place(uri)
+
+    def led(match: re.Match[str]) -> str:
+        place = os.path.normpath(os.path.join(os.path.dirname(here), match[2]))
+        new = os.path.relpath(_site_place(place), os.path.dirname(uri) or ".")
+        return f"{match[1]}{new}{match[3]}"
+
+    return "".join(
+        text if fenced else LINK.sub(led, text) for fenced, text in _fenced_and_not(markdown)
+    )
+
+
+def _fenced_and_not(markdown: str) -> Iterator[tuple[bool, str]]:
+    """The text in pieces, each with whether it is a block of code."""
+    end = 0
+    for match in FENCE.finditer(markdown):
+        yield False, markdown[end : match.start()]
+        yield True, match[0]
+        end = match.end()
+    yield False, markdown[end:]
+
+
+def _targets(page: str) -> Iterator[str]:
+    """The files of the repository that a page links to."""
+    for fenced, text in _fenced_and_not((ROOT / page).read_text()):
+        for match in () if fenced else LINK.finditer(text):
+            yield os.path.normpath(os.path.join(os.path.dirname(page), match[2]))
+
+
+def _site_place(place: str) -> str:
+    """Where a file of the repository is on the site."""
+    if place == "README.md":
+        return "index.md"
+    suffix = Path(place).suffix
+    if suffix in {*SHOWN, ".ipynb"}:
+        return f"source/{place.removeprefix('docs/')}.md"
+    inside = place.startswith("docs/")
+    return place.removeprefix("docs/") if inside else f"project/{place}"
+
+
+def _repository_place(uri: str) -> str:
+    """The inverse, for pages."""
+    if uri.startswith("project/"):
+        return uri.removeprefix("project/")
+    if uri.startswith("source/"):
+        return f"docs/{uri.removeprefix('source/')}"
+    return f"docs/{uri}"
+
+
+def _file(source: Path, uri: str, config: Any) -> File:
+    if source.suffix == ".ipynb":
+        return File.generated(config, uri, content=_notebook(source))
+    if source.suffix in SHOWN:
+        text = f"# {source.name}\n\n```{SHOWN[source.suffix]}\n{source.read_text()}\n```\n"
+        return File.generated(config, uri, content=text)
+    return File.generated(config, uri, abs_src_path=str(source))
+
+
+def _notebook(source: Path) -> str:
+    """A notebook as a page: its text, and its code in blocks."""
+    pieces = []
+    for cell in json.loads(source.read_text())["cells"]:
+        text = "".join(cell["source"])
+        pieces.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    return "\n\n".join(pieces)
