@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import splitgrow
 import splitgrow.continual
 import splitgrow.grower
+from benchmarks.vision import torchvision
 
 LIBRARIES = {"checkpoints.md", "hugging_face.md", "training.md", "transformers.md"}
 """Pages whose code needs the packages of benchmarks/requirements.txt."""
@@ -40,19 +41,21 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Four stages of two blocks, with the names of torchvision's."""
+    """Stages of two blocks, with the names of torchvision's."""
 
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, width: int = 8, stages: int = 4) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, padding=1)
-        widths = [width, width, 2 * width, 2 * width, 2 * width]
-        for stage in range(4):
-            blocks = Block(widths[stage], widths[stage + 1]), Block(*[widths[stage + 1]] * 2)
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(2 * width, 10)
+        widths = [width, width, *[2 * width] * (stages - 1)]
+        self.stages = [f"layer{stage}" for stage in range(1, stages + 1)]
+        for name, inputs, width in zip(self.stages, widths, widths[1:], strict=False):
+            setattr(self, name, nn.Sequential(Block(inputs, width), Block(width, width)))
+        self.fc = nn.Linear(widths[-1], 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        x = self.conv1(x)
+        for name in self.stages:
+            x = getattr(self, name)(x)
         return self.fc(x.mean((2, 3)))
 
 
@@ -78,8 +81,8 @@ class Head(nn.Module):
         return self.fc(self.conv(x).relu().flatten(1))
 
 
-def _resnet(*, growable: bool, width: int = 8, size: int = 8) -> dict[str, Any]:
-    model: Any = ResNet(width).eval()
+def _resnet(*, growable: bool, size: int = 8, **options: int) -> dict[str, Any]:
+    model: Any = ResNet(**options).eval()
     x, y = torch.randn(4, 3, size, size), torch.arange(4)
     optimizer = torch.optim.AdamW(model.parameters())
     if growable:
@@ -144,7 +147,7 @@ def _processes() -> Iterator[dict[str, Any]]:
 
 
 def _pruning() -> Iterator[dict[str, Any]]:
-    yield {**_resnet(growable=False, width=64, size=4), "cross_entropy": F.cross_entropy}
+    yield {**_resnet(growable=False, size=4, stages=3), "cross_entropy": F.cross_entropy}
 
 
 def _training() -> Iterator[dict[str, Any]]:
@@ -171,6 +174,7 @@ def _training() -> Iterator[dict[str, Any]]:
     yield {
         **_resnet(growable=True),
         "net": Net(),
+        "Net": Net,
         "example_inputs": x,
         "module": Module(),
         "module_as_at_the_start": Module(),
@@ -237,6 +241,8 @@ SETUPS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
 @contextmanager
 def names_for(page: str) -> Iterator[dict[str, Any]]:
     """The names that a page's code begins with; a page without a setup imports all it needs."""
+    if page in LIBRARIES:
+        torchvision()  # lightning and transformers import it
     if page not in SETUPS:
         yield {"__name__": "page"}
         return

@@ -69,6 +69,7 @@ def test_an_example_runs(
     monkeypatch.setenv("SPLITGROW_EXAMPLE", "small")
     if script.name in OWN_PROCESS:
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
         run = [sys.executable, str(script)]
         assert "True" in subprocess.run(run, capture_output=True, text=True, check=True).stdout
         return
@@ -76,7 +77,7 @@ def test_an_example_runs(
     said = capsys.readouterr().out
     assert said
     assert "CHANGED" not in said
-    assert "False" not in said.replace("bias=False", "")
+    assert ": False" not in said
 
 
 @pytest.mark.slow
