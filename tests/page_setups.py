@@ -151,8 +151,8 @@ def _pruning() -> Iterator[dict[str, Any]]:
 
 
 def _training() -> Iterator[dict[str, Any]]:
-    import lightning
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    import lightning  # noqa: PLC0415
+    from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: PLC0415
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -187,7 +187,7 @@ def _training() -> Iterator[dict[str, Any]]:
 
 
 def _llama(layers: int = 2) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
 
     sizes = {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 64}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -195,7 +195,7 @@ def _llama(layers: int = 2) -> Any:
 
 
 def _hugging_face() -> Iterator[dict[str, Any]]:
-    from transformers import TrainingArguments
+    from transformers import TrainingArguments  # noqa: PLC0415
 
     _llama(8).save_pretrained("mine")
     ids = torch.arange(8)[None]
@@ -205,7 +205,7 @@ def _hugging_face() -> Iterator[dict[str, Any]]:
 
 
 def _transformers() -> Iterator[dict[str, Any]]:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel  # noqa: PLC0415
 
     config = GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2)
     yield {

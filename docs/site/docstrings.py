@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import re
 from typing import Any
 
 import griffe
 
+LETTERS = ("alpha", "gamma", "lambda", "mu", "rho", "sigma")
 SIGNS = {
-    r"\mu": "μ",
-    r"\sigma": "σ",
-    r"\gamma": "γ",
-    r"\lambda": "λ",
-    r"\rho": "ρ",
+    **{rf"\{name}": html.unescape(f"&{name};") for name in LETTERS},
     r"\odot": "⊙",
     r"\sum": "Σ",
     r"\|": "‖",
-    r"\alpha": "α",
 }
 MATH = re.compile(r":math:`([^`]+)`|\.\. math:: ([^\n]+)")
 

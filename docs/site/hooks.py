@@ -32,13 +32,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages outside docs/, and the pictures and sources that any page links to."""
     written = [f"docs/{file.src_uri}" for file in files.documentation_pages()] + PAGES
     linked = {target for page in written for target in _targets(page)}
-    for place in sorted(linked.union(PAGES)):
-        source = ROOT / place
-        if place in written or not source.is_file() or place == "README.md":
-            if place not in PAGES:
-                continue
-        uri = _site_place(place)
-        if files.get_file_from_path(uri) is None:
+    for place in sorted((linked - {*written, "README.md"}).union(PAGES)):
+        source, uri = ROOT / place, _site_place(place)
+        if source.is_file() and files.get_file_from_path(uri) is None:
             files.append(_file(source, uri, config))
     return files
 
@@ -49,8 +45,7 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
     here = _repository_place(uri)
 
     def led(match: re.Match[str]) -> str:
-        place = os.path.normpath(os.path.join(os.path.dirname(here), match[2]))
-        new = os.path.relpath(_site_place(place), os.path.dirname(uri) or ".")
+        new = os.path.relpath(_site_place(_led_to(here, match[2])), Path(uri).parent)
         return f"{match[1]}{new}{match[3]}"
 
     return "".join(
@@ -72,7 +67,12 @@ def _targets(page: str) -> Iterator[str]:
     """The files of the repository that a page links to."""
     for fenced, text in _fenced_and_not((ROOT / page).read_text()):
         for match in () if fenced else LINK.finditer(text):
-            yield os.path.normpath(os.path.join(os.path.dirname(page), match[2]))
+            yield _led_to(page, match[2])
+
+
+def _led_to(page: str, link: str) -> str:
+    """The place in the repository that a link on a page leads to."""
+    return os.path.normpath(Path(page).parent / link)
 
 
 def _site_place(place: str) -> str:
