@@ -24,7 +24,7 @@ PAGES = [
 """Pages outside docs/, by their place in the repository."""
 SHOWN = {".py": "python", ".toml": "toml", ".json": "json"}
 """Files that a link leads to as a page of their text."""
-LINK = re.compile(r"(\]\()(?!https?:|#|mailto:)([^)#\s]+)((?:#[^)]*)?\))")
+LINK = re.compile(r"\[([^][]*)\]\((?!https?:|#|mailto:)([^)#\s]+)((?:#[^)]*)?)\)")
 FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 
 
@@ -45,8 +45,11 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
     here = _repository_place(uri)
 
     def led(match: re.Match[str]) -> str:
-        new = os.path.relpath(_site_place(_led_to(here, match[2])), Path(uri).parent)
-        return f"{match[1]}{new}{match[3]}"
+        text, link, anchor = match.groups()
+        place = _led_to(here, link)
+        if text.endswith(".md") and not anchor:
+            text = _title_of(place)
+        return f"[{text}]({os.path.relpath(_site_place(place), Path(uri).parent)}{anchor})"
 
     return "".join(
         text if fenced else LINK.sub(led, text) for fenced, text in _fenced_and_not(markdown)
@@ -73,6 +76,11 @@ def _targets(page: str) -> Iterator[str]:
 def _led_to(page: str, link: str) -> str:
     """The place in the repository that a link on a page leads to."""
     return os.path.normpath(Path(page).parent / link)
+
+
+def _title_of(page: str) -> str:
+    """The first heading of a page, in place of its file's name."""
+    return (ROOT / page).read_text().partition("\n")[0].removeprefix("# ")
 
 
 def _site_place(place: str) -> str:
