@@ -100,7 +100,8 @@ def test_control_files_and_names_that_are_missing_are_found() -> None:
 def test_links_lead_to_files_that_are_there(name: str) -> None:
     folder = ROOT if name == "README.md" else (DOCS / name).parent
     text = README if name == "README.md" else PAGES[name]
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", prose)
     assert [link for link in links if not (folder / link).exists()] == []
 
 
