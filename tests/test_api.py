@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import splitgrow
+import splitgrow.pruning
 from splitgrow.growth.insertion.request import INSERTION_KINDS
 
 CALLS = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
@@ -103,6 +104,31 @@ def test_every_public_function_has_an_example_and_a_place_on_the_page_of_calls(n
     function = getattr(splitgrow, name)
     assert ">>>" in (inspect.getdoc(function) or "")
     assert f"splitgrow.{name}(" in CALLS
+
+
+def calls_without_an_example() -> list[str]:
+    """The public calls whose docstring has no session: functions, methods, methods of learning."""
+    parts = [splitgrow.distributed, splitgrow.scores, splitgrow.pruning, splitgrow.continual]
+    learners = {learner.__name__ for learner in splitgrow.continual.METHODS.values()}
+    made = {
+        *learners,
+        *(type(criterion).__name__ for criterion in splitgrow.pruning.CRITERIA.values()),
+    }
+    calls = {name: getattr(splitgrow, name) for name in splitgrow.__all__}
+    calls |= {f"Handle.{name}": getattr(splitgrow.Handle, name) for name in METHODS}
+    calls |= {
+        f"{part.__name__}.{name}": getattr(part, name) for part in parts for name in part.__all__
+    }
+    return [
+        name
+        for name, call in calls.items()
+        if (inspect.isfunction(call) or name.rpartition(".")[2] in made)
+        and ">>>" not in (inspect.getdoc(call) or "")
+    ]
+
+
+def test_every_public_call_has_an_example() -> None:
+    assert calls_without_an_example() == []
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -43,6 +43,17 @@ class ProgressiveNetworks(MaskedLearner):
     Args:
         column: The width of a new column, as a share of the network's first width.
         **common: The arguments of every learner; see `Learner`.
+
+    Example:
+        >>> import torch
+        >>> from splitgrow.continual import ProgressiveNetworks, Task, Training
+        >>> from torch import nn
+        >>> x = torch.randn(64, 4)
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> learner = ProgressiveNetworks(net, x[:1], training=Training(epochs=1))
+        >>> record = learner.learn(Task("signs", 2, (x, (x[:, 0] > 0).long())))
+        >>> learner.network("signs")[2]
+        Linear(in_features=16, out_features=2, bias=True)
     """
 
     method = "progressive"

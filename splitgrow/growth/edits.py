@@ -65,6 +65,16 @@ class Edit:
         folded: By layer the number of its inputs that went and had the same value for every input
             of the model. Its bias holds their part.
         removed_layers: The layers that it takes out.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))
+        >>> edit = net.expand_layer("0", 2)
+        >>> dict(edit.request), edit.generation, edit.parameters
+        ({'0': 2}, 1, 8)
+        >>> splitgrow.Edit.from_json(edit.to_json()) == edit
+        True
     """
 
     index: int

@@ -75,6 +75,15 @@ class GenerationMethods(HandleBase):
 
         Returns:
             The number of the new open generation.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> net.next_generation()
+            1
+            >>> any(p.requires_grad for p in net.parameters())
+            False
         """
         return self._operation("close a generation", next_generation_)
 
@@ -88,6 +97,14 @@ class GenerationMethods(HandleBase):
             TypeError: If `generation` is not an int.
             ValueError: If there is no such generation.
             StructureChangedError: If the model was changed by hand since it was analysed.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.expand_layer("0", 2)
+            >>> [tuple(p.shape) for p in net.generation_parameters()]
+            [(2, 2), (2,), (1, 2)]
         """
         chosen = self._history.generation if generation is None else generation
         if isinstance(chosen, bool) or not isinstance(chosen, int):
@@ -149,7 +166,17 @@ class GenerationMethods(HandleBase):
         return param_groups_of(self._model, self._history, {} if options is None else options)
 
     def unfreeze(self) -> None:
-        """Lets all parameters train again. Closed generations are no longer exact from here on."""
+        """Lets all parameters train again. Closed generations are no longer exact from here on.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.expand_layer("0", 2)
+            >>> net.unfreeze()
+            >>> all(p.requires_grad for p in net.parameters())
+            True
+        """
         self._operation("unfreeze", unfreeze_all_)
 
     def at(self, generation: int) -> AbstractContextManager[nn.Module]:
@@ -175,6 +202,17 @@ class GenerationMethods(HandleBase):
             GenerationError: If it is no longer exact because of `unfreeze` or `absorb`.
             StructureChangedError: If the model was changed by hand since it was closed.
             SplitGrowError: If another thread shows a generation, or keeps running the model.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> x = torch.randn(4, 2)
+            >>> before = net(x)
+            >>> net = splitgrow.growable(net, x)
+            >>> edit = net.expand_layer("0", 2)
+            >>> with net.at(0) as past:
+            ...     torch.equal(past(x), before)
+            True
         """
         return _Showing(self._shown(generation))
 

@@ -33,6 +33,14 @@ class Layer:
         growable: Whether it can grow.
         reason: Why it cannot; empty if it can.
         output: Whether the model returns its units, so that growth changes the outputs' shape.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))
+        >>> layer = net.layers[0]
+        >>> layer.name, layer.width, layer.readers, layer.growable
+        ('0', 3, ('1',), True)
     """
 
     index: int
