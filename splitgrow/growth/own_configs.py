@@ -30,6 +30,8 @@ def own_configs_(model: nn.Module, undo: Undo) -> None:
     modules = list(model.modules())
     ours = {id(module) for module in modules}
     configs = configs_in(modules)
+    if not configs:
+        return
     shared = [n for n, more in enumerate(_further_references(configs, modules)) if more]
     for config in (configs[n] for n in shared):
         if not _held_elsewhere(config, ours):

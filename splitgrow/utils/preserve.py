@@ -57,8 +57,10 @@ def keep_random_states_(modules: Iterable[nn.Module], undo: Undo) -> None:
 def states_of_generators(modules: Iterable[nn.Module]) -> list[Callable[[], object]]:
     """The steps that restore random number generators, any number of times, as they are now."""
     modules, steps = list(modules), list[Callable[[], object]]()
-    for held in (value for module in modules for value in vars(module).values()):
-        if isinstance(held, torch.Generator):
+    kinds = {type(value) for module in modules for value in vars(module).values()}
+    kinds = {kind for kind in kinds if issubclass(kind, torch.Generator)}
+    for held in (value for module in modules for value in vars(module).values() if kinds):
+        if type(held) in kinds:
             steps.append(partial(held.set_state, held.get_state()))
     steps.append(partial(random.setstate, random.getstate()))
     numpy: Any = sys.modules.get("numpy")  # only if it is in use
@@ -202,6 +204,7 @@ def run_eagerly_(modules: Iterable[nn.Module], undo: Undo) -> None:
 
 
 _NO_OBJECTS = (nn.Module, torch.Tensor, type, ModuleType, FunctionType, MethodType, Enum)
+_PLAIN = frozenset((type(None), bool, int, float, str, tuple, dict, OrderedDict, list, set))
 _PYTHONS = ("builtins.", "collections.", "functools.")
 
 
@@ -209,7 +212,9 @@ def objects_of(module: nn.Module) -> dict[str, Any]:
     """The objects of the user's classes, with attributes of their own, that a module holds."""
     found = {}
     for name, value in vars(module).items():
-        if name in _STORES or isinstance(value, _NO_OBJECTS) or not hasattr(value, "__dict__"):
+        if type(value) in _PLAIN or name in _STORES or isinstance(value, _NO_OBJECTS):
+            continue
+        if not hasattr(value, "__dict__"):
             continue
         source = f"{type(value).__module__}."
         if not source.startswith(("splitgrow.", "torch.", *_PYTHONS)):
