@@ -29,7 +29,7 @@ from splitgrow.analysis.start_states import settle_starts
 from splitgrow.analysis.ties import Ties
 from splitgrow.analysis.trace import Ref, Source, Step, at_path, mapped
 from splitgrow.analysis.tracer import Trace, trace_model
-from splitgrow.analysis.training_flag import Mode, mode_in
+from splitgrow.analysis.training_flag import ModeIn, mode_in
 from splitgrow.analysis.trial_runs import Trial, fix_what_widening_breaks, widens
 from splitgrow.analysis.unsupported_layers import (
     emptiness,
@@ -105,11 +105,11 @@ def analyse_runs(
     """
     runs = [trace_model(model, inputs, training=False)]
     alike = known is not None and known.modes_alike
-    told = Mode.NOWHERE if alike else mode_in(model)
-    if runs[0].fake and told is not Mode.HIDDEN:
+    told = ModeIn.NOWHERE if alike else mode_in(model)
+    if runs[0].fake and told is not ModeIn.HIDDEN:
         best = _best(model, runs, known)
         trial = best.tried(runs)[0]
-        asks = told is Mode.SHOWN
+        asks = told is ModeIn.SHOWN
         if widens(model, inputs, trial, training=True):
             best.graph.modes_alike = alike or asks
             both = trial, replace(trial, training=True, strict=True)

@@ -19,7 +19,7 @@ _MODE = "training"
 _METHODS = (FunctionType, MethodType, staticmethod, classmethod, property)
 
 
-class Mode(Enum):
+class ModeIn(Enum):
     """Where a model's code names the mode, training or evaluation."""
 
     NOWHERE = "in no code but that of leaf modules, which do as a trace tells them"
@@ -27,7 +27,7 @@ class Mode(Enum):
     HIDDEN = "also in code that no trace follows"
 
 
-def mode_in(model: nn.Module) -> Mode:
+def mode_in(model: nn.Module) -> ModeIn:
     """Where a model's code names the mode.
 
     Where it does so nowhere, one run at other widths in training mode stands for two: with other
@@ -36,10 +36,10 @@ def mode_in(model: nn.Module) -> Mode:
     modules = list(model.named_modules())
     leaves = {module for name, module in modules if name and is_leaf(module)}
     if not may_ask_for_the_mode(m for _, m in modules if m not in leaves):
-        return Mode.NOWHERE
+        return ModeIn.NOWHERE
     own = (module for module in leaves if not _is_torchs(type(stock(module))))
     hidden = written_out(module for _, module in modules) or may_ask_for_the_mode(own)
-    return Mode.HIDDEN if hidden else Mode.SHOWN
+    return ModeIn.HIDDEN if hidden else Mode.SHOWN
 
 
 def may_ask_for_the_mode(modules: Iterable[nn.Module]) -> bool:
