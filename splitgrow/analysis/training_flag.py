@@ -39,7 +39,7 @@ def mode_in(model: nn.Module) -> ModeIn:
         return ModeIn.NOWHERE
     own = (module for module in leaves if not _is_torchs(type(stock(module))))
     hidden = written_out(module for _, module in modules) or may_ask_for_the_mode(own)
-    return ModeIn.HIDDEN if hidden else Mode.SHOWN
+    return ModeIn.HIDDEN if hidden else ModeIn.SHOWN
 
 
 def may_ask_for_the_mode(modules: Iterable[nn.Module]) -> bool:
