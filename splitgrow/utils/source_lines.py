@@ -98,5 +98,10 @@ def _is_the_users(filename: str) -> bool:
 
 
 def _place(filename: str, line: int) -> str:
-    here = os.getcwd() + os.sep  # noqa: PTH109 - asked for at every op, and a Path takes its time
-    return f"{filename.removeprefix(here)}:{line}"
+    return f"{_told(filename)}:{line}"
+
+
+@lru_cache(maxsize=4096)
+def _told(filename: str) -> str:
+    """A file's path, from the folder that is the current one when it is first asked for."""
+    return filename.removeprefix(os.getcwd() + os.sep)  # noqa: PTH109 - a Path takes its time
