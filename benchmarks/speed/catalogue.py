@@ -8,6 +8,7 @@ from benchmarks.speed.claims import (
     analysis_time,
     beside_training,
     check_time,
+    deployed_latency,
     fuse_memory,
     fused_inference,
     grown_inference,
@@ -16,6 +17,7 @@ from benchmarks.speed.claims import (
     language_calls,
     long_run,
     many_growths,
+    own_class_inference,
     shared_kernel,
     training_free,
     training_frozen,
@@ -25,6 +27,8 @@ from benchmarks.speed.claims import (
 
 CLAIMS = (
     fused_inference.CLAIM,
+    deployed_latency.CLAIM,
+    own_class_inference.CLAIM,
     grown_inference.CLAIM,
     *training_frozen.CLAIMS,
     training_free.CLAIM,

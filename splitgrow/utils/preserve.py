@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import sys
 import warnings
 from collections import OrderedDict, defaultdict, deque
@@ -22,7 +21,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from splitgrow.utils.module_slots import modules_of
 from splitgrow.utils.rollback import Undo
 
-_INSTALLED = re.compile(r"hooks?_installed$")
+_INSTALLED = ("hook_installed", "hooks_installed")
 """The names of attributes by which a module notes that its hooks are there."""
 
 
@@ -223,5 +222,5 @@ def remove_hooks_(modules: Sequence[nn.Module]) -> None:
     for module in modules:
         for name in ("_forward_hooks", "_forward_pre_hooks"):
             module.__dict__[name] = OrderedDict()
-        for name in [name for name in module.__dict__ if _INSTALLED.search(name)]:
+        for name in [each for each in module.__dict__ if each.endswith(_INSTALLED)]:
             del module.__dict__[name]
