@@ -152,6 +152,7 @@ OF_ALL = {
     "long_runs": "what is left of hundreds of growths",
     "op_list": "torch's own list of ops",
     "machine": "a model's whole life, step by step",
+    "memory_formats": "channels last and bf16, over the table of models",
     "random_networks": "the laws over random networks",
     "readme": "the code on the pages",
     "signatures": "forwards that take their arguments in other ways",
