@@ -152,6 +152,7 @@ OF_ALL = {
     "long_runs": "what is left of hundreds of growths",
     "op_list": "torch's own list of ops",
     "machine": "a model's whole life, step by step",
+    "memory_formats": "channels last and bf16, over the table of models",
     "random_networks": "the laws over random networks",
     "pages": "the code on the pages of the site, and the examples",
     "readme": "the README, and the prose and links of the pages",
