@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -213,17 +213,32 @@ class Composition:
 
         It is a plain concatenation, which every transform of torch supports.
         """
-        axes = self.layer_type.tensors(self.original)[name]
         parts = self.parts(name)
         if not parts or parts[0][0]:
             return None
-        whole = self._carried_over(name, parts[0][1], 0)
-        for index, part in parts[1:]:
+        tensors = [self._carried_over(name, part, index) for index, part in parts]
+        return joined(tensors, self.joins(name, [index for index, _ in parts]))
+
+    def joins(self, name: str, having: Sequence[int]) -> tuple[Joining, ...]:
+        """How the parts of one of the plain layer's tensors are joined, one block after the other.
+
+        Args:
+            name: The tensor's name.
+            having: The blocks that have a part of it, in order.
+        """
+        axes = self.layer_type.tensors(self.original)[name]
+        steps: list[Joining] = []
+        for index in having[1:]:
             block = self.blocks[index]
-            part = self._carried_over(name, part, index)
             dim, along = _growing_dim(axes, reads=block.kind == "helper")
-            whole = arranged(whole, part, self.layout(along).pieces(block.edit), dim)
-        return whole
+            pieces = self.layout(along).pieces(block.edit)
+            behind = len(pieces) == 2 and not pieces[0].new
+            last = steps[-1] if steps else None
+            if behind and last is not None and last.dim == dim and not last.pieces:
+                steps[-1] = Joining(dim, last.added + 1)
+            else:
+                steps.append(Joining(dim, 1, () if behind else pieces))
+        return tuple(steps)
 
     def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:
         carry = self.carry(index)
@@ -279,6 +294,26 @@ def _dense(module: nn.Module) -> nn.Module:
         for name, p in module._parameters.items()  # noqa: SLF001
     }
     return twin
+
+
+class Joining(NamedTuple):
+    """One concatenation of those that put a tensor together."""
+
+    dim: int
+    added: int  # parts
+    pieces: tuple[Piece, ...] = ()  # how one part and those before it take turns; empty: behind
+
+
+def joined(parts: Sequence[Tensor], joins: Sequence[Joining]) -> Tensor:
+    """The tensor that parts make together, differentiable by all of them."""
+    whole, done = parts[0], 1
+    for dim, added, pieces in joins:
+        if pieces:
+            whole = arranged(whole, parts[done], pieces, dim)
+        else:
+            whole = torch.cat((whole, *parts[done : done + added]), dim)
+        done += added
+    return whole
 
 
 def arranged(old: Tensor, new: Tensor, pieces: tuple[Piece, ...], dim: int) -> Tensor:
