@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -244,26 +244,35 @@ class Composition:
 
         It is a plain concatenation, which every transform of torch supports.
         """
-        axes = self.layer_type.tensors(self.original)[name]
         parts = self.parts(name)
         if not parts or parts[0][0]:
             return None
+        tensors = [self._carried_over(name, part, index) for index, part in parts]
+        return joined(tensors, self.joins(name, [index for index, _ in parts]))
+
+    def joins(self, name: str, having: Sequence[int]) -> tuple[Joining, ...]:
+        """How the parts of one of the plain layer's tensors are joined, one block after the other.
+
+        Args:
+            name: The tensor's name.
+            having: The blocks that have a part of it, in order.
+        """
+        axes = self.layer_type.tensors(self.original)[name]
         sides = {reads: _growing_dim(axes, reads=reads) for reads in (True, False)}
         layouts = {reads: (dim, self.layout(along)) for reads, (dim, along) in sides.items()}
-        row, row_dim = [self._carried_over(name, parts[0][1], 0)], 0
-        for index, part in parts[1:]:
+        steps: list[Joining] = []
+        for index in having[1:]:
             block = self.blocks[index]
-            part = self._carried_over(name, part, index)
             dim, layout = layouts[block.kind == "helper"]
-            behind = not torch.compiler.is_compiling() and layout.is_behind(block.edit)
-            if len(row) > 1 and (dim != row_dim or not behind):
-                row = [torch.cat(row, row_dim)]
-            if behind:  # all that follow each other at the end are joined in one step
-                row.append(part)
-                row_dim = dim
+            pieces = block.turns_on(layout)
+            last = steps[-1] if steps else None
+            if not _is_behind(pieces):
+                steps.append(Joining(dim, 1, pieces))
+            elif last is not None and last.dim == dim and not last.pieces:
+                steps[-1] = Joining(dim, last.added + 1)  # those at the end are joined in one step
             else:
-                row = [arranged(row[0], part, block.turns_on(layout), dim)]
-        return torch.cat(row, row_dim) if len(row) > 1 else row[0]
+                steps.append(Joining(dim, 1))
+        return tuple(steps)
 
     def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:
         carry = self.carry(index)
@@ -319,6 +328,26 @@ def _dense(module: nn.Module) -> nn.Module:
         for name, p in module._parameters.items()  # noqa: SLF001
     }
     return twin
+
+
+class Joining(NamedTuple):
+    """One concatenation of those that put a tensor together."""
+
+    dim: int
+    added: int  # parts
+    pieces: tuple[Piece, ...] = ()  # how one part and those before it take turns; empty: behind
+
+
+def joined(parts: Sequence[Tensor], joins: Sequence[Joining]) -> Tensor:
+    """The tensor that parts make together, differentiable by all of them."""
+    whole, done = parts[0], 1
+    for dim, added, pieces in joins:
+        if pieces:
+            whole = arranged(whole, parts[done], pieces, dim)
+        else:
+            whole = torch.cat((whole, *parts[done : done + added]), dim)
+        done += added
+    return whole
 
 
 def arranged(old: Tensor, new: Tensor, pieces: tuple[Piece, ...], dim: int) -> Tensor:

@@ -16,6 +16,7 @@ from splitgrow.layers.blockwise import Blockwise
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.execution import Mode, execution_mode, keeps
 from splitgrow.layers.freezing import hold_statistics
+from splitgrow.layers.joined_run import joined_run
 from splitgrow.layers.merged import Merged
 from splitgrow.layers.weight_views import Own, Unfit
 from splitgrow.utils.eager import is_eager
@@ -48,6 +49,10 @@ class LayerRun:
     reason: str
 
 
+_JOINED = LayerRun("merged", 1.0, _WHY["auto"])
+"""Of `JoinedRun`, made once: a call has little time for more."""
+
+
 class Runner:
     """A grown layer's blocks and the state that is kept from call to call.
 
@@ -78,6 +83,7 @@ class Runner:
             self._uncompiled = torch.compiler.disable(self._run)  # type: ignore[no-untyped-call]
         self._reasons: dict[Any, str] = {}
         self._merged = Merged(self.composition, self.own if view is None else None)
+        self._joined = joined_run(self.composition, self.own if view is None else None)
         self._bytes = _bytes_of(self.composition)
 
     @cached_property
@@ -99,6 +105,11 @@ class Runner:
             UnsupportedLayerError: If torch.fx traces it.
         """
         if not torch.compiler.is_compiling():
+            if self._joined is not None and not args and not kwargs:
+                output = self._joined.run(x)
+                if output is not None:
+                    self.ran = _JOINED
+                    return output
             return self._run(x, *args, **kwargs)
         if self._uncompiled is not None:
             return self._uncompiled(x, *args, **kwargs)
@@ -123,7 +134,7 @@ class Runner:
             return self._merged.run_traced(x, *args, **kwargs)
         if not against:
             try:
-                output, share = self._merged.run(x, *args, **kwargs)
+                output, share = self._run_merged(mode, x, *args, **kwargs)
             except Unfit:
                 if self.composition.merging.joint:
                     self.ran = LayerRun("merged", None, _WHY["blockwise"])
@@ -139,6 +150,18 @@ class Runner:
         elif eager:
             composition = composition.dense()
         return self._blockwise.run(composition.modules, x, *args, **kwargs)
+
+    def _run_merged(
+        self, mode: Mode, x: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, float | None]:
+        """The output of the one layer, and the share of the gradient, as of `Merged.run`."""
+        joined = self._joined
+        if mode == "auto" and joined is not None and not args and not kwargs and joined.allows(x):
+            self._merged.leave()
+            output = joined.run(x)
+            if output is not None:
+                return output, _JOINED.gradient
+        return self._merged.run(x, *args, **kwargs)
 
     def _run_keeping_nothing(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output while torch compiles, or in a run that must leave no trace.
