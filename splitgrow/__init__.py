@@ -193,7 +193,8 @@ def __getattr__(name: str) -> ModuleType:
                 _wanted = False
                 raise
     if name in globals():
-        return globals()[name]
+        found: ModuleType = globals()[name]
+        return found
     raise AttributeError(f"module 'splitgrow' has no attribute {name!r}")
 
 

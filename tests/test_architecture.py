@@ -143,6 +143,7 @@ OF_ALL = {
     "architecture": "the plan of the library, and of its tests",
     "breaks": "the places where the library is broken to see that a test notices",
     "bad_input": "every mistake that a user can make, in whichever method",
+    "browser": "pages in a real browser",
     "calls": "how many calls an operation makes",
     "faults": "a fault in every line of every operation",
     "habits": "the habits of PyTorch users, before a growth and after one",

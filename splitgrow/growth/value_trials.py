@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -188,7 +188,7 @@ def _references(
     model: nn.Module,
     inputs: ExampleCall,
     infinities: Infinities,
-    touched: Container[str],
+    touched: Collection[str],
     *,
     training_first: bool,
 ) -> Iterator[tuple[bool, list[Tensor], Scalars]]:

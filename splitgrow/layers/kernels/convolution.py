@@ -135,7 +135,7 @@ def _channels_last(weight: Tensor) -> Tensor:
     Those of a depthwise or pointwise convolution lie in both orders, and torch goes by the strides.
     """
     last = weight.movedim(1, -1)
-    return last.flatten().unflatten(0, last.shape).movedim(-1, 1)
+    return last.reshape(-1).view(last.shape).movedim(-1, 1)
 
 
 def _pointwise(of_output: Tensor, x: Tensor) -> Tensor:
