@@ -16,7 +16,7 @@ from splitgrow.layers.blockwise import Blockwise
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.execution import Mode, execution_mode, keeps
 from splitgrow.layers.freezing import hold_statistics
-from splitgrow.layers.joined_run import joined_run
+from splitgrow.layers.joined_run import JoinedRun, joined_run
 from splitgrow.layers.merged import Merged
 from splitgrow.layers.weight_views import Own, Unfit
 from splitgrow.utils.eager import is_eager
@@ -83,7 +83,6 @@ class Runner:
             self._uncompiled = torch.compiler.disable(self._run)  # type: ignore[no-untyped-call]
         self._reasons: dict[Any, str] = {}
         self._merged = Merged(self.composition, self.own if view is None else None)
-        self._joined = joined_run(self.composition, self.own if view is None else None)
         self._bytes = _bytes_of(self.composition)
 
     @cached_property
@@ -97,6 +96,11 @@ class Runner:
         names = composition.layer_type.tensors(composition.original)
         held = [n for n in names if composition.merging.value(composition.original, n) is not None]
         return sum(math.prod(composition.shape(name)) for name in held)
+
+    @cached_property
+    def _joined(self) -> JoinedRun | None:
+        """The way for a small layer in which everything trains; None if it has none."""
+        return joined_run(self.composition, self.own if self.view is None else None)
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, in the mode that is chosen.
@@ -123,7 +127,8 @@ class Runner:
             return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
         if not keeps():
             return self._run_keeping_nothing(x, *args, **kwargs)
-        return self._run_in_mode(eager, x, *args, **kwargs)
+        output = self._run_joined(x) if eager and not args and not kwargs else None
+        return self._run_in_mode(eager, x, *args, **kwargs) if output is None else output
 
     def _run_in_mode(self, eager: bool, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: FBT001
         mode, against = execution_mode(), "it is being traced"
@@ -134,7 +139,7 @@ class Runner:
             return self._merged.run_traced(x, *args, **kwargs)
         if not against:
             try:
-                output, share = self._run_merged(mode, x, *args, **kwargs)
+                output, share = self._merged.run(x, *args, **kwargs)
             except Unfit:
                 if self.composition.merging.joint:
                     self.ran = LayerRun("merged", None, _WHY["blockwise"])
@@ -151,17 +156,16 @@ class Runner:
             composition = composition.dense()
         return self._blockwise.run(composition.modules, x, *args, **kwargs)
 
-    def _run_merged(
-        self, mode: Mode, x: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, float | None]:
-        """The output of the one layer, and the share of the gradient, as of `Merged.run`."""
+    def _run_joined(self, x: Tensor) -> Tensor | None:
+        """As `JoinedRun.run`, for an input of a shape that is new to it."""
         joined = self._joined
-        if mode == "auto" and joined is not None and not args and not kwargs and joined.allows(x):
-            self._merged.leave()
-            output = joined.run(x)
-            if output is not None:
-                return output, _JOINED.gradient
-        return self._merged.run(x, *args, **kwargs)
+        if joined is None or execution_mode() != "auto" or not joined.allows(x):
+            return None
+        self._merged.leave()
+        output = joined.run(x)
+        if output is not None:
+            self.ran = _JOINED
+        return output
 
     def _run_keeping_nothing(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output while torch compiles, or in a run that must leave no trace.

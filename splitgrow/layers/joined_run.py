@@ -22,8 +22,10 @@ from splitgrow.layers.weight_assembly import Assembly
 from splitgrow.layers.weight_views import Own, Unfit
 from splitgrow.utils.eager import is_eager
 
-_MOST_COPIED = 2**21
+_MOST_COPIED = 2**20
 """Elements: copying more, again and again, costs more than the calls that it saves."""
+_MOST_BLOCKS = 32
+"""More take as many calls that way as any other, and long to prepare after each growth."""
 
 
 class Concatenation:
@@ -175,7 +177,7 @@ def joined_run(composition: Composition, own: Own | None) -> JoinedRun | None:
         own: The blocks' own tensors; None if nothing may be kept.
     """
     entry, original = composition.layer_type, composition.original
-    if len(composition.modules) == 1 or not composition.merging.side_by_side:
+    if not 1 < len(composition.modules) <= _MOST_BLOCKS or not composition.merging.side_by_side:
         return None
     kernel, norm = entry.kernel(original), entry.norm(original)
     run: JoinedRun | None = None
