@@ -15,11 +15,15 @@ import page_setups
 import pytest
 import torch
 
+from benchmarks.vision import torchvision
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 NOTEBOOKS = sorted((DOCS / "examples").glob("*.ipynb"))
+OF_LIBRARIES = {"lightning_callback.py"}
+"""Examples that need the packages of benchmarks/requirements.txt."""
 OWN_PROCESS = {"many_processes.py"}
 """Examples that start processes, which need the script as their main module."""
 
@@ -34,8 +38,8 @@ WITH_CODE = [name for name, page in PAGES.items() if pieces_of(page)]
 
 
 def marked(name: str) -> Any:
-    marks = [pytest.mark.zoo, pytest.mark.slow] if name in page_setups.LIBRARIES else []
-    return pytest.param(name, marks=marks)
+    needs_libraries = name in page_setups.LIBRARIES | OF_LIBRARIES
+    return pytest.param(name, marks=[pytest.mark.zoo, pytest.mark.slow] if needs_libraries else [])
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in WITH_CODE])
@@ -61,10 +65,14 @@ def test_every_page_that_needs_names_is_there() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", [marked(script.name) for script in EXAMPLES])
+@pytest.mark.filterwarnings("default:::lightning", "default::UserWarning:lightning")
 def test_an_example_runs(
-    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    script = DOCS / "examples" / name
+    if name in OF_LIBRARIES:
+        torchvision()  # lightning imports it
     assert len(script.read_text().splitlines()) <= 80
     monkeypatch.setenv("SPLITGROW_EXAMPLE", "small")
     if script.name in OWN_PROCESS:

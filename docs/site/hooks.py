@@ -19,7 +19,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "COVERAGE.md",
     "SECURITY.md",
-    *(f"benchmarks/{name}.md" for name in ("README", "LEARNING", "CONTINUAL", "PRUNING")),
+    *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.md"))),
 ]
 """Pages outside docs/, by their place in the repository."""
 SHOWN = {".py": "python", ".toml": "toml", ".json": "json"}
@@ -47,7 +47,7 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
     def led(match: re.Match[str]) -> str:
         text, link, anchor = match.groups()
         place = _led_to(here, link)
-        if text.endswith(".md") and not anchor:
+        if text.endswith(".md") and not anchor and (ROOT / place).is_file():
             text = _title_of(place)
         return f"[{text}]({os.path.relpath(_site_place(place), Path(uri).parent)}{anchor})"
 
