@@ -60,8 +60,10 @@ def result_without_values(
             return None
         if _is_bare(target, args):
             return _run_bare(func, args, kwargs, first)
+        if not facts_of(target).fresh or _may_write(func, args, kwargs):
+            return None
         key = func, _form_of(args), _form_of(tuple(kwargs.items()))
-        if None in key or not facts_of(target).fresh or is_in_place_name(func.__name__):
+        if None in key:
             return None
         known = remembered.get(key)
     if known is None:
@@ -99,6 +101,16 @@ def _ordinary(tensor: Any, mode: Any, device: torch.device) -> bool:
         and tensor.constant is None
         and tensor.layout is torch.strided
         and not (tensor.is_complex() or tensor.is_quantized)
+    )
+
+
+def _may_write(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call may write into one of its arguments, as ``relu(x, True)`` does."""
+    return (
+        is_in_place_name(func.__name__)
+        or any(arg is True for arg in args)
+        or kwargs.get("out") is not None
+        or bool(kwargs.get("inplace"))
     )
 
 

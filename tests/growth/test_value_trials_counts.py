@@ -106,3 +106,31 @@ def test_a_plan_and_unchecked_growth_run_nothing() -> None:
     model = growable()
     assert runs_of(model, lambda: model.plan({"blocks.0.up": 4})) == (0, 0)
     assert runs_of(model, lambda: model.expand_layer("blocks.0.up", 4, check=False)) == (0, 0)
+
+
+class Scaled(nn.Module):
+    """A norm of one's own, which a trace does not look into, and which reads the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(8)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        """An RMS norm in either mode."""
+        variance = x.pow(2).mean(-1, keepdim=True)
+        if self.training:
+            variance = variance.clone()
+        return self.weight * (x * torch.rsqrt(variance + self.eps))
+
+
+@pytest.mark.parametrize(
+    "hidden", [Scaled, lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)]
+)
+def test_it_takes_four_where_no_trace_shows_what_the_mode_changes(
+    hidden: Callable[[], nn.Module],
+) -> None:
+    model = Decoder()
+    model.blocks[1] = hidden()
+    model.double().eval()
+    real, _ = runs_of(model, lambda: splitgrow.growable(model, X))
+    assert real == 4
