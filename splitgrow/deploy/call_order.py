@@ -296,22 +296,19 @@ def _passes_through(loop: ast.AST) -> bool:
 Caller: TypeAlias = tuple[CodeType, nn.Module]
 
 
-def called_elsewhere(
+def other_callers(
     modules: Iterable[nn.Module], callers: Mapping[nn.Module, Caller | None]
-) -> dict[nn.Module, str]:
-    """Which of some modules a method calls other than the one that called it in the trace.
+) -> dict[nn.Module, list[Caller]]:
+    """The methods that call some modules besides those that called them in the trace.
 
     Args:
         modules: All modules of the model.
         callers: The modules, each with the function that called it, and the module whose method it
             is; None where a container called it.
-
-    Returns:
-        The name of that method, by the module.
     """
     owners = list(modules)
     names = {name for m in owners for name, child in m.named_children() if child in callers}
-    found: dict[nn.Module, str] = {}
+    found: dict[nn.Module, list[Caller]] = {}
     for owner in owners:
         cls: Any = type(owner)
         for code in _naming(cls, frozenset(names)):
@@ -319,7 +316,7 @@ def called_elsewhere(
             for mention in function.mentions(owner) if function is not None else ():
                 known = mention.module in callers and mention.call is not None
                 if known and callers[mention.module] != (code, owner):
-                    found[mention.module] = code.co_name
+                    found.setdefault(mention.module, []).append((code, owner))
     return found
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from types import CodeType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 
 from splitgrow.analysis.trace import Source, refs_of
 from splitgrow.analysis.tracer import trace_model
-from splitgrow.deploy.call_order import Caller, called_elsewhere, refusal_of_order
+from splitgrow.deploy.call_order import Caller, other_callers, refusal_of_order
 from splitgrow.deploy.call_sites import CallRecorder, CallSite
 from splitgrow.deploy.fx_readers import is_free, memory_of, tensors_of
 from splitgrow.deploy.layer_folding import NORMS, can_take_a_norm, fold_norm_, has_statistics
@@ -162,16 +163,19 @@ class _Planner:
         found = {name: self._layer_before(name) for name in self._norms}
         pairs = {name: layer for name, (layer, reason) in found.items() if not reason}
         kept = {name: reason for name, (_, reason) in found.items() if reason}
-        others = self._called_elsewhere({*pairs, *pairs.values()})
+        others = self._other_callers({*pairs, *pairs.values()})
         for name, layer in list(pairs.items()):
-            chains = (*self._run.site_of(name).chain, *self._run.site_of(layer).chain)
-            method = next((others[part] for part in chains if part in others), "")
-            if method:
-                kept[name] = f"`{method}` may call it, or its layer, too"
+            first, second = self._run.site_of(layer), self._run.site_of(name)
+            callers = [c for m in (*first.chain, *second.chain) for c in others.get(m, ())]
+            wrong = [
+                code.co_name for code, owner in callers if _disagrees(code, owner, first, second)
+            ]
+            if wrong:
+                kept[name] = f"`{wrong[0]}` may call it, or its layer, too"
                 del pairs[name]
         return FoldPlan(pairs, kept)
 
-    def _called_elsewhere(self, names: Iterable[str]) -> dict[nn.Module, str]:
+    def _other_callers(self, names: Iterable[str]) -> dict[nn.Module, list[Caller]]:
         """The methods that may call layers, or the containers around them, in another run."""
         callers: dict[nn.Module, Caller | None] = {}
         sites = [self._run.site_of(name) for name in names]
@@ -180,7 +184,7 @@ class _Planner:
         for site in sites:
             if site.code is not None and site.owner is not None:
                 callers[site.top] = site.code, site.owner
-        return called_elsewhere(self._modules.values(), callers)
+        return other_callers(self._modules.values(), callers)
 
     def _layer_before(self, name: str) -> tuple[str, str]:
         """The layer into which a norm can be folded, and the reason if it cannot."""
@@ -209,6 +213,12 @@ class _Planner:
             if not is_free(each) or "forward" in vars(each):
                 return "it, or its layer, has hooks, or a forward of its own"
         return _refusal_of_calls(first, second)
+
+
+def _disagrees(code: CodeType, owner: nn.Module, first: CallSite, second: CallSite) -> bool:
+    """Whether another method calls a layer and its norm otherwise than in a row."""
+    whole = not (first.looped or second.looped) and first.top is not second.top
+    return not whole or bool(refusal_of_order(code, owner, first.top, second.top))
 
 
 def _refusal_of_calls(first: CallSite, second: CallSite) -> str:

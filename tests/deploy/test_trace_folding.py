@@ -96,17 +96,6 @@ class ThroughAList(nn.Module):
         return self.others[1](self.others[0](x))
 
 
-@pytest.mark.parametrize("make", [Pair, Nested, OtherName, InTheSameBranch])
-def test_a_norm_is_folded_where_it_alone_reads_its_layer_at_every_call(make: Any) -> None:
-    assert planned(make()) == FoldPlan({"norm": "conv"}, {})
-
-
-def test_a_norm_is_folded_across_the_containers_that_hand_a_value_through() -> None:
-    assert planned(InOneBlock()).folds == {"block.1": "inner.1", "last.0": "before"}
-    assert planned(ThroughAList()).folds == {"parts.1": "parts.0", "others.1": "others.0"}
-    assert planned(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))).folds == {"1": "0"}
-
-
 class ReadByTwo(Pair):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -185,6 +174,11 @@ class HasAnotherMethod(Pair):
         return self.last(self.conv(x))
 
 
+class HasAMethodOfTheSameOrder(Pair):
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
 class TurnsItsSwitch(Pair):
     def __init__(self) -> None:
         super().__init__()
@@ -224,6 +218,19 @@ class PartOfAList(ThroughAList):
         if x.amax() > 9:
             return self.parts[0](x)
         return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "make", [Pair, Nested, OtherName, InTheSameBranch, HasAMethodOfTheSameOrder]
+)
+def test_a_norm_is_folded_where_it_alone_reads_its_layer_at_every_call(make: Any) -> None:
+    assert planned(make()) == FoldPlan({"norm": "conv"}, {})
+
+
+def test_a_norm_is_folded_across_the_containers_that_hand_a_value_through() -> None:
+    assert planned(InOneBlock()).folds == {"block.1": "inner.1", "last.0": "before"}
+    assert planned(ThroughAList()).folds == {"parts.1": "parts.0", "others.1": "others.0"}
+    assert planned(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))).folds == {"1": "0"}
 
 
 REFUSALS: dict[Callable[[], nn.Module], str] = {
