@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.growth.absorption import absorb_
 from splitgrow.growth.consolidation import consolidate_
@@ -78,7 +81,9 @@ class Handle(WidthMethods, DepthMethods, PruneMethods, ExpertMethods, Generation
         splits = {name: module for name, module in named if isinstance(module, SplitLayer)}
         return {name: split.ran for name, split in splits.items() if split.ran is not None}
 
-    def consolidate(self, *, optimizer: object = None, check: bool = True) -> Edit | None:
+    def consolidate(
+        self, *, optimizer: Optimizer | Sequence[Optimizer] | None = None, check: bool = True
+    ) -> Edit | None:
         """Joins a layer's blocks from several growths in the open generation to one of each role.
 
         A layer that grew often has many small parameters, and each takes time in the optimizer and
@@ -121,7 +126,9 @@ class Handle(WidthMethods, DepthMethods, PruneMethods, ExpertMethods, Generation
         """
         return self._growth("consolidate", consolidate_, optimizer=optimizer, check=check)
 
-    def absorb(self, *, optimizer: object = None, check: bool = True) -> Edit | None:
+    def absorb(
+        self, *, optimizer: Optimizer | Sequence[Optimizer] | None = None, check: bool = True
+    ) -> Edit | None:
         """Makes every grown layer plain, in place: the network then trains as one made so wide.
 
         That is for a network that grew to learn and need not go back. Each grown layer becomes the

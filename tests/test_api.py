@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from typed.first_lines import grow
 
 import splitgrow
 import splitgrow.pruning
@@ -206,3 +207,7 @@ def test_names_that_do_not_exist_are_refused_and_the_others_are_listed() -> None
 
 def test_the_version_stands_in_one_place() -> None:
     assert version("splitgrow") == "0.1.0"
+
+
+def test_the_first_lines_that_type_checkers_accept_run() -> None:
+    assert grow().shape == (1, 1)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.unsupported_models import refuse_unsupported
@@ -50,7 +51,7 @@ def load(  # noqa: PLR0913
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     scheduler: object = None,
     example_inputs: ExampleInputs | None = None,
     example_kwargs: Mapping[str, Any] | None = None,

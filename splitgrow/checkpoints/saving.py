@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.checkpoints.contents import (
     MODEL,
@@ -46,7 +48,7 @@ def save(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     scheduler: object = None,
     extra: Any = None,
     keep: int = 1,

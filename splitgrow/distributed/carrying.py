@@ -207,7 +207,7 @@ def carry_out(
     request: str,
     change: Callable[[Handle], _Made] | ByChoice[_Made],
     *,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     timeout: float = TIMEOUT,
     values: bool | Callable[[nn.Module], bool] = False,
     shared: bool = True,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.distributed.calls import in_words
 from splitgrow.distributed.carrying import TIMEOUT, carry_out
@@ -44,7 +47,11 @@ def next_generation(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> int:
 
 
 def consolidate(
-    wrapped: nn.Module, *, optimizer: object = None, check: bool = True, timeout: float = TIMEOUT
+    wrapped: nn.Module,
+    *,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    check: bool = True,
+    timeout: float = TIMEOUT,
 ) -> Edit | None:
     """Joins the blocks of several growths into one block each, as `model.consolidate`.
 
@@ -86,7 +93,11 @@ def consolidate(
 
 
 def absorb(
-    wrapped: nn.Module, *, optimizer: object = None, check: bool = True, timeout: float = TIMEOUT
+    wrapped: nn.Module,
+    *,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    check: bool = True,
+    timeout: float = TIMEOUT,
 ) -> Edit | None:
     """Makes every grown layer plain again, as `model.absorb`.
 

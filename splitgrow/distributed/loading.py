@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.optim import Optimizer
 
 from splitgrow.checkpoints.contents import MODEL, check_past, check_written, stored_tensors_of
 from splitgrow.checkpoints.training import (
@@ -40,7 +41,7 @@ def load(
     wrapped: nn.Module,
     directory: str | os.PathLike[str],
     *,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     scheduler: object = None,
     modules: Mapping[str, nn.Module] | None = None,
     training: bool = True,

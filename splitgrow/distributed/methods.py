@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from splitgrow.distributed.calls import in_words
 from splitgrow.distributed.carrying import TIMEOUT, carry_out, opened
@@ -26,7 +27,7 @@ def expand_layer(  # noqa: PLR0913
     round_to: int = 1,
     initializer: str | Initializer = "zero",
     freeze: bool = True,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
     scheduler: object = None,
@@ -108,7 +109,7 @@ def expand(  # noqa: PLR0913
     round_to: int = 1,
     initializer: str | Initializer = "zero",
     freeze: bool = True,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
     scheduler: object = None,
@@ -159,7 +160,7 @@ def expand_vocabulary(  # noqa: PLR0913
     round_to: int = 1,
     initializer: str | Initializer = "average",
     freeze: bool = True,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
     scheduler: object = None,
@@ -212,7 +213,7 @@ def expand_input(  # noqa: PLR0913
     name: str | None = None,
     initializer: str | Initializer = "zero",
     freeze: bool = True,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
     scheduler: object = None,
@@ -266,7 +267,7 @@ def insert_layer(  # noqa: PLR0913
     kernel_size: int = 3,
     activation: nn.Module | None = None,
     freeze: bool = True,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
     scheduler: object = None,
@@ -318,7 +319,7 @@ def expand_experts(  # noqa: PLR0913
     *,
     noise: float = 0.01,
     freeze: bool = True,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
     scheduler: object = None,

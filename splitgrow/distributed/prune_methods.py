@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.distributed.calls import as_list, in_words
 from splitgrow.distributed.carrying import TIMEOUT, ByChoice, carry_out, growable_in, plain_of
@@ -41,7 +42,7 @@ def prune(  # noqa: PLR0913
     batches: Iterable[Any] = (),
     round_to: int = 1,
     give_up: bool = False,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit | None:

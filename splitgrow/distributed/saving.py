@@ -6,7 +6,7 @@ Every process writes its own shards; the first one writes the tensors that all o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.optim import Optimizer
 
 from splitgrow.checkpoints.contents import MODEL, file_parts_of, stored_tensors_of
 from splitgrow.checkpoints.training import (
@@ -41,7 +42,7 @@ def save(
     wrapped: nn.Module,
     directory: str | os.PathLike[str],
     *,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     scheduler: object = None,
     extra: Any = None,
     keep: int = 1,

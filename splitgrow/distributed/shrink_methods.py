@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.distributed.calls import as_list, in_words
 from splitgrow.distributed.carrying import TIMEOUT, ByChoice, carry_out
@@ -20,7 +21,7 @@ def shrink_layer(  # noqa: PLR0913
     *,
     round_to: int = 1,
     give_up: bool = False,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
@@ -72,7 +73,7 @@ def shrink(
     *,
     round_to: int = 1,
     give_up: bool = False,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
@@ -138,7 +139,7 @@ def remove_layer(
     name: str,
     *,
     give_up: bool = False,
-    optimizer: object = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:

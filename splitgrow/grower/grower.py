@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from splitgrow.errors import SplitGrowWarning
 from splitgrow.grower.budget import Cycles
@@ -146,7 +147,7 @@ class Grower:
     def __init__(  # noqa: PLR0913
         self,
         model: nn.Module,
-        optimizer: Any,
+        optimizer: Optimizer | Sequence[Optimizer] | None,
         scheduler: Any = None,
         *,
         to: To | None = None,

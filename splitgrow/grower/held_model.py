@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.edits import Edit
@@ -133,7 +134,11 @@ class HeldModel:
 
         return grow()
 
-    def shrink(self, request: Mapping[str, Sequence[int]], optimizer: object) -> Edit:
+    def shrink(
+        self,
+        request: Mapping[str, Sequence[int]],
+        optimizer: Optimizer | Sequence[Optimizer] | None,
+    ) -> Edit:
         """Takes channels out of layers.
 
         Args:
@@ -148,7 +153,7 @@ class HeldModel:
             return edit
         return self.handle.shrink(asked, optimizer=optimizer)
 
-    def absorb(self, optimizer: object) -> None:
+    def absorb(self, optimizer: Optimizer | Sequence[Optimizer] | None) -> None:
         """Makes everything one plain layer again."""
         if self.several:
             from splitgrow import distributed  # noqa: PLC0415 - loaded only where needed

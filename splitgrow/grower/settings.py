@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from splitgrow.errors import OptimizerError, UnsupportedModelError
 from splitgrow.grower.held_model import HeldModel
@@ -52,7 +53,7 @@ class GrowerSettings:
     """
 
     init: str | Initializer
-    optimizer: Any
+    optimizer: Optimizer | Sequence[Optimizer] | None
     lr_scale: float
     warmup: int
     scheduler: Any

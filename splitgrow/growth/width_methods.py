@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from splitgrow.growth.apply import expand_, plan
 from splitgrow.growth.edits import Edit
@@ -29,7 +30,7 @@ class WidthMethods(GrowingBase):
         round_to: int = 1,
         initializer: str | Initializer = "zero",
         freeze: bool = True,
-        optimizer: object = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
         scheduler: object = None,
@@ -119,7 +120,7 @@ class WidthMethods(GrowingBase):
         round_to: int = 1,
         initializer: str | Initializer = "zero",
         freeze: bool = True,
-        optimizer: object = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
         scheduler: object = None,
@@ -177,7 +178,7 @@ class WidthMethods(GrowingBase):
         name: str | None = None,
         initializer: str | Initializer = "zero",
         freeze: bool = True,
-        optimizer: object = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
         scheduler: object = None,
@@ -241,7 +242,7 @@ class WidthMethods(GrowingBase):
         round_to: int = 1,
         initializer: str | Initializer = "average",
         freeze: bool = True,
-        optimizer: object = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
         scheduler: object = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -92,7 +92,7 @@ class Progressive(Unscriptable, nn.Module, ABC):
     def grow(
         self,
         *,
-        optimizer: object = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         fade: bool = True,
         freeze: bool = False,
         hold_old: bool = False,
@@ -155,7 +155,7 @@ class Progressive(Unscriptable, nn.Module, ABC):
 
         return all_or_nothing(grow)()
 
-    def finish(self, *, optimizer: object = None) -> None:
+    def finish(self, *, optimizer: Optimizer | Sequence[Optimizer] | None = None) -> None:
         """Drops the old adapters, once they no longer count. Without a fade it does nothing.
 
         Args:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.growing import GrowingBase
@@ -27,7 +28,7 @@ class PruneMethods(GrowingBase):
         *,
         round_to: int = 1,
         give_up: bool = False,
-        optimizer: object = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         check: bool = True,
     ) -> Edit:
         """Takes output channels out of a layer, and out of all layers that are tied to it.
@@ -75,7 +76,7 @@ class PruneMethods(GrowingBase):
         *,
         round_to: int = 1,
         give_up: bool = False,
-        optimizer: object = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         check: bool = True,
     ) -> Edit:
         """Takes output channels out of several layers at once, all or nothing.
@@ -193,7 +194,7 @@ class PruneMethods(GrowingBase):
         batches: Iterable[Any] = (),
         round_to: int = 1,
         give_up: bool = False,
-        optimizer: object = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         check: bool = True,
     ) -> Edit | None:
         """Takes out the units that count least, until a share of them is gone or a target is met.
@@ -291,7 +292,7 @@ class PruneMethods(GrowingBase):
         name: str,
         *,
         give_up: bool = False,
-        optimizer: object = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         check: bool = True,
     ) -> Edit:
         """Takes a layer out: one that was inserted, or a module that adds nothing.

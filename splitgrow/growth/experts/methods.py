@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.experts.expansion import expand_experts_
@@ -56,7 +59,7 @@ class ExpertMethods(GrowingBase):
         *,
         noise: float = 0.01,
         freeze: bool = True,
-        optimizer: object = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
         scheduler: object = None,

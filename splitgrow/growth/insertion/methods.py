@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.growing import GrowingBase
@@ -26,7 +28,7 @@ class DepthMethods(GrowingBase):
         kernel_size: int = 3,
         activation: nn.Module | None = None,
         freeze: bool = True,
-        optimizer: object = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
         scheduler: object = None,
