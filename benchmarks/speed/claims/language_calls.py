@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 import splitgrow
-from benchmarks.speed.memory import peak
 from benchmarks.speed.results import Measurement, Spread, milliseconds
 from benchmarks.speed.settings import Claim, Settings
 from benchmarks.speed.timing import ratio, seconds
@@ -27,36 +26,24 @@ def run(settings: Settings) -> Iterator[Measurement]:
     pristine, tokens = _llama(settings)
     name = "Llama of 0.2M" if settings.quick else "Llama of 54M"
     times: dict[str, list[float]] = {}
-    extra: dict[str, list[float]] = {}
     for turn in range(1 + max(1, settings.rounds // 3)):
-        found, memory = _turn(settings, pristine, tokens)
+        found = _turn(settings, pristine, tokens)
         if turn:  # the first imports and compiles
             for call, second in found.items():
                 times.setdefault(call, []).append(second)
-            for call, mebibytes in memory.items():
-                extra.setdefault(call, []).append(mebibytes)
     for call in times:
         if call == "forward":
             continue
         beside = {each: milliseconds(times[each]) for each in (call, "forward")}
-        if call in extra:
-            of_forward = Spread.of(extra["forward"]).median
-            beside |= {
-                "memory": f"{Spread.of(extra[call]).median:.0f} MiB",
-                "memory of the forward": f"{of_forward:.0f} MiB",
-            }
         yield Measurement(f"{name}, {call}", "ratio", ratio(times, call, "forward"), beside)
     if not settings.quick:
         yield _on_meta(settings)
 
 
-def _turn(
-    settings: Settings, pristine: nn.Module, tokens: Tensor
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of each call, and the memory that two of them take beside the model."""
+def _turn(settings: Settings, pristine: nn.Module, tokens: Tensor) -> dict[str, float]:
+    """Seconds of each call."""
     device, blocks = settings.device, 2 if settings.quick else 12
     found: dict[str, float] = {}
-    memory: dict[str, float] = {}
     model: Any = copy.deepcopy(pristine)
     calls = {
         "forward": torch.no_grad()(lambda: pristine(tokens)),
@@ -68,10 +55,7 @@ def _turn(
         warnings.simplefilter("ignore")
         for name, call in calls.items():
             gc.collect()
-            with peak(device) as used:
-                found[name] = seconds(call, device)
-            if name in ("forward", "growable"):
-                memory[name] = used.extra
+            found[name] = seconds(call, device)
         for name, places in (
             ("insert_layer, one block", ["model.layers.0"]),
             (f"insert_layer, {blocks} blocks", [f"model.layers.{n}" for n in range(blocks)]),
@@ -79,7 +63,7 @@ def _turn(
             other: Any = splitgrow.growable(copy.deepcopy(pristine), (tokens,), check=False)
             gc.collect()
             found[name] = seconds(lambda: other.insert_layer(places, "block"), device)  # noqa: B023
-    return found, memory
+    return found
 
 
 def _on_meta(settings: Settings) -> Measurement:
