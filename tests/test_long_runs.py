@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -127,3 +128,77 @@ def test_the_record_of_a_growth_is_as_long_late_as_early():
     model, _ = trained()
     lengths = [len(model.expand_layer("0", 1, check=False).to_json()) for _ in range(110)]
     assert max(lengths) <= 1.1 * lengths[1]  # numbers with a digit more
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many functions are called, of Python and of C: work that no clock has to measure."""
+    found = 0
+
+    def see(_frame: object, event: str, _arg: object) -> None:
+        nonlocal found
+        found += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(see)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return found
+
+
+def work_of_growths(grow: Callable[[Any, torch.optim.Optimizer], object], model: Any) -> list[int]:
+    """The calls that the 16th growth of a model takes, those of the 32nd, and of the 48th."""
+    optimizer, found = torch.optim.AdamW(model.parameters()), []
+    for number in range(1, 49):
+        if number % 16:
+            grow(model, optimizer)
+        else:
+            found.append(calls_of(lambda: grow(model, optimizer)))
+    return found
+
+
+def small() -> Any:
+    torch.manual_seed(0)
+    layers = (nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    return splitgrow.growable(nn.Sequential(*layers), X)
+
+
+def closed_each_time(model: Any, optimizer: torch.optim.Optimizer) -> None:
+    model.expand_layer("0", 1, optimizer=optimizer)
+    model.next_generation()
+
+
+GROWTHS: dict[str, tuple[Callable[[Any, torch.optim.Optimizer], object], int]] = {
+    "one layer": (lambda model, _: model.expand_layer("0", 1), 900),
+    "with an optimizer": (lambda model, o: model.expand_layer("0", 1, optimizer=o), 1300),
+    "nothing frozen": (
+        lambda model, o: model.expand_layer("0", 1, optimizer=o, freeze=False),
+        1300,
+    ),
+    "two layers": (lambda model, _: model.expand({"0": 1, "2": 1}), 1800),
+    "each closed": (closed_each_time, 2500),
+}
+"""Ways to grow, each with the calls that one growth may add to every later one."""
+
+
+@pytest.mark.parametrize("way", GROWTHS)
+def test_a_growth_takes_a_few_calls_more_for_each_one_before_it(way: str) -> None:
+    grow, most = GROWTHS[way]
+    early, middle, late = work_of_growths(grow, small())
+    assert late - middle <= 1.02 * (middle - early)
+    assert late - middle <= 16 * most
+
+
+def test_work_that_looks_at_all_pairs_of_blocks_would_be_seen() -> None:
+    model = small()
+
+    def look_at_pairs(net: Any, *_: object) -> None:
+        blocks = list(net[0].children())
+        for one in blocks:
+            for other in blocks:
+                id((one, other))
+
+    model.register_forward_hook(look_at_pairs)
+    early, middle, late = work_of_growths(GROWTHS["one layer"][0], model)
+    assert late - middle > 1.02 * (middle - early)

@@ -141,20 +141,33 @@ def keep_attributes_(modules: Sequence[nn.Module], undo: Undo, *, tensors: bool 
     objects = {id(v): v for own in kept for _, v in _objects_in(own)}
     kept += [vars(value) for value in objects.values()]
     stores = [module.__dict__[name] for module in modules for name in _STORES]
-    hooks = [
-        value
-        for own in kept
-        for name, value in own.items()
-        if type(value) is OrderedDict and "hook" in name
-    ]
+    hooks, empty, others = list[Any](), list[Any](), list[tuple[dict[str, Any], str, Any]]()
+    for place, own in enumerate(kept):
+        own_stores = _STORES if place < len(modules) else ()
+        for name, value in own.items():
+            kind = type(value)
+            if kind not in _NESTING or name in own_stores:
+                continue
+            if not value and kind in _CONTAINERS:  # as most are: of each module's eleven for hooks
+                empty.append(value)
+            elif kind is OrderedDict and "hook" in name:
+                hooks.append(value)
+            else:
+                others.append((own, name, value))
     undo.keep(*kept, *stores, *hooks)
-    apart = {id(value) for value in (*stores, *hooks)}
+    undo.on_failure(partial(_clear, empty))
+    apart = {id(value) for value in (*stores, *hooks)} if others else set()
     known: dict[int, tuple[Any, Any]] = {}
     types = _NESTING | {torch.Tensor} if tensors else _NESTING
-    for own in kept:
-        for name, value in own.items():
-            if type(value) in _NESTING and id(value) not in apart:
-                own[name] = _unshared(value, known, types)
+    for own, name, value in others:
+        if id(value) not in apart:
+            own[name] = _unshared(value, known, types)
+
+
+def _clear(empty: Iterable[Any]) -> None:
+    for container in empty:
+        if container:
+            container.clear()
 
 
 def _unshared(value: Any, known: dict[int, tuple[Any, Any]], types: Container[type]) -> Any:
