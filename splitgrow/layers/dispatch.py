@@ -161,7 +161,8 @@ class Runner:
         joined = self._joined
         if joined is None or execution_mode() != "auto" or not joined.allows(x):
             return None
-        self._merged.leave()
+        if torch.is_grad_enabled():
+            self._merged.leave()
         output = joined.run(x)
         if output is not None:
             self.ran = _JOINED

@@ -2,7 +2,8 @@
 
 Of a small layer, most of a step's time is not arithmetic but the calls around it. Where everything
 trains there is no gradient to spare, and torch's own concatenation takes the fewest calls, in its
-gradient as well. It keeps nothing from call to call, so there is little to check.
+gradient as well. It keeps nothing from call to call, so there is little to check. Without gradients
+a very small layer runs so whatever trains.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from splitgrow.layers.composition import Composition, joined
 from splitgrow.layers.execution import execution_mode, keeps
+from splitgrow.layers.freezing import hold_statistics
 from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.types import Norm
 from splitgrow.layers.weight_assembly import Assembly
@@ -24,6 +26,9 @@ from splitgrow.utils.eager import is_eager
 
 _MOST_COPIED = 2**20
 """Elements: copying more, again and again, costs more than the calls that it saves."""
+_MOST_COPIED_FROZEN = 20_000
+"""The same without gradients where not everything trains, as the rest need not be copied then. So
+few are always put together, by `Runner` as well: a closed generation stays exact."""
 _MOST_BLOCKS = 32
 """More take as many calls that way as any other, and long to prepare after each growth."""
 
@@ -52,16 +57,20 @@ class Concatenation:
             done += step.added
             self.copied += sum(sizes[:done])
 
-    def parts(self) -> list[Tensor] | None:
-        """The blocks' parameters; None unless all train and have storage of their own.
+    def parts(self, *, training: bool) -> list[Tensor] | None:
+        """The blocks' parameters; None if some are no parameters of the expected kind.
 
-        A part of a larger tensor would reach the optimizer, which may take it for contiguous.
+        Args:
+            training: Whether all have to train, and to have storage of their own. A part of a
+                larger tensor would reach the optimizer, which may take it for contiguous.
         """
         name = self._name
         found: list[Tensor] = []
         for owner in self._owners:
             part = owner.get(name)
-            if type(part) is not nn.Parameter or not part.requires_grad or not part.is_contiguous():
+            if type(part) is not nn.Parameter:
+                return None
+            if training and not (part.requires_grad and part.is_contiguous()):
                 return None
             found.append(part)
         for owner in self._lacking:
@@ -77,6 +86,9 @@ class Concatenation:
 class JoinedRun(ABC):
     """A small grown layer that runs as one while everything in it trains.
 
+    Attributes:
+        is_small: Whether joining costs little.
+
     Args:
         composition: The layer's blocks and layouts.
     """
@@ -86,18 +98,21 @@ class JoinedRun(ABC):
         self._weight = Concatenation(composition, "weight")
         self._bias = Concatenation(composition, "bias")
         self._shapes = set[torch.Size]()
-
-    @property
-    def is_small(self) -> bool:
-        """Whether joining costs little."""
-        return self._weight.copied + self._bias.copied <= _MOST_COPIED
+        copied = self._weight.copied + self._bias.copied
+        self.is_small, self._is_tiny = copied <= _MOST_COPIED, copied <= _MOST_COPIED_FROZEN
 
     def allows(self, x: Tensor) -> bool:
-        """Whether everything trains; if so, inputs of this shape run so from now on."""
-        if self._weight.parts() is None or self._bias.parts() is None:
+        """Whether it can run so; if it can, inputs of this shape run so from now on."""
+        if self._parts() is None:
             return False
         self._shapes.add(x.shape)
         return True
+
+    def _parts(self) -> tuple[list[Tensor], list[Tensor]] | None:
+        training = not self._is_tiny or torch.is_grad_enabled()
+        weights = self._weight.parts(training=training)
+        biases = self._bias.parts(training=training)
+        return None if weights is None or biases is None else (weights, biases)
 
     def run(self, x: Tensor) -> Tensor | None:
         """The layer's output; None if it has to run in another way."""
@@ -106,17 +121,13 @@ class JoinedRun(ABC):
         if execution_mode() != "auto" or not keeps():
             return None
         for module in self._modules:
-            if (
-                module._forward_pre_hooks  # noqa: SLF001
-                or module._forward_hooks  # noqa: SLF001
-                or module._backward_hooks  # noqa: SLF001
-                or module._backward_pre_hooks  # noqa: SLF001
-            ):
+            if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:  # noqa: SLF001
                 return None
-        weights, biases = self._weight.parts(), self._bias.parts()
-        if weights is None or biases is None:
-            return None
-        return self._output(x, weights, biases)
+            before = module._forward_pre_hooks  # noqa: SLF001
+            if before and any(hook is not hold_statistics for hook in before.values()):
+                return None
+        parts = self._parts()
+        return None if parts is None else self._output(x, *parts)
 
     @abstractmethod
     def _output(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor | None: ...
@@ -146,9 +157,11 @@ class JoinedBatchNorm(JoinedRun):
     def _output(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor | None:
         modules: tuple[Any, ...] = self._modules
         first = modules[0]
-        training, momentum = first.training, first.momentum
+        momentum = first.momentum
+        moves = first.training and not first._forward_pre_hooks  # noqa: SLF001 - that hold it
         for module in modules:
-            if module.training != training or module.momentum != momentum:
+            moved = module.training and not module._forward_pre_hooks  # noqa: SLF001
+            if moved != moves or module.momentum != momentum:
                 return None
         statistics = self._statistics
         try:
@@ -160,8 +173,8 @@ class JoinedBatchNorm(JoinedRun):
         if mean is None or momentum is None:
             return None
         weight, bias = self._weight.of(weights), self._bias.of(biases)
-        y = F.batch_norm(x, mean, var, weight, bias, training, momentum, first.eps)
-        if training:
+        y = F.batch_norm(x, mean, var, weight, bias, moves, momentum, first.eps)
+        if moves:
             statistics.write_back("running_mean")
             statistics.write_back("running_var")
             counters = [module.num_batches_tracked for module in modules]
