@@ -248,7 +248,7 @@ class Composition:
         if not parts or parts[0][0]:
             return None
         tensors = [self._carried_over(name, part, index) for index, part in parts]
-        return joined(tensors, self.joins(name, [index for index, _ in parts]))
+        return joined_parts(tensors, self.joins(name, [index for index, _ in parts]))
 
     def joins(self, name: str, having: Sequence[int]) -> tuple[Joining, ...]:
         """How the parts of one of the plain layer's tensors are joined, one block after the other.
@@ -338,7 +338,7 @@ class Joining(NamedTuple):
     pieces: tuple[Piece, ...] = ()  # how one part and those before it take turns; empty: behind
 
 
-def joined(parts: Sequence[Tensor], joins: Sequence[Joining]) -> Tensor:
+def joined_parts(parts: Sequence[Tensor], joins: Sequence[Joining]) -> Tensor:
     """The tensor that parts make together, differentiable by all of them."""
     whole, done = parts[0], 1
     for dim, added, pieces in joins:
