@@ -248,9 +248,9 @@ class Composition:
         if not parts or parts[0][0]:
             return None
         tensors = [self._carried_over(name, part, index) for index, part in parts]
-        return joined(tensors, self.joins(name, [index for index, _ in parts]))
+        return joined_parts(tensors, self.joins(name, [index for index, _ in parts]))
 
-    def joins(self, name: str, having: Sequence[int]) -> tuple[Joining, ...]:
+    def joins(self, name: str, having: Sequence[int]) -> tuple[JoinStep, ...]:
         """How the parts of one of the plain layer's tensors are joined, one block after the other.
 
         Args:
@@ -260,18 +260,18 @@ class Composition:
         axes = self.layer_type.tensors(self.original)[name]
         sides = {reads: _growing_dim(axes, reads=reads) for reads in (True, False)}
         layouts = {reads: (dim, self.layout(along)) for reads, (dim, along) in sides.items()}
-        steps: list[Joining] = []
+        steps: list[JoinStep] = []
         for index in having[1:]:
             block = self.blocks[index]
             dim, layout = layouts[block.kind == "helper"]
             pieces = block.turns_on(layout)
             last = steps[-1] if steps else None
             if not _is_behind(pieces):
-                steps.append(Joining(dim, 1, pieces))
+                steps.append(JoinStep(dim, 1, pieces))
             elif last is not None and last.dim == dim and not last.pieces:
-                steps[-1] = Joining(dim, last.added + 1)  # those at the end are joined in one step
+                steps[-1] = JoinStep(dim, last.added + 1)  # those at the end are joined in one step
             else:
-                steps.append(Joining(dim, 1))
+                steps.append(JoinStep(dim, 1))
         return tuple(steps)
 
     def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:
@@ -330,7 +330,7 @@ def _dense(module: nn.Module) -> nn.Module:
     return twin
 
 
-class Joining(NamedTuple):
+class JoinStep(NamedTuple):
     """One concatenation of those that put a tensor together."""
 
     dim: int
@@ -338,7 +338,7 @@ class Joining(NamedTuple):
     pieces: tuple[Piece, ...] = ()  # how one part and those before it take turns; empty: behind
 
 
-def joined(parts: Sequence[Tensor], joins: Sequence[Joining]) -> Tensor:
+def joined_parts(parts: Sequence[Tensor], joins: Sequence[JoinStep]) -> Tensor:
     """The tensor that parts make together, differentiable by all of them."""
     whole, done = parts[0], 1
     for dim, added, pieces in joins:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from splitgrow.layers.composition import Composition, joined
+from splitgrow.layers.composition import Composition, joined_parts
 from splitgrow.layers.execution import execution_mode, keeps
 from splitgrow.layers.freezing import hold_statistics
 from splitgrow.layers.kernels import Kernel
@@ -80,7 +80,7 @@ class Concatenation:
 
     def of(self, parts: list[Tensor]) -> Tensor | None:
         """The parameter; None if the layer has none."""
-        return joined(parts, self._steps) if parts else None
+        return joined_parts(parts, self._steps) if parts else None
 
 
 class JoinedRun(ABC):
