@@ -32,13 +32,14 @@ class Blockwise:
         entry, original = composition.layer_type, composition.original
         self._dim = entry.channel_dim(original)
         self._looks_up = entry.looks_up
-        self._steps = []
+        steps = []
         for block in composition.blocks:
             own = block.makes if entry.diagonal(original) else block.reads
             reads = composition.ins.spans(own)
             everything = reads == ((0, composition.ins.length),)
             pieces = composition.outs.pieces(block.edit) if block.kind == "new" else ()
-            self._steps.append(BlockStep(() if everything else reads, pieces))
+            steps.append(BlockStep(() if everything else reads, pieces))
+        self._steps = tuple(steps)  # torch's compiler takes no list for a constant
 
     def run(self, modules: Sequence[nn.Module], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output of all blocks together.

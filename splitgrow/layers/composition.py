@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,14 @@ class Block:
         if self.kind == "helper":
             return birth <= self.edit if self.corner else birth < self.edit
         return birth == self.edit
+
+
+class Joining(NamedTuple):
+    """How a block's part of a tensor joins the parts of earlier blocks."""
+
+    index: int
+    pieces: tuple[Piece, ...]
+    dim: int
 
 
 _WAY_OUT = "change blocks by growth only, or make the model plain first, with splitgrow.merge"
@@ -213,17 +221,24 @@ class Composition:
 
         It is a plain concatenation, which every transform of torch supports.
         """
-        axes = self.layer_type.tensors(self.original)[name]
-        parts = self.parts(name)
-        if not parts or parts[0][0]:
+        parts = dict(self.parts(name))
+        if 0 not in parts:
             return None
-        whole = self._carried_over(name, parts[0][1], 0)
-        for index, part in parts[1:]:
-            block = self.blocks[index]
-            part = self._carried_over(name, part, index)
-            dim, along = _growing_dim(axes, reads=block.kind == "helper")
-            whole = arranged(whole, part, self.layout(along).pieces(block.edit), dim)
+        whole = self._carried_over(name, parts[0], 0)
+        for index, pieces, dim in self.joinings(name):
+            whole = arranged(whole, self._carried_over(name, parts[index], index), pieces, dim)
         return whole
+
+    def joinings(self, name: str) -> tuple[Joining, ...]:
+        """How the blocks' parts of a tensor join the original's, in order."""
+        axes = self.layer_type.tensors(self.original).get(name)
+        found = []
+        for index, _ in self.parts(name) if axes is not None else ():
+            if index:
+                block = self.blocks[index]
+                dim, along = _growing_dim(axes, reads=block.kind == "helper")
+                found.append(Joining(index, self.layout(along).pieces(block.edit), dim))
+        return tuple(found)
 
     def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:
         carry = self.carry(index)
