@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.torch_version import TorchVersion
 
-from splitgrow.layers.blockwise import Blockwise
+from splitgrow.layers.blockwise import BlockStep, Blockwise, run_apart
 from splitgrow.layers.composition import Composition, Joining, arranged
 from splitgrow.layers.hooks import has_run_hooks
 from splitgrow.layers.kernels import Kernel
@@ -39,11 +39,13 @@ class _Form:
         few: The size of an input from which on they run as one.
         weight: How the blocks' weights are joined.
         bias: How their biases are.
+        steps: How the blocks run by themselves.
     """
 
     few: float
     weight: tuple[Joining, ...]
     bias: tuple[Joining, ...]
+    steps: tuple[BlockStep, ...]
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,8 @@ class Compiled:
         if bytes_of(composition) > LARGEST_MERGED or any(map(has_run_hooks, composition.modules)):
             rows = math.inf
         reads = composition.sizes[0] if composition.layer_type.reads_channels else 1
-        return _Form(rows * reads, composition.joinings("weight"), composition.joinings("bias"))
-
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def _blockwise(self) -> Blockwise:
-        return Blockwise(self._composition)
+        weight, bias = composition.joinings("weight"), composition.joinings("bias")
+        return _Form(rows * reads, weight, bias, Blockwise(composition).steps)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _trained(self, flags: tuple[bool, ...]) -> _Trained | None:
@@ -96,7 +95,7 @@ class Compiled:
         gradients = weight_gradients_of(composition, blocks)
         if gradients.worth >= 1:
             return None
-        weights = [composition.modules[block].weight for block in blocks]
+        weights: list[Any] = [composition.modules[block].weight for block in blocks]
         shapes = [tuple(int(size) for size in weight.shape) for weight in weights]
         return _Trained(gradients, tuple(zip(blocks, shapes, strict=True)))
 
@@ -104,7 +103,7 @@ class Compiled:
         """The layer's output."""
         form, modules, kernel = self._form(), self._composition.modules, self._kernel
         if x.numel() < form.few:
-            return self._blockwise().run(modules, x)
+            return run_apart(form.steps, kernel.channel_dim, modules, x)
         weights: list[Any] = [module.weight for module in modules]
         biases: list[Any] = [module.bias for module in modules]
         weight, bias = _joined(weights, form.weight), None
@@ -124,7 +123,7 @@ class Compiled:
         alone = not kernel.batched(x)
         x = x.unsqueeze(0) if alone else x
         own = [weights[block] for block, _ in trained.blocks]
-        y: Tensor = _PartialGradients.apply(kernel, trained, x, weight, bias, *own)  # type: ignore[no-untyped-call]
+        y: Tensor = _PartialGradients.apply(kernel, trained, x, weight, bias, *own)
         return y.squeeze(0) if alone else y
 
 
@@ -151,7 +150,7 @@ def _autocast(tensor: Tensor | None) -> Any:
 
 
 def _is_transformed() -> bool:
-    return torch._C._are_functorch_transforms_active()  # type: ignore[no-any-return]  # noqa: SLF001
+    return torch._C._are_functorch_transforms_active()  # noqa: SLF001
 
 
 class _PartialGradients(Function):

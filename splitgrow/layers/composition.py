@@ -55,7 +55,7 @@ class Block:
 class Joining(NamedTuple):
     """How a block's part of a tensor joins the parts of earlier blocks."""
 
-    index: int
+    block: int
     pieces: tuple[Piece, ...]
     dim: int
 

@@ -269,6 +269,7 @@ def test_a_part_that_did_not_grow_keeps_its_code() -> None:
     model, made = splitgrow.growable(Net().double(), X), [Made(), Made(), Made()]
     for part, own in zip(model.parts, made, strict=True):
         part.compile(backend=own, fullgraph=True)
+    model.expand_layer("parts.0.fc", 1)  # closes the first generation: all train no longer
     model(X).sum().backward()
     before = [own.count for own in made]
     model.expand_layer("parts.0.fc", 1)
