@@ -19,7 +19,7 @@ from torch.autograd import Function
 from torch.torch_version import TorchVersion
 
 from splitgrow.layers.blockwise import BlockStep, Blockwise, run_apart
-from splitgrow.layers.composition import Composition, Joining, arranged
+from splitgrow.layers.composition import Composition, PartJoin, arranged
 from splitgrow.layers.hooks import has_run_hooks
 from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.merging_costs import LARGEST_MERGED, bytes_of, rows_worth_copying
@@ -43,8 +43,8 @@ class _Form:
     """
 
     few: float
-    weight: tuple[Joining, ...]
-    bias: tuple[Joining, ...]
+    weight: tuple[PartJoin, ...]
+    bias: tuple[PartJoin, ...]
     steps: tuple[BlockStep, ...]
 
 
@@ -123,7 +123,7 @@ class Compiled:
         alone = not kernel.batched(x)
         x = x.unsqueeze(0) if alone else x
         own = [weights[block] for block, _ in trained.blocks]
-        y: Tensor = _PartialGradients.apply(kernel, trained, x, weight, bias, *own)
+        y: Tensor = _PartialGradients.apply(kernel, trained, x, weight, bias, *own)  # type: ignore[no-untyped-call]
         return y.squeeze(0) if alone else y
 
 
@@ -135,7 +135,7 @@ def compiled_form(composition: Composition) -> Compiled | None:
     return Compiled(composition, kernel)
 
 
-def _joined(tensors: Sequence[Tensor], joinings: tuple[Joining, ...]) -> Tensor:
+def _joined(tensors: Sequence[Tensor], joinings: tuple[PartJoin, ...]) -> Tensor:
     whole = tensors[0]
     for index, pieces, dim in joinings:
         whole = arranged(whole, tensors[index], pieces, dim)

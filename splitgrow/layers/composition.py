@@ -52,7 +52,7 @@ class Block:
         return birth == self.edit
 
 
-class Joining(NamedTuple):
+class PartJoin(NamedTuple):
     """How a block's part of a tensor joins the parts of earlier blocks."""
 
     block: int
@@ -229,7 +229,7 @@ class Composition:
             whole = arranged(whole, self._carried_over(name, parts[index], index), pieces, dim)
         return whole
 
-    def joinings(self, name: str) -> tuple[Joining, ...]:
+    def joinings(self, name: str) -> tuple[PartJoin, ...]:
         """How the blocks' parts of a tensor join the original's, in order."""
         axes = self.layer_type.tensors(self.original).get(name)
         found = []
@@ -237,7 +237,7 @@ class Composition:
             if index:
                 block = self.blocks[index]
                 dim, along = _growing_dim(axes, reads=block.kind == "helper")
-                found.append(Joining(index, self.layout(along).pieces(block.edit), dim))
+                found.append(PartJoin(index, self.layout(along).pieces(block.edit), dim))
         return tuple(found)
 
     def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:
