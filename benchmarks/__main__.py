@@ -9,7 +9,9 @@ python -m benchmarks --page
 from __future__ import annotations
 
 import gc
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -78,33 +80,40 @@ def main(
     for number, claim in enumerate(chosen, 1):
         console.rule(f"{number} of {len(chosen)}: {claim.name}", align="left")
         console.print(claim.says, markup=False, highlight=False, soft_wrap=True)
+        if claim.needs not in ("", settings.device):
+            console.print(f"  not run: it needs {claim.needs}", style="bold")
+            continue
+
+        def keep(entry: Entry) -> None:
+            known[entry.claim] = entry
+            if path:
+                write(path, [known[each.name] for each in CLAIMS if each.name in known])
+
         try:
-            entries.append(measure(claim, settings))
+            entries.append(measure(claim, settings, keep))
         except ModuleNotFoundError as error:
             console.print(f"  not run: {error}; see benchmarks/requirements.txt", style="bold red")
             missing.append(claim.name)
-            continue
-        known[claim.name] = entries[-1]
-        if path:
-            write(path, [known[each.name] for each in CLAIMS if each.name in known])
     raise SystemExit(judge(entries, missing, settings))
 
 
-def measure(claim: Claim, settings: Settings) -> Entry:
-    """Runs one claim, and prints each number as it comes."""
+def measure(
+    claim: Claim,
+    settings: Settings,
+    keep: Callable[[Entry], None] = lambda _: None,
+    budget: float = math.inf,
+) -> Entry:
+    """Runs one claim, and prints each number as it comes.
+
+    Args:
+        claim: The claim.
+        settings: How it is measured.
+        keep: Given the numbers so far after each.
+        budget: Seconds after which no further case begins.
+    """
     measurements: list[Measurement] = []
     started = time.perf_counter()
-    with console.status(claim.name):
-        for one in claim.run(settings):
-            measurements.append(one)
-            console.print(
-                f"  {one.case}: {one.text}   {one.beside_text}", highlight=False, soft_wrap=True
-            )
-            gc.collect()
-            if settings.device == "cuda":
-                torch.cuda.empty_cache()
-    console.print(f"  {time.perf_counter() - started:.0f} s", style="dim")
-    return Entry(
+    entry = Entry(
         claim=claim.name,
         says=claim.says,
         command=command(claim, settings),
@@ -112,6 +121,21 @@ def measure(claim: Claim, settings: Settings) -> Entry:
         machine=machine(settings),
         measurements=measurements,
     )
+    with console.status(claim.name):
+        for one in claim.run(settings):
+            measurements.append(one)
+            console.print(
+                f"  {one.case}: {one.text}   {one.beside_text}", highlight=False, soft_wrap=True
+            )
+            keep(entry)
+            gc.collect()
+            if settings.device == "cuda":
+                torch.cuda.empty_cache()
+            if time.perf_counter() - started > budget:
+                console.print(f"  its {budget:.0f} s are over: no further case", style="bold")
+                break
+    console.print(f"  {time.perf_counter() - started:.0f} s", style="dim")
+    return entry
 
 
 def command(claim: Claim, settings: Settings) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.analysis.analyzer import analyse_runs
+from splitgrow.analysis.analyzer import analyse_runs, try_evaluation
 from splitgrow.analysis.unsupported_models import refuse_unsupported
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.growth.growable_class import class_for
@@ -32,14 +32,14 @@ def growable(
 
     The model's layers are analysed once, and nothing is replaced yet: module paths, state_dict,
     flags, buffers, hooks and random state are as before. It stays an instance of its class and
-    gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `mixtures`,
-    `runs`, `generation`), to plan (`plan`, `plan_insertion`, `plan_experts`, `plan_shrinking`), to
-    grow (`expand_layer`, `expand`, `expand_input`, `expand_vocabulary`, `expand_experts`,
-    `insert_layer`), to shrink (`shrink_layer`, `shrink`, `prune`, `remove_layer`), to handle
-    generations (`next_generation`, `at`, `unfreeze`), and to train (`generation_parameters`,
-    `parameters_of`, `param_groups`, `consolidate`, `absorb`). A name that the model uses itself
-    stays the model's, with a warning; `splitgrow.handle(model)` then has the method. It has
-    `edits`, too: all so far.
+    gains the attributes and methods of `splitgrow.Handle`: to inspect (`layers`, `summary`,
+    `mixtures`, `runs`, `generation`), to plan (`plan`, `plan_insertion`, `plan_experts`,
+    `plan_shrinking`), to grow (`expand_layer`, `expand`, `expand_input`, `expand_vocabulary`,
+    `expand_experts`, `insert_layer`), to shrink (`shrink_layer`, `shrink`, `prune`,
+    `remove_layer`), to handle generations (`next_generation`, `at`, `unfreeze`), and to train
+    (`generation_parameters`, `parameters_of`, `param_groups`, `consolidate`, `absorb`). A name that
+    the model uses itself stays the model's, with a warning; `splitgrow.handle(model)` then has the
+    method. It has `edits`, too: all so far.
     No type of Python's is both the model's class and a growable model, so the result is `Any` for
     type checkers; what `splitgrow.handle` returns has the methods with their types.
 
@@ -49,9 +49,9 @@ def growable(
     example inputs as it is, and then as if all layers that can grow had grown, with helpers at zero
     and random new units, and must return the same up to rounding. Layers that break this are fixed,
     and their reason names the place where values first differ. The model's hooks run in these runs,
-    and random draws are constants. That takes two forward passes (four if the model's code does
-    other things in training); a model on the meta device, or one that rounding alone changes, is
-    analysed by shapes only.
+    and random draws are constants. That takes two forward passes (four if the model runs other ops
+    in training); a model on the meta device, or one that rounding alone changes, is analysed by
+    shapes only.
 
     Other threads may run the model meanwhile, and while it grows: a change waits until running
     calls of the model or its parts have ended, for a minute at most, and calls of the model wait
@@ -108,7 +108,11 @@ def growable(
     def analyse_(undo: Undo) -> nn.Module:
         followed = analyse_runs(model, inputs)
         edits = len(old.edits) if old is not None else 0
-        broken = fix_what_values_break(model, inputs, followed, edits) if check else {}
+        broken: dict[str, str] = {}
+        if check:
+            broken = fix_what_values_break(model, inputs, followed, edits)
+        else:
+            try_evaluation(model, inputs, followed)
         history = History(
             followed.graph, inputs, structure(model), model_lock=model_lock, broken=broken
         )

@@ -11,7 +11,8 @@ from splitgrow.growth.experts.methods import ExpertMethods
 from splitgrow.growth.generation_methods import GenerationMethods
 from splitgrow.growth.history import structure
 from splitgrow.growth.insertion.methods import DepthMethods
-from splitgrow.growth.layer_list import Layer, layers_of
+from splitgrow.growth.layer_list import Layers, layers_of
+from splitgrow.growth.summary import Summary, summary_of
 from splitgrow.growth.width_methods import WidthMethods
 from splitgrow.layers.dispatch import LayerRun
 from splitgrow.layers.split_layer import SplitLayer
@@ -32,14 +33,33 @@ class Handle(WidthMethods, DepthMethods, PruneMethods, ExpertMethods, Generation
     """
 
     @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The layers whose width you can ask for, in order of execution."""
+    def layers(self) -> Layers:
+        """The layers whose width you can ask for, in order of execution.
+
+        They can be looked up by index or name, and chosen: `layers.where(output=False)`.
+        """
         return layers_of(self._history.graph, structure(self._model))
 
     @property
     def edits(self) -> tuple[Edit, ...]:
         """The growths so far."""
         return tuple(self._history.edits)
+
+    def summary(self) -> Summary:
+        """The layers as they began and as they are, with their blocks and parameters, as a table.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.expand_layer("0", 2)
+            >>> net.summary()
+            Sequential: generation 1, 1 edit, 21 parameters of which 8 train
+              layer  type    units   blocks  parameters  that train
+              0      Linear  3 -> 5  2       15          6
+              1      Linear  1       2       6           2
+        """
+        return summary_of(self._model, self._history)
 
     @property
     def runs(self) -> dict[str, LayerRun]:

@@ -11,7 +11,7 @@ from helpers import randomise, randomise_new_blocks, tensors_of
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.growth.edits import Removal
+from splitgrow.growth.edit_parts import Removal
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.pruning.choosing import as_request, prunable_groups
 from splitgrow.pruning.criteria.criterion import Criterion, UnitsInView

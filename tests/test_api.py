@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import operator
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import splitgrow
+import splitgrow.pruning
 from splitgrow.growth.insertion.request import INSERTION_KINDS
 
 CALLS = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
@@ -46,6 +49,8 @@ def test_the_public_names_are_these() -> None:
         "Layer",
         "LayerChange",
         "LayerRun",
+        "LayerSummary",
+        "Layers",
         "MergeError",
         "MixtureOfExperts",
         "NumberChange",
@@ -64,6 +69,7 @@ def test_the_public_names_are_these() -> None:
         "SplitGrowError",
         "SplitGrowWarning",
         "StructureChangedError",
+        "Summary",
         "Target",
         "ToWidths",
         "TraceError",
@@ -103,6 +109,31 @@ def test_every_public_function_has_an_example_and_a_place_on_the_page_of_calls(n
     assert f"splitgrow.{name}(" in CALLS
 
 
+def calls_without_an_example() -> list[str]:
+    """The public calls whose docstring has no session: functions, methods, methods of learning."""
+    parts = [splitgrow.distributed, splitgrow.scores, splitgrow.pruning, splitgrow.continual]
+    learners = {learner.__name__ for learner in splitgrow.continual.METHODS.values()}
+    made = {
+        *learners,
+        *(type(criterion).__name__ for criterion in splitgrow.pruning.CRITERIA.values()),
+    }
+    calls = {name: getattr(splitgrow, name) for name in splitgrow.__all__}
+    calls |= {f"Handle.{name}": getattr(splitgrow.Handle, name) for name in METHODS}
+    calls |= {
+        f"{part.__name__}.{name}": getattr(part, name) for part in parts for name in part.__all__
+    }
+    return [
+        name
+        for name, call in calls.items()
+        if (inspect.isfunction(call) or name.rpartition(".")[2] in made)
+        and ">>>" not in (inspect.getdoc(call) or "")
+    ]
+
+
+def test_every_public_call_has_an_example() -> None:
+    assert calls_without_an_example() == []
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_documented_and_on_the_page_of_calls(name: str) -> None:
     assert inspect.getdoc(getattr(splitgrow.Handle, name))
@@ -136,6 +167,41 @@ def test_every_error_is_a_split_grow_error() -> None:
     errors = [getattr(splitgrow, name) for name in splitgrow.__all__ if name.endswith("Error")]
     assert errors
     assert all(issubclass(error, splitgrow.SplitGrowError) for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("code", "needs_torch"),
+    [
+        ("import splitgrow", False),
+        ("import splitgrow.errors", False),
+        ("import splitgrow; splitgrow.growable", True),
+        ("import splitgrow.handle; assert callable(splitgrow.handle)", True),
+        ("from splitgrow import *; growable, Grower, SplitGrowError", True),
+        ("import splitgrow.continual; import splitgrow; assert callable(splitgrow.growable)", True),
+    ],
+)
+def test_the_package_needs_torch_once_a_name_is_asked_for(code: str, needs_torch: bool) -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; sys.exit(10 + ('torch' in sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 10 + needs_torch, outcome.stderr
+
+
+def test_a_function_that_has_the_name_of_a_module_stays_the_function() -> None:
+    modules = {path.stem for path in Path(splitgrow.__file__).parent.glob("*.py")}
+    shared = [name for name in splitgrow.__all__ if name in modules]
+    assert shared == list(splitgrow._ALSO_MODULES)
+    setattr(splitgrow, shared[0], sys.modules[f"splitgrow.{shared[0]}"])  # as an import does
+    assert callable(splitgrow.growable)
+
+
+def test_names_that_do_not_exist_are_refused_and_the_others_are_listed() -> None:
+    assert set(splitgrow.__all__) | {"continual", "distributed", "scores"} <= set(dir(splitgrow))
+    with pytest.raises(AttributeError, match="no attribute 'growabel'"):
+        _ = splitgrow.growabel
 
 
 def test_the_version_stands_in_one_place() -> None:

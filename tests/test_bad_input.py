@@ -301,7 +301,7 @@ def test_an_unknown_initializer_is_a_value_error(model_and_optimizer, name):
     model, optimizer = model_and_optimizer
     with (
         unchanged(model, optimizer),
-        pytest.raises(ValueError, match=r"no initializer .*; there are .*zero"),
+        pytest.raises(ValueError, match=r"no initializer is called .*The names are .*zero"),
     ):
         model.expand_layer("stem", 4, initializer=name, optimizer=optimizer)
 

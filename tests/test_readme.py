@@ -19,7 +19,8 @@ from benchmarks.vision import torchvision
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+DOCS = ROOT / "docs"
+PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 GUIDES = {
     name: (ROOT / name).read_text()
     for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
@@ -97,14 +98,18 @@ def test_control_files_and_names_that_are_missing_are_found() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", *PAGES])
 def test_links_lead_to_files_that_are_there(name: str) -> None:
-    folder = ROOT if name == "README.md" else ROOT / "docs"
+    folder = ROOT if name == "README.md" else (DOCS / name).parent
     text = README if name == "README.md" else PAGES[name]
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", prose)
     assert [link for link in links if not (folder / link).exists()] == []
 
 
-def test_every_page_is_named_by_the_front_door() -> None:
-    assert [name for name in PAGES if f"docs/{name}" not in README] == []
+def test_every_page_is_in_the_navigation_and_the_front_door_leads_there() -> None:
+    navigation = (DOCS / "site" / "mkdocs.yml").read_text()
+    listed = re.findall(r": ([\w/]+\.md)$", navigation, re.MULTILINE)
+    assert sorted(name for name in listed if not name.startswith("project/")) == sorted(PAGES)
+    assert "docs/index.md" in README
 
 
 @pytest.mark.zoo
@@ -169,7 +174,7 @@ def test_the_example_of_insertions_runs_and_changes_nothing() -> None:
     model = splitgrow.growable(model, x)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = outputs_of(model, x)
-    exec(code_in(PAGES["growing.md"])[0], {"model": model, "optimizer": optimizer})
+    exec(code_in(PAGES["insertion.md"])[0], {"model": model, "optimizer": optimizer})
     assert len(splitgrow.handle(model).edits) == 4
     assert_equal(outputs_of(model, x), before)
 
@@ -196,7 +201,7 @@ def test_both_commands_pin_what_they_install_and_end_in_what_they_run() -> None:
 
 
 def test_the_model_counts_are_those_that_are_tested() -> None:
-    counts = re.findall(r"(\w+) (\d+) of (?:\d+ layers|(\d+))", PAGES["growing.md"])
+    counts = re.findall(r"(\w+) (\d+) of (?:\d+ layers|(\d+))", PAGES["can_grow.md"])
     stated = {name: int(count) for name, count, _ in counts}
     source = (Path(__file__).parent / "test_zoo.py").read_text()
     tested = dict(re.findall(r'"(\w+)": \((\d+), \d+\)', source))

@@ -19,7 +19,7 @@ import splitgrow
 from benchmarks.speed.settings import Settings
 
 _ROOT = Path(__file__).parents[2]
-_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """glibc keeps freed memory for later by default; so it would count as in use."""
 
 
@@ -54,7 +54,7 @@ def in_child(
         capture_output=True,
         text=True,
         cwd=_ROOT,
-        env={**os.environ, **_GIVE_BACK, "OMP_NUM_THREADS": str(settings.threads)},
+        env={**os.environ, **GIVE_BACK, "OMP_NUM_THREADS": str(settings.threads)},
     )
     if done.returncode != 0:
         raise ChildError(f"{function.__name__} failed:\n{done.stderr[-2000:]}")

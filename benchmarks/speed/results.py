@@ -119,7 +119,9 @@ def read(path: Path) -> dict[str, Entry]:
 
 
 def write(path: Path, entries: Iterable[Entry]) -> None:
-    """Writes a file anew."""
+    """Writes a file anew, in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"claims": [asdict(entry) for entry in entries]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(content, indent=1) + "\n")
+    draft.replace(path)  # whoever reads it, or stops this process, sees the old or the new one

@@ -47,8 +47,10 @@ class Claim:
         name: What `--only` takes.
         says: What is measured, in one sentence.
         run: Measures it, case by case.
+        needs: The device without which it cannot be measured; empty if any will do.
     """
 
     name: str
     says: str
     run: Callable[[Settings], Iterator[Measurement]]
+    needs: str = ""

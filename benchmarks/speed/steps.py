@@ -24,7 +24,12 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def training_step(
-    model: nn.Module, x: Tensor, before_step: Callable[[], None] | None = None
+    model: nn.Module,
+    x: Tensor,
+    before_step: Callable[[], None] | None = None,
+    *,
+    bf16: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Call:
     """A call that does one training step.
 
@@ -32,13 +37,17 @@ def training_step(
         model: It is put into training mode.
         x: A batch.
         before_step: Called between the backward pass and the optimizer's step.
+        bf16: Whether the forward pass runs in torch's autocast.
+        optimizer: The optimizer; by default SGD with momentum.
     """
     model.train()
-    optimizer = optimizer_of(model)
+    optimizer = optimizer or optimizer_of(model)
 
     def step() -> None:
         optimizer.zero_grad()
-        model(x).square().mean().backward()
+        with in_bf16(x, enabled=bf16):
+            loss = model(x).square().mean()
+        loss.backward()
         if before_step is not None:
             before_step()
         optimizer.step()
@@ -46,15 +55,20 @@ def training_step(
     return step
 
 
-def inference(model: nn.Module, x: Tensor) -> Call:
-    """A call that runs a model in evaluation mode without gradients."""
+def inference(model: nn.Module, x: Tensor, *, bf16: bool = False) -> Call:
+    """A call that runs a model in evaluation mode without gradients, maybe in autocast."""
     model.eval()
 
     def run() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), in_bf16(x, enabled=bf16):
             model(x)
 
     return run
+
+
+def in_bf16(x: Tensor, *, enabled: bool) -> torch.autocast:
+    """Torch's autocast to bf16 on the device of a tensor."""
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=enabled)
 
 
 def masked_step(model: nn.Module, plain: nn.Module, x: Tensor) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -55,30 +56,52 @@ def write_page(path: Path = PAGE, folder: Path = FOLDER) -> None:
         ValueError: If the page has no markers.
     """
     thresholds = Thresholds.read()
-    tables = [page_table(read(file), thresholds) for file in sorted(folder.glob("speed-*.json"))]
-    put_between(path, *_MARKERS, "\n".join(tables))
+    found = {device: read(folder / f"speed-{device}.json") for device in ("cpu", "cuda")}
+    text = page_table(found["cpu"], thresholds, found["cuda"])
+    notes = notes_of(folder / "speed-cuda.json")
+    if notes.exists():
+        left = "; ".join(f"{name}: {why}" for name, why in json.loads(notes.read_text()).items())
+        text += f"\nNot measured on the GPU, or not to the end: {left or 'nothing'}.\n"
+    put_between(path, *_MARKERS, text)
 
 
-def page_table(entries: Mapping[str, Entry], thresholds: Thresholds) -> str:
-    """The results of one file, as Markdown."""
-    lines = [f"\nOn {machine}:\n" for machine in dict.fromkeys(map(_machine, entries.values()))]
-    lines += [
-        "\n| claim | on | measured | target | verdict | beside | date, commit |\n",
-        "|---|---|---|---|---|---|---|\n",
-    ]
-    for entry in entries.values():
-        lines.append(f"| **{entry.says}**: `{entry.command}` | | | | | | {_when(entry)} |\n")
-        for one in entry.measurements:
-            threshold = thresholds.of(entry.claim, one.case)
-            cells = (
+def notes_of(path: Path) -> Path:
+    """The file beside a results file that tells what was not measured."""
+    return path.with_name(f"notes-{path.name}")
+
+
+def page_table(
+    entries: Mapping[str, Entry], thresholds: Thresholds, on_gpu: Mapping[str, Entry] | None = None
+) -> str:
+    """The results of one file, as Markdown; those of a GPU in two columns of their own."""
+    on_gpu = on_gpu or {}
+    where = [*entries.values(), *on_gpu.values()]
+    lines = [f"\nOn {machine}:\n" for machine in dict.fromkeys(map(_machine, where))]
+    heads = ["claim", "on", "measured", "target", "verdict", "beside", "date, commit"]
+    heads += ["on the GPU", "verdict there"] * bool(on_gpu)
+    lines += [f"\n| {' | '.join(heads)} |\n", "|" + "---|" * len(heads) + "\n"]
+    for claim in [*entries, *(name for name in on_gpu if name not in entries)]:
+        sides = [side[claim].measurements if claim in side else [] for side in (entries, on_gpu)]
+        entry = entries[claim] if claim in entries else on_gpu[claim]
+        dates = [_when(side[claim]) if claim in side else "" for side in (entries, on_gpu)]
+        head = f"| **{entry.says}**: `{entry.command}` | | | | | | {dates[0]} |"
+        lines.append(head + f" {dates[1]} | |" * bool(on_gpu) + "\n")
+        here, there = ({one.case: one for one in side} for side in sides)
+        for case in dict.fromkeys((*here, *there)):
+            threshold = thresholds.of(claim, case)
+            own, other = here.get(case), there.get(case)
+            cells = [
                 "",
-                one.case,
-                one.text,
-                _limit(one, threshold.target),
-                threshold.verdict(one, quick=False),
-                one.beside_text,
+                case,
+                own.text if own else "",
+                _limit(own or there[case], threshold.target),
+                threshold.verdict(own, quick=False) if own else "",
+                own.beside_text if own else "",
                 "",
-            )
+            ]
+            if on_gpu:
+                cells += [f"{other.text}; {other.beside_text}" if other else ""]
+                cells += [threshold.verdict(other, quick=False) if other else ""]
             lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)
 

@@ -17,7 +17,6 @@ from splitgrow.analysis.channel_graph import ChannelGraph, HeldNumber, LayerNode
 from splitgrow.analysis.channels.channel_axes import Axis, constant, scaled
 from splitgrow.analysis.channels.width_remainders import Remainders
 from splitgrow.analysis.layer_calls import follow_call
-from splitgrow.analysis.leaf_modules import is_leaf
 from splitgrow.analysis.named_numbers import named_numbers
 from splitgrow.analysis.number_choices import best_of
 from splitgrow.analysis.ops import Op, Shaped, result_of
@@ -30,7 +29,7 @@ from splitgrow.analysis.start_states import settle_starts
 from splitgrow.analysis.ties import Ties
 from splitgrow.analysis.trace import Ref, Source, Step, at_path, mapped
 from splitgrow.analysis.tracer import Trace, trace_model
-from splitgrow.analysis.training_flag import may_ask_for_the_mode
+from splitgrow.analysis.training_flag import ModeIn, mode_in
 from splitgrow.analysis.trial_runs import Trial, fix_what_widening_breaks, widens
 from splitgrow.analysis.unsupported_layers import (
     emptiness,
@@ -59,7 +58,9 @@ def analyse(
         TraceError: If the model's forward cannot be followed.
         ValueError: If the model does not run on the inputs.
     """
-    return analyse_runs(model, inputs, known).graph
+    followed = analyse_runs(model, inputs, known)
+    try_evaluation(model, inputs, followed)
+    return followed.graph
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,32 @@ class Followed:
         trials: The traces with the results of the rules, the one in evaluation mode first.
         outputs: The axes of the model's outputs.
         decides: Whether forward asked for values, so that other inputs may lead to other ops.
+        asks: Whether the model's code names the mode, and yet ran the same ops in both, so that
+            evaluation mode has to be tried at other widths, too.
     """
 
     graph: ChannelGraph
     trials: tuple[Trial, ...]
     outputs: tuple[Axis, ...]
     decides: bool
+    asks: bool = False
+
+    @property
+    def one_trace(self) -> bool:
+        """Whether one trace stands for both modes."""
+        return len({id(trial.steps) for trial in self.trials}) < len(self.trials)
+
+
+def try_evaluation(model: nn.Module, inputs: ExampleCall, followed: Followed) -> None:
+    """Fixes what forward would not follow in evaluation mode, where that was left to be tried."""
+    if followed.asks:
+        fix_what_widening_breaks(model, inputs, followed.trials[0])
 
 
 def analyse_runs(
     model: nn.Module, inputs: ExampleCall, known: ChannelGraph | None = None
 ) -> Followed:
-    """The channel graph of a model, and the runs that led to it; as `analyse`.
+    """The channel graph of a model, and the runs that led to it; `try_evaluation` is to follow.
 
     Raises:
         TraceError: If the model's forward cannot be followed.
@@ -90,12 +105,15 @@ def analyse_runs(
     """
     runs = [trace_model(model, inputs, training=False)]
     alike = known is not None and known.modes_alike
-    if runs[0].fake and (alike or not _may_ask_for_the_mode(model)):
+    told = ModeIn.NOWHERE if alike else mode_in(model)
+    if runs[0].fake and told is not ModeIn.HIDDEN:
         best = _best(model, runs, known)
-        best.graph.modes_alike = alike
         trial = best.tried(runs)[0]
+        asks = told is ModeIn.SHOWN
         if widens(model, inputs, trial, training=True):
-            return best.finished((trial, replace(trial, training=True, strict=True)), decides=False)
+            best.graph.modes_alike = alike or asks
+            both = trial, replace(trial, training=True, strict=True)
+            return best.finished(both, decides=False, asks=asks)
     try:
         runs.append(trace_model(model, inputs, training=True))
     except (TraceError, ValueError) as error:
@@ -112,17 +130,6 @@ def analyse_runs(
         fix_what_widening_breaks(model, inputs, best.tried(runs)[0])
     decides = not all(run.fake for run in runs)
     return best.finished(best.tried(runs), decides=decides)
-
-
-def _may_ask_for_the_mode(model: nn.Module) -> bool:
-    """Whether forward could run other ops in training than in evaluation.
-
-    Leaf modules do as they are told by the trace. If nothing else in the model names the mode,
-    one run at other widths in training mode stands for two: with other ops than in evaluation it
-    would not agree with the graph.
-    """
-    modules = model.named_modules()
-    return may_ask_for_the_mode(m for name, m in modules if not (name and is_leaf(m)))
 
 
 def _best(model: nn.Module, runs: Sequence[Trace], known: ChannelGraph | None) -> Analysis:
@@ -198,6 +205,11 @@ class Analysis(Sources):
         return sum(not self.graph.reason(node) for node in self.graph.sized())
 
     @property
+    def sized(self) -> int:
+        """The number of layers that would grow if all could."""
+        return len(self.graph.sized())
+
+    @property
     def buffered(self) -> frozenset[int]:
         """The groups that buffers of modules would have to grow along with."""
         buffers = [n for n in self.graph.nodes.values() if n.use is not None and n.kind == "Buffer"]
@@ -220,14 +232,14 @@ class Analysis(Sources):
             for index, (run, values) in pairs
         )
 
-    def finished(self, trials: tuple[Trial, ...], *, decides: bool) -> Followed:
+    def finished(self, trials: tuple[Trial, ...], *, decides: bool, asks: bool = False) -> Followed:
         """The graph, with the numbers that follow it, and the runs."""
         held = {(each.module, each.attribute): each for each in self.held}
         named = {(n.module, n.attribute): n for n in named_numbers(self.graph, self.modules)}
         self.graph.numbers = tuple({**named, **held}.values())
         self.graph.chosen = self.preferred
         self.graph.choices = frozenset(choice.place for choice in self.choices)
-        return Followed(self.graph, trials, tuple(self.outputs), decides)
+        return Followed(self.graph, trials, tuple(self.outputs), decides, asks)
 
     def _follows_a_width(self, axis: Axis) -> bool:
         return self.groups.can_grow(axis) and not self.groups.is_free(self.groups.size(axis))

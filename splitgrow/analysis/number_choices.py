@@ -26,6 +26,11 @@ class Followed(Protocol):
         ...
 
     @property
+    def sized(self) -> int:
+        """The number of layers that would grow if all could."""
+        ...
+
+    @property
     def buffered(self) -> frozenset[int]:
         """The groups that buffers of modules would have to grow along with."""
         ...
@@ -47,7 +52,7 @@ def best_of(follow: Callable[[Mapping[str, int]], F]) -> F:
     """
     best = follow({})
     tried: list[Mapping[str, int]] = [{}]
-    while len(tried) <= MOST_TRIES:
+    while len(tried) <= MOST_TRIES and (best.growing < best.sized or best.buffered):
         ways = other_ways(best.choices, best.preferred, best.groups, best.buffered)
         way = next((way for way in ways if way not in tried), None)
         if way is None:

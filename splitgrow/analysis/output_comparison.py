@@ -7,7 +7,7 @@ hand is measured, and sets it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from splitgrow.analysis.stand_ins import clone, tensors_held
 from splitgrow.layers.execution import keep_nothing_
 from splitgrow.layers.freezing import hold_statistics
 from splitgrow.utils.example_call import ExampleCall
+from splitgrow.utils.module_slots import all_tensors, modules_of
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
 from splitgrow.utils.preserve import (
     ignore_warnings_,
@@ -85,8 +86,8 @@ def fitting(model: nn.Module, inputs: ExampleCall) -> ExampleCall:
 
 def has_values(model: nn.Module, inputs: ExampleCall) -> bool:
     """Whether all tensors have values, as against those on the meta device."""
-    tensors = (*model.parameters(), *model.buffers(), *pytree.tree_leaves(inputs))
-    return not any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors)
+    given = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+    return not any([tensor.is_meta for tensor in (*all_tensors(model), *given)])  # noqa: C419 - fast
 
 
 @temporarily
@@ -99,7 +100,7 @@ def outputs_of(  # noqa: PLR0913
     noisy: bool = False,
     hooks: bool = True,
     watch: AbstractContextManager[Any] | None = None,
-    touched: Container[str] = (),
+    touched: Collection[str] = (),
 ) -> list[Tensor]:
     """The tensors in a model's output, from a run that leaves the model as it was.
 
@@ -120,7 +121,7 @@ def outputs_of(  # noqa: PLR0913
         NotRunnableError: If the model does not run, or its output cannot be looked at.
         MemoryError: If there is too little memory.
     """
-    modules = list(model.modules())
+    modules = modules_of(model)
     keep_random_states_(modules, undo)
     keep_attributes_(modules, undo, tensors=True)
     keep_modes_(undo)
@@ -159,18 +160,21 @@ def _looked_at(
         raise NotRunnableError(f"{type(error).__name__}: {error}") from error
 
 
-def _use_copies_(model: nn.Module, touched: Container[str], *, training: bool) -> None:
+def _use_copies_(model: nn.Module, touched: Collection[str], *, training: bool) -> None:
     """Lets forward write into copies.
 
     Layers of a known type write into their statistics only, and large weights are not copied
     without need.
     """
-    for name, module in model.named_modules():
+    at_once = {id(m) for name, m in model.named_modules() if name in touched} if touched else ()
+    for module in modules_of(model):
         own = module.__dict__
         own["training"] = training
-        held = tensors_held(module)
-        if held and name and name not in touched and is_leaf(module):
-            held = [item for item in held if item[0] is own["_buffers"]]
+        if module is model or id(module) in at_once or not is_leaf(module):
+            held = tensors_held(module)
+        else:
+            buffers = own["_buffers"]
+            held = [(buffers, key, t) for key, t in buffers.items() if isinstance(t, Tensor)]
         for store, key, tensor in held:
             store[key] = clone(tensor)
 

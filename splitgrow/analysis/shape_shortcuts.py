@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
+from splitgrow.analysis.leaf_modules import outline_of
 from splitgrow.analysis.ops import Values, facts_of, is_in_place_name
-from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.types import LayerType, Nested, Signature, layer_type_of
 
 
@@ -61,8 +61,9 @@ def _are_alike(operands: Sequence[Any]) -> bool:
 def result_of_leaf(module: nn.Module, args: Sequence[Any]) -> Any:
     """A leaf module's result on a fake tensor, where the shape is known without a run."""
     x = args[0] if args else None
-    if not isinstance(x, FakeTensor) or isinstance(module, SplitLayer):
+    if not isinstance(x, FakeTensor):
         return None
+    module = outline_of(module)
     entry = layer_type_of(module)
     signature = entry.signature(module) if entry is not None else None
     if entry is not None and signature is not None:

@@ -15,17 +15,15 @@ from typing import Any
 from splitgrow.analysis.channel_graph import ChannelGraph, StartStates
 from splitgrow.analysis.channels.channel_axes import Axis, Run, groups_of
 from splitgrow.analysis.ops import Shaped
-from splitgrow.analysis.ops.op import shaped_in
 from splitgrow.analysis.start_ops import (
     FREE,
     OpOnTheWay,
     StartState,
     States,
     made_otherwise,
-    operands,
     writes_into_operand,
 )
-from splitgrow.analysis.start_readers import TracedRun, bound_layers
+from splitgrow.analysis.start_readers import TracedRun, Watched, bound_layers
 from splitgrow.analysis.ties import readers_of_tied
 from splitgrow.analysis.trace import Ref, Source, Step
 from splitgrow.layers.split_layer import stock
@@ -49,10 +47,11 @@ def settle_starts(
     watched = _watched(graph, modules, tied, coupled)
     if not watched:
         return
-    bound = bound_layers(graph, modules, runs, watched.keys(), tied.keys())
+    known = Watched(graph.groups, watched.keys())
+    bound = bound_layers(modules, runs, known, tied.keys())
     found = {}
     for way, start in WAYS.items():
-        found[way] = follower = _Follower(graph, modules, start, frozenset(watched), tied, bound)
+        found[way] = follower = _Follower(graph, modules, start, known, tied, bound)
         for run in runs:
             follower.follow(run)
         follower.share_out()
@@ -119,7 +118,7 @@ class _Follower:
     graph: ChannelGraph
     modules: Mapping[str, Any]
     start: Start
-    watched: frozenset[int]
+    watched: Watched
     tied: Mapping[str, frozenset[str]]
     bound: Mapping[str, Collection[int]]
     ins: dict[str, dict[int, Start]] = field(default_factory=dict)
@@ -132,10 +131,10 @@ class _Follower:
         """Follows the way through one trace."""
         states: list[dict[int, StartState]] = []
         for index, step in enumerate(run.steps):
-            given = list(operands(step, run.values))
+            given = run.given[index]
             written = given[:1] if writes_into_operand(step) else []
             value = written[0][1] if written else run.values[index]
-            groups = self._watched_in(value)
+            groups = self.watched.on(value)
             if step.module is not None and self._entry(step.module) is not None:
                 states.append(self._layer(step, groups, given, states))
             elif step.target is Source.TENSOR:
@@ -172,7 +171,7 @@ class _Follower:
     ) -> None:
         """Gives up the way where an op takes one value over channels that are no copies."""
         axis = self.graph.groups.resolve(axis)
-        for group in self.watched.intersection(groups_of(axis)):
+        for group in self.watched.on_axes((axis,)):
             found = [states[ref.step].get(group, FREE) for ref, _ in given]
             copies = self._alone(axis) and any(state.start is Start.COPY for state in found)
             if not copies:
@@ -187,22 +186,14 @@ class _Follower:
             if node is None or not node.ins or node.use is None:
                 continue
             known = self.ins.setdefault(node.name, {})
-            for group in self.watched.intersection(groups_of(self.graph.groups.resolve(node.ins))):
+            for group in self.watched.on_axes((node.ins,)):
                 found = [
                     states[ref.step].get(group, FREE).start
                     for ref, other in given
-                    if other is not shaped and group in self._watched_in(other)
+                    if other is not shaped and group in self.watched.on(other)
                 ]
                 for start in found:
                     known[group] = start if known.get(group, start) is start else Start.FREE
-
-    def _watched_in(self, value: Any) -> list[int]:
-        """The watched groups on the axes of a result, in order."""
-        found: dict[int, None] = {}
-        for shaped in shaped_in(value):
-            for axis in shaped.axes:
-                found.update(dict.fromkeys(groups_of(self.graph.groups.resolve(axis))))
-        return [group for group in found if group in self.watched]
 
     def _entry(self, name: str) -> LayerType | None:
         return layer_type_of(stock(self.modules[name]))

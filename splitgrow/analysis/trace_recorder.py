@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
 
+from splitgrow.analysis.bare_runs import Remembered, result_without_values
 from splitgrow.analysis.calls_by_hand import ByHand
 from splitgrow.analysis.channels.tracked_int import Tracked
 from splitgrow.analysis.created_tensors import CreatedTensors
@@ -81,6 +82,7 @@ class TraceRecorder(TorchFunctionMode):
         self.unfit: dict[str, str] = {}
         """Why tensors of modules cannot grow, by their paths."""
         self._memory: dict[int, str] = {}
+        self._remembered: Remembered = {}
         self._by_hand = ByHand(self.owners)
 
     # -- before and after ------------------------------------------------------------------------
@@ -257,9 +259,12 @@ class TraceRecorder(TorchFunctionMode):
             raise RuntimeError(f"`{name}` hands out memory, and a fake tensor has none")
         if is_in_place_name(getattr(func, "__name__", "")) or target is setattr:
             self._note_write(*args[:1])
-        self._note_write(kwargs.get("out"))
+        if kwargs.get("out") is not None:
+            self._note_write(kwargs["out"])
         plain, named = untracked(args), untracked(kwargs)
         result = result_of_op(name, target, plain, named)
+        if result is None and target is not None:
+            result = result_without_values(func, target, plain, named, self._remembered)
         if result is None:
             turned = plain[0] if is_in_place_name(str(target)) and plain else None
             before = getattr(turned, "shape", None)
@@ -329,7 +334,7 @@ class TraceRecorder(TorchFunctionMode):
         self, name: str, target: Any, args: Any, kwargs: Any, result: Any, module: str | None = None
     ) -> Ref:
         example = result
-        if not isinstance(result, FakeTensor):
+        if type(result) not in (FakeTensor, int):
             inside, self.inside = self.inside, self.inside or name
             example = pytree.tree_map(_shape_only, result, is_leaf=_is_packed)
             self.inside = inside

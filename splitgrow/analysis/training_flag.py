@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from enum import Enum
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from splitgrow.analysis.leaf_modules import is_leaf
+from splitgrow.analysis.written_out import written_out
+from splitgrow.layers.split_layer import stock
 from splitgrow.utils.model_lock import HOLDER_BASE, ORIGINAL_CLASS
 
 _MODE = "training"
 _METHODS = (FunctionType, MethodType, staticmethod, classmethod, property)
+
+
+class ModeIn(Enum):
+    """Where a model's code names the mode, training or evaluation."""
+
+    NOWHERE = "in no code but that of leaf modules, which do as a trace tells them"
+    SHOWN = "in code that a trace follows, so that two traces show whether it matters"
+    HIDDEN = "also in code that no trace follows"
+
+
+def mode_in(model: nn.Module) -> ModeIn:
+    """Where a model's code names the mode.
+
+    Where it does so nowhere, one run at other widths in training mode stands for two: with other
+    ops than in evaluation it would not agree with the graph.
+    """
+    modules = list(model.named_modules())
+    leaves = {module for name, module in modules if name and is_leaf(module)}
+    if not may_ask_for_the_mode(m for _, m in modules if m not in leaves):
+        return ModeIn.NOWHERE
+    own = (module for module in leaves if not _is_torchs(type(stock(module))))
+    hidden = written_out(module for _, module in modules) or may_ask_for_the_mode(own)
+    return ModeIn.HIDDEN if hidden else ModeIn.SHOWN
 
 
 def may_ask_for_the_mode(modules: Iterable[nn.Module]) -> bool:

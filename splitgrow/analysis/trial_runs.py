@@ -23,6 +23,7 @@ from splitgrow.analysis.ops.op import Shaped, leaves_of
 from splitgrow.analysis.trace import Ref, Step
 from splitgrow.analysis.tracer import record_wider
 from splitgrow.utils.example_call import ExampleCall
+from splitgrow.utils.steady_runs import without_dropout
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,30 @@ def widens(model: nn.Module, inputs: ExampleCall, trial: Trial, *, training: boo
     """
     growth = dict.fromkeys(growing_groups_in(trial.graph), 1)
     return not _difference(model, inputs, trial, growth, training=training, strict=training)
+
+
+def runs_alike(
+    model: nn.Module, inputs: ExampleCall, trial: Trial, growth: Mapping[int, int]
+) -> bool:
+    """Whether a model that has grown runs, in evaluation mode, the very ops of a run from before.
+
+    Args:
+        model: The model, with its new blocks in place.
+        inputs: The example call.
+        trial: Its graph, and its run in evaluation mode before it grew.
+        growth: The units that its groups have gained.
+
+    Raises:
+        MemoryError: If there is too little memory.
+    """
+    grown = trial.graph.groups.grown(growth)
+    try:
+        steps = record_wider(model, inputs, Wider(), training=False)
+    except MemoryError:  # no fault of the model's
+        raise
+    except Exception:  # noqa: BLE001 - any, on tensors without values
+        return False
+    return not _first_difference((trial.steps, trial.values), steps, grown, strict=True)
 
 
 def fix_what_widening_breaks(model: nn.Module, inputs: ExampleCall, trial: Trial) -> None:
@@ -178,11 +203,15 @@ def _first_difference(
 ) -> str:
     """The first difference between the ops of two runs; empty if there is none."""
     for one, value, other in zip(*run, wide, strict=False):
-        same = (one.name, one.module) == (other.name, other.module)
-        same = same and (one.target == other.target or not strict)
-        alike = same and _alike(one.args, other.args, strict=strict)
-        alike = alike and _alike(one.kwargs, other.kwargs, strict=strict)
-        if not alike or not _foretold(value, other.example, grown):
+        same = one.module == other.module
+        if one.module is None:  # a layer that has grown is of another type
+            same = same and one.name == other.name and (one.target == other.target or not strict)
+        given, others = (
+            without_dropout(each.target, each.args, each.kwargs) for each in (one, other)
+        )
+        if not (same and _alike(given, others, strict=strict)):
+            return one.place
+        if not _foretold(value, other.example, grown):
             return one.place
     return "" if len(run[0]) == len(wide) else run[0][-1].place
 

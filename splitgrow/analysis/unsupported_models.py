@@ -17,7 +17,13 @@ def refuse_unsupported(model: nn.Module) -> None:
         UnsupportedModelError: If it is wrapped, compiled, scripted, uninitialised, or has adapters.
     """
     kind = type(model).__name__
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+    if isinstance(model, nn.DataParallel):
+        raise UnsupportedModelError(
+            "the model is wrapped in DataParallel; make the module inside growable "
+            "(splitgrow.growable(model.module, ...)), and call its methods, as "
+            "model.module.expand_layer(...): DataParallel copies the module anew at each call"
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel):
         raise UnsupportedModelError(
             f"the model is wrapped in {kind}; make the module inside growable "
             f"(splitgrow.growable(model.module, ...)) and grow it by splitgrow.distributed"

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
 from splitgrow.continual.masked import MaskedLearner
 from splitgrow.continual.masks import Picks
+from splitgrow.continual.options import LearnerOptions
 from splitgrow.continual.pruning import GradualPruning, keep_largest
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.settings import checked_goal, goal_for
@@ -67,7 +71,9 @@ class CompactingLearner(MaskedLearner):
 
     def __init__(  # noqa: PLR0913
         self,
-        *args: Any,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        *,
         goal: float | Mapping[str, float] | None = None,
         tolerance: float = 0.0,
         growth: float = 0.25,
@@ -78,9 +84,9 @@ class CompactingLearner(MaskedLearner):
         retrain_epochs: int | None = None,
         prune_lr: float = 0.1,
         expected_tasks: int | None = None,
-        **common: Any,
+        **common: Unpack[LearnerOptions],
     ) -> None:
-        super().__init__(*args, **common)
+        super().__init__(model, example_inputs, **common)
         if not growth > 0 or not largest >= 1:
             raise ValueError(
                 f"growth ({growth!r}) must be above 0, largest ({largest!r}) at least 1"

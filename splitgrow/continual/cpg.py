@@ -26,6 +26,17 @@ class CPG(CompactingLearner):
 
     Args:
         **options: See `CompactingLearner`.
+
+    Example:
+        >>> import torch
+        >>> from splitgrow.continual import CPG, Task, Training
+        >>> from torch import nn
+        >>> x = torch.randn(64, 4)
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> learner = CPG(net, x[:1], training=Training(epochs=1), goal=0.6)
+        >>> record = learner.learn(Task("signs", 2, (x, (x[:, 0] > 0).long())))
+        >>> learner.predict(x, task="signs").shape
+        torch.Size([64, 2])
     """
 
     method = "cpg"

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from splitgrow.analysis.units import Unit
 from splitgrow.continual.events import Grown
+from splitgrow.continual.options import LearnerOptions
 from splitgrow.continual.proximal import drift_of, lower_, pull_, pull_back_, shrink_, soften_
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.regrowth import (
@@ -134,7 +136,9 @@ class DEN(SelectiveLearner):
 
     def __init__(  # noqa: PLR0913
         self,
-        *args: Any,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        *,
         threshold: float | Mapping[str, float] | None = None,
         drift: float = 0.1,
         units: int = 10,
@@ -145,9 +149,9 @@ class DEN(SelectiveLearner):
         pull: float = 1.0,
         select_epochs: int | None = None,
         settle_epochs: int | None = None,
-        **common: Any,
+        **common: Unpack[LearnerOptions],
     ) -> None:
-        super().__init__(*args, **common)
+        super().__init__(model, example_inputs, **common)
         if isinstance(units, bool) or not isinstance(units, int) or units < 0:
             raise ValueError(f"units must be an int of at least 0, got {units!r}")
         for name, value in (("l1", l1), ("l2", l2), ("group_lasso", group_lasso), ("pull", pull)):

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
 from splitgrow.continual.body import Body
 from splitgrow.continual.finetuning import Finetuning
+from splitgrow.continual.options import LearnerOptions
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.stages import seed_of
 from splitgrow.continual.studies import Study
@@ -38,15 +40,32 @@ class EWC(Finetuning):
         samples: The number of a task's examples that estimate its Fisher information, one by one,
             with labels drawn from the network's own outputs.
         **common: The arguments of every learner; see `Learner`.
+
+    Example:
+        >>> import torch
+        >>> from splitgrow.continual import EWC, Task, Training
+        >>> from torch import nn
+        >>> x = torch.randn(64, 4)
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> learner = EWC(net, x[:1], training=Training(epochs=1))
+        >>> record = learner.learn(Task("signs", 2, (x, (x[:, 0] > 0).long())))
+        >>> learner.predict(x, task="signs").shape
+        torch.Size([64, 2])
     """
 
     method = "ewc"
     settings = ("strength", "samples")
 
     def __init__(
-        self, *args: Any, strength: float = 100.0, samples: int = 256, **common: Any
+        self,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        *,
+        strength: float = 100.0,
+        samples: int = 256,
+        **common: Unpack[LearnerOptions],
     ) -> None:
-        super().__init__(*args, **common)
+        super().__init__(model, example_inputs, **common)
         if not strength >= 0:
             raise ValueError(f"strength must not be negative, got {strength!r}")
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:

@@ -21,6 +21,17 @@ class Finetuning(Learner):
 
     Args:
         **common: The arguments of every learner; see `Learner`.
+
+    Example:
+        >>> import torch
+        >>> from splitgrow.continual import Finetuning, Task, Training
+        >>> from torch import nn
+        >>> x = torch.randn(64, 4)
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> learner = Finetuning(net, x[:1], training=Training(epochs=1))
+        >>> record = learner.learn(Task("signs", 2, (x, (x[:, 0] > 0).long())))
+        >>> learner.predict(x, task="signs").shape
+        torch.Size([64, 2])
     """
 
     method = "finetuning"

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from typing_extensions import Unpack
 
 from splitgrow.continual.finetuning import Finetuning
+from splitgrow.continual.options import LearnerOptions
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.studies import whole_study
 from splitgrow.continual.tasks import Data, Task, joined, labels, takes_tensors
@@ -25,12 +27,28 @@ class Joint(Finetuning):
 
     Args:
         **common: The arguments of every learner; see `Learner`.
+
+    Example:
+        >>> import torch
+        >>> from splitgrow.continual import Joint, Task, Training
+        >>> from torch import nn
+        >>> x = torch.randn(64, 4)
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> learner = Joint(net, x[:1], training=Training(epochs=1))
+        >>> record = learner.learn(Task("signs", 2, (x, (x[:, 0] > 0).long())))
+        >>> learner.predict(x, task="signs").shape
+        torch.Size([64, 2])
     """
 
     method = "joint"
 
-    def __init__(self, *args: Any, **common: Any) -> None:
-        super().__init__(*args, **common)
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        **common: Unpack[LearnerOptions],
+    ) -> None:
+        super().__init__(model, example_inputs, **common)
         self._seen: tuple[Task, ...] = ()
 
     def learn_all(self, tasks: Iterable[Task]) -> list[TaskRecord]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from splitgrow.continual.body import Body
 from splitgrow.continual.events import Callback, EpochDone, Event, Grown, Judged, TaskLearned
+from splitgrow.continual.options import ShowsAllOptions
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.reports import Report, report_of
 from splitgrow.continual.saving import read_learned, write_learned
@@ -30,7 +31,7 @@ FILE = "learner.safetensors"
 _CACHED = 4  # networks that are kept ready to predict
 
 
-class Learner:
+class Learner(ShowsAllOptions):
     """Learns one task after the other; the base of all methods.
 
     The model is copied and its head removed: every task gets a linear head of its own. The task of

@@ -9,8 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Unpack
 
 from splitgrow.continual.finetuning import Finetuning
+from splitgrow.continual.options import LearnerOptions
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.studies import Study, TaskView
 from splitgrow.continual.tasks import Task
@@ -38,6 +40,17 @@ class LwF(Finetuning):
         warmup_epochs: For how long the new head trains alone; 0 for not at all, None for a fifth of
             the training's epochs.
         **common: The arguments of every learner; see `Learner`.
+
+    Example:
+        >>> import torch
+        >>> from splitgrow.continual import LwF, Task, Training
+        >>> from torch import nn
+        >>> x = torch.randn(64, 4)
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> learner = LwF(net, x[:1], training=Training(epochs=1))
+        >>> record = learner.learn(Task("signs", 2, (x, (x[:, 0] > 0).long())))
+        >>> learner.predict(x, task="signs").shape
+        torch.Size([64, 2])
     """
 
     method = "lwf"
@@ -45,13 +58,15 @@ class LwF(Finetuning):
 
     def __init__(
         self,
-        *args: Any,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        *,
         strength: float = 1.0,
         temperature: float = 2.0,
         warmup_epochs: int | None = None,
-        **common: Any,
+        **common: Unpack[LearnerOptions],
     ) -> None:
-        super().__init__(*args, **common)
+        super().__init__(model, example_inputs, **common)
         if not strength >= 0 or not temperature > 0:
             raise ValueError("strength must not be negative, and temperature be above 0")
         if warmup_epochs is None:

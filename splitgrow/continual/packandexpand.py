@@ -21,6 +21,17 @@ class PackAndExpand(CompactingLearner):
 
     Args:
         **options: See `CompactingLearner`.
+
+    Example:
+        >>> import torch
+        >>> from splitgrow.continual import PackAndExpand, Task, Training
+        >>> from torch import nn
+        >>> x = torch.randn(64, 4)
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> learner = PackAndExpand(net, x[:1], training=Training(epochs=1), goal=0.6)
+        >>> record = learner.learn(Task("signs", 2, (x, (x[:, 0] > 0).long())))
+        >>> learner.report().tasks[0].name
+        'signs'
     """
 
     method = "pack-and-expand"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
 from splitgrow.continual.masked import MaskedLearner
+from splitgrow.continual.options import LearnerOptions
 from splitgrow.continual.pruning import keep_largest
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.studies import Study
@@ -50,13 +54,15 @@ class PackNet(MaskedLearner):
 
     def __init__(
         self,
-        *args: Any,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        *,
         prune: float | str = 0.75,
         retrain_epochs: int | None = None,
         expected_tasks: int | None = None,
-        **common: Any,
+        **common: Unpack[LearnerOptions],
     ) -> None:
-        super().__init__(*args, **common)
+        super().__init__(model, example_inputs, **common)
         if prune == "even":
             if expected_tasks is None or expected_tasks < 1:
                 raise ValueError('prune="even" needs expected_tasks')

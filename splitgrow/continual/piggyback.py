@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
 from splitgrow.continual.masked import MaskedLearner
 from splitgrow.continual.masks import Picks
+from splitgrow.continual.options import LearnerOptions
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.tasks import Task
 
@@ -28,15 +32,32 @@ class Piggyback(MaskedLearner):
         picks: "binary" or "ternary".
         pretrained: Whether tasks pick from the model's own weights, and none is trained.
         **common: The arguments of every learner; see `Learner`.
+
+    Example:
+        >>> import torch
+        >>> from splitgrow.continual import Piggyback, Task, Training
+        >>> from torch import nn
+        >>> x = torch.randn(64, 4)
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> learner = Piggyback(net, x[:1], training=Training(epochs=1))
+        >>> record = learner.learn(Task("signs", 2, (x, (x[:, 0] > 0).long())))
+        >>> learner.predict(x, task="signs").shape
+        torch.Size([64, 2])
     """
 
     method = "piggyback"
     settings = ("picks", "pretrained")
 
     def __init__(
-        self, *args: Any, picks: Picks = "binary", pretrained: bool = False, **common: Any
+        self,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        *,
+        picks: Picks = "binary",
+        pretrained: bool = False,
+        **common: Unpack[LearnerOptions],
     ) -> None:
-        super().__init__(*args, **common)
+        super().__init__(model, example_inputs, **common)
         if picks not in {"binary", "ternary"}:
             raise ValueError(f'picks must be "binary" or "ternary", got {picks!r}')
         self.picks, self.pretrained = picks, pretrained

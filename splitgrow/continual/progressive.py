@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from splitgrow.continual.masked import MaskedLearner
+from splitgrow.continual.options import LearnerOptions
 from splitgrow.continual.records import TaskRecord
 from splitgrow.continual.studies import Study
 from splitgrow.continual.tasks import Task
@@ -41,13 +43,31 @@ class ProgressiveNetworks(MaskedLearner):
     Args:
         column: The width of a new column, as a share of the network's first width.
         **common: The arguments of every learner; see `Learner`.
+
+    Example:
+        >>> import torch
+        >>> from splitgrow.continual import ProgressiveNetworks, Task, Training
+        >>> from torch import nn
+        >>> x = torch.randn(64, 4)
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> learner = ProgressiveNetworks(net, x[:1], training=Training(epochs=1))
+        >>> record = learner.learn(Task("signs", 2, (x, (x[:, 0] > 0).long())))
+        >>> learner.network("signs")[2]
+        Linear(in_features=16, out_features=2, bias=True)
     """
 
     method = "progressive"
     settings = ("column",)
 
-    def __init__(self, *args: Any, column: float = 1.0, **common: Any) -> None:
-        super().__init__(*args, **common)
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Tensor | tuple[Any, ...],
+        *,
+        column: float = 1.0,
+        **common: Unpack[LearnerOptions],
+    ) -> None:
+        super().__init__(model, example_inputs, **common)
         if not column > 0:
             raise ValueError(f"column must be above 0, got {column!r}")
         self.column = column

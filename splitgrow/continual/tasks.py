@@ -43,6 +43,13 @@ class Task:
         test: The data to test on; None for no tests.
         validation: The data for decisions. None: a part of `train`, which is then not used for
             training.
+
+    Example:
+        >>> import torch
+        >>> from splitgrow.continual import Task
+        >>> x, y = torch.randn(64, 4), torch.arange(64) % 2
+        >>> Task("odd or even", 2, (x, y)).classes
+        2
     """
 
     name: str

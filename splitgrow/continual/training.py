@@ -32,6 +32,12 @@ class Training:
         schedule: The course of learning rates: along half a cosine to zero, or constant.
         score_lr: The learning rate of Adam for the scores that pick weights.
         clip: The norm above which gradients are scaled down; None for no bound.
+
+    Example:
+        >>> from splitgrow.continual import Training
+        >>> training = Training(epochs=20, lr=0.05)
+        >>> training.share(50, steps=100)  # of the rate, in the middle of the cosine
+        0.5
     """
 
     epochs: int = 10

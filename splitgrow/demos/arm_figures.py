@@ -47,9 +47,12 @@ def curves(result: GrowResult, theme: Theme) -> bytes:
     loss.yaxis.set_minor_locator(NullLocator())
     accuracy.set_ylabel("test accuracy", color=theme.ink)
     loss.set_ylabel("test loss (cross entropy)", color=theme.ink)
-    loss.set_xlabel("multiply-adds of training", color=theme.ink)
+    arithmetic, time = "multiply-adds of training", "processor time of training, seconds"
+    if theme.narrow:
+        arithmetic, time = "multiply-adds", "seconds"
+    loss.set_xlabel(arithmetic, color=theme.ink)
     loss.xaxis.set_major_formatter(lambda value, _: shortened(value))
-    grid[1][1].set_xlabel("processor time of training, seconds", color=theme.ink)
+    grid[1][1].set_xlabel(time, color=theme.ink)
     for axes in grid[0]:
         _number_growths(axes, result, "macs" if axes is accuracy else "seconds", theme)
     handles, labels = accuracy.get_legend_handles_labels()
@@ -58,7 +61,7 @@ def curves(result: GrowResult, theme: Theme) -> bytes:
         handles,
         [*labels, "a growth, with its number"],
         loc="outside upper center",
-        ncols=len(handles),
+        ncols=theme.columns(len(handles)),
         frameon=False,
         labelcolor=theme.ink,
         handlelength=3,

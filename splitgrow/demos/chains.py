@@ -46,7 +46,7 @@ def chain(layers: Sequence[ChainLayer], theme: Theme) -> bytes:
             for at in range(generations)
         ],
         loc="outside upper center",
-        ncols=min(generations, 3),
+        ncols=theme.columns(min(generations, 3)),
         frameon=False,
         labelcolor=theme.ink,
     )

@@ -15,7 +15,7 @@ from splitgrow.demos.themes import (
     ON_COLOUR,
     Theme,
     colour_of,
-    name_stretch,
+    name_stretches,
     plain_theme,
     png,
     sheet,
@@ -23,6 +23,7 @@ from splitgrow.demos.themes import (
 from splitgrow.growth.reporting import BlockArea
 
 _HATCH = "///"
+_LEAST = 0.9
 
 
 def learning(result: Outcome, theme: Theme) -> bytes:
@@ -44,7 +45,7 @@ def learning(result: Outcome, theme: Theme) -> bytes:
     zoom(accuracy, [evaluation.accuracy for evaluation in result.evaluations])
     loss.set_ylim(bottom=0, top=1.1 * max(evaluation.loss for evaluation in result.evaluations))
     loss.set_xlabel("training step", color=theme.ink)
-    accuracy.legend(loc="lower right", facecolor=theme.paper, labelcolor=theme.ink, framealpha=0.9)
+    accuracy.legend(loc="best", facecolor=theme.paper, labelcolor=theme.ink, framealpha=0.9)
     _name_generations(accuracy, result.growths, steps[-1], theme)
     return png(figure)
 
@@ -58,16 +59,20 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def zoom(axes: Axes, accuracies: Sequence[float]) -> None:
-    """Shows the upper part of the scale if all tests lie there, so that they can be told apart."""
+    """Shows the upper part of the scale if all tests lie there, so that they can be told apart.
+
+    A tenth of the scale is shown at least, so that half a percent does not look like a drop.
+    """
     worst = min(accuracies)
-    axes.set_ylim(max(0.0, worst - 1.5 * (1.0 - worst) - 0.01), 1.01)
+    axes.set_ylim(min(_LEAST, max(0.0, worst - 1.5 * (1.0 - worst) - 0.01)), 1.01)
 
 
 def _name_generations(axes: Axes, growths: Sequence[Growth], last: int, theme: Theme) -> None:
     starts = [0, *(growth.step for growth in growths)]
     ends = [*starts[1:], last]
-    for generation, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        name_stretch(axes, f"generation {generation}", (start, end), theme)
+    stretches = enumerate(zip(starts, ends, strict=True))
+    names = {f"generation {at}": (str(at), stretch) for at, stretch in stretches}
+    name_stretches(axes, names, theme)
 
 
 def draw_block_map(blocks: BlockMap, theme: Theme) -> bytes:
@@ -98,7 +103,7 @@ def draw_block_map(blocks: BlockMap, theme: Theme) -> bytes:
     figure.legend(
         handles=handles,
         loc="outside upper right",
-        ncols=len(handles),
+        ncols=theme.columns(len(handles)),
         frameon=False,
         labelcolor=theme.ink,
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from splitgrow.demos.figures import running_mean
 from splitgrow.demos.results import Level, LevelStep, ProgressiveResult, Tiles
-from splitgrow.demos.themes import Theme, colour_of, name_stretch, plain_theme, png, sheet
+from splitgrow.demos.themes import Theme, colour_of, name_stretches, plain_theme, png, sheet
 
 
 def errors(result: ProgressiveResult, theme: Theme) -> bytes:
@@ -70,13 +70,16 @@ def _fades(steps: Sequence[LevelStep]) -> list[tuple[int, int]]:
 
 def _name_levels(axes: Axes, result: ProgressiveResult, theme: Theme) -> None:
     edges = [0, *(growth.step for growth in result.growths), result.steps[-1].step]
+    names = {}
     for level, start, end in zip(result.levels, edges[:-1], edges[1:], strict=True):
-        name_stretch(axes, f"{level.resolution}x{level.resolution}", (start, end), theme)
+        side = str(level.resolution)
+        names[f"{side}x{side}"] = (side, (float(start), float(end)))
+    name_stretches(axes, names, theme)
 
 
 def gallery(levels: Sequence[Level], theme: Theme) -> bytes:
     """A PNG of test images: for each level a row of originals and one of reconstructions."""
-    count = levels[0].originals.count
+    count = min(levels[0].originals.count, 5 if theme.narrow else levels[0].originals.count)
     rows = [
         (f"{level.resolution}x{level.resolution}\n{what}", tiles, level.level)
         for level in levels
@@ -85,7 +88,7 @@ def gallery(levels: Sequence[Level], theme: Theme) -> bytes:
     figure = sheet(theme, height=0.2 + 0.82 * len(rows))
     grid = figure.subplots(len(rows), count, squeeze=False)
     for (name, tiles, level), places in zip(rows, grid, strict=True):
-        for picture, axes in zip(pictures(tiles), places, strict=True):
+        for picture, axes in zip(pictures(tiles)[:count], places, strict=True):
             axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():

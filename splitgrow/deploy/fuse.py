@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from splitgrow.deploy.deploy_check import held_against
 from splitgrow.deploy.fx_edits import writes
 from splitgrow.deploy.fx_tracer import MADE, trace_plain
 from splitgrow.deploy.merge import merged
+from splitgrow.deploy.own_class import fused_in_its_class
 from splitgrow.deploy.passes import PASSES
 from splitgrow.errors import FusionError, TraceError, UnsupportedModelError
 from splitgrow.growth.history import History
@@ -21,11 +21,10 @@ from splitgrow.layers.hooks import carry_hooks_
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.preserve import keep_modes_
 from splitgrow.utils.rollback import Undo, temporarily
-from splitgrow.utils.source_lines import levels_to_caller
 
 
 def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True) -> Any:
-    """The network for deployment: a torch.fx.GraphModule of stock layers, in evaluation mode.
+    """The network for deployment, in evaluation mode: a torch.fx.GraphModule of stock layers.
 
     Grown layers are single layers again, and batch norms are folded into the layers before them.
     Dropouts are gone, and so are ops that return their input: gates that give one, residuals that
@@ -40,8 +39,16 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
     than the example call is refused.
 
     If torch.fx cannot trace the model, because its forward decides by values or shapes, the result
-    is `splitgrow.merge(model)` in evaluation mode, with a warning that gives the reason: grown
-    layers are single layers there too, but norms are not folded.
+    is `splitgrow.merge(model)` in evaluation mode, of the model's own class, with a warning that
+    gives the reason. Batch norms are folded there too, and an nn.Identity takes their place, where
+    both the run on the example inputs and the source of forward show that the norm alone reads the
+    layer's output, at every call. Such a model is pickled whole: a new one of its class has norms,
+    and cannot load its state_dict.
+
+    The result tells how it was made: ``fused.meta["way"]`` is "graph" or "own class". In the second
+    case ``fused.meta["folded"]`` has the layer of each norm that was folded, by the norm's path,
+    ``fused.meta["kept"]`` the reasons of the others, and ``fused.meta["reason"]`` why there is no
+    graph. A model that has a ``meta`` of its own keeps that.
 
     Args:
         model: A growable model, grown or not.
@@ -90,19 +97,20 @@ def _fused(
         with torch.inference_mode(mode=False):  # so that folded weights can still be trained
             fused = _simplified(plain, inputs)
     except TraceError as error:
-        warnings.warn(f"the model is merged, not fused: {error}", stacklevel=levels_to_caller())
-        return merged(model, history, generation, check=check).eval()
+        return fused_in_its_class(model, history, generation, str(error), check=check)
+    fused.meta["way"] = "graph"
     if check:
         verdict = held_against(model, history, generation, fused, "fuse")
         if verdict.fault:
-            return _instead(model, history, generation, verdict.fault)
+            reason = _fault_of_trace(model, history, generation, verdict.fault)
+            return fused_in_its_class(model, history, generation, reason, check=True)
         if verdict.compared:
             fused.meta["largest_difference"] = verdict.difference
     return fused
 
 
-def _instead(model: nn.Module, history: History, generation: int | None, fault: str) -> nn.Module:
-    """The merged model, if torch.fx's trace itself computes something else.
+def _fault_of_trace(model: nn.Module, history: History, generation: int | None, fault: str) -> str:
+    """The reason why no graph can be made, if torch.fx's trace itself computes something else.
 
     Python's own code may take a proxy for a number while torch.fx traces, and nothing raises.
 
@@ -114,11 +122,7 @@ def _instead(model: nn.Module, history: History, generation: int | None, fault: 
     traced = _traced(plain, inputs)
     if not held_against(model, history, generation, traced, "fuse").fault:
         raise FusionError(f"the fused network {fault}; please report this")
-    warnings.warn(
-        f"the model is merged, not fused: what torch.fx makes of its forward {fault}",
-        stacklevel=levels_to_caller(),
-    )
-    return merged(model, history, generation, check=True).eval()
+    return f"what torch.fx makes of its forward {fault}"
 
 
 def _simplified(plain: nn.Module, inputs: ExampleCall) -> fx.GraphModule:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from inspect import Parameter
 from keyword import iskeyword
 from typing import Any
@@ -115,7 +114,11 @@ def with_placeholders(
 ) -> tuple[Callable[..., Any], list[Any]]:
     """The function that torch.fx is to trace, and its arguments."""
     proxies = [tracer.create_proxy("placeholder", a.name, a.default, {}) for a in arguments]
-    return partial(_run, tracer, forward, arguments), [tracer.root, *proxies]
+
+    def run(root: nn.Module, *values: fx.Proxy) -> Any:  # a partial has no annotations
+        return _run(tracer, forward, arguments, root, *values)
+
+    return run, [tracer.root, *proxies]
 
 
 def _run(

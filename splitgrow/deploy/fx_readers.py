@@ -72,7 +72,9 @@ class Readers:
 
 def is_free(module: nn.Module) -> bool:
     """Whether a module has no hooks: a pass would lose them, or change the tensors they see."""
-    return not any(map(has_run_hooks, module.modules()))
+    if has_run_hooks(module):
+        return False
+    return not (module._modules and any(map(has_run_hooks, module.modules())))  # noqa: SLF001
 
 
 def free_path(network: fx.GraphModule, path: str) -> str:

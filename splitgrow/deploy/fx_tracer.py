@@ -92,7 +92,7 @@ def trace_plain(model: nn.Module, inputs: ExampleCall) -> fx.Graph:
     arguments = graph_arguments(model, inputs)
     hooked = {module for module in model.modules() if has_run_hooks(module)}
     try:
-        (graph, made), (again, others), moved = _traced_twice(model, hooked, arguments)
+        (graph, made), (again, others), moved = _traced_twice(model, hooked, arguments, inputs)
     except (MemoryError, TraceError):
         raise
     except Exception as error:  # the user's forward may raise anything
@@ -100,13 +100,13 @@ def trace_plain(model: nn.Module, inputs: ExampleCall) -> fx.Graph:
             f"torch.fx cannot trace {type(model).__name__}.forward: "
             f"{place_of_error(error.__traceback__)}: {type(error).__name__}: {error}"
         ) from error
-    if (str(graph) != str(again) or not same_data(made, others)) and _decides(model, inputs):
+    other = again is not graph and (str(graph) != str(again) or not same_data(made, others))
+    if other and _decides(model, inputs):
         raise TraceError(
             f"torch.fx cannot trace {type(model).__name__}.forward: the `{moved}` that it moves "
             f"decides what it does at its next call, and a graph would always do the same"
         )
     vars(model).update(made)
-    _evaluate(model, graph, inputs)
     return graph
 
 
@@ -129,16 +129,27 @@ def _traced(
 
 @temporarily
 def _traced_twice(
-    undo: Undo, model: nn.Module, hooked: Collection[nn.Module], arguments: list[GraphArgument]
+    undo: Undo,
+    model: nn.Module,
+    hooked: Collection[nn.Module],
+    arguments: list[GraphArgument],
+    inputs: ExampleCall,
 ) -> tuple[_Traced, _Traced, str]:
-    """A model's graph, the graph of its next call, and the state that the first call moved."""
+    """A model's graph, the graph of its next call, and the state that the first call moved.
+
+    The nodes of the first graph have examples of their results.
+    """
     preserve_(model, undo)
     before = _held(model)
     states = take_state(model)
     traced = _traced(model, hooked, arguments)
     _refuse_assignments(model, before)
     moved = _moved(states, take_state(model, states))
-    return traced, _traced(model, hooked, arguments) if moved else traced, moved
+    again = _traced(model, hooked, arguments) if moved else traced
+    graph, made = traced
+    vars(model).update(made)
+    _evaluate(model, graph, inputs)
+    return traced, again, moved
 
 
 def _moved(before: Iterable[State], after: Iterable[State]) -> str:
@@ -237,15 +248,13 @@ class _Evaluator(fx.Interpreter):
         return super().call_module(target, args, kwargs) if known is None else known
 
 
-@temporarily
-def _evaluate(undo: Undo, model: nn.Module, graph: fx.Graph, inputs: ExampleCall) -> None:
-    """Gives every node an example of its result.
+def _evaluate(model: nn.Module, graph: fx.Graph, inputs: ExampleCall) -> None:
+    """Gives every node an example of its result, in a model that its caller restores.
 
     Raises:
         TraceError: If the graph does not run, so that it cannot compute the same as the model.
         MemoryError: If there is too little memory.
     """
-    preserve_(model, undo)
     # Torch's own, about a tensor that pruning or weight norm left in a parameter's place.
     ignore_warnings_("The .grad attribute of a Tensor that is not")
     mode = FakeTensorMode(allow_non_fake_inputs=True)

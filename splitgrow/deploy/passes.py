@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from splitgrow.analysis.ops import Values
 from splitgrow.deploy.fx_edits import facts_of_node
 from splitgrow.deploy.fx_readers import Readers, free_path, is_free, path_for
 from splitgrow.deploy.identity_removal import end_fades, remove_identities
-from splitgrow.layers.norm_folding import norm_scale_and_shift, scale_outputs_
+from splitgrow.deploy.layer_folding import can_take_a_norm, fold_norm_, has_statistics
 from splitgrow.layers.shared_kernel import SHARED_KERNELS
 from splitgrow.layers.types import layer_type_of
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def make_stock(network: fx.GraphModule) -> None:
@@ -128,12 +125,12 @@ def fold_norms(network: fx.GraphModule) -> None:
             continue
         norm: Any = network.get_submodule(str(node.target))
         layer: Any = network.get_submodule(str(before.target))
-        if type(norm) not in _NORMS or norm.running_mean is None:
+        if not has_statistics(norm):
             continue
         if not all(_is_apart(module, readers) for module in (norm, layer)):
             continue
-        if _can_take_a_norm(layer, before, norm):
-            _fold(layer, norm, shared=readers.is_shared(layer.weight))
+        if can_take_a_norm(layer, before.meta["example"].dim(), norm):
+            fold_norm_(layer, norm, shared=readers.is_shared(layer.weight))
             node.replace_all_uses_with(before)
             network.graph.erase_node(node)
 
@@ -141,40 +138,6 @@ def fold_norms(network: fx.GraphModule) -> None:
 def _is_apart(module: nn.Module, readers: Readers) -> bool:
     """Whether a module has one call only, and nothing else reads its tensors."""
     return readers.runs_once(module) and is_free(module) and not readers.reads_directly(module)
-
-
-def _can_take_a_norm(layer: Any, node: fx.Node, norm: Any) -> bool:
-    entry = layer_type_of(layer)
-    if entry is None or not entry.sized or entry.merging.computes_weight:
-        return False
-    # A weight that weight norm or pruning computes before each call would be computed anew.
-    own = layer._parameters  # noqa: SLF001
-    if own.get("weight") is None or (layer.bias is not None and own.get("bias") is None):
-        return False
-    # The two must mean the same dimension by "channels": those of a Linear are on the last one.
-    ndim = node.meta["example"].dim()
-    return entry.channel_dim(layer) % ndim == 1 and bool(entry.sizes(layer)[1] == norm.num_features)
-
-
-def _fold(layer: Any, norm: Any, *, shared: bool) -> None:
-    """Folds a norm into a layer, in place unless the weight's memory belongs to others too."""
-    scale, shift = norm_scale_and_shift(
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
-    )
-    if shared:
-        layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
-    weight: nn.Parameter = layer.weight
-    bias: nn.Parameter | None = layer.bias
-    groups = int(getattr(layer, "groups", 1))
-    dim = int("Transpose" in type(layer).__name__)
-    with torch.no_grad():
-        scale_outputs_(weight.data, scale, dim, groups)
-        shifted = shift if bias is None else bias.double() * scale + shift
-        layer.bias = nn.Parameter(shifted.to(weight.dtype), weight.requires_grad)
 
 
 PASSES = (

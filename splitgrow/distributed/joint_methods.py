@@ -24,6 +24,16 @@ def next_generation(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> int:
 
     Raises:
         DistributedError: As in `expand_layer`.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))  # the same in every process
+        >>> splitgrow.distributed.next_generation(net)
+        1
+        >>> dist.destroy_process_group()
     """
     return carry_out(
         wrapped,
@@ -51,6 +61,18 @@ def consolidate(
 
     Raises:
         DistributedError: As in `expand_layer`.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))  # the same in every process
+        >>> for _ in range(2):
+        ...     edit = splitgrow.distributed.expand_layer(net, "0", 1)
+        >>> print(splitgrow.distributed.consolidate(net))
+        Edit 3 (generation 1): joins what 2 edits added to 2 layers
+        >>> dist.destroy_process_group()
     """
     return carry_out(
         wrapped,
@@ -81,6 +103,17 @@ def absorb(
 
     Raises:
         DistributedError: As in `expand_layer`.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))  # the same in every process
+        >>> edit = splitgrow.distributed.expand_layer(net, "0", 2, freeze=False)
+        >>> print(splitgrow.distributed.absorb(net))
+        Edit 2 (generation 0): makes 2 layers plain
+        >>> dist.destroy_process_group()
     """
     return carry_out(
         wrapped,
@@ -102,5 +135,17 @@ def unfreeze(wrapped: nn.Module, *, timeout: float = TIMEOUT) -> None:
 
     Raises:
         DistributedError: As in `expand_layer`.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))  # the same in every process
+        >>> edit = splitgrow.distributed.expand_layer(net, "0", 2)
+        >>> splitgrow.distributed.unfreeze(net)
+        >>> all(p.requires_grad for p in net.parameters())
+        True
+        >>> dist.destroy_process_group()
     """
     carry_out(wrapped, in_words("unfreeze"), lambda model: model.unfreeze(), timeout=timeout)

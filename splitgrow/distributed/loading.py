@@ -77,6 +77,19 @@ def load(
         DistributedError: In every process, if one failed, differs or did not come.
 
     In all these cases model, wrapper, optimizer and scheduler are as before, in every process.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))  # the same in every process
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     splitgrow.distributed.save(net, folder, extra={"epoch": 3})
+        ...     splitgrow.distributed.load(net, folder)
+        {'epoch': 3}
+        >>> dist.destroy_process_group()
     """
     plain_of(wrapped)
     trained = optimizers_of(optimizer), schedulers_of(scheduler)

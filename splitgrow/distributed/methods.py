@@ -116,7 +116,19 @@ def expand(  # noqa: PLR0913
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
-    """Adds units to several layers in one edit; otherwise as `expand_layer`."""
+    """Adds units to several layers in one edit; otherwise as `expand_layer`.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))  # the same in every process
+        >>> edit = splitgrow.distributed.expand(net, {"0": 2, "1": 1})
+        >>> [layer.width for layer in net.layers]
+        [5, 2]
+        >>> dist.destroy_process_group()
+    """
     options: dict[str, Any] = {
         "round_to": round_to,
         "initializer": initializer,
@@ -159,6 +171,17 @@ def expand_vocabulary(  # noqa: PLR0913
 
     Of a sharded model every process holds all of it for as long as that takes, since new rows are
     made of the old ones.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7))
+        >>> net = splitgrow.growable(net, torch.arange(5))  # the same in every process
+        >>> edit = splitgrow.distributed.expand_vocabulary(net, 2)
+        >>> [layer.width for layer in net.layers if layer.name == "1"]
+        [9]
+        >>> dist.destroy_process_group()
     """
     options: dict[str, Any] = {
         "embedding": embedding,
@@ -201,6 +224,17 @@ def expand_input(  # noqa: PLR0913
 
     Of a sharded model every process holds all of it for as long as that takes, since the model is
     run on its example inputs.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))  # the same in every process
+        >>> edit = splitgrow.distributed.expand_input(net, 1)
+        >>> net(torch.ones(1, 3)).shape
+        torch.Size([1, 1])
+        >>> dist.destroy_process_group()
     """
     options: dict[str, Any] = {
         "name": name,
@@ -244,6 +278,17 @@ def insert_layer(  # noqa: PLR0913
     A `module` of yours is made in every process; the first rank's values count. Of a sharded model
     every process holds all of it for as long as that takes, since the model is run on its example
     inputs. The insertion is sharded with the unit around it.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))  # the same in every process
+        >>> edit = splitgrow.distributed.insert_layer(net, "0", "residual")
+        >>> len(net.layers) > 2
+        True
+        >>> dist.destroy_process_group()
     """
     options: dict[str, Any] = {
         "module": module,
@@ -285,6 +330,18 @@ def expand_experts(  # noqa: PLR0913
     Of a sharded model every process holds all of it for as long as that takes, since the model is
     run on its example inputs, and further experts are copies. There `noise` cannot move experts
     that exist and train: it must be 0, unless this edit freezes them.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> x, net = torch.randn(5, 8), nn.Sequential(nn.Sequential(nn.Linear(8, 8)))
+        >>> net = splitgrow.to_mixture(net, "0", experts=4, example_inputs=x)
+        >>> net = splitgrow.growable(net, x)
+        >>> edit = splitgrow.distributed.expand_experts(net, 4)
+        >>> net.mixtures()[0].count
+        8
+        >>> dist.destroy_process_group()
     """
     options: dict[str, Any] = {
         "mixture": mixture,

@@ -43,6 +43,17 @@ def shrink_layer(  # noqa: PLR0913
 
     Raises:
         DistributedError: As in `shrink`, which also raises all that `model.shrink` does.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))  # the same in every process
+        >>> edit = splitgrow.distributed.shrink_layer(net, "0", [1])
+        >>> net.layers[0].width
+        2
+        >>> dist.destroy_process_group()
     """
     return shrink(
         wrapped,
@@ -148,6 +159,18 @@ def remove_layer(
 
     Raises:
         DistributedError: As in `shrink`, which also raises all that `model.remove_layer` does.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from torch import distributed as dist, nn
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> net = splitgrow.growable(net, torch.ones(1, 2))  # the same in every process
+        >>> edit = splitgrow.distributed.insert_layer(net, "0", "residual", freeze=False)
+        >>> edit = splitgrow.distributed.remove_layer(net, edit.inserted[0].name)
+        >>> len(net.layers)
+        2
+        >>> dist.destroy_process_group()
     """
     options: dict[str, Any] = {"give_up": give_up, "check": check}
     return carry_out(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.errors import FixedWidthError
 from splitgrow.growth.layer_list import Layer
+from splitgrow.utils.closest_names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,7 @@ def _stands_for(graph: ChannelGraph, group: int, makers: frozenset[str]) -> str:
 
 def closest_names(name: str, layers: Sequence[Layer]) -> str:
     """A hint at the names that are like one that no layer has."""
-    close = difflib.get_close_matches(name, [layer.name for layer in layers], n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else "see `model.layers`"
+    return did_you_mean(name, (layer.name for layer in layers), "see `model.layers`")
 
 
 def layer_named(key: object, layers: Sequence[Layer]) -> Layer:

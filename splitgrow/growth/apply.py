@@ -146,7 +146,8 @@ def carry_out_(
     edit = replace(edit, loss=prepared.losses)
     layers = prepared.layers.values()
     trained = {id(p) for each in optimizer for group in each.param_groups for p in group["params"]}
-    new = [p for p in new_block_parameters(layers) if not _is_left_out(p, trained)]
+    added = new_block_parameters(layers) if optimizer else ()
+    new = [p for p in added if not _is_left_out(p, trained)]
     joining = plan_joining(optimizer, new, edit.generation, options.rates)
     keep_(history, undo)
     if edit.closes is not None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from splitgrow.growth.edit_check import before_edit
-from splitgrow.growth.edits import Edit, JoinedBlocks
+from splitgrow.growth.edit_parts import JoinedBlocks
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.optimizer_merge import JointParameter, plan_replacing, replace_
 from splitgrow.growth.placing import set_blocks_

@@ -23,7 +23,8 @@ from splitgrow.analysis.output_comparison import (
     places_of,
 )
 from splitgrow.errors import InexactError, SplitGrowWarning
-from splitgrow.growth.edits import Edit, LayerChange
+from splitgrow.growth.edit_parts import LayerChange
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, show_edit_
 from splitgrow.layers.types import Join
 from splitgrow.utils.op_numbers import Scalars

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -20,6 +21,38 @@ from splitgrow.growth.history import view_
 from splitgrow.growth.history_lookup import HandleBase
 from splitgrow.utils.model_lock import lock_
 from splitgrow.utils.rollback import Undo
+
+
+class _Showing(AbstractContextManager[nn.Module]):
+    """A generation that is shown inside of a ``with`` block, and nowhere else."""
+
+    def __init__(self, block: AbstractContextManager[nn.Module]) -> None:
+        self._block = block
+
+    def __enter__(self) -> nn.Module:
+        return self._block.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        return self._block.__exit__(kind, error, trace)
+
+    def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
+        """Says how to call the model.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(_BLOCK)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"no {name!r} here: {_BLOCK}")
+
+
+_BLOCK = "a generation is shown inside of a block: `with model.at(0): outputs = model(inputs)`"
 
 
 class GenerationMethods(HandleBase):
@@ -42,6 +75,15 @@ class GenerationMethods(HandleBase):
 
         Returns:
             The number of the new open generation.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> net.next_generation()
+            1
+            >>> any(p.requires_grad for p in net.parameters())
+            False
         """
         return self._operation("close a generation", next_generation_)
 
@@ -55,6 +97,14 @@ class GenerationMethods(HandleBase):
             TypeError: If `generation` is not an int.
             ValueError: If there is no such generation.
             StructureChangedError: If the model was changed by hand since it was analysed.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.expand_layer("0", 2)
+            >>> [tuple(p.shape) for p in net.generation_parameters()]
+            [(2, 2), (2,), (1, 2)]
         """
         chosen = self._history.generation if generation is None else generation
         if isinstance(chosen, bool) or not isinstance(chosen, int):
@@ -116,11 +166,20 @@ class GenerationMethods(HandleBase):
         return param_groups_of(self._model, self._history, {} if options is None else options)
 
     def unfreeze(self) -> None:
-        """Lets all parameters train again. Closed generations are no longer exact from here on."""
+        """Lets all parameters train again. Closed generations are no longer exact from here on.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.expand_layer("0", 2)
+            >>> net.unfreeze()
+            >>> all(p.requires_grad for p in net.parameters())
+            True
+        """
         self._operation("unfreeze", unfreeze_all_)
 
-    @contextmanager
-    def at(self, generation: int) -> Iterator[nn.Module]:
+    def at(self, generation: int) -> AbstractContextManager[nn.Module]:
         """The network exactly as it was when a generation was closed, inside a ``with`` block.
 
         In evaluation mode its outputs equal those before it was closed, bit for bit. Autograd
@@ -143,7 +202,22 @@ class GenerationMethods(HandleBase):
             GenerationError: If it is no longer exact because of `unfreeze` or `absorb`.
             StructureChangedError: If the model was changed by hand since it was closed.
             SplitGrowError: If another thread shows a generation, or keeps running the model.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> x = torch.randn(4, 2)
+            >>> before = net(x)
+            >>> net = splitgrow.growable(net, x)
+            >>> edit = net.expand_layer("0", 2)
+            >>> with net.at(0) as past:
+            ...     torch.equal(past(x), before)
+            True
         """
+        return _Showing(self._shown(generation))
+
+    @contextmanager
+    def _shown(self, generation: int) -> Iterator[nn.Module]:
         what, model_lock = "show a generation", self._history.model_lock
         model_lock.refuse_if_shown(what)
         with model_lock.rlock, Undo() as undo, undo:

@@ -14,6 +14,7 @@ from splitgrow.growth.history_lookup import HandleBase, history_of
 from splitgrow.growth.optimizers import ParameterPaths, arrange_, listed
 from splitgrow.growth.rate_groups import follow_rates_
 from splitgrow.growth.untrained import watch_new_
+from splitgrow.utils.module_slots import all_parameters
 from splitgrow.utils.rollback import T, Undo
 
 
@@ -44,10 +45,12 @@ class GrowingBase(HandleBase):
         optimizers = listed(optimizer)
 
         def grow(undo: Undo, model: nn.Module, history: History) -> T:
-            before, since = ParameterPaths.now(model), len(history.edits)
+            before, since = all_parameters(model), len(history.edits)
+            paths = ParameterPaths.now(model) if optimizers else None
             made = work(undo, model, history, *args, optimizer=optimizers, **kwargs)
-            arrange_(optimizers, before, model, undo)
-            tell_(model, what, since, optimizers, undo, before=before.kept)
+            if paths is not None:
+                arrange_(optimizers, paths, model, undo)
+            tell_(model, what, since, optimizers, undo, before=before)
             return made
 
         return self._operation(what, grow)

@@ -25,6 +25,7 @@ from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.assigned_modules import Paths, changes_between, paths_in
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.model_lock import ModelLock
+from splitgrow.utils.module_slots import all_parameters, all_tensors, modules_of
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.spans import length_of
 
@@ -180,23 +181,25 @@ def _module_now(now: Mapping[str, nn.Module], node: LayerNode) -> nn.Module | No
         return None
 
 
-def edits_of_tensors(model: nn.Module, edits: Iterable[Edit]) -> dict[int, int]:
+def edits_of_tensors(model: nn.Module, edits: Iterable[Edit], since: int = 0) -> dict[int, int]:
     """For each parameter and buffer that an edit made, by its id, the number of the edit.
 
     Args:
         model: The model.
         edits: Its edits.
+        since: The last edit that does not count.
     """
     found: dict[int, int] = {}
-    for module in model.modules():  # a layer within an insertion comes after it, with its blocks
+    for module in modules_of(model):  # a layer within an insertion comes after it, with its blocks
         if isinstance(module, InsertionWrapper):
             for item in module.inserted:
-                found.update((id(t), item.edit) for t in _tensors(module.part(item.name)))
+                if item.edit > since:
+                    found.update((id(t), item.edit) for t in all_tensors(module.part(item.name)))
         elif isinstance(module, SplitLayer):
             for block, purpose in zip(module, module.blocks, strict=True):
-                if purpose.edit:
-                    found.update((id(t), purpose.edit) for t in _tensors(block))
-    absorbed = {name: edit.index for edit in edits for name in edit.absorbed}
+                if purpose.edit > since:
+                    found.update((id(t), purpose.edit) for t in all_tensors(block))
+    absorbed = {name: e.index for e in edits if e.index > since for name in e.absorbed}
     modules = structure(model) if absorbed else {}
     for name, index in absorbed.items():
         found.update((id(tensor), index) for tensor in _plain_tensors(modules, name))
@@ -207,7 +210,7 @@ def _plain_tensors(modules: Mapping[str, nn.Module], name: str) -> Iterator[Tens
     """The tensors of a layer or of a module's tensor, without those of blocks added since."""
     module = modules.get(name, modules.get(blocks_path(name)))
     if module is not None:
-        yield from _tensors(stock(module))
+        yield from all_tensors(stock(module))
         return
     parent, _, key = name.rpartition(".")
     tensor = getattr(modules.get(parent), key, None)
@@ -215,22 +218,18 @@ def _plain_tensors(modules: Mapping[str, nn.Module], name: str) -> Iterator[Tens
         yield tensor
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    return chain(module.parameters(), module.buffers())
-
-
 def added_since(model: nn.Module, history: History, edit: int) -> list[nn.Parameter]:
     """The parameters that the edits after one have made, in the model's order.
 
     A layer that lost channels has others, too.
     """
-    added = edits_of_tensors(model, history.edits)
+    added = edits_of_tensors(model, history.edits, edit)
     shrunk = [item for each in history.edits[edit:] for item in each.removed]
     paths = {path for item in shrunk for path in (item.path, item.name)}
     for name, parameter in model.named_parameters(remove_duplicate=False) if paths else ():
         if name in paths or any(name.startswith(f"{path}.") for path in paths):
             added[id(parameter)] = len(history.edits)
-    return [p for p in model.parameters() if added.get(id(p), 0) > edit]
+    return [p for p in all_parameters(model) if added.get(id(p), 0) > edit]
 
 
 def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
@@ -268,9 +267,9 @@ def _misshapen_blocks(name: str, composition: Composition) -> Iterator[str]:
     """The tensors of a grown layer's blocks that do not fit their places."""
     merging, computed = composition.merging, composition.merging.computes_weight
     for key in composition.layer_type.tensors(composition.original):
-        for index, block in enumerate(composition.modules):
+        blocks = zip(composition.modules, composition.all_places(key), strict=True)
+        for index, (block, places) in enumerate(blocks):
             tensor = getattr(block, key, None) if computed else merging.value(block, key)
-            places = composition.places(index, key)
             if tensor is not None and any(
                 tensor.shape[dim] != length_of(spans) for dim, spans in places.items()
             ):

@@ -29,6 +29,12 @@ def history_of(model: nn.Module) -> History:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     history: History | None = vars(model).get(HISTORY)
     if history is None:
+        inside = [name for name, part in model.named_modules() if HISTORY in vars(part)]
+        if inside:
+            raise SplitGrowError(
+                f"{type(model).__name__} itself is not growable, but a module in it is: "
+                f"{' and '.join(f'`{name}`' for name in inside)}; pass that"
+            )
         raise SplitGrowError(
             f"{type(model).__name__} is not growable yet; call splitgrow.growable(model, "
             f"example_inputs) first"

@@ -16,7 +16,8 @@ from splitgrow.analysis.single_runs import analyse_with_free_input
 from splitgrow.errors import FixedWidthError
 from splitgrow.growth.apply import carry_out_, held_to
 from splitgrow.growth.edit_check import before_edit
-from splitgrow.growth.edits import Edit, InputChange, NumberChange
+from splitgrow.growth.edit_parts import InputChange, NumberChange
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.growth_options import GrowthOptions
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.planning import plan_changes, plan_numbers

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Container
+import sys
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +29,11 @@ def own_configs_(model: nn.Module, undo: Undo) -> None:
     """
     modules = list(model.modules())
     ours = {id(module) for module in modules}
-    for config in configs_in(modules):
+    configs = configs_in(modules)
+    if not configs:
+        return
+    shared = [n for n, more in enumerate(_further_references(configs, modules)) if more]
+    for config in (configs[n] for n in shared):
         if not _held_elsewhere(config, ours):
             continue
         own = copy.deepcopy(config)
@@ -36,6 +42,16 @@ def own_configs_(model: nn.Module, undo: Undo) -> None:
                 if vars(module).get(name) is config:
                     undo.on_failure(partial(vars(module).__setitem__, name, config))
                     vars(module)[name] = own
+
+
+def _further_references(configs: Sequence[Any], modules: Iterable[nn.Module]) -> list[int]:
+    """How often each configuration is referred to, other than by a list and these modules."""
+    held = Counter(id(value) for module in modules for value in vars(module).values())
+    counts = [sys.getrefcount(each) for each in (*configs, object())]
+    alone = counts.pop()  # of an object to which the tuple alone refers: what counting adds
+    return [
+        count - alone - 1 - held[id(config)] for count, config in zip(counts, configs, strict=True)
+    ]
 
 
 def _held_elsewhere(config: Any, ours: Container[int]) -> bool:

@@ -23,7 +23,11 @@ from splitgrow.utils.rollback import Undo
 
 def widen_(prepared: PreparedEdit, modules: Mapping[str, nn.Module], undo: Undo) -> None:
     """Puts prepared blocks in place, and sets the numbers that follow."""
-    holders = holders_in(prepared.model)
+    in_place = all(
+        layer_at(modules, item.change.name, item.change.use) is item.split
+        for item in prepared.layers.values()
+    )
+    holders = {} if in_place else holders_in(prepared.model)
     for item in prepared.layers.values():
         place_(modules, item, holders, undo)
     for number in prepared.edit.numbers:

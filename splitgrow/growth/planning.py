@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,14 @@ from splitgrow.analysis.channel_graph import ChannelGraph, LayerNode
 from splitgrow.analysis.channels.channel_axes import groups_of
 from splitgrow.analysis.ties import turned_holders
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
-from splitgrow.growth.edits import Edit, LayerChange, NumberChange
+from splitgrow.growth.edit_parts import LayerChange, NumberChange
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.planned_blocks import count_new_parameters, planned_blocks
 from splitgrow.growth.ways import find_ways, why_in_steps
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import Join, LayerType, Start, known_layer_type
+from splitgrow.utils.closest_names import did_you_mean
 
 
 def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
@@ -46,8 +47,7 @@ def find_node(graph: ChannelGraph, layer: int | str) -> LayerNode:
             f"embeddings, recurrent layers and matrices with units of their own have; norms and "
             f"activations follow the layer that they read"
         )
-    close = difflib.get_close_matches(layer, [node.name for node in sized], n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see `model.layers`"
+    hint = did_you_mean(layer, (node.name for node in sized), "see `model.layers`")
     raise ValueError(f"no layer {layer!r}; {hint}")
 
 

@@ -14,7 +14,8 @@ from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Axis
 from splitgrow.analysis.units import Place, Unit, along_tensors, layer_places
 from splitgrow.errors import UnsupportedLayerError
-from splitgrow.growth.edits import Edit, LayerChange
+from splitgrow.growth.edit_parts import LayerChange
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.hidden_units import hidden_groups
 from splitgrow.growth.planned_blocks import build_block, planned_blocks
 from splitgrow.layers.composition import Block, Composition
@@ -24,6 +25,7 @@ from splitgrow.layers.tensor_holder import layer_at, split_of
 from splitgrow.layers.ties import tie_blocks_
 from splitgrow.layers.types import UNCHANGED, Join, LayerType, Start, TensorAxes
 from splitgrow.layers.types.parametrized_layers import computed_names
+from splitgrow.layers.weight_views import memory_format_of
 from splitgrow.utils.spans import regions
 
 
@@ -334,7 +336,5 @@ def prepare_layer(
 def _match_memory_format(block: nn.Module, original: nn.Module) -> None:
     """Keeps a channels-last model channels-last."""
     weight = getattr(original, "weight", None)
-    if weight is None or weight.dim() != 4 or weight.is_contiguous():
-        return
-    if weight.is_contiguous(memory_format=torch.channels_last):
-        block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if weight is not None and not weight.is_contiguous():
+        block.to(memory_format=memory_format_of(weight))  # type: ignore[call-overload]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from splitgrow.errors import CheckpointError
-from splitgrow.growth.edits import LayerChange, Removal
+from splitgrow.growth.edit_parts import LayerChange, Removal
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import layer_at
 from splitgrow.layers.types import LayerType, TensorBlock, layer_type_of, type_name

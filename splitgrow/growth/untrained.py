@@ -25,6 +25,7 @@ from splitgrow.errors import SplitGrowWarning
 from splitgrow.growth.averages import warn_of_copies_behind
 from splitgrow.growth.optimizer_fitting import check_shapes, parameters_of
 from splitgrow.growth.optimizers import in_optimizers
+from splitgrow.utils.module_slots import all_parameters
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.source_lines import levels_to_caller
 
@@ -82,7 +83,7 @@ def watch_new_(
         return
     watch = _watched.get(model)
     undo.on_failure(partial(_set, model, watch))
-    last, there = watch or _Watch(what, ()), {id(p) for p in model.parameters()}
+    last, there = watch or _Watch(what, ()), set(map(id, all_parameters(model)))
     refs = (*last.new, *(ref(p) for p in missing))
     gone = (*last.gone, *(ref(p) for p in before if id(p) not in there))
     _set(model, _Watch(what, refs, gone, loaded or last.loaded))

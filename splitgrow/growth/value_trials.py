@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from splitgrow.analysis.analyzer import Followed, analyse
+from splitgrow.analysis.analyzer import Followed, analyse, try_evaluation
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.first_difference import Value, ValueWatch, first_difference
 from splitgrow.analysis.output_comparison import (
@@ -31,7 +31,7 @@ from splitgrow.analysis.output_comparison import (
     leading,
     outputs_of,
 )
-from splitgrow.analysis.trial_runs import culprits_in, growing_groups_in
+from splitgrow.analysis.trial_runs import Trial, culprits_in, growing_groups_in, runs_alike
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import structure
 from splitgrow.growth.initializers import Stirred, initialise_
@@ -67,7 +67,7 @@ def fix_what_values_break(
     Args:
         model: The model. It is not changed.
         inputs: The example call.
-        followed: Its channel graph, and the runs that led to it.
+        followed: Its channel graph, and the runs that led to it, with evaluation mode untried.
         edits: The number of edits so far.
 
     Returns:
@@ -75,21 +75,55 @@ def fix_what_values_break(
     """
     graph = followed.graph
     broken: dict[str, str] = {}
-    if not growing_groups_in(graph) or not has_values(model, inputs):
-        return broken
-    inputs = fitting(model, inputs)
-    infinities = Infinities(_mixing(model, graph))
+    done = False
     try:
-        for training, expected, scalars in _references(model, inputs, followed, infinities):
-            broken |= _fix_infinite(graph, infinities.readers)
-            trial = _ValueTrial(model, inputs, graph, expected, scalars, edits + 1, training)
-            broken |= trial.fix_culprits()
-            trial.find_steps()
+        if growing_groups_in(graph) and has_values(model, inputs):
+            done = _fix(model, fitting(model, inputs), followed, edits + 1, broken)
     except NotRunnableError as error:
         _tell(f"the model does not run on its example inputs: {error}")
     except _UncheckableError:
         _tell("the model is random, or rounding alone changes what it computes")
+    if not done:
+        try_evaluation(model, inputs, followed)
     return broken
+
+
+def _fix(
+    model: nn.Module,
+    inputs: ExampleCall,
+    followed: Followed,
+    edit: int,
+    broken: dict[str, str],
+) -> bool:
+    """Fixes groups in each mode that is to be tried; whether that leaves nothing to be tried.
+
+    Args:
+        model: The model.
+        inputs: The example call.
+        followed: Its channel graph, and the runs that led to it.
+        edit: The number of the edit.
+        broken: Gets the layers on the groups that are fixed, with the reasons.
+
+    Raises:
+        NotRunnableError: If the model does not run in evaluation mode.
+        _UncheckableError: If outputs cannot be compared.
+    """
+    graph, stands = followed.graph, followed.one_trace
+    infinities = Infinities(_mixing(model, graph))
+    references = _references(model, inputs, infinities, graph.touched, training_first=stands)
+    for training, expected, scalars in references:
+        broken |= _fix_infinite(graph, infinities.readers)
+        trial = _ValueTrial(
+            *(model, inputs, graph, expected, scalars, edit, training),
+            evaluated=followed.trials[0] if followed.asks and training else None,
+        )
+        broken |= trial.fix_culprits()
+        trial.find_steps()
+        if stands and training:
+            if not trial.doubts:
+                return True
+            try_evaluation(model, inputs, followed)
+    return not stands
 
 
 @temporarily
@@ -151,19 +185,23 @@ def _fix_infinite(graph: ChannelGraph, readers: Iterable[str]) -> dict[str, str]
 
 
 def _references(
-    model: nn.Module, inputs: ExampleCall, followed: Followed, infinities: Infinities
+    model: nn.Module,
+    inputs: ExampleCall,
+    infinities: Infinities,
+    touched: Collection[str],
+    *,
+    training_first: bool,
 ) -> Iterator[tuple[bool, list[Tensor], Scalars]]:
     """The modes to try, whether training, with the model's outputs and its ops' numbers there.
 
-    Where one trace stands for both modes, so does one run here: in training mode if the model runs
-    in it, since norms mix more there.
+    Where one trace stands for both modes, so does the first run here: in training mode if the model
+    runs in it, since norms mix more there.
 
     Raises:
         NotRunnableError: If the model does not run in evaluation mode.
     """
-    one = len({id(trial.steps) for trial in followed.trials}) < len(followed.trials)
-    for training in (True, False) if one else (False, True):
-        scalars, touched = Scalars(), followed.graph.touched
+    for training in (True, False) if training_first else (False, True):
+        scalars = Scalars()
         try:
             expected = outputs_of(
                 model, inputs, training=training, watch=_Both(scalars, infinities), touched=touched
@@ -173,8 +211,6 @@ def _references(
                 raise
             continue
         yield training, expected, scalars
-        if one:
-            return
 
 
 @dataclass(frozen=True)
@@ -217,6 +253,10 @@ class _ValueTrial:
     training: bool
     failures: list[str] = field(default_factory=list)
     """Why it did not run with small gains, where it ran with multiples."""
+    evaluated: Trial | None = None
+    """The run in evaluation mode for which this is to stand, if it is to be told whether it can."""
+    doubts: list[bool] = field(default_factory=list)
+    """Notes that it cannot."""
 
     def fix_culprits(self) -> dict[str, str]:
         """Fixes the groups that break; returns the layers on them, with the reasons.
@@ -330,6 +370,9 @@ class _ValueTrial:
         if not (found.same and found.checkable):
             return found, ""
         noisy = partial(self._outputs, noisy=True)
+        if self.evaluated is not None and growth.keys() == {*growing_groups_in(self.graph)}:
+            alike = runs_alike(self.model, self.inputs, self.evaluated, growth)
+            self.doubts.extend(() if alike else (True,))
         return found, scalars.unlike(self.scalars, found.tolerance, lambda seen: noisy(watch=seen))
 
     def _reason(self, growth: Mapping[int, int], tolerance: float) -> str:

@@ -87,6 +87,17 @@ class WidthMethods(GrowingBase):
             StructureChangedError: If the model was changed by hand since it was analysed.
 
         In all these cases model and optimizer are as before.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> x = torch.randn(4, 2)
+            >>> before = net(x)
+            >>> net = splitgrow.growable(net, x)
+            >>> optimizer = torch.optim.AdamW(net.parameters())
+            >>> edit = net.expand_layer("0", 2, freeze=False, optimizer=optimizer)
+            >>> net.layers[0].width, torch.allclose(net(x), before, atol=1e-6)
+            (5, True)
         """
         return self.expand(
             {layer: n},
@@ -138,6 +149,14 @@ class WidthMethods(GrowingBase):
             FixedWidthError: If layers cannot grow; all of them are named.
             ValueError: If numbers do not fit each other; all of them are named, with those that do.
             InexactError: If outputs would change. Also the errors of `expand_layer`.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.expand({"0": 4, "1": 2})
+            >>> [layer.width for layer in net.layers]
+            [7, 3]
         """
         rates = (lr_scale, warmup, scheduler)
         options = GrowthOptions.of(initializer, loss, *rates, check=check)
@@ -306,6 +325,16 @@ class WidthMethods(GrowingBase):
             FixedWidthError: If layers cannot grow; all of them are named.
             ValueError: If numbers do not fit each other; all of them are named, with those that do.
                 Or if the initializer's way to grow a stream is not exact here.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> print(net.plan({"0": 2}))
+            Edit 1 (generation 1, closes generation 0): 0 +2
+            ...
+            >>> net.layers[0].width
+            3
         """
         model_lock = self._history.model_lock
         model_lock.refuse_if_shown("plan a growth")

@@ -34,10 +34,10 @@ class Blockwise:
         self._looks_up = entry.looks_up
         steps = []
         for block in composition.blocks:
-            own = block.makes if entry.diagonal(original) else block.reads
-            reads = composition.ins.spans(own)
+            own = block.made_on if entry.diagonal(original) else block.read_on
+            reads = own(composition.ins)
             everything = reads == ((0, composition.ins.length),)
-            pieces = composition.outs.pieces(block.edit) if block.kind == "new" else ()
+            pieces = block.turns_on(composition.outs) if block.kind == "new" else ()
             steps.append(BlockStep(() if everything else reads, pieces))
         self.steps = tuple(steps)
 

@@ -8,9 +8,15 @@ its channels again at their new positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any
+
+Stretches = tuple[tuple[int, int], ...]
+"""Stretches (start, length) of positions, in order, with a gap between each and the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +38,23 @@ class Piece:
 
 @dataclass(frozen=True)
 class Layout:
-    """The segments of one channel axis, in order of position."""
+    """The segments of one channel axis, in order of position.
+
+    Where the positions of each birth lie is found once, for all births: a layer that has grown a
+    thousand times asks for each of them.
+    """
 
     segments: tuple[Segment, ...]
 
     def __post_init__(self) -> None:
-        if any(segment.length < 1 or segment.birth < 0 for segment in self.segments):
+        if any([segment.length < 1 or segment.birth < 0 for segment in self.segments]):  # noqa: C419 - faster
             raise ValueError(f"segments need a length of at least 1 and a birth, got {self}")
-        if any(left.birth == right.birth for left, right in pairwise(self.segments)):
+        if any([left.birth == right.birth for left, right in pairwise(self.segments)]):  # noqa: C419
             raise ValueError(f"neighbouring segments of one birth are one segment, got {self}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The segments, without all that follows from them."""
+        return {"segments": self.segments}
 
     @classmethod
     def original(cls, length: int) -> Layout:
@@ -51,6 +65,58 @@ class Layout:
     def length(self) -> int:
         """The number of positions."""
         return sum(segment.length for segment in self.segments)
+
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        """The position behind each segment."""
+        return tuple(accumulate([segment.length for segment in self.segments]))
+
+    @cached_property
+    def _born(self) -> dict[int, Stretches]:
+        """The positions of each birth, the births in rising order."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for segment, end in zip(self.segments, self._ends, strict=True):
+            found.setdefault(segment.birth, []).append((end - segment.length, segment.length))
+        return {birth: tuple(found[birth]) for birth in sorted(found)}
+
+    @cached_property
+    def _grown(self) -> tuple[list[int], list[Stretches]]:
+        """The births in rising order, and the positions of all births up to each."""
+        ends_of, starts_of, grown = dict[int, int](), dict[int, int](), list[Stretches]()
+        for stretches in self._born.values():
+            for start, length in stretches:
+                first, last = starts_of.pop(start, start), start + length
+                last = ends_of.pop(last, last)
+                ends_of[first], starts_of[last] = last, first
+            grown.append(tuple((start, ends_of[start] - start) for start in sorted(ends_of)))
+        return list(self._born), grown
+
+    @cached_property
+    def _behind(self) -> frozenset[int]:
+        """The births that were behind all older positions."""
+        found, end = list[int](), 0
+        for birth, stretches in self._born.items():
+            start, length = stretches[0]
+            if start >= end > 0:
+                found.append(birth)
+            start, length = stretches[-1]
+            end = max(end, start + length)
+        return frozenset(found)
+
+    def is_behind(self, birth: int) -> bool:
+        """Whether the positions of an edit were behind all those that existed."""
+        return birth in self._behind
+
+    def born_in(self, birth: int) -> Stretches:
+        """The positions that were born in an edit."""
+        return self._born.get(birth, ())
+
+    def born_until(self, birth: int) -> Stretches:
+        """The positions that existed after an edit."""
+        births, grown = self._grown
+        if not births or birth < births[0]:
+            return ()
+        return grown[-1] if birth >= births[-1] else grown[bisect_right(births, birth) - 1]
 
     def until(self, birth: int) -> Layout:
         """The axis as it was after the edit of that number."""
@@ -64,19 +130,29 @@ class Layout:
                 there, in rising order.
             birth: The number of the edit; higher than any on the axis.
         """
-        segments: list[Segment] = []
-        pending = list(self.segments[::-1])
-        start = 0
+        parts: list[Sequence[Segment]] = []
+        start, index, rest = 0, 0, 0  # up to here; the segment there, and how much of it is taken
         for position, count in insertions:
-            while start < position:
-                segment = pending.pop()
-                taken = min(segment.length, position - start)
-                segments.append(Segment(segment.birth, taken))
-                if taken < segment.length:
-                    pending.append(Segment(segment.birth, segment.length - taken))
-                start += taken
-            segments.append(Segment(birth, count))
-        return Layout(_joined((*segments, *pending[::-1])))
+            if start < position:
+                end = bisect_right(self._ends, position)  # the segments before it end by then
+                if end > index and rest:
+                    first = self.segments[index]
+                    parts.append((Segment(first.birth, first.length - rest),))
+                    index, rest = index + 1, 0
+                parts.append(self.segments[index:end])
+                before = max(start, self._ends[end - 1] if end else 0)
+                index = max(index, end)
+                if position > before:
+                    parts.append((Segment(self.segments[index].birth, position - before),))
+                    rest += position - before
+                start = position
+            parts.append((Segment(birth, count),))
+        if rest:
+            first = self.segments[index]
+            parts.append((Segment(first.birth, first.length - rest),))
+            index += 1
+        parts.append(self.segments[index:])
+        return Layout(_strung(parts))
 
     def without(self, gone: Iterable[tuple[int, int]]) -> Layout:
         """The axis without some positions.
@@ -132,7 +208,10 @@ class Layout:
         return tuple(spans)
 
     def pieces(self, birth: int) -> tuple[Piece, ...]:
-        """How the axis after edit `birth` is put together from the older and the new channels."""
+        """How the axis after edit `birth` is put together from the older and the new channels.
+
+        It reads all segments, which torch's compiler can follow, whose numbers may be symbols.
+        """
         pieces: list[Piece] = []
         taken = {True: 0, False: 0}
         for segment in self.until(birth).segments:
@@ -145,6 +224,32 @@ class Layout:
             else:
                 pieces.append(Piece(new, taken[new], segment.length))
             taken[new] += segment.length
+        return tuple(pieces)
+
+    def turns(self, birth: int) -> tuple[Piece, ...]:
+        """As `pieces`, by what is found once for all births."""
+        pieces: list[Piece] = []
+        old = new = passed = 0  # positions before this one, and those of the stretches before it
+        if birth in self._behind:
+            new = sum(count for _, count in self.born_in(birth))
+            old = sum(count for _, count in self.born_until(birth)) - new
+            return Piece(new=False, start=0, length=old), Piece(new=True, start=0, length=new)
+        for start, length in self.born_until(birth):
+            for first, count in self.born_in(birth):
+                if not start <= first < start + length:
+                    continue
+                place = passed + first - start
+                if place > old + new:
+                    pieces.append(Piece(False, old, place - old - new))
+                    old = place - new
+                if pieces and pieces[-1].new:
+                    pieces[-1] = Piece(True, pieces[-1].start, pieces[-1].length + count)
+                else:
+                    pieces.append(Piece(True, new, count))
+                new += count
+            passed += length
+        if passed > old + new:
+            pieces.append(Piece(False, old, passed - old - new))
         return tuple(pieces)
 
     def repeated(self, count: int) -> Layout:
@@ -181,3 +286,15 @@ def _joined(segments: Iterable[Segment]) -> tuple[Segment, ...]:
             segment = Segment(segment.birth, joined.pop().length + segment.length)
         joined.append(segment)
     return tuple(joined)
+
+
+def _strung(parts: Iterable[Sequence[Segment]]) -> tuple[Segment, ...]:
+    """Segments one behind the other; those of one part are not joined yet only at its ends."""
+    strung: list[Segment] = []
+    for part in parts:
+        if strung and part and strung[-1].birth == part[0].birth:
+            strung[-1] = Segment(part[0].birth, strung[-1].length + part[0].length)
+            strung += part[1:]
+        else:
+            strung += part
+    return tuple(strung)

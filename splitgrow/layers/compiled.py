@@ -9,7 +9,6 @@ code, and the code goes with it: growth makes a new object, and no size becomes 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.autograd import Function
 from torch.torch_version import TorchVersion
 
 from splitgrow.layers.blockwise import BlockStep, Blockwise, run_apart
-from splitgrow.layers.composition import Composition, PartJoin, arranged
+from splitgrow.layers.composition import Composition, Joining, joined
 from splitgrow.layers.hooks import has_run_hooks
 from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.merging_costs import LARGEST_MERGED, bytes_of, rows_worth_copying
@@ -43,8 +42,8 @@ class _Form:
     """
 
     few: float
-    weight: tuple[PartJoin, ...]
-    bias: tuple[PartJoin, ...]
+    weight: tuple[Joining, ...]
+    bias: tuple[Joining, ...]
     steps: tuple[BlockStep, ...]
 
 
@@ -82,7 +81,11 @@ class Compiled:
         if bytes_of(composition) > LARGEST_MERGED or any(map(has_run_hooks, composition.modules)):
             rows = math.inf
         reads = composition.sizes[0] if composition.layer_type.reads_channels else 1
-        weight, bias = composition.joinings("weight"), composition.joinings("bias")
+        weight, bias = (
+            composition.joins(name, [index for index, _ in parts]) if parts else ()
+            for name in ("weight", "bias")
+            for parts in [composition.parts(name)]
+        )
         return _Form(rows * reads, weight, bias, Blockwise(composition).steps)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -105,10 +108,10 @@ class Compiled:
         if x.numel() < form.few:
             return run_apart(form.steps, kernel.channel_dim, modules, x)
         weights: list[Any] = [module.weight for module in modules]
-        biases: list[Any] = [module.bias for module in modules]
-        weight, bias = _joined(weights, form.weight), None
-        if biases[0] is not None:
-            bias = _joined(biases, form.bias)
+        biases: list[Any] = [module.bias for module in modules if module.bias is not None]
+        weight, bias = joined(weights, form.weight), None
+        if biases:
+            bias = joined(biases, form.bias)
         x = kernel.prepared(x)
         trained = None
         if torch.is_grad_enabled() and not _is_transformed() and not weight.is_complex():
@@ -133,13 +136,6 @@ def compiled_form(composition: Composition) -> Compiled | None:
     if kernel is None or len(composition.modules) == 1 or not _FOLLOWS:
         return None
     return Compiled(composition, kernel)
-
-
-def _joined(tensors: Sequence[Tensor], joinings: tuple[PartJoin, ...]) -> Tensor:
-    whole = tensors[0]
-    for index, pieces, dim in joinings:
-        whole = arranged(whole, tensors[index], pieces, dim)
-    return whole
 
 
 def _autocast(tensor: Tensor | None) -> Any:

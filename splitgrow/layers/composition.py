@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -45,19 +45,32 @@ class Block:
             return birth == self.edit
         return birth <= self.edit if self.corner else birth < self.edit
 
+    def read_on(self, layout: Layout) -> Spans:
+        """The positions on an axis of inputs that it `reads`."""
+        if torch.compiler.is_compiling():
+            return layout.spans(self.reads)
+        if self.kind == "helper":
+            return layout.born_in(self.edit)
+        return layout.born_until(self.edit if self.corner else self.edit - 1)
+
+    def made_on(self, layout: Layout) -> Spans:
+        """The positions on an axis of outputs that it `makes`."""
+        if torch.compiler.is_compiling():
+            return layout.spans(self.makes)
+        if self.kind == "helper":
+            return layout.born_until(self.edit if self.corner else self.edit - 1)
+        return layout.born_in(self.edit)
+
+    def turns_on(self, layout: Layout) -> tuple[Piece, ...]:
+        """How the channels of its edit take turns with older ones."""
+        compiling = torch.compiler.is_compiling()
+        return layout.pieces(self.edit) if compiling else layout.turns(self.edit)
+
     def makes(self, birth: int) -> bool:
         """Whether it adds to, or makes, the outputs that were born in an edit."""
         if self.kind == "helper":
             return birth <= self.edit if self.corner else birth < self.edit
         return birth == self.edit
-
-
-class PartJoin(NamedTuple):
-    """How a block's part of a tensor joins the parts of earlier blocks."""
-
-    block: int
-    pieces: tuple[Piece, ...]
-    dim: int
 
 
 _WAY_OUT = "change blocks by growth only, or make the model plain first, with splitgrow.merge"
@@ -175,13 +188,23 @@ class Composition:
         """The positions of a block on a dimension of the plain layer's tensors."""
         block, layout = self.blocks[index], self.layout(along)
         if not along.reads or self.layer_type.diagonal(self.original):
-            return layout.spans(block.makes)
-        return layout.spans(block.reads)
+            return block.made_on(layout)
+        return block.read_on(layout)
 
     def places(self, index: int, name: str) -> Mapping[int, Spans]:
         """Where a block's tensor lies in the plain layer's, by dimension."""
         axes = self.layer_type.tensors(self.original)[name]
         return {dim: self.spans(index, along) for dim, along in axes.items()}
+
+    def all_places(self, name: str) -> list[Mapping[int, Spans]]:
+        """Where every block's tensor lies in the plain layer's, by dimension."""
+        axes = self.layer_type.tensors(self.original)[name]
+        diagonal = self.layer_type.diagonal(self.original)
+        sides = [(d, self.layout(a), a.reads and not diagonal) for d, a in axes.items()]
+        return [
+            {d: b.read_on(layout) if reads else b.made_on(layout) for d, layout, reads in sides}
+            for b in self.blocks
+        ]
 
     def scattered(self, index: int, name: str) -> bool:
         """Whether a block's tensor lies in several pieces in the plain layer's."""
@@ -209,10 +232,10 @@ class Composition:
         first = self.merging.value(self.original, name)
         if first is None:
             return None
-        whole = room_for(first, self.shape(name))
+        whole, places = room_for(first, self.shape(name)), self.all_places(name)
         for index, part in self.parts(name):
             part = self._carried_over(name, part.detach(), index)
-            for there, own in regions(self.places(index, name), part.dim()):
+            for there, own in regions(places[index], part.dim()):
                 whole[there] = part[own]
         return whole
 
@@ -221,24 +244,35 @@ class Composition:
 
         It is a plain concatenation, which every transform of torch supports.
         """
-        parts = dict(self.parts(name))
-        if 0 not in parts:
+        parts = self.parts(name)
+        if not parts or parts[0][0]:
             return None
-        whole = self._carried_over(name, parts[0], 0)
-        for index, pieces, dim in self.joinings(name):
-            whole = arranged(whole, self._carried_over(name, parts[index], index), pieces, dim)
-        return whole
+        tensors = [self._carried_over(name, part, index) for index, part in parts]
+        return joined(tensors, self.joins(name, [index for index, _ in parts]))
 
-    def joinings(self, name: str) -> tuple[PartJoin, ...]:
-        """How the blocks' parts of a tensor join the original's, in order."""
-        axes = self.layer_type.tensors(self.original).get(name)
-        found = []
-        for index, _ in self.parts(name) if axes is not None else ():
-            if index:
-                block = self.blocks[index]
-                dim, along = _growing_dim(axes, reads=block.kind == "helper")
-                found.append(PartJoin(index, self.layout(along).pieces(block.edit), dim))
-        return tuple(found)
+    def joins(self, name: str, having: Sequence[int]) -> tuple[Joining, ...]:
+        """How the parts of one of the plain layer's tensors are joined, one block after the other.
+
+        Args:
+            name: The tensor's name.
+            having: The blocks that have a part of it, in order.
+        """
+        axes = self.layer_type.tensors(self.original)[name]
+        sides = {reads: _growing_dim(axes, reads=reads) for reads in (True, False)}
+        layouts = {reads: (dim, self.layout(along)) for reads, (dim, along) in sides.items()}
+        steps: list[Joining] = []
+        for index in having[1:]:
+            block = self.blocks[index]
+            dim, layout = layouts[block.kind == "helper"]
+            pieces = block.turns_on(layout)
+            last = steps[-1] if steps else None
+            if not _is_behind(pieces):
+                steps.append(Joining(dim, 1, pieces))
+            elif last is not None and last.dim == dim and not last.pieces:
+                steps[-1] = Joining(dim, last.added + 1)  # those at the end are joined in one step
+            else:
+                steps.append(Joining(dim, 1))
+        return tuple(steps)
 
     def _carried_over(self, name: str, tensor: Tensor, index: int) -> Tensor:
         carry = self.carry(index)
@@ -296,12 +330,36 @@ def _dense(module: nn.Module) -> nn.Module:
     return twin
 
 
+class Joining(NamedTuple):
+    """One concatenation of those that put a tensor together."""
+
+    dim: int
+    added: int  # parts
+    pieces: tuple[Piece, ...] = ()  # how one part and those before it take turns; empty: behind
+
+
+def joined(parts: Sequence[Tensor], joins: Sequence[Joining]) -> Tensor:
+    """The tensor that parts make together, differentiable by all of them."""
+    whole, done = parts[0], 1
+    for dim, added, pieces in joins:
+        if pieces:
+            whole = arranged(whole, parts[done], pieces, dim)
+        else:
+            whole = torch.cat((whole, *parts[done : done + added]), dim)
+        done += added
+    return whole
+
+
 def arranged(old: Tensor, new: Tensor, pieces: tuple[Piece, ...], dim: int) -> Tensor:
     """Two tensors joined in pieces that take turns."""
     parts = (old, new)
-    if len(pieces) == 2 and not pieces[0].new:
+    if _is_behind(pieces):
         return torch.cat(parts, dim)
     return torch.cat([parts[p.new].narrow(dim, p.start, p.length) for p in pieces], dim)
+
+
+def _is_behind(pieces: tuple[Piece, ...]) -> bool:
+    return len(pieces) == 2 and not pieces[0].new
 
 
 def _growing_dim(axes: Any, *, reads: bool) -> tuple[int, Along]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -16,6 +18,7 @@ from splitgrow.layers.compiled_code import note_function
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.execution import Mode, execution_mode, keeps
 from splitgrow.layers.freezing import hold_statistics
+from splitgrow.layers.joined_run import JoinedRun, joined_run
 from splitgrow.layers.merged import Merged
 from splitgrow.layers.merging_costs import LARGEST_MERGED, bytes_of, rows_worth_copying
 from splitgrow.layers.weight_views import Own, Unfit
@@ -42,6 +45,10 @@ class LayerRun:
     reason: str
 
 
+_JOINED = LayerRun("merged", 1.0, _WHY["auto"])
+"""Of `JoinedRun`, made once: a call has little time for more."""
+
+
 class Runner:
     """A grown layer's blocks and the state that is kept from call to call.
 
@@ -63,7 +70,6 @@ class Runner:
         self.own = Own(composition.modules) if own is None else own
         self.ran: LayerRun | None = None
         self.composition = composition if view is None else composition.until(view)
-        self._blockwise = Blockwise(self.composition)
         _ = self.composition.template  # while it can be made
         entry, original = composition.layer_type, composition.original
         self._channel_dim = entry.channel_dim(original) if entry.reads_channels else None
@@ -76,6 +82,23 @@ class Runner:
         self._bytes = bytes_of(self.composition)
         self._compiled = compiled_form(self.composition)
 
+    @cached_property
+    def _blockwise(self) -> Blockwise:
+        return Blockwise(self.composition)
+
+    @cached_property
+    def _elements(self) -> int:
+        """The number of elements of the plain layer."""
+        composition = self.composition
+        names = composition.layer_type.tensors(composition.original)
+        held = [n for n in names if composition.merging.value(composition.original, n) is not None]
+        return sum(math.prod(composition.shape(name)) for name in held)
+
+    @cached_property
+    def _joined(self) -> JoinedRun | None:
+        """The way for a small layer in which everything trains; None if it has none."""
+        return joined_run(self.composition, self.own if self.view is None else None)
+
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, in the mode that is chosen.
 
@@ -83,6 +106,11 @@ class Runner:
             UnsupportedLayerError: If torch.fx traces it.
         """
         if not torch.compiler.is_compiling():
+            if self._joined is not None and not args and not kwargs:
+                output = self._joined.run(x)
+                if output is not None:
+                    self.ran = _JOINED
+                    return output
             return self._run(x, *args, **kwargs)
         if self._uncompiled is not None:
             return self._uncompiled(x, *args, **kwargs)
@@ -100,7 +128,8 @@ class Runner:
             return plain(x, *args, **kwargs)  # type: ignore[no-any-return]
         if not keeps():
             return self._run_keeping_nothing(x, *args, **kwargs)
-        return self._run_in_mode(eager, x, *args, **kwargs)
+        output = self._run_joined(x) if eager and not args and not kwargs else None
+        return self._run_in_mode(eager, x, *args, **kwargs) if output is None else output
 
     def _run_in_mode(self, eager: bool, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: FBT001
         mode, against = execution_mode(), "it is being traced"
@@ -127,6 +156,17 @@ class Runner:
         elif eager:
             composition = composition.dense()
         return self._blockwise.run(composition.modules, x, *args, **kwargs)
+
+    def _run_joined(self, x: Tensor) -> Tensor | None:
+        """As `JoinedRun.run`, for an input of a shape that is new to it."""
+        joined = self._joined
+        if joined is None or execution_mode() != "auto" or not joined.allows(x):
+            return None
+        self._merged.leave()
+        output = joined.run(x)
+        if output is not None:
+            self.ran = _JOINED
+        return output
 
     def _run_keeping_nothing(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output in a run that must leave no trace, or while torch compiles.
@@ -164,8 +204,7 @@ class Runner:
             return True
         if torch.compiler.is_compiling():
             return False
-        elements = sum(p.numel() for module in self.modules for p in module.parameters())
-        return any(map(is_hooked, self.modules)) or self._costs_more(elements, x)
+        return any(map(is_hooked, self.modules)) or self._costs_more(self._elements, x)
 
     def _against_merging(self, mode: Mode, x: Tensor) -> str:
         """Why not to run as one layer; empty if nothing speaks against it."""

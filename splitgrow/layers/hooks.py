@@ -41,9 +41,11 @@ HOOKS = (*_RUN, *_OF_STATE)
 def _hooks_in(module: nn.Module, stores: tuple[str, ...]) -> dict[int, Any]:
     """The user's hooks on a module, by their keys, which no two hooks share."""
     found: dict[int, Any] = {}
+    own = vars(module)
     for name in stores:
-        hooks = vars(module).get(name) or {}
-        found.update((k, hook) for k, hook in hooks.items() if not _is_the_layers(name, hook))
+        hooks = own.get(name)
+        if hooks:
+            found.update((k, hook) for k, hook in hooks.items() if not _is_the_layers(name, hook))
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from splitgrow.layers.composition import Composition
@@ -12,6 +14,7 @@ from splitgrow.layers.merged_batchnorm import merged_batch_norm, moves_of
 from splitgrow.layers.merged_matmul import MergedMatmul
 from splitgrow.layers.weight_assembly import Assembly
 from splitgrow.layers.weight_views import Own, Unfit, make_dense_
+from splitgrow.utils.eager import is_eager
 
 
 class Merged:
@@ -81,7 +84,9 @@ class Merged:
         """The layer's output by ops that torch's compiler and transforms know, nothing kept."""
         composition = self._composition
         if self._kernel is not None and not args and not kwargs:
-            weight, bias = composition.assembled("weight"), composition.assembled("bias")
+            unseen = is_eager(x) and not torch.is_grad_enabled()
+            with torch._C.DisableTorchFunction() if unseen else nullcontext():  # noqa: SLF001
+                weight, bias = composition.assembled("weight"), composition.assembled("bias")
             assert weight is not None
             return self._kernel.output(self._kernel.prepared(x), weight, bias)
         tensors = {name: composition.assembled(name) for name in composition.names}

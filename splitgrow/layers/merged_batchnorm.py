@@ -12,7 +12,7 @@ from splitgrow.layers.composition import Composition
 from splitgrow.layers.freezing import held
 from splitgrow.layers.kernels import MixedBatchNorm
 from splitgrow.layers.weight_assembly import Assembly
-from splitgrow.layers.weight_views import Unfit
+from splitgrow.layers.weight_views import Unfit, memory_format_of
 from splitgrow.utils.spans import put, take
 
 
@@ -95,7 +95,7 @@ def _mixed(
             own[name] = take(assembly.differentiable(name, value), 0, spans)
     y: Tensor = MixedBatchNorm.apply(  # type: ignore[no-untyped-call]
         x,
-        take(x, 1, spans).contiguous(),
+        take(x, 1, spans).contiguous(memory_format=memory_format_of(x)),
         own.get("weight"),
         own.get("bias"),
         values,

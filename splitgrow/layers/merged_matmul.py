@@ -13,7 +13,7 @@ from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.partial_gradients import Gradients
 from splitgrow.layers.weight_assembly import Assembly
 from splitgrow.layers.weight_gradients import weight_gradients_of
-from splitgrow.layers.weight_views import Unfit
+from splitgrow.layers.weight_views import Unfit, memory_format_of
 from splitgrow.utils.spans import Spans, cut_out, shared, take, union
 
 
@@ -69,7 +69,8 @@ class MergedMatmul:
         x = x.unsqueeze(0) if alone else x
         columns = None
         if plan.columns is not None:
-            columns = take(x, kernel.channel_dim, plan.columns).contiguous()
+            columns = take(x, kernel.channel_dim, plan.columns)
+            columns = columns.contiguous(memory_format=memory_format_of(x))
         tensors = [assembly.tensors[slot] for slot in plan.slots]
         call = _Call(self, plan, weight, bias, self.versions())
         y: Tensor = _MatmulGradients.apply(call, x, columns, *tensors)  # type: ignore[no-untyped-call]

@@ -177,12 +177,16 @@ def _made_by_forward(module: nn.Module) -> Iterator[Tensor]:
     Weight norm and the like leave one in a parameter's place, and forward often keeps one.
     """
     for name, value in vars(module).items():
-        if name not in _STORES and isinstance(value, (Tensor, list, tuple, dict)):
+        if name in _STORES or not isinstance(value, (Tensor, list, tuple, dict)):
+            continue
+        if isinstance(value, Tensor) or (value and not _NUMBERS.issuperset(map(type, value))):
             leaves = pytree.tree_leaves(value)
             yield from (x for x in leaves if isinstance(x, Tensor) and not x.is_leaf)
 
 
 _STORES = ("_parameters", "_modules")
+_NUMBERS = frozenset((int, float, bool, type(None)))
+"""Types of items in kernel sizes, paddings and the like, which hold no tensors."""
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from threading import Lock
 from typing import Any
 
@@ -28,10 +29,13 @@ class Assembly:
         composition: The layer's blocks and layouts.
         own: The blocks' own tensors; frozen ones become views of the assembled tensors, which are
             kept. None to keep nothing.
+        names: Those that are assembled; None for all.
     """
 
-    def __init__(self, composition: Composition, own: Own | None) -> None:
-        self.composition, self._own = composition, own
+    def __init__(
+        self, composition: Composition, own: Own | None, names: Collection[str] | None = None
+    ) -> None:
+        self.composition, self._own, self._names = composition, own, names
         self.parts: list[WeightPart] = []
         self.tensors: list[Tensor] = []
         self.flags: tuple[bool, ...] = ()
@@ -40,6 +44,7 @@ class Assembly:
         self._wholes: dict[str, Tensor] = {}
         self._settled: tuple[Any, ...] = ()
         self._copies: list[tuple[Tensor, Tensor]] = []
+        self._apart: set[str] = set()
         self._copied: dict[tuple[bool, ...], int] = {}
         self._settling = Lock()  # several threads may run the layer at a time
         self._find_parts()
@@ -48,13 +53,16 @@ class Assembly:
         composition = self.composition
         entry, original = composition.layer_type, composition.original
         for name in entry.tensors(original) if entry.merging.side_by_side else ():
+            if self._names is not None and name not in self._names:
+                continue
             start = len(self.parts)
+            places = composition.all_places(name)
             for index, module in enumerate(composition.modules):
                 if getattr(module, name, None) is None:
                     if composition.blocks[index].kind != "helper":
                         self._missing.append((module, name))
                     continue
-                self.parts.append(WeightPart(index, module, name, composition.places(index, name)))
+                self.parts.append(WeightPart(index, module, name, places[index]))
             self._slots[name] = range(start, len(self.parts))
 
     def look(self) -> None:
@@ -120,7 +128,7 @@ class Assembly:
         return self._own is not None and not is_managed(self.composition.original)
 
     def _settle(self) -> None:
-        self._settled, self._copies = (), []
+        self._settled, self._copies, self._apart = (), [], set()
         if self._own is not None and not all(self._own.has(p) for p in self.parts):
             # The assembled tensor has the values of the absent ones.
             self._wholes = {}
@@ -139,6 +147,7 @@ class Assembly:
             self._wholes[name] = whole_of(parts, self.composition.shape(name))
         for slot, part in zip(slots, parts, strict=True):
             if not part.settle(self._own if self._keeps else None):
+                self._apart.add(name)
                 source = self.tensors[slot].detach()
                 for region, (_, own) in zip(part.raw, part.regions, strict=True):
                     self._copies.append((region, source[own] if part.scattered else source))
@@ -152,7 +161,7 @@ class Assembly:
 
     def write_back(self, name: str) -> None:
         """Copies a tensor that was written to, such as running statistics, into the blocks."""
-        for slot in self._slots[name]:
+        for slot in self._slots[name] if name in self._apart else ():  # others are views of it
             self.parts[slot].write_back()
 
     def differentiable(self, name: str, value: Tensor) -> Tensor:

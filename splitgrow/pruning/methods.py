@@ -159,6 +159,14 @@ class PruneMethods(GrowingBase):
 
         Raises:
             SplitGrowError: As `shrink`, which also raises TypeError and ValueError.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.plan_shrinking({"0": [1]})
+            >>> net.layers[0].width
+            3
         """
         return self._operation(
             "plan to take channels out",

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitgrow.growth.edits import Edit, LayerChange, Removal
+from splitgrow.growth.edit_parts import LayerChange, Removal
+from splitgrow.growth.edits import Edit
 from splitgrow.utils.pictures import blank_figure, save_figure, without_frame_
 from splitgrow.utils.text_tables import aligned
 

@@ -19,6 +19,7 @@ from typing import Any, Concatenate
 from torch import nn
 
 from splitgrow.errors import SplitGrowError, UnsupportedModelError
+from splitgrow.utils.module_slots import modules_of
 from splitgrow.utils.preserve import keep_modes_, keep_random_states_
 from splitgrow.utils.rollback import P, T, Undo, temporarily
 
@@ -101,7 +102,7 @@ def change_alone(
         keep_modes_(undo)
         lock_(model, model_lock, what, undo)
         since = undo.depth
-        keep_random_states_(model.modules(), undo)
+        keep_random_states_(modules_of(model), undo)
         result = work(undo, *args, **kwargs)
         undo.commit(since)
         return result
@@ -130,7 +131,7 @@ def lock_(model: nn.Module, model_lock: ModelLock, what: str, undo: Undo) -> Non
     undo.on_failure(partial(_open, model, model_lock))
     vars(model)[_ATTRIBUTE] = model_lock
     model.__class__ = _closed(model_lock.open_class)
-    modules = {id(module) for module in model.modules()}
+    modules = {id(module) for module in modules_of(model)}
     patience = time.monotonic() + PATIENCE
     while running := [ident for ident in _running(modules) if ident != get_ident()]:
         if time.monotonic() > patience:
@@ -166,7 +167,7 @@ def refuse_inside_forward(model: nn.Module, what: str) -> None:
     Raises:
         SplitGrowError: If it is in one.
     """
-    if get_ident() in _running({id(module) for module in model.modules()}):
+    if get_ident() in _running({id(module) for module in modules_of(model)}):
         raise SplitGrowError(f"cannot {what} from inside the model's forward: call it afterwards")
 
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -47,7 +47,7 @@ class Scalars(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "").strip("_")
-        leaves = pytree.tree_leaves((args[_SIZED.get(name, 0) :], kwargs))
+        leaves = _leaves_of((args[_SIZED.get(name, 0) :], kwargs))
         kinds = (int, float) if name in _TAKES_VALUES else (float,)
         numbers = [leaf for leaf in leaves if type(leaf) in kinds and not math.isnan(leaf)]
         if numbers and any(_is_floating(value) for value in (*leaves, result)):
@@ -109,6 +109,19 @@ def _without(numbers: set[float], others: set[float], tolerance: float) -> list[
             for other in others
         )
     )
+
+
+def _leaves_of(value: Any) -> list[Any]:
+    """The leaves that pytree finds, without its detours in the common cases."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return [leaf for item in value for leaf in _leaves_of(item)]
+    if kind is dict:
+        return [leaf for item in value.values() for leaf in _leaves_of(item)]
+    return [value] if kind in _LEAVES else pytree.tree_leaves(value)
+
+
+_LEAVES = frozenset((Tensor, nn.Parameter, int, float, bool, str, slice, type(None)))
 
 
 def _is_floating(value: Any) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import sys
 import warnings
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from enum import Enum
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -19,9 +18,10 @@ from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from splitgrow.utils.module_slots import modules_of
 from splitgrow.utils.rollback import Undo
 
-_INSTALLED = re.compile(r"hooks?_installed$")
+_INSTALLED = ("hook_installed", "hooks_installed")
 """The names of attributes by which a module notes that its hooks are there."""
 
 
@@ -34,7 +34,7 @@ def preserve_(model: nn.Module, undo: Undo) -> None:
         model: Any module.
         undo: Restores the model, the random number generators and torch's modes.
     """
-    modules = _modules_of(model)
+    modules = modules_of(model)
     keep_random_states_(modules, undo)
     keep_attributes_(modules, undo)
     remove_hooks_(modules)
@@ -44,7 +44,7 @@ def preserve_(model: nn.Module, undo: Undo) -> None:
 
 def keep_surroundings_(model: nn.Module, undo: Undo) -> None:
     """Makes `undo` restore all that an operation on a model may disturb outside of it."""
-    keep_random_states_(model.modules(), undo)
+    keep_random_states_(modules_of(model), undo)
     keep_modes_(undo)
 
 
@@ -57,9 +57,11 @@ def keep_random_states_(modules: Iterable[nn.Module], undo: Undo) -> None:
 def states_of_generators(modules: Iterable[nn.Module]) -> list[Callable[[], object]]:
     """The steps that restore random number generators, any number of times, as they are now."""
     modules, steps = list(modules), list[Callable[[], object]]()
-    for held in (value for module in modules for value in vars(module).values()):
-        if isinstance(held, torch.Generator):
-            steps.append(partial(held.set_state, held.get_state()))
+    for module in modules:
+        values = vars(module).values()
+        for held in () if _PLAIN.issuperset(map(type, values)) else values:
+            if isinstance(held, torch.Generator):
+                steps.append(partial(held.set_state, held.get_state()))
     steps.append(partial(random.setstate, random.getstate()))
     numpy: Any = sys.modules.get("numpy")  # only if it is in use
     if numpy is not None:
@@ -118,17 +120,6 @@ def _leave_modes(modes: Callable[[], list[Any]], known: list[Any]) -> None:
             mode.__exit__(None, None, None)
 
 
-def _modules_of(model: nn.Module) -> list[nn.Module]:
-    """All modules of a model, each once."""
-    found, seen = [model], {id(model)}
-    for module in found:  # it grows on the way
-        for child in module._modules.values():  # noqa: SLF001
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                found.append(child)
-    return found
-
-
 _STORES = ("_parameters", "_buffers", "_modules")
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 _CONTAINERS = frozenset((list, deque, set, *_MAPPINGS))
@@ -147,7 +138,7 @@ def keep_attributes_(modules: Sequence[nn.Module], undo: Undo, *, tensors: bool 
             write.
     """
     kept = [module.__dict__ for module in modules]
-    objects = {id(value): value for module in modules for value in objects_of(module).values()}
+    objects = {id(v): v for own in kept for _, v in _objects_in(own)}
     kept += [vars(value) for value in objects.values()]
     stores = [module.__dict__[name] for module in modules for name in _STORES]
     hooks = [
@@ -202,19 +193,24 @@ def run_eagerly_(modules: Iterable[nn.Module], undo: Undo) -> None:
 
 
 _NO_OBJECTS = (nn.Module, torch.Tensor, type, ModuleType, FunctionType, MethodType, Enum)
+_PLAIN = frozenset((bool, int, float, str, type(None), list, tuple, set, *_MAPPINGS))
 _PYTHONS = ("builtins.", "collections.", "functools.")
 
 
 def objects_of(module: nn.Module) -> dict[str, Any]:
     """The objects of the user's classes, with attributes of their own, that a module holds."""
-    found = {}
-    for name, value in vars(module).items():
-        if name in _STORES or isinstance(value, _NO_OBJECTS) or not hasattr(value, "__dict__"):
+    return dict(_objects_in(vars(module)))
+
+
+def _objects_in(attributes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    plain = _PLAIN.issuperset(map(type, attributes.values()))
+    for name, value in () if plain else attributes.items():
+        if name in _STORES or isinstance(value, _NO_OBJECTS):
             continue
-        source = f"{type(value).__module__}."
-        if not source.startswith(("splitgrow.", "torch.", *_PYTHONS)):
-            found[name] = value
-    return found
+        if hasattr(value, "__dict__"):
+            source = f"{type(value).__module__}."
+            if not source.startswith(("splitgrow.", "torch.", *_PYTHONS)):
+                yield name, value
 
 
 def remove_hooks_(modules: Sequence[nn.Module]) -> None:
@@ -226,5 +222,5 @@ def remove_hooks_(modules: Sequence[nn.Module]) -> None:
     for module in modules:
         for name in ("_forward_hooks", "_forward_pre_hooks"):
             module.__dict__[name] = OrderedDict()
-        for name in [name for name in module.__dict__ if _INSTALLED.search(name)]:
+        for name in [each for each in module.__dict__ if each.endswith(_INSTALLED)]:
             del module.__dict__[name]

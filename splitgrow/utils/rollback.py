@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial, wraps
+from operator import is_
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -42,7 +43,8 @@ class Undo:
 
     def keep(self, *kept: dict[Any, Any]) -> None:
         """Registers a step that restores the present items of dictionaries, in their order."""
-        self.on_failure(partial(_put_back, [(items, items.copy()) for items in kept]))
+        full = [(items, items.copy()) for items in kept if items]
+        self.on_failure(partial(_put_back, full, [items for items in kept if not items]))
 
     @property
     def depth(self) -> int:
@@ -112,11 +114,17 @@ class Undo:
         self.take_back()
 
 
-def _put_back(kept: Iterable[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
-    for items, before in kept:
-        if [*map(id, items)] != [*map(id, before)]:  # tensors, as keys, have an == of their own
+def _put_back(
+    full: Iterable[tuple[dict[Any, Any], dict[Any, Any]]], empty: Iterable[dict[Any, Any]]
+) -> None:
+    for items, before in full:
+        # Tensors, as keys, have an == of their own.
+        if len(items) != len(before) or not all(map(is_, items, before)):
             items.clear()
         items.update(before)
+    for items in empty:  # most of a model's: each module has eleven for hooks
+        if items:
+            items.clear()
 
 
 def temporarily(work: Callable[Concatenate[Undo, P], T]) -> Callable[P, T]:

@@ -38,7 +38,7 @@ _STANDARD = str(Path(os.__file__).parent) + os.sep
 def place_of_caller() -> str:
     """The innermost line of the user's source on the stack: ``model.py:12``."""
     frame = sys._getframe(1)  # noqa: SLF001
-    while frame.f_back is not None and not _is_the_users(frame.f_code.co_filename):
+    while frame.f_back is not None and not is_the_users(frame.f_code.co_filename):
         frame = frame.f_back
     return _place(frame.f_code.co_filename, frame.f_lineno)
 
@@ -51,7 +51,7 @@ def place_of_op() -> str:
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001
     while frame is not None and frame.f_code.co_filename in _ON_THE_WAY:
         frame = frame.f_back
-    if frame is None or not _is_the_users(frame.f_code.co_filename):
+    if frame is None or not is_the_users(frame.f_code.co_filename):
         return ""
     place = _place(frame.f_code.co_filename, frame.f_lineno)
     while frame is not None and frame.f_code.co_filename != _GROWN_LAYER:
@@ -62,7 +62,7 @@ def place_of_op() -> str:
 def levels_to_caller() -> int:
     """The `stacklevel` with which a warning given here points to that line."""
     frame, level = sys._getframe(1), 1  # noqa: SLF001
-    while frame.f_back is not None and not _is_the_users(frame.f_code.co_filename):
+    while frame.f_back is not None and not is_the_users(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
     return level
 
@@ -72,7 +72,7 @@ def place_of_error(trace: TracebackType | None) -> str:
     places = [
         _place(frame.filename, frame.lineno or 0)
         for frame in traceback.extract_tb(trace)
-        if _is_the_users(frame.filename)
+        if is_the_users(frame.filename)
     ]
     return places[-1] if places else "an unknown place"
 
@@ -92,11 +92,17 @@ def failure_of(
 
 
 @lru_cache(maxsize=4096)
-def _is_the_users(filename: str) -> bool:
+def is_the_users(filename: str) -> bool:
+    """Whether a file is neither of torch, nor of splitgrow, nor of Python's own library."""
     own = filename.startswith(_STANDARD) and "-packages" not in filename[len(_STANDARD) :]
     return not (own or filename.startswith(_NOT_THE_USERS))
 
 
 def _place(filename: str, line: int) -> str:
-    here = os.getcwd() + os.sep  # noqa: PTH109 - asked for at every op, and a Path takes its time
-    return f"{filename.removeprefix(here)}:{line}"
+    return f"{_told(filename)}:{line}"
+
+
+@lru_cache(maxsize=4096)
+def _told(filename: str) -> str:
+    """A file's path, from the folder that is the current one when it is first asked for."""
+    return filename.removeprefix(os.getcwd() + os.sep)  # noqa: PTH109 - a Path takes its time

@@ -18,7 +18,7 @@ Index: TypeAlias = tuple[slice, ...]
 
 def length_of(spans: Spans) -> int:
     """The number of positions."""
-    return sum(length for _, length in spans)
+    return spans[0][1] if len(spans) == 1 else sum(length for _, length in spans)
 
 
 def union(parts: Iterable[Spans]) -> Spans:

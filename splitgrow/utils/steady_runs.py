@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +50,25 @@ class Steady(TorchFunctionMode):
         if name in _SEEDED:
             torch.manual_seed(0)
         return func(*args, **kwargs)
+
+
+def without_dropout(
+    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """A call's arguments but for its shares of dropout, which `Steady` makes no difference.
+
+    Args:
+        func: The function.
+        args: Its positional arguments.
+        kwargs: Its named arguments.
+    """
+    if "dropout" in getattr(func, "__name__", ""):
+        return args[:1], {key: kwargs[key] for key in ("input", "inplace") if key in kwargs}
+    if not isinstance(func, Hashable) or func not in _DROPOUT_OF:
+        return args, kwargs
+    share, at = _DROPOUT_OF[func]
+    kept = {key: value for key, value in kwargs.items() if key != share}
+    return (*args[:at], *args[at + 1 :]), kept
 
 
 def _kept(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

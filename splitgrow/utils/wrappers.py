@@ -17,6 +17,7 @@ from torch import nn
 
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.utils.holders import holder_of
+from splitgrow.utils.module_slots import modules_of
 
 _TOLD: ContextVar[bool] = ContextVar("told", default=False)
 _MANAGED = "_is_fsdp_managed_module"
@@ -57,7 +58,7 @@ def plain_type(layer: type[nn.Module]) -> type[nn.Module]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP has sharded a part of a model."""
-    return any(is_managed(module) for module in model.modules())
+    return any(map(is_managed, modules_of(model)))
 
 
 def refuse_wrapped(model: nn.Module, what: str, *, mirrored: bool = True) -> None:

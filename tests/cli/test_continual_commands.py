@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import assert_readable, needs_browser
 from click.testing import CliRunner, Result
 from killing import steps_and_seconds
 
@@ -297,3 +298,10 @@ def test_a_run_that_was_stopped_between_learning_and_judging_goes_on(
     assert not (stopped / "results.json").exists()
     assert run(stopped, method=method).exit_code == 0
     assert results_without_times(stopped) == results_without_times(whole)
+
+
+@needs_browser
+def test_a_browser_shows_the_page_on_narrow_and_wide_screens(
+    finished: Path, tmp_path: Path
+) -> None:
+    assert_readable(finished / "report.html", tmp_path)

@@ -153,7 +153,7 @@ def test_a_module_and_its_initializer_are_taken(
         (["mlp", "--shares", "0.5,0.2"], "shares rise, and lie between 0 and 1"),
         (["mlp", "--shares", "a"], "'a' is not a list of shares"),
         (["mlp", "--shares", "0.2,0.3", "--steps", "3"], "contradicts --shares, which are 2"),
-        (["mlp", "--init", "nothing"], "no initializer 'nothing'; there are"),
+        (["mlp", "--init", "nothing"], "no initializer is called 'nothing'"),
         (["mlp", "--score", "nothing"], "--score"),
         (["mlp", "--share", "0.5"], "--share is for --score"),
         (["mlp", "--score", "gain", "--share", "1.5"], "--share"),

@@ -47,18 +47,14 @@ def test_help_shows_the_defaults_of_the_demo() -> None:
         assert expected in text
 
 
-# A package of the same name without an __init__ that imports torch: what is left is the command's.
-LEAN = f"""
-import sys, types
-package = types.ModuleType("splitgrow")
-package.__path__ = [{str(ROOT / "splitgrow")!r}]
-sys.modules["splitgrow"] = package
+LEAN = """
+import sys
 from splitgrow.cli.main import main
 try:
     main(sys.argv[1:])
 except SystemExit as end:
-    heavy = {{"torch", "numpy", "matplotlib", "sklearn", "PIL"}} & set(sys.modules)
-    sys.exit(f"imported {{heavy}}" if heavy else end.code)
+    heavy = {"torch", "numpy", "matplotlib", "sklearn", "PIL"} & set(sys.modules)
+    sys.exit(f"imported {heavy}" if heavy else end.code)
 """
 
 
@@ -66,11 +62,17 @@ except SystemExit as end:
     ("arguments", "code"),
     [
         (["--help"], 0),
+        (["--version"], 0),
+        (["nonsense"], 2),
         (["demo", "--help"], 0),
         (["demo", "--deeper", "--progressive"], 2),
         (["grow", "--help"], 0),
         (["grow", "mlp", "--every", "3", "--plateau", "2"], 2),
         (["prune", "--help"], 0),
+        (["continual", "--help"], 0),
+        (["compare", "--help"], 0),
+        (["export", "--help"], 0),
+        (["inspect", "--help"], 0),
         (["prune", "nets:make", "--amount", "0.5", "--criterion", "taylor"], 2),
         (["inspect"], 2),
     ],

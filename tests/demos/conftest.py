@@ -17,7 +17,8 @@ from splitgrow.demos.results import (
     Result,
     TrainingStep,
 )
-from splitgrow.growth.edits import Edit, LayerChange
+from splitgrow.growth.edit_parts import LayerChange
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.reporting import BlockArea
 
 _STEPS, _EPOCH = 100, 50  # of one phase

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import assert_readable, needs_browser
 from click.testing import CliRunner
 from torch import nn
 
@@ -262,3 +263,10 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     record = json.loads(kept.read_text())
     assert record["finished"] is False
     assert [growth["depth"] for growth in record["growths"]] == [[6, 7], [7, 9]]
+
+
+@needs_browser
+def test_a_browser_shows_the_page_on_narrow_and_wide_screens(
+    finished: tuple[DeeperResult, list[DemoEvent]], tmp_path: Path
+) -> None:
+    assert_readable(write_deeper_report(finished[0], tmp_path), tmp_path)

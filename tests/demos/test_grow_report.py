@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import assert_readable, needs_browser
 from PIL import Image
 
 from splitgrow.cli.grow_settings import GrowSettings
@@ -90,7 +91,7 @@ def compared() -> GrowResult:
 def test_the_report_is_one_file_that_loads_nothing(compared: GrowResult, tmp_path: Path) -> None:
     text = write_grow_report(compared, tmp_path).read_text(encoding="utf-8")
     assert {file.name for file in tmp_path.iterdir()} == {"report.html", "curves.png"}
-    assert text.count("data:image/png;base64,") == 2  # for light and dark
+    assert text.count("data:image/png;base64,") == 4  # light and dark, wide and narrow
     assert not re.search(r"https?://|@import|url\(|<script|<link", text)
     assert "spots &amp; &lt;stripes&gt;" in text
     assert "<code>my&lt;net&gt;:make</code>" in text
@@ -188,3 +189,10 @@ def test_the_picture_shows_growths_and_curves_that_differ_without_colours(
     dark = arm_figures.curves(compared, themes.DARK)
     assert (_grey(picture) < 60).sum() > (_grey(without) < 60).sum()
     assert _grey(dark).mean() < 100 < 200 < _grey(picture).mean()
+
+
+@needs_browser
+def test_a_browser_shows_the_page_on_narrow_and_wide_screens(
+    compared: GrowResult, tmp_path: Path
+) -> None:
+    assert_readable(write_grow_report(compared, tmp_path), tmp_path)

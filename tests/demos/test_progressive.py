@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import assert_readable, needs_browser
 from click.testing import CliRunner
 from torch.nn import functional
 
@@ -284,3 +285,10 @@ def test_what_grows_widths_is_refused_by_name(tmp_path: Path) -> None:
     code, _, errors = _demo(tmp_path, "--by", "0.25")
     assert code == 2
     assert "--by is for widths, which --progressive leaves as they are" in errors
+
+
+@needs_browser
+def test_a_browser_shows_the_page_on_narrow_and_wide_screens(
+    finished: tuple[ProgressiveResult, list[DemoEvent]], tmp_path: Path
+) -> None:
+    assert_readable(write_progressive_report(finished[0], tmp_path), tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import assert_readable, needs_browser
 from PIL import Image
 
 from splitgrow.cli.ways import KEEPING
@@ -57,7 +58,7 @@ def test_the_report_is_one_file_that_loads_nothing(result: Result, tmp_path: Pat
     text = path.read_text(encoding="utf-8")
     page = _Page(text)
     assert page.open == []
-    assert len(page.sources) == 4  # two pictures, for light and dark
+    assert len(page.sources) == 8  # two pictures: light and dark, wide and narrow
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.search(r"https?://|@import|url\(|<script|<link", text)
 
@@ -65,7 +66,7 @@ def test_the_report_is_one_file_that_loads_nothing(result: Result, tmp_path: Pat
 def test_the_pictures_beside_the_report_are_those_inside_it(result: Result, tmp_path: Path) -> None:
     page = _Page(write_report(result, tmp_path).read_text(encoding="utf-8"))
     inside = {base64.b64decode(source.partition(",")[2]) for source in page.sources}
-    assert len(inside) == 4
+    assert len(inside) == 8
     for name in ("learning.png", "blocks.png"):
         assert (tmp_path / name).read_bytes() in inside
 
@@ -158,3 +159,10 @@ def test_a_run_of_one_step_a_phase_can_be_drawn(result: Result) -> None:
 def test_the_same_run_gives_the_same_bytes(result: Result, tmp_path: Path) -> None:
     first = write_report(result, tmp_path).read_bytes()
     assert write_report(result, tmp_path).read_bytes() == first
+
+
+@needs_browser
+def test_a_browser_shows_the_page_on_narrow_and_wide_screens(
+    result: Result, tmp_path: Path
+) -> None:
+    assert_readable(write_report(result, tmp_path), tmp_path)

@@ -22,7 +22,8 @@ from splitgrow.errors import StructureChangedError
 from splitgrow.growth import apply as growth
 from splitgrow.growth import module_numbers as attributes
 from splitgrow.growth import optimizers
-from splitgrow.growth.edits import Edit, NumberChange
+from splitgrow.growth.edit_parts import NumberChange
+from splitgrow.growth.edits import Edit
 
 X = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

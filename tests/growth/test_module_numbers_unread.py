@@ -14,7 +14,7 @@ from helpers import assert_equal, randomise
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.growth.edits import NumberChange
+from splitgrow.growth.edit_parts import NumberChange
 
 X = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

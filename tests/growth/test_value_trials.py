@@ -538,12 +538,53 @@ def test_two_forward_passes_are_enough_where_nothing_breaks():
     assert kept == []
 
 
-def test_both_modes_are_tried_where_the_code_asks_for_the_mode():
+def modes_of_runs(model: Any) -> list[bool]:
+    """The modes in which making the model growable runs it, whether training."""
     kept: list[bool] = []
-    model = written(with_dropout)
     model.register_forward_pre_hook(lambda m, args: kept.append(m.training))
     splitgrow.growable(model, X)
-    assert kept == [False, False, True, True]
+    return kept
+
+
+def with_another_activation_in_training(model: Any, x: Tensor) -> Tensor:
+    y = model.one(x)
+    return model.head(y.sigmoid() if model.training else y.tanh())
+
+
+def test_both_modes_are_tried_where_they_run_other_ops():
+    assert modes_of_runs(written(with_another_activation_in_training)) == [False, False, True, True]
+
+
+def test_two_forward_passes_are_enough_where_the_mode_changes_no_op():
+    assert modes_of_runs(written(with_dropout)) == [True, True]
+
+
+def by_parameters_in_evaluation(model: Any, x: Tensor) -> Tensor:
+    count = 6 if model.training else len(list(model.parameters()))
+    return model.head(model.one(x) / count)
+
+
+def by_width_in_evaluation(model: Any, x: Tensor) -> Tensor:
+    y = model.one(x)
+    wide = len(y[0, 0]) > 8 and not model.training
+    return model.head(y.tanh() if wide else y.sigmoid())
+
+
+def by_layer_type_in_evaluation(model: Any, x: Tensor) -> Tensor:
+    same = model.training or type(model.one) is nn.Linear
+    return model.head(model.one(x) if same else model.one(-x))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [by_parameters_in_evaluation, by_width_in_evaluation, by_layer_type_in_evaluation],
+)
+def test_evaluation_is_tried_too_where_it_could_go_another_way_when_it_is_wider(forward: Forward):
+    model = written(forward)
+    kept = modes_of_runs(model)
+    assert kept[0], "the narrow model runs the same ops in both modes"
+    assert not model.layers[0].growable
+    assert "test_value_trials.py:" in reasons(model)["one"]
 
 
 def test_the_trial_leaves_no_trace_where_layers_break():

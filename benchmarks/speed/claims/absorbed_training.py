@@ -15,7 +15,7 @@ from benchmarks.speed.settings import Claim, Settings
 from benchmarks.speed.steps import stated
 from benchmarks.speed.timing import paired
 
-_BATCHES, _STEPS = (16, 32, 64), 3
+BATCHES, STEPS = (16, 32, 64), 3
 
 
 def _cnn(share: int) -> nn.Module:
@@ -33,7 +33,7 @@ def _mlp(share: int) -> nn.Module:
     return linears((784, *3 * (share * 64,), 10))
 
 
-_NETWORKS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
+NETWORKS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "CNN": (_cnn, (1, 28, 28)),
     "MLP": (_mlp, (784,)),
 }
@@ -41,11 +41,11 @@ _NETWORKS: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
 
 def run(settings: Settings) -> Iterator[Measurement]:
     """Each network with each size of batch; beside it before it was absorbed."""
-    for name, (make, shape) in _NETWORKS.items():
-        for batch in _BATCHES[:1] if settings.quick else _BATCHES:
+    for name, (make, shape) in NETWORKS.items():
+        for batch in BATCHES[:1] if settings.quick else BATCHES:
             x = torch.randn(batch, *shape, device=settings.device)
             blocks, _ = _grown(make, x, absorb=False)
-            plain = make(_STEPS + 1).to(settings.device)
+            plain = make(STEPS + 1).to(settings.device)
             calls = {
                 "absorbed": _step(*_grown(make, x, absorb=True), x),
                 "plain": _step(plain, torch.optim.AdamW(plain.parameters()), x),
@@ -63,7 +63,7 @@ def _grown(
     model = splitgrow.growable(make(1).to(x.device), x[:2])
     optimizer = torch.optim.AdamW(model.parameters())
     units = {layer.name: layer.width for layer in model.layers[:-1]}  # all but the head
-    for _ in range(_STEPS):
+    for _ in range(STEPS):
         model.expand(units, freeze=False, optimizer=optimizer)
         _step(model, optimizer, x)()
     if absorb:

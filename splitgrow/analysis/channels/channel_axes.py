@@ -9,7 +9,7 @@ flattening its 7x7 maps before a Linear gives ``(Run(a, 49),)``; concatenating t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 
@@ -36,7 +36,9 @@ def constant(length: int, reason: str = "") -> Axis:
 
 def scaled(axis: Axis, factor: int) -> Axis:
     """The axis with each position repeated on `factor` neighbouring ones."""
-    return tuple(replace(run, repeat=run.repeat * factor) for run in axis)
+    if factor == 1:
+        return axis
+    return tuple(Run(run.group, run.repeat * factor, run.reason) for run in axis)
 
 
 def groups_of(axis: Axis) -> list[int]:

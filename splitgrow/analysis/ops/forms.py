@@ -81,6 +81,7 @@ def _module_types() -> dict[str, type[nn.Module]]:
     }
 
 
+@cache
 def is_in_place_name(name: str) -> bool:
     """Whether a function or method of this name writes into its first operand."""
     if re.fullmatch(r"__i[a-z]+__", name) and name not in ("__index__", "__int__", "__invert__"):

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from splitgrow.demos.continual.outcome import RunOutcome
+from splitgrow.demos.figures import zoom
 from splitgrow.demos.themes import ON_COLOUR, Theme, colour_of, plain_theme, png, sheet
 
 _LABELLED = 12  # tasks; with more, numbers in the cells would run into each other
@@ -49,7 +50,8 @@ def growth(outcome: RunOutcome, theme: Theme) -> bytes:
     own = [row[-1] for row in outcome.accuracy]
     accuracy.plot(steps, own, color=theme.train, marker="o", ms=4, label="of the task just learned")
     accuracy.plot(steps, means, color=theme.test, marker="o", ms=4, label="of all tasks so far")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    zoom(accuracy, [*means, *own])
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
     accuracy.set_ylabel("test accuracy", color=theme.ink)
     _legend(accuracy, theme)

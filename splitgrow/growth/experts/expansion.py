@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from splitgrow.errors import SplitGrowWarning
 from splitgrow.growth.apply import close_generation_, new_block_parameters
 from splitgrow.growth.edit_check import before_edit
-from splitgrow.growth.edits import Edit, Insertion
+from splitgrow.growth.edit_parts import Insertion
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.experts.copies import further_experts, sets_around, tell_apart_
 from splitgrow.growth.experts.expert_plans import MixtureGrowth, planned_experts
 from splitgrow.growth.experts.mixtures import Mixture, capture

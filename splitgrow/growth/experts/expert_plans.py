@@ -11,7 +11,8 @@ from torch import nn
 
 from splitgrow.analysis.output_comparison import NotRunnableError, has_values
 from splitgrow.errors import UnsupportedLayerError
-from splitgrow.growth.edits import Edit, Insertion, LayerChange, NumberChange
+from splitgrow.growth.edit_parts import Insertion, LayerChange, NumberChange
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.experts.copies import further_experts
 from splitgrow.growth.experts.mixtures import Mixture, capture, find_mixtures, is_inside
 from splitgrow.growth.experts.rehearsal import Count, Rehearsed, rehearsed

@@ -30,6 +30,16 @@ class ExpertMethods(GrowingBase):
             UnsupportedLayerError: If the model has no values, or does not run on its example
                 inputs.
             StructureChangedError: If the model was changed by hand since it was analysed.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 8))
+            >>> net = torch.nn.Sequential(net)
+            >>> x = torch.randn(5, 8)
+            >>> net = splitgrow.to_mixture(net, "0", experts=4, top_k=2, example_inputs=x)
+            >>> net = splitgrow.growable(net, x)
+            >>> [(each.count, each.chosen) for each in net.mixtures()]
+            [(4, 2)]
         """
 
         def found(undo: Undo, model: nn.Module, history: History) -> tuple[Mixture, ...]:
@@ -143,6 +153,17 @@ class ExpertMethods(GrowingBase):
         Raises:
             ValueError: If there is no such mixture, or n is no multiple of the number of experts.
             UnsupportedLayerError: If there is no mixture, or one cannot have its experts twice.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 8))
+            >>> net = torch.nn.Sequential(net)
+            >>> x = torch.randn(5, 8)
+            >>> net = splitgrow.to_mixture(net, "0", experts=4, top_k=2, example_inputs=x)
+            >>> net = splitgrow.growable(net, x)
+            >>> edit = net.plan_experts(4)
+            >>> net.mixtures()[0].count
+            4
         """
 
         def plan(undo: Undo, model: nn.Module, history: History) -> Edit:

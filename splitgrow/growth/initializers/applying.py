@@ -20,6 +20,7 @@ from splitgrow.growth.prepared import PreparedEdit, frozen_layers
 from splitgrow.growth.probe import Probe, probing
 from splitgrow.growth.starting import set_start_values_
 from splitgrow.layers.split_layer import SplitLayer
+from splitgrow.utils.module_slots import all_tensors
 from splitgrow.utils.rollback import Undo, temporarily
 
 
@@ -53,17 +54,21 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
         undo.on_failure(partial(put_values_, former))
         layers = {name: replace(layer, writable=True) for name, layer in layers.items()}
         versions = [_version(tensor) for tensor, _ in former]
-    before = {name: _version(tensor) for name, tensor in _existing(prepared)}
+    existing = list(_existing(prepared))
+    before = [_version(tensor) for tensor in existing]
     with torch.inference_mode(mode=False), torch.no_grad():
         initializer.apply(replace(prepared, layers=layers))
     if initializer.needs_unfrozen:
         pairs = zip(former, versions, strict=True)
         prepared = replace(prepared, former=tuple(f for f, v in pairs if _version(f[0]) != v))
         return _with_losses(initializer, prepared)
-    written = [name for name, tensor in _existing(prepared) if _version(tensor) != before[name]]
+    seen = zip(existing, before, strict=True)
+    written = {id(tensor) for tensor, version in seen if _version(tensor) != version}
     if written:
+        named = (*prepared.model.named_parameters(), *prepared.model.named_buffers())
+        names = [name for name, tensor in named if id(tensor) in written]
         raise ValueError(
-            f"initializer {initializer.name!r} has written into {', '.join(written[:5])}, which "
+            f"initializer {initializer.name!r} has written into {', '.join(names[:5])}, which "
             f"existed and cannot be put back: it must say that it needs_unfrozen"
         )
     return _with_losses(initializer, prepared)
@@ -121,18 +126,17 @@ def refuse_unfit(
             )
 
 
-def _existing(prepared: PreparedEdit) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that the layers of an edit have without it, by unique names."""
-    for path, layer in prepared.layers.items():
-        for index, block in enumerate(layer.existing):
-            for name, tensor in chain(block.named_parameters(), block.named_buffers()):
-                yield f"{path}.{index}.{name}", tensor
+def _existing(prepared: PreparedEdit) -> Iterator[Tensor]:
+    """The tensors that the layers of an edit have without it."""
+    for layer in prepared.layers.values():
+        for block in layer.existing:
+            yield from all_tensors(block)
 
 
 def _changeable(prepared: PreparedEdit) -> Iterator[Tensor]:
     """The tensors that an initializer may change: those, and the statistics of norms behind."""
     norms = (norm for name in prepared.layers for norm in batch_norms_behind(prepared, name))
-    tensors = chain((t for _, t in _existing(prepared)), *(norm.buffers() for norm in norms))
+    tensors = chain(_existing(prepared), *(norm.buffers() for norm in norms))
     yield from {id(tensor): tensor for tensor in tensors}.values()
 
 

@@ -14,6 +14,7 @@ from splitgrow.growth.initializers.pairs import Pair
 from splitgrow.growth.initializers.silent_helpers import Average, Duplicate, Zero
 from splitgrow.growth.initializers.variance_transfer import VarianceTransfer
 from splitgrow.layers.types import WAYS
+from splitgrow.utils.closest_names import did_you_mean
 
 _INITIALIZERS: dict[str, Initializer] = {
     each.name: each
@@ -96,7 +97,8 @@ def chosen_initializer(given: object) -> Initializer:
         assert isinstance(given, Initializer)
         return given
     if given not in _INITIALIZERS:
-        raise ValueError(f"no initializer {given!r}; there are {_known()}")
+        hint = did_you_mean(given, _INITIALIZERS, "choose one of the names below")
+        raise ValueError(f"no initializer is called {given!r}: {hint} The names are {_known()}")
     return _INITIALIZERS[given]
 
 

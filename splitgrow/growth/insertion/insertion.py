@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from splitgrow.analysis.unsupported_layers import stray_references
 from splitgrow.errors import InsertionError, SplitGrowWarning, TraceError
 from splitgrow.growth.apply import close_generation_
 from splitgrow.growth.edit_check import before_edit
-from splitgrow.growth.edits import Edit, Insertion
+from splitgrow.growth.edit_parts import Insertion
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.insertion.block_copies import announce_, block_for, captured
 from splitgrow.growth.insertion.builders import (
@@ -40,6 +40,7 @@ from splitgrow.growth.rates import Rates
 from splitgrow.growth.value_trials import analyse_again
 from splitgrow.layers.fade import FadeIn
 from splitgrow.layers.insertion_wrapper import InsertionWrapper, note_questions_, note_runs_
+from splitgrow.utils.closest_names import did_you_mean
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.rollback import Undo, temporarily
 from splitgrow.utils.source_lines import levels_to_caller
@@ -257,9 +258,7 @@ def _module_path(history: History, after: object) -> str:
         raise TypeError(f"`after` is a layer's index, a module's path or an edge, got {after!r}")
     if after in history.modules and after:
         return history.graph.aliases.get(after, after)
-    named = [name for name in history.modules if name]
-    close = difflib.get_close_matches(after, named, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see named_modules()"
+    hint = did_you_mean(after, filter(None, history.modules), "see named_modules()")
     raise ValueError(f"no module {after!r}; {hint}")
 
 

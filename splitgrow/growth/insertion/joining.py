@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from splitgrow.growth.edits import Insertion
+from splitgrow.growth.edit_parts import Insertion
 from splitgrow.growth.optimizers import NewParameter
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import layer_type_of

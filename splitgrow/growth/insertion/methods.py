@@ -130,6 +130,14 @@ class DepthMethods(GrowingBase):
         Raises:
             InsertionError: If it cannot go there, or would not be exact.
             ValueError: If there is no such kind, form or layer.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.plan_insertion("0", "residual")
+            >>> [each.name for each in edit.inserted], len(net.layers)
+            (['0.inserted1'], 2)
         """
         wanted = Wanted.of(kind, **options)
         return self._operation("plan an insertion", plan_insertion, after, wanted, freeze=freeze)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from splitgrow.growth.edits import Insertion
+from splitgrow.growth.edit_parts import Insertion
 from splitgrow.growth.insertion.request import EXPERTS, FORMS
 from splitgrow.layers.expert_sets import ExpertSet, let_skip_
 from splitgrow.layers.hooks import hand_over_

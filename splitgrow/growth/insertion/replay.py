@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from splitgrow.errors import CheckpointError
-from splitgrow.growth.edits import Insertion
+from splitgrow.growth.edit_parts import Insertion
 from splitgrow.growth.experts.copies import further_experts
 from splitgrow.growth.history import structure
 from splitgrow.growth.insertion.block_copies import announce_, let_learn_

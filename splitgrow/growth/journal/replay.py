@@ -19,7 +19,8 @@ from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.errors import CheckpointError
 from splitgrow.growth.absorption import absorb_again_
 from splitgrow.growth.consolidation import consolidated, put_joined_
-from splitgrow.growth.edits import Edit, JoinedBlocks, LayerChange, NumberChange
+from splitgrow.growth.edit_parts import JoinedBlocks, LayerChange, NumberChange
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, structure
 from splitgrow.growth.input_channels import widened
 from splitgrow.growth.insertion.insertion import tell_wrappers_

@@ -14,6 +14,7 @@ from splitgrow.layers.channel_layout import Layout
 from splitgrow.layers.composition import Block, Composition
 from splitgrow.layers.module_state import is_plain
 from splitgrow.layers.types import layer_type_of
+from splitgrow.layers.weight_views import is_dense, memory_format_of
 from splitgrow.utils.spans import Spans
 
 Kept = Mapping[int, Tensor]
@@ -29,9 +30,8 @@ def part_at(tensor: Tensor, kept: Kept) -> Tensor:
     part = tensor.detach()
     for dim, positions in kept.items():
         part = part.index_select(dim, positions.to(tensor.device))
-    dense = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    if dense and not tensor.is_contiguous():
-        return part.contiguous(memory_format=torch.channels_last)
+    if not tensor.is_contiguous() and is_dense(tensor):
+        return part.contiguous(memory_format=memory_format_of(tensor))
     return part if part.data_ptr() != tensor.data_ptr() or part.is_meta else part.clone()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from splitgrow.errors import UnsupportedLayerError
-from splitgrow.growth.edits import Removal
+from splitgrow.growth.edit_parts import Removal
 from splitgrow.growth.optimizer_merge import JointParameter
 from splitgrow.growth.placing import set_blocks_
 from splitgrow.growth.planned_blocks import BlockSizes

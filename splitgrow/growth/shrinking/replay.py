@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from splitgrow.errors import CheckpointError
-from splitgrow.growth.edits import Removal
+from splitgrow.growth.edit_parts import Removal
 from splitgrow.growth.recorded_layers import recorded_layer
 from splitgrow.growth.shrinking.narrowing import narrowed, put_narrowed_, smaller_parameters
 from splitgrow.layers.split_layer import SplitLayer

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from splitgrow.layers.kernels.kernel import Kernel
+from splitgrow.layers.weight_views import memory_format_of
 
 _FUNCTIONS = {
     (1, False): F.conv1d,
@@ -86,6 +87,8 @@ class Convolution(Kernel):
         """(batch, in, *space)."""
         if x is None:  # torch takes an input but reads its shape only
             x = of_output.new_empty(1).expand(shape)
+            if memory_format_of(of_output) is not torch.contiguous_format:
+                weight = _channels_last(weight)  # the weight says then how the gradient lies
         return self._backward(of_output, x, weight, [True, False, False])[0]
 
     def weight_gradient(self, of_output: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -124,6 +127,15 @@ class Convolution(Kernel):
             mask,
         )
         return gradients[0], gradients[1]
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """A weight with the strides of channels last: a view where the values lie so already.
+
+    Those of a depthwise or pointwise convolution lie in both orders, and torch goes by the strides.
+    """
+    last = weight.movedim(1, -1)
+    return last.reshape(-1).view(last.shape).movedim(-1, 1)
 
 
 def _pointwise(of_output: Tensor, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from splitgrow.layers.kernels import Kernel
@@ -158,7 +159,10 @@ class Merging:
 
     def value(self, block: Stock, name: str) -> Tensor | None:
         """One of a block's tensors as the plain layer has it."""
-        tensor: Tensor | None = getattr(block, name)
+        own: Tensor | None = None
+        if not torch.compiler.is_compiling():
+            own = vars(block)["_parameters"].get(name)
+        tensor: Tensor | None = getattr(block, name) if own is None else own
         return tensor
 
     def carry(self, joined: Iterable[Joined]) -> Carry:

@@ -143,8 +143,10 @@ _FORMS = WeakKeyDictionary()
 
 def structural_norm(module: nn.Module) -> StructuralNorm | None:
     """The entry for a module that computes a norm over its channels; None if it does not."""
+    if vars(module).get("_modules") or type(module).__module__.startswith("torch.nn."):
+        return None
     names = _vectors_of(module)
-    if not names or type(module).__module__.startswith("torch.nn."):
+    if not names:
         return None
     verdicts = _FORMS.setdefault(type(module), {})
     settings = ((k, v) for k, v in vars(module).items() if isinstance(v, (bool, str)))

@@ -40,6 +40,16 @@ class Activation(Criterion):
 
     Raises:
         ValueError: If it is another one.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from splitgrow.pruning import Activation
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> x = torch.randn(16, 2)
+        >>> net = splitgrow.growable(net, x)
+        >>> edit = net.prune(0.5, criterion=Activation("nonzero"), batches=[x])
+        >>> net.layers[0].width
+        4
     """
 
     name = "activation"
@@ -80,6 +90,16 @@ class Reconstruction(Criterion):
 
     Raises:
         ValueError: If it is no positive number.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from splitgrow.pruning import Reconstruction
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> x = torch.randn(16, 2)
+        >>> net = splitgrow.growable(net, x)
+        >>> edit = net.prune(0.5, criterion=Reconstruction(), batches=[x])
+        >>> net.layers[0].width
+        4
     """
 
     name = "reconstruction"

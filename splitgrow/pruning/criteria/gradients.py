@@ -23,6 +23,18 @@ class Taylor(Criterion):
     count that make it. So do, in part, those of a weight that a reader and a maker share, as tied
     embeddings do. It takes a forward and a backward pass for each batch. The square is of a batch's
     mean: small batches tell more.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from splitgrow.pruning import Taylor
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> x = torch.randn(16, 2)
+        >>> net = splitgrow.growable(net, x)
+        >>> def loss(net, batch):
+        ...     return net(batch).square().mean()
+        >>> edit = net.prune(0.5, criterion=Taylor(), loss=loss, batches=[x])
+        >>> net.layers[0].width
+        4
     """
 
     name = "taylor"
@@ -45,6 +57,18 @@ class FisherInformation(Criterion):
     al. 2018, https://arxiv.org/abs/1801.05787, equation 7). Of a unit that is read without weights
     those count that make it. It takes a forward and a backward pass for each batch; small batches
     tell more.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from splitgrow.pruning import FisherInformation
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> x = torch.randn(16, 2)
+        >>> net = splitgrow.growable(net, x)
+        >>> def loss(net, batch):
+        ...     return net(batch).square().mean()
+        >>> edit = net.prune(0.5, criterion=FisherInformation(), loss=loss, batches=[x])
+        >>> net.layers[0].width
+        4
     """
 
     name = "fisher"

@@ -23,6 +23,16 @@ class Magnitude(Criterion):
 
     Raises:
         ValueError: If it is another one.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from splitgrow.pruning import Magnitude
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> x = torch.randn(16, 2)
+        >>> net = splitgrow.growable(net, x)
+        >>> edit = net.prune(0.5, criterion=Magnitude(p=2))
+        >>> net.layers[0].width
+        4
     """
 
     def __init__(self, p: int = 1) -> None:
@@ -45,6 +55,16 @@ class GroupNorm(Criterion):
 
     That is the group norm of Fang et al. 2023 (DepGraph, https://arxiv.org/abs/2301.12900, equation
     4), without biases and norms.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from splitgrow.pruning import GroupNorm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> x = torch.randn(16, 2)
+        >>> net = splitgrow.growable(net, x)
+        >>> edit = net.prune(0.5, criterion=GroupNorm())
+        >>> net.layers[0].width
+        4
     """
 
     name = "group"
@@ -61,6 +81,16 @@ class Scale(Criterion):
     See https://arxiv.org/abs/1708.06519, section 3. It is meant for models that were trained with a
     penalty on these factors. Parameters that only multiply channels count as well, as LayerScale's
     do. A group without such a factor has no scores, and its units stay.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from splitgrow.pruning import Scale
+        >>> norm = torch.nn.BatchNorm1d(8)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), norm, torch.nn.Linear(8, 1))
+        >>> net = splitgrow.growable(net.eval(), torch.randn(4, 2))
+        >>> edit = net.prune(0.5, criterion=Scale())
+        >>> net.layers[0].width
+        4
     """
 
     name = "scale"
@@ -77,7 +107,18 @@ class Scale(Criterion):
 
 
 class Random(Criterion):
-    """Random numbers, from torch's generator: the control for the others."""
+    """Random numbers, from torch's generator: the control for the others.
+
+    Example:
+        >>> import torch, splitgrow
+        >>> from splitgrow.pruning import Random
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> x = torch.randn(16, 2)
+        >>> net = splitgrow.growable(net, x)
+        >>> edit = net.prune(0.5, criterion=Random())
+        >>> net.layers[0].width
+        4
+    """
 
     name = "random"
     comparable = draws = True

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from splitgrow.analysis.channel_graph import ChannelGraph
-from splitgrow.growth.edits import NumberChange
+from splitgrow.growth.edit_parts import NumberChange
 from splitgrow.growth.module_numbers import set_number_
 from splitgrow.growth.shrinking.narrowing import narrowed, put_narrowed_, smaller_parameters
 from splitgrow.pruning.shrinking.chosen_units import (

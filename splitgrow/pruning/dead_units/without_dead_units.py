@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from splitgrow.analysis.analyzer import Followed, analyse_runs
+from splitgrow.analysis.analyzer import Followed, analyse_runs, try_evaluation
 from splitgrow.analysis.channel_graph import ChannelGraph
 from splitgrow.analysis.channels.channel_axes import Run
 from splitgrow.analysis.ops.op import shaped_in
@@ -117,6 +117,7 @@ def _refuse(network: nn.Module) -> None:
 
 def _shrink_(network: nn.Module, inputs: ExampleCall) -> Narrowing:
     followed = analyse_runs(network, inputs)
+    try_evaluation(network, inputs, followed)
     modules = dict(network.named_modules())
     steps = [step for run in followed.trials for step in run.steps]
     unseen = hooked_unseen(modules, steps)

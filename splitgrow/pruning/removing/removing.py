@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from functools import partial
 
@@ -32,6 +31,7 @@ from splitgrow.layers.insertion_wrapper import note_questions_
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.pruning.giving_up import born_at, let_go_, lost_generations, refuse_loss
 from splitgrow.pruning.removing.idle_modules import refuse_busy
+from splitgrow.utils.closest_names import did_you_mean
 from splitgrow.utils.rollback import Undo, temporarily
 
 
@@ -140,8 +140,7 @@ def _hint(history: History, name: str) -> str:
     edit = next(taken, None)
     if edit is not None:
         return f"edit {edit} has taken it out"
-    close = difflib.get_close_matches(name, [n for n in history.modules if n], n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else "see named_modules()"
+    return did_you_mean(name, filter(None, history.modules), "see named_modules()")
 
 
 def _described(module: nn.Module) -> str:

@@ -14,7 +14,7 @@ from splitgrow.analysis.channels.channel_axes import Axis, Run
 from splitgrow.analysis.channels.channel_groups import Groups
 from splitgrow.analysis.units import Unit, UnitNumbers
 from splitgrow.errors import FixedWidthError, UnsupportedLayerError
-from splitgrow.growth.edits import NumberChange, Removal
+from splitgrow.growth.edit_parts import NumberChange, Removal
 from splitgrow.growth.planning import checked_rounding, find_node
 from splitgrow.pruning.shrinking.weakest import squared_norms, weakest_channels
 from splitgrow.utils.spans import Spans

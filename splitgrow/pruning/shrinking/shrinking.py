@@ -20,7 +20,8 @@ from splitgrow.analysis.output_comparison import (
 from splitgrow.errors import InexactError, UnsupportedLayerError
 from splitgrow.growth.absorption import absorb_these_, absorbable
 from splitgrow.growth.edit_check import Unchanged, before_edit, outputs_after
-from splitgrow.growth.edits import Edit, Removal
+from splitgrow.growth.edit_parts import Removal
+from splitgrow.growth.edits import Edit
 from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.module_numbers import change_
 from splitgrow.growth.optimizer_merge import JointParameter, plan_replacing, replace_

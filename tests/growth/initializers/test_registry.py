@@ -15,7 +15,7 @@ from splitgrow.growth.initializers import Initializer, registry
 from splitgrow.growth.initializers.silent_helpers import Zero
 from splitgrow.growth.prepared import PreparedEdit
 
-PAGE = (Path(__file__).parents[3] / "docs" / "growing.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "initializers.md").read_text()
 
 
 class Silent(Zero):

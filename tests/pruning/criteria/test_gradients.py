@@ -24,7 +24,7 @@ from scoring import (
 from snapshots import unchanged
 from torch import Tensor, nn
 
-from splitgrow.growth.edits import Removal
+from splitgrow.growth.edit_parts import Removal
 from splitgrow.layers.types import known_layer_type
 from splitgrow.pruning import FisherInformation, Taylor
 

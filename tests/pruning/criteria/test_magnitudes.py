@@ -14,7 +14,7 @@ from scoring import assert_close, made_growable, positions, scores_of, view_of, 
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.growth.edits import Removal
+from splitgrow.growth.edit_parts import Removal
 from splitgrow.pruning import GroupNorm, Magnitude, Random, Scale
 
 KNOWN = (

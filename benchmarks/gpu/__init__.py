@@ -1,0 +1,1 @@
+"""All that is to be measured on a GPU, by one command of ten minutes."""
