@@ -32,13 +32,14 @@ class Blockwise:
         entry, original = composition.layer_type, composition.original
         self._dim = entry.channel_dim(original)
         self._looks_up = entry.looks_up
-        self._steps = []
+        steps = []
         for block in composition.blocks:
             own = block.made_on if entry.diagonal(original) else block.read_on
             reads = own(composition.ins)
             everything = reads == ((0, composition.ins.length),)
             pieces = block.turns_on(composition.outs) if block.kind == "new" else ()
-            self._steps.append(BlockStep(() if everything else reads, pieces))
+            steps.append(BlockStep(() if everything else reads, pieces))
+        self.steps = tuple(steps)
 
     def run(self, modules: Sequence[nn.Module], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output of all blocks together.
@@ -49,18 +50,31 @@ class Blockwise:
             args: Further positional arguments, for every block.
             kwargs: Further keyword arguments.
         """
-        y: Tensor | None = None
-        for block, step in zip(modules, self._steps, strict=True):
-            if step.reads and self._looks_up:
-                part = _looked_up(block, x, step.reads)
-            else:
-                read = part_of(x, self._dim, step.reads) if step.reads else x
-                part = block(read, *args, **kwargs)
-            if step.pieces and y is not None:
-                part = arranged(y, part, step.pieces, self._dim)
-            y = part if step.pieces or y is None else y + part
-        assert y is not None
-        return y
+        return run_apart(self.steps, self._dim, modules, x, args, kwargs, self._looks_up)
+
+
+def run_apart(
+    steps: Sequence[BlockStep],
+    dim: int,
+    modules: Sequence[nn.Module],
+    x: Tensor,
+    args: Any = (),
+    kwargs: Any = None,
+    looks_up: bool = False,  # noqa: FBT001, FBT002
+) -> Tensor:
+    """The output of all blocks together, by steps that torch's compiler takes for constants."""
+    y: Tensor | None = None
+    for block, step in zip(modules, steps, strict=True):
+        if step.reads and looks_up:
+            part = _looked_up(block, x, step.reads)
+        else:
+            read = part_of(x, dim, step.reads) if step.reads else x
+            part = block(read, *args, **(kwargs or {}))
+        if step.pieces and y is not None:
+            part = arranged(y, part, step.pieces, dim)
+        y = part if step.pieces or y is None else y + part
+    assert y is not None
+    return y
 
 
 def _looked_up(block: nn.Module, x: Tensor, rows: Spans) -> Tensor:

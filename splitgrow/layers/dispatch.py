@@ -13,21 +13,17 @@ from torch import Tensor, fx, nn
 
 from splitgrow.errors import UnsupportedLayerError
 from splitgrow.layers.blockwise import Blockwise
+from splitgrow.layers.compiled import compiled_form
+from splitgrow.layers.compiled_code import note_function
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.execution import Mode, execution_mode, keeps
 from splitgrow.layers.freezing import hold_statistics
 from splitgrow.layers.joined_run import JoinedRun, joined_run
 from splitgrow.layers.merged import Merged
+from splitgrow.layers.merging_costs import LARGEST_MERGED, bytes_of, rows_worth_copying
 from splitgrow.layers.weight_views import Own, Unfit
 from splitgrow.utils.eager import is_eager
 
-LARGEST_MERGED = 128 * 2**20
-"""Bytes of a weight: "auto" assembles no larger one, since that takes as much memory again."""
-_JOINING = (1.0, 4.0)
-"""Elements of a weight that are copied in the time in which one of an output is joined: for a
-product of matrices, and for a convolution over neighbours, which runs less well in small pieces."""
-_PER_BLOCK = 20_000
-"""Elements: the cost of the calls that one more block takes, in elements copied."""
 _UNFIT = "its blocks do not run as one in this state"
 _WHY = {"merged": 'asked for by execution("merged")', "auto": "it is the faster way"}
 _WHY["blockwise"] = "its blocks can only run as one"
@@ -83,7 +79,8 @@ class Runner:
             self._uncompiled = torch.compiler.disable(self._run)  # type: ignore[no-untyped-call]
         self._reasons: dict[Any, str] = {}
         self._merged = Merged(self.composition, self.own if view is None else None)
-        self._bytes = _bytes_of(self.composition)
+        self._bytes = bytes_of(self.composition)
+        self._compiled = compiled_form(self.composition)
 
     @cached_property
     def _blockwise(self) -> Blockwise:
@@ -117,7 +114,11 @@ class Runner:
             return self._run(x, *args, **kwargs)
         if self._uncompiled is not None:
             return self._uncompiled(x, *args, **kwargs)
-        return self._run_keeping_nothing(x, *args, **kwargs)
+        note_function()
+        compiled = self._compiled
+        if compiled is None or args or kwargs:
+            return self._run_keeping_nothing(x, *args, **kwargs)
+        return compiled.run(x)
 
     def _run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         read = self._input_of(x)
@@ -169,7 +170,7 @@ class Runner:
         return output
 
     def _run_keeping_nothing(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output while torch compiles, or in a run that must leave no trace.
+        """The layer's output in a run that must leave no trace, or while torch compiles.
 
         It ignores the mode and moves no tensor.
         """
@@ -244,23 +245,7 @@ class Runner:
 
     def _costs_more(self, copied: int, x: Tensor) -> bool:
         """Whether copying so many elements takes longer than joining the blocks' outputs."""
-        composition = self.composition
-        more = len(composition.modules) - 1
-        weight = getattr(composition.original, "weight", None)
-        over_neighbours = weight is not None and any(size > 1 for size in weight.shape[2:])
-        joining = _JOINING[over_neighbours]
-        return copied > more * (joining * self._rows(x) * composition.sizes[1] + _PER_BLOCK)
-
-
-def _bytes_of(composition: Composition) -> int:
-    """The size of the plain layer's largest tensor."""
-    largest = 0
-    for name in composition.layer_type.tensors(composition.original):
-        value = composition.merging.value(composition.original, name)
-        if value is not None:
-            size = math.prod(composition.shape(name)) * value.element_size()
-            largest = max(largest, size)
-    return largest
+        return self._rows(x) < rows_worth_copying(self.composition, copied)
 
 
 def is_hooked(module: nn.Module) -> bool:

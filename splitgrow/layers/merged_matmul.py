@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from splitgrow.layers.kernels import Kernel
-from splitgrow.layers.partial_gradients import Gradients, Side, diagonal_gradients_of, gradients_of
+from splitgrow.layers.partial_gradients import Gradients
 from splitgrow.layers.weight_assembly import Assembly
+from splitgrow.layers.weight_gradients import weight_gradients_of
 from splitgrow.layers.weight_views import Unfit, memory_format_of
 from splitgrow.utils.spans import Spans, cut_out, shared, take, union
 
@@ -89,7 +90,7 @@ class MergedMatmul:
         weights = [slot for slot in assembly.slots("weight") if assembly.flags[slot]]
         biases = [slot for slot in assembly.slots("bias") if assembly.flags[slot]]
         blocks = tuple(assembly.parts[slot].block for slot in weights)
-        gradients = self._gradients(blocks) if blocks else None
+        gradients = weight_gradients_of(composition, blocks) if blocks else None
         columns = None
         if gradients is not None and len(gradients.strips) == 1:
             ins = gradients.strips[0].ins
@@ -99,22 +100,6 @@ class MergedMatmul:
             for slot in biases
         )
         return _Plan(gradients, (*weights, *biases), blocks, of_bias, columns)
-
-    def _gradients(self, blocks: tuple[int, ...]) -> Gradients:
-        composition = self.assembly.composition
-        entry, original = composition.layer_type, composition.original
-        axes, shape = entry.tensors(original)["weight"], composition.shape("weight")
-        places = {block: composition.places(block, "weight") for block in blocks}
-        if entry.diagonal(original):
-            edits = {composition.blocks[block].edit for block in blocks}
-            outs = composition.outs.spans(edits.__contains__)
-            ins = composition.ins.spans(edits.__contains__)
-            (dim,) = axes
-            return diagonal_gradients_of(dim, shape[dim], places, (outs, ins))
-        sides = {along.side: Side(dim, along.sections, shape[dim]) for dim, along in axes.items()}
-        helpers = {b: p for b, p in places.items() if composition.blocks[b].kind == "helper"}
-        rows = {b: p for b, p in places.items() if b not in helpers}
-        return gradients_of(sides["out"], sides["in"], rows, helpers)
 
 
 def _autocast(*tensors: Tensor | None) -> list[Any]:

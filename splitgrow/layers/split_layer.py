@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from splitgrow.layers.attribute_access import Guarded, answer, refuse, set_on_blocks, tensor_names
 from splitgrow.layers.channel_layout import Layout
+from splitgrow.layers.compiled_code import drop_old_code_
 from splitgrow.layers.composition import Block, BlockKind, Composition
 from splitgrow.layers.dispatch import LayerRun, Runner
 from splitgrow.layers.live_tensor import LiveTensor
@@ -92,6 +93,7 @@ class SplitLayer(nn.ModuleList):
         self.__dict__.update(
             _modules=kept, blocks=composition.blocks, ins=ins, outs=outs, _runner=runner
         )
+        drop_old_code_()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output at its present size, or at that of the edit in `view`."""

@@ -1,0 +1,48 @@
+"""Compiled code that growth makes useless: dropped before torch's compiler gives up on a function.
+
+The compiler keeps all code that it has made of a function, and runs the function eagerly once
+there are too many versions of it. Growth cannot tell which of these are of the network as it was.
+So it drops all of a function in which a grown layer ran when half of that number is reached.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import CodeType
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+_OFTEN = 64
+"""Changes of a layer after which code is dropped in any case: the compiler also counts how often it
+has compiled a function, and code that holds for layers which are gone drops out by itself."""
+
+_FUNCTIONS: WeakValueDictionary[int, CodeType] = WeakValueDictionary()
+_CHANGES: dict[int, int] = {}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def note_function() -> bool:
+    """Notes the function that the compiler is at work on."""
+    convert: Any = sys.modules["torch._dynamo.symbolic_convert"]
+    code = convert.InstructionTranslator.current_tx().output.root_tx.f_code
+    _FUNCTIONS[id(code)] = code
+    return True
+
+
+def drop_old_code_() -> None:
+    """Drops compiled code before it becomes too much; called whenever a layer has changed."""
+    if not _FUNCTIONS:
+        return
+    eval_frame: Any = sys.modules["torch._dynamo.eval_frame"]
+    limit = sys.modules["torch._dynamo.config"].recompile_limit
+    for key, code in list(_FUNCTIONS.items()):
+        changes = _CHANGES.get(key, 0) + 1
+        made = len(eval_frame._debug_get_cache_entry_list(code))  # noqa: SLF001
+        if 2 * made >= limit or changes >= _OFTEN:
+            eval_frame.reset_code(code)
+            changes = 0
+        _CHANGES[key] = changes
+    for key in _CHANGES.keys() - _FUNCTIONS.keys():
+        del _CHANGES[key]
