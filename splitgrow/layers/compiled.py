@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.torch_version import TorchVersion
 
 from splitgrow.layers.blockwise import BlockStep, Blockwise, run_apart
-from splitgrow.layers.composition import Composition, Joining, joined
+from splitgrow.layers.composition import Composition, JoinStep, joined_parts
 from splitgrow.layers.hooks import has_run_hooks
 from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.merging_costs import LARGEST_MERGED, bytes_of, rows_worth_copying
@@ -42,8 +42,8 @@ class _Form:
     """
 
     few: float
-    weight: tuple[Joining, ...]
-    bias: tuple[Joining, ...]
+    weight: tuple[JoinStep, ...]
+    bias: tuple[JoinStep, ...]
     steps: tuple[BlockStep, ...]
 
 
@@ -109,9 +109,9 @@ class Compiled:
             return run_apart(form.steps, kernel.channel_dim, modules, x)
         weights: list[Any] = [module.weight for module in modules]
         biases: list[Any] = [module.bias for module in modules if module.bias is not None]
-        weight, bias = joined(weights, form.weight), None
+        weight, bias = joined_parts(weights, form.weight), None
         if biases:
-            bias = joined(biases, form.bias)
+            bias = joined_parts(biases, form.bias)
         x = kernel.prepared(x)
         trained = None
         if torch.is_grad_enabled() and not _is_transformed() and not weight.is_complex():

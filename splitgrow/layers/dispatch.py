@@ -106,8 +106,9 @@ class Runner:
             UnsupportedLayerError: If torch.fx traces it.
         """
         if not torch.compiler.is_compiling():
-            if self._joined is not None and not args and not kwargs:
-                output = self._joined.run(x)
+            joined: JoinedRun | None = vars(self).get("_joined")  # made by an eager call
+            if joined is not None and not args and not kwargs:
+                output = joined.run(x)
                 if output is not None:
                     self.ran = _JOINED
                     return output
