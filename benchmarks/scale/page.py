@@ -69,16 +69,19 @@ def write_page(folder: Path) -> Path:
     records = running.read(folder / running.NAME)
     meanings = "".join(f"| {name} | {says} |\n" for name, says in STEPS.items())
     parts = [_INTRODUCTION + meanings + _MODELS]
-    parts += [exponents_section(records)] * bool(records)
+    if records:
+        parts.append(exponents_section(records))
     for name in SERIES:
         own = [record for record in records if record["series"] == name]
         if own:
             draw(name, own, PICTURES / f"scale-{name}.png")
             parts.append(series_section(name, own))
     told = broken_section(records)
-    parts += [told] * bool(told)
+    if told:
+        parts.append(told)
     measured = ranks.read_ranks(folder / ranks.NAME)
-    parts += [ranks_section(measured)] * bool(measured)
+    if measured:
+        parts.append(ranks_section(measured))
     PAGE.write_text("\n".join(parts))
     return PAGE
 
