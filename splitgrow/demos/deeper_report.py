@@ -46,6 +46,7 @@ A residual CNN of width {settings.width}, {growths[0].depth[0]} layers deep at f
 
 <h2>Before growth, deeper and fused</h2>
 {pages.measurements(result.measurements, settings.batch_size)}
+<p class="soft">{escape(tables.speed(result.measurements))}</p>
 <p class="soft">{escape(tables.fusion(result))}</p>
 
 <h2>Nothing moved</h2>

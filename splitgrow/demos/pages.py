@@ -12,7 +12,7 @@ from pathlib import Path
 from splitgrow.checkpoints.asides import write_bytes
 from splitgrow.cli.ways import KEEPING, LEARNING
 from splitgrow.demos.results import Growth, Measurement, Recovery
-from splitgrow.demos.tables import edit_rows
+from splitgrow.demos.tables import MEASURED, edit_rows, measured
 from splitgrow.demos.themes import DARK, LIGHT, Theme
 
 _TAG = re.compile("<[^>]*>")
@@ -136,12 +136,9 @@ def yes_or_no(text: str, *, good: bool) -> str:
 def measurements(rows: Iterable[Measurement], batch: int) -> str:
     """Networks at the end of a run."""
     return table(
-        ("network", "test accuracy", "parameters", f"ms per batch of {batch}"),
-        (
-            (row.network, f"{row.accuracy:.2%}", f"{row.parameters:,}", f"{row.milliseconds:.2f}")
-            for row in rows
-        ),
-        numbers=(1, 2, 3),
+        ("network", *MEASURED, f"ms per batch of {batch}"),
+        map(measured, rows),
+        numbers=(1, 2, 3, 4),
     )
 
 

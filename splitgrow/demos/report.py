@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from splitgrow.cli.ways import KEEPING
-from splitgrow.demos import figures, pages
+from splitgrow.demos import figures, pages, tables
 from splitgrow.demos.results import Result
 
 
@@ -42,6 +42,7 @@ A residual CNN of width {settings.width}, grown {len(result.growths)} times by
 
 <h2>Before growth, grown and fused</h2>
 {pages.measurements(result.measurements, settings.batch_size)}
+<p class="soft">{escape(tables.speed(result.measurements))}</p>
 <p class="soft">Fused and grown differ by at most {result.fused_difference:.1e} in any logit;
 the largest logit is {result.largest_logit:.1f}.</p>
 

@@ -159,12 +159,21 @@ EVENTS: dict[str, tuple[type[DemoEvent], ...]] = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """A network at the end of the run; `milliseconds` are for one batch, in eval mode."""
+    """A network at the end of the run.
+
+    Attributes:
+        network: Its name.
+        accuracy: The share of test images that it classifies rightly.
+        parameters: The number of its parameters.
+        milliseconds: The time for one batch, in eval mode.
+        macs: The multiply-adds for one image.
+    """
 
     network: str
     accuracy: float
     parameters: int
     milliseconds: float
+    macs: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from splitgrow.demos.results import (
     Deepening,
     Growth,
     LevelGrowth,
+    Measurement,
     Outcome,
     ProgressiveResult,
     Recovery,
@@ -168,18 +169,40 @@ def recoveries(rows: Sequence[Recovery]) -> Table:
     return table
 
 
+MEASURED = ("test accuracy", "parameters", "multiply-adds")
+"""The columns of a network's measurements, but for its name and its time."""
+
+
+def measured(row: Measurement) -> tuple[str, ...]:
+    """A network's measurements, from its name to its time."""
+    sizes = f"{row.parameters:,}", f"{row.macs:,}", f"{row.milliseconds:.2f}"
+    return row.network, f"{row.accuracy:.2%}", *sizes
+
+
 def measurements(result: Outcome) -> Table:
     """The networks before growth, grown and fused."""
     names = [row.network for row in result.measurements]
     table = new_table(f"{result.dataset}: {', '.join(names[:-1])} and {names[-1]}")
     table.add_column("network")
-    for name in ("test accuracy", "parameters", f"ms per batch of {result.settings.batch_size}"):
+    for name in MEASURED:
         table.add_column(name, justify="right")
+    table.add_column(f"ms per batch of {result.settings.batch_size}", justify="right")
     for row in result.measurements:
-        table.add_row(
-            row.network, f"{row.accuracy:.2%}", f"{row.parameters:,}", f"{row.milliseconds:.2f}"
-        )
+        table.add_row(*measured(row))
     return table
+
+
+def speed(rows: Sequence[Measurement]) -> str:
+    """How much of the time is arithmetic, and how much is overhead, of the networks in a table."""
+    first, grown, fused = rows
+    return (
+        f"The {fused.network} network has {fused.macs / max(first.macs, 1):.2f} times the "
+        f"multiply-adds of the one {first.network} and takes "
+        f"{fused.milliseconds / first.milliseconds:.2f} times as long. The {grown.network} one, in "
+        f"blocks, takes {grown.milliseconds / fused.milliseconds:.2f} times as long as the "
+        f"{fused.network} one: for their calls and for putting weights together. The smaller a "
+        f"network, the more that counts; fusing takes it away."
+    )
 
 
 def fusion(result: Outcome) -> str:

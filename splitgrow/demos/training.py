@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 import splitgrow
 from splitgrow.cli.settings import DemoSettings
@@ -229,6 +230,7 @@ class Trainer(Classifier[DemoSettings]):
                 accuracy=self.accuracy(outputs[name]),
                 parameters=size_of(network),
                 milliseconds=milliseconds[name],
+                macs=_macs(network, batch[:1]),
             )
             for name, network in networks.items()
         )
@@ -270,6 +272,14 @@ def growth_request(layers: Iterable[splitgrow.Layer], fraction: float) -> dict[i
             request[layer.name] = layer.step * max(1, round(fraction * layer.width / layer.step))
         seen.update((layer.name, *layer.group))
     return request
+
+
+def _macs(network: nn.Module, image: Tensor) -> int:
+    """The multiply-adds for one image."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network.eval()(image)
+    return int(counter.get_total_flops()) // 2
 
 
 def _milliseconds(networks: Mapping[str, nn.Module], batch: Tensor) -> dict[str, float]:

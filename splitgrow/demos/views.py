@@ -60,7 +60,8 @@ def _deeper_details(result: DeeperResult) -> Sequence[RenderableType]:
 
 
 def _classifier_results(result: Outcome) -> Sequence[RenderableType]:
-    return tables.measurements(result), tables.fusion(result)
+    speed = tables.speed(result.measurements)
+    return tables.measurements(result), speed, tables.fusion(result)
 
 
 def _deeper_results(result: DeeperResult) -> Sequence[RenderableType]:

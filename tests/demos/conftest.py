@@ -81,9 +81,9 @@ def result() -> Result:
         growths=tuple(Growth(_STEPS * at, _edit(at), 1.5e-8 * at) for at in (1, 2)),
         recoveries=(Recovery(0, 0.8125, True, 0.0), Recovery(1, 0.9375, True, 0.0)),
         measurements=(
-            Measurement("before growth", 0.8125, 1234, 1.25),
-            Measurement("grown", 0.9625, 5678, 3.5),
-            Measurement("fused", 0.9625, 5555, 0.75),
+            Measurement("before growth", 0.8125, 1234, 1.25, macs=100_000),
+            Measurement("grown", 0.9625, 5678, 3.5, macs=400_000),
+            Measurement("fused", 0.9625, 5555, 0.75, macs=400_000),
         ),
         fused_difference=3.2e-6,
         largest_logit=17.5,

@@ -8,7 +8,7 @@ from torch import nn
 
 import splitgrow
 from splitgrow.demos import pages, tables
-from splitgrow.demos.results import Growth
+from splitgrow.demos.results import Growth, Result
 from splitgrow.growth.edits import Edit
 
 
@@ -68,3 +68,10 @@ def test_edits_that_take_units_and_layers_out_are_shown() -> None:
     assert tables.edit_rows(fewer)[0] == ("0", "Linear", "4 -> 2", "2", "-6")
     assert tables.what(gone) == f"{name} taken out"
     assert tables.edit_rows(gone) == [(name, "taken out: Linear + ReLU + Linear", "", "", "-12")]
+
+
+def test_what_arithmetic_explains_is_told_apart_from_overhead(result: Result) -> None:
+    told = tables.speed(result.measurements)
+    assert "fused network has 4.00 times the multiply-adds of the one before growth" in told
+    assert "takes 0.60 times as long" in told
+    assert "in blocks, takes 4.67 times as long as the fused one" in told

@@ -646,7 +646,7 @@ def test_what_is_all_frozen_runs_as_one_however_few_the_rows() -> None:
 
 
 def test_a_huge_weight_is_not_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitgrow.layers.merging_costs.LARGEST_MERGED", 2**20)
+    monkeypatch.setattr("splitgrow.layers.dispatch.LARGEST_MERGED", 2**20)
     run = _wide(4096, close=True)
     assert (run.way, run.reason) == ("blockwise", "it is too large to be put together")
 
