@@ -17,7 +17,7 @@ from splitgrow.analysis.tracer import trace_model
 from splitgrow.errors import InsertionError
 from splitgrow.growth.insertion.value_ranges import value_ranges
 from splitgrow.layers.insertion_wrapper import InsertionWrapper
-from splitgrow.layers.split_layer import stock
+from splitgrow.layers.split_layer import SplitLayer, stock
 from splitgrow.layers.tensor_holder import SplitTensor
 from splitgrow.layers.types import layer_type_of
 from splitgrow.utils.example_call import ExampleCall
@@ -78,8 +78,10 @@ class _CallTracer(TraceRecorder):
     def prepare(self, modules: Any, copied: Any) -> None:
         """Wraps the forward of every module."""
         super().prepare(modules, copied)
-        for name, module in modules:
-            if name and not isinstance(module, (InsertionWrapper, SplitTensor)):
+        grown = tuple(f"{name}." for name, module in modules if isinstance(module, SplitLayer))
+        for name, module in modules:  # blocks are no places, and shapes are read from them
+            apart = isinstance(module, (InsertionWrapper, SplitTensor)) or name.startswith(grown)
+            if name and not apart:
                 own = self.stand_ins.get(module, module).__dict__
                 forward = own.get("forward") or module.forward
                 own["forward"] = self._noted_forward(name, forward)

@@ -159,3 +159,11 @@ def test_an_edge_that_leads_through_another_layer_is_refused() -> None:
         model.insert_layer(("fc2", "fc1"))
     with pytest.raises(splitgrow.InsertionError, match="called 0 times"):
         model.insert_layer(("side", "fc1"))
+
+
+def test_a_grown_model_that_never_ran_takes_insertions() -> None:
+    for device in ("cpu", "meta"):
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).to(device)
+        net = splitgrow.growable(net, torch.ones(1, 4, device=device))
+        net.expand_layer("0", 2, check=False)
+        assert net.insert_layer("0", "identity").inserted[0].width == 10
