@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
@@ -45,7 +44,7 @@ def _bits(tensor: Tensor | None) -> object:
     """A tensor's values, bit for bit, and all else that could be changed in place."""
     if tensor is None or is_lazy(tensor) or tensor.is_quantized:
         return tensor if tensor is None else Same(tensor)
-    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    own = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     plain = own.detach().clone(memory_format=torch.contiguous_format)
     data = plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b""
     form = (tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device)
