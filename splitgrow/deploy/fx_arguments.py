@@ -115,9 +115,10 @@ def with_placeholders(
     """The function that torch.fx is to trace, and its arguments."""
     proxies = [tracer.create_proxy("placeholder", a.name, a.default, {}) for a in arguments]
 
-    def run(root: nn.Module, *values: fx.Proxy) -> Any:  # a partial has no annotations
+    def run(root: nn.Module, *values: fx.Proxy) -> Any:
         return _run(tracer, forward, arguments, root, *values)
 
+    run.__annotations__ = {}  # torch.fx would write the type of what is returned into its code
     return run, [tracer.root, *proxies]
 
 

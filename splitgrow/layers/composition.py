@@ -258,12 +258,13 @@ class Composition:
             having: The blocks that have a part of it, in order.
         """
         axes = self.layer_type.tensors(self.original)[name]
-        sides = {reads: _growing_dim(axes, reads=reads) for reads in (True, False)}
+        helps = [self.blocks[index].kind == "helper" for index in having[1:]]
+        sides = {reads: _growing_dim(axes, reads=reads) for reads in {*helps}}
         layouts = {reads: (dim, self.layout(along)) for reads, (dim, along) in sides.items()}
         steps: list[JoinStep] = []
-        for index in having[1:]:
+        for index, helps_old in zip(having[1:], helps, strict=True):
             block = self.blocks[index]
-            dim, layout = layouts[block.kind == "helper"]
+            dim, layout = layouts[helps_old]
             pieces = block.turns_on(layout)
             last = steps[-1] if steps else None
             if not _is_behind(pieces):

@@ -115,8 +115,9 @@ class Runner:
             return self._run(x, *args, **kwargs)
         if self._uncompiled is not None:
             return self._uncompiled(x, *args, **kwargs)
-        note_function()
-        compiled = self._compiled
+        compiled = self._compiled if torch.compiler.is_dynamo_compiling() else None
+        if torch.compiler.is_dynamo_compiling():
+            note_function()
         if compiled is None or args or kwargs:
             return self._run_keeping_nothing(x, *args, **kwargs)
         return compiled.run(x)

@@ -221,9 +221,9 @@ BREAKS = (
         "deploy/test_fx_readers.py",
     ),
     Break(
-        "deploy/passes.py",
-        "return entry.channel_dim(layer) % ndim == 1 and",
-        "return entry.channel_dim(layer) % ndim >= 1 and",
+        "deploy/layer_folding.py",
+        "return entry.channel_dim(layer) % dims == 1 and",
+        "return entry.channel_dim(layer) % dims >= 1 and",
         "a norm along another dimension is folded into a Linear",
         "deploy/test_fuse.py",
     ),

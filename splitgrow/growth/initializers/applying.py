@@ -65,8 +65,17 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
     seen = zip(existing, before, strict=True)
     written = {id(tensor) for tensor, version in seen if _version(tensor) != version}
     if written:
-        named = (*prepared.model.named_parameters(), *prepared.model.named_buffers())
-        names = [name for name, tensor in named if id(tensor) in written]
+        blocks = (
+            (f"{path}.{index}", block)
+            for path, layer in prepared.layers.items()
+            for index, block in enumerate(layer.existing)
+        )
+        names = [
+            f"{path}.{name}"
+            for path, block in blocks
+            for name, tensor in chain(block.named_parameters(), block.named_buffers())
+            if id(tensor) in written
+        ]
         raise ValueError(
             f"initializer {initializer.name!r} has written into {', '.join(names[:5])}, which "
             f"existed and cannot be put back: it must say that it needs_unfrozen"
