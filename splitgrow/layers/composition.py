@@ -66,6 +66,13 @@ class Block:
         compiling = torch.compiler.is_compiling()
         return layout.pieces(self.edit) if compiling else layout.turns(self.edit)
 
+    def joins_on(self, layout: Layout) -> tuple[Piece, ...]:
+        """As `turns_on`; none if the channels of its edit are behind all older ones."""
+        if torch.compiler.is_compiling():
+            pieces = layout.pieces(self.edit)
+            return () if _is_behind(pieces) else pieces
+        return () if layout.is_behind(self.edit) else layout.turns(self.edit)
+
     def makes(self, birth: int) -> bool:
         """Whether it adds to, or makes, the outputs that were born in an edit."""
         if self.kind == "helper":
@@ -265,9 +272,9 @@ class Composition:
         for index, helps_old in zip(having[1:], helps, strict=True):
             block = self.blocks[index]
             dim, layout = layouts[helps_old]
-            pieces = block.turns_on(layout)
+            pieces = block.joins_on(layout)
             last = steps[-1] if steps else None
-            if not _is_behind(pieces):
+            if pieces:
                 steps.append(JoinStep(dim, 1, pieces))
             elif last is not None and last.dim == dim and not last.pieces:
                 steps[-1] = JoinStep(dim, last.added + 1)  # those at the end are joined in one step
