@@ -11,9 +11,9 @@ from splitgrow.continual import CPG, EpochDone, Event, Grown, Judged, Task, Trai
 SMALL = os.environ.get("SPLITGROW_EXAMPLE") == "small"
 
 torch.manual_seed(0)
-digits = load_digits()
-x = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-y = torch.tensor(digits.target)
+pixels, classes = load_digits(return_X_y=True)
+x = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+y = torch.tensor(classes)
 
 
 def pair(first: int) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ from splitgrow.continual import DEN, Finetuning, Learner, Task, Training
 
 SMALL = os.environ.get("SPLITGROW_EXAMPLE") == "small"
 
-digits = load_digits()
-x = torch.tensor(digits.data, dtype=torch.float32) / 16
-y = torch.tensor(digits.target)
+pixels, classes = load_digits(return_X_y=True)
+x = torch.tensor(pixels, dtype=torch.float32) / 16
+y = torch.tensor(classes)
 
 
 def pair(first: int) -> tuple[Tensor, Tensor]:

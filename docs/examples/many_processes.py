@@ -1,10 +1,11 @@
 """Grows a model in two processes: all ranks or none, and equal bit for bit."""
 
 import os
+import socket
 
 import torch
-import torch.multiprocessing
 from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import splitgrow
@@ -46,7 +47,7 @@ def work(rank: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    port = store.port
-    del store
-    torch.multiprocessing.spawn(work, (port,), nprocs=RANKS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(work, (port,), nprocs=RANKS)

@@ -11,11 +11,13 @@ import splitgrow
 STEPS = 5 if os.environ.get("SPLITGROW_EXAMPLE") == "small" else 300
 
 torch.manual_seed(0)
-large = torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 16
+pixels, _ = load_digits(return_X_y=True)
+large = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
 small = nn.functional.avg_pool2d(large, 2)
 
 # From coarse to fine. `inner` reads 8 channels from the first day, and always will.
-inner = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU())
+first = nn.Conv2d(8, 16, 3, padding=1)
+inner = nn.Sequential(first, nn.ReLU())
 outer = nn.Sequential(nn.Conv2d(4, 8, 4, 2, 1), nn.ReLU())
 back = nn.Sequential(nn.Conv2d(16, 8, 3, padding=1), nn.ReLU())
 front = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(8, 4, 3, padding=1), nn.ReLU())
@@ -47,4 +49,4 @@ print("the same outputs, enlarged:", torch.equal(model(large[:8]), doubled))
 print(f"8x8, fading: loss {train(large, STEPS, splitgrow.FadeSchedule(model, STEPS)):.4f}")
 model.finish(optimizer=optimizer)
 print(f"8x8: loss {train(large, STEPS):.4f}")
-print("the inner filters are", tuple(inner[0].weight.shape))
+print("the inner filters are", tuple(first.weight.shape))

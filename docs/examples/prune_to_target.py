@@ -11,9 +11,9 @@ import splitgrow
 EPOCHS = 1 if os.environ.get("SPLITGROW_EXAMPLE") == "small" else 5
 
 torch.manual_seed(0)
-digits = load_digits()
-x = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-y = torch.tensor(digits.target)
+pixels, classes = load_digits(return_X_y=True)
+x = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+y = torch.tensor(classes)
 
 model = nn.Sequential(
     nn.Conv2d(1, 32, 3, padding=1),

@@ -11,9 +11,9 @@ import splitgrow
 EPOCHS = 1 if os.environ.get("SPLITGROW_EXAMPLE") == "small" else 20
 
 torch.manual_seed(0)
-digits = load_digits()
-x = torch.tensor(digits.data, dtype=torch.float32) / 16
-y = torch.tensor(digits.target)
+pixels, classes = load_digits(return_X_y=True)
+x = torch.tensor(pixels, dtype=torch.float32) / 16
+y = torch.tensor(classes)
 train_x, train_y, test_x, test_y = x[:1400], y[:1400], x[1400:], y[1400:]
 
 model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))

@@ -13,33 +13,36 @@ CHANNELS = 64
 
 torch.manual_seed(0)
 x = torch.randn(8, CHANNELS, 28, 28)
-shared = splitgrow.SharedKernelConv2d(3, padding=1)
-one = nn.Conv2d(1, 1, 3, padding=1)
-grouped = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS)
+shared = splitgrow.SharedKernelConv2d(3, padding=1, bias=False)
+one = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+grouped = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS, bias=False)
 with torch.no_grad():
     one.weight.copy_(shared.weight)
-    one.bias.copy_(shared.bias)
+
+
+def gradient(weight: Tensor) -> Tensor:
+    assert weight.grad is not None
+    return weight.grad
 
 
 def by_shared() -> Tensor:
     shared.zero_grad()
     shared(x).square().sum().backward()
-    return shared.weight.grad
+    return gradient(shared.weight)
 
 
 def by_loop() -> Tensor:
     one.zero_grad()
     torch.cat([one(x[:, i : i + 1]) for i in range(CHANNELS)], 1).square().sum().backward()
-    return one.weight.grad
+    return gradient(one.weight)
 
 
 def by_groups() -> Tensor:
     grouped.zero_grad()
     with torch.no_grad():
         grouped.weight.copy_(one.weight.expand_as(grouped.weight))
-        grouped.bias.copy_(one.bias.expand_as(grouped.bias))
     grouped(x).square().sum().backward()
-    return grouped.weight.grad.sum(0, keepdim=True)
+    return gradient(grouped.weight).sum(0, keepdim=True)
 
 
 wanted = by_loop()
