@@ -115,12 +115,12 @@ class Runner:
             return self._run(x, *args, **kwargs)
         if self._uncompiled is not None:
             return self._uncompiled(x, *args, **kwargs)
-        compiled = self._compiled if torch.compiler.is_dynamo_compiling() else None
-        if torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_dynamo_compiling():  # and not torch.export without it
             note_function()
-        if compiled is None or args or kwargs:
-            return self._run_keeping_nothing(x, *args, **kwargs)
-        return compiled.run(x)
+            compiled = self._compiled
+            if compiled is not None and not args and not kwargs:
+                return compiled.run(x)
+        return self._run_keeping_nothing(x, *args, **kwargs)
 
     def _run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         read = self._input_of(x)
