@@ -7,12 +7,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 import splitgrow
 from benchmarks.speed.networks import linears
 from benchmarks.speed.results import Measurement
 from benchmarks.speed.settings import Claim, Settings
-from benchmarks.speed.steps import stated
+from benchmarks.speed.steps import stated, training_step
 from benchmarks.speed.timing import paired
 
 BATCHES, STEPS = (16, 32, 64), 3
@@ -45,11 +46,12 @@ def run(settings: Settings) -> Iterator[Measurement]:
         for batch in BATCHES[:1] if settings.quick else BATCHES:
             x = torch.randn(batch, *shape, device=settings.device)
             blocks, _ = _grown(make, x, absorb=False)
+            absorbed, own = _grown(make, x, absorb=True)
             plain = make(STEPS + 1).to(settings.device)
             calls = {
-                "absorbed": _step(*_grown(make, x, absorb=True), x),
-                "plain": _step(plain, torch.optim.AdamW(plain.parameters()), x),
-                "in blocks": _step(blocks, torch.optim.AdamW(blocks.parameters()), x),
+                "absorbed": training_step(absorbed, x, optimizer=own),
+                "plain": training_step(plain, x, optimizer=AdamW(plain.parameters())),
+                "in blocks": training_step(blocks, x, optimizer=AdamW(blocks.parameters())),
             }
             times = paired(calls, settings)
             yield stated(f"{name}, batch {batch}", times, "absorbed", "plain")
@@ -61,25 +63,14 @@ def _grown(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A network grown from a quarter to its whole widths, a step of training after each growth."""
     model = splitgrow.growable(make(1).to(x.device), x[:2])
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = AdamW(model.parameters())
     units = {layer.name: layer.width for layer in model.layers[:-1]}  # all but the head
     for _ in range(STEPS):
         model.expand(units, freeze=False, optimizer=optimizer)
-        _step(model, optimizer, x)()
+        training_step(model, x, optimizer=optimizer)()
     if absorb:
         model.absorb(optimizer=optimizer)
     return model, optimizer
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Callable[[], object]:
-    model.train()
-
-    def step() -> None:
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
-
-    return step
 
 
 CLAIM = Claim(

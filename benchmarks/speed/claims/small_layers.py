@@ -18,7 +18,7 @@ import splitgrow
 from benchmarks.speed.claims.absorbed_training import BATCHES, NETWORKS, STEPS
 from benchmarks.speed.results import Measurement
 from benchmarks.speed.settings import Claim, Settings
-from benchmarks.speed.steps import stated
+from benchmarks.speed.steps import stated, training_step
 from benchmarks.speed.timing import paired
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -39,7 +39,10 @@ def run(settings: Settings) -> Iterator[Measurement]:
                     "consolidated": _grown(make, x, consolidate=True),
                     "plain": make(STEPS + 1).to(settings.device).train(),
                 }
-                calls = {way: _step(m, optimizer(m.parameters()), x) for way, m in models.items()}
+                calls = {
+                    way: training_step(model, x, optimizer=optimizer(model.parameters()))
+                    for way, model in models.items()
+                }
                 times = paired(calls, settings)
                 case = f"{name}, batch {batch}, {title}"
                 yield stated(case, times, "in blocks", "plain")
@@ -55,15 +58,6 @@ def _grown(make: Callable[[int], nn.Module], x: Tensor, *, consolidate: bool) ->
     if consolidate:
         model.consolidate()
     return model.train()
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Callable[[], object]:
-    def step() -> None:
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
-
-    return step
 
 
 CLAIM = Claim(
