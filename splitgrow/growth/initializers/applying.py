@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -150,9 +150,12 @@ def _changeable(prepared: PreparedEdit) -> Iterator[Tensor]:
     yield from {id(tensor): tensor for tensor in tensors}.values()
 
 
-def _versions(tensors: Iterable[Tensor]) -> list[int]:
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
     """Numbers that grow whenever a tensor is written to; a tensor of inference mode has none."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]  # noqa: SLF001
+    try:
+        return [tensor._version for tensor in tensors]  # noqa: SLF001
+    except RuntimeError:
+        return [0 if each.is_inference() else each._version for each in tensors]  # noqa: SLF001
 
 
 def quiet_added_(prepared: PreparedEdit, undo: Undo) -> None:
