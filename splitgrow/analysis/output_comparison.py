@@ -21,7 +21,8 @@ from splitgrow.analysis.stand_ins import clone, tensors_held
 from splitgrow.layers.execution import keep_nothing_
 from splitgrow.layers.freezing import hold_statistics
 from splitgrow.utils.example_call import ExampleCall
-from splitgrow.utils.module_slots import all_tensors, modules_of
+from splitgrow.utils.inert_children import keep_inert_, without_inert
+from splitgrow.utils.module_slots import all_tensors
 from splitgrow.utils.output_tensors import OpaqueError, tensors_in
 from splitgrow.utils.preserve import (
     ignore_warnings_,
@@ -121,9 +122,10 @@ def outputs_of(  # noqa: PLR0913
         NotRunnableError: If the model does not run, or its output cannot be looked at.
         MemoryError: If there is too little memory.
     """
-    modules = modules_of(model)
+    modules, inert = without_inert(model)
     keep_random_states_(modules, undo)
     keep_attributes_(modules, undo, tensors=True)
+    keep_inert_(inert, undo)
     keep_modes_(undo)
     ignore_warnings_()
     keep_nothing_(undo)
@@ -131,7 +133,7 @@ def outputs_of(  # noqa: PLR0913
     run_eagerly_(modules, undo)
     if not hooks:
         remove_hooks_(modules)
-    _use_copies_(model, touched, training=training)
+    _use_copies_(model, modules, touched, training=training)
     noise = Noise()
     given = inputs.map(noise.off if noisy else torch.clone)
     torch.manual_seed(0)
@@ -160,14 +162,16 @@ def _looked_at(
         raise NotRunnableError(f"{type(error).__name__}: {error}") from error
 
 
-def _use_copies_(model: nn.Module, touched: Collection[str], *, training: bool) -> None:
-    """Lets forward write into copies.
+def _use_copies_(
+    model: nn.Module, modules: Iterable[nn.Module], touched: Collection[str], *, training: bool
+) -> None:
+    """Lets forward write into copies of what some of a model's modules hold.
 
     Layers of a known type write into their statistics only, and large weights are not copied
     without need.
     """
     at_once = {id(m) for name, m in model.named_modules() if name in touched} if touched else ()
-    for module in modules_of(model):
+    for module in modules:
         own = module.__dict__
         own["training"] = training
         if module is model or id(module) in at_once or not is_leaf(module):

@@ -13,7 +13,7 @@ from splitgrow.analysis.channel_graph import LayerNode
 from splitgrow.analysis.units import UnitNumbers, along_tensors, maker_of_inputs
 from splitgrow.continual.slots import Slot
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.layers.composition import Block
+from splitgrow.layers.block_roles import Block
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.tensor_holder import split_of
 from splitgrow.layers.types import LayerType

@@ -21,7 +21,8 @@ from splitgrow.growth.history import History, check_structure, keep_, structure
 from splitgrow.growth.optimizer_merge import JointParameter, plan_replacing, replace_
 from splitgrow.growth.placing import set_blocks_
 from splitgrow.growth.planned_blocks import build_block, planned_blocks
-from splitgrow.layers.composition import Block, Composition
+from splitgrow.layers.block_roles import Block
+from splitgrow.layers.composition import Composition
 from splitgrow.layers.dispatch import is_hooked
 from splitgrow.layers.plain_again import has_holders
 from splitgrow.layers.split_layer import SplitLayer

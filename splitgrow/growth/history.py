@@ -24,10 +24,10 @@ from splitgrow.layers.tensor_holder import blocks_path, layer_at
 from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.assigned_modules import Paths, changes_between, paths_in
 from splitgrow.utils.example_call import ExampleCall
+from splitgrow.utils.inert_children import without_inert
 from splitgrow.utils.model_lock import ModelLock
-from splitgrow.utils.module_slots import all_parameters, all_tensors, modules_of
+from splitgrow.utils.module_slots import all_parameters, all_tensors
 from splitgrow.utils.rollback import Undo
-from splitgrow.utils.spans import length_of
 
 
 @dataclass
@@ -190,7 +190,8 @@ def edits_of_tensors(model: nn.Module, edits: Iterable[Edit], since: int = 0) ->
         since: The last edit that does not count.
     """
     found: dict[int, int] = {}
-    for module in modules_of(model):  # a layer within an insertion comes after it, with its blocks
+    # A layer within an insertion comes after it, with its blocks.
+    for module in without_inert(model)[0]:
         if isinstance(module, InsertionWrapper):
             for item in module.inserted:
                 if item.edit > since:
@@ -229,7 +230,9 @@ def added_since(model: nn.Module, history: History, edit: int) -> list[nn.Parame
     for name, parameter in model.named_parameters(remove_duplicate=False) if paths else ():
         if name in paths or any(name.startswith(f"{path}.") for path in paths):
             added[id(parameter)] = len(history.edits)
-    return [p for p in all_parameters(model) if added.get(id(p), 0) > edit]
+    every = all_parameters(model)
+    found = [(p, key) for p, key in zip(every, map(id, every), strict=True) if key in added]
+    return [p for p, key in found if added[key] > edit]
 
 
 def grown_elsewhere(model: nn.Module, edits: Iterable[Edit]) -> list[str]:
@@ -265,15 +268,17 @@ def _misshapen(
 
 def _misshapen_blocks(name: str, composition: Composition) -> Iterator[str]:
     """The tensors of a grown layer's blocks that do not fit their places."""
-    merging, computed = composition.merging, composition.merging.computes_weight
     for key in composition.layer_type.tensors(composition.original):
-        blocks = zip(composition.modules, composition.all_places(key), strict=True)
-        for index, (block, places) in enumerate(blocks):
-            tensor = getattr(block, key, None) if computed else merging.value(block, key)
-            if tensor is not None and any(
-                tensor.shape[dim] != length_of(spans) for dim, spans in places.items()
-            ):
-                yield f"{name}.{index}.{key}"
+        if composition.merging.computes_weight:
+            values = ((n, getattr(b, key, None)) for n, b in enumerate(composition.modules))
+            parts = [(index, value) for index, value in values if value is not None]
+        else:
+            parts = composition.parts(key)
+        shapes = [(index, tensor.shape) for index, tensor in parts]
+        for dim, lengths in composition.lengths(key).items():
+            if [shape[dim] for _, shape in shapes] != [lengths[index] for index, _ in shapes]:
+                wrong = (index for index, shape in shapes if shape[dim] != lengths[index])
+                yield from (f"{name}.{index}.{key}" for index in wrong)
 
 
 def keep_(history: History, undo: Undo) -> None:

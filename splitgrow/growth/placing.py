@@ -11,8 +11,8 @@ from torch import nn
 
 from splitgrow.growth.module_numbers import change_
 from splitgrow.growth.prepared import PreparedEdit, PreparedLayer
+from splitgrow.layers.block_roles import Block
 from splitgrow.layers.channel_layout import Layout
-from splitgrow.layers.composition import Block
 from splitgrow.layers.hooks import hand_over_
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at, put_tensor_

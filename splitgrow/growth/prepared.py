@@ -18,7 +18,8 @@ from splitgrow.growth.edit_parts import LayerChange
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.hidden_units import hidden_groups
 from splitgrow.growth.planned_blocks import build_block, planned_blocks
-from splitgrow.layers.composition import Block, Composition
+from splitgrow.layers.block_roles import Block
+from splitgrow.layers.composition import Composition
 from splitgrow.layers.freezing import held
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at, split_of
@@ -293,7 +294,7 @@ def _sources(
         start, length = len(found), grown.groups.length((run,))
         gained = growth.get(run.group, 0) * run.repeat if run.group is not None else 0
         old = length - gained
-        found.extend(start + n % old for n in range(length))
+        found += [start + n % old for n in range(length)]
     return tuple(found)
 
 

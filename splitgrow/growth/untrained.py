@@ -85,7 +85,9 @@ def watch_new_(
     undo.on_failure(partial(_set, model, watch))
     last, there = watch or _Watch(what, ()), set(map(id, all_parameters(model)))
     refs = (*last.new, *(ref(p) for p in missing))
-    gone = (*last.gone, *(ref(p) for p in before if id(p) not in there))
+    had = list(before)
+    left = [p for p, key in zip(had, map(id, had), strict=True) if key not in there]
+    gone = (*last.gone, *map(ref, left))
     _set(model, _Watch(what, refs, gone, loaded or last.loaded))
 
 

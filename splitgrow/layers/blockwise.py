@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.layers.channel_layout import Piece
-from splitgrow.layers.composition import Composition, arranged
+from splitgrow.layers.composition import Composition
+from splitgrow.layers.joins import arranged
 from splitgrow.utils.spans import Spans, part_of
 
 

@@ -18,8 +18,9 @@ from torch.autograd import Function
 from torch.torch_version import TorchVersion
 
 from splitgrow.layers.blockwise import BlockStep, Blockwise, run_apart
-from splitgrow.layers.composition import Composition, JoinStep, joined_parts
+from splitgrow.layers.composition import Composition
 from splitgrow.layers.hooks import has_run_hooks
+from splitgrow.layers.joins import JoinStep, joined_parts
 from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.merging_costs import LARGEST_MERGED, bytes_of, rows_worth_copying
 from splitgrow.layers.partial_gradients import Gradients

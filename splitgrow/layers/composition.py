@@ -6,79 +6,19 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from splitgrow.errors import StructureChangedError
-from splitgrow.layers.channel_layout import Layout, Piece
+from splitgrow.layers.block_roles import Block
+from splitgrow.layers.channel_layout import Layout
+from splitgrow.layers.joins import JoinStep, joined_parts
 from splitgrow.layers.types import Along, LayerType, Merging, known_layer_type
 from splitgrow.layers.types.start_values import UNCHANGED, Carry, Join, Joined
 from splitgrow.layers.weight_views import is_dense, room_for
-from splitgrow.utils.spans import Spans, regions
-
-BlockKind = Literal["original", "new", "helper"]
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The role of one stock layer inside a split layer.
-
-    Attributes:
-        kind: "original"; "new" for added outputs, which are inserted into the output; "helper" for
-            added inputs, whose result is added onto the outputs that existed.
-        edit: The number of the edit that made it; 0 for the original.
-        join: How its outputs joined in the statistic that all share, if there is one.
-        corner: Whether it has what its edit's new outputs read of its new inputs: a new block reads
-            both old and new inputs, unless the edit's helper adds onto both old and new outputs.
-    """
-
-    kind: BlockKind
-    edit: int
-    join: Join = Join.APART
-    corner: bool = True
-
-    def reads(self, birth: int) -> bool:
-        """Whether it reads the inputs that were born in an edit, if it mixes inputs."""
-        if self.kind == "helper":
-            return birth == self.edit
-        return birth <= self.edit if self.corner else birth < self.edit
-
-    def read_on(self, layout: Layout) -> Spans:
-        """The positions on an axis of inputs that it `reads`."""
-        if torch.compiler.is_compiling():
-            return layout.spans(self.reads)
-        if self.kind == "helper":
-            return layout.born_in(self.edit)
-        return layout.born_until(self.edit if self.corner else self.edit - 1)
-
-    def made_on(self, layout: Layout) -> Spans:
-        """The positions on an axis of outputs that it `makes`."""
-        if torch.compiler.is_compiling():
-            return layout.spans(self.makes)
-        if self.kind == "helper":
-            return layout.born_until(self.edit if self.corner else self.edit - 1)
-        return layout.born_in(self.edit)
-
-    def turns_on(self, layout: Layout) -> tuple[Piece, ...]:
-        """How the channels of its edit take turns with older ones."""
-        compiling = torch.compiler.is_compiling()
-        return layout.pieces(self.edit) if compiling else layout.turns(self.edit)
-
-    def joins_on(self, layout: Layout) -> tuple[Piece, ...]:
-        """As `turns_on`; none if the channels of its edit are behind all older ones."""
-        if torch.compiler.is_compiling():
-            pieces = layout.pieces(self.edit)
-            return () if _is_behind(pieces) else pieces
-        return () if layout.is_behind(self.edit) else layout.turns(self.edit)
-
-    def makes(self, birth: int) -> bool:
-        """Whether it adds to, or makes, the outputs that were born in an edit."""
-        if self.kind == "helper":
-            return birth <= self.edit if self.corner else birth < self.edit
-        return birth == self.edit
-
+from splitgrow.utils.spans import Spans, length_of, regions
 
 _WAY_OUT = "change blocks by growth only, or make the model plain first, with splitgrow.merge"
 
@@ -123,6 +63,19 @@ class Composition:
                 f"{len(self.modules)} blocks in place of {len(self.blocks)}; {_WAY_OUT}"
             )
 
+    def has(
+        self, modules: Sequence[nn.Module], blocks: Sequence[Block], ins: Layout, outs: Layout
+    ) -> bool:
+        """Whether it is of these very parts, and their types are still known."""
+        same = self.blocks is blocks and self.ins is ins and self.outs is outs
+        if not same or self.modules != modules or self._types != {*map(type, modules)}:
+            return False
+        return self.layer_type is known_layer_type(self.original)
+
+    @cached_property
+    def _types(self) -> set[type[nn.Module]]:
+        return {*map(type, self.modules)}
+
     @property
     def merging(self) -> Merging:
         """How its blocks make one plain layer."""
@@ -156,8 +109,15 @@ class Composition:
             for index, block in enumerate(self.blocks)
             if block.join is not Join.APART
         ]
+        if not joined:
+            return (UNCHANGED,) * len(self.blocks)
         later = ([one for at, one in joined if at > index] for index in range(len(self.blocks)))
         return tuple(self.merging.carry(each) if each else UNCHANGED for each in later)
+
+    @cached_property
+    def _carries_over(self) -> bool:
+        """Whether tensors of some block are adjusted to the channels that have joined since."""
+        return self._carries.count(UNCHANGED) < len(self._carries)
 
     @cached_property
     def _kept(self) -> frozenset[str]:
@@ -213,6 +173,40 @@ class Composition:
             for b in self.blocks
         ]
 
+    def lengths(self, name: str) -> Mapping[int, list[int]]:
+        """The lengths that every block's tensor must have, by dimension."""
+        if name not in self._known_lengths:
+            self._known_lengths[name] = self._measured(name, 0)
+        return self._known_lengths[name]
+
+    def _measured(self, name: str, start: int) -> dict[int, list[int]]:
+        axes = self.layer_type.tensors(self.original)[name]
+        diagonal = self.layer_type.diagonal(self.original)
+        found = {}
+        for dim, along in axes.items():
+            layout, reads = self.layout(along), along.reads and not diagonal
+            blocks = self.blocks[start:]
+            spans = [b.read_on(layout) if reads else b.made_on(layout) for b in blocks]
+            found[dim] = [length_of(each) for each in spans]
+        return found
+
+    @cached_property
+    def _known_lengths(self) -> dict[str, dict[int, list[int]]]:
+        return {}
+
+    def learn_(self, before: Composition) -> None:
+        """Takes over all that is known of its first blocks from the composition of these alone."""
+        count = len(before.modules)
+        same = self.modules[:count] == before.modules and self.blocks[:count] == before.blocks
+        if not same or self.layer_type is not before.layer_type:
+            return
+        for layout, old in ((self.ins, before.ins), (self.outs, before.outs)):
+            if layout.segments[: len(old.segments)] != old.segments:
+                return
+        for name, lengths in before._known_lengths.items():
+            more = self._measured(name, count)
+            self._known_lengths[name] = {dim: own + more[dim] for dim, own in lengths.items()}
+
     def scattered(self, index: int, name: str) -> bool:
         """Whether a block's tensor lies in several pieces in the plain layer's."""
         return any(len(spans) > 1 for spans in self.places(index, name).values())
@@ -228,7 +222,7 @@ class Composition:
 
     def parts(self, name: str) -> list[tuple[int, Tensor]]:
         """The blocks that have a part of one of the plain layer's tensors, and their parts."""
-        values = (self.merging.value(module, name) for module in self.modules)
+        values = self.merging.values(self.modules, name)
         return [(index, value) for index, value in enumerate(values) if value is not None]
 
     def value(self, name: str) -> Tensor | None:
@@ -254,8 +248,12 @@ class Composition:
         parts = self.parts(name)
         if not parts or parts[0][0]:
             return None
-        tensors = [self._carried_over(name, part, index) for index, part in parts]
-        return joined_parts(tensors, self.joins(name, [index for index, _ in parts]))
+        having = [index for index, _ in parts]
+        if torch.compiler.is_compiling() or self._carries_over:
+            tensors = [self._carried_over(name, part, index) for index, part in parts]
+        else:
+            tensors = [part for _, part in parts]
+        return joined_parts(tensors, self.joins(name, having))
 
     def joins(self, name: str, having: Sequence[int]) -> tuple[JoinStep, ...]:
         """How the parts of one of the plain layer's tensors are joined, one block after the other.
@@ -264,8 +262,24 @@ class Composition:
             name: The tensor's name.
             having: The blocks that have a part of it, in order.
         """
+        if torch.compiler.is_compiling():
+            return self._joins(name, having)
+        known = self._known_joins.get(name)
+        if known is None or known[0] != having:
+            known = self._known_joins[name] = list(having), self._joins(name, having)
+        return known[1]
+
+    @cached_property
+    def _known_joins(self) -> dict[str, tuple[list[int], tuple[JoinStep, ...]]]:
+        return {}
+
+    def _joins(self, name: str, having: Sequence[int]) -> tuple[JoinStep, ...]:
         axes = self.layer_type.tensors(self.original)[name]
         helps = [self.blocks[index].kind == "helper" for index in having[1:]]
+        if len({*helps}) == 1 and not torch.compiler.is_compiling():
+            dim, along = _growing_dim(axes, reads=helps[0])
+            if self.layout(along).all_behind([self.blocks[n].edit for n in having[1:]]):
+                return (JoinStep(dim, len(helps)),)
         sides = {reads: _growing_dim(axes, reads=reads) for reads in {*helps}}
         layouts = {reads: (dim, self.layout(along)) for reads, (dim, along) in sides.items()}
         steps: list[JoinStep] = []
@@ -336,38 +350,6 @@ def _dense(module: nn.Module) -> nn.Module:
         for name, p in module._parameters.items()  # noqa: SLF001
     }
     return twin
-
-
-class JoinStep(NamedTuple):
-    """One concatenation of those that put a tensor together."""
-
-    dim: int
-    added: int  # parts
-    pieces: tuple[Piece, ...] = ()  # how one part and those before it take turns; empty: behind
-
-
-def joined_parts(parts: Sequence[Tensor], joins: Sequence[JoinStep]) -> Tensor:
-    """The tensor that parts make together, differentiable by all of them."""
-    whole, done = parts[0], 1
-    for dim, added, pieces in joins:
-        if pieces:
-            whole = arranged(whole, parts[done], pieces, dim)
-        else:
-            whole = torch.cat((whole, *parts[done : done + added]), dim)
-        done += added
-    return whole
-
-
-def arranged(old: Tensor, new: Tensor, pieces: tuple[Piece, ...], dim: int) -> Tensor:
-    """Two tensors joined in pieces that take turns."""
-    parts = (old, new)
-    if _is_behind(pieces):
-        return torch.cat(parts, dim)
-    return torch.cat([parts[p.new].narrow(dim, p.start, p.length) for p in pieces], dim)
-
-
-def _is_behind(pieces: tuple[Piece, ...]) -> bool:
-    return len(pieces) == 2 and not pieces[0].new
 
 
 def _growing_dim(axes: Any, *, reads: bool) -> tuple[int, Along]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -207,7 +208,7 @@ class Runner:
             return True
         if torch.compiler.is_compiling():
             return False
-        return any(map(is_hooked, self.modules)) or self._costs_more(self._elements, x)
+        return any_hooked(self.modules) or self._costs_more(self._elements, x)
 
     def _against_merging(self, mode: Mode, x: Tensor) -> str:
         """Why not to run as one layer; empty if nothing speaks against it."""
@@ -217,7 +218,7 @@ class Runner:
             return ""
         if mode == "blockwise":
             return 'asked for by execution("blockwise")'
-        if any(is_hooked(module) for module in self.composition.modules):
+        if any_hooked(self.composition.modules):
             return "its blocks have hooks, which would not run"
         try:
             self._merged.assembly.look()
@@ -248,6 +249,17 @@ class Runner:
     def _costs_more(self, copied: int, x: Tensor) -> bool:
         """Whether copying so many elements takes longer than joining the blocks' outputs."""
         return self._rows(x) < rows_worth_copying(self.composition, copied)
+
+
+_hooks_of = attrgetter(
+    "_forward_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_pre_hooks"
+)
+
+
+def any_hooked(modules: Sequence[nn.Module]) -> bool:
+    """Whether one of some blocks has hooks of its own."""
+    some = torch.compiler.is_compiling() or any(map(any, map(_hooks_of, modules)))
+    return some and any(map(is_hooked, modules))
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from splitgrow.layers.composition import Composition, joined_parts
+from splitgrow.layers.composition import Composition
 from splitgrow.layers.execution import execution_mode, keeps
 from splitgrow.layers.freezing import hold_statistics
+from splitgrow.layers.joins import joined_parts
 from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.types import Norm
 from splitgrow.layers.weight_assembly import Assembly

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from splitgrow.layers.block_roles import Block
 from splitgrow.layers.channel_layout import Layout
-from splitgrow.layers.composition import Block, Composition
+from splitgrow.layers.composition import Composition
 from splitgrow.layers.freezing import hold_statistics
 from splitgrow.layers.hooks import computing_hooks, hand_over_
 from splitgrow.layers.module_state import is_plain, may_hold

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from splitgrow.layers.attribute_access import Guarded, answer, refuse, set_on_blocks, tensor_names
+from splitgrow.layers.block_roles import Block, BlockKind
 from splitgrow.layers.channel_layout import Layout
 from splitgrow.layers.compiled_code import drop_old_code_
-from splitgrow.layers.composition import Block, BlockKind, Composition
+from splitgrow.layers.composition import Composition
 from splitgrow.layers.dispatch import LayerRun, Runner
 from splitgrow.layers.live_tensor import LiveTensor
 from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.layers.weight_views import make_dense_
+from splitgrow.utils.inert_children import Inert, inert_among
 from splitgrow.utils.wrappers import is_managed, several_processes
 
 __all__ = ["Block", "BlockKind", "SplitLayer", "stock"]
@@ -82,8 +84,10 @@ class SplitLayer(nn.ModuleList):
     ) -> None:
         """Replaces all modules but the original, their roles, and the layouts of the channels."""
         kept = {"0": self.original}
-        kept.update((str(index), module) for index, module in enumerate(modules[1:], 1))
+        kept.update(zip(map(str, range(1, len(modules))), modules[1:], strict=True))
         composition = Composition(tuple(kept.values()), tuple(blocks), ins, outs)
+        if self._runner is not None and self._runner.view is None:
+            composition.learn_(self._runner.composition)
         # A layer without values does not run yet; preparing it takes time in proportion to its
         # blocks, which is too long for each of the many edits of a journal.
         empty = any(tensor.is_meta for tensor in modules[-1].parameters())
@@ -106,9 +110,12 @@ class SplitLayer(nn.ModuleList):
 
     def composition(self, view: int | None = None) -> Composition:
         """Its blocks and where their channels lie, now or after an edit."""
-        runner = self._runner if torch.compiler.is_compiling() else None
-        known = runner.composition.layer_type if runner is not None else None
-        whole = Composition((*self._modules.values(),), self.blocks, self.ins, self.outs, known)
+        runner, compiling = self._runner, torch.compiler.is_compiling()
+        known = runner.composition.layer_type if runner is not None and compiling else None
+        modules = (*self._modules.values(),)
+        whole = runner.composition if runner is not None else None
+        if compiling or whole is None or not whole.has(modules, self.blocks, self.ins, self.outs):
+            whole = Composition(modules, self.blocks, self.ins, self.outs, known)
         return whole if view is None else whole.until(view)
 
     def _shown(self) -> Composition:
@@ -118,6 +125,17 @@ class SplitLayer(nn.ModuleList):
         if runner is not None and current and runner.view == self.view:
             return runner.composition
         return self.composition(self.view)
+
+    def inert_children(self) -> Inert | None:
+        """The blocks that growth added, if a run of the model changes nothing in them."""
+        known, runner = self.layer_type, self._runner
+        kind = known.merging.block or type(self.original)
+        if runner is None or known.kernel(self.original) is None or len(self) == 1:
+            return None
+        if not kind.__module__.startswith("torch.nn.modules."):
+            return None
+        first, *added = self._modules.values()
+        return inert_among(first, added, kind, frozenset(vars(runner.composition.template)))
 
     def sizes(self, view: int | None = None) -> tuple[int, int]:
         """The numbers of input and output channels, now or after an edit."""

@@ -147,10 +147,12 @@ class Own:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
+        owners: list[tuple[nn.Module, Any]]
+        owners = [(module, module._parameters) for module in modules]  # noqa: SLF001
+        owners += [(module, module._buffers) for module, _ in owners if module._buffers]  # noqa: SLF001
         self._known = {
             (module, name): ref(tensor)
-            for module in modules
-            for owner in (module._parameters, module._buffers)  # noqa: SLF001
+            for module, owner in owners
             for name, tensor in owner.items()
             if tensor is not None
         }

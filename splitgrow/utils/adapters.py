@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from splitgrow.errors import UnsupportedModelError
+from splitgrow.utils.module_slots import modules_of
 
 _TYPES = frozenset(
     (
@@ -31,10 +32,18 @@ def is_adapter(module: nn.Module) -> bool:
         module: The module. By its methods it is one only if it holds a layer with a weight.
     """
     kind = type(module)
-    if any(f"{base.__module__}.{base.__qualname__}" in _TYPES for base in kind.__mro__):
+    if _is_known(kind):
         return True
-    merges = all(callable(getattr(kind, name, None)) for name in ("merge", "unmerge"))
-    return merges and any(isinstance(getattr(c, "weight", None), Tensor) for c in module.children())
+    weights = (getattr(child, "weight", None) for child in module.children())
+    return _merges(kind) and any(isinstance(weight, Tensor) for weight in weights)
+
+
+def _is_known(kind: type[nn.Module]) -> bool:
+    return any(f"{base.__module__}.{base.__qualname__}" in _TYPES for base in kind.__mro__)
+
+
+def _merges(kind: type[nn.Module]) -> bool:
+    return all(callable(getattr(kind, name, None)) for name in ("merge", "unmerge"))
 
 
 def refuse_adapters(model: nn.Module, what: str) -> None:
@@ -47,6 +56,8 @@ def refuse_adapters(model: nn.Module, what: str) -> None:
     Raises:
         UnsupportedModelError: If there are some.
     """
+    if not any(_is_known(kind) or _merges(kind) for kind in set(map(type, modules_of(model)))):
+        return
     for path, module in model.named_modules():
         if is_adapter(module):
             kind = f"{type(module).__module__}.{type(module).__qualname__}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from threading import get_ident
 from typing import Any, Concatenate
@@ -19,6 +19,7 @@ from typing import Any, Concatenate
 from torch import nn
 
 from splitgrow.errors import SplitGrowError, UnsupportedModelError
+from splitgrow.utils.inert_children import without_inert
 from splitgrow.utils.module_slots import modules_of
 from splitgrow.utils.preserve import keep_modes_, keep_random_states_
 from splitgrow.utils.rollback import P, T, Undo, temporarily
@@ -102,7 +103,7 @@ def change_alone(
         keep_modes_(undo)
         lock_(model, model_lock, what, undo)
         since = undo.depth
-        keep_random_states_(modules_of(model), undo)
+        keep_random_states_(without_inert(model)[0], undo)
         result = work(undo, *args, **kwargs)
         undo.commit(since)
         return result
@@ -131,9 +132,8 @@ def lock_(model: nn.Module, model_lock: ModelLock, what: str, undo: Undo) -> Non
     undo.on_failure(partial(_open, model, model_lock))
     vars(model)[_ATTRIBUTE] = model_lock
     model.__class__ = _closed(model_lock.open_class)
-    modules = {id(module) for module in modules_of(model)}
     patience = time.monotonic() + PATIENCE
-    while running := [ident for ident in _running(modules) if ident != get_ident()]:
+    while running := _running(model) - {get_ident()}:
         if time.monotonic() > patience:
             names = [thread.name for thread in threading.enumerate() if thread.ident in running]
             raise SplitGrowError(
@@ -167,7 +167,7 @@ def refuse_inside_forward(model: nn.Module, what: str) -> None:
     Raises:
         SplitGrowError: If it is in one.
     """
-    if get_ident() in _running({id(module) for module in modules_of(model)}):
+    if get_ident() in _running(model):
         raise SplitGrowError(f"cannot {what} from inside the model's forward: call it afterwards")
 
 
@@ -177,15 +177,17 @@ def _open(model: nn.Module, model_lock: ModelLock) -> None:
     vars(model).pop(_ATTRIBUTE, None)
 
 
-def _running(modules: set[int]) -> Iterator[int]:
-    """The threads in the middle of a call of one of these modules, by their ids."""
+def _running(model: nn.Module) -> set[int]:
+    """The threads in the middle of a call of one of a model's modules, by their ids."""
+    called: list[tuple[int, int]] = []
     for ident, innermost in sys._current_frames().items():  # noqa: SLF001
         frame: Any = innermost
         while frame is not None:
-            if frame.f_code.co_name in _CALLS and id(frame.f_locals.get("self")) in modules:
-                yield ident
-                break
+            if frame.f_code.co_name in _CALLS:
+                called.append((ident, id(frame.f_locals.get("self"))))
             frame = frame.f_back
+    modules = set(map(id, modules_of(model))) if called else set()
+    return {ident for ident, module in called if module in modules}
 
 
 def _wait(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -32,16 +32,27 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
         seen.add(id(module))
         found.append(module)
         children = module._modules  # noqa: SLF001
-        if children:
-            pending += [child for child in reversed(children.values()) if child is not None]
+        if not children:
+            continue
+        inner = [child for child in children.values() if child is not None]
+        if not any([child._modules for child in inner]):  # noqa: C419, SLF001 - as in a grown layer
+            ids = set(map(id, inner))
+            if len(ids) == len(inner) and seen.isdisjoint(ids):
+                seen |= ids
+                found += inner
+                continue
+        pending += reversed(inner)
     return found
 
 
-def all_tensors(model: nn.Module) -> list[Tensor]:
-    """All parameters and buffers of a model; a tensor that modules share is there several times."""
+def all_tensors(model: nn.Module, *more: nn.Module) -> list[Tensor]:
+    """All parameters and buffers of models; a tensor that modules share is there several times."""
+    modules = modules_of(model)
+    for other in more:
+        modules += modules_of(other) if other._modules else (other,)  # noqa: SLF001
     return [
         tensor
-        for module in modules_of(model)
+        for module in modules
         for store in (module._parameters, module._buffers)  # noqa: SLF001
         for tensor in (store.values() if store else ())
         if tensor is not None
@@ -50,12 +61,9 @@ def all_tensors(model: nn.Module) -> list[Tensor]:
 
 def all_parameters(model: nn.Module) -> list[nn.Parameter]:
     """All parameters of a model, each once, in the order of torch's, which takes far longer."""
-    found: dict[int, nn.Parameter] = {}
-    for module in modules_of(model):
-        for parameter in module._parameters.values():  # noqa: SLF001
-            if parameter is not None:
-                found.setdefault(id(parameter), parameter)
-    return list(found.values())
+    stores = [module._parameters for module in modules_of(model)]  # noqa: SLF001
+    found = [own for store in stores if store for own in store.values() if own is not None]
+    return list(dict(zip(map(id, found), found, strict=True)).values())
 
 
 def holders_in(model: nn.Module) -> Holders:

@@ -178,6 +178,8 @@ def _unshared(value: Any, known: dict[int, tuple[Any, Any]], types: Container[ty
     if kind is torch.Tensor:
         copy: Any = value.detach().clone()
     elif kind is tuple:
+        if not any([type(item) in types for item in value]):  # noqa: C419 - faster
+            return value
         items = [_unshared(i, known, types) if type(i) in types else i for i in value]
         changed = any(new is not old for new, old in zip(items, value, strict=True))
         copy = tuple(items) if changed else value

@@ -58,7 +58,7 @@ def plain_type(layer: type[nn.Module]) -> type[nn.Module]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP has sharded a part of a model."""
-    return any(map(is_managed, modules_of(model)))
+    return any([_MANAGED in module.__dict__ for module in modules_of(model)])  # noqa: C419 - faster
 
 
 def refuse_wrapped(model: nn.Module, what: str, *, mirrored: bool = True) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -53,18 +53,20 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
         former = tuple((t, t.detach().clone()) for t in _changeable(prepared))
         undo.on_failure(partial(put_values_, former))
         layers = {name: replace(layer, writable=True) for name, layer in layers.items()}
-        versions = [_version(tensor) for tensor, _ in former]
-    existing = list(_existing(prepared))
-    before = [_version(tensor) for tensor in existing]
+        versions = _versions([tensor for tensor, _ in former])
+    existing = _existing(prepared)
+    before = _versions(existing)
     with torch.inference_mode(mode=False), torch.no_grad():
         initializer.apply(replace(prepared, layers=layers))
     if initializer.needs_unfrozen:
-        pairs = zip(former, versions, strict=True)
-        prepared = replace(prepared, former=tuple(f for f, v in pairs if _version(f[0]) != v))
+        now = _versions([tensor for tensor, _ in former])
+        pairs = zip(former, versions, now, strict=True)
+        prepared = replace(prepared, former=tuple(f for f, old, new in pairs if old != new))
         return _with_losses(initializer, prepared)
-    seen = zip(existing, before, strict=True)
-    written = {id(tensor) for tensor, version in seen if _version(tensor) != version}
-    if written:
+    after = _versions(existing)
+    if after != before:
+        seen = zip(existing, before, after, strict=True)
+        written = {id(tensor) for tensor, first, last in seen if first != last}
         blocks = (
             (f"{path}.{index}", block)
             for path, layer in prepared.layers.items()
@@ -135,11 +137,10 @@ def refuse_unfit(
             )
 
 
-def _existing(prepared: PreparedEdit) -> Iterator[Tensor]:
+def _existing(prepared: PreparedEdit) -> list[Tensor]:
     """The tensors that the layers of an edit have without it."""
-    for layer in prepared.layers.values():
-        for block in layer.existing:
-            yield from all_tensors(block)
+    layers = prepared.layers.values()
+    return [tensor for layer in layers for tensor in all_tensors(*layer.existing)]
 
 
 def _changeable(prepared: PreparedEdit) -> Iterator[Tensor]:
@@ -149,9 +150,12 @@ def _changeable(prepared: PreparedEdit) -> Iterator[Tensor]:
     yield from {id(tensor): tensor for tensor in tensors}.values()
 
 
-def _version(tensor: Tensor) -> int:
-    """A number that grows whenever a tensor is written to; a tensor of inference mode has none."""
-    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    """Numbers that grow whenever a tensor is written to; a tensor of inference mode has none."""
+    try:
+        return [tensor._version for tensor in tensors]  # noqa: SLF001
+    except RuntimeError:
+        return [0 if each.is_inference() else each._version for each in tensors]  # noqa: SLF001
 
 
 def quiet_added_(prepared: PreparedEdit, undo: Undo) -> None:

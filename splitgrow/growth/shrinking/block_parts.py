@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from splitgrow.analysis.units import along_tensors
 from splitgrow.growth.planned_blocks import BlockSizes, build_block
+from splitgrow.layers.block_roles import Block
 from splitgrow.layers.channel_layout import Layout
-from splitgrow.layers.composition import Block, Composition
+from splitgrow.layers.composition import Composition
 from splitgrow.layers.module_state import is_plain
 from splitgrow.layers.types import layer_type_of
 from splitgrow.layers.weight_views import is_dense, memory_format_of

@@ -24,8 +24,9 @@ from splitgrow.growth.shrinking.block_parts import (
     part_at,
 )
 from splitgrow.growth.shrinking.computed_parts import computed_parts
+from splitgrow.layers.block_roles import Block
 from splitgrow.layers.channel_layout import Layout
-from splitgrow.layers.composition import Block, Composition
+from splitgrow.layers.composition import Composition
 from splitgrow.layers.plain_again import has_holders
 from splitgrow.layers.split_layer import SplitLayer
 from splitgrow.layers.tensor_holder import layer_at, replace_tensor_, split_of

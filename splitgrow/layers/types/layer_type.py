@@ -165,6 +165,15 @@ class Merging:
         tensor: Tensor | None = getattr(block, name) if own is None else own
         return tensor
 
+    def values(self, blocks: Sequence[Stock], name: str) -> list[Tensor | None]:
+        """One of the tensors of each block as the plain layer has it."""
+        if torch.compiler.is_compiling() or type(self).value is not Merging.value:
+            return [self.value(block, name) for block in blocks]
+        stores = [block._parameters for block in blocks]  # noqa: SLF001
+        if all([name in store for store in stores]):  # noqa: C419 - faster
+            return [store[name] for store in stores]
+        return [self.value(block, name) for block in blocks]
+
     def carry(self, joined: Iterable[Joined]) -> Carry:
         """The factors for what a block has, once other channels have joined."""
         return Carry.over(joined, self.correction)
