@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from splitgrow.layers.blockwise import BlockStep, Blockwise, run_apart
+from splitgrow.layers.compiled_code import derives_once
 from splitgrow.layers.composition import Composition, JoinStep, joined_parts
 from splitgrow.layers.hooks import has_run_hooks
 from splitgrow.layers.kernels import Kernel
@@ -94,7 +95,8 @@ class Compiled:
             bias = joined_parts(biases, form.bias)
         x = kernel.prepared(x)
         trained = None
-        if torch.is_grad_enabled() and not _is_transformed() and not weight.is_complex():
+        whole = _is_transformed() or weight.is_complex() or not derives_once()
+        if torch.is_grad_enabled() and not whole:
             flags = []
             for each in weights:
                 flags.append(each.requires_grad)
