@@ -46,7 +46,7 @@ class GrowingBase(HandleBase):
 
         def grow(undo: Undo, model: nn.Module, history: History) -> T:
             before, since = all_parameters(model), len(history.edits)
-            paths = ParameterPaths.now(model) if optimizers else None
+            paths = ParameterPaths.now(model, optimizers) if optimizers else None
             made = work(undo, model, history, *args, optimizer=optimizers, **kwargs)
             if paths is not None:
                 arrange_(optimizers, paths, model, undo)

@@ -75,7 +75,7 @@ def watch_new_(
         gone: The parameters that it had before, and no longer has.
         loaded: Whether a state_dict or a file brought them.
     """
-    trained = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
+    trained = set(map(id, [p for each in optimizers for p in parameters_of(each)]))
     gained = list(new)
     missing = [p for p in gained if id(p) not in trained]
     if not any(p.requires_grad for p in missing) and not (loaded and gained):

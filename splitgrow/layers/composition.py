@@ -228,7 +228,7 @@ class Composition:
     def parts(self, name: str) -> list[tuple[int, Tensor]]:
         """The blocks that have a part of one of the plain layer's tensors, and their parts."""
         if not torch.compiler.is_compiling() and self.merging.reads_stores:
-            stores = [module._parameters for module in self.modules]  # noqa: SLF001
+            stores: list[Any] = [module._parameters for module in self.modules]  # noqa: SLF001
             if all([name in store for store in stores]):  # noqa: C419 - faster
                 values = [(n, store[name]) for n, store in enumerate(stores)]
                 return [part for part in values if part[1] is not None]
