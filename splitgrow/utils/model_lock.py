@@ -133,7 +133,7 @@ def lock_(model: nn.Module, model_lock: ModelLock, what: str, undo: Undo) -> Non
     vars(model)[_ATTRIBUTE] = model_lock
     model.__class__ = _closed(model_lock.open_class)
     patience = time.monotonic() + PATIENCE
-    while running := _running(model) - {get_ident()}:
+    while running := [ident for ident in _running(model) if ident != get_ident()]:
         if time.monotonic() > patience:
             names = [thread.name for thread in threading.enumerate() if thread.ident in running]
             raise SplitGrowError(
