@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -145,7 +145,8 @@ def carry_out_(
     prepared = initialise_(options.initializer, prepared, undo)
     edit = replace(edit, loss=prepared.losses)
     layers = prepared.layers.values()
-    trained = {id(p) for each in optimizer for group in each.param_groups for p in group["params"]}
+    groups = [group["params"] for each in optimizer for group in each.param_groups]
+    trained = {key for params in groups for key in map(id, params)}
     added = new_block_parameters(layers) if optimizer else ()
     new = [p for p in added if not _is_left_out(p, trained)]
     joining = plan_joining(optimizer, new, edit.generation, options.rates)
@@ -185,8 +186,16 @@ def new_block_parameters(prepared: Iterable[PreparedLayer]) -> Iterator[NewParam
                 if parameter in seen:  # of a layer that shares it
                     continue
                 seen.add(parameter)
-                known = tuple(p for each in item.existing for p in own_tensors(each, name))
+                known = (*_like(item.existing, name),)
                 yield NewParameter(f"{item.change.path}.{index}.{name}", parameter, known)
+
+
+def _like(blocks: Sequence[nn.Module], name: str) -> list[nn.Parameter]:
+    """The parameters that blocks have of that name, or those that make theirs."""
+    stores = [block._parameters for block in blocks]  # noqa: SLF001
+    if all([name in store for store in stores]):  # noqa: C419 - faster
+        return [p for p in [store[name] for store in stores] if p is not None]
+    return [p for block in blocks for p in own_tensors(block, name)]
 
 
 def _is_left_out(new: NewParameter, trained: Set[int]) -> bool:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -13,8 +12,7 @@ from splitgrow.growth.rates import AS_THE_GROUP, RATES, Rates, rates_as_data, ra
 from splitgrow.utils.rollback import Undo
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A parameter of a group.
 
     Attributes:
@@ -36,7 +34,8 @@ def members_of(group: dict[str, Any]) -> list[Member]:
     """
     params = group["params"]
     names = group.get("param_names", [""] * len(params))
-    return [Member(*member) for member in zip(params, names, rates_in(group), strict=True)]
+    members = zip(params, names, rates_in(group), strict=True)
+    return [Member(parameter, name, rates) for parameter, name, rates in members]
 
 
 def set_members_(group: dict[str, Any], members: Iterable[Member], undo: Undo) -> None:

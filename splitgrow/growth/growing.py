@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -46,7 +46,7 @@ class GrowingBase(HandleBase):
 
         def grow(undo: Undo, model: nn.Module, history: History) -> T:
             before, since = all_parameters(model), len(history.edits)
-            paths = ParameterPaths.now(model) if optimizers else None
+            paths = ParameterPaths.now(model, optimizers) if optimizers else None
             made = work(undo, model, history, *args, optimizer=optimizers, **kwargs)
             if paths is not None:
                 arrange_(optimizers, paths, model, undo)
@@ -63,7 +63,7 @@ def tell_(
     optimizers: Iterable[Optimizer],
     undo: Undo,
     *,
-    before: Iterable[nn.Parameter],
+    before: Collection[nn.Parameter],
     loaded: bool = False,
 ) -> None:
     """Has averages grow along with a model, and warns, now or later, of those left behind.
@@ -79,8 +79,11 @@ def tell_(
             these are looked at when an optimizer steps.
     """
     follow_rates_()
-    new = added_since(model, history_of(model), since)
-    watch_new_(model, what, new, optimizers, undo, before=before, loaded=loaded)
+    now = all_parameters(model)
+    new = added_since(model, history_of(model), since, now)
+    there = set(map(id, now))
+    gone = [p for p, key in zip(before, map(id, before), strict=True) if key not in there]
+    watch_new_(model, what, new, optimizers, undo, gone=gone, loaded=loaded)
     follow_growth_(model, undo)
     if not loaded:
         warn_of_copies_behind(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -24,9 +24,9 @@ from splitgrow.layers.tensor_holder import blocks_path, layer_at
 from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.utils.assigned_modules import Paths, changes_between, paths_in
 from splitgrow.utils.example_call import ExampleCall
-from splitgrow.utils.inert_children import without_inert
+from splitgrow.utils.inert_children import outer_modules
 from splitgrow.utils.model_lock import ModelLock
-from splitgrow.utils.module_slots import all_parameters, all_tensors
+from splitgrow.utils.module_slots import all_tensors
 from splitgrow.utils.rollback import Undo
 
 
@@ -191,7 +191,7 @@ def edits_of_tensors(model: nn.Module, edits: Iterable[Edit], since: int = 0) ->
     """
     found: dict[int, int] = {}
     # A layer within an insertion comes after it, with its blocks.
-    for module in without_inert(model)[0]:
+    for module in outer_modules(model):
         if isinstance(module, InsertionWrapper):
             for item in module.inserted:
                 if item.edit > since:
@@ -219,10 +219,18 @@ def _plain_tensors(modules: Mapping[str, nn.Module], name: str) -> Iterator[Tens
         yield tensor
 
 
-def added_since(model: nn.Module, history: History, edit: int) -> list[nn.Parameter]:
+def added_since(
+    model: nn.Module, history: History, edit: int, now: Sequence[nn.Parameter]
+) -> list[nn.Parameter]:
     """The parameters that the edits after one have made, in the model's order.
 
     A layer that lost channels has others, too.
+
+    Args:
+        model: The model.
+        history: Its history.
+        edit: The number of the edit.
+        now: All of its parameters.
     """
     added = edits_of_tensors(model, history.edits, edit)
     shrunk = [item for each in history.edits[edit:] for item in each.removed]
@@ -230,8 +238,7 @@ def added_since(model: nn.Module, history: History, edit: int) -> list[nn.Parame
     for name, parameter in model.named_parameters(remove_duplicate=False) if paths else ():
         if name in paths or any(name.startswith(f"{path}.") for path in paths):
             added[id(parameter)] = len(history.edits)
-    every = all_parameters(model)
-    found = [(p, key) for p, key in zip(every, map(id, every), strict=True) if key in added]
+    found = [(p, key) for p, key in zip(now, map(id, now), strict=True) if key in added]
     return [p for p, key in found if added[key] > edit]
 
 

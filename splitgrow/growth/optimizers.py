@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from splitgrow.growth.group_members import Member, members_of, set_members_
 from splitgrow.growth.optimizer_fitting import named_by_all_paths
 from splitgrow.growth.rate_groups import whole_
 from splitgrow.growth.rates import AS_THE_GROUP, WITHOUT_OPTIMIZER, Rates, check_rated
+from splitgrow.utils.module_slots import all_parameters
 from splitgrow.utils.rollback import Undo
 
 
@@ -159,8 +160,9 @@ def plan_joining(
     places: dict[int, list[tuple[Optimizer, dict[str, Any]]]] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                places.setdefault(id(parameter), []).append((optimizer, group))
+            one = [(optimizer, group)]
+            keys = map(id, group["params"])
+            places.update({key: places[key] + one if key in places else one for key in keys})
     joining: list[Joining] = []
     homeless: list[str] = []
     for item in new:
@@ -244,7 +246,7 @@ class ParameterPaths:
     """The parameters of a model, each with its path, at one time.
 
     Attributes:
-        of: The path of each parameter, by its id.
+        of: The path of each parameter, by its id; empty if no optimizer has names.
         known: All paths of each, also those from before its layer grew.
         kept: The parameters themselves, so that no other object gets one of these ids.
     """
@@ -254,8 +256,11 @@ class ParameterPaths:
     kept: tuple[nn.Parameter, ...]
 
     @classmethod
-    def now(cls, model: nn.Module) -> ParameterPaths:
-        """Those of a model as it is now, in the model's order."""
+    def now(cls, model: nn.Module, optimizers: Iterable[Optimizer]) -> ParameterPaths:
+        """Those of a model as it is now, in the model's order, for optimizers that it tells."""
+        if not any("param_names" in group for each in optimizers for group in each.param_groups):
+            kept = (*all_parameters(model),)
+            return cls(dict.fromkeys(map(id, kept), ""), {}, kept)
         named = list(model.named_parameters())
         known: dict[int, list[str]] = {}
         for path, parameter in named_by_all_paths(model).items():
@@ -279,7 +284,8 @@ def arrange_(
         model: The model with the new ones.
         undo: Takes it back.
     """
-    now = ParameterPaths.now(model)
+    optimizers = list(optimizers)
+    now = ParameterPaths.now(model, optimizers)
     order = {key: index for index, key in enumerate(now.of)}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -305,7 +311,7 @@ def _renamed(
         key = id(member.parameter)
         known = key in now.of and (key in prefixes or key not in before.of)
         name = prefixes.get(key, usual) + now.of[key] if known else member.name
-        found.append(replace(member, name=name))
+        found.append(member._replace(name=name))
     return found
 
 
@@ -313,15 +319,16 @@ def _in_order(
     members: Iterable[Member], before: ParameterPaths, order: Mapping[int, int]
 ) -> list[Member]:
     """Parameters with each new one behind those of its group that precede it in the model."""
-    keyed = [(id(member.parameter), member) for member in members]
+    listed_ = list(members)
+    keyed = list(zip(map(id, [member.parameter for member in listed_]), listed_, strict=True))
     new = [entry for entry in keyed if entry[0] in order and entry[0] not in before.of]
     arrived = {key for key, _ in new}
     found = [entry for entry in keyed if entry[0] not in arrived]
     for entry in sorted(new, key=lambda entry: order[entry[0]]):
         own = order[entry[0]]
         places = [(order[key], index) for index, (key, _) in enumerate(found) if key in order]
-        earlier = max((place for place in places if place[0] < own), default=None)
-        later = min((place for place in places if place[0] > own), default=None)
+        earlier = max([place for place in places if place[0] < own], default=None)
+        later = min([place for place in places if place[0] > own], default=None)
         if earlier is not None:
             found.insert(earlier[1] + 1, entry)
         else:

@@ -69,7 +69,8 @@ class Rates:
         for one in scheduler if several else (scheduler,):  # type: ignore[attr-defined]
             if one is not None and not callable(getattr(one, "step", None)):
                 raise TypeError(f"scheduler must be a learning rate scheduler, got {one!r}")
-        return cls(float(lr_scale), warmup)
+        made = cls(float(lr_scale), warmup)
+        return AS_THE_GROUP if made == AS_THE_GROUP else made
 
 
 AS_THE_GROUP = Rates()
@@ -112,6 +113,8 @@ def _rates_from(data: Any) -> Rates:
 
 def rates_as_data(rates: list[Rates]) -> list[dict[str, float] | None] | None:
     """The rates of a group's parameters as plain data; None if all have the group's."""
+    if all([item is AS_THE_GROUP for item in rates]):  # noqa: C419 - as most are
+        return None
     known: dict[Rates, dict[str, float] | None] = {
         item: asdict(item) if item.own else None for item in rates
     }

@@ -25,7 +25,6 @@ from splitgrow.errors import SplitGrowWarning
 from splitgrow.growth.averages import warn_of_copies_behind
 from splitgrow.growth.optimizer_fitting import check_shapes, parameters_of
 from splitgrow.growth.optimizers import in_optimizers
-from splitgrow.utils.module_slots import all_parameters
 from splitgrow.utils.rollback import Undo
 from splitgrow.utils.source_lines import levels_to_caller
 
@@ -62,7 +61,7 @@ def watch_new_(
     optimizers: Iterable[Optimizer],
     undo: Undo,
     *,
-    before: Iterable[nn.Parameter] = (),
+    gone: Iterable[nn.Parameter] = (),
     loaded: bool = False,
 ) -> None:
     """Watches whether the parameters that a model has gained will be trained.
@@ -73,22 +72,20 @@ def watch_new_(
         new: The parameters.
         optimizers: The optimizers that were told of them.
         undo: Ends the watch.
-        before: The parameters that it had before.
+        gone: The parameters that it had before, and no longer has.
         loaded: Whether a state_dict or a file brought them.
     """
-    trained = {id(p) for optimizer in optimizers for p in parameters_of(optimizer)}
+    trained = set(map(id, [p for each in optimizers for p in parameters_of(each)]))
     gained = list(new)
     missing = [p for p in gained if id(p) not in trained]
     if not any(p.requires_grad for p in missing) and not (loaded and gained):
         return
     watch = _watched.get(model)
     undo.on_failure(partial(_set, model, watch))
-    last, there = watch or _Watch(what, ()), set(map(id, all_parameters(model)))
+    last = watch or _Watch(what, ())
     refs = (*last.new, *(ref(p) for p in missing))
-    had = list(before)
-    left = [p for p, key in zip(had, map(id, had), strict=True) if key not in there]
-    gone = (*last.gone, *map(ref, left))
-    _set(model, _Watch(what, refs, gone, loaded or last.loaded))
+    gone_refs = (*last.gone, *map(ref, gone))
+    _set(model, _Watch(what, refs, gone_refs, loaded or last.loaded))
 
 
 def _set(model: nn.Module, watch: _Watch | None) -> None:

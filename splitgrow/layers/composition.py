@@ -194,18 +194,23 @@ class Composition:
     def _known_lengths(self) -> dict[str, dict[int, list[int]]]:
         return {}
 
-    def learn_(self, before: Composition) -> None:
-        """Takes over all that is known of its first blocks from the composition of these alone."""
+    def learn_(self, before: Composition) -> bool:
+        """Takes over all that is known of its first blocks from the composition of these alone.
+
+        Returns:
+            Whether it has those blocks, and its other channels are behind theirs.
+        """
         count = len(before.modules)
         same = self.modules[:count] == before.modules and self.blocks[:count] == before.blocks
         if not same or self.layer_type is not before.layer_type:
-            return
+            return False
         for layout, old in ((self.ins, before.ins), (self.outs, before.outs)):
             if layout.segments[: len(old.segments)] != old.segments:
-                return
+                return False
         for name, lengths in before._known_lengths.items():
             more = self._measured(name, count)
             self._known_lengths[name] = {dim: own + more[dim] for dim, own in lengths.items()}
+        return True
 
     def scattered(self, index: int, name: str) -> bool:
         """Whether a block's tensor lies in several pieces in the plain layer's."""
@@ -222,8 +227,13 @@ class Composition:
 
     def parts(self, name: str) -> list[tuple[int, Tensor]]:
         """The blocks that have a part of one of the plain layer's tensors, and their parts."""
-        values = self.merging.values(self.modules, name)
-        return [(index, value) for index, value in enumerate(values) if value is not None]
+        if not torch.compiler.is_compiling() and self.merging.reads_stores:
+            stores: list[Any] = [module._parameters for module in self.modules]  # noqa: SLF001
+            if all([name in store for store in stores]):  # noqa: C419 - faster
+                values = [(n, store[name]) for n, store in enumerate(stores)]
+                return [part for part in values if part[1] is not None]
+        found = ((n, self.merging.value(module, name)) for n, module in enumerate(self.modules))
+        return [(index, value) for index, value in found if value is not None]
 
     def value(self, name: str) -> Tensor | None:
         """One of the tensors of the plain layer that equals this one, as a separate tensor.

@@ -251,14 +251,16 @@ class Runner:
         return self._rows(x) < rows_worth_copying(self.composition, copied)
 
 
-_hooks_of = attrgetter(
-    "_forward_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_pre_hooks"
-)
+_forward_hooks_of = attrgetter("_forward_hooks", "_forward_pre_hooks")
+_backward_hooks_of = attrgetter("_backward_hooks", "_backward_pre_hooks")
 
 
 def any_hooked(modules: Sequence[nn.Module]) -> bool:
-    """Whether one of some blocks has hooks of its own."""
-    some = torch.compiler.is_compiling() or any(map(any, map(_hooks_of, modules)))
+    """Whether one of some blocks has hooks that would run if it is called itself."""
+    if torch.compiler.is_compiling():
+        return any(map(is_hooked, modules))
+    stores = (_forward_hooks_of, _backward_hooks_of)[: 1 + torch.is_grad_enabled()]
+    some = any([any(map(any, map(hooks_of, modules))) for hooks_of in stores])  # noqa: C419
     return some and any(map(is_hooked, modules))
 
 

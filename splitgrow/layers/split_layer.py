@@ -20,7 +20,7 @@ from splitgrow.layers.dispatch import LayerRun, Runner
 from splitgrow.layers.live_tensor import LiveTensor
 from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.layers.weight_views import make_dense_
-from splitgrow.utils.inert_children import Inert, inert_among
+from splitgrow.utils.inert_children import Inert
 from splitgrow.utils.wrappers import is_managed, several_processes
 
 __all__ = ["Block", "BlockKind", "SplitLayer", "stock"]
@@ -85,13 +85,15 @@ class SplitLayer(nn.ModuleList):
         """Replaces all modules but the original, their roles, and the layouts of the channels."""
         kept = {"0": self.original}
         kept.update(zip(map(str, range(1, len(modules))), modules[1:], strict=True))
-        composition = Composition(tuple(kept.values()), tuple(blocks), ins, outs)
-        if self._runner is not None and self._runner.view is None:
-            composition.learn_(self._runner.composition)
+        composition, own = Composition(tuple(kept.values()), tuple(blocks), ins, outs), None
+        before = self._runner
+        known = before is not None and before.view is None
+        if before is not None and known and composition.learn_(before.composition):
+            own = before.own.learn_(modules[len(before.modules) :])
         # A layer without values does not run yet; preparing it takes time in proportion to its
         # blocks, which is too long for each of the many edits of a journal.
         empty = any(tensor.is_meta for tensor in modules[-1].parameters())
-        runner = None if empty else Runner(composition, None)
+        runner = None if empty else Runner(composition, None, own)
         # In one step, so that an interruption finds all of it or the old. The runner is made here,
         # since torch's compiler could not follow that in `forward`.
         self.__dict__.update(
@@ -127,15 +129,15 @@ class SplitLayer(nn.ModuleList):
         return self.composition(self.view)
 
     def inert_children(self) -> Inert | None:
-        """The blocks that growth added, if a run of the model changes nothing in them."""
+        """The blocks that growth added, if they are such that a run changes nothing in them."""
         known, runner = self.layer_type, self._runner
         kind = known.merging.block or type(self.original)
         if runner is None or known.kernel(self.original) is None or len(self) == 1:
             return None
-        if not kind.__module__.startswith("torch.nn.modules."):
-            return None
         first, *added = self._modules.values()
-        return inert_among(first, added, kind, frozenset(vars(runner.composition.template)))
+        if not kind.__module__.startswith("torch.nn.modules.") or {*map(type, added)} != {kind}:
+            return None
+        return Inert(first, added, frozenset(vars(runner.composition.template)))
 
     def sizes(self, view: int | None = None) -> tuple[int, int]:
         """The numbers of input and output channels, now or after an edit."""

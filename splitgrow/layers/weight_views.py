@@ -158,22 +158,25 @@ class Own:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        owners: list[tuple[nn.Module, Any]]
-        owners = [(module, module._parameters) for module in modules]  # noqa: SLF001
-        owners += [(module, module._buffers) for module, _ in owners if module._buffers]  # noqa: SLF001
-        self._known = {
-            (module, name): ref(tensor)
-            for module, owner in owners
-            for name, tensor in owner.items()
-            if tensor is not None
-        }
+        self._known: dict[tuple[int, str], ref[Tensor]] = {}
+        self.learn_(modules)
+
+    def learn_(self, modules: Iterable[nn.Module]) -> Own:
+        """Learns those of further modules; of one that is gone, its like may have the id."""
+        for module in modules:
+            for owner in (module._parameters, module._buffers):  # noqa: SLF001
+                for name, tensor in owner.items() if owner else ():
+                    if tensor is not None:
+                        self._known[id(module), name] = ref(tensor)
+        return self
 
     def has(self, part: WeightPart) -> bool:
         """Whether the present tensor is the block's own."""
         tensor = part.tensor
-        known = self._known.get((part.module, part.name))
+        key = id(part.module), part.name
+        known = self._known.get(key)
         if known is None or known() is None:  # its own was replaced for good
-            known = self._known[part.module, part.name] = ref(tensor)
+            known = self._known[key] = ref(tensor)
         return known() is tensor
 
 

@@ -136,7 +136,7 @@ class Progressive(Unscriptable, nn.Module, ABC):
         def grow(undo: Undo) -> list[nn.Parameter]:
             keep_surroundings_(self, undo)
             coming = [half.upcoming() for half in halves]
-            before = ParameterPaths.now(self)
+            before = ParameterPaths.now(self, optimizers)
             paths = {module: name for name, module in self.named_modules()}
             new = [item for each in coming for item in each.parameters(paths[each.half])]
             new = [item for item in new if id(item.parameter) not in before.of]  # stages may share

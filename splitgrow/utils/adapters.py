@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from splitgrow.errors import UnsupportedModelError
-from splitgrow.utils.module_slots import modules_of
+from splitgrow.utils.inert_children import outer_modules
 
 _TYPES = frozenset(
     (
@@ -56,7 +56,7 @@ def refuse_adapters(model: nn.Module, what: str) -> None:
     Raises:
         UnsupportedModelError: If there are some.
     """
-    if not any(_is_known(kind) or _merges(kind) for kind in set(map(type, modules_of(model)))):
+    if not any(_is_known(kind) or _merges(kind) for kind in set(map(type, outer_modules(model)))):
         return
     for path, module in model.named_modules():
         if is_adapter(module):

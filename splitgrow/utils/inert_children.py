@@ -17,15 +17,7 @@ from torch import nn
 
 from splitgrow.utils.rollback import Undo
 
-_HELD = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_buffers",
-    "_modules",
-)
-_held = attrgetter(*_HELD)
+_hooks_of = attrgetter("_forward_hooks", "_forward_pre_hooks")
 _NAME = "inert_children"
 """The method by which a module says which of its children are inert."""
 
@@ -35,7 +27,7 @@ class Inert(NamedTuple):
 
     Attributes:
         like: A child beside them that is not inert: attributes that are set on all are set on it.
-        children: The inert ones, which have no hooks, buffers or children.
+        children: The inert ones, which have no hooks that run forward.
         names: The names of their attributes.
     """
 
@@ -43,32 +35,28 @@ class Inert(NamedTuple):
     children: list[nn.Module]
     names: frozenset[str]
 
+    def show(self) -> bool:
+        """Whether they have anything that inert ones lack."""
+        sizes = {*map(len, map(vars, self.children))}
+        return sizes != {len(self.names)} or any(map(any, map(_hooks_of, self.children)))
 
-def inert_among(
-    like: nn.Module, children: list[nn.Module], kind: type[nn.Module], names: frozenset[str]
-) -> Inert | None:
-    """Some children of a module as inert ones; None if one of them shows that it is none.
 
-    Args:
-        like: As of `Inert`.
-        children: The children.
-        kind: The type that they must have.
-        names: As of `Inert`.
+def outer_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model but for the added blocks of layers that a kernel runs.
+
+    Nothing but tensors is in these, and they are stock layers without children.
     """
-    if not children or set(map(type, children)) != {kind} or _show(children, len(names)):
-        return None
-    return Inert(like, children, names)
-
-
-def _show(children: list[nn.Module], attributes: int) -> bool:
-    """Whether children have anything that inert ones lack."""
-    return {*map(len, map(vars, children))} != {attributes} or any(map(any, map(_held, children)))
+    return _walked(model, [], look=False)
 
 
 def without_inert(model: nn.Module) -> tuple[list[nn.Module], list[Inert]]:
     """The modules of a model but for inert ones, in the model's order; and the inert ones."""
-    found, seen, pending = list[nn.Module](), set[int](), [model]
     apart: list[Inert] = []
+    return _walked(model, apart, look=True), apart
+
+
+def _walked(model: nn.Module, apart: list[Inert], *, look: bool) -> list[nn.Module]:
+    found, seen, pending = list[nn.Module](), set[int](), [model]
     while pending:
         module = pending.pop()
         if id(module) in seen:
@@ -78,11 +66,11 @@ def without_inert(model: nn.Module) -> tuple[list[nn.Module], list[Inert]]:
         children: Any = module._modules.values()  # noqa: SLF001
         tell = getattr(type(module), _NAME, None) if children else None
         inert = tell(module) if tell is not None else None
-        if inert is not None:
+        if inert is not None and not (look and inert.show()):
             apart.append(inert)
             children = [inert.like]
         pending += [child for child in reversed(children) if child is not None]
-    return found, apart
+    return found
 
 
 def keep_inert_(inert: Iterable[Inert], undo: Undo) -> None:
@@ -100,7 +88,7 @@ def _put_back(kept: Iterable[tuple[Inert, dict[str, Any], list[bool]]]) -> None:
         if [child.training for child in children] != training:
             for child, trains in zip(children, training, strict=True):
                 child.__dict__["training"] = trains
-        if _show(children, len(inert.names)):
+        if inert.show():
             _clear(inert)
         now = vars(inert.like)
         for name, value in before.items():
@@ -111,8 +99,9 @@ def _put_back(kept: Iterable[tuple[Inert, dict[str, Any], list[bool]]]) -> None:
 def _clear(inert: Inert) -> None:
     """Takes away all that inert children have no more of than hooks and attributes."""
     for child in inert.children:
-        for store in _held(child):
-            store.clear()
+        for name, value in vars(child).items():
+            if "hooks" in name and value:
+                value.clear()
         for name in vars(child).keys() - inert.names:
             del child.__dict__[name]
 

@@ -19,7 +19,7 @@ from typing import Any, Concatenate
 from torch import nn
 
 from splitgrow.errors import SplitGrowError, UnsupportedModelError
-from splitgrow.utils.inert_children import without_inert
+from splitgrow.utils.inert_children import outer_modules
 from splitgrow.utils.module_slots import modules_of
 from splitgrow.utils.preserve import keep_modes_, keep_random_states_
 from splitgrow.utils.rollback import P, T, Undo, temporarily
@@ -103,7 +103,7 @@ def change_alone(
         keep_modes_(undo)
         lock_(model, model_lock, what, undo)
         since = undo.depth
-        keep_random_states_(without_inert(model)[0], undo)
+        keep_random_states_(outer_modules(model), undo)
         result = work(undo, *args, **kwargs)
         undo.commit(since)
         return result
@@ -133,7 +133,7 @@ def lock_(model: nn.Module, model_lock: ModelLock, what: str, undo: Undo) -> Non
     vars(model)[_ATTRIBUTE] = model_lock
     model.__class__ = _closed(model_lock.open_class)
     patience = time.monotonic() + PATIENCE
-    while running := _running(model) - {get_ident()}:
+    while running := [ident for ident in _running(model) if ident != get_ident()]:
         if time.monotonic() > patience:
             names = [thread.name for thread in threading.enumerate() if thread.ident in running]
             raise SplitGrowError(

@@ -17,7 +17,7 @@ from torch import nn
 
 from splitgrow.errors import UnsupportedModelError
 from splitgrow.utils.holders import holder_of
-from splitgrow.utils.module_slots import modules_of
+from splitgrow.utils.inert_children import outer_modules
 
 _TOLD: ContextVar[bool] = ContextVar("told", default=False)
 _MANAGED = "_is_fsdp_managed_module"
@@ -58,7 +58,7 @@ def plain_type(layer: type[nn.Module]) -> type[nn.Module]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP has sharded a part of a model."""
-    return any([_MANAGED in module.__dict__ for module in modules_of(model)])  # noqa: C419 - faster
+    return any([_MANAGED in module.__dict__ for module in outer_modules(model)])  # noqa: C419 - faster
 
 
 def refuse_wrapped(model: nn.Module, what: str, *, mirrored: bool = True) -> None:

@@ -70,6 +70,28 @@ def test_pieces_put_the_axis_together_from_old_and_new(axis: Any) -> None:
         assert joined == births
 
 
+@st.composite
+def axes_grown_behind(draw: Any) -> Layout:
+    """A layout that has grown at its end only, as most do; some edits add nothing to it."""
+    layout = Layout.original(draw(st.integers(0, 3)))
+    for birth in range(1, 6):
+        count = draw(st.integers(0, 2))
+        layout = layout.inserted([(layout.length, count)] if count else [], birth)
+    return layout
+
+
+@given(grown_axes().map(lambda axis: axis[0]) | axes_grown_behind(), st.integers(0, 7))
+def test_births_are_found_at_once_as_by_reading_every_segment(layout: Layout, birth: int) -> None:
+    pieces = layout.pieces(birth)
+    assert layout.born_in(birth) == layout.spans(lambda other: other == birth)
+    assert layout.born_until(birth) == layout.spans(lambda other: other <= birth)
+    assert layout.turns(birth) == pieces
+    assert layout.is_behind(birth) == ([piece.new for piece in pieces] == [False, True])
+    births = [segment.birth for segment in layout.segments]
+    assert layout.all_behind(births[1:]) == all(map(layout.is_behind, births[1:]))
+    assert not layout.all_behind([9])
+
+
 def test_equal_sections_share_one_layout() -> None:
     layout = Layout.original(4).inserted([(2, 1), (4, 1)], 1)
     assert layout.section(2) == Layout((Segment(0, 2), Segment(1, 1)))

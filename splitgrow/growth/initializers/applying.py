@@ -54,7 +54,7 @@ def initialise_(initializer: Initializer, prepared: PreparedEdit, undo: Undo) ->
         undo.on_failure(partial(put_values_, former))
         layers = {name: replace(layer, writable=True) for name, layer in layers.items()}
         versions = _versions([tensor for tensor, _ in former])
-    existing = _existing(prepared)
+    existing = _existing(prepared) if _may_write(initializer, prepared) else []
     before = _versions(existing)
     with torch.inference_mode(mode=False), torch.no_grad():
         initializer.apply(replace(prepared, layers=layers))
@@ -135,6 +135,12 @@ def refuse_unfit(
                 f"{initializer.divides}, and {' and '.join(map(repr, names[:5]))} would gain "
                 f"{units}"
             )
+
+
+def _may_write(initializer: Initializer, prepared: PreparedEdit) -> bool:
+    """Whether an initializer runs code of the user's, which may write to existing values."""
+    own = type(initializer).__module__.startswith(f"{__name__.partition('.')[0]}.")
+    return prepared.loss is not None or not own
 
 
 def _existing(prepared: PreparedEdit) -> list[Tensor]:

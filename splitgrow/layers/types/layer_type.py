@@ -133,6 +133,11 @@ class Merging:
         return False
 
     @property
+    def reads_stores(self) -> bool:
+        """Whether `value` of a parameter is the one that the block's store has."""
+        return type(self).value is Merging.value
+
+    @property
     def joins_new(self) -> bool:
         """Whether the tensors of blocks that growth adds make those of one such block together."""
         return self.side_by_side
@@ -173,15 +178,6 @@ class Merging:
             own = vars(block)["_parameters"].get(name)
         tensor: Tensor | None = getattr(block, name) if own is None else own
         return tensor
-
-    def values(self, blocks: Sequence[Stock], name: str) -> list[Tensor | None]:
-        """One of the tensors of each block as the plain layer has it."""
-        if torch.compiler.is_compiling() or type(self).value is not Merging.value:
-            return [self.value(block, name) for block in blocks]
-        stores = [block._parameters for block in blocks]  # noqa: SLF001
-        if all([name in store for store in stores]):  # noqa: C419 - faster
-            return [store[name] for store in stores]
-        return [self.value(block, name) for block in blocks]
 
     def carry(self, joined: Iterable[Joined]) -> Carry:
         """The factors for what a block has, once other channels have joined."""
