@@ -22,6 +22,7 @@ import splitgrow.grower
 from benchmarks.vision import torchvision
 
 LIBRARIES = {"checkpoints.md", "hugging_face.md", "training.md", "transformers.md"}
+LIBRARIES |= {"tools/accelerate.md", "tools/lightning.md", "tools/timm.md"}
 """Pages whose code needs the packages of benchmarks/requirements.txt."""
 
 
