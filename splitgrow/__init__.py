@@ -153,8 +153,8 @@ __all__ = [
     "unregister_op",
 ]
 
-_ASKED_FOR = ("continual", "distributed", "scores")
-"""Packages that are imported only if they are asked for."""
+_ASKED_FOR = ("continual", "distributed", "scores", "typing")
+"""Packages, and a module, that are imported only if they are asked for."""
 _ALSO_MODULES = ("growable", "handle")
 """The public functions that have the name of a module."""
 

@@ -24,8 +24,9 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-4, momentum=0.5, centered=True),
     "Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-3),
     "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-3),
-    "Adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-3),
 }
+if hasattr(torch.optim, "Adafactor"):  # from torch 2.5 on
+    OPTIMIZERS["Adafactor"] = lambda p: torch.optim.Adafactor(p, lr=1e-3)
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
     "step": lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.7),
     "milestones": lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [1, 3, 4], 0.5),

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import collections.abc
+import contextlib
+import importlib
 import inspect
 import operator
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from typed.first_lines import grow
@@ -15,6 +22,10 @@ from typed.first_lines import grow
 import splitgrow
 import splitgrow.pruning
 from splitgrow.growth.insertion.request import INSERTION_KINDS
+
+if TYPE_CHECKING:
+    from splitgrow.utils.model_lock import ModelLock
+    from splitgrow.utils.rollback import Undo
 
 CALLS = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 FUNCTIONS = ["by_name", "execution", "follow", "fuse", "group_penalty", "growable"]
@@ -164,6 +175,78 @@ def test_a_docstring_names_each_argument(name: str) -> None:
     assert [one for one in arguments if f"{one.lstrip('*')}: " not in told] == []
 
 
+PARTS = ("continual", "distributed", "grower", "progressive", "pruning", "scores", "typing")
+FOREIGN = {"Any", "Literal", "None", "Optimizer", "Path", "Tensor", "Type", "nn", "os", "torch"}
+"""Names of torch and of Python, beside its builtins and the abstract classes of collections."""
+VARIABLES = {"Average", "Made"}
+"""Type variables: they stand for the type of an argument."""
+
+
+def names_in(annotation: object) -> set[str]:
+    """The names that an annotation consists of."""
+    if not isinstance(annotation, str):  # compiled code and data classes of torch have no text
+        return set()
+    nodes = ast.walk(ast.parse(annotation.strip(), mode="eval"))
+    return {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+def annotations_of(call: Any) -> Iterator[object]:
+    """The annotations of a function, or of what makes an object of a class."""
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):
+        return
+    yield from (argument.annotation for argument in signature.parameters.values())
+    yield signature.return_annotation
+
+
+def names_that_nobody_can_import(calls: Iterable[Any]) -> set[str]:
+    """The names in signatures that no public module has."""
+    modules = [importlib.import_module(f"splitgrow.{name}") for name in PARTS]
+    known = {*splitgrow.__all__, *FOREIGN, *VARIABLES, *dir(builtins), *dir(collections.abc)}
+    known.update(dir(contextlib), *(module.__all__ for module in modules))
+    return {
+        name
+        for call in calls
+        for annotation in annotations_of(call)
+        for name in names_in(annotation)
+    } - known
+
+
+def test_each_name_that_a_signature_mentions_can_be_imported() -> None:
+    modules = [importlib.import_module(f"splitgrow.{name}") for name in PARTS if name != "typing"]
+    public = [getattr(module, name) for module in modules for name in module.__all__]
+    public += [getattr(splitgrow, name) for name in splitgrow.__all__]
+    members = [inspect.getattr_static(splitgrow.Handle, name) for name in METHODS]
+    public += [getattr(member, "fget", member) for member in members]
+    public += [splitgrow.Initializer.apply]
+    calls = [each for each in public if callable(each)]
+    assert len(calls) > 150
+    assert names_that_nobody_can_import(calls) == set()
+
+
+def test_control_a_name_that_is_nowhere_public_is_found() -> None:
+    def hidden(one: Undo, several: list[ModelLock | None]) -> None: ...
+
+    assert names_that_nobody_can_import([hidden]) == {"Undo", "ModelLock"}
+
+
+def test_no_signature_leaves_arguments_open() -> None:
+    """But for those that another call takes: ``**options``, and keys of registries."""
+    parts = (splitgrow.distributed, splitgrow.scores, splitgrow.pruning, splitgrow.continual)
+    calls = [getattr(part, name) for part in parts for name in part.__all__]
+    calls += [getattr(splitgrow, name) for name in splitgrow.__all__]
+    calls += [getattr(splitgrow.Handle, name) for name in METHODS]
+    open_ones = {
+        call.__name__
+        for call in calls
+        if inspect.isfunction(call) or (inspect.isclass(call) and "__init__" in vars(call))
+        for argument in inspect.signature(call).parameters.values()
+        if argument.kind is argument.VAR_POSITIONAL or argument.annotation in {"object", object}
+    }
+    assert open_ones == {"register_op", "unregister_op"}
+
+
 def test_every_error_is_a_split_grow_error() -> None:
     errors = [getattr(splitgrow, name) for name in splitgrow.__all__ if name.endswith("Error")]
     assert errors
@@ -200,7 +283,9 @@ def test_a_function_that_has_the_name_of_a_module_stays_the_function() -> None:
 
 
 def test_names_that_do_not_exist_are_refused_and_the_others_are_listed() -> None:
-    assert set(splitgrow.__all__) | {"continual", "distributed", "scores"} <= set(dir(splitgrow))
+    assert set(splitgrow.__all__) | {"continual", "distributed", "scores", "typing"} <= set(
+        dir(splitgrow)
+    )
     with pytest.raises(AttributeError, match="no attribute 'growabel'"):
         _ = splitgrow.growabel
 

@@ -234,12 +234,12 @@ def _compare_fused(subject: Subject, prepared: Prepared, found: Findings, now: A
         try:
             fused: Any = splitgrow.fuse(prepared.model, check=False)
         except TraceError as error:
-            found.fuse = f"merge only: {tidy(str(error))}"
+            found.fuse = f"no graph: {tidy(str(error))}"
             return
     found.fuse = "ok"
     if not isinstance(fused, fx.GraphModule):
         said = [str(w.message) for w in caught]
-        found.fuse = f"merge only: {tidy(said[-1]) if said else 'no graph'}"
+        found.fuse = f"no graph: {tidy(said[-1]) if said else 'unknown'}"
     answer = ask(fused, prepared.inputs, detects=subject.detects)
     if subject.detects and not answer.fixed:  # a fused model has no backbone to call
         now = Answer([], now.found)

@@ -50,7 +50,7 @@ class Findings:
         fixed: How many layers are fixed for each reason.
         laws: What was measured; see `verdict`.
         tolerance: The difference that counts as rounding.
-        fuse: "ok", or why the model can only be merged.
+        fuse: "ok", or why torch.fx makes no graph of it.
         seconds: How long each step took.
         notes: What else there is to know.
         roles: For each role of its layers whether it grows; see `roles.Role`.

@@ -14,7 +14,6 @@ from benchmarks.coverage.summary import (
     by_reason,
     families,
     is_analysed,
-    merge_only,
     peer_statuses,
     reasons_for_fixed_layers,
     reasons_of_role,
@@ -23,6 +22,7 @@ from benchmarks.coverage.summary import (
     statuses,
     tagged,
     times,
+    without_graph,
 )
 
 REASONS = 10
@@ -47,7 +47,7 @@ where the steps allow it. Then:
 | changed | the outputs after the new units got random values: they must differ | over 1e-9 |
 | past | `model.at(0)` with the outputs before growth | bit for bit |
 | merge | the merged model with the grown one; it has its own class, nothing of splitgrow | 1e-10 |
-| fuse | the fused model with the grown one, where the model can be fused | 1e-10 |
+| fuse | the fused model with the grown one | 1e-10 |
 
 Differences are relative to the largest value of the same output.
 
@@ -98,7 +98,7 @@ def section(results: Results) -> str:
         _table(("", "splitgrow", "torch-pruning"), _rows(results, records)),
         _roles(records),
         _fixed_layers(records),
-        _merge_only(records),
+        _without_graph(records),
         _remarks(records),
         _not_verified(records),
     ]
@@ -201,12 +201,16 @@ def _cell(found: Record) -> str:
     return f"{found['result']}{part}"
 
 
-def _merge_only(records: list[Record]) -> str:
-    fused, others = merge_only(records)
+def _without_graph(records: list[Record]) -> str:
+    traced, others = without_graph(records)
     if not others:
         return ""
     rows = [(str(count), reason) for reason, count in others.most_common(REASONS)]
-    text = f"\n### Merged but not fused\n\n{fused} verified models fuse; these do not:\n\n"
+    text = (
+        f"\n### Fused without a graph\n\nOf the verified models torch.fx traces {traced}. "
+        "`splitgrow.fuse` leaves the others in their own class: they are merged, and batch norms "
+        "are folded where forward's source allows it. torch.fx says of them:\n\n"
+    )
     return text + _table(("models", "reason"), rows)
 
 

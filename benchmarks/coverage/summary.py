@@ -112,10 +112,11 @@ def by_reason(records: Iterable[Record], status: str) -> dict[str, list[str]]:
     return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def merge_only(records: Iterable[Record]) -> tuple[int, Counter[str]]:
-    """How many of the verified models fuse, and why the others can only be merged."""
+def without_graph(records: Iterable[Record]) -> tuple[int, Counter[str]]:
+    """How many of the verified models torch.fx traces, and why it does not trace the others."""
     said = [record["fuse"] for record in records if record["status"] == "verified"]
-    return said.count("ok"), Counter(general(text) for text in said if text != "ok")
+    reasons = (re.sub(r"^(no graph|merge only): (.*?fused: )?", "", text) for text in said)
+    return said.count("ok"), Counter(general(text) for text in reasons if text != "ok")
 
 
 def remarks(records: Iterable[Record]) -> dict[str, list[str]]:

@@ -44,6 +44,7 @@ from splitgrow.utils.example_call import ExampleCall, ExampleInputs, example_cal
 from splitgrow.utils.json_trees import read_tree
 from splitgrow.utils.model_lock import ModelLock, change_alone, refuse_inside_forward
 from splitgrow.utils.rollback import Undo
+from splitgrow.utils.schedulers import SavedSchedulers
 from splitgrow.utils.wrappers import refuse_wrapped
 
 
@@ -52,7 +53,7 @@ def load(  # noqa: PLR0913
     path: str | os.PathLike[str],
     *,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    scheduler: object = None,
+    scheduler: SavedSchedulers | None = None,
     example_inputs: ExampleInputs | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     modules: Mapping[str, nn.Module] | None = None,

@@ -39,6 +39,7 @@ from splitgrow.layers.execution import execution_mode
 from splitgrow.utils.example_call import ExampleCall
 from splitgrow.utils.json_records import written
 from splitgrow.utils.json_trees import Writer
+from splitgrow.utils.schedulers import SavedSchedulers
 
 CONTENTS = "splitgrow"
 """Where the metadata of a file has the contents."""
@@ -49,7 +50,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    scheduler: object = None,
+    scheduler: SavedSchedulers | None = None,
     extra: Any = None,
     keep: int = 1,
     shard_bytes: int = 5_000_000_000,

@@ -160,7 +160,9 @@ def _traced(plain: nn.Module, inputs: ExampleCall) -> fx.GraphModule:
             for node in (first, *others):
                 node.replace_all_uses_with(copy)
             copy.args = (first,)  # which was replaced as well
-        network.graph.eliminate_dead_code(lambda node: node.op != "get_attr")
+        for node in reversed(network.graph.nodes):
+            if node.op == "get_attr" and not node.users:
+                network.graph.erase_node(node)
         network.recompile()
     return network
 

@@ -34,6 +34,7 @@ from splitgrow.growth.journal.state_dict import common_edits, follow_
 from splitgrow.growth.optimizers import optimizers_of
 from splitgrow.utils.json_trees import read_tree
 from splitgrow.utils.rollback import Undo, all_or_nothing
+from splitgrow.utils.schedulers import SavedSchedulers
 from splitgrow.utils.wrappers import wrapper_told
 
 
@@ -42,7 +43,7 @@ def load(
     directory: str | os.PathLike[str],
     *,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    scheduler: object = None,
+    scheduler: SavedSchedulers | None = None,
     modules: Mapping[str, nn.Module] | None = None,
     training: bool = True,
     timeout: float = TIMEOUT,

@@ -16,6 +16,7 @@ from splitgrow.growth.history_lookup import history_of
 from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.insertion.request import After
 from splitgrow.growth.planning import reads_values
+from splitgrow.utils.schedulers import Schedulers
 from splitgrow.utils.wrappers import is_sharded
 
 
@@ -30,7 +31,7 @@ def expand_layer(  # noqa: PLR0913
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
-    scheduler: object = None,
+    scheduler: Schedulers | None = None,
     loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
@@ -112,7 +113,7 @@ def expand(  # noqa: PLR0913
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
-    scheduler: object = None,
+    scheduler: Schedulers | None = None,
     loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
@@ -163,7 +164,7 @@ def expand_vocabulary(  # noqa: PLR0913
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
-    scheduler: object = None,
+    scheduler: Schedulers | None = None,
     loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
@@ -216,7 +217,7 @@ def expand_input(  # noqa: PLR0913
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
-    scheduler: object = None,
+    scheduler: Schedulers | None = None,
     loss: Callable[[], Tensor] | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
@@ -270,7 +271,7 @@ def insert_layer(  # noqa: PLR0913
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
-    scheduler: object = None,
+    scheduler: Schedulers | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
@@ -322,7 +323,7 @@ def expand_experts(  # noqa: PLR0913
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     lr_scale: float = 1.0,
     warmup: int = 0,
-    scheduler: object = None,
+    scheduler: Schedulers | None = None,
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:

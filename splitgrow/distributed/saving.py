@@ -36,6 +36,7 @@ from splitgrow.growth.journal.state_dict import has_extra_state
 from splitgrow.growth.optimizers import optimizers_of
 from splitgrow.layers.execution import execution_mode
 from splitgrow.utils.json_trees import Writer
+from splitgrow.utils.schedulers import SavedSchedulers
 
 
 def save(
@@ -43,7 +44,7 @@ def save(
     directory: str | os.PathLike[str],
     *,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    scheduler: object = None,
+    scheduler: SavedSchedulers | None = None,
     extra: Any = None,
     keep: int = 1,
     timeout: float = TIMEOUT,

@@ -35,6 +35,7 @@ from splitgrow.growth.initializers import Initializer
 from splitgrow.growth.multiply_adds import MacsCounter
 from splitgrow.pruning.criteria.criterion import Criterion
 from splitgrow.utils.json_records import read_record, written
+from splitgrow.utils.schedulers import Schedulers
 
 _VERSION = 1
 
@@ -148,7 +149,7 @@ class Grower:
         self,
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer] | None,
-        scheduler: Any = None,
+        scheduler: Schedulers | None = None,
         *,
         to: To | None = None,
         when: When,

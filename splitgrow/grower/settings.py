@@ -28,6 +28,7 @@ from splitgrow.pruning.criteria.unit_parameters import ParametersOfUnits
 from splitgrow.pruning.prune import scores_in
 from splitgrow.utils.preserve import keep_random_states_
 from splitgrow.utils.rollback import Undo, temporarily
+from splitgrow.utils.schedulers import Schedulers
 
 PASSES_OF_STEP = 3
 """The forward passes that a training step costs: one, and a backward pass of two."""
@@ -56,7 +57,7 @@ class GrowerSettings:
     optimizer: Optimizer | Sequence[Optimizer] | None
     lr_scale: float
     warmup: int
-    scheduler: Any
+    scheduler: Schedulers | None
     round_to: int
     freeze: bool
     absorb: bool

@@ -17,6 +17,7 @@ from splitgrow.growth.input_channels import expand_input_
 from splitgrow.growth.vocabulary import expand_vocabulary_
 from splitgrow.utils.preserve import keep_modes_
 from splitgrow.utils.rollback import Undo, temporarily
+from splitgrow.utils.schedulers import Schedulers
 
 
 class WidthMethods(GrowingBase):
@@ -33,7 +34,7 @@ class WidthMethods(GrowingBase):
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
+        scheduler: Schedulers | None = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:
@@ -123,7 +124,7 @@ class WidthMethods(GrowingBase):
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
+        scheduler: Schedulers | None = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:
@@ -181,7 +182,7 @@ class WidthMethods(GrowingBase):
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
+        scheduler: Schedulers | None = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:
@@ -245,7 +246,7 @@ class WidthMethods(GrowingBase):
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
+        scheduler: Schedulers | None = None,
         loss: Callable[[], Tensor] | None = None,
         check: bool = True,
     ) -> Edit:

@@ -13,6 +13,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
+from torch.torch_version import TorchVersion
+
+COMPILES = TorchVersion(torch.__version__) >= "2.6"
+"""Whether torch's compiler can follow a grown layer. Older ones run it as eager code."""
 
 _OFTEN = 64
 """Changes of a layer after which code is dropped in any case: the compiler also counts how often it

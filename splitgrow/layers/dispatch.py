@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from splitgrow.errors import UnsupportedLayerError
 from splitgrow.layers.blockwise import Blockwise
 from splitgrow.layers.compiled import compiled_form
-from splitgrow.layers.compiled_code import note_function
+from splitgrow.layers.compiled_code import COMPILES, note_function
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.execution import Mode, execution_mode, keeps
 from splitgrow.layers.freezing import hold_statistics
@@ -76,7 +76,8 @@ class Runner:
         self._channel_dim = entry.channel_dim(original) if entry.reads_channels else None
         self._input_of = entry.input_of
         self._uncompiled: Callable[..., Tensor] | None = None
-        if not entry.compiles:  # as torch's compiler treats the plain layer
+        # As torch's compiler treats the plain layer, or as an older one can treat any grown layer.
+        if not (entry.compiles and COMPILES):
             self._uncompiled = torch.compiler.disable(self._run)  # type: ignore[no-untyped-call]
         self._reasons: dict[Any, str] = {}
         self._merged = Merged(self.composition, self.own if view is None else None)

@@ -17,7 +17,7 @@ from splitgrow.layers.mixture_of_experts import MixtureOfExperts, check_counts
 from splitgrow.layers.types import layer_type_of
 from splitgrow.pretrained.mixture_classes import as_mixture_class, tolerance_of
 from splitgrow.pretrained.transformers_models import is_pretrained
-from splitgrow.utils.example_call import ExampleCall, example_call
+from splitgrow.utils.example_call import ExampleCall, ExampleInputs, example_call
 from splitgrow.utils.preserve import preserve_
 from splitgrow.utils.rollback import Undo, temporarily
 
@@ -28,7 +28,7 @@ def to_mixture(
     *,
     experts: int,
     top_k: int = 2,
-    example_inputs: object = None,
+    example_inputs: ExampleInputs | None = None,
 ) -> nn.Module:
     """A new model in which MLPs are mixtures of experts, and that computes the same at first.
 

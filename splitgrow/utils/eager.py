@@ -21,4 +21,5 @@ def is_eager(x: object) -> bool:
 
 def is_watched() -> bool:
     """Whether a torch function mode sees every op, such as the one that traces forward."""
-    return bool(torch._C._len_torch_function_stack())  # noqa: SLF001
+    compiling = torch.compiler.is_compiling()  # which then has no mode, and may not know to ask
+    return not compiling and bool(torch._C._len_torch_function_stack())  # noqa: SLF001

@@ -16,6 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import splitgrow
 from splitgrow.layers import merging_costs, split_layer
+from splitgrow.layers.compiled_code import COMPILES
+
+pytestmark = pytest.mark.skipif(not COMPILES, reason="this torch runs grown layers as eager code")
 
 WAYS = {
     "residual": ("as one",),

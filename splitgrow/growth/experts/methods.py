@@ -15,6 +15,7 @@ from splitgrow.growth.growing import GrowingBase
 from splitgrow.growth.history import History, check_structure
 from splitgrow.growth.rates import Rates
 from splitgrow.utils.rollback import Undo
+from splitgrow.utils.schedulers import Schedulers
 
 
 class ExpertMethods(GrowingBase):
@@ -62,7 +63,7 @@ class ExpertMethods(GrowingBase):
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
+        scheduler: Schedulers | None = None,
         check: bool = True,
     ) -> Edit:
         """Adds n experts to each mixture of experts, or to one, as copies of those that it has.

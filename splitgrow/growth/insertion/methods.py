@@ -13,6 +13,7 @@ from splitgrow.growth.growing import GrowingBase
 from splitgrow.growth.insertion.insertion import insert_, plan_insertion
 from splitgrow.growth.insertion.request import AnyAfter, Wanted
 from splitgrow.growth.rates import Rates
+from splitgrow.utils.schedulers import Schedulers
 
 
 class DepthMethods(GrowingBase):
@@ -31,7 +32,7 @@ class DepthMethods(GrowingBase):
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         lr_scale: float = 1.0,
         warmup: int = 0,
-        scheduler: object = None,
+        scheduler: Schedulers | None = None,
         check: bool = True,
     ) -> Edit:
         """Inserts a layer, or several, that change nothing until they learn, but for two kinds.
