@@ -49,17 +49,27 @@ class PruningReport:
     criteria: tuple[str, ...]
 
     def __str__(self) -> str:
+        return "\n".join([*self.heads, *aligned(self.table)])
+
+    @property
+    def heads(self) -> list[str]:
+        """The lines above the table."""
         steps = len(self.moved)
         lines = [f"{self.parameters:,} parameters went in {steps} step{'s' if steps != 1 else ''}"]
         if self.macs is not None:
             before, after = self.macs
             share = f" ({after / before:.1%})" if before else ""
             lines.append(f"multiply-adds for one sample: {before:,} -> {after:,}{share}")
+        return lines
+
+    @property
+    def table(self) -> list[tuple[str, ...]]:
+        """The rows as texts, the head first."""
         table: list[tuple[str, ...]] = [("layer", "type", "units", "stay")]
         for row in self.rows:
-            stay = f"{row.after / row.before:.0%}"
+            stay = f"{row.after / row.before:.0%}" if row.before else ""
             table.append((row.layer, row.kind, f"{row.before:,} -> {row.after:,}", stay))
-        return "\n".join([*lines, *aligned(table)])
+        return table
 
     def draw(self, path: str | Path) -> Path:
         """Draws the width of each layer before and after, as bars in the order of execution.

@@ -105,7 +105,7 @@ def test_a_step_is_told_as_it_happens_and_all_at_the_end() -> None:
 
 
 def test_one_step_without_training_has_one_accuracy() -> None:
-    code, printed, _ = _prune("--quiet")
+    code, printed, _ = _prune()
     assert code == 0
     assert "% before -> " in printed
     assert printed.count("% pruned") == 1
