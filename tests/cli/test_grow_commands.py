@@ -207,7 +207,8 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     code, printed, errors = _grow(tmp_path, "mlp", *SMALL, "--epochs", "3", "--shares", "0.1,0.2")
     kept = tmp_path / "interrupted.json"
     assert (code, printed) == (130, "")
-    assert errors.endswith(f"Interrupted: what was measured until then is in {kept}.\n")
+    told = f"Interrupted: what was measured until then is in {kept}; "
+    assert errors.endswith(f"{told}the same command begins anew.\n")
     record = json.loads(kept.read_text())
     assert record["finished"] is False
     assert {step["arm"] for step in record["steps"]} == {"grown"}

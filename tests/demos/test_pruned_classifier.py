@@ -209,7 +209,11 @@ def _stop_in_step(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseExcepti
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (KeyboardInterrupt(), 130, "Interrupted: the model after step 1 of 3 is in smaller.\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "Interrupted: the model after step 1 of 3 is in smaller, and --",
+        ),
         (FloatingPointError("the loss was nan"), 1, "nan; the model after step 1 of 3 is in"),
     ],
 )
