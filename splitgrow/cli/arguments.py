@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from splitgrow.cli.settings import MOST_GB
+from splitgrow.cli.factories import parse_factory
+from splitgrow.cli.settings import AUGMENTATIONS, MOST_GB
 from splitgrow.cli.shapes import Shape, parse_shape
+from splitgrow.utils.closest_names import did_you_mean
 
 # The packages of `splitgrow[demo]`, by the names that fail to import without it.
 _DEMO_PACKAGES = frozenset(("PIL", "matplotlib", "numpy", "sklearn"))
+
+if TYPE_CHECKING:
+    _Choice = click.Choice[str]
+else:  # older clicks have no such index
+    _Choice = click.Choice
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 POSITIVE = click.IntRange(min=1)
@@ -36,6 +45,36 @@ class PositiveFloat(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value!r} is not a number.", param, ctx)
         return number
+
+
+class NameChoice(_Choice):
+    """One of some names; a misspelt one is answered with those that are like it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name that a text is."""
+        if value not in self.choices:
+            names = ", ".join(self.choices)
+            near = did_you_mean(str(value), self.choices, "choose one of them")
+            self.fail(f"{value!r} is none of {names}; {near}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class NamedCommands(click.Group):
+    """A group that answers a misspelt command with those that are like it."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the arguments begin with.
+
+        Raises:
+            click.UsageError: If there is none.
+        """
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            near = did_you_mean(args[0], known, f"there are {', '.join(known)}")
+            ctx.fail(f"no such command {args[0]!r}: {near}")
+        return super().resolve_command(ctx, args)
 
 
 def _shapes(
@@ -87,13 +126,78 @@ max_gb_option = click.option(
     metavar="X",
     help="Memory that the data may take as their files hold them.",
 )
+
+
+def _kinds(_ctx: click.Context, _option: click.Parameter, text: str) -> str:
+    """Kinds of augmentation in one order, as flips,crops; empty for none.
+
+    Raises:
+        click.BadParameter: if there is no such kind.
+    """
+    if text == "none":
+        return ""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if part not in AUGMENTATIONS:
+            near = did_you_mean(part, AUGMENTATIONS, "choose one or both")
+            raise click.BadParameter(f"{part!r} is none of {', '.join(AUGMENTATIONS)}; {near}")
+    return ",".join(kind for kind in AUGMENTATIONS if kind in parts)
+
+
+augment_option = click.option(
+    "--augment",
+    callback=_kinds,
+    default="none",
+    show_default=True,
+    metavar="KIND,...",
+    help="Change training images at random: flips mirrors them, crops moves them by up to an"
+    " eighth of their side. Digits and letters lose by flips.",
+)
 threads_option = click.option(
     "--threads",
     type=SMALL,
     metavar="N",
     help="CPU threads.  [default: 1 for small images, else all cores]",
 )
-quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print only the final results.")
+_SHOWN = (
+    click.option(
+        "--filter",
+        "patterns",
+        multiple=True,
+        metavar="PATTERN",
+        help="Show only rows of such names, as 'stages.*'; repeat it for more.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout, and no tables."),
+)
+
+
+def shown_options(
+    quiet: str = "Print only errors, and the path of what was written.", *, whole: bool = False
+) -> Callable[[_Function], _Function]:
+    """The options --filter, --json and --quiet of a command, which receives them as `shown`.
+
+    Args:
+        quiet: What --quiet does.
+        whole: Whether --json has everything, and so refuses --filter.
+    """
+
+    def decorated(command: _Function) -> _Function:
+        @functools.wraps(command)
+        def run(
+            *args: Any, patterns: tuple[str, ...], as_json: bool, quiet: bool, **own: Any
+        ) -> Any:
+            if whole and as_json and patterns:
+                raise click.UsageError("--filter is for the tables: --json has all")
+            kind = load_module("splitgrow.cli.showing").Shown
+            own["shown"] = kind(patterns=patterns, as_json=as_json, quiet=quiet)
+            return command(*args, **own)
+
+        found: Any = click.option("--quiet", "-q", is_flag=True, help=quiet)(run)
+        for option in reversed(_SHOWN):
+            found = option(found)
+        return found  # type: ignore[no-any-return]
+
+    return decorated
 
 
 def check_target(target: str, *, names: tuple[str, ...] = ()) -> None:
@@ -102,16 +206,21 @@ def check_target(target: str, *, names: tuple[str, ...] = ()) -> None:
     Raises:
         click.BadParameter: if it has another form.
     """
-    module, colon, factory = target.rpartition(":")
-    known = target in names or (Path(target) / "config.json").is_file()
-    if known or (colon and module and factory):
-        return
     form = "MODULE:FACTORY"
+    if target in names or (Path(target) / "config.json").is_file():
+        return
+    try:
+        if parse_factory(target) is not None:
+            return
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=form) from error
     if Path(target).is_dir():
         raise click.BadParameter(
             f"there is no config.json in {target}", param_hint=f"{form}|DIRECTORY"
         )
     instead = f", and is none of {', '.join(names)}" if names else ""
+    near = did_you_mean(target, names, "") if names else ""
+    instead += f"; {near}" if near else ""
     raise click.BadParameter(
         f"{target!r} has no {form} form, such as mymodels.resnet:make{instead}", param_hint=form
     )
@@ -134,6 +243,19 @@ def load_module(name: str) -> Any:
             f"this command needs {package}, which is not installed: "
             'pip install "splitgrow[demo]" installs it'
         ) from error
+
+
+@contextmanager
+def kept_nothing() -> Iterator[None]:
+    """Work that leaves nothing if the user stops it.
+
+    Raises:
+        KeyboardInterrupt: If the user stops it; it says so.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(str(interrupt) or "nothing is written") from None
 
 
 def setting_option(settings: type, flag: str, **options: Any) -> Callable[[_Function], _Function]:

@@ -6,12 +6,13 @@ import os
 
 from rich.console import Console
 
-_UNBOUNDED = 160  # a pipe or a file has no width of its own; rich would squeeze tables into 80
+UNBOUNDED = 10_000
+"""The width of a pipe or a file, which has none of its own: nothing is shortened for it."""
 
 
-def results() -> Console:
-    """Writes to stdout."""
-    return _console(stderr=False, quiet=False)
+def results(*, quiet: bool = False) -> Console:
+    """Writes to stdout; or nowhere."""
+    return _console(stderr=False, quiet=quiet)
 
 
 def progress(*, quiet: bool) -> Console:
@@ -23,5 +24,5 @@ def _console(*, stderr: bool, quiet: bool) -> Console:
     # Names and paths are printed as they are, never taken for markup.
     console = Console(stderr=stderr, quiet=quiet, markup=False, highlight=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _UNBOUNDED
+        console.width = UNBOUNDED
     return console

@@ -13,10 +13,14 @@ from splitgrow.cli.arguments import (
     POSITIVE,
     SEED,
     SMALL,
+    NameChoice,
+    NamedCommands,
     PositiveFloat,
+    augment_option,
     load_module,
     max_gb_option,
     setting_option,
+    shown_options,
     size_option,
 )
 from splitgrow.cli.continual_settings import BACKBONE_NAMES, METHOD_NAMES, SPLITS, RunSettings
@@ -25,7 +29,8 @@ _CONTINUAL_HELP = """
 Learn one task after the other with one network, and see how much it forgets.
 
 Every task gets a head of its own, and the task of each image is known. Each learned task goes to
-DIR at once; the same command with the same DIR resumes a stopped run.
+DIR at once; the same command with the same DIR resumes a stopped run. `splitgrow continual options
+METHOD` lists the options of a method.
 
 \b
 METHOD is one of:
@@ -41,18 +46,33 @@ METHOD is one of:
 \b
 PATH is one of:
   data.npz      with x_train, y_train, x_test, y_test
-  folder, .zip  with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/), or with
-                TASK/train/CLASS/*.jpg for each task, which --split superclasses takes
+  folder, .zip  with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
+  folder, .zip  with TASK/train/CLASS/*.jpg and TASK/test/CLASS/*.jpg, a folder a
+                task; or with TASK/CLASS/*.jpg, of which a fifth is for tests
   folder        with train-images-idx3-ubyte.gz and the other three
   folder, .tar.gz  CIFAR-10's or CIFAR-100's own files, python or binary version
 
 \b
 Examples:
+  splitgrow continual options cpg
   splitgrow continual --method cpg --out runs/cpg
   splitgrow continual --method packnet --data fashion-mnist --tasks 5 --out runs/packnet
   splitgrow continual --method cpg --data cifar-100-python --split superclasses
-      --backbone vgg16_bn --epochs 100 --option largest=1.5 --out runs/cifar100
+      --backbone vgg16_bn --epochs 100 --option largest=1.5 --augment flips,crops
+  splitgrow continual --method cpg --data flowers-then-birds --size 32
+      --backbone "timm:create_model('resnet18')" --checkpoint resnet18.safetensors
   splitgrow compare runs/cpg runs/packnet
+"""
+
+_OPTIONS_HELP = f"""
+List the options of a method: what each takes, its default, and what it is.
+
+METHOD is one of: {", ".join(METHOD_NAMES)}.
+
+\b
+Examples:
+  splitgrow continual options cpg
+  splitgrow continual options den --json
 """
 
 _COMPARE_HELP = """
@@ -88,6 +108,18 @@ def _option(
     return found
 
 
+class _Continual(NamedCommands):
+    """The group of `continual`: what looks like a method is answered with --method."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the arguments begin with."""
+        if args and args[0] in METHOD_NAMES:
+            ctx.fail(f"a method is given as --method {args[0]}")
+        return super().resolve_command(ctx, args)
+
+
 _setting = partial(setting_option, RunSettings)
 
 
@@ -95,18 +127,24 @@ def _default(name: str) -> Any:
     return getattr(RunSettings, name)
 
 
-@click.command(help=_CONTINUAL_HELP, short_help="Learn task after task without forgetting.")
-@click.option("--method", type=click.Choice(METHOD_NAMES), required=True, help="How to learn.")
+@click.group(
+    cls=_Continual,
+    help=_CONTINUAL_HELP,
+    short_help="Learn task after task without forgetting.",
+    invoke_without_command=True,
+    subcommand_metavar="[options METHOD]",
+)
+@click.option("--method", type=NameChoice(METHOD_NAMES), help="How to learn.  [required]")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
     help="The images.  [default: the digits of scikit-learn]",
 )
-@_setting(
+@click.option(
     "--split",
-    type=click.Choice(SPLITS),
-    help="How they become tasks.",
+    type=NameChoice(SPLITS),
+    help="How they become tasks.  [default: classes; superclasses where each task has a folder]",
 )
 @click.option(
     "--tasks",
@@ -123,13 +161,27 @@ def _default(name: str) -> Any:
     metavar="NAME",
     help=f"{', '.join(BACKBONE_NAMES)}, or MODULE:FACTORY of your own.",
 )
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The backbone's first weights: a state_dict by torch.save or safetensors, or a file by"
+    " splitgrow.save.",
+)
 @_setting(
     "--width",
     type=PositiveFloat(64),
     metavar="X",
-    help="A factor for the backbone's widths.",
+    help="A factor for the widths of a backbone that is given by name.",
 )
-@click.option("--epochs", type=POSITIVE, default=_default("epochs"), show_default=True, metavar="N")
+@augment_option
+@_setting(
+    "--epochs",
+    type=POSITIVE,
+    metavar="N",
+    help="Passes through the images of each task, in each training of it: a method that grows,"
+    " prunes or retrains makes more of them.",
+)
 @click.option(
     "--batch-size", type=POSITIVE, default=_default("batch_size"), show_default=True, metavar="N"
 )
@@ -156,7 +208,7 @@ def _default(name: str) -> Any:
 )
 @_setting(
     "--decide-on",
-    type=click.Choice(("validation", "test")),
+    type=NameChoice(("validation", "test")),
     help="The data that growth, pruning and choices are decided on; some published code uses test,"
     " which flatters.",
 )
@@ -188,24 +240,44 @@ def _default(name: str) -> Any:
     metavar="DIR",
     help="Where all goes.  [default: splitgrow-METHOD]",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Print only the final results.")
+@shown_options(whole=True)
+@click.pass_context
 def continual(
-    *, method: str, data: Path | None, tasks: int | None, limit: int | None, **given: Any
+    ctx: click.Context,
+    /,
+    *,
+    method: str | None,
+    data: Path | None,
+    **given: Any,
 ) -> None:
-    """Loads the run, and starts it."""
-    split = given["split"]
-    load_module("splitgrow.demos.continual.presentation").run_continual(
-        method=method,
-        data=data,
-        tasks=tasks if tasks is not None else 0 if split == "superclasses" else _default("tasks"),
-        limit=limit or 0,
-        **{**given, "out": given["out"] or Path(f"splitgrow-{method}")},
-    )
+    """Loads the run, and starts it.
+
+    Raises:
+        click.UsageError: If no method is given.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if method is None:
+        raise click.UsageError(f"give a --method: {', '.join(METHOD_NAMES)}")
+    if given["width"] != RunSettings.width and given["backbone"] not in BACKBONE_NAMES:
+        raise click.UsageError(f"--width is for {', '.join(BACKBONE_NAMES)}")
+    given["out"] = given["out"] or Path(f"splitgrow-{method}")
+    given["limit"] = given["limit"] or 0
+    run = load_module("splitgrow.demos.continual.presentation").run_continual
+    run(method=method, data=data, **given)
+
+
+@continual.command(help=_OPTIONS_HELP, short_help="List the options of a method.")
+@click.argument("method", type=NameChoice(METHOD_NAMES), metavar="METHOD")
+@shown_options("Print only the names.", whole=True)
+def options(method: str, shown: Any) -> None:
+    """Loads the options, and lists them."""
+    load_module("splitgrow.demos.continual.method_options").show_options(method, shown)
 
 
 @click.command(help=_COMPARE_HELP, short_help="Compare runs of `splitgrow continual`.")
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="DIR...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def compare(runs: tuple[Path, ...], *, as_json: bool) -> None:
+@shown_options("Print only the methods, the most accurate first.")
+def compare(runs: tuple[Path, ...], shown: Any) -> None:
     """Loads the comparison, and runs it."""
-    load_module("splitgrow.demos.continual.comparison").compare_runs(runs, as_json=as_json)
+    load_module("splitgrow.demos.continual.comparison").compare_runs(runs, shown)

@@ -37,8 +37,10 @@ class RunSettings:
         shuffled: Whether classes come in an order that is drawn.
         limit: The largest number of training images of a task; 0 for all.
         backbone: The network: a name, or MODULE:FACTORY.
+        checkpoint: The file with its first weights; empty for those that it comes with.
         width: A factor for its widths.
-        epochs: Passes through a task's data.
+        augment: The kinds of change of training images, as flips,crops; empty for none.
+        epochs: Passes through a task's data, in each training of it.
         batch_size: Images in a training step.
         learning_rate: At the beginning; it falls along half a cosine.
         momentum: Of stochastic gradient descent.
@@ -58,7 +60,9 @@ class RunSettings:
     shuffled: bool = False
     limit: int = 0
     backbone: str = "cnn"
+    checkpoint: str = ""
     width: float = 1.0
+    augment: str = ""
     epochs: int = 10
     batch_size: int = 64
     learning_rate: float = 0.01

@@ -6,75 +6,169 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import wraps
-from importlib.util import find_spec
-from inspect import Parameter
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import splitgrow
 from splitgrow.checkpoints.asides import write_aside
+from splitgrow.checkpoints.files import check_regular
 from splitgrow.checkpoints.writing import write_plain
 from splitgrow.cli import consoles
+from splitgrow.cli.arguments import kept_nothing
 from splitgrow.cli.hugging_face import load_target
+from splitgrow.cli.programs import Program, check_onnx, follow_program, need_onnx, onnx_program
+from splitgrow.cli.screen_tables import ScreenTable, fits_filter
+from splitgrow.cli.showing import Shown
 from splitgrow.growth.history_lookup import history_of
 from splitgrow.utils.example_call import ExampleCall
 
 
-def export(
-    target: str,
-    checkpoint: Path,
-    out: Path,
-    *,
-    kind: str | None,
-    generation: int | None,
-    force: bool,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a checkpoint is made plain.
+
+    Attributes:
+        kind: The format; None for that of the suffix.
+        generation: The generation; None for today.
+        fuse: Whether norms are folded into the layers before them.
+        dynamic: The sizes of inputs that may vary in a program: "batch", "sizes" or "none".
+        check: Whether a program of ONNX is run and compared.
+        force: Whether a file that is there may be replaced.
+    """
+
+    kind: str | None = None
+    generation: int | None = None
+    fuse: bool = False
+    dynamic: str | None = None
+    check: bool | None = None
+    force: bool = False
+
+
+def export(target: str, checkpoint: Path, out: Path, options: ExportOptions, shown: Shown) -> None:
     """Writes the merged network of a checkpoint to a file, or to a directory of transformers.
 
     Raises:
+        click.UsageError: If the options do not go together.
         click.ClickException: If a file is there already, or the suffix is none that is known.
     """
-    kind = kind or _SUFFIXES.get(out.suffix)
+    kind = _checked_kind(out, options)
+    with (
+        kept_nothing(),
+        redirect_stdout(sys.stderr),
+    ):  # prints of the user's code are no part of the result
+        model: Any = load_target(target)
+        before = _widths(model)
+        splitgrow.load(model, checkpoint, training=False)
+        try:
+            make = splitgrow.fuse if options.fuse else splitgrow.merge
+            plain = make(model, generation=options.generation).eval()
+        except ValueError as error:  # no such generation
+            raise click.ClickException(str(error)) from error
+    widths = _widths(plain)
+    history = history_of(model)
+    told: list[str] = []
+    with kept_nothing():
+        if kind == "hf":
+            _save_pretrained(model, out, options.generation)
+        else:
+            inputs = history.inputs_at(history.view_of(options.generation))
+            told = _WRITERS[kind](_Writing(out, plain, inputs, widths, options))
+    parameters = sum(parameter.numel() for parameter in plain.parameters())
+    changed = {name: width for name, width in widths.items() if width != before.get(name)}
+    way = "fused" if options.fuse else "merged"
+    if shown.as_json:
+        document = {
+            "version": 1,
+            "out": str(out),
+            "format": kind,
+            "way": way,
+            "model": type(plain).__name__,
+            "parameters": parameters,
+            "layers": [
+                {"layer": name, "before": _plain(before.get(name)), "after": _plain(width)}
+                for name, width in changed.items()
+                if fits_filter(name, shown.patterns)
+            ],
+            "notes": told,
+        }
+        shown.echo_json(json.dumps(document, indent=1))
+        return
+    if shown.quiet:
+        click.echo(str(out))
+        return
+    shown.show([_table(before, changed), *told] if changed else told)
+    last = f"{out}: {type(plain).__name__}, {way}, {parameters:,} parameters."
+    consoles.results().print(last, soft_wrap=True)
+
+
+def _checked_kind(out: Path, options: ExportOptions) -> str:
+    """The format, once it is sure that a file can be written in it.
+
+    Raises:
+        click.UsageError: If the options do not go together.
+        click.ClickException: If a file is there already, or the suffix is none that is known.
+    """
+    kind = options.kind or _SUFFIXES.get(out.suffix)
     if kind is None:
         raise click.ClickException(
             f"{out} ends in {out.suffix or 'nothing'}; known are {', '.join(_SUFFIXES)}, or choose "
             f"by --format"
         )
-    if out.exists() and not force:
+    if options.dynamic is not None and kind not in _PROGRAMS:
+        raise click.UsageError(f"--dynamic is for programs: --format {' or '.join(_PROGRAMS)}")
+    if options.check is not None and kind != "onnx":
+        raise click.UsageError("--check and --no-check are for --format onnx")
+    if options.fuse and kind == "hf":
+        raise click.UsageError("--fuse leaves no class of transformers: choose another --format")
+    if out.exists() and not options.force:
         raise click.ClickException(f"{out} is there already; --force replaces it")
+    if kind != "hf":
+        check_regular(out)
+    if not out.parent.is_dir():
+        raise click.ClickException(f"there is no folder {out.parent} for {out.name}")
     if kind == "onnx":
-        _need_onnx()
-    with redirect_stdout(sys.stderr):  # prints of the user's code are no part of the result
-        model: Any = load_target(target)
-        before = _widths(model)
-        splitgrow.load(model, checkpoint, training=False)
-    try:
-        plain = splitgrow.merge(model, generation)
-    except ValueError as error:  # no such generation
-        raise click.ClickException(str(error)) from error
-    plain.eval()
-    widths = _widths(plain)
-    history = history_of(model)
-    if kind == "hf":
-        _save_pretrained(model, out, generation)
-    else:
-        _WRITERS[kind](out, plain, history.inputs_at(history.view_of(generation)), widths)
-    console = consoles.results()
-    for name, width in widths.items():
-        if width != before.get(name):
-            console.print(f"{name}: {_shown(before.get(name))} -> {_shown(width)}", highlight=False)
-    parameters = sum(parameter.numel() for parameter in plain.parameters())
-    console.print(f"{out}: {type(plain).__name__}, {parameters:,} parameters.", highlight=False)
+        need_onnx(check=options.check is not False)
+    return kind
 
 
 Widths = dict[str, tuple[int, ...]]
-_Writer = Callable[[Path, nn.Module, ExampleCall, Widths], None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Writing:
+    """What a writer writes, and where."""
+
+    path: Path
+    plain: nn.Module
+    inputs: ExampleCall
+    widths: Widths
+    options: ExportOptions
+
+    def followed(self) -> Program:
+        """The network as a program."""
+        return follow_program(self.plain, self.inputs, self.options.dynamic or "batch")
+
+
+_Writer = Callable[[_Writing], list[str]]
+
+
+def _table(before: Widths, changed: Widths) -> ScreenTable:
+    table = ScreenTable()
+    table.add_column("layer", "name")
+    table.add_column("weight", "number")
+    for name, width in changed.items():
+        table.add_row(name, f"{_shown(before.get(name))} -> {_shown(width)}")
+    return table
+
+
+def _plain(shape: tuple[int, ...] | None) -> list[int] | None:
+    return None if shape is None else list(shape)
 
 
 def _widths(model: nn.Module) -> Widths:
@@ -91,67 +185,46 @@ def _shown(shape: tuple[int, ...] | None) -> str:
     return "new" if shape is None else " x ".join(map(str, shape))
 
 
-def _safetensors(path: Path, plain: nn.Module, _: ExampleCall, widths: Widths) -> None:
-    write_plain(path, plain.state_dict(), {"format": "pt", "weights": json.dumps(widths)})
+def _safetensors(own: _Writing) -> list[str]:
+    write_plain(
+        own.path, own.plain.state_dict(), {"format": "pt", "weights": json.dumps(own.widths)}
+    )
+    return []
 
 
-def _state_dict(path: Path, plain: nn.Module, _: ExampleCall, __: Widths) -> None:
-    state = {name: _own(value) for name, value in plain.state_dict().items()}
-    write_aside(path, lambda aside: torch.save(state, aside))
+def _state_dict(own: _Writing) -> list[str]:
+    state = {name: _own(value) for name, value in own.plain.state_dict().items()}
+    write_aside(own.path, lambda aside: torch.save(state, aside))
+    return []
 
 
-def _program(path: Path, plain: nn.Module, inputs: ExampleCall, _: Widths) -> None:
-    """The network itself, which runs wherever torch does, without its class.
+def _program(own: _Writing) -> list[str]:
+    """Writes the network itself, which runs wherever torch does, without its class.
 
     Raises:
         click.ClickException: If torch.export cannot follow it.
     """
-    _name_keywords_(plain, inputs)
-    try:
-        try:
-            program = _exported(plain, inputs.map(_two))
-        except Exception:  # noqa: BLE001 - a model may want just one; its own errors are of any type
-            program = _exported(plain, inputs)
-    except Exception as error:  # torch.export's own errors are of many types
-        reason = str(error).strip().partition("\n")[0]
-        raise click.ClickException(f"torch.export cannot follow the network: {reason}") from error
-    write_aside(path, lambda aside: torch.export.save(program, aside))
+    program = own.followed()
+    write_aside(own.path, lambda aside: torch.export.save(program.exported, aside))
+    return [f"inputs: {program}"]
 
 
-def _exported(plain: nn.Module, inputs: ExampleCall) -> torch.export.ExportedProgram:
-    given = dict(inputs.bound(plain).arguments)
-    batch = pytree.tree_map(_any_batch, given)
-    # Of a GraphModule, torch.export confuses keywords in another order than the signature's.
-    kwargs = {name: given[name] for name in given if name in inputs.kwargs}
-    return torch.export.export(plain, inputs.args, kwargs, dynamic_shapes=batch)
+def _onnx(own: _Writing) -> list[str]:
+    """Writes the network as a program of ONNX, once ONNX Runtime has computed the same.
 
-
-def _two(tensor: Tensor) -> Tensor:
-    """A batch of two, if it is of one: torch.export takes a batch of one for a constant."""
-    alone = tensor.dim() > 0 and tensor.size(0) == 1
-    return torch.cat([tensor, tensor]) if alone else tensor
-
-
-def _name_keywords_(plain: nn.Module, inputs: ExampleCall) -> None:
-    """Puts the names in ``**kwargs`` into the signature: torch.export gives them no shapes else."""
-    forward, bound = plain.forward, inputs.bound(plain)
-    own = [p for p in bound.signature.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-    more = [name for name in bound.kwargs if name not in {each.name for each in own}]
-    named = [Parameter(name, Parameter.KEYWORD_ONLY) for name in more]
-    if not more:
-        return
-
-    @wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **kwargs)
-
-    run.__signature__ = bound.signature.replace(parameters=[*own, *named])  # type: ignore[attr-defined]
-    vars(plain)["forward"] = run
-
-
-def _any_batch(leaf: Any) -> dict[int, Any] | None:
-    """The dynamic shape of an argument, or a part of one: its first dimension may vary."""
-    return {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None
+    Raises:
+        click.ClickException: If torch cannot write it, or the two differ.
+    """
+    program = own.followed()
+    made = onnx_program(program)
+    told = [f"inputs: {program}"]
+    if own.options.check is not False:
+        with TemporaryDirectory() as folder:
+            there = Path(folder) / "program.onnx"
+            made.save(there)
+            told.append(check_onnx(there, own.plain, program))
+    write_aside(own.path, made.save)
+    return told
 
 
 def _own(value: Any) -> Any:
@@ -170,39 +243,14 @@ def _save_pretrained(model: nn.Module, out: Path, generation: int | None) -> Non
         raise click.ClickException(str(error)) from error
 
 
-def _need_onnx() -> None:
-    """Makes sure that torch can write ONNX.
-
-    Raises:
-        click.ClickException: If it cannot.
-    """
-    if find_spec("onnxscript") is None:
-        raise click.ClickException("torch writes ONNX by onnxscript: pip install splitgrow[onnx]")
-
-
-def _onnx(path: Path, plain: nn.Module, inputs: ExampleCall, _: Widths) -> None:
-    """The network as an ONNX program.
-
-    Raises:
-        click.ClickException: If torch cannot write it.
-    """
-    _name_keywords_(plain, inputs)
-    try:
-        program: Any = torch.onnx.export(
-            plain, inputs.args, kwargs=dict(inputs.kwargs), dynamo=True, verbose=False
-        )
-    except Exception as error:  # its errors are of many types
-        reason = str(error).strip().partition("\n")[0]
-        raise click.ClickException(f"torch cannot write the network as ONNX: {reason}") from error
-    write_aside(path, program.save)
-
-
 _WRITERS: dict[str, _Writer] = {
     "safetensors": _safetensors,
     "pt": _state_dict,
     "pt2": _program,
     "onnx": _onnx,
 }
+_PROGRAMS = ("onnx", "pt2")
+"""The formats that are programs."""
 _SUFFIXES = {
     ".safetensors": "safetensors",
     ".pt": "pt",

@@ -13,14 +13,16 @@ import click
 from splitgrow.cli.arguments import (
     POSITIVE,
     SEED,
+    NameChoice,
     PositiveFloat,
+    augment_option,
     check_target,
     data_option,
     limit_option,
     load_module,
     max_gb_option,
-    quiet_option,
     setting_option,
+    shown_options,
     size_option,
     threads_option,
 )
@@ -166,7 +168,7 @@ def _above_one(
 )
 @click.option(
     "--score",
-    type=click.Choice(SCORE_NAMES),
+    type=NameChoice(SCORE_NAMES),
     help="Grow the layers that this score puts first, chosen anew at each growth.",
 )
 @click.option(
@@ -206,6 +208,7 @@ def _above_one(
     help="Epochs of the large network, which set the arithmetic for all.  [default: by the number"
     " of images; for digits 14]",
 )
+@augment_option
 @_setting(
     "--batch-size",
     type=POSITIVE,
@@ -238,7 +241,7 @@ def _above_one(
     help="Where the report, its picture and results.json go.",
 )
 @click.option("--plan", is_flag=True, help="Print the plan, and stop before the training.")
-@quiet_option
+@shown_options(whole=True)
 def grow(*, network: str, **options: Any) -> None:
     """Loads the training, and runs it.
 

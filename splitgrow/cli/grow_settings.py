@@ -57,6 +57,7 @@ class GrowSettings:
         lr_scale: The learning rate of new parameters, relative to that of the others.
         warmup: The training steps over which it rises to that.
         epochs: Passes of the large network through the data; all networks train for its arithmetic.
+        augment: The kinds of change of training images, as flips,crops; empty for none.
         batch_size: Images in a training step.
         learning_rate: At the peak of the one-cycle schedule.
         seed: Of everything that is drawn.
@@ -80,6 +81,7 @@ class GrowSettings:
     freeze: bool = False
     lr_scale: float = 1.0
     warmup: int = 0
+    augment: str = ""
     epochs: int
     batch_size: int = 64
     learning_rate: float = 0.005

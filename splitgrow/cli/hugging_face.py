@@ -34,8 +34,7 @@ def load_target(target: str, *, weights: bool = False) -> nn.Module:
     """
     if is_directory(target):
         return load_directory(target, weights=weights)
-    module, _, factory = target.rpartition(":")
-    return load_model(module, factory)
+    return load_model(target)
 
 
 def load_directory(target: str, *, weights: bool = False) -> nn.Module:

@@ -17,6 +17,8 @@ from splitgrow.cli.arguments import (
     POSITIVE,
     SEED,
     SMALL,
+    NameChoice,
+    NamedCommands,
     PositiveFloat,
     check_target,
     data_option,
@@ -24,8 +26,8 @@ from splitgrow.cli.arguments import (
     limit_option,
     load_module,
     max_gb_option,
-    quiet_option,
     setting_option,
+    shown_options,
     size_option,
     threads_option,
 )
@@ -133,18 +135,19 @@ format, or --format does:
   .safetensors  the merged network's tensors, under the model's own names
   .pt, .pth     the same as a state_dict of torch
   .pt2          the merged network itself, for torch.export.load: runs without its class
-  .onnx         the merged network for ONNX Runtime and others
+  .onnx         the merged network for ONNX Runtime and others, checked by it
   --format hf   a directory for from_pretrained, with its config brought up to date
 
 \b
 Examples:
   splitgrow export mymodels.resnet:make run.safetensors plain.safetensors
   splitgrow export nets/unet.py:make run.safetensors unet.pt2 --generation 0
+  splitgrow export nets/unet.py:make run.safetensors unet.onnx --dynamic sizes
   splitgrow export checkpoints/llama run.safetensors llama-grown --format hf
 """
 
 
-class _Commands(click.Group):
+class _Commands(NamedCommands):
     """A group whose commands always end with one line on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -227,7 +230,7 @@ def main() -> None:
 @size_option
 @max_gb_option
 @threads_option
-@quiet_option
+@shown_options(whole=True)
 @click.pass_context
 def demo(ctx: click.Context, /, *, out: Path | None, **options: Any) -> None:
     """Loads the demo, and runs it.
@@ -248,11 +251,11 @@ def demo(ctx: click.Context, /, *, out: Path | None, **options: Any) -> None:
 @main.command(help=_INSPECT_HELP, short_help="List the layers of a model that can grow or shrink.")
 @click.argument("target", metavar="MODULE:FACTORY|DIRECTORY")
 @input_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:
+@shown_options("Print only the names of the layers that can grow.")
+def inspect(target: str, inputs: tuple[Shape, ...], shown: Any) -> None:
     """Loads the inspection, and runs it."""
     check_target(target)
-    load_module("splitgrow.cli.inspect").inspect(target, inputs, as_json=as_json)
+    load_module("splitgrow.cli.inspect").inspect(target, inputs, shown)
 
 
 @main.command(help=_EXPORT_HELP, short_help="Make a checkpoint plain.")
@@ -268,23 +271,29 @@ def inspect(target: str, inputs: tuple[Shape, ...], *, as_json: bool) -> None:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["hf", "onnx", "pt2", "safetensors", "pt"]),
+    type=NameChoice(["hf", "onnx", "pt2", "safetensors", "pt"]),
     help="The format.  [default: by the suffix of OUT]",
 )
+@click.option("--fuse", is_flag=True, help="Fold norms into the layers before them, too.")
+@click.option(
+    "--dynamic",
+    type=NameChoice(("batch", "sizes", "none")),
+    help="The sizes of inputs that may vary in a program: the first of each, all that the network"
+    " lets vary, or none.  [default: batch]",
+)
+@click.option(
+    "--check/--no-check",
+    default=None,
+    help="Compare ONNX Runtime's results at several sizes with the network's; a file that computes"
+    " something else is not written.  [default: check]",
+)
 @click.option("--force", "-f", is_flag=True, help="Replace OUT if it is there.")
-def export(
-    target: str,
-    checkpoint: Path,
-    out: Path,
-    *,
-    generation: int | None,
-    kind: str | None,
-    force: bool,
-) -> None:
+@shown_options()
+def export(target: str, checkpoint: Path, out: Path, *, shown: Any, **options: Any) -> None:
     """Loads the export, and runs it."""
     check_target(target)
-    command = load_module("splitgrow.cli.export").export
-    command(target, checkpoint, out, kind=kind, generation=generation, force=force)
+    work = load_module("splitgrow.cli.export")
+    work.export(target, checkpoint, out, work.ExportOptions(**options), shown)
 
 
 main.add_command(grow)

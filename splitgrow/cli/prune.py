@@ -15,11 +15,13 @@ from torch import Tensor, nn
 import splitgrow
 from splitgrow.checkpoints.files import check_regular
 from splitgrow.cli import consoles
+from splitgrow.cli.arguments import kept_nothing
 from splitgrow.cli.examples import examples_of, growable_on
 from splitgrow.cli.hugging_face import is_directory, load_target, usual_inputs
 from splitgrow.cli.prune_results import ModelSize, PruneResult, show_pruned
 from splitgrow.cli.prune_settings import PruneFiles, PruneOptions
 from splitgrow.cli.shapes import Shape
+from splitgrow.cli.showing import Shown
 from splitgrow.cli.weights import fill_plain_, is_own_checkpoint
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.history_lookup import history_of
@@ -34,8 +36,7 @@ def prune(
     *,
     inputs: Sequence[Shape],
     plan: bool,
-    as_json: bool,
-    quiet: bool,
+    shown: Shown,
 ) -> None:
     """Prunes the model of a target by its weights, prints the widths, and writes the files.
 
@@ -45,13 +46,14 @@ def prune(
         SplitGrowError: Likewise.
     """
     files = check_files(files, plan=plan)
-    with seeded(options.seed), consoles.progress(quiet=quiet).status("choosing units"):
+    status = consoles.progress(quiet=shown.quiet).status("choosing units")
+    with kept_nothing(), seeded(options.seed), status:
         model = start_model(target, files.checkpoint, inputs)
         before = ModelSize.of(model)
         edits = prune_by(model, options)
     result = PruneResult(target, model, options, before, ModelSize.of(model), tuple(edits))
     write_files(result, files)
-    show_pruned(result, files, plan=plan, as_json=as_json)
+    show_pruned(result, files, shown, plan=plan)
 
 
 @contextmanager

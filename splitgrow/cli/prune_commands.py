@@ -14,14 +14,16 @@ from click.core import ParameterSource
 from splitgrow.cli.arguments import (
     POSITIVE,
     SEED,
+    NameChoice,
     PositiveFloat,
+    augment_option,
     check_target,
     input_option,
     limit_option,
     load_module,
     max_gb_option,
-    quiet_option,
     setting_option,
+    shown_options,
     size_option,
     threads_option,
 )
@@ -77,6 +79,7 @@ _path = click.Path(path_type=Path, dir_okay=False)
 _OF_DATA = (
     "batches",
     "epochs",
+    "augment",
     "batch_size",
     "learning_rate",
     "limit",
@@ -163,10 +166,10 @@ class _Share(click.FloatRange):
 @click.option(
     "--amount", type=_Share(zero=False), metavar="SHARE", help="The share of the units that goes."
 )
-@_setting("--criterion", type=click.Choice(CRITERION_NAMES), help="The scores of units.")
+@_setting("--criterion", type=NameChoice(CRITERION_NAMES), help="The scores of units.")
 @_setting(
     "--scope",
-    type=click.Choice(SCOPE_NAMES),
+    type=NameChoice(SCOPE_NAMES),
     help="Compare the units of all layers, or take the same share of each.",
 )
 @_setting(
@@ -219,7 +222,6 @@ class _Share(click.FloatRange):
 )
 @click.option("--force", "-f", is_flag=True, help="Replace files that are there.")
 @click.option("--plan", is_flag=True, help="Print what would go, without training; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @_setting("--seed", type=SEED, metavar="N", help="For weights, order and images.")
 @click.option(
     "--data",
@@ -236,6 +238,7 @@ class _Share(click.FloatRange):
     metavar="N",
     help="Epochs of training after each step.",
 )
+@augment_option
 @_setting("--batch-size", type=POSITIVE, metavar="N", help="Images in a batch.")
 @_setting(
     "--learning-rate",
@@ -247,7 +250,7 @@ class _Share(click.FloatRange):
 @size_option
 @max_gb_option
 @threads_option
-@quiet_option
+@shown_options()
 @click.pass_context
 def prune(ctx: click.Context, /, *, model: str, data: Path | None, **given: Any) -> None:
     """Loads the pruning, and runs it.

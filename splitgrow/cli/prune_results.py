@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
+from rich.console import RenderableType
 from torch import nn
 
 from splitgrow.cli import consoles
 from splitgrow.cli.prune_settings import PruneFiles, PruneOptions
+from splitgrow.cli.screen_tables import ScreenTable, fits_filter, unfitting
+from splitgrow.cli.showing import Shown
 from splitgrow.growth.edits import Edit
 from splitgrow.growth.growable_class import original_class
 from splitgrow.pruning.report import PruningReport, report
-from splitgrow.utils.text_tables import aligned
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,28 @@ class PruneResult:
         return report(self.edits)
 
 
-def show_pruned(result: PruneResult, files: PruneFiles, *, plan: bool, as_json: bool) -> None:
-    """Prints a result."""
-    if as_json:
-        click.echo(json.dumps(_document(result, files, plan=plan), indent=1))
+def show_pruned(result: PruneResult, files: PruneFiles, shown: Shown, *, plan: bool) -> None:
+    """Prints a result: as tables, as JSON, or only the paths of the files."""
+    names = [row.layer for row in result.report.rows] if result.edits else []
+    problem = unfitting(names, shown.patterns)
+    if problem and names and not shown.quiet:
+        click.echo(problem, err=True)
+    if shown.as_json:
+        document = _document(result, files, plan=plan)
+        document["layers"] = [
+            row for row in document["layers"] if fits_filter(row["layer"], shown.patterns)
+        ]
+        click.echo(json.dumps(document, indent=1))
+        return
+    if shown.quiet:
+        for path in (files.out, files.picture if result.edits else None):
+            if path is not None:
+                click.echo(str(path))
         return
     console = consoles.results()
-    for line in (*_lines(result), *_ends(result, files, plan=plan)):
+    for part in _parts(result, shown.patterns):
+        console.print(part)
+    for line in _ends(result, files, plan=plan):
         console.print(line, soft_wrap=True)
 
 
@@ -98,37 +116,61 @@ def accuracies(accuracy: PruneAccuracy, step: int) -> str:
     return f"{accuracy.pruned[step]:.1%} pruned{trained}"
 
 
-def _lines(result: PruneResult) -> list[str]:
+def _parts(result: PruneResult, patterns: Sequence[str]) -> Iterator[RenderableType]:
     options, before, after = result.options, result.before, result.after
     name = original_class(result.model).__name__
     if not result.edits:
-        return [f"{name} meets the target already: nothing goes"]
-    found = [f"{name}, by the criterion {options.criterion}: {result.report}", ""]
-    found += [
+        yield f"{name} meets the target already: nothing goes"
+        return
+    first, *others = result.report.heads
+    yield f"{name}, by the criterion {options.criterion}: {first}"
+    yield from others
+    yield _widths(result).filtered(patterns)
+    yield (
         f"parameters: {before.parameters:,} -> {after.parameters:,}"
         f" ({after.parameters / before.parameters:.1%}),"
         f" {before.megabytes:,.2f} MB -> {after.megabytes:,.2f} MB"
-    ]
+    )
     if result.accuracy is None:
-        return found
+        return
     own = result.accuracy
     head = f"accuracy on {own.images:,} test images: {own.before:.1%} before"
     if len(result.edits) == 1:
-        return [*found, f"{head} -> {accuracies(own, 0)}"]
-    return [*found, head, *aligned(_steps(result, own), left=0)]
+        yield f"{head} -> {accuracies(own, 0)}"
+        return
+    yield head
+    yield _steps(result, own)
 
 
-def _steps(result: PruneResult, accuracy: PruneAccuracy) -> list[tuple[str, ...]]:
+def _widths(result: PruneResult) -> ScreenTable:
+    table = ScreenTable()
+    head, *rows = result.report.table
+    table.add_column(head[0], "name")
+    table.add_column(head[1], "name", drop=1)
+    for name in head[2:]:
+        table.add_column(name, "number")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _steps(result: PruneResult, accuracy: PruneAccuracy) -> ScreenTable:
     trained = accuracy.trained
-    table: list[tuple[str, ...]] = [("step", "parameters", "multiply-adds", "pruned")]
-    if trained:
-        table[0] = (*table[0], "trained")
+    table = ScreenTable()
+    for name in (
+        "step",
+        "parameters",
+        "multiply-adds",
+        "pruned",
+        *(["trained"] if trained else ()),
+    ):
+        table.add_column(name, "number")
     left = result.before.parameters
     for step, edit in enumerate(result.edits):
         left -= sum(removal.parameters for removal in edit.removed)
         macs = "" if edit.macs is None else f"{edit.macs[1]:,}"
         row = (str(step + 1), f"{left:,}", macs, f"{accuracy.pruned[step]:.1%}")
-        table.append((*row, f"{trained[step]:.1%}") if trained else row)
+        table.add_row(*row, *([f"{trained[step]:.1%}"] if trained else ()))
     return table
 
 

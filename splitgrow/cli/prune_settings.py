@@ -44,6 +44,7 @@ class PruneOptions:
         give_up: Whether closed generations may lose units.
         batches: The batches of training images that criteria look at.
         epochs: Passes through the training images after each step.
+        augment: The kinds of change of images in that training, as flips,crops; empty for none.
         batch_size: Images in a batch.
         learning_rate: At the peak of the one-cycle schedule after each step.
         seed: Of everything that is drawn.
@@ -62,6 +63,7 @@ class PruneOptions:
     give_up: bool = False
     batches: int = 8
     epochs: int = 0
+    augment: str = ""
     batch_size: int = 64
     learning_rate: float = 0.005
     seed: int = 0

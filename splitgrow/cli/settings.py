@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST_GB = 4.0  # of memory, in units of 10**9 bytes, that data may take as their files hold them
+AUGMENTATIONS = ("flips", "crops")
+"""The kinds of change of training images."""
 TINY = 16  # pixels, below which an image asks for less of everything
 _IMAGES = 60_000  # that a whole run trains on, counted as often as they are seen
 

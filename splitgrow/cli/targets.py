@@ -14,25 +14,35 @@ from typing import TypeVar
 import click
 from torch import nn
 
+from splitgrow.cli.factories import parse_factory
+
 _T = TypeVar("_T")
 
 
-def load_model(module_name: str, factory_name: str) -> nn.Module:
-    """The model that `factory_name` in a module or .py file is, or makes when it is called.
+def load_model(text: str) -> nn.Module:
+    """The model that `MODULE:FACTORY` is, or makes when it is called.
 
     Raises:
         click.ClickException: if there is no such module or name, or if it makes no model.
     """
-    module = _module(module_name)
-    target: object = module
-    for part in factory_name.split("."):
-        target = _attribute(target, part, module_name)
-    if isinstance(target, nn.Module):
+    try:
+        factory = parse_factory(text)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if factory is None:
+        raise click.ClickException(f"{text!r} has no MODULE:FACTORY form")
+    target: object = _module(factory.module)
+    for part in factory.name.split("."):
+        target = _attribute(target, part, factory.module)
+    if isinstance(target, nn.Module) and not factory.called:
         return target
-    where = f"{module_name}:{factory_name}"
-    if not callable(target):
+    where = f"{factory.module}:{factory.name}"
+    if not callable(target) or isinstance(target, nn.Module):
         raise click.ClickException(f"{where} is {_a(target)}, neither a model nor a function")
-    model = attempt(f"{where} failed when it was called", target)
+    made = target
+    model = attempt(
+        f"{where} failed when it was called", lambda: made(*factory.args, **factory.kwargs)
+    )
     if not isinstance(model, nn.Module):
         raise click.ClickException(f"{where} returned {_a(model)}, not a torch.nn.Module")
     return model

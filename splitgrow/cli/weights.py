@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from splitgrow.checkpoints.saving import CONTENTS
+from splitgrow.utils.closest_names import did_you_mean
 
 _MOST = 300  # letters of an error by torch, which lists all names
+_PROBLEMS = 4
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
 
 
@@ -47,12 +49,37 @@ def fill_plain_(model: nn.Module, path: Path) -> None:
     for name, tensor in own.items():  # files of safetensors have tied weights once
         if name not in state and id(tensor) in given:
             state[name] = given[id(tensor)]
+    problems = _problems(own, state)
+    if problems:
+        raise click.ClickException(f"{path} does not fit the model: {'; '.join(problems)}")
     try:
         model.load_state_dict(state)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:  # of hooks, and of extra states
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= _MOST else f"{reason[:_MOST]} ..."
         raise click.ClickException(f"{path} does not fit the model: {reason}") from error
+
+
+def _problems(own: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+    """How tensors do not fit a model's own: by name, with the names that are like them."""
+    missing = [name for name in own if name not in state]
+    surplus = [name for name in state if name not in own]
+    found = []
+    if missing:
+        found.append(f"it lacks {_named(missing)}")
+    if surplus:
+        near = did_you_mean(surplus[0], missing, "") if missing else ""
+        found.append(f"the model has no {_named(surplus)}{f' ({near})' if near else ''}")
+    for name, tensor in own.items():
+        shapes = [getattr(each, "shape", None) for each in (state.get(name), tensor)]
+        if name in state and None not in shapes and shapes[0] != shapes[1]:
+            there, here = (" x ".join(map(str, shape or ())) or "one number" for shape in shapes)
+            found.append(f"{name} is {there}, and {here} in the model")
+    return [*found[:_PROBLEMS], *([f"and {len(found) - _PROBLEMS} more"] * bool(found[_PROBLEMS:]))]
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
 
 def _state_in(path: Path) -> Mapping[str, Tensor]:

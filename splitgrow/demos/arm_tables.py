@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from collections.abc import Iterator
 
 from splitgrow.cli.grow_settings import GrowSettings
+from splitgrow.cli.screen_tables import ScreenTable
 from splitgrow.demos.arm_results import GROWN, LARGE, ArmGrowth, GrowResult, Lead
-from splitgrow.demos.tables import new_table, what
+from splitgrow.demos.augmentation import augmented
+from splitgrow.demos.tables import what
 from splitgrow.grower.planned_growth import shortened
+from splitgrow.grower.schedule import Schedule, plan_head, plan_left, plan_moments, plan_widths
 
 ARM_HEAD = (
     "network",
@@ -18,6 +21,8 @@ ARM_HEAD = (
     "steps",
     "processor seconds",
 )
+_DROPS = {"test loss": 1, "steps": 2, "processor seconds": 3}
+"""The columns that stay away on narrow screens, and in which order."""
 
 
 def growth(event: ArmGrowth) -> str:
@@ -45,14 +50,39 @@ def arm_rows(result: GrowResult) -> list[tuple[str, ...]]:
     ]
 
 
-def arms(result: GrowResult) -> Table:
+def arms(result: GrowResult) -> ScreenTable:
     """The three networks in the end."""
-    table = new_table(f"{result.dataset}: three networks, each trained for the same arithmetic")
+    table = ScreenTable(f"{result.dataset}: three networks, each trained for the same arithmetic")
     for name in ARM_HEAD:
-        table.add_column(name, justify="left" if name == "network" else "right")
+        drop = _DROPS.get(name, 0)
+        table.add_column(name, "name" if name == "network" else "number", drop)
     for row in arm_rows(result):
         table.add_row(*row)
     return table
+
+
+def plan_parts(plan: Schedule) -> Iterator[ScreenTable | str]:
+    """A plan, before any training: a line, tables and lines."""
+    yield plan_head(plan)
+    head, *rows = plan_moments(plan)
+    table = ScreenTable()
+    table.add_column(head[0])
+    table.add_column(head[1])
+    for name in head[2:]:
+        table.add_column(name, "number")
+    for row in rows:
+        table.add_row(*row)
+    yield table
+    head, *rows = plan_widths(plan)
+    table = ScreenTable()
+    table.add_column(head[0], "name")
+    for at, name in enumerate(head[1:]):
+        between = 0 < at < len(head) - 2
+        table.add_column(name, "number", drop=at if between else 0)
+    for row in rows:
+        table.add_row(*row)
+    yield table
+    yield from plan_left(plan)
 
 
 def plan_lines(result: GrowResult) -> list[tuple[str, ...]]:
@@ -171,6 +201,8 @@ def remarks(result: GrowResult) -> list[str]:
         f"and see the images in one order, with a peak learning rate of {settings.learning_rate:g} "
         "and one cycle of the rate. Other rates suit other sizes.",
     ]
+    if result.settings.augment:
+        told.append(f"{augmented(result.settings.augment)}, alike for all networks.")
     if result.redrawn:
         named = ", ".join(result.redrawn[:4]) + (", ..." if result.redrawn[4:] else "")
         told.append(

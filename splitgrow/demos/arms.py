@@ -19,6 +19,7 @@ from splitgrow.demos.arm_results import (
     ArmPhase,
     ArmStep,
 )
+from splitgrow.demos.augmentation import Augmentation
 from splitgrow.demos.datasets import Dataset
 from splitgrow.demos.training import Classifier, Watch, evaluated, one_cycle, size_of
 from splitgrow.grower import Grower
@@ -76,6 +77,7 @@ class Arm(Classifier[GrowSettings]):
         self.grower: Grower | None = None
         self.order = torch.Generator().manual_seed(course.settings.seed)  # the same for all arms
         super().__init__(network, course.dataset, course.settings, watch)
+        self.augment = Augmentation.of(course.settings.augment, course.dataset.size)
 
     @property
     def finished(self) -> bool:

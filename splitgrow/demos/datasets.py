@@ -24,8 +24,8 @@ from splitgrow.demos.rawdata import (
 
 FORMATS = (
     "an .npz file (x_train, y_train, x_test, y_test), a folder or .zip of pictures"
-    " (train/CLASS/*.jpg and test/CLASS/*.jpg), a folder of MNIST-style idx files, or the folder or"
-    " .tar.gz of CIFAR-10 or CIFAR-100"
+    " (train/CLASS/*.jpg and test/CLASS/*.jpg, or TASK/CLASS/*.jpg), a folder of MNIST-style idx"
+    " files, or the folder or .tar.gz of CIFAR-10 or CIFAR-100"
 )
 
 
@@ -42,6 +42,8 @@ class Dataset:
     superclasses: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """The classes in each superclass, by its name, as indices into `classes`; most data have none.
     """
+    folders: bool = False
+    """Whether the superclasses are folders, which lie there as tasks."""
 
     @property
     def channels(self) -> int:
@@ -92,6 +94,7 @@ def load_dataset(
         torch.from_numpy(y_test),
         tuple(raw.classes[value] if raw.classes else str(value) for value in values),
         _present(raw.superclasses, values),
+        raw.folders,
     )
 
 

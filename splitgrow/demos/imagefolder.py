@@ -1,13 +1,15 @@
 """Reads a data set of picture files: ROOT/{train,test or val}/CLASS/*.jpg, a folder or a zip.
 
 With several folders in between, ROOT/TASK/train/CLASS/*.jpg, each of them is a superclass: classes
-of one name in two of them are two classes.
+of one name in two of them are two classes. Where no folder is called train, test or val, the layout
+is ROOT/TASK/CLASS/*.jpg, and a fifth of each class's pictures are for tests, always the same.
 """
 
 from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,7 +34,10 @@ _SUFFIXES = frozenset(
 )
 _SPLITS = ("train", "test", "val")
 _BYTES_A_PIXEL = 8  # once a file is decoded, in its own mode and as RGB
-_LAYOUT = "pictures in train/CLASS/ and in test/CLASS/ or val/CLASS/"
+_LAYOUT = (
+    "pictures in train/CLASS/ and in test/CLASS/ or val/CLASS/, or in TASK/CLASS/ for each task"
+)
+_TESTED = 5  # one of so many pictures of a class is for tests, where no folder says which
 _Reader = Callable[[str], bytes]
 
 
@@ -53,6 +58,8 @@ def read(path: Path, *, size: int | None, track: Track, room: Room) -> RawData:
     """
     with _opened(path, room) as (names, _):
         pictures = [picture for name in sorted(names) if (picture := _placed(name)) is not None]
+        pictures = pictures or _tasks_of(path, sorted(names))
+    _refuse_empty_folders(path, pictures)
     pictures, tops = _told_apart(path, pictures)
     train = [picture for picture in pictures if picture.split == "train"]
     test = [picture for picture in pictures if picture.split == "test"]
@@ -71,7 +78,50 @@ def read(path: Path, *, size: int | None, track: Track, room: Room) -> RawData:
     width, height = (size, size) if size is not None else _first_size(path, train[0].name, room)
     stack = _Stack(path, (height, width), track, room)
     halves = stack.split(train, classes), stack.split(test, classes)
-    return RawData(*halves, classes, _members(classes, tops))
+    return RawData(*halves, classes, _members(classes, tops), folders=bool(tops))
+
+
+def _tasks_of(path: Path, names: list[str]) -> list[_Picture]:
+    """The pictures of the layout TASK/CLASS/*.jpg, of which some are for tests.
+
+    Raises:
+        DatasetError: if a class has one picture, which cannot be both.
+    """
+    places: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if len(parts) >= 3 and _is_picture(name):
+            places.setdefault((parts[0], parts[1]), []).append(name)
+    found = []
+    for (task, label), own in places.items():
+        if len(own) < 2:
+            raise DatasetError(path / task / label, "one picture", "at least two, one for tests")
+        drawn = sorted(own, key=lambda name: (zlib.crc32(name.encode()), name))
+        tested = -(-len(own) // _TESTED)
+        for at, name in enumerate(drawn):
+            found.append(_Picture(name, task, "test" if at < tested else "train", label))
+    return sorted(found, key=lambda picture: picture.name)
+
+
+def _refuse_empty_folders(path: Path, pictures: list[_Picture]) -> None:
+    """Makes sure that no folder of a class or task is empty, which would be left out unseen.
+
+    Raises:
+        DatasetError: if one is.
+    """
+    if not path.is_dir() or not pictures:
+        return
+    depths = {len(PurePosixPath(picture.name).parts) - 1 for picture in pictures}
+    filled = {str(up) for picture in pictures for up in PurePosixPath(picture.name).parents}
+    for folder in sorted(path.rglob("*")):
+        inside = folder.relative_to(path)
+        hidden = any(part.startswith((".", "__MACOSX")) for part in inside.parts)
+        if hidden or not folder.is_dir() or len(inside.parts) > max(depths):
+            continue
+        if inside.as_posix() not in filled and not any(
+            each.is_file() for each in folder.rglob("*")
+        ):
+            raise DatasetError(folder, "the folder is empty", _LAYOUT)
 
 
 def _told_apart(path: Path, pictures: list[_Picture]) -> tuple[list[_Picture], tuple[str, ...]]:
@@ -130,13 +180,18 @@ def _placed(name: str) -> _Picture | None:
     The split may lie one folder down, as in `cifar10/train/cat/0001.jpg`.
     """
     parts = PurePosixPath(name).parts
-    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-    if hidden or PurePosixPath(name).suffix.lower() not in _SUFFIXES:
+    if not _is_picture(name):
         return None
     for at in (0, 1):
         if len(parts) >= at + 3 and parts[at] in _SPLITS:
             return _Picture(name, parts[0] if at else "", parts[at], parts[at + 1])
     return None
+
+
+def _is_picture(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
+    return not hidden and PurePosixPath(name).suffix.lower() in _SUFFIXES
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,10 @@ from rich.progress import track
 from splitgrow.cli import consoles
 from splitgrow.cli.grow_settings import GrowSettings
 from splitgrow.cli.settings import TINY
+from splitgrow.cli.showing import Shown
 from splitgrow.demos import arm_tables, datasets, growing, tables
 from splitgrow.demos.chosen_network import MakeNetwork, network_maker
-from splitgrow.demos.results import DemoEvent, is_measured, write_json
+from splitgrow.demos.results import DemoEvent, is_measured, json_of, plain, write_json
 from splitgrow.demos.views import VIEWS, DemoView, grow_view
 from splitgrow.grower.planned_growth import shortened
 from splitgrow.growth.initializers import chosen_initializer
@@ -28,7 +30,7 @@ def run_demo(*, kind: str, **options: Any) -> None:
     show(VIEWS[kind], **options)
 
 
-def run_grow(*, network: str, plan: bool, init: str, **options: Any) -> None:
+def run_grow(*, network: str, plan: bool, init: str, shown: Shown, **options: Any) -> None:
     """Trains the network of a target that grows, and those that it is compared with; see `show`.
 
     With `plan` it prints the plan of the growths instead.
@@ -43,20 +45,24 @@ def run_grow(*, network: str, plan: bool, init: str, **options: Any) -> None:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--init") from error
     view = grow_view(make)
-    preview = (lambda *given: _print_plan(make, *given)) if plan else None
-    show(view, preview=preview, network=network, init=init, **options)
+    preview = (lambda *given: _print_plan(make, shown, *given)) if plan else None
+    show(view, preview=preview, network=network, init=init, shown=shown, **options)
 
 
-def _print_plan(make: MakeNetwork, dataset: datasets.Dataset, settings: GrowSettings) -> None:
+def _print_plan(
+    make: MakeNetwork, shown: Shown, dataset: datasets.Dataset, settings: GrowSettings
+) -> None:
     with torch.random.fork_rng(devices=[]):
         study = growing.prepare_arms(make, dataset, settings, lambda _: None)
-    console = consoles.results()
-    console.print(str(study.plan), soft_wrap=True)
-    console.print(
+    if shown.as_json:
+        macs = study.course.macs
+        shown.echo_json(json.dumps({"version": 1, "macs": macs, "plan": plain(study.plan)}))
+        return
+    last = (
         f"\nThe training takes {shortened(study.course.macs)} multiply-adds, as"
-        f" {arm_tables.epochs(settings)}; each of the networks has as many.",
-        soft_wrap=True,
+        f" {arm_tables.epochs(settings)}; each of the networks has as many."
     )
+    shown.show((*arm_tables.plan_parts(study.plan), last))
 
 
 def show(  # noqa: PLR0913
@@ -68,7 +74,7 @@ def show(  # noqa: PLR0913
     size: int | None,
     max_gb: float,
     threads: int | None,
-    quiet: bool,
+    shown: Shown,
     preview: Callable[[datasets.Dataset, Any], None] | None = None,
     **settings: Any,
 ) -> None:
@@ -84,7 +90,7 @@ def show(  # noqa: PLR0913
     """
     if data is None and size is not None:
         raise click.UsageError("--size is for picture files: it needs --data")
-    live = consoles.progress(quiet=quiet)
+    live = consoles.progress(quiet=shown.quiet)
     events: list[DemoEvent] = []
     try:
         if preview is None:
@@ -112,7 +118,10 @@ def show(  # noqa: PLR0913
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"cannot write the report: {error}") from error
-    _print(view, result, report, quiet=quiet)
+    if shown.as_json:
+        shown.echo_json(json_of(result))
+    else:
+        shown.show((*view.details(result), *view.results(result)), report)
     broken = view.broken(result)
     if broken:
         raise click.ClickException(broken)
@@ -121,10 +130,10 @@ def show(  # noqa: PLR0913
 def _keep(events: Sequence[DemoEvent], out: Path) -> str:
     """Writes the measurements of an interrupted run, and says where."""
     if not is_measured(events):
-        return "nothing was measured yet"
+        return "nothing was measured yet, and nothing is kept"
     kept = out / "interrupted.json"
     write_json(kept, events)
-    return f"what was measured until then is in {kept}"
+    return f"what was measured until then is in {kept}; the same command begins anew"
 
 
 @contextmanager
@@ -168,13 +177,3 @@ def _run(
 
     with bars.progress:
         return view.run(dataset, settings, watch)
-
-
-def _print(view: DemoView, result: Any, report: Path, *, quiet: bool) -> None:
-    console = consoles.results()
-    for part in () if quiet else view.details(result):
-        console.print(part)
-    for part in view.results(result):
-        console.print(part)
-    if not quiet:
-        console.print(f"Report: {report}")

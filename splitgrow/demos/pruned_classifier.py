@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import splitgrow
 from splitgrow.cli import consoles
+from splitgrow.cli.arguments import kept_nothing
 from splitgrow.cli.prune import check_files, prune_by, seeded, start_model, write_files
 from splitgrow.cli.prune_results import (
     ModelSize,
@@ -23,7 +24,9 @@ from splitgrow.cli.prune_results import (
 )
 from splitgrow.cli.prune_settings import PruneFiles, PruneOptions
 from splitgrow.cli.shapes import Shape
+from splitgrow.cli.showing import Shown
 from splitgrow.demos import tables
+from splitgrow.demos.augmentation import Augmentation
 from splitgrow.demos.bars import RecoveryBars
 from splitgrow.demos.chosen_network import check_classifier
 from splitgrow.demos.datasets import Dataset, load_dataset
@@ -46,8 +49,7 @@ def prune_classifier(  # noqa: PLR0913
     threads: int | None,
     inputs: Sequence[Shape],
     plan: bool,
-    as_json: bool,
-    quiet: bool,
+    shown: Shown,
 ) -> None:
     """Prunes the classifier of a target, trains it after each step, and tells its accuracy.
 
@@ -58,8 +60,8 @@ def prune_classifier(  # noqa: PLR0913
         KeyboardInterrupt: If the user stops it; it names the file that is kept.
     """
     files = check_files(files, plan=plan)
-    live = consoles.progress(quiet=quiet)
-    with seeded(options.seed):
+    live = consoles.progress(quiet=shown.quiet)
+    with kept_nothing(), seeded(options.seed):
         dataset = load_dataset(
             data,
             seed=options.seed,
@@ -77,7 +79,7 @@ def prune_classifier(  # noqa: PLR0913
             pruning = _Pruning(model, dataset, options, files, live, plan=plan)
             result = pruning.result(target)
     write_files(result, files)
-    show_pruned(result, files, plan=plan, as_json=as_json)
+    show_pruned(result, files, shown, plan=plan)
 
 
 class _Recovery(Classifier[PruneOptions]):
@@ -87,6 +89,7 @@ class _Recovery(Classifier[PruneOptions]):
         self, model: nn.Module, dataset: Dataset, options: PruneOptions, bars: RecoveryBars
     ) -> None:
         super().__init__(model, dataset, options, lambda _: None)
+        self.augment = Augmentation.of(options.augment, dataset.size)
         self.bars = bars
 
     def stepped(self, epoch: int, loss: float, seen: float) -> None:
@@ -167,7 +170,8 @@ class _Pruning:
             if self._files.out is not None:
                 splitgrow.save(self._model, self._files.out)
                 self._kept = (
-                    f"the model after step {step} of {self._options.steps} is in {self._files.out}"
+                    f"the model after step {step} of {self._options.steps} is in {self._files.out},"
+                    f" and --checkpoint {self._files.out} goes on from it"
                 )
         gone = sum(removal.parameters for removal in edit.removed)
         self._console.print(

@@ -120,12 +120,14 @@ class RawData:
         test: The test half.
         classes: The names of labels 0, 1, ... where they have names.
         superclasses: The labels in each superclass, by its name, where there are such.
+        folders: Whether these are folders, which lie there as tasks.
     """
 
     train: Split
     test: Split
     classes: tuple[str, ...] | None = None
     superclasses: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    folders: bool = False
 
 
 def array_split(source: Path | str, images: Images, labels: NDArray[Any]) -> Split:

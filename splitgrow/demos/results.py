@@ -318,24 +318,29 @@ def write_json(path: Path, record: AnyResult | Sequence[DemoEvent]) -> None:
     Raises:
         CheckpointError: If something else than a file is there, or it cannot be written.
     """
+    write_bytes(path, f"{json_of(record)}\n".encode())
+
+
+def json_of(record: AnyResult | Sequence[DemoEvent]) -> str:
+    """A result, or the events of a run that did not finish, as JSON."""
     finished = isinstance(record, AnyResult)
     document: dict[str, Any] = {"version": 1, "finished": finished}
     if isinstance(record, AnyResult):
-        document |= {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
+        document |= {field.name: plain(getattr(record, field.name)) for field in fields(record)}
     else:
         for name, kinds in EVENTS.items():
-            document[name] = [_plain(event) for event in record if isinstance(event, kinds)]
-    write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())
+            document[name] = [plain(event) for event in record if isinstance(event, kinds)]
+    return json.dumps(document, indent=1)
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """A record as plain data of JSON; an edit writes itself."""
     if isinstance(value, Edit):
         return json.loads(value.to_json())
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     return value

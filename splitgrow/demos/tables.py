@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich import box
-from rich.table import Table
-
+from splitgrow.cli.screen_tables import ScreenTable
 from splitgrow.demos.datasets import Dataset
 from splitgrow.demos.results import (
     Deepening,
@@ -119,22 +117,20 @@ def _edits_of(numbers: Sequence[int]) -> str:
     return f"{len(numbers)} edits from {min(numbers)} to {max(numbers)}"
 
 
-def edits(growths: Sequence[Growth]) -> Table:
+def edits(growths: Sequence[Growth]) -> ScreenTable:
     """The effect of each edit on each layer."""
-    table = new_table("The edits")
-    for name in ("edit", "generation", "layer", "type"):
-        table.add_column(name, justify="left" if name in ("layer", "type") else "right")
-    for name in ("units", "inputs", "parameters added"):
-        table.add_column(name, justify="right")
+    table = ScreenTable("The edits")
+    table.add_column("edit", "number")
+    table.add_column("generation", "number", drop=1)
+    table.add_column("layer", "name")
+    table.add_column("type", "name", drop=3)
+    table.add_column("units", "number")
+    table.add_column("inputs", "number", drop=2)
+    table.add_column("parameters added", "number")
     for event in growths:
         rows = edit_rows(event.edit)
-        for at, cells in enumerate(rows):
-            first = at == 0
-            table.add_row(
-                str(event.edit.index) if first else "",
-                str(event.edit.generation) if first else "",
-                *cells,
-            )
+        for cells in rows:
+            table.add_row(str(event.edit.index), str(event.edit.generation), *cells)
         if len(rows) > 1:
             table.add_row(
                 "", "", "together", "", "", "", f"{event.edit.parameters:,}", style="bold"
@@ -152,11 +148,11 @@ def arrow(sizes: tuple[int, int]) -> str:
     return f"{sizes[0]} -> {sizes[1]}" if sizes[0] != sizes[1] else str(sizes[0])
 
 
-def recoveries(rows: Sequence[Recovery]) -> Table:
+def recoveries(rows: Sequence[Recovery]) -> ScreenTable:
     """Whether the old networks are still there."""
-    table = new_table("The old networks, run again at the end")
-    table.add_column("generation", justify="right")
-    table.add_column("test accuracy", justify="right")
+    table = ScreenTable("The old networks, run again at the end")
+    table.add_column("generation", "number")
+    table.add_column("test accuracy", "number")
     table.add_column("logits, compared with those when it was closed")
     for row in rows:
         different = f"differ by up to {row.largest_difference:.1e}"
@@ -179,14 +175,14 @@ def measured(row: Measurement) -> tuple[str, ...]:
     return row.network, f"{row.accuracy:.2%}", *sizes
 
 
-def measurements(result: Outcome) -> Table:
+def measurements(result: Outcome) -> ScreenTable:
     """The networks before growth, grown and fused."""
     names = [row.network for row in result.measurements]
-    table = new_table(f"{result.dataset}: {', '.join(names[:-1])} and {names[-1]}")
-    table.add_column("network")
+    table = ScreenTable(f"{result.dataset}: {', '.join(names[:-1])} and {names[-1]}")
+    table.add_column("network", "name")
     for name in MEASURED:
-        table.add_column(name, justify="right")
-    table.add_column(f"ms per batch of {result.settings.batch_size}", justify="right")
+        table.add_column(name, "number")
+    table.add_column(f"ms per batch of {result.settings.batch_size}", "number")
     for row in result.measurements:
         table.add_row(*measured(row))
     return table
@@ -213,13 +209,14 @@ def fusion(result: Outcome) -> str:
     )
 
 
-def deepenings(growths: Sequence[Deepening]) -> Table:
+def deepenings(growths: Sequence[Deepening]) -> ScreenTable:
     """The network right before and right after each edit."""
-    table = new_table("The effect of each edit on the network, before any training")
-    table.add_column("edit", justify="right")
+    table = ScreenTable("The effect of each edit on the network, before any training")
+    table.add_column("edit", "number")
     table.add_column("change")
-    for name in DEEPENING_HEAD:
-        table.add_column(name, justify="right")
+    for name, drop in zip(DEEPENING_HEAD, (0, 2, 0, 3, 4), strict=False):
+        table.add_column(name, "number", drop)
+    table.add_column(DEEPENING_HEAD[-1], drop=1)
     for event in growths:
         table.add_row(str(event.edit.index), what(event.edit), *deepening_cells(event))
     return table
@@ -258,11 +255,11 @@ def removed_identities(rows: Sequence[RemovedIdentity]) -> str:
     return f"Removed by fusion: {named or 'nothing'}."
 
 
-def level_growths(growths: Sequence[LevelGrowth]) -> Table:
+def level_growths(growths: Sequence[LevelGrowth]) -> ScreenTable:
     """The effect of growth in resolution, by itself, on the reconstructions."""
-    table = new_table("The growths, before any training")
+    table = ScreenTable("The growths, before any training")
     for name in ("step", "resolution", "parameters added"):
-        table.add_column(name, justify="right")
+        table.add_column(name, "number")
     table.add_column("reconstructions, compared with the enlarged ones before")
     for event in growths:
         different = f"differ by up to {event.disturbance:.1e}"
@@ -293,11 +290,11 @@ def level_rows(result: ProgressiveResult) -> list[tuple[str, ...]]:
     ]
 
 
-def levels(result: ProgressiveResult) -> Table:
+def levels(result: ProgressiveResult) -> ScreenTable:
     """The network at the end of each level."""
-    table = new_table(f"{result.dataset}: the autoencoder at the end of each level")
+    table = ScreenTable(f"{result.dataset}: the autoencoder at the end of each level")
     for name in LEVEL_HEAD:
-        table.add_column(name, justify="right")
+        table.add_column(name, "number")
     for row in level_rows(result):
         table.add_row(*row)
     return table
@@ -313,8 +310,3 @@ def fade_fusion(result: ProgressiveResult) -> str:
         f" {fusion.largest_difference:.1e} (largest pixel {fusion.largest_pixel:.1f})."
         f" {result.seconds:.0f} s in all."
     )
-
-
-def new_table(title: str) -> Table:
-    """An empty table in the style of all of them."""
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")

@@ -164,10 +164,18 @@ def _superclass_groups(
     """
     groups = list(dataset.superclasses.items())
     if not groups:
-        raise DatasetError(dataset.name, "it has no superclasses", "data that do, as CIFAR-100")
+        raise DatasetError(
+            dataset.name,
+            "it has no superclasses",
+            "data that do, as CIFAR-100 or folders TASK/CLASS",
+        )
     if count not in {None, len(groups)}:
         problem = f"{len(groups)} superclasses are not {count} tasks"
         raise DatasetError(dataset.name, problem, f"{len(groups)} tasks")
+    for name, members in groups:
+        if len(members) < 2:
+            only = dataset.classes[members[0]]
+            raise DatasetError(dataset.name, f"{name} has one class, {only}", "two or more a task")
     if generator is not None:
         groups = [groups[at] for at in generator.permutation(len(groups))]
     return groups

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import splitgrow
 from splitgrow.cli.settings import DemoSettings
+from splitgrow.demos.augmentation import Augmentation
 from splitgrow.demos.datasets import Dataset
 from splitgrow.demos.results import (
     DemoEvent,
@@ -152,6 +153,8 @@ class Loop(ABC, Generic[_Settings]):
 class Classifier(Loop[_Settings]):
     """Trains a classifier on labelled images, and judges it by those of the test."""
 
+    augment: Augmentation | None = None  # changes the training images
+
     def __init__(
         self, model: nn.Module, dataset: Dataset, settings: _Settings, watch: Watch
     ) -> None:
@@ -160,8 +163,8 @@ class Classifier(Loop[_Settings]):
 
     def loss(self, indices: Tensor) -> tuple[Tensor, float]:
         """The cross entropy, and the accuracy of the batch."""
-        labels = self.dataset.y_train[indices]
-        logits = logits_of(self.model(self.dataset.x_train[indices]))
+        labels, images = self.dataset.y_train[indices], self.dataset.x_train[indices]
+        logits = logits_of(self.model(self.augment(images) if self.augment else images))
         accuracy = (logits.argmax(1) == labels).float().mean().item()
         return functional.cross_entropy(logits, labels), accuracy
 

@@ -95,54 +95,63 @@ class Schedule:
         return draw_schedule(self.stages, path, at_most=self.at_most)
 
     def __str__(self) -> str:
-        return "\n".join((*self._summary(), "", *self._widths(), *self._left_alone()))
+        table = plan_widths(self)
+        room = _COLUMNS - 2
+        for column in range(1, len(table[0])):
+            room -= 2 + max(len(row[column]) for row in table)
+        widths = [(_clipped(row[0], max(room, 16)), *row[1:]) for row in table]
+        moments = aligned(plan_moments(self), left=2)
+        left = (_clipped(line, _COLUMNS) for line in plan_left(self))
+        return "\n".join((plan_head(self), *moments, "", *aligned(widths, left=1), *left))
 
-    def _summary(self) -> Iterator[str]:
-        shrinks = any(growth.shrinks for growth in self.growths)
-        factor = "" if self.factor is None else f" to {self.factor:.4g} times the widths"
-        bound = "; a score chooses the layers, so sizes are upper bounds" if self.at_most else ""
-        if self.moves:
-            bound = "; units move between layers, and widths with them"
-        yield f"{self._counted()}{factor}{bound}"
-        head = "change" if shrinks else "growth"
-        table = [(head, "moment", "parameters", "macs a sample", "macs spent by then")]
-        for stage in self.stages:
-            spent = "" if stage.macs_spent is None else shortened(stage.macs_spent)
-            size = (f"{stage.parameters:,}", shortened(stage.macs), spent)
-            table.append((str(stage.index or "start"), _clipped(stage.moment, 38), *size))
-        yield from aligned(table, left=2)
 
-    def _counted(self) -> str:
-        """The numbers of growths and of shrinks."""
-        changes = [growth.shrinks for growth in self.growths if growth.request]
-        counts = (("growth", changes.count(False)), ("shrink", changes.count(True)))
-        told = [f"{n} {word}{'' if n == 1 else 's'}" for word, n in counts if n]
-        return " and ".join(told) or "0 growths"
+def plan_head(schedule: Schedule) -> str:
+    """The line above a plan: how many growths, and how far they lead."""
+    factor = "" if schedule.factor is None else f" to {schedule.factor:.4g} times the widths"
+    bound = "; a score chooses the layers, so sizes are upper bounds" if schedule.at_most else ""
+    if schedule.moves:
+        bound = "; units move between layers, and widths with them"
+    changes = [growth.shrinks for growth in schedule.growths if growth.request]
+    counts = (("growth", changes.count(False)), ("shrink", changes.count(True)))
+    told = [f"{n} {word}{'' if n == 1 else 's'}" for word, n in counts if n]
+    return f"{' and '.join(told) or '0 growths'}{factor}{bound}"
 
-    def _widths(self) -> Iterator[str]:
-        heads = [str(stage.index or "start") for stage in self.stages]
-        table = [("layer", *heads)]
-        for names, widths in _alike(self.stages):
-            cells = [
-                str(width) if index == 0 or width != widths[index - 1] else "."
-                for index, width in enumerate(widths)
-            ]
-            table.append((names, *cells))
-        room = (
-            _COLUMNS
-            - 2
-            - sum(2 + max(len(row[column]) for row in table) for column in range(1, len(heads) + 1))
-        )
-        table = [(_clipped(row[0], max(room, 16)), *row[1:]) for row in table]
-        yield from aligned(table, left=1)
 
-    def _left_alone(self) -> Iterator[str]:
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.left.items():
-            reasons.setdefault(reason, []).append(name)
-        for reason, names in reasons.items():
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-            yield _clipped(f"left alone: {shown} ({reason})", _COLUMNS)
+def plan_moments(schedule: Schedule) -> list[tuple[str, ...]]:
+    """A plan's growths as rows, the head first: moment, size, and arithmetic until then."""
+    shrinks = any(growth.shrinks for growth in schedule.growths)
+    head = "change" if shrinks else "growth"
+    table: list[tuple[str, ...]] = [
+        (head, "moment", "parameters", "macs a sample", "macs spent by then")
+    ]
+    for stage in schedule.stages:
+        spent = "" if stage.macs_spent is None else shortened(stage.macs_spent)
+        size = (f"{stage.parameters:,}", shortened(stage.macs), spent)
+        table.append((str(stage.index or "start"), _clipped(stage.moment, 38), *size))
+    return table
+
+
+def plan_widths(schedule: Schedule) -> list[tuple[str, ...]]:
+    """The widths of a plan's layers as rows, the head first: at the start, after each growth."""
+    heads = [str(stage.index or "start") for stage in schedule.stages]
+    table: list[tuple[str, ...]] = [("layer", *heads)]
+    for names, widths in _alike(schedule.stages):
+        cells = [
+            str(width) if index == 0 or width != widths[index - 1] else "."
+            for index, width in enumerate(widths)
+        ]
+        table.append((names, *cells))
+    return table
+
+
+def plan_left(schedule: Schedule) -> Iterator[str]:
+    """A line for each reason why a plan leaves layers alone."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in schedule.left.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+        yield f"left alone: {shown} ({reason})"
 
 
 def _alike(stages: Sequence[PlannedGrowth]) -> list[tuple[str, tuple[int, ...]]]:

@@ -51,6 +51,16 @@ class PruningReport(Tabular):
     moved: tuple[float | None, ...]
     criteria: tuple[str, ...]
 
+    @property
+    def heads(self) -> list[str]:
+        """The lines above the table."""
+        return self._head().split("\n")
+
+    @property
+    def table(self) -> Rows:
+        """The rows as texts, the head first."""
+        return self._rows()
+
     def _head(self) -> str:
         steps = len(self.moved)
         lines = [f"{self.parameters:,} parameters went in {steps} step{'s' if steps != 1 else ''}"]
@@ -63,7 +73,7 @@ class PruningReport(Tabular):
     def _rows(self) -> Rows:
         table: list[tuple[str, ...]] = [("layer", "type", "units", "stay")]
         for row in self.rows:
-            stay = f"{row.after / row.before:.0%}"
+            stay = f"{row.after / row.before:.0%}" if row.before else ""
             table.append((row.layer, row.kind, f"{row.before:,} -> {row.after:,}", stay))
         return table
 

@@ -85,16 +85,16 @@ def text_of_table(
     """
     left_out = 0 if most is None else len(table) - 1 - most
     if most is not None:
-        table = [tuple(map(_cut, row)) for row in table[: most + 1]]
+        table = [tuple(cut(cell) for cell in row) for row in table[: most + 1]]
         notes = [*notes[:most], *(["..."] if len(notes) > most else [])]
-        head = "\n".join(_cut(line, 6 * _CELL) for line in head.split("\n")[:most])
+        head = "\n".join(cut(line, 6 * _CELL) for line in head.split("\n")[:most])
     lines = [head, *(aligned(table) if table else ())]
     if left_out > 0:
         lines.append(f"  ... and {left_out} more; print() shows all")
     return "\n".join((*lines, *(f"  {note}" for note in notes)))
 
 
-def _cut(cell: str, most: int = _CELL) -> str:
+def cut(cell: str, most: int = _CELL) -> str:
     """A text without its middle, if it is long."""
     if len(cell) <= most:
         return cell

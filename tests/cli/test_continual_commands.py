@@ -83,10 +83,13 @@ def test_the_tasks_networks_are_held_against_the_whole_one(finished: Path) -> No
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_every_method_runs_and_says_what_it_came_to(method: str, tmp_path: Path) -> None:
-    result = run(tmp_path / "out", "--quiet", method=method)
+    result = run(tmp_path / "out", method=method)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith(f"{method}: ")
-    assert len(result.stdout.splitlines()) == 1
+    assert f"\n{method}: " in result.stdout
+    assert result.stdout.endswith(f"Report: {tmp_path / 'out' / 'report.html'}\n")
+    again = run(tmp_path / "out", "--quiet", method=method)
+    assert (again.exit_code, again.stderr) == (0, "")
+    assert again.stdout == f"{tmp_path / 'out' / 'report.html'}\n"
 
 
 def test_a_finished_run_is_shown_again_and_not_made_again(finished: Path) -> None:
@@ -204,9 +207,13 @@ def test_runs_are_compared_in_a_table_and_as_json(finished: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     assert "packnet" in result.output
     assert "cpg" in result.output
-    found = json.loads(invoke("compare", str(finished), "--json").output)
-    assert found[0]["settings"]["method"] == "packnet"
-    assert found[0]["runs"] == 1
+    found = json.loads(invoke("compare", str(finished), "--json").stdout)
+    assert found["version"] == 1
+    assert found["rows"][0]["settings"]["method"] == "packnet"
+    assert found["rows"][0]["runs"] == 1
+    both = (str(finished), str(other))
+    assert invoke("compare", *both, "--quiet", "--filter", "pack*").output == "packnet\n"
+    assert "did you mean 'packnet'" in invoke("compare", *both, "--filter", "packnt").stderr
 
 
 @pytest.mark.parametrize(
@@ -244,8 +251,11 @@ def test_a_run_that_is_not_finished_is_not_compared(tmp_path: Path) -> None:
         (["--option", "goal=0.5", "--option", "goal=0.6"], "given twice"),
         (["--option", "colour=1"], "colour"),
         (["--option", "prune=3"], "prune must lie"),
-        (["--backbone", "vgg"], "is no backbone"),
-        (["--backbone", "nowhere:make"], "nowhere"),
+        (["--backbone", "nowhere:make", "--width", "1"], "nowhere"),
+        (["--backbone", "nowhere:make"], "--width is for cnn"),
+        (["--backbone", "vgg", "--width", "1"], "did you mean 'vgg16_bn'"),
+        (["--augment", "flip"], "did you mean 'flips'"),
+        (["--checkpoint", "missing.pt"], "cannot read missing.pt"),
         (["--tasks", "11"], "classes"),
         (["--size", "8"], "needs --data"),
         (["--data", "missing.npz"], "no such file"),
@@ -270,7 +280,8 @@ def test_ones_own_model_is_learned_with(tmp_path: Path, monkeypatch: pytest.Monk
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 10))\n"
     )
     monkeypatch.chdir(tmp_path)
-    result = run(tmp_path / "out", "--backbone", "mynets.py:make", method="cpg")
+    given = ("--backbone", "mynets.py:make", "--width", "1")
+    result = run(tmp_path / "out", *given, method="cpg")
     assert result.exit_code == 0, result.output
 
 

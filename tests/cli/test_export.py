@@ -54,7 +54,7 @@ def test_the_format_may_be_chosen_whatever_the_suffix(grown: Any) -> None:
 def test_without_onnxscript_the_extra_is_named_and_nothing_is_written(
     grown: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("splitgrow.cli.export.find_spec", lambda _: None)
+    monkeypatch.setattr("splitgrow.cli.programs.find_spec", lambda _: None)
     done = export("plain.onnx")
     assert done.exit_code == 1
     assert "pip install splitgrow[onnx]" in done.output
@@ -71,7 +71,8 @@ def test_onnx_runtime_computes_what_the_grown_model_does(
     pytest.importorskip("onnxscript")
     done = export(*arguments)
     assert done.exit_code == 0, done.output
-    assert "0: 4 x 3 -> 6 x 3" in done.output
+    assert "  0      4 x 3 -> 6 x 3\n" in done.output
+    assert "inputs: input: any0 x 3\n" in done.output
     assert "torch.onnx" not in done.output
     session = runtime.InferenceSession(arguments[0])
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
@@ -144,9 +145,12 @@ def test_the_merged_tensors_need_no_splitgrow(grown: Any, suffix: str) -> None:
     done = export(f"plain{suffix}")
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines() == [
-        "0: 4 x 3 -> 6 x 3",
-        "2: 2 x 4 -> 2 x 6",
-        f"plain{suffix}: Sequential, 38 parameters.",
+        "  layer          weight",
+        " ───────────────────────",
+        "  0      4 x 3 -> 6 x 3",
+        "  2      2 x 4 -> 2 x 6",
+        "",
+        f"plain{suffix}: Sequential, merged, 38 parameters.",
     ]
     path = Path(f"plain{suffix}")
     state = load_file(path) if suffix == ".safetensors" else torch.load(path, weights_only=True)
@@ -208,8 +212,8 @@ def test_an_earlier_generation_can_be_exported(grown: Any) -> None:
         (("plain.bin", "--format", "hf"), "models of transformers"),
         (("plain",), "plain ends in nothing"),
         (("plain.pt", "--generation", "7"), "no generation 7"),
-        (("nowhere/plain.pt",), "cannot write"),
-        (("nowhere/plain.safetensors",), "cannot save"),
+        (("nowhere/plain.pt",), "there is no folder nowhere for plain.pt"),
+        (("nowhere/plain.safetensors",), "there is no folder nowhere"),
         (("nets.py",), "ends in .py"),
         (("run.safetensors",), "is there already; --force replaces it"),
     ],

@@ -77,11 +77,22 @@ def test_the_command_prints_the_comparison_and_writes_the_report(tmp_path: Path)
     assert results["plan"]["start"]["widths"]["features.1"] == 8
 
 
-def test_quiet_prints_only_the_final_results(tmp_path: Path) -> None:
-    code, printed, progress = _grow(tmp_path, "mlp", *SMALL, "--quiet", "--steps", "1")
-    assert (code, progress) == (0, "")
-    assert "large" in printed
-    assert "Report" not in printed
+def test_quiet_prints_the_path_of_the_report_alone(tmp_path: Path) -> None:
+    told = _grow(tmp_path, "mlp", *SMALL, "--quiet", "--steps", "1")
+    assert told == (0, f"{tmp_path / 'report.html'}\n", "")
+
+
+def test_json_has_the_results_or_the_plan(tmp_path: Path) -> None:
+    code, printed, _ = _grow(tmp_path, "mlp", *SMALL, "--json", "--augment", "crops")
+    assert code == 0
+    found = json.loads(printed)
+    assert found == json.loads((tmp_path / "results.json").read_text())
+    assert found["settings"]["augment"] == "crops"
+    code, printed, _ = _grow(tmp_path / "none", "mlp", *SMALL, "--json", "--plan")
+    assert code == 0
+    plan = json.loads(printed)["plan"]
+    assert len(plan["growths"]) == 3
+    assert plan["start"]["widths"]["features.1"] == 8
 
 
 def test_the_plan_is_printed_and_nothing_is_trained_or_written(tmp_path: Path) -> None:
@@ -196,7 +207,8 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     code, printed, errors = _grow(tmp_path, "mlp", *SMALL, "--epochs", "3", "--shares", "0.1,0.2")
     kept = tmp_path / "interrupted.json"
     assert (code, printed) == (130, "")
-    assert errors.endswith(f"Interrupted: what was measured until then is in {kept}.\n")
+    told = f"Interrupted: what was measured until then is in {kept}; "
+    assert errors.endswith(f"{told}the same command begins anew.\n")
     record = json.loads(kept.read_text())
     assert record["finished"] is False
     assert {step["arm"] for step in record["steps"]} == {"grown"}

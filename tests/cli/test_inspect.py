@@ -189,7 +189,7 @@ def test_the_table_has_a_row_a_layer_and_a_summary(models: str) -> None:
     code, printed, _ = _inspect(f"{models}:Pair", "--input", "1,7:int64", "--input", "1,7,4")
     assert code == 0
     assert "Pair" in printed
-    for text in ("mix", "Linear", "no: ", "extra", "out", "yes"):
+    for text in ("mix", "Linear", "no", "  mix: ", "extra", "out", "yes"):
         assert text in printed
     assert "2 of 3 layers can grow; 98 parameters.\n" in printed
 

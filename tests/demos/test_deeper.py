@@ -239,11 +239,8 @@ def test_the_command_prints_the_tables_and_writes_the_report(tmp_path: Path) -> 
     assert results["chain"][0]["units"] == [2] * 6
 
 
-def test_quiet_prints_only_the_final_results(tmp_path: Path) -> None:
-    code, printed, progress = _demo(tmp_path, "--quiet")
-    assert (code, progress) == (0, "")
-    assert "Removed by fusion" in printed
-    assert "The edits" not in printed
+def test_quiet_prints_the_path_of_the_report_alone(tmp_path: Path) -> None:
+    assert _demo(tmp_path, "--quiet") == (0, f"{tmp_path / 'report.html'}\n", "")
 
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +256,9 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     code, printed, errors = _demo(tmp_path)
     kept = tmp_path / "interrupted.json"
     assert (code, printed) == (130, "")
-    assert errors.endswith(f"Interrupted: what was measured until then is in {kept}.\n")
+    assert errors.endswith(
+        f"Interrupted: what was measured until then is in {kept}; the same command begins anew.\n"
+    )
     record = json.loads(kept.read_text())
     assert record["finished"] is False
     assert [growth["depth"] for growth in record["growths"]] == [[6, 7], [7, 9]]

@@ -252,11 +252,24 @@ def test_the_results_are_written_as_json(tmp_path: Path) -> None:
     assert all(recovery["exact"] for recovery in results["recoveries"])
 
 
-def test_quiet_prints_only_the_final_results(tmp_path: Path) -> None:
-    code, printed, progress = _demo(tmp_path, "--quiet")
-    assert (code, progress) == (0, "")
-    assert "fused" in printed
-    assert "The edits" not in printed
+def test_quiet_prints_the_path_of_the_report_alone(tmp_path: Path) -> None:
+    assert _demo(tmp_path, "--quiet") == (0, f"{tmp_path / 'report.html'}\n", "")
+
+
+def test_json_is_what_lies_in_the_results(tmp_path: Path) -> None:
+    code, printed, _ = _demo(tmp_path, "--json")
+    assert code == 0
+    assert json.loads(printed) == json.loads((tmp_path / "results.json").read_text())
+
+
+def test_a_filter_keeps_the_rows_of_layers_that_fit(tmp_path: Path) -> None:
+    code, printed, errors = _demo(tmp_path, "--filter", "stem.*", "--filter", "hed")
+    assert code == 0
+    edits = printed.partition("The old networks")[0]
+    assert "stem.0" in edits
+    assert "head" not in edits
+    assert "nothing fits --filter hed: did you mean 'head'" in errors
+    assert _demo(tmp_path, "--filter", "stem.*", "--json")[0] == 2
 
 
 def test_the_command_fails_if_an_old_network_is_lost(
@@ -267,9 +280,9 @@ def test_the_command_fails_if_an_old_network_is_lost(
         yield
 
     monkeypatch.setattr(splitgrow.Handle, "at", stay)
-    code, printed, errors = _demo(tmp_path, "--quiet")
+    code, printed, errors = _demo(tmp_path)
     assert code == 1
-    assert errors == "Error: an old network was not recovered bit for bit\n"
+    assert errors.endswith("Error: an old network was not recovered bit for bit\n")
     assert "fused" in printed  # the results are shown all the same
 
 
@@ -283,7 +296,9 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
     code, printed, errors = _demo(tmp_path)
     kept = tmp_path / "interrupted.json"
     assert (code, printed) == (130, "")
-    assert errors.endswith(f"Interrupted: what was measured until then is in {kept}.\n")
+    assert errors.endswith(
+        f"Interrupted: what was measured until then is in {kept}; the same command begins anew.\n"
+    )
     record = json.loads(kept.read_text())
     assert record["finished"] is False
     assert record["steps"][0]["loss"] == 2.5
@@ -297,7 +312,7 @@ def test_ctrl_c_before_the_first_step_says_that_nothing_was_measured(
 
     monkeypatch.setattr(datasets, "load_dataset", interrupted)
     code, _, errors = _demo(tmp_path)
-    assert (code, errors) == (130, "Interrupted: nothing was measured yet.\n")
+    assert (code, errors) == (130, "Interrupted: nothing was measured yet, and nothing is kept.\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
-from rich.table import Table
 
-from splitgrow.cli import consoles
 from splitgrow.cli.continual_settings import RunSettings
+from splitgrow.cli.screen_tables import ScreenTable, fits_filter, unfitting
+from splitgrow.cli.showing import Shown
 from splitgrow.demos.continual.outcome import OutcomeError, RunOutcome, read_outcome
 
 
@@ -63,7 +62,7 @@ class Row:
     unchanged: bool
 
 
-def compare_runs(runs: Sequence[Path], *, as_json: bool) -> None:
+def compare_runs(runs: Sequence[Path], shown: Shown) -> None:
     """Prints a table of runs.
 
     Raises:
@@ -79,13 +78,23 @@ def compare_runs(runs: Sequence[Path], *, as_json: bool) -> None:
                 f"{path} is not finished: {len(outcome.tasks)} of {outcome.settings.tasks} tasks "
                 f"are learned; run it again to go on"
             )
-    found = rows(outcomes)
-    if as_json:
-        click.echo(json.dumps([_plain(row) for row in found], indent=1))
-        return
-    console = consoles.results()
-    for dataset in dict.fromkeys(row.dataset for row in found):
-        console.print(_table(dataset, [row for row in found if row.dataset == dataset]))
+    every = rows(outcomes)
+    found = [row for row in every if fits_filter(row.settings.method, shown.patterns)]
+    problem = unfitting((row.settings.method for row in every), shown.patterns)
+    if problem and not shown.quiet:
+        click.echo(problem, err=True)
+    if shown.as_json:
+        document = {"version": 1, "rows": [_plain(row) for row in found]}
+        shown.echo_json(json.dumps(document, indent=1))
+    elif shown.quiet:
+        for row in found:
+            click.echo(label_of(row))
+    else:
+        datasets = dict.fromkeys(row.dataset for row in found)
+        replace(shown, patterns=()).show(
+            _table(dataset, [row for row in found if row.dataset == dataset])
+            for dataset in datasets
+        )
 
 
 def rows(outcomes: Sequence[RunOutcome]) -> list[Row]:
@@ -121,12 +130,15 @@ def _plain(row: Row) -> dict[str, Any]:
     return {name: plain(value) for name, value in vars(row).items()}
 
 
-def _table(dataset: str, rows: Sequence[Row]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=dataset, title_justify="left")
-    table.add_column("method")
-    for head in ("accuracy", "when learned", "forgotten", "weights", "MB", "time", "runs"):
-        table.add_column(head, justify="right")
-    table.add_column("unchanged")
+def _table(dataset: str, rows: Sequence[Row]) -> ScreenTable:
+    table = ScreenTable(dataset)
+    table.add_column("method", "name")
+    table.add_column("accuracy", "number")
+    table.add_column("when learned", "number")
+    table.add_column("forgotten", "number")
+    for head, drop in (("weights", 0), ("MB", 3), ("time", 4), ("runs", 2)):
+        table.add_column(head, "number", drop)
+    table.add_column("unchanged", drop=1)
     for row in rows:
         table.add_row(
             label_of(row),

@@ -156,8 +156,12 @@ def write_outcome(path: Path, outcome: RunOutcome) -> None:
     Raises:
         CheckpointError: If it cannot be written.
     """
-    text = json.dumps({"version": OUTCOME_VERSION, **asdict(outcome)}, indent=1)
-    write_bytes(path, f"{text}\n".encode())
+    write_bytes(path, f"{outcome_json(outcome)}\n".encode())
+
+
+def outcome_json(outcome: RunOutcome) -> str:
+    """A run as `write_outcome` writes it."""
+    return json.dumps({"version": OUTCOME_VERSION, **asdict(outcome)}, indent=1)
 
 
 def read_outcome(path: Path) -> RunOutcome:

@@ -7,7 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from splitgrow.cli.continual_settings import RunSettings
 from splitgrow.demos import pages
+from splitgrow.demos.augmentation import augmented
 from splitgrow.demos.continual import figures
 from splitgrow.demos.continual.comparison import duration
 from splitgrow.demos.continual.outcome import RunOutcome
@@ -45,7 +47,8 @@ def _body(outcome: RunOutcome, images: dict[str, str]) -> str:
 <p class="soft">{escape(outcome.dataset)}: {train:,} training and {test:,} test images in
 {len(outcome.tasks)} tasks ({escape(settings.split)}); {escape(settings.backbone)} of width
 {settings.width:g}, {settings.epochs} epochs, seed {settings.seed}, {duration(outcome.seconds)}
-of learning. Decisions were made on {settings.decide_on} data{_warning(settings.decide_on)}.</p>
+of learning. Decisions were made on {settings.decide_on} data{_warning(settings.decide_on)}.
+{_origins(settings)}</p>
 
 <h2>In the end</h2>
 {_summary(outcome)}
@@ -69,6 +72,14 @@ first.</figcaption></figure>
 zero are then taken out. The last task's, with all of its units, is the whole network: it has
 {outcome.networks[-1].parameters:,} parameters.</p>
 {_networks(outcome)}"""
+
+
+def _origins(settings: RunSettings) -> str:
+    """Where the first weights came from, and how images were changed."""
+    told = [f"{augmented(settings.augment)}."] if settings.augment else []
+    if settings.checkpoint:
+        told.append(f"The first weights came from {escape(settings.checkpoint)}.")
+    return " ".join(told)
 
 
 def _warning(decide_on: str) -> str:

@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ import splitgrow
 from splitgrow import continual
 from splitgrow.cli.continual_settings import RunSettings
 from splitgrow.cli.targets import load_model
+from splitgrow.cli.weights import fill_plain_, is_own_checkpoint
 from splitgrow.continual import Data, Learner, Report, Task, Training
+from splitgrow.continual.settings import goal_for
+from splitgrow.continual.tasks import with_validation
+from splitgrow.demos.augmentation import Augmentation, Augmented
 from splitgrow.demos.backbones import BACKBONES
+from splitgrow.demos.continual.method_options import checked_options
 from splitgrow.demos.continual.outcome import (
     RESULTS,
     NetworkOutcome,
@@ -30,8 +36,11 @@ from splitgrow.demos.continual.outcome import (
     write_outcome,
 )
 from splitgrow.demos.datasets import Dataset
+from splitgrow.utils.closest_names import did_you_mean
 
 _ROUNDS = 25
+_GOALS = ("goal", "threshold")
+"""The options that are accuracies which a task has to reach."""
 _EXPECTING = ("cpg", "pack-and-expand", "packnet")
 """Methods that plan for the number of tasks."""
 
@@ -60,10 +69,14 @@ class ContinualRun:
         out: Path,
         watch: Callable[[continual.Event], None],
     ) -> None:
-        self.settings, self.tasks, self.dataset = settings, tuple(tasks), dataset
+        self.settings, self.dataset = settings, dataset
+        self.tasks = tuple(_augmented(task, settings, dataset) for task in tasks)
         self._out = out
         self._before = self._outcome_before()
         self.learner = self._new_learner(watch)
+        for task in self.tasks:  # a goal that makes no sense for the last is told before the first
+            for name in _GOALS:
+                goal_for(task, name, getattr(self.learner, name, None))
         self._rows: list[tuple[float, ...]] = []
         self._learned: list[TaskOutcome] = []
         self._digests: list[str] = []
@@ -113,7 +126,7 @@ class ContinualRun:
 
     def _new_learner(self, watch: Callable[[continual.Event], None]) -> Learner:
         settings = self.settings
-        options = dict(settings.options)
+        options = checked_options(settings.method, settings.options)
         if settings.method in _EXPECTING:
             options.setdefault("expected_tasks", len(self.tasks))
         if settings.method == "packnet":
@@ -229,8 +242,38 @@ def _task_outcome(report: Report, index: int) -> TaskOutcome:
     )
 
 
+def _augmented(task: Task, settings: RunSettings, dataset: Dataset) -> Task:
+    """A task whose training images are changed as they are seen, but those to decide on are not."""
+    change = Augmentation.of(settings.augment, dataset.size)
+    if change is None:
+        return task
+    if settings.decide_on == "validation":
+        generator = torch.Generator().manual_seed(settings.seed)
+        task = with_validation(task, settings.validation_share, generator)
+    return replace(task, train=Augmented(task.train, change))
+
+
 def backbone(settings: RunSettings, dataset: Dataset) -> nn.Module:
-    """The network that a run begins with.
+    """The network that a run begins with, with its weights.
+
+    Raises:
+        click.ClickException: If MODULE:FACTORY makes none, or the weights do not fit it.
+        CheckpointError: Likewise.
+        OutcomeError: If there is no such name.
+    """
+    model = _fresh(settings, dataset)
+    if not settings.checkpoint:
+        return model
+    path = Path(settings.checkpoint)
+    if is_own_checkpoint(path):
+        splitgrow.load(model, path, training=False)
+        return splitgrow.merge(model)
+    fill_plain_(model, path)
+    return model
+
+
+def _fresh(settings: RunSettings, dataset: Dataset) -> nn.Module:
+    """The network as it is made.
 
     Raises:
         click.ClickException: If MODULE:FACTORY makes none.
@@ -241,13 +284,13 @@ def backbone(settings: RunSettings, dataset: Dataset) -> nn.Module:
             dataset.channels, len(dataset.classes), dataset.size, settings.width
         )
         return made
-    module, colon, factory = settings.backbone.rpartition(":")
-    if not (colon and module and factory):
+    if ":" not in settings.backbone:
+        near = did_you_mean(settings.backbone, BACKBONES, "choose one of these")
         raise OutcomeError(
             f"{settings.backbone!r} is no backbone: it is one of {', '.join(BACKBONES)}, or "
-            f"MODULE:FACTORY"
+            f"MODULE:FACTORY; {near}"
         )
-    return load_model(module, factory)
+    return load_model(settings.backbone)
 
 
 def _milliseconds(networks: Sequence[nn.Module], x: Tensor) -> list[float]:
