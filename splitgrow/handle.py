@@ -187,11 +187,11 @@ class Handle(WidthMethods, DepthMethods, PruneMethods, ExpertMethods, Generation
         return self._growth("absorb", absorb_, optimizer=optimizer, check=check)
 
 
-def handle(model: nn.Module) -> Handle:
+def handle(model: nn.Module | Handle) -> Handle:
     """The operations on a growable model, under names that never clash with the model's own.
 
     Args:
-        model: A growable model, grown or not.
+        model: A growable model, grown or not; or its handle, which is returned.
 
     Raises:
         SplitGrowError: If the model was never made growable.
@@ -202,4 +202,4 @@ def handle(model: nn.Module) -> Handle:
         >>> splitgrow.handle(net).generation
         0
     """
-    return Handle(model)
+    return model if isinstance(model, Handle) else Handle(model)

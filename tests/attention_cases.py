@@ -172,6 +172,23 @@ class FusedHeads(nn.Module):
         return self.head(x + self.split(x))
 
 
+def _fx_follows_devices() -> bool:
+    """Whether torch.fx traces ``torch.arange(n, device=x.device)``; that of torch 2.4 does not."""
+
+    class Asking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.arange(x.shape[0], device=x.device)
+
+    try:
+        torch.fx.symbolic_trace(Asking())
+    except TypeError:
+        return False
+    return True
+
+
+FX_FOLLOWS_DEVICES = _fx_follows_devices()
+
+
 class Tokens(nn.Module):
     """Words and their positions, looked up in tables that grow in width."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from attention_cases import (
+    FX_FOLLOWS_DEVICES,
     Causal,
     CausalConv1d,
     Deciding,
@@ -421,7 +422,7 @@ CASES = (
     ),
     Case("grouped queries", GroupedQueries, (2, 3, 5), traceable=False),
     Case("fused heads", FusedHeads, (2, 3, 5), traceable=False),
-    Case("tokens", Tokens, (3, 7), vocabulary=11),
+    Case("tokens", Tokens, (3, 7), vocabulary=11, traceable=FX_FOLLOWS_DEVICES),
     Case("decoder", Decoder, (2, 6), vocabulary=11, traceable=False),
     Case("deciding", Deciding, (4, 3), traceable=False),
     Case("shared kernel", OneKernel, (3, 3, 8, 8)),

@@ -157,6 +157,7 @@ OF_ALL = {
     "random_networks": "the laws over random networks",
     "pages": "the code on the pages of the site, and the examples",
     "readme": "the README, and the prose and links of the pages",
+    "release": "what users are given: the wheel, the sdist, and the papers beside them",
     "signatures": "forwards that take their arguments in other ways",
     "strange_models": "models that are written strangely",
     "trainers": "whole runs in the tools that people train with",

@@ -1,4 +1,4 @@
-"""Runs that grow are killed and resumed by the means of four trainers, to the same bits."""
+"""Runs that grow are killed and resumed by the means of each trainer, to the same bits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ HERE = Path(__file__).parent
 @pytest.mark.zoo
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "tool", ["lightning", "lightning-averaged", "transformers", "accelerate", "timm"]
+    "tool",
+    ["torch", "lightning", "lightning-ema", "lightning-swa", "transformers", "accelerate", "timm"],
 )
-def test_a_killed_run_resumes_from_the_tools_own_checkpoint_in_the_same_bits(tool: str) -> None:
-    """In width, by an insertion and by both; AdamW fused and not; two runs must differ without."""
+def test_a_killed_run_resumes_to_the_bit(tool: str) -> None:
+    """By the tool's own checkpoint: parameters, optimizer states, averages.
+
+    It grows before it is killed and after it was resumed; in width, by an insertion and by both,
+    with AdamW fused or not. Two runs must differ without growth.
+    """
     if find_spec(tool.partition("-")[0]) is None:
         pytest.skip(f"needs {tool}")
     path = os.pathsep.join((str(HERE), str(HERE.parent)))

@@ -27,6 +27,7 @@ from benchmarks.speed.claims import (
     small_layers,
     training_free,
     training_frozen,
+    training_libraries,
     training_memory,
     training_recurrent,
 )
@@ -37,6 +38,7 @@ CLAIMS = (
     own_class_inference.CLAIM,
     grown_inference.CLAIM,
     *training_frozen.CLAIMS,
+    training_libraries.CLAIM,
     compiled_training.CLAIM,
     training_free.CLAIM,
     small_layers.CLAIM,

@@ -71,7 +71,7 @@ class Body:
         leave_computed_(model)  # tasks own weights one by one
         self.head = _head_of(model, inputs, head)
         if self.head is not None:
-            model.set_submodule(self.head, nn.Identity())
+            _put(model, self.head, nn.Identity())
         self.model: Any = growable(model, inputs)
         _leave_tensors_(history_of(self.model))
         self.inputs = history_of(self.model).inputs
@@ -247,7 +247,7 @@ class Body:
         head = copy.deepcopy(head).eval()
         if self.head is None:
             return nn.Sequential(plain, head)
-        plain.set_submodule(self.head, head)
+        _put(plain, self.head, head)
         return plain
 
     def free(self, name: str) -> Tensor:
@@ -283,6 +283,12 @@ class Body:
         """The number of bits that tell the owner of one weight."""
         latest = max((int(each.max()) for each in self.owners.values() if each.numel()), default=0)
         return math.ceil(math.log2(latest + 1)) if latest else 0
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Puts a module in the place of another."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
 
 
 def _evaluate(model: nn.Module) -> None:

@@ -43,7 +43,7 @@ def fuse(model: nn.Module, *, generation: int | None = None, check: bool = True)
     gives the reason. Batch norms are folded there too, and an nn.Identity takes their place, where
     both the run on the example inputs and the source of forward show that the norm alone reads the
     layer's output, at every call. Such a model is pickled whole: a new one of its class has norms,
-    and cannot load its state_dict.
+    and refuses its state_dict, also with ``strict=False`` and by ``from_pretrained``.
 
     The result tells how it was made: ``fused.meta["way"]`` is "graph" or "own class". In the second
     case ``fused.meta["folded"]`` has the layer of each norm that was folded, by the norm's path,

@@ -26,7 +26,7 @@ def make_stock(network: fx.GraphModule) -> None:
         path = str(node.target)
         layer = network.get_submodule(path)
         if type(layer) is nn.SyncBatchNorm and is_free(layer):  # deployment is one process
-            network.set_submodule(path, _as_batch_norm(layer, node.meta["example"].dim()))
+            network.add_submodule(path, _as_batch_norm(layer, node.meta["example"].dim()))
             continue
         entry = layer_type_of(layer)
         parts = entry.stock_parts(layer) if entry is not None and is_free(layer) else []
@@ -49,10 +49,10 @@ def _chain(network: fx.GraphModule, node: fx.Node, parts: list[nn.Module]) -> No
     """Replaces one module by several that run one after the other."""
     path = path_for(network, str(node.target))
     if len(parts) == 1:
-        network.set_submodule(path, parts[0])
+        network.add_submodule(path, parts[0])
         node.target = path
         return
-    network.set_submodule(path, nn.Sequential(*parts))
+    network.add_submodule(path, nn.Sequential(*parts))
     value: Any = node.args[0]
     with network.graph.inserting_before(node):
         for index in range(len(parts)):
@@ -82,7 +82,7 @@ def spread_shared_kernels(network: fx.GraphModule) -> None:
         if path in taken:
             path = free_path(network, path)
         taken.add(path)
-        network.set_submodule(path, layer.depthwise(channels))
+        network.add_submodule(path, layer.depthwise(channels))
         node.target, node.args, node.kwargs = path, (given,), {}
 
 

@@ -132,9 +132,10 @@ def fold_planned_(model: nn.Module, folds: Mapping[str, str]) -> None:
         norm, *behind = norm_parts(module)
         fold_norm_(layer, norm, shared=owners[memory_of(layer.weight)] > 1)
         behind = [part for part in behind if not isinstance(part, nn.Identity)]
-        rest = (
-            behind[0] if len(behind) == 1 else nn.Sequential(*behind) if behind else nn.Identity()
-        )
+        rest = nn.Sequential(*behind) if behind else nn.Identity()
+        # A loader that passes over unknown keys, such as that of transformers, would make a network
+        # with a fresh norm of this model's tensors. None takes a tensor of another shape.
+        rest.register_buffer("running_mean", torch.zeros(1, 1, 1))
         put_in_place_(holders, module, rest.train(module.training), Undo())
 
 

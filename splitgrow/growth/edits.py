@@ -25,7 +25,7 @@ from splitgrow.growth.edit_words import (
 )
 from splitgrow.growth.removing.record import LayerRemoval
 from splitgrow.utils.json_records import read_record, written
-from splitgrow.utils.text_tables import ROWS_ON_SCREEN, html_of_table, text_of_table
+from splitgrow.utils.text_tables import Rows, Tabular
 
 EDIT_VERSION = 2
 
@@ -33,7 +33,7 @@ _MAPPINGS = ("request", "growth", "ways", "folded")
 
 
 @dataclass(frozen=True, repr=False)
-class Edit:
+class Edit(Tabular):
     """The frozen record of one growth: the layers, the axes, the number of units, their places.
 
     Attributes:
@@ -170,16 +170,6 @@ class Edit:
             raise ValueError(f"{where}.ways has {', '.join(unknown)}, not {known}")
         return edit
 
-    def __str__(self) -> str:
-        return text_of_table(self._head(), self._rows(), self._notes())
-
-    def __repr__(self) -> str:
-        return text_of_table(self._head(), self._rows(), self._notes(), most=ROWS_ON_SCREEN)
-
-    def _repr_html_(self) -> str:
-        sizes = [item.width for item in self.removed or self.changes]
-        return html_of_table(self._head(), self._rows(), self._notes(), {UNITS: sizes})
-
     def _head(self) -> str:
         """What it does, in a line or two."""
         closes = "" if self.closes is None else f", closes generation {self.closes}"
@@ -201,11 +191,14 @@ class Edit:
         count = len(self.changes) + len(self.inserted)
         return f"{head}: {asked}\nadds {self.parameters:,} parameters to {count} layers"
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def _rows(self) -> Rows:
         """Its table, the head first; empty if it changes no width."""
         if self.removed:
             return rows_of_removals(self.removed)
         return rows_of_changes(self.changes) if self.changes else []
+
+    def _bars(self) -> dict[int, list[tuple[int, int]]]:
+        return {UNITS: [item.width for item in self.removed or self.changes]}
 
     def _notes(self) -> list[str]:
         """What it says below its table."""

@@ -14,7 +14,10 @@ from splitgrow.analysis.channels.channel_axes import groups_of
 from splitgrow.layers.split_layer import stock
 from splitgrow.layers.types import layer_type_of
 from splitgrow.utils.closest_names import did_you_mean
-from splitgrow.utils.text_tables import ROWS_ON_SCREEN, html_of_table, text_of_table
+from splitgrow.utils.text_tables import Rows, Tabular
+
+_UNITS = 3
+"""The column of the numbers of units."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Layer:
         return not self.reason
 
 
-class Layers(tuple[Layer, ...]):
+class Layers(Tabular, tuple[Layer, ...]):
     """The layers of a model, in order of execution: a tuple, from which layers can be chosen.
 
     An index gives a layer, and so does a name.
@@ -146,24 +149,17 @@ class Layers(tuple[Layer, ...]):
         able = sum(layer.growable for layer in self)
         return f"{len(self)} layer{'s' * (len(self) != 1)}, of which {able} can grow"
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def _rows(self) -> Rows:
         rows = [("#", "layer", "type", "units", "step", "grows with", "can grow")]
         for layer in self:
             able = ("yes, output" if layer.output else "yes") if layer.growable else layer.reason
             sizes = str(layer.width), str(layer.step or "")
             group = ", ".join(layer.group)
             rows.append((str(layer.index), layer.name, layer.kind, *sizes, group, able))
-        return [*rows]
+        return rows
 
-    def __str__(self) -> str:
-        return text_of_table(self._head(), self._rows())
-
-    def __repr__(self) -> str:
-        return text_of_table(self._head(), self._rows(), most=ROWS_ON_SCREEN)
-
-    def _repr_html_(self) -> str:
-        bars = {3: [(layer.width, layer.width) for layer in self]}
-        return html_of_table(self._head(), self._rows(), bars=bars)
+    def _bars(self) -> dict[int, list[tuple[int, int]]]:
+        return {_UNITS: [(layer.width, layer.width) for layer in self]}
 
 
 def layers_of(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> Layers:

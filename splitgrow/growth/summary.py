@@ -11,7 +11,7 @@ from splitgrow.analysis.channel_graph import LayerNode
 from splitgrow.growth.history import History
 from splitgrow.growth.layer_list import layers_of
 from splitgrow.layers.split_layer import SplitLayer
-from splitgrow.utils.text_tables import ROWS_ON_SCREEN, html_of_table, text_of_table
+from splitgrow.utils.text_tables import Rows, Tabular
 
 _UNITS = 2
 """The column of the numbers of units."""
@@ -39,7 +39,7 @@ class LayerSummary:
 
 
 @dataclass(frozen=True, repr=False)
-class Summary:
+class Summary(Tabular):
     """A model, layer by layer. As text it is a table.
 
     Attributes:
@@ -66,24 +66,17 @@ class Summary:
             f"of which {train}"
         )
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def _rows(self) -> Rows:
         rows = [("layer", "type", "units", "blocks", "parameters", "that train")]
         for item in self.layers:
             before, now = item.width
             width = str(now) if before == now else f"{before} -> {now}"
             counts = str(item.blocks), f"{item.parameters:,}", f"{item.training:,}"
             rows.append((item.name, item.kind, width, *counts))
-        return [*rows]
+        return rows
 
-    def __str__(self) -> str:
-        return text_of_table(self._head(), self._rows())
-
-    def __repr__(self) -> str:
-        return text_of_table(self._head(), self._rows(), most=ROWS_ON_SCREEN)
-
-    def _repr_html_(self) -> str:
-        widths = [item.width for item in self.layers]
-        return html_of_table(self._head(), self._rows(), bars={_UNITS: widths})
+    def _bars(self) -> dict[int, list[tuple[int, int]]]:
+        return {_UNITS: [item.width for item in self.layers]}
 
 
 def summary_of(model: nn.Module, history: History) -> Summary:

@@ -100,5 +100,6 @@ def merge_adapters(adapted: Any) -> nn.Module:
     for path, module in list(plain.named_modules()):
         if isinstance(module, lora.LoraLayer):
             module.merge()
-            plain.set_submodule(path, module.get_base_layer())
+            parent, _, name = path.rpartition(".")
+            setattr(plain.get_submodule(parent), name, module.get_base_layer())
     return plain.requires_grad_(requires_grad=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,12 @@ from transformers.trainer_callback import ExportableState
 
 import splitgrow
 from splitgrow.integrations.growable_part import find_growable
+from splitgrow.integrations.growth_steps import GrowthSteps, WantedGrowth
 
 if TYPE_CHECKING:
     _Trainer = Any
 else:
     _Trainer = object
-
-_Growth = Mapping[int | str, int] | Callable[[Any, Any], Any]
-"""New units by layer, as `expand` takes them; or a function of the growable model, to which it is
-`splitgrow.handle`, and of the optimizer."""
 
 
 class GrowthCallback(transformers.TrainerCallback):
@@ -30,7 +27,9 @@ class GrowthCallback(transformers.TrainerCallback):
     grow again: its model has what the checkpoint had.
 
     Args:
-        growths: What to do at the end of which steps, by the number of optimizer steps so far.
+        growths: What to do at the end of which steps, by the number of optimizer steps so far: new
+            units by layer, as `expand` takes them, or a function of the growable model, to which it
+            is `splitgrow.handle`, and of the optimizer.
         options: Further arguments of `expand`, such as ``initializer`` and ``freeze``.
 
     Raises:
@@ -55,19 +54,9 @@ class GrowthCallback(transformers.TrainerCallback):
         [1000, 2000]
     """
 
-    def __init__(self, growths: Mapping[int, _Growth], **options: Any) -> None:
-        for step, growth in growths.items():
-            if not isinstance(step, int) or isinstance(step, bool):
-                raise TypeError(f"growths maps numbers of steps to growths, got the step {step!r}")
-            if step < 1:
-                raise ValueError(f"growth comes at the end of a step, counted from 1, got {step}")
-            if not isinstance(growth, Mapping) and not callable(growth):
-                raise TypeError(
-                    f"a growth is a mapping from layers to numbers of new units, or a function of "
-                    f"the model and the optimizer, got {growth!r} at step {step}"
-                )
-        self.growths, self.options = dict(growths), options
-        self._done: set[int] = set()
+    def __init__(self, growths: Mapping[int, WantedGrowth], **options: Any) -> None:
+        self._steps = GrowthSteps(growths, options)
+        self.growths = dict(growths)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes note of the growths that a resumed run has behind it.
@@ -78,21 +67,13 @@ class GrowthCallback(transformers.TrainerCallback):
         del control
         _refuse_deepspeed(args)
         find_growable(kwargs["model"])
-        self._done = {step for step in self.growths if step <= state.global_step}
+        self._steps.begin(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Grows, where this step is one of those."""
         del args, control
-        for step in sorted(self.growths.keys() - self._done):
-            if step > state.global_step:
-                break
-            growth, model = self.growths[step], find_growable(kwargs["model"])
-            if callable(growth):
-                growth(splitgrow.handle(model), kwargs["optimizer"])
-            else:
-                growing = splitgrow.handle(model)
-                growing.expand(growth, optimizer=kwargs["optimizer"], **self.options)
-            self._done.add(step)
+        model = find_growable(kwargs["model"])
+        self._steps.grow(state.global_step, model, kwargs["optimizer"])
 
 
 class GrowerCallback(transformers.TrainerCallback, ExportableState):

@@ -14,18 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.torch_version import TorchVersion
 
 from splitgrow.layers.blockwise import BlockStep, Blockwise, run_apart
+from splitgrow.layers.compiled_code import derives_once
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.hooks import has_run_hooks
 from splitgrow.layers.joins import JoinStep, joined_parts
 from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.merging_costs import LARGEST_MERGED, bytes_of, rows_worth_copying
-from splitgrow.layers.partial_gradients import Gradients
-from splitgrow.layers.weight_gradients import weight_gradients_of
-from splitgrow.utils.spans import cut_out, take
+from splitgrow.layers.partial_product import Trained, partial_product, trained_part
 
 _FOLLOWS = TorchVersion(torch.__version__) >= "2.13"
 """Whether torch's compiler lets code depend on the identity of an object."""
@@ -46,19 +44,6 @@ class _Form:
     weight: tuple[JoinStep, ...]
     bias: tuple[JoinStep, ...]
     steps: tuple[BlockStep, ...]
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """The part of the weight that trains.
-
-    Attributes:
-        gradients: The strips of its gradient to compute.
-        blocks: The blocks that have a share of it, and the shapes of their weights.
-    """
-
-    gradients: Gradients
-    blocks: tuple[tuple[int, tuple[int, ...]], ...]
 
 
 class Compiled:
@@ -90,45 +75,36 @@ class Compiled:
         return _Form(rows * reads, weight, bias, Blockwise(composition).steps)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def _trained(self, flags: tuple[bool, ...]) -> _Trained | None:
+    def _trained(self, flags: tuple[bool, ...]) -> Trained | None:
         """The part that trains; None if there is none, or all of it is to be computed."""
         composition = self._composition
-        blocks = tuple(index for index, trains in enumerate(flags) if trains)
-        if not blocks:
-            return None
-        gradients = weight_gradients_of(composition, blocks)
-        if gradients.worth >= 1:
-            return None
-        weights: list[Any] = [composition.modules[block].weight for block in blocks]
-        shapes = [tuple(int(size) for size in weight.shape) for weight in weights]
-        return _Trained(gradients, tuple(zip(blocks, shapes, strict=True)))
+        parts = dict(composition.parts("weight"))
+        shapes = [(block, tuple(parts[block].shape)) for block, own in enumerate(flags) if own]
+        trained = trained_part(composition, shapes)
+        return None if trained is None or trained.gradients.worth >= 1 else trained
 
     def run(self, x: Tensor) -> Tensor:
         """The layer's output."""
         form, modules, kernel = self._form(), self._composition.modules, self._kernel
         if x.numel() < form.few:
             return run_apart(form.steps, kernel.channel_dim, modules, x)
-        weights: list[Any] = [module.weight for module in modules]
+        value = self._composition.merging.value
+        weights: list[Any] = [value(module, "weight") for module in modules]
         biases: list[Any] = [module.bias for module in modules if module.bias is not None]
         weight, bias = joined_parts(weights, form.weight), None
         if biases:
             bias = joined_parts(biases, form.bias)
         x = kernel.prepared(x)
         trained = None
-        if torch.is_grad_enabled() and not _is_transformed() and not weight.is_complex():
+        whole = _is_transformed() or weight.is_complex() or not derives_once()
+        if torch.is_grad_enabled() and not whole:
             flags = []
             for each in weights:
                 flags.append(each.requires_grad)
             trained = self._trained(tuple(flags))
         if trained is None:
             return kernel.output(x, weight, bias)
-        if torch.is_autocast_enabled(x.device.type):
-            x, weight, bias = _autocast(x), _autocast(weight), _autocast(bias)
-        alone = not kernel.batched(x)
-        x = x.unsqueeze(0) if alone else x
-        own = [weights[block] for block, _ in trained.blocks]
-        y: Tensor = _PartialGradients.apply(kernel, trained, x, weight, bias, *own)  # type: ignore[no-untyped-call]
-        return y.squeeze(0) if alone else y
+        return partial_product(kernel, trained, x, weight, bias, weights)
 
 
 def compiled_form(composition: Composition) -> Compiled | None:
@@ -139,58 +115,5 @@ def compiled_form(composition: Composition) -> Compiled | None:
     return Compiled(composition, kernel)
 
 
-def _autocast(tensor: Tensor | None) -> Any:
-    """A tensor in the dtype in which autocast runs a multiplication."""
-    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
-
-
 def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()  # noqa: SLF001
-
-
-class _PartialGradients(Function):
-    """A layer's output; backward, the gradients of its input, bias and trained weights.
-
-    The joined weight gets none. It is an argument, so that a second derivative finds its parts.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        kernel: Kernel,
-        trained: _Trained,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        *own: Tensor,
-    ) -> Tensor:
-        ctx.kernel, ctx.trained, ctx.dtypes = kernel, trained, [each.dtype for each in own]
-        ctx.save_for_backward(x, weight)
-        return kernel.output(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *of_outputs: Tensor) -> Any:
-        (of_output,) = of_outputs
-        kernel, trained = ctx.kernel, ctx.trained
-        x, weight = ctx.saved_tensors
-        dim = kernel.channel_dim
-        of_x = of_bias = None
-        if ctx.needs_input_grad[2]:
-            of_x = kernel.input_gradient(of_output, x.shape, x, weight)
-        strips = []
-        for strip in trained.gradients.strips:
-            like = weight
-            for along, length in strip.lengths:
-                like = like.narrow(along, 0, length)
-            outs, ins = take(of_output, dim, strip.outs), take(x, dim, strip.ins)
-            strips.append(kernel.weight_gradient(outs, ins, like))
-        if ctx.needs_input_grad[4]:
-            others = [d for d in range(of_output.dim()) if d != dim % of_output.dim()]
-            of_bias = of_output.sum(others) if others else of_output
-        found = []
-        for (block, shape), dtype in zip(trained.blocks, ctx.dtypes, strict=True):
-            share = trained.gradients.shares[block]
-            found.append(cut_out(strips[share.strip], share.rectangles, shape).to(dtype))
-        return None, None, of_x, None, of_bias, *found

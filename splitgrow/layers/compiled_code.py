@@ -31,6 +31,32 @@ def note_function() -> bool:
     return True
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def derives_once() -> bool:
+    """Whether the code at work refuses second derivatives by itself, as AOT autograd's does.
+
+    Other backends run an autograd function's backward pass without recording it: a second
+    derivative would silently miss what it depends on. So where this is not known, torch's own ops
+    have to do.
+    """
+    convert: Any = sys.modules["torch._dynamo.symbolic_convert"]
+    backend = convert.InstructionTranslator.current_tx().output.compiler_fn
+    while hasattr(backend, "_torchdynamo_orig_backend"):
+        backend = backend._torchdynamo_orig_backend  # noqa: SLF001
+    if isinstance(backend, torch._TorchCompileInductorWrapper):  # noqa: SLF001
+        return True
+    made = getattr(backend, "compiler_fn", backend)
+    common: Any = sys.modules.get("torch._dynamo.backends.common")
+    if common is not None and isinstance(made, common.AotAutograd):
+        return True
+    module, name = made.__module__, getattr(made, "__name__", type(made).__name__)
+    return module.startswith(_OF_TORCH) and name.lower().startswith(_BY_AOT)
+
+
+_OF_TORCH = ("torch._dynamo.backends.", "torch._inductor.")
+_BY_AOT = ("aot_", "inductor", "cudagraphs", "compile_fx")
+
+
 def drop_old_code_() -> None:
     """Drops compiled code before it becomes too much; called whenever a layer has changed."""
     if not _FUNCTIONS:

@@ -12,6 +12,7 @@ from torch import Tensor
 from splitgrow.layers.composition import Composition
 from splitgrow.layers.merged_batchnorm import merged_batch_norm, moves_of
 from splitgrow.layers.merged_matmul import MergedMatmul
+from splitgrow.layers.partial_product import ComputedProduct
 from splitgrow.layers.weight_assembly import Assembly
 from splitgrow.layers.weight_views import Own, Unfit, make_dense_
 from splitgrow.utils.eager import is_eager
@@ -41,8 +42,12 @@ class Merged:
         return Assembly(self._composition, self._own)
 
     @cached_property
-    def _multiplied(self) -> MergedMatmul | None:
-        return MergedMatmul(self.assembly, self._kernel) if self._kernel is not None else None
+    def _multiplied(self) -> MergedMatmul | ComputedProduct | None:
+        if self._kernel is None:
+            return None
+        if self._composition.merging.keeps_weight:
+            return MergedMatmul(self.assembly, self._kernel)
+        return ComputedProduct(self._composition, self._kernel)
 
     def leave(self) -> None:
         """Gives every block its own storage again."""

@@ -10,11 +10,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from splitgrow.layers.kernels import Kernel
-from splitgrow.layers.partial_gradients import Gradients
+from splitgrow.layers.partial_product import (
+    Trained,
+    in_autocast,
+    shares_of,
+    strip_gradient,
+    trained_part,
+)
 from splitgrow.layers.weight_assembly import Assembly
-from splitgrow.layers.weight_gradients import weight_gradients_of
 from splitgrow.layers.weight_views import Unfit, memory_format_of
-from splitgrow.utils.spans import Spans, cut_out, shared, take, union
+from splitgrow.utils.spans import Spans, shared, take, union
 
 
 @dataclass(frozen=True)
@@ -22,16 +27,14 @@ class _Plan:
     """The gradients that a backward pass computes, for the parts that train.
 
     Attributes:
-        gradients: Of the weight; None if nothing of it trains.
+        trained: Of the weight; None if nothing of it trains.
         slots: The parts that train: of the weight, then of the bias.
-        of_weight: The blocks of the weight's slots.
         of_bias: The positions of the bias's slots.
         columns: The input channels that are used, if not all of them.
     """
 
-    gradients: Gradients | None
+    trained: Trained | None
     slots: tuple[int, ...]
-    of_weight: tuple[int, ...]
     of_bias: tuple[Spans, ...]
     columns: Spans | None
 
@@ -55,8 +58,7 @@ class MergedMatmul:
         values = assembly.values()
         weight, bias = values["weight"], values.get("bias")
         x = kernel.prepared(x)
-        if torch.is_autocast_enabled(x.device.type):
-            x, weight, bias = _autocast(x, weight, bias)
+        x, weight, bias = in_autocast(x, weight, bias)
         flags = assembly.flags
         if not torch.is_grad_enabled() or not (x.requires_grad or any(flags)):
             return kernel.output(x, weight, bias), None
@@ -74,7 +76,7 @@ class MergedMatmul:
         tensors = [assembly.tensors[slot] for slot in plan.slots]
         call = _Call(self, plan, weight, bias, self.versions())
         y: Tensor = _MatmulGradients.apply(call, x, columns, *tensors)  # type: ignore[no-untyped-call]
-        share = plan.gradients.worth if plan.gradients is not None else None
+        share = plan.trained.gradients.worth if plan.trained is not None else None
         return y.squeeze(0) if alone else y, share
 
     def versions(self) -> list[int]:
@@ -89,27 +91,17 @@ class MergedMatmul:
         assembly, composition = self.assembly, self.assembly.composition
         weights = [slot for slot in assembly.slots("weight") if assembly.flags[slot]]
         biases = [slot for slot in assembly.slots("bias") if assembly.flags[slot]]
-        blocks = tuple(assembly.parts[slot].block for slot in weights)
-        gradients = weight_gradients_of(composition, blocks) if blocks else None
+        parts = [assembly.parts[slot] for slot in weights]
+        trained = trained_part(composition, [(part.block, tuple(part.shape)) for part in parts])
         columns = None
-        if gradients is not None and len(gradients.strips) == 1:
-            ins = gradients.strips[0].ins
+        if trained is not None and len(trained.gradients.strips) == 1:
+            ins = trained.gradients.strips[0].ins
             columns = ins if ins != ((0, composition.sizes[0]),) else None
         of_bias = tuple(
             union(((s.start, s.stop - s.start),) for (s,), _ in assembly.parts[slot].regions)
             for slot in biases
         )
-        return _Plan(gradients, (*weights, *biases), blocks, of_bias, columns)
-
-
-def _autocast(*tensors: Tensor | None) -> list[Any]:
-    """Tensors in the dtype in which autocast runs a multiplication."""
-    device = next(tensor.device.type for tensor in tensors if tensor is not None)
-    dtype = torch.get_autocast_dtype(device)
-    return [
-        t if t is None or not t.is_floating_point() or t.dtype == torch.float64 else t.to(dtype)
-        for t in tensors
-    ]
+        return _Plan(trained, (*weights, *biases), of_bias, columns)
 
 
 class _Call(NamedTuple):
@@ -128,7 +120,7 @@ class _MatmulGradients(Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, x: Tensor, columns: Tensor | None, *_: Tensor) -> Tensor:
         ctx.call, ctx.shape = call, x.shape
-        needed = call.plan.gradients is not None and columns is None
+        needed = call.plan.trained is not None and columns is None
         ctx.save_for_backward(x if needed else None, columns)
         # For some shapes it is a view, and autograd forbids changing a Function's view in place.
         return call.layer.kernel.output(x, call.weight, call.bias).detach()
@@ -150,25 +142,20 @@ class _MatmulGradients(Function):
                 )
             if torch.is_grad_enabled():  # the gradient will be differentiated
                 own = layer.assembly.composition.assembled("weight").to(weight.dtype)
-            if plan.gradients is None or plan.gradients.worth < 1:
+            if plan.trained is None or plan.trained.gradients.worth < 1:
                 of_x = layer.kernel.input_gradient(of_output, ctx.shape, x, own)
-        for strip in plan.gradients.strips if plan.gradients is not None else ():
+        for strip in plan.trained.gradients.strips if plan.trained is not None else ():
             if ctx.needs_input_grad[1] and of_x is None:
                 of_x, whole = layer.kernel.gradients(of_output, x, own)
                 strips.append(whole)
                 continue
             outs = take(of_output, dim, strip.outs)
             ins = columns if columns is not None else take(x, dim, strip.ins)
-            like = weight
-            for along, length in strip.lengths:
-                like = like.narrow(along, 0, length)
-            strips.append(layer.kernel.weight_gradient(outs, ins, like))
+            strips.append(strip_gradient(layer.kernel, strip, outs, ins, weight))
             slices[strip.outs] = outs
-        found = []
-        for block, slot in zip(plan.of_weight, plan.slots, strict=False):
-            share = plan.gradients.shares[block]
-            shape = layer.assembly.parts[slot].shape
-            found.append(cut_out(strips[share.strip], share.rectangles, shape))
+        found = shares_of(plan.trained, strips) if plan.trained is not None else []
+        parts = [layer.assembly.parts[slot] for slot in plan.slots[: len(found)]]
+        found = [part.laid(one) for part, one in zip(parts, found, strict=True)]
         if plan.of_bias:
             found += _of_biases(plan.of_bias, of_output, slices, dim)
         return None, of_x, None, *found

@@ -52,7 +52,7 @@ class Assembly:
     def _find_parts(self) -> None:
         composition = self.composition
         entry, original = composition.layer_type, composition.original
-        for name in entry.tensors(original) if entry.merging.side_by_side else ():
+        for name in entry.tensors(original) if entry.merging.keeps_weight else ():
             if self._names is not None and name not in self._names:
                 continue
             start = len(self.parts)
@@ -62,7 +62,8 @@ class Assembly:
                     if composition.blocks[index].kind != "helper":
                         self._missing.append((module, name))
                     continue
-                self.parts.append(WeightPart(index, module, name, places[index]))
+                turned = name == "weight" and entry.merging.turned(module)
+                self.parts.append(WeightPart(index, module, name, places[index], turned=turned))
             self._slots[name] = range(start, len(self.parts))
 
     def look(self) -> None:
@@ -92,7 +93,7 @@ class Assembly:
 
     def _count(self) -> int:
         composition = self.composition
-        if not composition.merging.side_by_side:
+        if not composition.merging.keeps_weight:
             return sum(p.numel() for module in composition.modules for p in module.parameters())
         pairs = zip(self.parts, self.flags, strict=True)
         return sum(part.size for part, trains in pairs if trains or part.scattered)
@@ -148,7 +149,7 @@ class Assembly:
         for slot, part in zip(slots, parts, strict=True):
             if not part.settle(self._own if self._keeps else None):
                 self._apart.add(name)
-                source = self.tensors[slot].detach()
+                source = part.laid(self.tensors[slot].detach())
                 for region, (_, own) in zip(part.raw, part.regions, strict=True):
                     self._copies.append((region, source[own] if part.scattered else source))
 

@@ -68,19 +68,25 @@ class WeightPart:
         module: The block.
         owner: The dictionary that has the tensor, under `name`.
         regions: The rectangles that it covers: in the whole, and in itself.
-        shape: Its shape.
+        shape: Its shape, as the whole has it.
         size: Its number of elements.
     """
 
-    __slots__ = ("block", "module", "name", "owner", "raw", "regions", "shape", "size")
+    __slots__ = ("_turned", "block", "module", "name", "owner", "raw", "regions", "shape", "size")
 
     def __init__(
-        self, block: int, module: nn.Module, name: str, places: Mapping[int, Spans]
+        self,
+        block: int,
+        module: nn.Module,
+        name: str,
+        places: Mapping[int, Spans],
+        *,
+        turned: bool = False,
     ) -> None:
-        self.block, self.module, self.name = block, module, name
+        self.block, self.module, self.name, self._turned = block, module, name, turned
         own = module._parameters.get(name) is not None  # noqa: SLF001
         self.owner: Any = module._parameters if own else module._buffers  # noqa: SLF001
-        self.shape = self.tensor.shape
+        self.shape = self.laid(self.tensor).shape
         self.size = self.shape.numel()
         self.regions = list(regions(places, len(self.shape)))
         self.raw: list[Tensor] = []
@@ -97,10 +103,14 @@ class WeightPart:
             raise Unfit
         return found  # type: ignore[no-any-return]
 
+    def laid(self, tensor: Tensor) -> Tensor:
+        """The block's tensor, or its gradient, as the whole has it; and the other way round."""
+        return tensor.T if self._turned else tensor
+
     @property
     def scattered(self) -> bool:
-        """Whether it lies in several pieces, and so cannot be a view of the whole."""
-        return len(self.regions) > 1
+        """Whether it lies in several pieces or turned, and so cannot be a view of the whole."""
+        return len(self.regions) > 1 or self._turned
 
     def settle(self, keeping: Own | None) -> bool:
         """Copies the present values into the whole, or makes the tensor a view of it.
@@ -120,20 +130,21 @@ class WeightPart:
         apart = apart or (keeping is not None and not keeping.has(self))
         if there and not apart:
             return True
-        if tensor.dtype != only.dtype or tensor.device != only.device or tensor.shape != self.shape:
+        laid = self.laid(tensor.data)
+        if laid.dtype != only.dtype or laid.device != only.device or laid.shape != self.shape:
             raise Unfit
         with torch.inference_mode(mode=False), torch.no_grad():
             if there:
-                tensor.data = tensor.data.clone()
+                laid = tensor.data = tensor.data.clone()
             for region, (_, own) in zip(self.raw, self.regions, strict=True):
-                region.copy_(tensor.data[own])
+                region.copy_(laid[own])
             if not apart:
                 tensor.data = only
         return not apart
 
     def write_back(self) -> None:
         """Gives the block's own tensor the whole's values, where it is not a view of it."""
-        data = self.tensor.data
+        data = self.laid(self.tensor.data)
         for region, (_, own) in zip(self.raw, self.regions, strict=True):
             if data.data_ptr() != region.data_ptr():
                 data[own] = region

@@ -9,7 +9,10 @@ from pathlib import Path
 from splitgrow.growth.edit_parts import LayerChange, Removal
 from splitgrow.growth.edits import Edit
 from splitgrow.utils.pictures import blank_figure, save_figure, without_frame_
-from splitgrow.utils.text_tables import aligned
+from splitgrow.utils.text_tables import Rows, Tabular
+
+_UNITS = 2
+"""The column of the numbers of units."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class WidthChange:
     after: int
 
 
-@dataclass(frozen=True)
-class PruningReport:
+@dataclass(frozen=True, repr=False)
+class PruningReport(Tabular):
     """The changes of widths in some edits.
 
     Attributes:
@@ -48,18 +51,24 @@ class PruningReport:
     moved: tuple[float | None, ...]
     criteria: tuple[str, ...]
 
-    def __str__(self) -> str:
+    def _head(self) -> str:
         steps = len(self.moved)
         lines = [f"{self.parameters:,} parameters went in {steps} step{'s' if steps != 1 else ''}"]
         if self.macs is not None:
             before, after = self.macs
             share = f" ({after / before:.1%})" if before else ""
             lines.append(f"multiply-adds for one sample: {before:,} -> {after:,}{share}")
+        return "\n".join(lines)
+
+    def _rows(self) -> Rows:
         table: list[tuple[str, ...]] = [("layer", "type", "units", "stay")]
         for row in self.rows:
             stay = f"{row.after / row.before:.0%}"
             table.append((row.layer, row.kind, f"{row.before:,} -> {row.after:,}", stay))
-        return "\n".join([*lines, *aligned(table)])
+        return table
+
+    def _bars(self) -> dict[int, list[tuple[int, int]]]:
+        return {_UNITS: [(row.before, row.after) for row in self.rows]}
 
     def draw(self, path: str | Path) -> Path:
         """Draws the width of each layer before and after, as bars in the order of execution.
@@ -137,7 +146,7 @@ def report(edits: Edit | Iterable[Edit]) -> PruningReport:
     shrunk = [edit for edit in given if edit.removed]
     counted = [edit.macs for edit in shrunk if edit.macs is not None]
     return PruningReport(
-        tuple(row for row in _rows(given) if row.before != row.after),
+        tuple(row for row in _width_changes(given) if row.before != row.after),
         sum(item.parameters for edit in shrunk for item in edit.removed),
         (counted[0][0], counted[-1][1]) if counted and len(counted) == len(given) else None,
         tuple(edit.moved for edit in shrunk),
@@ -145,7 +154,7 @@ def report(edits: Edit | Iterable[Edit]) -> PruningReport:
     )
 
 
-def _rows(edits: Iterable[Edit]) -> list[WidthChange]:
+def _width_changes(edits: Iterable[Edit]) -> list[WidthChange]:
     """The layers of some edits, in order of execution, which each edit has for its own layers."""
     rows: dict[str, WidthChange] = {}
     order: list[str] = []

@@ -22,7 +22,7 @@ from splitgrow.scores.picture import draw_bars
 from splitgrow.utils.model_lock import change_alone
 from splitgrow.utils.preserve import copy_buffers_
 from splitgrow.utils.rollback import Undo
-from splitgrow.utils.text_tables import aligned
+from splitgrow.utils.text_tables import Rows, Tabular
 from splitgrow.utils.wrappers import is_sharded
 
 _Batch = TypeVar("_Batch")
@@ -45,8 +45,8 @@ class LayerScore:
     score: float
 
 
-@dataclass(frozen=True)
-class Ranking(Sequence[LayerScore]):
+@dataclass(frozen=True, repr=False)
+class Ranking(Tabular, Sequence[LayerScore]):
     """The layers of a model by a score, those first that want most to grow.
 
     Attributes:
@@ -86,17 +86,20 @@ class Ranking(Sequence[LayerScore]):
                 return row.score
         raise KeyError(f"{layer!r} has no score: {self.skipped.get(layer, 'no such layer')}")
 
-    def __str__(self) -> str:
+    def _head(self) -> str:
         forwards, backwards = self.passes
         head = f"{self.name}: {MEASURES[self.name].says}"
-        lines = [head, f"{forwards} forward and {backwards} backward passes for each batch"]
-        table = [("layer", "units", "score", "grows with")]
+        return f"{head}\n{forwards} forward and {backwards} backward passes for each batch"
+
+    def _rows(self) -> Rows:
+        table: list[tuple[str, ...]] = [("layer", "units", "score", "grows with")]
         for row in self.rows:
             others = ", ".join(row.group[:3]) + (", ..." if len(row.group) > 3 else "")
             table.append((row.layer, f"{row.width}", f"{row.score:.3g}", others))
-        lines += aligned(table)
-        lines += [f"  {name} has no score: {why}" for name, why in self.skipped.items()]
-        return "\n".join(lines)
+        return table
+
+    def _notes(self) -> list[str]:
+        return [f"{name} has no score: {why}" for name, why in self.skipped.items()]
 
     def draw(self, path: str | Path) -> Path:
         """Draws the scores as bars, the layers from the top in the order of the rank.

@@ -1,16 +1,56 @@
-"""Tables of text: with aligned columns, short enough for a screen, and as HTML for notebooks."""
+"""Tables of text: with aligned columns, short enough for a screen, and as HTML for notebooks.
+
+A record that is a :class:`Tabular` says what its table holds, and is shown alike everywhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
+Rows = Sequence[tuple[str, ...]]
+"""A table: rows of cells, the head first."""
+
 ROWS_ON_SCREEN = 20
 _CELL = 36
 """The characters of the longest cell on a screen."""
 
 
-def aligned(table: Sequence[tuple[str, ...]], left: int | None = None) -> Iterator[str]:
+class Tabular:
+    """A record that is shown as a table.
+
+    ``print`` shows it whole, a console as much as fits a screen, a notebook with bars.
+    """
+
+    __slots__ = ()
+
+    def _head(self) -> str:
+        """The lines above the table."""
+        raise NotImplementedError
+
+    def _rows(self) -> Rows:
+        """The rows, the head first; empty for no table."""
+        raise NotImplementedError
+
+    def _notes(self) -> Sequence[str]:
+        """The lines below the table."""
+        return ()
+
+    def _bars(self) -> Mapping[int, Sequence[tuple[int, int]]]:
+        """By column, the two numbers that a notebook draws for each row."""
+        return {}
+
+    def __str__(self) -> str:
+        return text_of_table(self._head(), self._rows(), self._notes())
+
+    def __repr__(self) -> str:
+        return text_of_table(self._head(), self._rows(), self._notes(), most=ROWS_ON_SCREEN)
+
+    def _repr_html_(self) -> str:
+        return html_of_table(self._head(), self._rows(), self._notes(), self._bars())
+
+
+def aligned(table: Rows, left: int | None = None) -> Iterator[str]:
     """A table's lines, indented by two.
 
     Args:
@@ -29,7 +69,7 @@ def aligned(table: Sequence[tuple[str, ...]], left: int | None = None) -> Iterat
 
 def text_of_table(
     head: str,
-    table: Sequence[tuple[str, ...]],
+    table: Rows,
     notes: Sequence[str] = (),
     *,
     most: int | None = None,
@@ -64,7 +104,7 @@ def _cut(cell: str, most: int = _CELL) -> str:
 
 def html_of_table(
     head: str,
-    table: Sequence[tuple[str, ...]],
+    table: Rows,
     notes: Sequence[str] = (),
     bars: Mapping[int, Sequence[tuple[int, int]]] | None = None,
 ) -> str:

@@ -179,6 +179,19 @@ def test_what_is_fused_is_pickled_copied_exported_and_compiled() -> None:
     assert_equal(torch.compile(network, backend="eager", fullgraph=True)(X), expected)
 
 
+def test_no_loader_makes_a_network_with_norms_of_what_is_fused() -> None:
+    plain = fused(grown(lambda: Checked().double()))
+    state = plain.state_dict()
+    fresh = splitgrow.merge(grown())
+    with pytest.raises(RuntimeError, match=r"norm.running_mean: copying a param with shape"):
+        fresh.load_state_dict(state, strict=False)  # as loaders do that pass over unknown keys
+    again = copy.deepcopy(plain)
+    for parameter in again.parameters():
+        parameter.data.zero_()
+    again.load_state_dict(state)
+    assert_identical(outputs_of(again, X), outputs_of(plain, X))
+
+
 def test_a_fold_that_changes_the_outputs_is_found_and_taken_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -185,6 +185,38 @@ def test_parameters_that_train_again_get_gradients() -> None:
     assert_same_gradients(model, compiled, X)
 
 
+def as_it_is(graph: Any, inputs: Any) -> Any:
+    return graph.forward
+
+
+@pytest.mark.parametrize("backend", ["eager", as_it_is], ids=["eager", "one of the user's"])
+@pytest.mark.parametrize("make", [mlp, conv])
+def test_second_derivatives_reach_the_weights_where_a_backend_has_any(
+    backend: Any, make: Callable[[], nn.Module]
+) -> None:
+    x = X if make is mlp else IMAGES
+    model = grown(make, x)
+    wanted = second_derivatives(model, model, x)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    assert_equal(second_derivatives(compiled, model, x), wanted)
+    assert any(each.any() for each in wanted[1:])
+
+
+def test_second_derivatives_are_refused_where_torch_refuses_them() -> None:
+    model = grown(mlp, X)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        second_derivatives(compiled, model, X)
+
+
+def second_derivatives(run: Any, model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Those of the squared norm of the input's gradient."""
+    x = x.clone().requires_grad_()
+    wanted = [x, *(p for p in model.parameters() if p.requires_grad and p.dim() > 1)]
+    (first,) = torch.autograd.grad(run(x).square().sum(), x, create_graph=True)
+    return list(torch.autograd.grad(first.square().sum(), wanted))
+
+
 # --- how often code is made ------------------------------------------------------------------
 
 

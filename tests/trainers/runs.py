@@ -10,10 +10,9 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 
 import splitgrow
 
-STEPS, GROWS, DIES = 8, 3, 5
-"""The steps of a run; those after which it grows, and is killed once it has a checkpoint."""
+STEPS, DIES = 8, 6
+"""The steps of a run, and those after which it is killed, once it has a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class How:
         dies: Whether the run is killed after a checkpoint.
         resumed: Whether it goes on from one.
         grows: Whether it grows; a control does not.
-        named: Whether the optimizer goes by name; a control does not.
     """
 
     kind: str
@@ -47,19 +45,23 @@ class How:
     dies: bool = False
     resumed: bool = False
     grows: bool = True
-    named: bool = True
 
-    def grow(self, model: Any, optimizer: Any) -> None:
-        """Grows a model, in the middle of its run."""
+    @property
+    def growths(self) -> dict[int, Callable[[Any, Any], None]]:
+        """The growths of a run, before it is killed and after it was resumed, by their steps."""
+        return {3: self._grow, 7: _grow_again} if self.grows else {}
+
+    def grow(self, step: int, model: Any, optimizer: Any) -> None:
+        """Grows a model at the end of a step, if it is one of those."""
+        if step in self.growths:
+            self.growths[step](model, optimizer)
+
+    def _grow(self, model: Any, optimizer: Any) -> None:
         growing = splitgrow.handle(model)
         if self.kind in {"width", "both"}:
             growing.expand_layer("stem", 6, freeze=self.kind == "both", optimizer=optimizer)
         if self.kind in {"insertion", "both"}:
             growing.insert_layer("block", "block", freeze=False, optimizer=optimizer)
-
-    def optimizer(self, optimizer: Any, model: nn.Module) -> Any:
-        """An optimizer, by name."""
-        return splitgrow.by_name(optimizer, model) if self.named else optimizer
 
     def die(self) -> None:
         """Ends the process at once, if it is to be killed."""
@@ -67,9 +69,40 @@ class How:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _grow_again(model: Any, optimizer: Any) -> None:
+    splitgrow.handle(model).expand_layer("block.first", 2, freeze=False, optimizer=optimizer)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The outcome of a run.
+
+    Attributes:
+        model: The model.
+        optimizer: Its optimizer.
+        average: An average of it, if the tool has one.
+    """
+
+    model: nn.Module
+    optimizer: Any
+    average: nn.Module | None = None
+
+    def tensors(self) -> Result:
+        """All that must be the same to the bit: parameters, optimizer states, averages."""
+        named = dict(self.model.named_parameters())
+        found = {name: parameter.detach() for name, parameter in named.items()}
+        for name, parameter in named.items():
+            state = self.optimizer.state.get(parameter, {})
+            found |= {f"{key} of {name}": torch.as_tensor(state[key]) for key in sorted(state)}
+        if self.average is not None:
+            averages = self.average.named_parameters()
+            found |= {f"average of {name}": p.detach() for name, p in averages}
+        return found
+
+
 Result = dict[str, Tensor]
-Program = Callable[[How], nn.Module]
-"""Trains a model in a tool, and returns it."""
+Program = Callable[[How], Trained]
+"""Trains a model in a tool."""
 
 
 class Net(nn.Module):
@@ -97,7 +130,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def result_of(program: Program, how: How) -> Result | None:
-    """The parameters that a run ends with, from a process of its own; None if it was killed.
+    """The tensors that a run ends with, from a process of its own; None if it was killed.
 
     Raises:
         RuntimeError: If the run failed.
@@ -119,8 +152,8 @@ def _run(program: Program, how: How, path: str) -> None:
     code = 1
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-            model = program(how)
-        torch.save({name: p.detach() for name, p in model.named_parameters()}, path)
+            trained = program(how)
+        torch.save(trained.tensors(), path)
         code = 0
     except BaseException:  # noqa: BLE001 - told to the parent
         Path(path).write_text(traceback.format_exc())
@@ -137,7 +170,7 @@ def _folder() -> Iterator[Path]:
 
 def differences(program: Program, *, controls: bool = True) -> Iterator[str]:
     """All that a tool gets wrong; nothing if each resumed run ends in the same bits."""
-    for kind, fused in product(("width", "insertion", "both"), (False, True)):
+    for kind, fused in (("width", True), ("insertion", False), ("both", True)):
         with _folder() as one, _folder() as other:
             whole = result_of(program, How(kind, fused, one))
             if result_of(program, How(kind, fused, other, dies=True)) is not None:
@@ -147,7 +180,10 @@ def differences(program: Program, *, controls: bool = True) -> Iterator[str]:
         assert whole is not None
         assert again is not None
         if not _same(whole, again):
-            yield f"{kind}, fused={fused}: the resumed run ended in other bits"
+            wrong = [
+                key for key in whole if key not in again or not torch.equal(whole[key], again[key])
+            ]
+            yield f"{kind}, fused={fused}: the resumed run ended with others: {wrong[:5]}"
         names = " ".join(whole)
         if ("stem.1." in names) != (kind != "insertion") or ("inserted" in names) != (
             kind != "width"
@@ -163,5 +199,6 @@ def differences(program: Program, *, controls: bool = True) -> Iterator[str]:
             yield "growth made no difference to what was learned"
 
 
-def _same(one: Result, other: Result) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+def _same(one: Result, other: Mapping[str, Tensor | None]) -> bool:
+    pairs = [(one[key], other.get(key)) for key in one]
+    return one.keys() == other.keys() and all(o is not None and torch.equal(s, o) for s, o in pairs)

@@ -1,4 +1,4 @@
-"""The same training run as people write it in four tools."""
+"""The same training run as people write it in each tool."""
 
 from __future__ import annotations
 
@@ -8,27 +8,64 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import splitgrow
 from benchmarks.vision import torchvision
-from trainers.runs import DIES, GROWS, STEPS, How, Program, batch, network
+from trainers.runs import DIES, STEPS, How, Program, Trained, batch, network
 
 
-def lightning_averaged() -> Program:
-    """The same with EMAWeightAveraging, whose average follows; the run ends with the average."""
-    return lightning(averaged=True)
+def plain() -> Program:
+    """A loop by hand with torch's AveragedModel, and `torch.save` of all state_dicts."""
+
+    def run(how: How) -> Trained:
+        model = network(int(how.resumed))
+        adam = torch.optim.AdamW(model.parameters(), 1e-2, fused=how.fused)
+        optimizer = splitgrow.by_name(adam, model)
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+        splitgrow.follow(average, model)
+        parts = {"model": model, "optimizer": optimizer, "average": average}
+        first, path = 0, how.folder / "last.pt"
+        if how.resumed:
+            saved = torch.load(path, weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+            torch.set_rng_state(saved["random"])
+            first = DIES
+        for step in range(first, STEPS):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            optimizer.step()
+            average.update_parameters(model)
+            how.grow(step + 1, model, optimizer)
+            if step + 1 == DIES and not how.resumed:
+                states = {name: part.state_dict() for name, part in parts.items()}
+                torch.save({**states, "random": torch.get_rng_state()}, path)
+                how.die()
+        return Trained(model, optimizer, average)
+
+    return run
 
 
-def lightning(*, averaged: bool = False) -> Program:
-    """Lightning: growth in a callback, ModelCheckpoint, `fit(ckpt_path=...)`."""
+def lightning_ema() -> Program:
+    """The same with EMAWeightAveraging, whose average follows."""
+    return lightning("EMAWeightAveraging", decay=0.5)
+
+
+def lightning_swa() -> Program:
+    """The same with StochasticWeightAveraging, from the second epoch on."""
+    return lightning("StochasticWeightAveraging", swa_lrs=1e-2, swa_epoch_start=1)
+
+
+def lightning(average: str = "", **options: Any) -> Program:
+    """Lightning: GrowthCallback, ModelCheckpoint, `fit(ckpt_path=...)`."""
     torchvision()  # torchmetrics imports it
     import lightning.pytorch as pl  # noqa: PLC0415
-    from lightning.pytorch.callbacks import (  # noqa: PLC0415
-        Callback,
-        EMAWeightAveraging,
-        ModelCheckpoint,
-    )
+    from lightning.pytorch import callbacks  # noqa: PLC0415
+
+    from splitgrow.integrations.lightning import GrowthCallback  # noqa: PLC0415
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -43,41 +80,38 @@ def lightning(*, averaged: bool = False) -> Program:
 
         def configure_optimizers(self) -> Any:
             adam = torch.optim.AdamW(self.parameters(), 1e-2, fused=self.how.fused)
-            optimizer = self.how.optimizer(adam, self)
-            scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.7)
-            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+            if average.startswith("Stochastic"):  # which has a scheduler of its own
+                return adam
+            scheduler = torch.optim.lr_scheduler.StepLR(adam, 2, 0.7)
+            return [adam], [{"scheduler": scheduler, "interval": "step"}]
 
-    class Average(EMAWeightAveraging):
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            splitgrow.follow(self._average_model, pl_module)
-
-    class Grow(Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            how = pl_module.how
-            if trainer.global_step == GROWS and how.grows:
-                how.grow(pl_module.net, trainer.optimizers[0])
-
-    class Die(Callback):
+    class Die(callbacks.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
             if trainer.global_step == DIES:
                 pl_module.how.die()
 
-    def run(how: How) -> nn.Module:
+    def run(how: How) -> Trained:
         task = Task(how)
-        saver = ModelCheckpoint(how.folder, save_last=True, every_n_train_steps=1)
+        averages = [getattr(callbacks, average)(**options)] if average else []
         trainer = pl.Trainer(
             accelerator="cpu",
-            max_steps=STEPS,
+            max_epochs=STEPS // 2,
             gradient_clip_val=1.0,
-            callbacks=[*([Average(decay=0.5)] if averaged else []), Grow(), saver, Die()],
+            callbacks=[
+                *averages,
+                GrowthCallback(how.growths),
+                callbacks.ModelCheckpoint(how.folder, save_last=True),
+                Die(),
+            ],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=how.folder,
         )
-        data = DataLoader(TensorDataset(torch.zeros(STEPS)))  # the step says which data it has
+        data = DataLoader(TensorDataset(torch.zeros(2)))  # the step says which data it has
         trainer.fit(task, data, ckpt_path=how.folder / "last.ckpt" if how.resumed else None)
-        return task.net
+        held = averages[0]._average_model if average else None
+        return Trained(task.net, trainer.optimizers[0], held)
 
     return run
 
@@ -105,31 +139,27 @@ class Loss(nn.Module):
 
 
 def transformers() -> Program:
-    """Hugging Face's Trainer: growth in a callback, `resume_from_checkpoint`."""
+    """Hugging Face's Trainer: GrowthCallback, `resume_from_checkpoint`."""
     torchvision()
     import transformers as hf  # noqa: PLC0415
 
-    class ByName(hf.Trainer):
-        def __init__(self, how: How, **options: Any) -> None:
-            super().__init__(**options)
-            self.how = how
+    from splitgrow.integrations.transformers import (  # noqa: PLC0415
+        GrowingTrainerMixin,
+        GrowthCallback,
+    )
 
-        def create_optimizer(self, *args: Any) -> Any:
-            return self.how.optimizer(super().create_optimizer(*args), self.model)
+    class GrowingTrainer(GrowingTrainerMixin, hf.Trainer):
+        pass
 
-    class Grow(hf.TrainerCallback):
+    class Die(hf.TrainerCallback):
         def __init__(self, how: How) -> None:
             self.how = how
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == GROWS and self.how.grows:
-                self.how.grow(kwargs["model"].net, kwargs["optimizer"])
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == DIES:
                 self.how.die()
 
-    def run(how: How) -> nn.Module:
+    def run(how: How) -> Trained:
         arguments = hf.TrainingArguments(
             output_dir=str(how.folder),
             max_steps=STEPS,
@@ -143,12 +173,14 @@ def transformers() -> Program:
             disable_tqdm=True,
             logging_steps=100,
         )
-        model = Loss(network(int(how.resumed)))
-        trainer = ByName(
-            how, model=model, args=arguments, train_dataset=Items(), callbacks=[Grow(how)]
+        trainer = GrowingTrainer(
+            model=Loss(network(int(how.resumed))),
+            args=arguments,
+            train_dataset=Items(),
+            callbacks=[GrowthCallback(how.growths), Die(how)],
         )
         trainer.train(resume_from_checkpoint=how.resumed)
-        return model.net
+        return Trained(trainer.model.net, trainer.optimizer)
 
     return run
 
@@ -158,11 +190,11 @@ def accelerate() -> Program:
     torchvision()
     from accelerate import Accelerator  # noqa: PLC0415
 
-    def run(how: How) -> nn.Module:
+    def run(how: How) -> Trained:
         accelerator = Accelerator(cpu=True)
         model = network(int(how.resumed))
         adam = torch.optim.AdamW(model.parameters(), 1e-2, fused=how.fused)
-        optimizer: Any = how.optimizer(adam, model)
+        optimizer: Any = splitgrow.by_name(adam, model)
         scheduler: Any = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.7)
         model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
         first = 0
@@ -177,69 +209,71 @@ def accelerate() -> Program:
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
-            if step + 1 == GROWS and how.grows:
-                how.grow(accelerator.unwrap_model(model), optimizer)
+            how.grow(step + 1, accelerator.unwrap_model(model), optimizer)
             if step + 1 == DIES and not how.resumed:
                 accelerator.save_state(str(how.folder / "state"))
                 how.die()
-        return accelerator.unwrap_model(model)
+        return Trained(accelerator.unwrap_model(model), optimizer)
 
     return run
 
 
 def timm() -> Program:
-    """timm: layer decay, EMA, CheckpointSaver, `resume_checkpoint`."""
+    """timm: its optimizers, schedulers, EMA, CheckpointSaver, `resume_checkpoint`."""
     torchvision()
-    from timm.models import resume_checkpoint  # noqa: PLC0415
+    from timm.models import load_checkpoint, resume_checkpoint  # noqa: PLC0415
     from timm.optim import create_optimizer_v2  # noqa: PLC0415
+    from timm.scheduler import create_scheduler_v2  # noqa: PLC0415
     from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler  # noqa: PLC0415
 
-    def run(how: How) -> nn.Module:
+    def run(how: How) -> Trained:
         model = network(int(how.resumed))
-        scaler = NativeScaler(device="cpu")
-
-        def made() -> Any:
-            adam = create_optimizer_v2(
-                model, "adamw", lr=1e-2, weight_decay=0.1, fused=how.fused, foreach=None
-            )
-            return how.optimizer(adam, model)
-
-        first, average = 0, ModelEmaV3(model, decay=0.5)
-        splitgrow.follow(average, model)
-        optimizer = made()
+        options: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "fused": how.fused}
+        optimizer: Any = splitgrow.by_name(create_optimizer_v2(model, "adamw", **options), model)
+        scheduler, _ = create_scheduler_v2(optimizer, "cosine", num_epochs=STEPS, warmup_epochs=2)
+        average = splitgrow.follow(ModelEmaV3(model, decay=0.5), model)
+        scaler, folder = NativeScaler(device="cpu"), str(how.folder)
+        first = 0
         if how.resumed:
-            path = str(how.folder / "last.pth.tar")
+            path = f"{folder}/last.pth.tar"
             first = resume_checkpoint(model, path, optimizer=optimizer, loss_scaler=scaler) or 0
-            average.module.load_state_dict(torch.load(path, weights_only=False)["state_dict_ema"])
+            load_checkpoint(average.module, path, use_ema=True)
+        scheduler.step(first)
         saver = CheckpointSaver(
             model,
             optimizer,
             model_ema=average,
             amp_scaler=scaler,
-            checkpoint_dir=str(how.folder),
-            recovery_dir=str(how.folder),
+            checkpoint_dir=folder,
+            recovery_dir=folder,
             max_history=1,
         )
-        for step in range(first, STEPS):
-            x, y = batch(step)
+        for epoch in range(first, STEPS):  # of one step
+            torch.manual_seed(epoch)  # timm's checkpoints have no generators
+            x, y = batch(epoch)
             optimizer.zero_grad()
             loss = nn.functional.mse_loss(model(x), y)
             scaler(loss, optimizer, clip_grad=1.0, parameters=model.parameters())
-            if step + 1 == GROWS and how.grows:
-                how.grow(model, optimizer)
-            average.update(model, step=step)
-            if step + 1 == DIES and not how.resumed:
-                saver.save_checkpoint(step, metric=0.0)
+            how.grow(epoch + 1, model, optimizer)
+            average.update(model, step=epoch)
+            scheduler.step(epoch + 1)
+            if epoch + 1 == DIES and not how.resumed:
+                saver.save_checkpoint(epoch, metric=0.0)
                 how.die()
-        for name, parameter in average.module.named_parameters():
-            assert parameter.shape == dict(model.named_parameters())[name].shape
-        return model
+        return Trained(model, optimizer, average.module)
 
     return run
 
 
-TOOLS = {"lightning": lightning, "transformers": transformers, "accelerate": accelerate}
-TOOLS |= {"timm": timm, "lightning-averaged": lightning_averaged}
+TOOLS = {
+    "torch": plain,
+    "lightning": lightning,
+    "lightning-ema": lightning_ema,
+    "lightning-swa": lightning_swa,
+    "transformers": transformers,
+    "accelerate": accelerate,
+    "timm": timm,
+}
 
 
 def quiet() -> None:

@@ -35,6 +35,8 @@ class Convolution(Kernel):
         before: The padding that the input gets before, as `torch.nn.functional.pad` takes it, where
             it differs between both sides or is not by zeros.
         mode: The mode of that padding.
+        reach: The kernel's size, where the input gets as many zeros as make its steps fit, the odd
+            one behind.
     """
 
     stride: tuple[int, ...]
@@ -45,10 +47,21 @@ class Convolution(Kernel):
     groups: int
     before: tuple[int, ...] = ()
     mode: str = "constant"
+    reach: tuple[int, ...] = ()
 
     def prepared(self, x: Tensor) -> Tensor:
         """The input with its padding, where the convolution itself cannot add that."""
-        return F.pad(x, self.before, self.mode) if self.before else x
+        if not self.reach:
+            return F.pad(x, self.before, self.mode) if self.before else x
+        ends: list[int] = []
+        sizes = x.shape[x.dim() - len(self.reach) :]
+        for size, kernel, step, apart in zip(
+            sizes, self.reach, self.stride, self.dilation, strict=True
+        ):
+            steps = -(-size // step)
+            added = max(0, (steps - 1) * step + (kernel - 1) * apart + 1 - size)
+            ends = [added // 2, added - added // 2, *ends]  # the last dimension first
+        return F.pad(x, ends) if any(ends) else x
 
     @property
     def channel_dim(self) -> int:  # type: ignore[override]

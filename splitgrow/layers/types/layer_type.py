@@ -129,6 +129,15 @@ class Merging:
         return type(self).value is Merging.value
 
     @property
+    def keeps_weight(self) -> bool:
+        """Whether the plain layer's tensors are those of the blocks, as they are or `turned`."""
+        return self.side_by_side
+
+    def turned(self, block: Stock) -> bool:  # noqa: ARG002
+        """Whether a block's weight is the transpose of what the plain layer has."""
+        return False
+
+    @property
     def joins_new(self) -> bool:
         """Whether the tensors of blocks that growth adds make those of one such block together."""
         return self.side_by_side

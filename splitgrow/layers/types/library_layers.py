@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import splitgrow.layers.types.torch_layers  # noqa: F401 - the layers here are forms of these
+from splitgrow.layers.kernels import Convolution, Kernel, Linear
 from splitgrow.layers.types.alike import Alike, Same
 from splitgrow.layers.types.layer_type import (
     Along,
@@ -25,6 +26,20 @@ from splitgrow.layers.types.layer_type import (
 from splitgrow.layers.types.registry import LAYER_TYPES, add_layer_type
 from splitgrow.layers.types.start_values import UNCHANGED, Carry
 from splitgrow.layers.types.torch_layers import Channelwise, cast
+
+
+class _SamePadded(Alike):
+    """A convolution that pads its input to as many outputs as steps fit into it."""
+
+    def kernel(self, module: Stock) -> Kernel | None:
+        return padded_same(self.base.kernel(module), module)
+
+
+def padded_same(kernel: Kernel | None, module: Stock) -> Kernel | None:
+    """A convolution's arithmetic, with that padding."""
+    if not isinstance(kernel, Convolution):
+        return None
+    return replace(kernel, reach=tuple(module.kernel_size), padding=(0,) * len(kernel.stride))
 
 
 class _WithActivation(Alike):
@@ -62,9 +77,16 @@ class _TurnedHelpers(Merging):
         return nn.Linear(*sizes, bias=False, device=device, dtype=like.dtype)
 
     def value(self, block: Stock, name: str) -> Tensor | None:
-        if isinstance(block, nn.Linear):
+        if self.turned(block):
             return block.weight.T if name == "weight" else None
         return super().value(block, name)
+
+    @property
+    def keeps_weight(self) -> bool:
+        return True
+
+    def turned(self, block: Stock) -> bool:
+        return isinstance(block, nn.Linear)
 
 
 class _TransposedLinear(LayerType):
@@ -83,6 +105,9 @@ class _TransposedLinear(LayerType):
 
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:  # noqa: ARG002
         return {"weight": {0: Along("in"), 1: Along("out")}, "bias": {0: Along("out")}}
+
+    def kernel(self, module: Stock) -> Kernel:  # noqa: ARG002
+        return Linear(transposed=True)
 
     def build(self, module: Stock, sizes: tuple[int, int], **options: Any) -> nn.Module:
         if options.get("bias") is False:
@@ -146,6 +171,10 @@ class _StandardisedConv(Alike):
     def merging(self) -> Merging:
         return _Standardising(self.build, self.base.build)
 
+    def kernel(self, module: Stock) -> Kernel | None:
+        found = self.base.kernel(module)
+        return padded_same(found, module) if getattr(module, "same_pad", False) else found
+
     def tensors(self, module: Stock) -> Mapping[str, TensorAxes]:
         tensors = dict(self.base.tensors(module))
         if isinstance(getattr(module, "gain", None), Tensor):
@@ -183,7 +212,7 @@ _BATCH_NORM, _GROUP_NORM = LAYER_TYPES[nn.BatchNorm2d], LAYER_TYPES[nn.GroupNorm
 _TIMM = "timm.layers"
 
 for _made in (
-    Alike(_CONV, (f"{_TIMM}.conv2d_same.Conv2dSame",)),
+    _SamePadded(_CONV, (f"{_TIMM}.conv2d_same.Conv2dSame",)),
     Same(
         _LINEAR,
         (f"{_TIMM}.linear.Linear", "transformers.models.falcon.modeling_falcon.FalconLinear"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.types.alike import Alike
 from splitgrow.layers.types.layer_type import LayerType, Merging, Stock
 
@@ -75,6 +76,10 @@ class Parametrized(Alike):
     def merging(self) -> Merging:
         """Blocks of the plain type."""
         return _PlainBlocks(self.build)
+
+    def kernel(self, module: Stock) -> Kernel | None:
+        """As its base has it."""
+        return self.base.kernel(module)
 
     def covers(self, module: Stock) -> bool:
         """Whether nothing else than the layer's parameters makes its tensors."""

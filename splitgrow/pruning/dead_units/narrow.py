@@ -22,7 +22,10 @@ from splitgrow.pruning.shrinking.chosen_units import (
     removals_of,
 )
 from splitgrow.utils.rollback import Undo
-from splitgrow.utils.text_tables import aligned
+from splitgrow.utils.text_tables import Rows, Tabular
+
+_UNITS = 3
+"""The column of the numbers of units."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class NarrowedLayer:
     parameters: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Narrowing:
+@dataclass(frozen=True, repr=False)
+class Narrowing(Tabular):
     """The frozen record of the units removed from a network.
 
     Attributes:
@@ -60,20 +63,28 @@ class Narrowing:
     parameters: tuple[int, int]
     refusal: str = ""
 
-    def __str__(self) -> str:
+    def _head(self) -> str:
         if not self.layers:
             return f"nothing is taken out{f': {self.refusal}' if self.refusal else ''}"
         before, after = self.parameters
-        lines = [f"{before:,} -> {after:,} parameters, {len(self.layers)} layers narrower"]
+        return f"{before:,} -> {after:,} parameters, {len(self.layers)} layers narrower"
+
+    def _rows(self) -> Rows:
+        if not self.layers:
+            return ()
         table: list[tuple[str, ...]] = [("layer", "type", "inputs", "units", "parameters")]
         for layer in self.layers:
             pairs = (layer.in_width, layer.width, layer.parameters)
             table.append((layer.name, layer.kind, *map(_arrow, pairs)))
-        lines += aligned(table)
-        for number in self.numbers:
-            path = f"{number.module}.{number.attribute}".removeprefix(".")
-            lines.append(f"  {path}: {_arrow(number.value)}")
-        return "\n".join(lines)
+        return table
+
+    def _notes(self) -> list[str]:
+        paths = [f"{item.module}.{item.attribute}".removeprefix(".") for item in self.numbers]
+        values = [_arrow(item.value) for item in self.numbers]
+        return [f"{path}: {value}" for path, value in zip(paths, values, strict=True)]
+
+    def _bars(self) -> dict[int, list[tuple[int, int]]]:
+        return {_UNITS: [layer.width for layer in self.layers]}
 
 
 def _arrow(pair: tuple[float, float]) -> str:
