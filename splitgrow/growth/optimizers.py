@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -324,16 +325,29 @@ def _in_order(
     new = [entry for entry in keyed if entry[0] in order and entry[0] not in before.of]
     arrived = {key for key, _ in new}
     found = [entry for entry in keyed if entry[0] not in arrived]
+    places = [order[key] if key in order else -1 for key, _ in found]  # noqa: SIM401 - faster
+    rising = -1 not in places and places == sorted(places)  # as in an optimizer of the whole model
     for entry in sorted(new, key=lambda entry: order[entry[0]]):
         own = order[entry[0]]
-        places = [(order[key], index) for index, (key, _) in enumerate(found) if key in order]
-        earlier = max([place for place in places if place[0] < own], default=None)
-        later = min([place for place in places if place[0] > own], default=None)
-        if earlier is not None:
-            found.insert(earlier[1] + 1, entry)
-        else:
-            found.insert(later[1] if later is not None else len(found), entry)
+        place = bisect_left(places, own) if rising else _place_for(own, places)
+        found.insert(place, entry)
+        places.insert(place, own)
     return [member for _, member in found]
+
+
+def _place_for(own: int, places: Sequence[int]) -> int:
+    """Where a number goes: behind the last one before it, or else in front of the next one.
+
+    Args:
+        own: The number.
+        places: Numbers in any order; negative ones do not count.
+    """
+    known = [(number, place) for place, number in enumerate(places) if number >= 0]
+    earlier = max([each for each in known if each[0] < own], default=None)
+    later = min([each for each in known if each[0] > own], default=None)
+    if earlier is not None:
+        return earlier[1] + 1
+    return later[1] if later is not None else len(places)
 
 
 def leave_(optimizers: Iterable[Optimizer], gone: Iterable[nn.Parameter], undo: Undo) -> None:

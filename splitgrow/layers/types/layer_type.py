@@ -124,6 +124,11 @@ class Merging:
         return own.value is Merging.value and own.carried_over is Merging.carried_over
 
     @property
+    def reads_stores(self) -> bool:
+        """Whether `value` of a parameter is the one that the block's store has."""
+        return type(self).value is Merging.value
+
+    @property
     def keeps_weight(self) -> bool:
         """Whether the plain layer's tensors are those of the blocks, as they are or `turned`."""
         return self.side_by_side
@@ -131,11 +136,6 @@ class Merging:
     def turned(self, block: Stock) -> bool:  # noqa: ARG002
         """Whether a block's weight is the transpose of what the plain layer has."""
         return False
-
-    @property
-    def reads_stores(self) -> bool:
-        """Whether `value` of a parameter is the one that the block's store has."""
-        return type(self).value is Merging.value
 
     @property
     def joins_new(self) -> bool:
