@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.torch_version import TorchVersion
 
 from splitgrow.layers.blockwise import BlockStep, Blockwise, run_apart
 from splitgrow.layers.composition import Composition, JoinStep, joined_parts
@@ -25,9 +24,6 @@ from splitgrow.layers.merging_costs import LARGEST_MERGED, bytes_of, rows_worth_
 from splitgrow.layers.partial_gradients import Gradients
 from splitgrow.layers.weight_gradients import weight_gradients_of
 from splitgrow.utils.spans import cut_out, take
-
-_FOLLOWS = TorchVersion(torch.__version__) >= "2.13"
-"""Whether torch's compiler lets code depend on the identity of an object."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ class Compiled:
 def compiled_form(composition: Composition) -> Compiled | None:
     """How a layer runs in compiled code; None if it has no way of its own there."""
     kernel = composition.layer_type.kernel(composition.original)
-    if kernel is None or len(composition.modules) == 1 or not _FOLLOWS:
+    if kernel is None or len(composition.modules) == 1:
         return None
     return Compiled(composition, kernel)
 
