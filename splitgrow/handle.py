@@ -40,12 +40,28 @@ class Handle(WidthMethods, DepthMethods, PruneMethods, ExpertMethods, Generation
         """The layers whose width you can ask for, in order of execution.
 
         They can be looked up by index or name, and chosen: `layers.where(output=False)`.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> net.layers["0"].width, [layer.name for layer in net.layers.where(output=False)]
+            (3, ['0'])
         """
         return layers_of(self._history.graph, structure(self._model))
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """The growths so far."""
+        """The edits so far, oldest first: growths, insertions, shrinks, and joins of blocks.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.expand_layer("0", 2)
+            >>> [dict(each.request) for each in splitgrow.handle(net).edits]
+            [{'0': 2}]
+        """
         return tuple(self._history.edits)
 
     def summary(self) -> Summary:

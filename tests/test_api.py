@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from torch import nn
 from typed.first_lines import grow
+from typed.training_lines import edit_as_text, growth_with_schedulers, narrower, summary_of
 
 import splitgrow
 import splitgrow.pruning
@@ -296,3 +299,14 @@ def test_the_version_stands_in_one_place() -> None:
 
 def test_the_first_lines_that_type_checkers_accept_run() -> None:
     assert grow().shape == (1, 1)
+
+
+def test_the_lines_of_a_training_script_that_type_checkers_accept_run(tmp_path: Path) -> None:
+    edit = growth_with_schedulers(tmp_path / "run.safetensors")
+    assert edit_as_text(edit).startswith(str(edit.index))
+    network = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+    network = splitgrow.growable(network, torch.ones(1, 2))
+    splitgrow.handle(network).expand_layer("0", 8, freeze=False)
+    told, training = summary_of(network)
+    assert ("0 " in told, training) == (True, 48 + 17)
+    assert narrower(network, [(torch.randn(8, 2), torch.randn(8, 1))]) <= (2 * 16 + 16) // 2

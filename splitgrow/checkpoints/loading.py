@@ -80,9 +80,9 @@ def load(  # noqa: PLR0913
             fresh model's parameters, or of any. Their groups become those that were saved. None to
             ignore their saved state.
         scheduler: The schedulers that were saved, likewise.
-        example_inputs: As of `growable`, for the model as it is. None for those in the file, which
+        example_inputs: As in `growable`, for the model as it is. None for those in the file, which
             has them unless they are no plain data.
-        example_kwargs: As of `growable`, likewise.
+        example_kwargs: As in `growable`, likewise.
         modules: Modules that were given to `insert_layer` and that a file cannot describe, once
             more, by the path of the insertion, such as ``"block.inserted2"``.
         device: Where parameters on the meta device go; the CPU by default.

@@ -151,7 +151,7 @@ def _apart(weight: Tensor, below: Tensor) -> Tensor:
 
 
 def _slow_down_(weight: Tensor, below: Tensor) -> None:
-    """Slows down the weights that read columns below, as of `_apart`."""
+    """Slows down the weights that read columns below, as in `_apart`."""
     others, own = _shares(below)
     if own and others:
         pace = torch.where(below, own / others, 1.0).to(weight.dtype)

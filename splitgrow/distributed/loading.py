@@ -63,7 +63,7 @@ def load(
         optimizer: The optimizers that were saved, of the same types, in the same order, made of the
             fresh model's parameters. None to ignore their saved state.
         scheduler: The schedulers that were saved, likewise.
-        modules: As of `splitgrow.load`: modules that were given to `insert_layer` and that a file
+        modules: As in `splitgrow.load`: modules that were given to `insert_layer` and that a file
             cannot describe, by the path of the insertion.
         training: Whether the random states come back, too. Each rank has its own; ranks that there
             were not when it was saved keep theirs.

@@ -118,7 +118,7 @@ def expand(  # noqa: PLR0913
     check: bool = True,
     timeout: float = TIMEOUT,
 ) -> Edit:
-    """Adds units to several layers in one edit; otherwise as `expand_layer`.
+    """Adds units to several layers, as `model.expand`; otherwise as `expand_layer`.
 
     Example:
         >>> import torch, splitgrow

@@ -139,7 +139,7 @@ class _Steps(PruneMethods):
 
     Args:
         model: The growable model.
-        amount: As of `prune`, like the others.
+        amount: As in `prune`, like the others.
         target: How small the model must become.
         steps: The number of steps.
         recover: Trains after each.

@@ -93,9 +93,9 @@ class Grower:
             it beyond a budget and prune it back. By default to twice the widths.
         when: When it grows: `Every`, `ComputeShares`, `Plateau` or `Gap`.
         where: Where it grows: `All` or `Score`. By default in all layers but the outputs.
-        steps: The number of growths or shrinks, with equal factors between; by default 3, or as
+        steps: How many growths or shrinks, with equal factors between; by default 3, or as
             many as `when` or `to` sets.
-        init: The initializer of new blocks, by name, or an object.
+        init: The initializer of new blocks, by name or an object: `initializer` of `expand_layer`.
         lr_scale: The learning rate of new parameters, relative to that of their group. Unless it is
             1, nothing is absorbed: the new parameters keep blocks of their own.
         warmup: The number of optimizer steps over which that rate rises from 0. Nothing is absorbed
@@ -108,7 +108,7 @@ class Grower:
             need data.
         callbacks: Called with the `Edit` after each growth or shrink.
         criterion: The units that go where the model shrinks: those with the lowest scores, by the
-            name of a criterion, as of `model.prune`, or an object.
+            name of a criterion, as in `model.prune`, or an object.
 
     Raises:
         TypeError: If an argument is of another type.

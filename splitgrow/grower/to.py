@@ -46,7 +46,7 @@ class To(ABC):
         """The widths by layer that the model has one after the other; the last are the goals.
 
         Args:
-            scope: As of `goals`.
+            scope: As in `goals`.
         """
         return [self.goals(scope)]
 

@@ -241,13 +241,13 @@ class Gap(Plateau):
         train_metric: The name of the metric on the training data.
         validation_metric: The name of the same metric on other data.
         threshold: The largest gap at which it grows, in the metric's unit.
-        patience: As of `Plateau`, for the training metric.
-        min_delta: As of `Plateau`.
-        mode: As of `Plateau`.
+        patience: As in `Plateau`, for the training metric.
+        min_delta: As in `Plateau`.
+        mode: As in `Plateau`.
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: As of `Plateau`, or if both metrics have one name.
+        ValueError: As in `Plateau`, or if both metrics have one name.
 
     Example:
         >>> import splitgrow

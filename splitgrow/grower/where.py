@@ -112,11 +112,12 @@ class Score(All):
         score: The name of a score of `splitgrow.scores`, or a function of the growable model that
             returns a number for each layer by name: the higher, the sooner it grows. Layers tied to
             each other count by the highest.
-        loss: For a named score: the loss of the model on a batch.
+        loss: For a named score: called as ``loss(model, batch)``, gives the loss as a tensor of one
+            number.
         batches: For a named score: the batches that it looks at.
         share: The share of the layers that grow each time, at least one.
-        only: As of `splitgrow.All`.
-        except_: As of `splitgrow.All`.
+        only: As in `splitgrow.All`.
+        except_: As in `splitgrow.All`.
 
     Raises:
         TypeError: If an argument is of another type.

@@ -164,7 +164,7 @@ def absorbed(
     Args:
         grown: The layers by path.
         undo: Takes back changes of blocks that have no values.
-        trusted: As of `plain_values`.
+        trusted: As in `plain_values`.
     """
     found: list[Absorbed] = []
     shared: dict[int, nn.Parameter] = {}
@@ -240,7 +240,7 @@ def absorb_again_(model: nn.Module, names: Iterable[str], undo: Undo, *, trusted
         model: The model.
         names: The paths of the plain layers and tensors.
         undo: Takes it back.
-        trusted: As of `plain_values`.
+        trusted: As in `plain_values`.
 
     Raises:
         ValueError: If the model has no such grown layers.

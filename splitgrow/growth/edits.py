@@ -34,7 +34,9 @@ _MAPPINGS = ("request", "growth", "ways", "folded")
 
 @dataclass(frozen=True, repr=False)
 class Edit(Tabular):
-    """The frozen record of one growth: the layers, the axes, the number of units, their places.
+    """The frozen record of one change: the layers, the axes, the number of units, their places.
+
+    That is a growth, an insertion, a shrink, or a join of blocks. `print` shows it as a table.
 
     Attributes:
         index: The number of the edit in the model's history, from 1.
@@ -65,6 +67,9 @@ class Edit(Tabular):
         folded: By layer the number of its inputs that went and had the same value for every input
             of the model. Its bias holds their part.
         removed_layers: The layers that it takes out.
+        version: The version of the form in which `to_json` writes it.
+        parameters: The number of parameters that it adds.
+        layers: The modules to which it adds blocks, or next to which it inserts a layer.
 
     Example:
         >>> import torch, splitgrow

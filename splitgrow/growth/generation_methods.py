@@ -60,7 +60,16 @@ class GenerationMethods(HandleBase):
 
     @property
     def generation(self) -> int:
-        """The open generation; 0 before the first growth."""
+        """The number of the open generation, which trains; 0 before the first growth.
+
+        Example:
+            >>> import torch, splitgrow
+            >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+            >>> net = splitgrow.growable(net, torch.ones(1, 2))
+            >>> edit = net.expand_layer("0", 2)  # closes generation 0
+            >>> net.generation
+            1
+        """
         return self._history.generation
 
     def next_generation(self) -> int:

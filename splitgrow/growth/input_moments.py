@@ -110,7 +110,7 @@ def input_moments(
         history: The model's history.
         groups: The groups.
         run: Runs the model.
-        pairs: As of `InputMoments`.
+        pairs: As in `InputMoments`.
 
     Raises:
         ValueError: If the moments of all pairs of a layer's inputs would take too much memory.

@@ -134,15 +134,15 @@ class WidthMethods(GrowingBase):
 
         Args:
             request: The number of new units for each layer, by name or index.
-            round_to: As of `expand_layer`.
-            initializer: As of `expand_layer`.
-            freeze: As of `expand_layer`.
-            optimizer: As of `expand_layer`.
-            lr_scale: As of `expand_layer`, like `warmup` and `loss`.
+            round_to: As in `expand_layer`.
+            initializer: As in `expand_layer`.
+            freeze: As in `expand_layer`.
+            optimizer: As in `expand_layer`.
+            lr_scale: As in `expand_layer`, like `warmup` and `loss`.
             warmup: The steps over which the rates of new parameters rise.
-            scheduler: As of `expand_layer`.
+            scheduler: As in `expand_layer`.
             loss: A closure that returns a loss.
-            check: As of `expand_layer`.
+            check: As in `expand_layer`.
 
         Returns:
             The edit.
@@ -201,7 +201,7 @@ class WidthMethods(GrowingBase):
             optimizer: One or several optimizers.
             lr_scale: As in `expand_layer`, like `warmup` and `loss`.
             warmup: The steps over which the rates of new parameters rise.
-            scheduler: As of `expand_layer`.
+            scheduler: As in `expand_layer`.
             loss: A closure that returns a loss.
             check: As in `expand_layer`.
 
@@ -264,16 +264,16 @@ class WidthMethods(GrowingBase):
                 that of the model's output embeddings, or the only one whose units are the model's
                 output and as many as there are rows.
             round_to: Raises n until the number of rows is a multiple of this.
-            initializer: As of `expand_layer`. By "average" new rows are the mean of the old ones,
+            initializer: As in `expand_layer`. By "average" new rows are the mean of the old ones,
                 and so are the head's new units; other initializers make a head's units, and with
                 these the rows of an embedding that is tied to it.
-            freeze: As of `expand_layer`.
-            optimizer: As of `expand_layer`.
-            lr_scale: As of `expand_layer`, like `warmup` and `loss`.
+            freeze: As in `expand_layer`.
+            optimizer: As in `expand_layer`.
+            lr_scale: As in `expand_layer`, like `warmup` and `loss`.
             warmup: The steps over which the rates of new parameters rise.
-            scheduler: As of `expand_layer`.
+            scheduler: As in `expand_layer`.
             loss: A closure that returns a loss.
-            check: As of `expand_layer`.
+            check: As in `expand_layer`.
 
         Returns:
             The edit.
@@ -283,7 +283,7 @@ class WidthMethods(GrowingBase):
             ValueError: If there is no such layer, or it cannot be told which is meant, or n is not
                 positive.
             FixedWidthError: If the vocabulary cannot grow.
-            OptimizerError: As of `expand_layer`, like `InexactError` and `StructureChangedError`.
+            OptimizerError: As in `expand_layer`, like `InexactError` and `StructureChangedError`.
 
         Example:
             >>> import torch, splitgrow
@@ -319,9 +319,9 @@ class WidthMethods(GrowingBase):
 
         Args:
             request: The number of new units for each layer, by name or index.
-            initializer: As of `expand_layer`.
-            round_to: As of `expand_layer`.
-            freeze: As of `expand_layer`.
+            initializer: As in `expand_layer`.
+            round_to: As in `expand_layer`.
+            freeze: As in `expand_layer`.
 
         Raises:
             FixedWidthError: If layers cannot grow; all of them are named.

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
 from splitgrow.layers.blockwise import BlockStep, Blockwise, run_apart
 from splitgrow.layers.compiled_code import derives_once
@@ -24,9 +23,6 @@ from splitgrow.layers.joins import JoinStep, joined_parts
 from splitgrow.layers.kernels import Kernel
 from splitgrow.layers.merging_costs import LARGEST_MERGED, bytes_of, rows_worth_copying
 from splitgrow.layers.partial_product import Trained, partial_product, trained_part
-
-_FOLLOWS = TorchVersion(torch.__version__) >= "2.13"
-"""Whether torch's compiler lets code depend on the identity of an object."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ class Compiled:
 def compiled_form(composition: Composition) -> Compiled | None:
     """How a layer runs in compiled code; None if it has no way of its own there."""
     kernel = composition.layer_type.kernel(composition.original)
-    if kernel is None or len(composition.modules) == 1 or not _FOLLOWS:
+    if kernel is None or len(composition.modules) == 1:
         return None
     return Compiled(composition, kernel)
 

@@ -15,8 +15,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch.torch_version import TorchVersion
 
-COMPILES = TorchVersion(torch.__version__) >= "2.6"
-"""Whether torch's compiler can follow a grown layer. Older ones run it as eager code."""
+COMPILES = TorchVersion(torch.__version__) >= "2.13"
+"""Whether torch's compiler follows grown layers: they then depend on the identity of objects, which
+the compiler of torch 2.6 does not allow. With an older torch they run as eager code."""
 
 _OFTEN = 64
 """Changes of a layer after which code is dropped in any case: the compiler also counts how often it

@@ -127,7 +127,7 @@ def carry_hooks_(old: nn.Module, new: nn.Module, memo: dict[int, Any] | None = N
     Args:
         old: The module with the hooks.
         new: The module that gets them as well.
-        memo: As of `copy.deepcopy`, for copies of the hooks; None for the hooks themselves.
+        memo: As in `copy.deepcopy`, for copies of the hooks; None for the hooks themselves.
     """
     for name in (*_RUN, *_MARKS):
         hooks, there = vars(old).get(name) or {}, vars(new)[name]

@@ -39,7 +39,7 @@ def plain_copy(
     Args:
         module: Any module.
         view: The edit after which it is copied; None for today.
-        memo: As of `copy.deepcopy`; in the end it has the copy of every part by the part's id.
+        memo: As in `copy.deepcopy`; in the end it has the copy of every part by the part's id.
         finish: A further step for the stock layer of each grown one.
         stock_of: Makes the stock layer of a grown one.
         shares: The fades' alpha, where it is not the present one. Of inserted fades that are then
@@ -125,7 +125,7 @@ def _copied(module: nn.Module, memo: dict[int, Any], more: Iterable[_Stores]) ->
 
     Args:
         module: Any module.
-        memo: As of `copy.deepcopy`; in the end it has copies of all that the module holds.
+        memo: As in `copy.deepcopy`; in the end it has copies of all that the module holds.
         more: Further items to copy.
 
     Raises:

@@ -48,7 +48,7 @@ def to_mixture(
         mlp: The path of an MLP, or a pattern such as ``"model.layers.*.mlp"``, or several of these.
         experts: The number of experts of each mixture.
         top_k: How many of them are chosen for each token.
-        example_inputs: Inputs for the model, as of `splitgrow.growable`, to compare outputs; by
+        example_inputs: Inputs for the model, as in `splitgrow.growable`, to compare outputs; by
             default those of a growable model. Without any only the mixtures are compared.
 
     Returns:

@@ -39,7 +39,7 @@ class TimmModel(LibraryModel):
         self.settings_name = f"set of arguments of {self._name}"
 
     def settings(self) -> Mapping[str, Any]:
-        """As of `LibraryModel`: the numbers that the class gets when timm makes the model."""
+        """As in `LibraryModel`: the numbers that the class gets when timm makes the model."""
         return dict(plain_settings(self._arguments()))
 
     def _arguments(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class TimmModel(LibraryModel):
         return seen
 
     def made(self, changes: Mapping[str, Any]) -> nn.Module:
-        """As of `LibraryModel`."""
+        """As in `LibraryModel`."""
         import timm  # noqa: PLC0415 - not always installed
 
         with torch.device("meta"):
@@ -72,7 +72,7 @@ class TimmModel(LibraryModel):
         return found
 
     def set_(self, changes: Mapping[str, Any]) -> None:
-        """As of `LibraryModel`."""
+        """As in `LibraryModel`."""
         self._changes = dict(changes)
 
     @property
@@ -84,7 +84,7 @@ class TimmModel(LibraryModel):
         return self._with(self._changes)
 
     def save(self, directory: Path, options: dict[str, Any]) -> None:
-        """As of `LibraryModel`; options are those of timm's save_for_hf."""
+        """As in `LibraryModel`; options are those of timm's save_for_hf."""
         from timm.models import save_for_hf  # noqa: PLC0415 - not always installed
 
         arguments = self.saved_settings | dict(options.pop("model_args", {}))
@@ -96,7 +96,7 @@ class TimmModel(LibraryModel):
         )
 
     def read(self, directory: Path) -> nn.Module:
-        """As of `LibraryModel`."""
+        """As in `LibraryModel`."""
         import timm  # noqa: PLC0415 - not always installed
 
         like = next(self.plain.parameters())

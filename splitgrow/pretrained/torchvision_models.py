@@ -70,17 +70,17 @@ class TorchvisionModel(LibraryModel):
         return min(near)[1]
 
     def settings(self) -> Mapping[str, Any]:
-        """As of `LibraryModel`: the numbers that the class gets when torchvision makes it."""
+        """As in `LibraryModel`: the numbers that the class gets when torchvision makes it."""
         with arguments_noted(self._kind) as seen:
             self.made({})
         return dict(plain_settings(seen))
 
     def made(self, changes: Mapping[str, Any]) -> nn.Module:
-        """As of `LibraryModel`."""
+        """As in `LibraryModel`."""
         return _made(self._name, changes)
 
     def set_(self, changes: Mapping[str, Any]) -> None:
-        """As of `LibraryModel`."""
+        """As in `LibraryModel`."""
         self._changes = dict(changes)
 
     @property
@@ -89,7 +89,7 @@ class TorchvisionModel(LibraryModel):
         return {"name": self._name, **self._changes}
 
     def save(self, directory: Path, options: dict[str, Any]) -> None:
-        """As of `LibraryModel`.
+        """As in `LibraryModel`.
 
         Raises:
             TypeError: If there are options, of which there are none.
@@ -103,7 +103,7 @@ class TorchvisionModel(LibraryModel):
         (directory / _CONFIG).write_text(json.dumps(self.saved_settings, indent=2) + "\n")
 
     def read(self, directory: Path) -> nn.Module:
-        """As of `LibraryModel`."""
+        """As in `LibraryModel`."""
         from safetensors.torch import load_file  # noqa: PLC0415 - not always installed
         from torchvision.models import get_model  # noqa: PLC0415
 

@@ -96,19 +96,19 @@ class TransformersModel(LibraryModel):
         self.settings_name = type(plain.config).__name__
 
     def settings(self) -> Mapping[str, Any]:
-        """As of `LibraryModel`."""
+        """As in `LibraryModel`."""
         return settings_of(self.plain.config)
 
     def made(self, changes: Mapping[str, Any]) -> nn.Module:
-        """As of `LibraryModel`."""
+        """As in `LibraryModel`."""
         return made_from(self._kind, self.plain.config, changes)
 
     def set_(self, changes: Mapping[str, Any]) -> None:
-        """As of `LibraryModel`."""
+        """As in `LibraryModel`."""
         set_settings_(self.plain.config, changes)
 
     def save(self, directory: Path, options: dict[str, Any]) -> None:
-        """As of `LibraryModel`; options are those of the model's own save_pretrained.
+        """As in `LibraryModel`; options are those of the model's own save_pretrained.
 
         Raises:
             TypeError: If it is to be pushed as well.
@@ -121,7 +121,7 @@ class TransformersModel(LibraryModel):
         self.plain.save_pretrained(str(directory), **options)
 
     def read(self, directory: Path) -> nn.Module:
-        """As of `LibraryModel`; its modules run in the ways that the config of the model names."""
+        """As in `LibraryModel`; its modules run in the ways that the config of the model names."""
         like = next(self.plain.parameters())
         held = {name: getattr(self.plain.config, f"_{name}", None) for name in _RUNS}
         options = {name: value for name, value in held.items() if isinstance(value, str)}

@@ -53,9 +53,10 @@ class ProgressiveEncoder(ProgressiveHalf):
             channels that it reads and gives when its turn comes; then layers that have grown wider
             meanwhile are no obstacle.
         channels: The numbers of channels that the stages read.
-        image_channels: The channels of the images.
-        start: The resolution at level 0.
-        adapter: Makes an adapter of the numbers of channels that it reads and gives.
+        image_channels: The channels of the images, (N, image_channels, resolution, resolution).
+        start: The resolution at level 0: the height and width of images, in pixels.
+        adapter: Makes an adapter of the numbers of channels that it reads and gives; by default
+            a 1x1 convolution.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -91,8 +92,8 @@ class ProgressiveEncoder(ProgressiveHalf):
 
         Args:
             widths: The channels at each resolution, from coarse to fine.
-            image_channels: The channels of the images.
-            start: The resolution at level 0.
+            image_channels: The channels of the images, (N, image_channels, resolution, resolution).
+            start: The resolution at level 0: the height and width of images, in pixels.
             latent: The channels of the output; default: ``widths[0]``.
         """
         first: Stage = first_stage if latent is None else first_stage(widths[0], latent)
@@ -139,9 +140,10 @@ class ProgressiveDecoder(ProgressiveHalf):
     Args:
         stages: From coarse to fine, as for `ProgressiveEncoder`.
         channels: The numbers of channels that the stages give.
-        image_channels: The channels of the images.
-        start: The resolution at level 0.
-        adapter: Makes an adapter of the numbers of channels that it reads and gives.
+        image_channels: The channels of the images, (N, image_channels, resolution, resolution).
+        start: The resolution at level 0: the height and width of images, in pixels.
+        adapter: Makes an adapter of the numbers of channels that it reads and gives; by default
+            a 1x1 convolution.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -176,8 +178,8 @@ class ProgressiveDecoder(ProgressiveHalf):
 
         Args:
             widths: The channels at each resolution, from coarse to fine.
-            image_channels: The channels of the images.
-            start: The resolution at level 0.
+            image_channels: The channels of the images, (N, image_channels, resolution, resolution).
+            start: The resolution at level 0: the height and width of images, in pixels.
             latent: The channels of the input; default: ``widths[0]``.
         """
         first: Stage = first_stage if latent is None else first_stage(latent, widths[0])

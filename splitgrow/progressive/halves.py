@@ -30,9 +30,9 @@ class ProgressiveHalf(Progressive):
         stages: The stages in use, by level.
         adapters: The adapter of the level; while a fade is under way, that of the level before too.
         fade: The fade, if one is under way.
-        start: The resolution at level 0.
+        start: The resolution at level 0: the height and width of images, in pixels.
         channels: The channels between stage and adapter, for each level.
-        image_channels: The channels of the images.
+        image_channels: The channels of the images, (N, image_channels, resolution, resolution).
     """
 
     reached: Tensor

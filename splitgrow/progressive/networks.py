@@ -82,7 +82,7 @@ class ProgressiveAutoencoder(Progressive):
 
         Args:
             widths: The channels at each resolution, from coarse to fine.
-            image_channels: The channels of the images.
+            image_channels: The channels of the images, (N, image_channels, resolution, resolution).
             start: The resolution at level 0, which is that of the features between the halves.
             latent: The channels of those; default: ``widths[0]``.
         """
@@ -150,8 +150,8 @@ class ProgressiveGenerator(Progressive):
         Args:
             widths: The channels at each resolution, from coarse to fine.
             latent: The length of the latent vectors.
-            image_channels: The channels of the images.
-            start: The resolution at level 0.
+            image_channels: The channels of the images, (N, image_channels, resolution, resolution).
+            start: The resolution at level 0: the height and width of images, in pixels.
         """
         decoder = ProgressiveDecoder.of_widths(widths, image_channels=image_channels, start=start)
         return cls(_Unfold(latent, widths[0], start), decoder)
@@ -197,8 +197,8 @@ class ProgressiveDiscriminator(Progressive):
 
         Args:
             widths: The channels at each resolution, from coarse to fine.
-            image_channels: The channels of the images.
-            start: The resolution at level 0.
+            image_channels: The channels of the images, (N, image_channels, resolution, resolution).
+            start: The resolution at level 0: the height and width of images, in pixels.
         """
         encoder = ProgressiveEncoder.of_widths(widths, image_channels=image_channels, start=start)
         width = widths[0]

@@ -38,10 +38,10 @@ class PruneMethods(GrowingBase):
         Args:
             layer: The layer's index or name.
             channels: The channels that go, counted from 0; or how many, the weakest.
-            round_to: As of `shrink`.
-            give_up: As of `shrink`.
-            optimizer: As of `shrink`.
-            check: As of `shrink`.
+            round_to: As in `shrink`.
+            give_up: As in `shrink`.
+            optimizer: As in `shrink`.
+            check: As in `shrink`.
 
         Returns:
             The edit.
@@ -154,9 +154,9 @@ class PruneMethods(GrowingBase):
         """The edit that `shrink` would apply, not applied; print it to see it.
 
         Args:
-            request: As of `shrink`.
-            round_to: As of `shrink`.
-            give_up: As of `shrink`.
+            request: As in `shrink`.
+            round_to: As in `shrink`.
+            give_up: As in `shrink`.
 
         Raises:
             SplitGrowError: As `shrink`, which also raises TypeError and ValueError.
@@ -201,7 +201,7 @@ class PruneMethods(GrowingBase):
 
         Units of layers that are tied to each other go together and have one score. The model's
         outputs keep their widths, unless they are named. Each step is an edit of its own, all or
-        nothing, as of `shrink`; if a later one fails, or `recover` raises, the earlier ones stay.
+        nothing, as in `shrink`; if a later one fails, or `recover` raises, the earlier ones stay.
 
         Args:
             amount: The share of the units that goes, of those that have scores: of all together, or
@@ -225,18 +225,18 @@ class PruneMethods(GrowingBase):
                 least squares over the batches, to compute nearly the same without them. None for
                 what the criterion says: only "reconstruction" does. Convolutions in groups, and
                 layers that share their weights with others, stay as they are.
-            loss: Gives the loss of the model on a batch, as a tensor of one number. Criteria of
-                activations use it to run the model; without it, a batch is what the model is called
-                with.
+            loss: Called as ``loss(model, batch)``, gives the loss as a tensor of one number.
+                Criteria of activations use it to run the model; without it, a batch is what the
+                model is called with.
             batches: Some batches, which are held at the same time: a list, or a short loader.
                 Without `loss`, a batch is what the model is called with: a tensor, a tuple or list
                 of arguments, or a mapping of named ones. The model's mode, training or evaluation,
                 stays, and so do its buffers and gradients.
             round_to: The number of which widths that stay are multiples, such as 8. A layer stays
                 as it is while too few of its units may go for that.
-            give_up: As of `shrink`.
-            optimizer: As of `shrink`.
-            check: As of `shrink`.
+            give_up: As in `shrink`.
+            optimizer: As in `shrink`.
+            check: As in `shrink`.
 
         Returns:
             The edit of the last step, with the criterion's name, and the multiply-adds before and

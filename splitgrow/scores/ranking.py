@@ -135,7 +135,7 @@ def rank(
 
     Args:
         model: A growable model. Its mode, training or evaluation, stays.
-        loss: Gives the loss of the model on a batch, as a tensor of one number.
+        loss: Called as ``loss(model, batch)``, gives the loss as a tensor of one number.
         batches: Some batches, a few hundred samples together. They are held at the same time, with
             the graph of all of them; give few.
         score: "gain": the decrease of the loss that the best new units promise to first order

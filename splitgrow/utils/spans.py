@@ -83,7 +83,7 @@ def put(tensor: Tensor, dim: int, spans: Spans, part: Tensor) -> None:
 def cut_out(
     whole: Tensor, rectangles: Sequence[tuple[Index, Index]], shape: Sequence[int]
 ) -> Tensor:
-    """The contiguous tensor of a shape whose rectangles, as of `regions`, lie in a larger one."""
+    """The contiguous tensor of a shape whose rectangles, as in `regions`, lie in a larger one."""
     if len(rectangles) == 1:
         return whole[rectangles[0][0]].contiguous()
     part = whole.new_empty(shape)

@@ -25,7 +25,7 @@ def growth_with_schedulers(path: Path) -> splitgrow.Edit:
     handle.expand({"0": 2}, optimizer=optimizer, scheduler=both, freeze=False)
     inserted = handle.insert_layer("0", "residual", optimizer=optimizer, scheduler=plateau)
     policy = splitgrow.Grower(
-        network, optimizer, cosine, to=splitgrow.Factor(1.5), when=splitgrow.Every(2), steps=1
+        network, optimizer, cosine, when=splitgrow.Every(2), steps=1, absorb=False
     )
     grown: splitgrow.Edit | None = policy.step({"loss": 1.0})
     fade = splitgrow.FadeIn(nn.Identity(), nn.Linear(2, 2))

@@ -57,7 +57,7 @@ def entry(
         names: Names with blanks between them, as `forms` takes them.
         facts: Their properties besides the rule.
         targets: Other targets.
-        follows_sizes: As of `register_op`.
+        follows_sizes: As in `register_op`.
     """
 
     def register(rule: Rule) -> Rule:
@@ -78,6 +78,10 @@ def register_op(
     *targets: Any, follows_sizes: bool = False, keeps_zeros: bool = False
 ) -> Callable[[Rule], Rule]:
     """Registers a rule for module types, functions, method names, or functions by dotted name.
+
+    A rule takes an `Op` (in `splitgrow.typing`): one call of the op. ``op.x`` has the axes of its
+    first tensor, ``op.args`` and ``op.kwargs`` are its arguments. The rule returns the axes of the
+    result, and says through ``op.groups`` which of them must have equal widths.
 
     Args:
         targets: The op's keys: a torch function, the name of a tensor's method, or a module type,

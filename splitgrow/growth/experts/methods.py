@@ -94,7 +94,7 @@ class ExpertMethods(GrowingBase):
                 they are copies of.
             lr_scale: As in `expand_layer`, like `warmup`.
             warmup: The steps over which the rates of new parameters rise.
-            scheduler: As of `expand_layer`.
+            scheduler: As in `expand_layer`.
             check: Whether to compare the outputs before and after, as in `expand_layer`, except
                 single numbers among them: a loss that balances experts depends on their number.
 
@@ -150,9 +150,9 @@ class ExpertMethods(GrowingBase):
         """The edit that `expand_experts` would apply, not applied; print it to see it.
 
         Args:
-            n: As of `expand_experts`.
-            mixture: As of `expand_experts`.
-            freeze: As of `expand_experts`.
+            n: As in `expand_experts`.
+            mixture: As in `expand_experts`.
+            freeze: As in `expand_experts`.
 
         Raises:
             ValueError: If there is no such mixture, or n is no multiple of the number of experts.

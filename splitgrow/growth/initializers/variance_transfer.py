@@ -27,7 +27,7 @@ class VarianceTransfer(Pair):
     refused where these are frozen.
 
     Args:
-        noise: As of `Pair`.
+        noise: As in `Pair`.
 
     Example:
         >>> import torch, splitgrow

@@ -50,7 +50,7 @@ def block_for(
         path: The path of the block.
         sites: The places of the model.
         inputs: Its example inputs.
-        tried: As of `copied_block`.
+        tried: As in `copied_block`.
 
     Raises:
         InsertionError: If there is no such block for that place.

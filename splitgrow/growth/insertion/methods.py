@@ -72,7 +72,7 @@ class DepthMethods(GrowingBase):
                 next to them.
             lr_scale: As in `expand_layer`, like `warmup`.
             warmup: The steps over which the rates of new parameters rise.
-            scheduler: As of `expand_layer`.
+            scheduler: As in `expand_layer`.
             check: Whether to compare the outputs before and after, as in `expand_layer`.
 
         Returns:
@@ -125,10 +125,10 @@ class DepthMethods(GrowingBase):
         """The edit that `insert_layer` would apply, not applied; print it to see it.
 
         Args:
-            after: As of `insert_layer`.
-            kind: As of `insert_layer`.
-            freeze: As of `insert_layer`.
-            options: As of `insert_layer`.
+            after: As in `insert_layer`.
+            kind: As in `insert_layer`.
+            freeze: As in `insert_layer`.
+            options: As in `insert_layer`.
 
         Raises:
             InsertionError: If it cannot go there, or would not be exact.

@@ -113,7 +113,7 @@ def follow_(
         prefix: The prefix of the model's keys.
         undo: Takes it back.
         given: Modules that the user passes again, by the paths of their insertions.
-        trusted: As of `rebuild_`.
+        trusted: As in `rebuild_`.
 
     Raises:
         CheckpointError: If neither list of edits, the model's or the journal's, is the beginning of

@@ -11,7 +11,7 @@ class LayerRemoval:
 
     Attributes:
         name: The module path.
-        kind: The kind of the insertion that it was, as of `Insertion`; empty for a module of the
+        kind: The kind of the insertion that it was, as in `Insertion`; empty for a module of the
             model itself, in whose place an Identity is.
         type: The types of its layers.
         parameters: The number of parameters that go.

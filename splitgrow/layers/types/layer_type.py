@@ -163,7 +163,7 @@ class Merging:
             module: The original layer.
             sizes: The numbers of input and output channels.
             carry: The factors for what the original layer has, once all channels have joined.
-            options: As of `LayerType.build`.
+            options: As in `LayerType.build`.
         """
         return self.build(module, sizes, **options)
 

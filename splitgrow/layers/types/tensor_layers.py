@@ -122,7 +122,7 @@ def first_values(old: Tensor, shape: list[int], role: str) -> Tensor:
     Args:
         old: The tensor before it first grew.
         shape: The shape of the new part.
-        role: As of `TensorUse`.
+        role: As in `TensorUse`.
     """
     if role == "weighs":
         drawn = torch.randint(old.numel(), shape, device=old.device)

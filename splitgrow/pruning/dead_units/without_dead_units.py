@@ -58,8 +58,8 @@ def without_dead_units(
 
     Args:
         network: Any module of plain layers that `growable` would take.
-        example_inputs: As of `splitgrow.growable`.
-        example_kwargs: As of `splitgrow.growable`.
+        example_inputs: As in `splitgrow.growable`.
+        example_kwargs: As in `splitgrow.growable`.
 
     Returns:
         The copy, and the record of the changes to its layers.
