@@ -6,7 +6,6 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +20,7 @@ import splitgrow.continual
 import splitgrow.grower
 from benchmarks.vision import torchvision
 
-LIBRARIES = {"checkpoints.md", "hugging_face.md", "training.md", "transformers.md"}
+LIBRARIES = {"checkpoints.md", "hugging_face.md", "transformers.md"}
 LIBRARIES |= {"tools/accelerate.md", "tools/lightning.md", "tools/timm.md"}
 """Pages whose code needs the packages of benchmarks/requirements.txt."""
 
@@ -152,39 +151,12 @@ def _pruning() -> Iterator[dict[str, Any]]:
 
 
 def _training() -> Iterator[dict[str, Any]]:
-    import lightning  # noqa: PLC0415
-    from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: PLC0415
-
-    class Module(lightning.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net: nn.Module = splitgrow.growable(Net(), torch.randn(1, 8))
-
-        def training_step(self, batch: Any) -> Tensor:
-            loss = F.cross_entropy(self.net(batch[0]), batch[1])
-            self.log("val_loss", loss)
-            return loss
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(self.net.parameters())
-
-    options: dict[str, Any] = {"max_epochs": 1, "logger": False, "accelerator": "cpu"}
-    options |= {"enable_progress_bar": False, "enable_model_summary": False}
-    x, y = torch.randn(8, 8), torch.arange(8) % 4
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 4)
-    yield {
+    names: dict[str, Any] = {
         **_resnet(growable=True),
         "net": Net(),
-        "Net": Net,
-        "example_inputs": x,
-        "module": Module(),
-        "module_as_at_the_start": Module(),
-        "data": data,
-        "lightning": SimpleNamespace(Trainer=partial(lightning.Trainer, **options)),
-        "ModelCheckpoint": ModelCheckpoint,
-        "AveragedModel": AveragedModel,
-        "get_ema_multi_avg_fn": get_ema_multi_avg_fn,
+        "example_inputs": torch.ones(1, 8),
     }
+    yield {**names, "AveragedModel": AveragedModel, "get_ema_multi_avg_fn": get_ema_multi_avg_fn}
 
 
 def _llama(layers: int = 2) -> Any:

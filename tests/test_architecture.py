@@ -160,6 +160,7 @@ OF_ALL = {
     "release": "what users are given: the wheel, the sdist, and the papers beside them",
     "signatures": "forwards that take their arguments in other ways",
     "strange_models": "models that are written strangely",
+    "tools": "tools that count, quantize or serve a model, and their page",
     "trainers": "whole runs in the tools that people train with",
     "wild_programs": "random programs",
     "zoo": "real architectures, wider",

@@ -83,7 +83,7 @@ def refuse_wrapped(model: nn.Module, what: str, *, mirrored: bool = True) -> Non
         )
     holder = holder_of(model) if several_processes() else None
     if holder is not None:
-        use = use if holder.followed else ""
+        use = (use or "do it before that is made, or ") if holder.followed else ""
         raise UnsupportedModelError(
             f"cannot {what}: {holder.holding} and would know nothing of it, so that the ranks "
             f"would drift apart; {use}delete that first and make it anew afterwards"

@@ -382,6 +382,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_state_dict_that_would_make_a_wrapped_model_grow_is_refused() -> None:
     replicated, sharded = in_processes(1, work.behind_the_back)[0]
     assert "DistributedDataParallel wraps the model" in replicated
+    assert "do it before that is made" in replicated  # no function of splitgrow.distributed does it
     assert "FSDP has sharded the model" in sharded
 
 

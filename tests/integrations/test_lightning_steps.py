@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from trainers.torchrun import in_two_processes
 
 import splitgrow
 from benchmarks.vision import torchvision
 
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
-ROOT = Path(__file__).parent.parent.parent
 X = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
 
 
@@ -74,6 +71,20 @@ def test_it_grows_at_its_steps_and_new_parameters_train() -> None:
     assert task.net.layers["0"].width == 12
     (optimizer,) = task.trained.optimizers
     assert {id(p) for p in task.parameters()} == {id(p) for p in optimizer.state}
+
+
+def test_it_trains_on_in_every_setting_and_loads_from_its_checkpoint(tmp_path: Path) -> None:
+    ours = integration()
+    from lightning.pytorch.loggers import CSVLogger  # noqa: PLC0415
+
+    settings = {"gradient_clip_val": 1.0, "accumulate_grad_batches": 2, "precision": "bf16-mixed"}
+    logger = CSVLogger(tmp_path)
+    task = fit([ours.GrowthCallback({2: {"0": 6}})], logger=logger, **settings)
+    task.trained.save_checkpoint(tmp_path / "last.ckpt")
+    assert task.trained.global_step == 4
+    fresh = type(task).load_from_checkpoint(tmp_path / "last.ckpt")
+    assert torch.equal(fresh.net(X), task.net(X))
+    assert (fresh.net[0].out_features, task.net[0].out_features) == (12, 12)
 
 
 @pytest.mark.parametrize(
@@ -175,20 +186,5 @@ def _compare(task: Any, expected: Any) -> None:
 def test_two_processes_grow_alike_through_the_wrapper_that_is_found(
     callback: str, tmp_path: Path
 ) -> None:
-    path = os.pathsep.join((str(ROOT / "tests"), str(ROOT)))
-    run = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--rdzv-backend=c10d",
-    ]
-    run += ["--rdzv-endpoint=localhost:0", "-m", "trainers.processes", callback, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(run, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert one["width"] == other["width"] == 8
-    assert one["data"] != other["data"]
-    assert len(one["parameters"]) == len(other["parameters"])
-    assert all(map(torch.equal, one["parameters"], other["parameters"]))
+    for result in in_two_processes(tmp_path, "lightning", callback):
+        assert result["width"] == 8

@@ -144,7 +144,7 @@ def follow_(
         # Parameters that the user has frozen since stay frozen.
         history.states = states_of(model, journal, tensors)
         return
-    refuse_wrapped(model, "grow to what a state_dict needs")
+    refuse_wrapped(model, "grow to what a state_dict needs", mirrored=False)
     places = rebuild_(model, journal.edits[start:], given or {}, undo, trusted=trusted)
     materialise_(model, tensors, undo, places)
     widen_inputs_(model, history, journal.edits[start:])
