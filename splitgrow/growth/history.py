@@ -334,7 +334,9 @@ def _parted(state: State, moved: Mapping[tuple[int, str], nn.Module]) -> Iterato
 def show_edit_(model: nn.Module, history: History, view: int | None, undo: Undo) -> None:
     """Shows blocks, insertions and numbers as they were after an edit; None for all."""
     for module in model.modules():
-        if isinstance(module, (SplitLayer, InsertionWrapper)):
+        if isinstance(module, SplitLayer):
+            module.show_(view, undo)
+        elif isinstance(module, InsertionWrapper):
             undo.on_failure(partial(setattr, module, "view", module.view))
             module.view = view
     for (name, attribute), number in numbers_at(history.edits, view).items():

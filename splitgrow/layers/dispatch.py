@@ -83,6 +83,21 @@ class Runner:
         self._merged = Merged(self.composition, self.own if view is None else None)
         self._bytes = bytes_of(self.composition)
         self._compiled = compiled_form(self.composition)
+        self._views: dict[int | None, Runner] = {}
+
+    def at(self, view: int | None, whole: Composition) -> Runner:
+        """The layer as of an edit, the same object each time, for which compiled code holds.
+
+        Args:
+            view: The edit; None for all.
+            whole: All blocks and layouts.
+        """
+        if view == self.view:
+            return self
+        found = self._views.get(view)
+        if found is None or found.modules != whole.modules:
+            found = self._views[view] = Runner(whole, view, self.own)
+        return found
 
     @cached_property
     def _blockwise(self) -> Blockwise:

@@ -6,6 +6,7 @@ A split layer knows its own blocks and where their channels lie. It knows nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from splitgrow.layers.live_tensor import LiveTensor
 from splitgrow.layers.types import LayerType, known_layer_type
 from splitgrow.layers.weight_views import make_dense_
 from splitgrow.utils.inert_children import Inert
+from splitgrow.utils.rollback import Undo
 from splitgrow.utils.wrappers import is_managed, several_processes
 
 __all__ = ["Block", "BlockKind", "SplitLayer", "stock"]
@@ -109,6 +111,22 @@ class SplitLayer(nn.ModuleList):
             own = runner.own if runner is not None and same else None
             runner = self._runner = Runner(self.composition(), self.view, own)
         return runner.run(x, *args, **kwargs)
+
+    def show_(self, view: int | None, undo: Undo) -> None:
+        """Shows the layer as of an edit, until that is taken back.
+
+        Prepared to run here, since torch's compiler could not follow that in `forward`; code that
+        it has made for the present layer fits again afterwards.
+        """
+        before = self._runner
+        shown = before.at(view, self.composition()) if before is not None else None
+        undo.on_failure(partial(self._show_again_, self.view, before, shown))
+        self.__dict__.update(view=view, _runner=shown)
+
+    def _show_again_(self, view: int | None, before: Runner | None, shown: Runner | None) -> None:
+        """Takes `show_` back; a runner that was made since then is made anew."""
+        same = self._runner is shown or self._runner is before
+        self.__dict__.update(view=view, _runner=before if same else None)
 
     def composition(self, view: int | None = None) -> Composition:
         """Its blocks and where their channels lie, now or after an edit."""

@@ -291,6 +291,24 @@ def test_each_growth_makes_code_once_however_many_there_are(way: str) -> None:
     assert made.symbols == 0
 
 
+def test_a_generation_that_is_shown_again_needs_no_new_code() -> None:
+    model, made = splitgrow.growable(Net().double(), X), Made()
+    run = _compiled(model, "torch.compile", made)
+    shown = [run(X)]
+    for _ in range(2):
+        model.expand({f"parts.{index}.fc": 1 for index in range(2)})
+        model.next_generation()
+        shown.append(run(X))
+    found = []
+    for _ in range(3):
+        before = made.count
+        for generation, wanted in enumerate(shown):
+            with model.at(generation), torch.no_grad():
+                assert_equal(run(X), wanted)
+        found.append(made.count - before)
+    assert found == [3, 0, 0]
+
+
 def test_without_dropping_old_code_the_compiler_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_layer, "drop_old_code_", lambda: None)
     model, made = splitgrow.growable(Net().double(), X), Made()
