@@ -15,6 +15,7 @@ from splitgrow.cli.arguments import (
     SMALL,
     NameChoice,
     NamedCommands,
+    NamedPath,
     PositiveFloat,
     augment_option,
     load_module,
@@ -137,7 +138,7 @@ def _default(name: str) -> Any:
 @click.option("--method", type=NameChoice(METHOD_NAMES), help="How to learn.  [required]")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="PATH",
     help="The images.  [default: the digits of scikit-learn]",
 )
@@ -163,7 +164,7 @@ def _default(name: str) -> Any:
 )
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     metavar="FILE",
     help="The backbone's first weights: a state_dict by torch.save or safetensors, or a file by"
     " splitgrow.save.",
@@ -236,7 +237,7 @@ def _default(name: str) -> Any:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     metavar="DIR",
     help="Where all goes.  [default: splitgrow-METHOD]",
 )
@@ -276,7 +277,7 @@ def options(method: str, shown: Any) -> None:
 
 
 @click.command(help=_COMPARE_HELP, short_help="Compare runs of `splitgrow continual`.")
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="DIR...")
+@click.argument("runs", type=NamedPath(), nargs=-1, required=True, metavar="DIR...")
 @shown_options("Print only the methods, the most accurate first.")
 def compare(runs: tuple[Path, ...], shown: Any) -> None:
     """Loads the comparison, and runs it."""

@@ -19,6 +19,7 @@ from splitgrow.cli.arguments import (
     SMALL,
     NameChoice,
     NamedCommands,
+    NamedPath,
     PositiveFloat,
     check_target,
     data_option,
@@ -196,7 +197,7 @@ def main() -> None:
 @data_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     metavar="DIR",
     help="Where the report, its pictures and results.json go.  [default: splitgrow-demo,"
     " splitgrow-demo-deeper, -progressive or -grow]",
@@ -260,8 +261,8 @@ def inspect(target: str, inputs: tuple[Shape, ...], shown: Any) -> None:
 
 @main.command(help=_EXPORT_HELP, short_help="Make a checkpoint plain.")
 @click.argument("target", metavar="MODULE:FACTORY|DIRECTORY")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=NamedPath())
+@click.argument("out", type=NamedPath())
 @click.option(
     "--generation",
     type=click.IntRange(min=0),
