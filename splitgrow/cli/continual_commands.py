@@ -180,8 +180,8 @@ def _default(name: str) -> Any:
     "--epochs",
     type=POSITIVE,
     metavar="N",
-    help="Passes through the images of each task, in each training of it: a method that grows,"
-    " prunes or retrains makes more of them.",
+    help="Passes through the images of each task in its training, and in each one anew after a"
+    " growth. For pruning and retraining a method has options of its own.",
 )
 @click.option(
     "--batch-size", type=POSITIVE, default=_default("batch_size"), show_default=True, metavar="N"

@@ -18,7 +18,7 @@ def augmented(kinds: str) -> str:
     """The words for some kinds, as `flips,crops`."""
     words = {
         "flips": "half of them mirrored",
-        "crops": f"each moved by up to a {_PARTS} of its side",
+        "crops": f"each moved by up to an {_PARTS} of its side",
     }
     told = " and ".join(words[kind] for kind in kinds.split(","))
     return f"Training images are changed anew whenever they are seen: {told}"
