@@ -206,8 +206,8 @@ def main() -> None:
     "--epochs",
     type=POSITIVE,
     metavar="N",
-    help="Epochs in each phase of training: before the first growth, and after each; with --grow"
-    " those of the large network.  [default: by the number of images; for digits 14, 7 if --deeper]",
+    help="Epochs in each phase: before the first growth, and after each; with --grow those of the"
+    " large network.  [default: by the number of images; for digits 14, 7 if --deeper]",
 )
 @_setting("--batch-size", type=POSITIVE, metavar="N", help="Images in a training step.")
 @click.option(

@@ -1,4 +1,4 @@
-"""What the page on the command line says is what the commands take."""
+"""The page on the command line, held against the commands."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_the_commands_of_the_page_have_options_that_there_are(
 ) -> None:
     program, *words = shlex.split(line)
     assert program == "splitgrow"
-    context = click.Context(main)
+    context = click.Context(main, **main.context_settings)
     command: click.Command = main
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         _, found, words = command.resolve_command(context, words)
         assert found is not None
         command = found
     monkeypatch.setattr(command, "callback", lambda *_, **__: None)
-    command.make_context(command.name, [*words])
+    command.make_context(command.name, [*words], parent=context)
 
 
 def test_the_page_has_every_command_and_its_shared_options() -> None:
