@@ -155,6 +155,34 @@ def test_bad_text_for_an_option_is_told_and_loses_nothing(command: str, option: 
     assert refused or option in {"--filter", "--only", "--except"}, f"{option} takes everything"
 
 
+def arguments() -> Iterator[tuple[str, int]]:
+    """Each argument that has a place, with the name of its command."""
+    for words, command in ALL.items():
+        own = [each for each in command.params if isinstance(each, click.Argument)]
+        for at in range(len(own)):
+            yield " ".join(words), at
+
+
+@pytest.mark.usefixtures("there")
+@pytest.mark.parametrize(("command", "at"), sorted(arguments()))
+def test_bad_text_for_an_argument_is_told_and_loses_nothing(command: str, at: int) -> None:
+    before = files()
+    refused = 0
+    for bad in (*BAD, "nets.py", "nets.py:", "nets.py:make(", "nets.py:make(1, 2)", "x:y:z"):
+        given = list(GOOD[command])
+        given[at] = bad
+        options = [each for each in given if each.startswith("--")]
+        first = given.index(options[0]) if options else len(given)
+        called = [*command.split(), *given[first:], "--", *given[:first]]
+        outcome = CliRunner().invoke(main, called)
+        wrong = outcome.exception
+        assert wrong is None or isinstance(wrong, SystemExit), (bad, repr(wrong))
+        check_told(outcome.exit_code, outcome.stderr)
+        refused += outcome.exit_code != 0
+        assert {path: text for path, text in files().items() if path in before} == before, bad
+    assert refused > 8
+
+
 OTHER = {
     "--filter": ("[",),
     "--out": ("", "nets.py", "nets.py/made"),

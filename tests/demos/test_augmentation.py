@@ -74,3 +74,17 @@ def test_data_give_one_example_or_many_with_their_labels() -> None:
     one, label = data[3]
     assert int(label) == 3
     assert torch.equal(one, x[3]) or torch.equal(one, x[3].flip(2))
+
+
+def test_a_generator_of_its_own_draws_nothing_from_torch() -> None:
+    x = images()
+    found = []
+    for extra in (0, 5):  # numbers that something else draws
+        change = Augmentation.of("flips,crops", (16, 16), torch.Generator().manual_seed(3))
+        assert change is not None
+        torch.manual_seed(0)
+        torch.rand(extra)
+        state = torch.get_rng_state()
+        found.append(change(x))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(*found)
