@@ -46,22 +46,23 @@ METHOD is one of:
 
 \b
 PATH is one of:
-  data.npz      with x_train, y_train, x_test, y_test
-  folder, .zip  with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
-  folder, .zip  with TASK/train/CLASS/*.jpg and TASK/test/CLASS/*.jpg, a folder a
-                task; or with TASK/CLASS/*.jpg, of which a fifth is for tests
-  folder        with train-images-idx3-ubyte.gz and the other three
-  folder, .tar.gz  CIFAR-10's or CIFAR-100's own files, python or binary version
+  data.npz         with x_train, y_train, x_test, y_test
+  folder, .zip     with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
+  folder, .zip     a folder a task: TASK/train/CLASS/*.jpg and TASK/test/...;
+                   or TASK/CLASS/*.jpg, of which a fifth is for tests
+  folder           with train-images-idx3-ubyte.gz and the other three
+  folder, .tar.gz  of CIFAR-10 or CIFAR-100, python or binary version
 
 \b
 Examples:
   splitgrow continual options cpg
   splitgrow continual --method cpg --out runs/cpg
-  splitgrow continual --method packnet --data fashion-mnist --tasks 5 --out runs/packnet
-  splitgrow continual --method cpg --data cifar-100-python --split superclasses
-      --backbone vgg16_bn --epochs 100 --option largest=1.5 --augment flips,crops
+  splitgrow continual --method packnet --data fashion-mnist --out runs/packnet
+  splitgrow continual --method cpg --data cifar-100-python
+      --split superclasses --backbone vgg16_bn --epochs 100
+      --option largest=1.5 --augment flips,crops
   splitgrow continual --method cpg --data flowers-then-birds --size 32
-      --backbone "timm:create_model('resnet18')" --checkpoint resnet18.safetensors
+      --backbone "timm:create_model('resnet18')" --checkpoint resnet18.pt
   splitgrow compare runs/cpg runs/packnet
 """
 
@@ -135,7 +136,9 @@ def _default(name: str) -> Any:
     invoke_without_command=True,
     subcommand_metavar="[options METHOD]",
 )
-@click.option("--method", type=NameChoice(METHOD_NAMES), help="How to learn.  [required]")
+@click.option(
+    "--method", type=NameChoice(METHOD_NAMES), metavar="METHOD", help="How to learn.  [required]"
+)
 @click.option(
     "--data",
     type=NamedPath(),

@@ -87,8 +87,8 @@ Each growth is followed by a phase of training in which only the new blocks lear
 Three more demos, with the same options and a report of their own:
   --deeper       insert layers, a gate and a copy of a block while it trains
   --progressive  train an autoencoder from 4x4 pixels up, each level faded in
-  --grow         double all widths in three growths, and compare with the large
-                 network from the start at equal arithmetic
+  --grow         double all widths in three growths, and compare with the
+                 large network from the start at equal arithmetic
 
 \b
 PATH is one of:
@@ -135,9 +135,9 @@ format, or --format does:
 \b
   .safetensors  the merged network's tensors, under the model's own names
   .pt, .pth     the same as a state_dict of torch
-  .pt2          the merged network itself, for torch.export.load: runs without its class
+  .pt2          the merged network itself, for torch.export.load: without its class
   .onnx         the merged network for ONNX Runtime and others, checked by it
-  --format hf   a directory for from_pretrained, with its config brought up to date
+  --format hf   a directory for from_pretrained, with a config that fits
 
 \b
 Examples:

@@ -51,7 +51,7 @@ with, or those of --checkpoint.
 NAME=VALUE is one of:
   macs=0.5, params=0.5     the share of today's that stays
   macs=2e9, params=1e6     at most so many: multiply-adds for one sample
-  latency=0.5              the share of the seconds of a forward pass, measured
+  latency=0.5              the share of a forward pass's seconds, measured
 
 \b
 CRITERION says which units count least:
