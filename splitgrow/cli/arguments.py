@@ -59,6 +59,19 @@ class NameChoice(_Choice):
         return super().convert(value, param, ctx)
 
 
+class NamedPath(click.Path):
+    """A path; an empty text is none, though it would stand for the current folder."""
+
+    def __init__(self, **kinds: Any) -> None:
+        super().__init__(path_type=Path, **kinds)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path that a text stands for."""
+        if not str(value) or "\0" in str(value):
+            self.fail(f"{str(value)!r} is no path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class NamedCommands(click.Group):
     """A group that answers a misspelt command with those that are like it."""
 
@@ -107,7 +120,7 @@ input_option = click.option(
 )
 data_option = click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="PATH",
     help="An .npz file, a folder or .zip of pictures, a folder of idx files, or CIFAR.  "
     "[default: the digits of scikit-learn]",

@@ -15,6 +15,7 @@ from splitgrow.cli.arguments import (
     SMALL,
     NameChoice,
     NamedCommands,
+    NamedPath,
     PositiveFloat,
     augment_option,
     load_module,
@@ -45,22 +46,23 @@ METHOD is one of:
 
 \b
 PATH is one of:
-  data.npz      with x_train, y_train, x_test, y_test
-  folder, .zip  with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
-  folder, .zip  with TASK/train/CLASS/*.jpg and TASK/test/CLASS/*.jpg, a folder a
-                task; or with TASK/CLASS/*.jpg, of which a fifth is for tests
-  folder        with train-images-idx3-ubyte.gz and the other three
-  folder, .tar.gz  CIFAR-10's or CIFAR-100's own files, python or binary version
+  data.npz         with x_train, y_train, x_test, y_test
+  folder, .zip     with train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)
+  folder, .zip     a folder a task: TASK/train/CLASS/*.jpg and TASK/test/...;
+                   or TASK/CLASS/*.jpg, of which a fifth is for tests
+  folder           with train-images-idx3-ubyte.gz and the other three
+  folder, .tar.gz  of CIFAR-10 or CIFAR-100, python or binary version
 
 \b
 Examples:
   splitgrow continual options cpg
   splitgrow continual --method cpg --out runs/cpg
-  splitgrow continual --method packnet --data fashion-mnist --tasks 5 --out runs/packnet
-  splitgrow continual --method cpg --data cifar-100-python --split superclasses
-      --backbone vgg16_bn --epochs 100 --option largest=1.5 --augment flips,crops
+  splitgrow continual --method packnet --data fashion-mnist --out runs/packnet
+  splitgrow continual --method cpg --data cifar-100-python
+      --split superclasses --backbone vgg16_bn --epochs 100
+      --option largest=1.5 --augment flips,crops
   splitgrow continual --method cpg --data flowers-then-birds --size 32
-      --backbone "timm:create_model('resnet18')" --checkpoint resnet18.safetensors
+      --backbone "timm:create_model('resnet18')" --checkpoint resnet18.pt
   splitgrow compare runs/cpg runs/packnet
 """
 
@@ -134,10 +136,12 @@ def _default(name: str) -> Any:
     invoke_without_command=True,
     subcommand_metavar="[options METHOD]",
 )
-@click.option("--method", type=NameChoice(METHOD_NAMES), help="How to learn.  [required]")
+@click.option(
+    "--method", type=NameChoice(METHOD_NAMES), metavar="METHOD", help="How to learn.  [required]"
+)
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="PATH",
     help="The images.  [default: the digits of scikit-learn]",
 )
@@ -163,7 +167,7 @@ def _default(name: str) -> Any:
 )
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     metavar="FILE",
     help="The backbone's first weights: a state_dict by torch.save or safetensors, or a file by"
     " splitgrow.save.",
@@ -179,8 +183,8 @@ def _default(name: str) -> Any:
     "--epochs",
     type=POSITIVE,
     metavar="N",
-    help="Passes through the images of each task, in each training of it: a method that grows,"
-    " prunes or retrains makes more of them.",
+    help="Passes through the images of each task in its training, and in each one anew after a"
+    " growth. For pruning and retraining a method has options of its own.",
 )
 @click.option(
     "--batch-size", type=POSITIVE, default=_default("batch_size"), show_default=True, metavar="N"
@@ -236,7 +240,7 @@ def _default(name: str) -> Any:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     metavar="DIR",
     help="Where all goes.  [default: splitgrow-METHOD]",
 )
@@ -276,7 +280,7 @@ def options(method: str, shown: Any) -> None:
 
 
 @click.command(help=_COMPARE_HELP, short_help="Compare runs of `splitgrow continual`.")
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="DIR...")
+@click.argument("runs", type=NamedPath(), nargs=-1, required=True, metavar="DIR...")
 @shown_options("Print only the methods, the most accurate first.")
 def compare(runs: tuple[Path, ...], shown: Any) -> None:
     """Loads the comparison, and runs it."""

@@ -40,7 +40,7 @@ class RunSettings:
         checkpoint: The file with its first weights; empty for those that it comes with.
         width: A factor for its widths.
         augment: The kinds of change of training images, as flips,crops; empty for none.
-        epochs: Passes through a task's data, in each training of it.
+        epochs: Passes through a task's data in its training.
         batch_size: Images in a training step.
         learning_rate: At the beginning; it falls along half a cosine.
         momentum: Of stochastic gradient descent.

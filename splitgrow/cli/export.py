@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import splitgrow
 from splitgrow.checkpoints.asides import write_aside
-from splitgrow.checkpoints.files import check_regular
 from splitgrow.checkpoints.writing import write_plain
 from splitgrow.cli import consoles
 from splitgrow.cli.arguments import kept_nothing
 from splitgrow.cli.hugging_face import load_target
+from splitgrow.cli.new_files import check_new_file
 from splitgrow.cli.programs import Program, check_onnx, follow_program, need_onnx, onnx_program
 from splitgrow.cli.screen_tables import ScreenTable, fits_filter
 from splitgrow.cli.showing import Shown
@@ -126,12 +126,7 @@ def _checked_kind(out: Path, options: ExportOptions) -> str:
         raise click.UsageError("--check and --no-check are for --format onnx")
     if options.fuse and kind == "hf":
         raise click.UsageError("--fuse leaves no class of transformers: choose another --format")
-    if out.exists() and not options.force:
-        raise click.ClickException(f"{out} is there already; --force replaces it")
-    if kind != "hf":
-        check_regular(out)
-    if not out.parent.is_dir():
-        raise click.ClickException(f"there is no folder {out.parent} for {out.name}")
+    check_new_file(out, force=options.force, folder=kind == "hf")
     if kind == "onnx":
         need_onnx(check=options.check is not False)
     return kind

@@ -14,6 +14,7 @@ from splitgrow.cli.arguments import (
     POSITIVE,
     SEED,
     NameChoice,
+    NamedPath,
     PositiveFloat,
     augment_option,
     check_target,
@@ -234,7 +235,7 @@ def _above_one(
 @threads_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     default=Path("splitgrow-grow"),
     show_default=True,
     metavar="DIR",

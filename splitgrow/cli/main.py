@@ -19,6 +19,7 @@ from splitgrow.cli.arguments import (
     SMALL,
     NameChoice,
     NamedCommands,
+    NamedPath,
     PositiveFloat,
     check_target,
     data_option,
@@ -86,8 +87,8 @@ Each growth is followed by a phase of training in which only the new blocks lear
 Three more demos, with the same options and a report of their own:
   --deeper       insert layers, a gate and a copy of a block while it trains
   --progressive  train an autoencoder from 4x4 pixels up, each level faded in
-  --grow         double all widths in three growths, and compare with the large
-                 network from the start at equal arithmetic
+  --grow         double all widths in three growths, and compare with the
+                 large network from the start at equal arithmetic
 
 \b
 PATH is one of:
@@ -134,9 +135,9 @@ format, or --format does:
 \b
   .safetensors  the merged network's tensors, under the model's own names
   .pt, .pth     the same as a state_dict of torch
-  .pt2          the merged network itself, for torch.export.load: runs without its class
+  .pt2          the merged network itself, for torch.export.load: without its class
   .onnx         the merged network for ONNX Runtime and others, checked by it
-  --format hf   a directory for from_pretrained, with its config brought up to date
+  --format hf   a directory for from_pretrained, with a config that fits
 
 \b
 Examples:
@@ -196,7 +197,7 @@ def main() -> None:
 @data_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=NamedPath(file_okay=False),
     metavar="DIR",
     help="Where the report, its pictures and results.json go.  [default: splitgrow-demo,"
     " splitgrow-demo-deeper, -progressive or -grow]",
@@ -205,8 +206,8 @@ def main() -> None:
     "--epochs",
     type=POSITIVE,
     metavar="N",
-    help="Epochs in each phase; with --grow those of the large network.  [default: by the number"
-    " of images; for digits 14, 7 if --deeper]",
+    help="Epochs in each phase: before the first growth, and after each; with --grow those of the"
+    " large network.  [default: by the number of images; for digits 14, 7 if --deeper]",
 )
 @_setting("--batch-size", type=POSITIVE, metavar="N", help="Images in a training step.")
 @click.option(
@@ -260,8 +261,8 @@ def inspect(target: str, inputs: tuple[Shape, ...], shown: Any) -> None:
 
 @main.command(help=_EXPORT_HELP, short_help="Make a checkpoint plain.")
 @click.argument("target", metavar="MODULE:FACTORY|DIRECTORY")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=NamedPath())
+@click.argument("out", type=NamedPath())
 @click.option(
     "--generation",
     type=click.IntRange(min=0),

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import splitgrow
-from splitgrow.checkpoints.files import check_regular
 from splitgrow.cli import consoles
 from splitgrow.cli.arguments import kept_nothing
 from splitgrow.cli.examples import examples_of, growable_on
 from splitgrow.cli.hugging_face import is_directory, load_target, usual_inputs
+from splitgrow.cli.new_files import check_new_file
 from splitgrow.cli.prune_results import ModelSize, PruneResult, show_pruned
 from splitgrow.cli.prune_settings import PruneFiles, PruneOptions
 from splitgrow.cli.shapes import Shape
@@ -77,13 +77,8 @@ def check_files(files: PruneFiles, *, plan: bool) -> PruneFiles:
     if plan:
         return PruneFiles(checkpoint=files.checkpoint)
     for path in (files.out, files.picture):
-        if path is None:
-            continue
-        if path.exists() and not files.force:
-            raise click.ClickException(f"{path} is there already; --force replaces it")
-        check_regular(path)
-        if not path.parent.is_dir():
-            raise click.ClickException(f"there is no folder {path.parent} for {path.name}")
+        if path is not None:
+            check_new_file(path, force=files.force)
     if files.picture is not None:
         _check_picture(files.picture)
     return files

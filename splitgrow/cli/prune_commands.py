@@ -15,6 +15,7 @@ from splitgrow.cli.arguments import (
     POSITIVE,
     SEED,
     NameChoice,
+    NamedPath,
     PositiveFloat,
     augment_option,
     check_target,
@@ -50,7 +51,7 @@ with, or those of --checkpoint.
 NAME=VALUE is one of:
   macs=0.5, params=0.5     the share of today's that stays
   macs=2e9, params=1e6     at most so many: multiply-adds for one sample
-  latency=0.5              the share of the seconds of a forward pass, measured
+  latency=0.5              the share of a forward pass's seconds, measured
 
 \b
 CRITERION says which units count least:
@@ -75,7 +76,7 @@ Examples:
 """
 
 _setting = partial(setting_option, PruneOptions)
-_path = click.Path(path_type=Path, dir_okay=False)
+_path = NamedPath(dir_okay=False)
 _OF_DATA = (
     "batches",
     "epochs",
@@ -225,7 +226,7 @@ class _Share(click.FloatRange):
 @_setting("--seed", type=SEED, metavar="N", help="For weights, order and images.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="PATH",
     help="Images with classes, as `splitgrow demo --data` takes them.",
 )

@@ -77,7 +77,9 @@ class Arm(Classifier[GrowSettings]):
         self.grower: Grower | None = None
         self.order = torch.Generator().manual_seed(course.settings.seed)  # the same for all arms
         super().__init__(network, course.dataset, course.settings, watch)
-        self.augment = Augmentation.of(course.settings.augment, course.dataset.size)
+        # The same changes in the same step for all arms, however many numbers a growth draws.
+        draws = torch.Generator().manual_seed(course.settings.seed)
+        self.augment = Augmentation.of(course.settings.augment, course.dataset.size, draws)
 
     @property
     def finished(self) -> bool:

@@ -18,7 +18,7 @@ def augmented(kinds: str) -> str:
     """The words for some kinds, as `flips,crops`."""
     words = {
         "flips": "half of them mirrored",
-        "crops": f"each moved by up to a {_PARTS} of its side",
+        "crops": f"each moved by up to an {_PARTS} of its side",
     }
     told = " and ".join(words[kind] for kind in kinds.split(","))
     return f"Training images are changed anew whenever they are seen: {told}"
@@ -31,6 +31,7 @@ class Augmentation:
     Attributes:
         flips: Whether half of the images are mirrored, left to right.
         most: The pixels by which an image moves at most, along either side.
+        generator: Draws; None for torch's own.
 
     Example:
         >>> import torch
@@ -41,25 +42,29 @@ class Augmentation:
 
     flips: bool
     most: int
+    generator: torch.Generator | None = None
 
     @classmethod
-    def of(cls, kinds: str, size: tuple[int, int]) -> Augmentation | None:
+    def of(
+        cls, kinds: str, size: tuple[int, int], generator: torch.Generator | None = None
+    ) -> Augmentation | None:
         """The augmentation of some kinds, for images of a size; None for no kind.
 
         Args:
             kinds: As `flips,crops`; empty for none.
             size: Height and width of the images.
+            generator: Draws; None for torch's own.
         """
         most = max(1, min(size) // _SHARE) if "crops" in kinds else 0
-        return cls("flips" in kinds, most) if kinds else None
+        return cls("flips" in kinds, most, generator) if kinds else None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The images `(N, C, H, W)`, changed; the draws are torch's own.
+        """The images `(N, C, H, W)`, changed.
 
         What comes in at an edge is 0, the mean of the training images.
         """
         if self.flips:
-            mirrored = torch.rand(len(images)) < 0.5
+            mirrored = torch.rand(len(images), generator=self.generator) < 0.5
             images = torch.where(
                 mirrored[:, None, None, None].to(images.device), images.flip(3), images
             )
@@ -68,7 +73,7 @@ class Augmentation:
     def _moved(self, images: Tensor) -> Tensor:
         count, _, height, width = images.shape
         padded = F.pad(images, (self.most,) * 4)
-        down, right = torch.randint(2 * self.most + 1, (2, count, 1))
+        down, right = torch.randint(2 * self.most + 1, (2, count, 1), generator=self.generator)
         rows = (down + torch.arange(height))[:, :, None].to(images.device)
         columns = (right + torch.arange(width))[:, None, :].to(images.device)
         which = torch.arange(count)[:, None, None].to(images.device)

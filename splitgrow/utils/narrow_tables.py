@@ -72,13 +72,11 @@ def laid_out(
         fields = [
             _Field.of(columns[at], [row[at] for row in rows], first=at == first) for at in shown
         ]
-        widths = _widths(fields, width)
         drops = [columns[at].drop for at in shown if columns[at].drop]
-        if widths is not None or not drops:
+        widths, fit = _widths(fields, width, last=not drops)
+        if fit or not drops:
             break
         shown = [at for at in shown if columns[at].drop != min(drops)]
-    if widths is None:
-        widths = [each.least for each in fields]
     placed = [(at, columns[at], size) for at, size in zip(shown, widths, strict=True)]
     head = [[*_wrapped(column.head, size)][::-1] for _, column, size in placed]
     return TableLayout(
@@ -128,26 +126,39 @@ class _Field:
             word_in = max((len(each) for cell in cells for each in cell.split()), default=0)
             kept = max(kept, min(word_in, _FIRST))
         if column.kind == "name":
-            different = len({*cells})
-            while len({shortened_name(cell, kept) for cell in cells}) < different:
-                kept += 1
+            kept, least = (_distinct(cells, size) for size in (kept, least))
         sizes = (max(longest, len(column.head)), longest, kept, least)
         return cls(*(max(size, word) for size in sizes))
 
 
-def _widths(fields: Sequence[_Field], width: int | None) -> list[int] | None:
-    """The width of each column; None if they do not fit."""
+def _distinct(cells: Sequence[str], most: int) -> int:
+    """The letters, at least so many, with which cells that differ stay different."""
+    different = len({*cells})
+    while len({shortened_name(cell, most) for cell in cells}) < different:
+        most += 1
+    return most
+
+
+def _widths(fields: Sequence[_Field], width: int | None, *, last: bool) -> tuple[list[int], bool]:
+    """The width of each column, and whether they fit.
+
+    Args:
+        fields: The columns.
+        width: The characters of a line.
+        last: Whether no column may stay away any more.
+    """
     widths = [each.whole for each in fields]
     if width is None:
-        return widths
+        return widths, True
     room = width - len(_INDENT) - len(_GAP) * (len(fields) - 1)
-    for floors in ([each.wrapped for each in fields], [each.kept for each in fields]):
+    stages = [[each.wrapped for each in fields], [each.kept for each in fields]]
+    for floors in (*stages, *([[each.least for each in fields]] if last else ())):
         while sum(widths) > room:
             free = [at for at, size in enumerate(widths) if size > floors[at]]
             if not free:
                 break
             widths[max(free, key=lambda at: widths[at])] -= 1
-    return widths if sum(widths) <= room else None
+    return widths, sum(widths) <= room
 
 
 def _wrapped(text: str, width: int) -> Iterator[str]:

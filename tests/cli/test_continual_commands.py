@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from browser import assert_readable, needs_browser
 from click.testing import CliRunner, Result
 from killing import steps_and_seconds
+from PIL import Image
+from torch import nn
 
+import splitgrow
 from splitgrow import continual
 from splitgrow.cli.continual_settings import BACKBONE_NAMES, METHOD_NAMES, SPLITS, RunSettings
 from splitgrow.cli.main import main
@@ -29,7 +33,9 @@ from splitgrow.demos.continual.outcome import (
     read_outcome,
     write_outcome,
 )
-from splitgrow.demos.continual.running import ContinualRun
+from splitgrow.demos.continual.running import ContinualRun, backbone
+from splitgrow.demos.continual.watching import RunWatch
+from splitgrow.demos.datasets import load_dataset
 from splitgrow.demos.tasksets import TASK_KINDS
 
 QUICK = ["--epochs", "1", "--width", "0.1", "--limit", "60", "--tasks", "2", "--backbone", "cnn"]
@@ -154,6 +160,202 @@ def test_a_run_that_is_killed_three_times_comes_to_the_same_results(tmp_path: Pa
     assert int(rest) < steps  # it went on, and did not begin anew
     found = results_without_times(tmp_path / "killed")
     assert found == results_without_times(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_the_options_of_every_method_are_listed_with_a_line_of_help(method: str) -> None:
+    kind = continual.METHODS[method]
+    found = json.loads(invoke("continual", "options", method, "--json").stdout)
+    assert (found["version"], found["method"]) == (1, method)
+    assert {*kind.settings} <= {option["name"] for option in found["options"]}
+    assert all(option["help"] and option["type"] for option in found["options"])
+    text = " ".join(invoke("continual", "options", method).stdout.split())
+    for option in found["options"]:
+        assert f"{option['name']}={json.dumps(option['default'])}" in text
+        assert " ".join(option["help"].split()) in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["contnual"], "no such command 'contnual': did you mean 'continual'"),
+        (["continual", "optons", "cpg"], "did you mean 'options'"),
+        (["continual", "cpg"], "a method is given as --method cpg"),
+        (["continual", "options", "cgp"], "did you mean 'cpg'"),
+        (["continual", "--method", "packnt"], "did you mean 'packnet'"),
+        (["continual"], "give a --method"),
+        (["grow", "resnt"], "did you mean 'resnet'"),
+        (["grow", "mlp", "--score", "gian"], "did you mean 'gain'"),
+        (["grow", "mlp", "--init", "zeo"], "did you mean 'zero'"),
+        (["grow", "mlp", "--augment", "crop"], "did you mean 'crops'"),
+        (["prune", "a:b", "--amount", "0.5", "--criterion", "tailor"], "did you mean 'taylor'"),
+        (["export", "a:b", "c", "d", "--format", "onxx"], "did you mean 'onnx'"),
+        (["demo", "--epoch", "3"], "--epochs"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_closest(arguments: list[str], reason: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert reason in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("gaol=0.5", "cpg has no option 'gaol': did you mean 'goal'"),
+        ("zzz=1", "`splitgrow continual options cpg` lists them"),
+        ("growth=abc", 'growth="abc": give a number'),
+        ("growth=NaN", "growth=NaN: give a number"),
+        ("patience=1.5", "patience=1.5: give a whole number or null"),
+        ("sparsities=0.5", "give numbers as [...]"),
+        ("goal=0.2", "is 0.2; guessing among its 5 classes reaches 0.2, so give more than that"),
+        ('goal={"0, 1, 2, 3, 4": 0.9}', "no goal is given for task '5, 6, 7, 8, 9'"),
+    ],
+)
+def test_an_option_of_no_sense_is_told_before_anything_is_learned(
+    tmp_path: Path, option: str, reason: str
+) -> None:
+    result = run(tmp_path / "out", "--option", option, method="cpg")
+    assert result.exit_code == 1
+    assert reason in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_epochs_count_for_each_task_and_each_training_of_it(tmp_path: Path) -> None:
+    """As --help says; the control is a method that trains once."""
+    assert "of each task in its training" in " ".join(invoke("continual", "-h").stdout.split())
+    seen: list[continual.Event] = []
+
+    def passes(method: str, *more: str) -> list[int]:
+        seen.clear()
+        out = tmp_path / f"{method}{len(more)}"
+        assert run(out, "--epochs", "2", *more, method=method).exit_code == 0
+        done = [each for each in seen if isinstance(each, continual.EpochDone)]
+        stages: dict[tuple[str, str], int] = {}
+        for each in done:
+            stages[each.task, each.stage] = stages.get((each.task, each.stage), 0) + 1
+        return [count for (_, stage), count in stages.items() if stage == "train"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        told = RunWatch.__call__
+
+        def call(watch: RunWatch, event: continual.Event) -> None:
+            seen.append(event)
+            told(watch, event)
+
+        patch.setattr(RunWatch, "__call__", call)
+        assert passes("finetuning") == [2, 2]
+        assert passes("packnet") == [2, 2]
+        assert passes("packnet", "--tasks", "5", "--epochs", "3")[-1] == 3
+
+
+def test_augmented_runs_are_stopped_and_go_on_to_the_same_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("--augment", "flips,crops", "--epochs", "2")
+    assert run(tmp_path / "whole", *more).exit_code == 0
+    left = [3]
+
+    def stop(watch: RunWatch, event: continual.Event) -> None:
+        left[0] -= isinstance(event, continual.EpochDone)
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunWatch, "__call__", stop)
+        stopped = run(tmp_path / "stopped", *more)
+        assert stopped.exit_code == 130
+        assert "no task is learned yet" in stopped.stderr
+    assert run(tmp_path / "stopped", *more).exit_code == 0
+    found = results_without_times(tmp_path / "stopped")
+    assert found == results_without_times(tmp_path / "whole")
+    assert found["settings"]["augment"] == "flips,crops"
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert "half of them mirrored" in page
+    assert run(tmp_path / "plain", "--epochs", "2").exit_code == 0
+    plain = results_without_times(tmp_path / "plain")
+    assert plain["digests"] != found["digests"]
+
+
+def test_a_run_begins_with_the_weights_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mynets.py").write_text(
+        "from torch import nn\n"
+        "def make(width=9):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(),"
+        " nn.Linear(width, 10))\n"
+    )
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.ReLU(), nn.Linear(9, 10))
+    torch.save(net.state_dict(), "weights.pt")
+    own = ("--width", "1", "--backbone", "mynets.py:make(width=9)", "--checkpoint", "weights.pt")
+    settings = RunSettings(method="ewc", backbone=own[3], checkpoint="weights.pt")
+    made = backbone(settings, load_dataset(None))
+    assert torch.equal(made.state_dict()["1.weight"], net[1].weight)
+    assert run(tmp_path / "out", *own).exit_code == 0
+    wrong = run(tmp_path / "other", *own[:3], "mynets.py:make(width=8)", *own[4:])
+    assert wrong.exit_code == 1
+    assert "1.weight is 9 x 64, and 8 x 64 in the model" in wrong.stderr
+    splitgrow.save(splitgrow.growable(net, torch.ones(1, 64)), "grown.safetensors")
+    made = backbone(replace(settings, checkpoint="grown.safetensors"), load_dataset(None))
+    assert torch.equal(made.state_dict()["1.weight"], net[1].weight)
+
+
+def test_a_folder_is_a_task(tmp_path: Path) -> None:
+    for task, shade in (("light", 150), ("dark", 20)):
+        for label in (0, 1):
+            folder = tmp_path / "data" / task / f"kind{label}"
+            folder.mkdir(parents=True)
+            for number in range(10):
+                Image.new("L", (6, 6), shade + 60 * label + number).save(folder / f"{number}.png")
+    given = (
+        "--data",
+        str(tmp_path / "data"),
+        "--epochs",
+        "1",
+        "--backbone",
+        "mlp",
+        "--width",
+        "0.1",
+    )
+    result = invoke("continual", "--method", "packnet", *given, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    found = read_outcome(tmp_path / "out")
+    assert [task.name for task in found.tasks] == ["dark", "light"]
+    assert [task.classes for task in found.tasks] == [2, 2]
+    assert found.settings.split == "superclasses"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send")
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path: Path) -> None:
+    """A real process, stopped in its second task."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [
+        sys.executable, "-m", "splitgrow.cli", "continual", "--method", "finetuning", *QUICK,
+        "--tasks", "5", "--out", str(tmp_path / "out"), "--epochs", "150",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    try:
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as own:
+            assert own.stderr is not None
+            for line in own.stderr:
+                if " in " in line and line.startswith("0, 1"):
+                    break
+            own.send_signal(signal.SIGINT)
+            rest = own.stderr.read()
+            code = own.wait(timeout=60)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130
+    assert "Traceback" not in rest
+    told = rest.strip().splitlines()[-1]
+    assert told.startswith("Interrupted: ")
+    done = int(told.split()[1])
+    kept = f"of 5 tasks are learned and kept in {tmp_path / 'out'}; the same command goes on."
+    assert told.endswith(kept)
+    assert done >= 1
+    assert (tmp_path / "out" / "learner.safetensors").exists()
 
 
 def outcome(seed: int = 0, accuracy: float = 0.9, **settings: Any) -> RunOutcome:

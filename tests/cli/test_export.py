@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 import splitgrow
 from benchmarks.vision import torchvision
+from splitgrow.cli import programs
 from splitgrow.cli.main import main
 
 CODE = """
@@ -78,6 +80,109 @@ def test_onnx_runtime_computes_what_the_grown_model_does(
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     (made,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert (torch.from_numpy(made) - grown(x)).abs().max() < 1e-5
+
+
+VISION = """
+from torch import nn
+
+class Convolutions(nn.Sequential):
+    def __init__(self):
+        norm = nn.BatchNorm2d(4)
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), norm, nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+class Flat(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
+"""
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize(
+    ("name", "dynamic", "shape"),
+    [
+        ("Convolutions", "batch", "any0 x 3 x 8 x 8"),
+        ("Convolutions", "sizes", "any0 x 3 x any2 x any3"),
+        ("Convolutions", "none", "1 x 3 x 8 x 8"),
+        ("Flat", "sizes", "any0 x 3 x 8 x 8"),
+    ],
+)
+def test_sizes_vary_where_the_network_lets_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, dynamic: str, shape: str, fuse: bool
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vision.py").write_text(VISION)
+    made: dict[str, Any] = {}
+    exec(VISION, made)
+    model: Any = splitgrow.growable(made[name]().eval(), torch.randn(1, 3, 8, 8))
+    model.expand_layer("0", 2)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.5)
+    splitgrow.save(model, "run.safetensors")
+    more = ("--dynamic", dynamic, "--json", *(("--fuse",) if fuse else ()))
+    done = CliRunner().invoke(
+        main, ["export", f"vision.py:{name}", "run.safetensors", "a.onnx", *more]
+    )
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (told["way"], told["format"]) == ("fused" if fuse else "merged", "onnx")
+    assert told["notes"][0] == f"inputs: input: {shape}"
+    assert ("1x3x8x8; 5x3x8x8" in told["notes"][1]) == (dynamic != "none")
+    assert ("2x3x16x16" in told["notes"][1]) == ("any2" in shape)
+    session = runtime.InferenceSession("a.onnx")
+    for size in (8, 12) if "any2" in shape else (8,):
+        x = torch.randn(1 if dynamic == "none" else 4, 3, size, size)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert (torch.from_numpy(found) - model(x)).abs().max() < 1e-4
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_that_computes_something_else_is_not_written(
+    grown: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check compares with the network itself: here with one that gives twice as much."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    original = programs.check_onnx
+
+    def twice(path: Path, plain: nn.Module, program: programs.Program) -> str:
+        return original(path, _Twice(plain), program)
+
+    monkeypatch.setattr("splitgrow.cli.export.check_onnx", twice)
+    done = export("plain.onnx")
+    assert done.exit_code == 1
+    assert "ONNX Runtime computes something else for inputs" in done.output
+    assert not Path("plain.onnx").exists()
+    assert export("plain.onnx", "--no-check").exit_code == 0
+
+
+class _Twice(nn.Module):
+    def __init__(self, own: nn.Module) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, *args: Any) -> Any:
+        return 2 * self.own(*args)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("a.pt", "--dynamic", "sizes"), "--dynamic is for programs"),
+        (("a.pt2", "--no-check"), "--check and --no-check are for --format onnx"),
+        (("a", "--format", "hf", "--fuse"), "--fuse leaves no class of transformers"),
+    ],
+)
+def test_options_of_other_formats_are_refused(
+    grown: Any, arguments: tuple[str, ...], error: str
+) -> None:
+    done = export(*arguments)
+    assert done.exit_code == 2
+    assert error in done.output
 
 
 @pytest.mark.zoo

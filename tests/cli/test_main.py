@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -39,6 +40,19 @@ def test_help_has_examples(arguments: list[str]) -> None:
     assert outcome.exit_code == 0
     assert "Examples:\n" in outcome.output
     assert "\n    splitgrow " in outcome.output  # each on a line of its own
+
+
+def _commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    yield [*words]
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _commands(below, (*words, name))
+
+
+@pytest.mark.parametrize("words", [*_commands(main)], ids=" ".join)
+def test_help_fits_a_terminal_of_80_columns(words: list[str]) -> None:
+    outcome = CliRunner().invoke(main, [*words, "--help"], terminal_width=80)
+    assert outcome.exit_code == 0
+    assert [line for line in outcome.stdout.splitlines() if len(line) > 80] == []
 
 
 def test_help_shows_the_defaults_of_the_demo() -> None:

@@ -339,6 +339,45 @@ def test_a_folder_of_pictures_is_read(tmp_path: Path, test: str, suffix: str) ->
     assert (green[:3] < green[3:]).all()  # and dogs are green
 
 
+def _tasks(folder: Path, count: int = 6) -> Path:
+    for at, name in enumerate(("pets/cat", "pets/dog", "wild/dog", "wild/fox")):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            _picture((60 + 30 * at, 9, number)).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_folder_of_tasks_is_read_and_a_fifth_of_each_class_is_for_tests(
+    tmp_path: Path, zipped: bool
+) -> None:
+    path = _tasks(tmp_path / "animals")
+    path = _zipped(path, tmp_path / "animals.zip") if zipped else path
+    data = datasets.load_dataset(path)
+    assert data.folders
+    assert data.classes == ("pets/cat", "pets/dog", "wild/dog", "wild/fox")
+    assert data.superclasses == {"pets": (0, 1), "wild": (2, 3)}
+    assert data.y_test.bincount().tolist() == [2, 2, 2, 2]
+    assert data.y_train.bincount().tolist() == [4, 4, 4, 4]
+    again = datasets.load_dataset(path, seed=5)
+    assert torch.equal(again.x_test, data.x_test)  # the same ones, whatever the seed
+    seen = {tuple(x.flatten().tolist()) for x in data.x_train}
+    assert not any(tuple(x.flatten().tolist()) in seen for x in data.x_test)
+
+
+def test_folders_of_tasks_that_make_no_sense_are_told(tmp_path: Path) -> None:
+    path = _tasks(tmp_path / "animals")
+    (path / "wild" / "owl").mkdir()
+    with pytest.raises(DatasetError, match=r"owl: the folder is empty"):
+        datasets.load_dataset(path)
+    _picture((1, 2, 3)).save(path / "wild" / "owl" / "0.png")
+    with pytest.raises(DatasetError, match=r"owl: one picture; expected at least two"):
+        datasets.load_dataset(path)
+    (path / "wild" / "owl" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match=r"the picture cannot be read"):
+        datasets.load_dataset(path)
+
+
 @pytest.mark.parametrize("top", ["", "pets/"])
 def test_a_zip_holds_what_its_folder_does(tmp_path: Path, top: str) -> None:
     folder = _pictures(tmp_path / "pets")

@@ -212,7 +212,7 @@ def _stop_in_step(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseExcepti
         (
             KeyboardInterrupt(),
             130,
-            "Interrupted: the model after step 1 of 3 is in smaller, and --",
+            "Interrupted: the model after step 1 of 3 is in smaller, ",
         ),
         (FloatingPointError("the loss was nan"), 1, "nan; the model after step 1 of 3 is in"),
     ],

@@ -503,3 +503,9 @@ def test_the_digits_become_tasks_with_their_normalisation() -> None:
         joined.sum((1, 2, 3)).sort().values, digits.x_train.sum((1, 2, 3)).sort().values
     )
     assert joined.mean().abs() < 1e-5
+
+
+def test_a_superclass_of_one_class_is_no_task(data: Dataset) -> None:
+    alone = replace(data, superclasses={"fish": (0, 5), "fruit": (3,)})
+    with pytest.raises(DatasetError, match="fruit has one class, kind 3; expected two or more"):
+        tasks_of(alone, "superclasses", None)
