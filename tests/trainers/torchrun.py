@@ -20,7 +20,8 @@ def in_two_processes(folder: Path, *kind: str) -> list[dict[str, Any]]:
     run += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     run += ["-m", "trainers.processes", *kind, str(folder)]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(run, capture_output=True, text=True, env=environment, check=False)
+    options: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+    done = subprocess.run(run, env=environment, check=False, timeout=300, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     one, other = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert one["data"] != other["data"]
