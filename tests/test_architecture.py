@@ -150,6 +150,7 @@ OF_ALL = {
     "hostile_files": "files that mean harm, whoever reads them",
     "kernels": "the kernels of the tests themselves (tests/kernels.py)",
     "laws": "the laws of growth over the table of models",
+    "laws_compiled": "the laws in code that torch's compiler makes",
     "long_runs": "what is left of hundreds of growths",
     "op_list": "torch's own list of ops",
     "machine": "a model's whole life, step by step",
