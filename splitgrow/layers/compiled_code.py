@@ -3,36 +3,48 @@
 The compiler keeps all code that it has made of a function, and runs the function eagerly once
 there are too many versions of it. Growth cannot tell which of these are of the network as it was.
 So it drops all of a function in which a grown layer ran when half of that number is reached.
+
+The code holds for certain grown layers alone. So it is marked as that of the module whose method
+the function is: the compiler counts the versions of each such module by themselves. Otherwise a
+dozen blocks of one class, each compiled by itself, would reach the limit without any growth.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from types import CodeType
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import torch
+from torch import nn
 from torch.torch_version import TorchVersion
 
 COMPILES = TorchVersion(torch.__version__) >= "2.13"
 """Whether torch's compiler follows grown layers: they then depend on the identity of objects, which
 the compiler of torch 2.6 does not allow. With an older torch they run as eager code."""
 
-_OFTEN = 64
-"""Changes of a layer after which code is dropped in any case: the compiler also counts how often it
-has compiled a function, and code that holds for layers which are gone drops out by itself."""
-
 _FUNCTIONS: WeakValueDictionary[int, CodeType] = WeakValueDictionary()
-_CHANGES: dict[int, int] = {}
+_TIMES: dict[int, int] = {}
+"""How often the compiler has been at work on each since it last forgot it, which it limits, too."""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def note_function() -> bool:
     """Notes the function that the compiler is at work on."""
     convert: Any = sys.modules["torch._dynamo.symbolic_convert"]
-    code = convert.InstructionTranslator.current_tx().output.root_tx.f_code
-    _FUNCTIONS[id(code)] = code
+    guards: Any = sys.modules["torch._dynamo.guards"]
+    source: Any = sys.modules["torch._dynamo.source"]
+    output = convert.InstructionTranslator.current_tx().output
+    function = output.root_tx
+    _FUNCTIONS[id(function.f_code)] = function.f_code
+    at_work = torch._guards.CompileContext.current_compile_id()  # noqa: SLF001
+    _TIMES[id(function.f_code)] = (at_work and at_work.frame_compile_id) or 0
+    for name, value in function.f_locals.items():
+        if isinstance(value, nn.Module):
+            held = source.LocalSource(name, is_input=True)
+            guards.install_guard(held.make_guard(guards.GuardBuilder.ID_MATCH))
     return True
 
 
@@ -67,13 +79,45 @@ def drop_old_code_() -> None:
     if not _FUNCTIONS:
         return
     eval_frame: Any = sys.modules["torch._dynamo.eval_frame"]
-    limit = sys.modules["torch._dynamo.config"].recompile_limit
+    config: Any = sys.modules["torch._dynamo.config"]
     for key, code in list(_FUNCTIONS.items()):
-        changes = _CHANGES.get(key, 0) + 1
-        made = len(eval_frame._debug_get_cache_entry_list(code))  # noqa: SLF001
-        if 2 * made >= limit or changes >= _OFTEN:
+        versions = eval_frame._debug_get_cache_entry_list(code)  # noqa: SLF001
+        if 2 * _TIMES.get(key, 0) >= config.accumulated_recompile_limit:
             eval_frame.reset_code(code)
-            changes = 0
-        _CHANGES[key] = changes
-    for key in _CHANGES.keys() - _FUNCTIONS.keys():
-        del _CHANGES[key]
+            _TIMES[key], versions = 0, []
+        for some in _to_drop(versions, config.recompile_limit):
+            _drop_(some)
+    for key in _TIMES.keys() - _FUNCTIONS.keys():
+        del _TIMES[key]
+
+
+def _to_drop(versions: Iterable[Any], limit: int) -> Iterator[list[Any]]:
+    """The versions of a function to drop: of gone layers, and of modules that have many."""
+    guards: Any = sys.modules["torch._dynamo.guards"]
+    found: dict[Any, list[Any]] = {}
+    for each in versions:
+        manager = each.guard_manager
+        if isinstance(manager, guards.DeletedGuardManagerWrapper):
+            if _NOBODY not in manager.id_matched_objs:
+                yield [each]
+            continue
+        held = tuple(sorted((name, id(of())) for name, of in manager.id_matched_objs.items()))
+        found.setdefault(held, []).append(each)
+    yield from (some for some in found.values() if 2 * len(some) >= limit)
+
+
+class _Nobody:
+    """What a version holds for that is to be used no longer."""
+
+
+_NOBODY, _SOMEONE = "_nobody", _Nobody()
+
+
+def _drop_(versions: Iterable[Any]) -> None:
+    """Has versions fail their guards and count for no module: one alone cannot be deleted."""
+    guards: Any = sys.modules["torch._dynamo.guards"]
+    for entry in versions:
+        state = entry.guard_manager.extra_state
+        gone = guards.DeletedGuardManagerWrapper("a layer has grown")
+        gone.id_matched_objs = {_NOBODY: ref(_SOMEONE)}
+        state.invalidate(entry, gone)

@@ -291,6 +291,54 @@ def test_each_growth_makes_code_once_however_many_there_are(way: str) -> None:
     assert made.symbols == 0
 
 
+@pytest.mark.parametrize("way", ["torch.compile", "model.compile"])
+def test_twenty_growths_make_one_graph_each_at_any_batch_size(way: str) -> None:
+    model, made = splitgrow.growable(Net().double(), X), Made()
+    run = _compiled(model, way, made)
+    found = []
+    for turn in range(20):
+        if turn % 3 == 2:
+            model.next_generation()
+        model.expand_layer(f"parts.{turn % 2}.fc", 1)
+        before = made.count
+        for rows in (5, 7, 9):
+            x = torch.randn(rows, 6, dtype=torch.float64)
+            torch._dynamo.mark_dynamic(x, 0)
+            run(x).sum().backward()
+        found.append(made.count - before)
+    assert found == [1] * 20
+
+
+class Blocks(nn.Module):
+    """More blocks of one class than the compiler keeps versions of a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([Part(6), *(Part(8) for _ in range(11))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_blocks_that_are_compiled_each_by_itself_do_not_share_the_limit() -> None:
+    model, made = splitgrow.growable(Blocks().double(), X), Made()
+    for part in model.parts:
+        part.compile(backend=made, fullgraph=True)  # so the limit would be an error
+    model.expand({f"parts.{index}.fc": 1 for index in range(11)})
+    model(X).sum().backward()
+    assert made.count == 12
+    found = []
+    for turn in range(8):
+        before = made.count
+        model.expand_layer(f"parts.{turn}.fc", 1)
+        model(X).sum().backward()
+        found.append(made.count - before)
+    assert max(found[1:]) <= 4  # the layer, its reader, and what they were next to
+
+
 def test_a_generation_that_is_shown_again_needs_no_new_code() -> None:
     model, made = splitgrow.growable(Net().double(), X), Made()
     run = _compiled(model, "torch.compile", made)
