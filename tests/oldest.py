@@ -3,6 +3,8 @@
 Without `--torch` it takes the oldest one that pyproject.toml allows. It installs into an
 environment of its own, temporary or at `--at`, where a second run finds it. torch comes as the
 package index has it: often with packages for GPUs of several gigabytes, which nothing here needs.
+docs/compatibility.md lists the differences, for which tests fail there; so do tests of other
+libraries, which it does not install.
 """
 
 from __future__ import annotations
