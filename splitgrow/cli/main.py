@@ -135,7 +135,7 @@ format, or --format does:
 \b
   .safetensors  the merged network's tensors, under the model's own names
   .pt, .pth     the same as a state_dict of torch
-  .pt2          the merged network itself, for torch.export.load: without its class
+  .pt2          the merged network, for torch.export.load, without its class
   .onnx         the merged network for ONNX Runtime and others, checked by it
   --format hf   a directory for from_pretrained, with a config that fits
 
