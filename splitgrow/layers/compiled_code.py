@@ -78,13 +78,22 @@ def drop_old_code_() -> None:
     """Drops compiled code before it becomes too much; called whenever a layer has changed."""
     if not _FUNCTIONS:
         return
+    try:
+        _drop_where_much()
+    except (AttributeError, TypeError):  # torch promises nothing of what this is made of
+        torch.compiler.reset()
+        _TIMES.clear()
+
+
+def _drop_where_much() -> None:
     eval_frame: Any = sys.modules["torch._dynamo.eval_frame"]
     config: Any = sys.modules["torch._dynamo.config"]
     for key, code in list(_FUNCTIONS.items()):
-        versions = eval_frame._debug_get_cache_entry_list(code)  # noqa: SLF001
         if 2 * _TIMES.get(key, 0) >= config.accumulated_recompile_limit:
             eval_frame.reset_code(code)
-            _TIMES[key], versions = 0, []
+            _TIMES[key] = 0
+            continue
+        versions = eval_frame._debug_get_cache_entry_list(code)  # noqa: SLF001
         for some in _to_drop(versions, config.recompile_limit):
             _drop_(some)
     for key in _TIMES.keys() - _FUNCTIONS.keys():
@@ -117,7 +126,8 @@ def _drop_(versions: Iterable[Any]) -> None:
     """Has versions fail their guards and count for no module: one alone cannot be deleted."""
     guards: Any = sys.modules["torch._dynamo.guards"]
     for entry in versions:
-        state = entry.guard_manager.extra_state
-        gone = guards.DeletedGuardManagerWrapper("a layer has grown")
+        gone = entry.guard_manager
+        if not isinstance(gone, guards.DeletedGuardManagerWrapper):
+            state, gone = gone.extra_state, guards.DeletedGuardManagerWrapper("a layer has grown")
+            state.invalidate(entry, gone)
         gone.id_matched_objs = {_NOBODY: ref(_SOMEONE)}
-        state.invalidate(entry, gone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -337,6 +338,33 @@ def test_blocks_that_are_compiled_each_by_itself_do_not_share_the_limit() -> Non
         model(X).sum().backward()
         found.append(made.count - before)
     assert max(found[1:]) <= 4  # the layer, its reader, and what they were next to
+
+
+def test_code_of_models_that_are_gone_neither_stops_a_growth_nor_counts_for_another() -> None:
+    made = Made()
+    run = torch.compile(lambda model, x: model(x), backend=made, fullgraph=True)
+    for _ in range(20):  # more than the compiler's limit, which would be an error
+        model = splitgrow.growable(Net().double(), X)
+        model.expand_layer("parts.0.fc", 1)
+        run(model, X)
+        before = made.count
+        model.expand_layer("parts.1.fc", 1)
+        assert_equal(run(model, X), model(X))
+        assert made.count - before == 1
+        del model
+        gc.collect()
+
+
+def test_a_compiler_without_these_parts_forgets_all_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(code: object) -> None:
+        raise AttributeError("no such part")
+
+    monkeypatch.setattr(torch._dynamo.eval_frame, "_debug_get_cache_entry_list", missing)
+    model, made = splitgrow.growable(Net().double(), X), Made()
+    run = _compiled(model, "torch.compile", made)
+    run(X)
+    assert _grow_often(run, model, made, 6) == [2] * 6
+    assert_equal(run(X), model(X))
 
 
 def test_a_generation_that_is_shown_again_needs_no_new_code() -> None:
