@@ -11,9 +11,9 @@ import pytest
 import torch
 from cases import CASES
 from helpers import assert_equal, randomise, randomise_new_blocks, tensors_of
+from product_shapes import ProductShapes
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import splitgrow
 from splitgrow.layers import merging_costs, split_layer
@@ -112,26 +112,12 @@ X = torch.randn(5, 6, dtype=torch.float64, generator=torch.manual_seed(1))
 IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=torch.manual_seed(1))
 
 
-class Shapes(TorchDispatchMode):
-    """Notes the shapes of all results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[tuple[int, ...]] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if "mm" in str(func) or "convolution" in str(func):
-            self.seen |= {tuple(leaf.shape) for leaf in tensors_of(made) if leaf is not None}
-        return made
-
-
 @pytest.mark.parametrize("freeze", [True, False], ids=["frozen past", "nothing frozen"])
 def test_only_a_part_of_a_weights_gradient_is_computed(freeze: bool) -> None:
     model = grown(conv, IMAGES, freeze=freeze)
     whole = tuple(splitgrow.merge(model)[2].weight.shape)
     loss = torch.compile(model, backend="aot_eager")(IMAGES).square().sum()
-    with Shapes() as shapes:
+    with ProductShapes() as shapes:
         loss.backward()
     assert (whole in shapes.seen) == (not freeze)
 

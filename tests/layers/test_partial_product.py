@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
-from helpers import assert_equal, randomise, randomise_new_blocks, tensors_of
+from helpers import assert_equal, randomise, randomise_new_blocks
+from library_types import taken
+from product_shapes import ProductShapes
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import splitgrow
-from benchmarks.vision import torchvision
 from splitgrow.layers import partial_product
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-def taken(path: str) -> Any:
-    torchvision()  # timm imports it
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
 
 
 def timm(name: str, **options: Any) -> Callable[[int, int], nn.Module]:
@@ -94,20 +87,6 @@ def block_by_block(model: Any, x: Tensor, *, twice: bool = False) -> list[Any]:
         return gradients(model, model, x, twice=twice)
 
 
-class Shapes(TorchDispatchMode):
-    """Notes the shapes of all products, of which a weight's gradient is one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[tuple[int, ...]] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if "mm" in str(func) or "convolution" in str(func):
-            self.seen |= {tuple(leaf.shape) for leaf in tensors_of(made) if leaf is not None}
-        return made
-
-
 @named
 @pytest.mark.parametrize("freeze", [True, False], ids=["frozen past", "nothing frozen"])
 def test_gradients_are_those_of_the_blocks(name: str, freeze: bool) -> None:
@@ -144,13 +123,13 @@ def test_no_gradient_of_a_whole_weight_is_computed(name: str, way: str) -> None:
     run = model if way == "eager" else torch.compile(model, backend="aot_eager", fullgraph=True)
     with splitgrow.execution("merged"):
         loss = run(x).square().sum()
-    with Shapes() as shapes:
+    with ProductShapes() as shapes:
         loss.backward()
     assert whole not in shapes.seen
     model.unfreeze()
     with splitgrow.execution("merged"):
         loss = model(x).square().sum()
-    with Shapes() as shapes:
+    with ProductShapes() as shapes:
         loss.backward()
     assert whole in shapes.seen
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -20,23 +19,16 @@ from helpers import (
     split_layers,
     train_steps,
 )
+from library_types import taken
 from torch import Tensor, nn
 
 import splitgrow
-from benchmarks.vision import torchvision
 
 pytestmark = [
     pytest.mark.zoo,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-def taken(path: str) -> Any:
-    """A layer type of another library, by its dotted name."""
-    torchvision()  # timm imports it
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
 
 
 def timm(path: str, *args: Any, **options: Any) -> Callable[[], nn.Module]:
