@@ -119,6 +119,7 @@ class Grower:
 
     Example:
         >>> import torch, splitgrow
+        >>> _ = torch.manual_seed(0)
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
         >>> net = splitgrow.growable(net, torch.ones(4, 2))
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

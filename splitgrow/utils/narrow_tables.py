@@ -62,9 +62,9 @@ def laid_out(
         >>> columns = TableColumn("layer", "name"), TableColumn("parameters added", "number")
         >>> table = laid_out(columns, [("stages.0.layers.1.conv1", "1,728")], 30)
         >>> print("\n".join((*table.head, *table.rows[0])))
-                             parameters
-          layer                   added
-          s.0.l.1.conv1           1,728
+                            parameters
+          layer                  added
+          s.0.l.1.conv1          1,728
     """
     shown = list(range(len(columns)))
     while True:
