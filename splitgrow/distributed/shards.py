@@ -1,8 +1,9 @@
 """FSDP2 (`fully_shard`) around a model that changes.
 
 While an edit runs, every sharded parameter is out of its place, and a plain one stands in for it:
-without memory of its own where the edit looks at shapes only, or with the whole value where it runs
-the model, makes new units of old ones, or looks at a parameter of a module that is no layer.
+of one number and without memory of its own where the edit adds zeros, or with the whole value where
+it makes new units of old ones, takes some out, or looks at a parameter of a module that is no
+layer.
 Afterwards each sharded parameter is back, the same object with the same shard, and the new
 parameters join the unit around them: the module that `fully_shard` was called on.
 """
@@ -51,10 +52,7 @@ class _Slot:
     def lift(self, *, values: bool) -> None:
         """Puts a plain parameter in its place."""
         sharded = self.sharded
-        if values:
-            data = gathered_of(sharded.detach())
-        else:
-            data = torch.empty((), dtype=sharded.dtype, device=sharded.device).expand(sharded.shape)
+        data = gathered_of(sharded.detach()) if values else _even(sharded)
         self.standing = nn.Parameter(data, requires_grad=self.trains)
         if values and self.gradient is not None:
             self.standing.grad = gathered_of(self.gradient)
@@ -109,6 +107,16 @@ class _Slot:
         self.sharded.grad = self.gradient
         if self._former is not None:
             self.sharded.detach().to_local().copy_(self._former)
+
+
+def _even(sharded: Tensor) -> Tensor:
+    """A tensor of one number, at all of its places: such that no run of the model overflows.
+
+    What is seen of an edit by running it is then weaker than with values, but never by chance.
+    """
+    inputs = sharded.numel() // max(len(sharded), 1) if sharded.dim() > 1 else 2
+    one = torch.full((), 1 / max(inputs, 1), dtype=sharded.dtype, device=sharded.device)
+    return one.expand(sharded.shape)
 
 
 class Shards:
