@@ -125,7 +125,7 @@ def _globals() -> Iterator[tuple[str, object]]:
     yield "function modes", torch._C._len_torch_function_stack()
     yield "dispatch modes", torch._C._len_torch_dispatch_stack()
     yield "default dtype", torch.get_default_dtype()
-    yield "tracing by torch.fx", torch.fx._symbolic_trace._is_fx_tracing_flag
+    yield "tracing by torch.fx", torch.fx._symbolic_trace.is_fx_tracing()
     yield "warning filters", list(warnings.filters)
     yield "execution mode", execution_mode()
     for name, module in sorted(sys.modules.items()):

@@ -65,12 +65,11 @@ def test_every_load_beside_a_saver_has_one_save(
 ) -> None:
     path, numbers = tmp_path / "run.safetensors", list[int]()
     with saver(path, shard_bytes, keep):
-        for _ in range(LOADS):
+        while len(numbers) < LOADS or numbers[-1] == numbers[0]:  # until it has saved meanwhile
             number, values = load(path)
             assert values == {number % 251}
             numbers.append(number)
     assert numbers == sorted(numbers)
-    assert numbers[-1] > numbers[0]  # the saver did save meanwhile
 
 
 def test_a_path_that_is_opened_twice_is_noticed(
