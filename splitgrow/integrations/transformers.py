@@ -10,7 +10,7 @@ import transformers
 from transformers.trainer_callback import ExportableState
 
 import splitgrow
-from splitgrow.integrations.growable_part import find_growable, find_wrapper
+from splitgrow.integrations.growable_part import find_growable
 from splitgrow.integrations.growth_steps import GrowthSteps, WantedGrowth
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ class GrowthCallback(transformers.TrainerCallback):
     Args:
         growths: What to do at the end of which steps, by the number of optimizer steps so far: new
             units by layer, as `expand` takes them, or a function of the growable model, to which it
-            is `splitgrow.handle`, and of the optimizer. In several processes the function gets the
-            wrapper (DistributedDataParallel), for the functions of `splitgrow.distributed`.
+            is `splitgrow.handle`, and of the optimizer.
         options: Further arguments of `expand`, such as ``initializer`` and ``freeze``.
 
     Raises:
@@ -73,12 +72,8 @@ class GrowthCallback(transformers.TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Grows, where this step is one of those."""
         del args, control
-        if not self._steps.due(state.global_step):
-            return
-        wrapper = find_wrapper(kwargs["model"])
-        model = find_growable(kwargs["model"]) if wrapper is None else wrapper
-        several = wrapper is not None
-        self._steps.grow(state.global_step, model, kwargs["optimizer"], wrapped=several)
+        model = find_growable(kwargs["model"])
+        self._steps.grow(state.global_step, model, kwargs["optimizer"])
 
 
 class GrowerCallback(transformers.TrainerCallback, ExportableState):
@@ -141,14 +136,9 @@ class GrowerCallback(transformers.TrainerCallback, ExportableState):
         """
         del control
         _refuse_deepspeed(args)
-        growable = find_growable(kwargs["model"])
-        wrapper = find_wrapper(kwargs["model"])
+        model = find_growable(kwargs["model"])
         self.grower = splitgrow.Grower(
-            growable if wrapper is None else wrapper,
-            kwargs["optimizer"],
-            kwargs.get("lr_scheduler"),
-            when=self.when,
-            **self.options,
+            model, kwargs["optimizer"], kwargs.get("lr_scheduler"), when=self.when, **self.options
         )
         known = (getattr(state, "stateful_callbacks", None) or {}).get(type(self).__name__, {})
         saved = known.get("attributes", {}).get("saved") if state.global_step else None

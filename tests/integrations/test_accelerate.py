@@ -74,7 +74,7 @@ def test_an_accelerated_model_grows_by_a_policy_and_its_state_loads(
 @pytest.mark.slow
 def test_two_accelerated_processes_grow_alike_and_their_state_loads(tmp_path: Path) -> None:
     integration()
-    for result in in_two_processes(tmp_path, "accelerate"):
+    for result in in_two_processes("accelerate", tmp_path):
         assert result["width"] == 8
 
 

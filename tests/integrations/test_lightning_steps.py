@@ -186,5 +186,5 @@ def _compare(task: Any, expected: Any) -> None:
 def test_two_processes_grow_alike_through_the_wrapper_that_is_found(
     callback: str, tmp_path: Path
 ) -> None:
-    for result in in_two_processes(tmp_path, "lightning", callback):
+    for result in in_two_processes(callback, tmp_path):
         assert result["width"] == 8

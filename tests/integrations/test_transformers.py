@@ -12,7 +12,6 @@ import pytest
 import torch
 from helpers import assert_equal
 from torch import Tensor, nn
-from trainers.torchrun import in_two_processes
 
 import splitgrow
 from benchmarks.vision import torchvision
@@ -180,16 +179,6 @@ def test_a_model_that_has_not_grown_is_saved_as_ever(tmp_path: Path) -> None:
     again = type(llama()).from_pretrained(tmp_path / "final").eval()
     ids = Words()[1]["input_ids"][None]
     assert_equal(again(ids).logits, model.eval()(ids).logits)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("callback", ["growth", "grower"])
-def test_two_processes_of_a_trainer_grow_alike_through_its_wrapper(
-    callback: str, tmp_path: Path
-) -> None:
-    """Which it keeps from its callbacks."""
-    for result in in_two_processes(tmp_path, "transformers", callback):
-        assert result["width"] == 8
 
 
 def test_its_examples_run() -> None:

@@ -1,4 +1,4 @@
-"""A run of a trainer in one of several processes of torchrun, which grows."""
+"""A run of Lightning or accelerate in one of several processes of torchrun, which grows."""
 
 from __future__ import annotations
 
@@ -73,48 +73,6 @@ def accelerate(folder: str) -> None:
     accelerator.end_training()
 
 
-class Loss(nn.Module):
-    """A model with its loss, as Hugging Face's Trainer asks for; it notes the data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net, self.seen = network(), 0.0
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        self.seen += float(x.sum())
-        return {"loss": loss_of(self.net, x)}
-
-
-def transformers(callback: str, folder: str) -> None:
-    """Trains by Hugging Face's Trainer."""
-    import transformers as hf  # noqa: PLC0415
-
-    from splitgrow.integrations.transformers import (  # noqa: PLC0415
-        GrowerCallback,
-        GrowthCallback,
-    )
-
-    policy: dict[str, Any] = {"when": splitgrow.Every(3), "to": splitgrow.Factor(2.0), "steps": 1}
-    steps = GrowthCallback({3: {"0": 4}}, freeze=False)
-    grows = {"growth": steps, "grower": GrowerCallback(**policy)}
-    arguments = hf.TrainingArguments(
-        output_dir=folder,
-        max_steps=6,
-        per_device_train_batch_size=4,
-        learning_rate=0.05,
-        save_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    model = Loss()
-    data = [{"x": x} for x in X]
-    trainer = hf.Trainer(model, arguments, train_dataset=data, callbacks=[grows[callback]])
-    trainer.train()
-    write(folder, arguments.process_index, model.net, model.seen)
-    trainer.accelerator.end_training()
-
-
 def lightning(callback: str, folder: str) -> None:
     """Trains by Lightning's Trainer."""
     import lightning.pytorch as pl  # noqa: PLC0415
@@ -156,6 +114,7 @@ def lightning(callback: str, folder: str) -> None:
 
 if __name__ == "__main__":
     torchvision()
-    {"accelerate": accelerate, "lightning": lightning, "transformers": transformers}[sys.argv[1]](
-        *sys.argv[2:]
-    )
+    if sys.argv[1] == "accelerate":
+        accelerate(sys.argv[2])
+    else:
+        lightning(*sys.argv[1:])
