@@ -28,17 +28,17 @@ _CHANNELS = frozenset(("in_chans", "in_channels", "num_channels", "num_input_cha
 def named_numbers(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> Iterator[HeldNumber]:
     """The numbers of that kind that can follow a width."""
     results = [axes[-1] for axes in (*graph.outputs, *graph.training_outputs) if axes]
-    classes = []
+    classified = False
     tables = [node.ins for node in graph.nodes.values() if node.looks_up]
     for path, attribute, value in _held(modules, _CLASSES | _WORDS):
         name = attribute.rpartition(".")[2]
-        axes: Sequence[Axis] = results if name in _CLASSES else [*results, *tables]
+        of_classes = name in _CLASSES
+        axes: Sequence[Axis] = results if of_classes else [*results, *tables]
         followed = _axis_of(value, axes, graph)
         if followed is not None:
             yield HeldNumber(path, attribute, followed)
-        if name in _CLASSES and any(graph.groups.length(axis) == value for axis in results):
-            classes.append(path)
-    yield from _numbers_of_features(graph, modules, results, classified=bool(classes))
+        classified |= of_classes and any(graph.groups.length(axis) == value for axis in results)
+    yield from _numbers_of_features(graph, modules, results, classified=classified)
 
 
 def _axis_of(value: int, axes: Iterable[Axis], graph: ChannelGraph) -> Axis | None:

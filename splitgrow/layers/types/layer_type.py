@@ -120,8 +120,7 @@ class Merging:
     @property
     def side_by_side(self) -> bool:
         """Whether the plain layer's tensors are those of the blocks, as they are."""
-        own = type(self)
-        return own.value is Merging.value and own.carried_over is Merging.carried_over
+        return self.reads_stores and type(self).carried_over is Merging.carried_over
 
     @property
     def reads_stores(self) -> bool:
